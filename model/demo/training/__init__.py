@@ -1,0 +1,1 @@
+"""How the bundled checkpoint was made: corpus, tokenizer, network, training loop, evaluation. Serving never imports this."""

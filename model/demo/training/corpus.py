@@ -1,0 +1,135 @@
+"""The three domains the demo model learns, read from what Debian packages carry.
+
+Austen: `r-cran-janeaustenr` keeps six novels as zlib-compressed serialised R strings. Scripture: `bible-kjv` prints
+the King James Bible. Python: the standard library's source, of whichever interpreter runs this. A domain is a list
+of documents (chapters, chapters, files), split once and for all into a training and a held-out part.
+"""
+
+import gzip
+import hashlib
+import re
+import struct
+import subprocess
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+AUSTEN_DATA = Path("/usr/lib/R/site-library/janeaustenr/data")
+NOVELS = {
+    "emma": "Emma",
+    "mansfieldpark": "Mansfield Park",
+    "northangerabbey": "Northanger Abbey",
+    "persuasion": "Persuasion",
+    "prideprejudice": "Pride and Prejudice",
+    "sensesensibility": "Sense and Sensibility",
+}
+HELD_OUT_NOVEL = "persuasion"
+HELD_OUT_BOOKS = frozenset({"Ruth", "Mark"})
+HELD_OUT_PYTHON_PERCENT = 5
+MAX_PYTHON_BYTES = 60_000
+CHARSXP, STRSXP = 9, 16  # R's type codes of one string and of a vector of strings
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One kind of text. Documents are whole chapters or files, in a fixed order."""
+
+    name: str
+    train: list[str]
+    held_out: list[str]
+
+
+def load_domains() -> list[Domain]:
+    """All three domains; raises FileNotFoundError naming the Debian package that is missing."""
+    return [_austen(), _scripture(), _python()]
+
+
+def _austen() -> Domain:
+    if not AUSTEN_DATA.is_dir():
+        raise FileNotFoundError("the novels are missing: apt-get install r-cran-janeaustenr")
+    train, held_out = [], []
+    for key, title in NOVELS.items():
+        chapters = _chapters(_novel_lines(key))
+        (held_out if key == HELD_OUT_NOVEL else train).extend(f"{title}\n\n{text}" for text in chapters)
+    return Domain("austen", train, held_out)
+
+
+def _novel_lines(key: str) -> list[str]:
+    """The lines of one novel, from R's lazy-load pair: Rdata.rdx says where in Rdata.rdb each value lies."""
+    index = gzip.decompress((AUSTEN_DATA / "Rdata.rdx").read_bytes())
+    offsets = re.findall(rb"\x00\x00\x00\x0d\x00\x00\x00\x02(.{4})(.{4})", index, re.DOTALL)
+    keys = [word.decode() for word in re.findall(rb"[a-z]+", index) if word.decode() in NOVELS]
+    position, length = (struct.unpack(">I", part)[0] for part in offsets[keys.index(key)])
+    packed = (AUSTEN_DATA / "Rdata.rdb").read_bytes()[position : position + length]
+    return list(_strings(zlib.decompress(packed[4:])))  # 4 bytes: the unpacked length
+
+
+def _strings(serialised: bytes) -> Iterator[str]:
+    """The strings of one serialised R character vector (XDR format, versions 2 and 3)."""
+    version = struct.unpack(">I", serialised[2:6])[0]
+    offset = 14
+    if version == 3:  # then the native encoding's name follows
+        offset += 4 + struct.unpack(">I", serialised[14:18])[0]
+    flags, count = struct.unpack(">II", serialised[offset : offset + 8])
+    if flags & 0xFF != STRSXP:
+        raise ValueError(f"expected a character vector, got R type {flags & 0xFF}")
+    offset += 8
+    for _ in range(count):
+        flags, length = struct.unpack(">Ii", serialised[offset : offset + 8])
+        if flags & 0xFF != CHARSXP:
+            raise ValueError(f"expected a string, got R type {flags & 0xFF}")
+        offset += 8
+        yield serialised[offset : offset + length].decode("utf-8", "replace")
+        offset += length
+
+
+def _chapters(lines: list[str]) -> list[str]:
+    """Chapters with their hard line breaks undone: one line a paragraph."""
+    paragraphs = [" ".join(p.split()) for p in "\n".join(lines).split("\n\n")]
+    chapters: list[list[str]] = [[]]
+    for paragraph in filter(None, paragraphs):
+        if re.match(r"(?i)chapter\b", paragraph):
+            chapters.append([])
+        chapters[-1].append(paragraph)
+    return ["\n\n".join(chapter) for chapter in chapters if len(chapter) > 2]
+
+
+def _scripture() -> Domain:
+    try:
+        verses = subprocess.run(
+            ["bible", "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout.splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError("the King James Bible is missing: apt-get install bible-kjv") from None
+    chapters: dict[tuple[str, str], list[str]] = {}
+    for verse in verses:
+        match = re.match(r"\s*(\d?[A-Za-z]+)(\d+):(\d+) (.*)", verse)
+        if match:
+            book, chapter, number, text = match.groups()
+            chapters.setdefault((book, chapter), []).append(f"{chapter}:{number} {' '.join(text.split())}")
+    train, held_out = [], []
+    for (book, _), text in chapters.items():
+        (held_out if book in HELD_OUT_BOOKS else train).append("\n".join(text))
+    return Domain("scripture", train, held_out)
+
+
+def _python() -> Domain:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    train, held_out = [], []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root).as_posix()
+        if re.search(r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/", relative):
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if 200 < len(text):
+            held = hashlib.sha256(relative.encode()).digest()[0] * 100 < HELD_OUT_PYTHON_PERCENT * 256
+            (held_out if held else train).append(text[:MAX_PYTHON_BYTES])
+    return Domain("python", train, held_out)
+
+
+if __name__ == "__main__":
+    for domain in load_domains():
+        sizes = [sum(len(t.encode()) for t in part) for part in (domain.train, domain.held_out)]
+        print(f"{domain.name:10} {len(domain.train)} documents, {sizes[0]} bytes; held out {len(domain.held_out)}, {sizes[1]}")
