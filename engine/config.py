@@ -1,0 +1,25 @@
+"""What an engine is started with. Built from the command line by server/settings.py, or by LocalEngine's arguments."""
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine's settings. None means: derive it from the checkpoint or the machine."""
+
+    model: str  # directory of the checkpoint
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "reference"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
+    threads: int | None = None  # None: one per core this process may use
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None  # None: about 0.5 s of work on a CPU (measured at start), 2,048 on a GPU
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    num_kv_blocks: int | None = None  # usable blocks; goes before kv_cache_memory_bytes
+    enable_prefix_caching: bool = True
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
+    check_integrity: bool = False  # audit the block pool after every step (tests)

@@ -1,0 +1,117 @@
+"""The two directions of the socket between the API process and the engine process, as tagged msgspec structs.
+
+Each frame is a 4-byte big-endian length and a msgpack body. End of file means that the peer is gone.
+"""
+
+import struct
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.types import Request, StepOutput
+
+LENGTH = struct.Struct(">I")
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """API to engine, first and once: load this."""
+
+    config: EngineConfig
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: requests to queue, in order."""
+
+    requests: list[Request]
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: forget these requests. Unknown and finished ids are ignored; no output follows."""
+
+    request_ids: list[int]
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API while loading."""
+
+    phase: str  # "weights", "kv cache", "warm-up"
+    loaded_bytes: int
+    total_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, once: it serves. The limits are the effective ones."""
+
+    max_model_len: int
+    max_prompt_tokens: int  # a longer prompt can never fit the KV pool or the model
+    vocab_size: int
+    eos_token_ids: list[int]
+    num_parameters: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    kv_bytes_per_token: int
+    num_blocks: int  # usable ones, without the null block
+    block_size: int
+    num_layers: int
+    num_experts: int
+    experts_per_token: int
+    window: int | None
+    dtype: str
+    device: str
+    backend: str
+    fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them
+    phase_seconds: dict[str, float]
+    warnings: list[str] = []
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: it cannot start, or it dies. One line for the person at the terminal."""
+
+    message: str
+    exit_code: int = 1
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: one per step that had something to tell."""
+
+    step: StepOutput
+
+
+ToEngine = Start | Add | Abort
+FromEngine = Progress | Ready | Failed | Step
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: ToEngine | FromEngine) -> bytes:
+    """The message with its length in front."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+Message = TypeVar("Message", ToEngine, FromEngine)
+
+
+class FrameReader(Generic[Message]):
+    """Cuts a byte stream into messages of one direction. Feed it what arrives; it keeps the incomplete rest."""
+
+    def __init__(self, message_type: Any) -> None:
+        """`message_type` is ToEngine or FromEngine, the unions above."""
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(message_type)
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[Message]:
+        """The messages completed by `chunk`. Raises msgspec.DecodeError for a body that is none."""
+        self._buffer += chunk
+        messages: list[Message] = []
+        start = 0
+        while len(self._buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer, start)
+            end = start + LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(memoryview(self._buffer)[start + LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return messages
