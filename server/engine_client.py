@@ -1,0 +1,289 @@
+"""The API process' end of the socket to the engine process: starts it, sends requests, sorts outputs into mailboxes.
+
+Knows request ids and token ids, not text and not HTTP. Everything runs on the event loop; nothing here blocks it.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+import engine
+from engine.config import EngineConfig
+from engine.messages import (
+    Abort,
+    Add,
+    Failed,
+    FrameReader,
+    FromEngine,
+    Progress,
+    Ready,
+    Start,
+    Step,
+    ToEngine,
+    encode_frame,
+)
+from engine.types import Request, RequestOutput, StepStats
+
+logger = logging.getLogger("smoe.engine")
+
+Phase = Literal["loading", "ready", "draining", "dead"]
+ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
+EXIT_GRACE_S = 2.0  # for what a process that has exited left in the socket, and for one that was told to exit
+STOPPED = "the server is shutting down"
+GONE = "the engine stopped; the request can be sent again"
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What health checks report."""
+
+    phase: Phase
+    stage: str = ""  # while loading: "weights", "kv cache", "warm-up"
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    message: str | None = None  # why it is dead, one line for the person at the terminal: it may name paths
+    exit_code: int = 1  # what the server should exit with when it is dead
+
+
+class EngineDied(Exception):
+    """The engine is gone, and with it every request that was running. The message is fit for a client."""
+
+
+class Mailbox:
+    """One request's outputs on their way from the socket to the HTTP handler that waits for them."""
+
+    def __init__(self) -> None:
+        self._outputs: list[RequestOutput] = []
+        self._failure: str | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, output: RequestOutput) -> None:
+        """Add what a step gave. Never blocks; a request's own max_tokens bounds what can pile up."""
+        self._outputs.append(output)
+        self._changed.set()
+
+    def fail(self, reason: str) -> None:
+        """After what is already here, `get` raises EngineDied(reason)."""
+        self._failure = reason
+        self._changed.set()
+
+    async def get(self) -> list[RequestOutput]:
+        """Everything since the last call, as one output where the reader lagged behind; waits for the first.
+
+        Raises EngineDied once the engine is gone and its last outputs are read.
+        """
+        await self._changed.wait()
+        outputs, self._outputs = self._outputs, []
+        if not outputs:
+            raise EngineDied(self._failure)
+        if self._failure is None:
+            self._changed.clear()
+        return outputs if len(outputs) == 1 else [merge_outputs(outputs)]
+
+
+def merge_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    """Consecutive outputs of one request as the single output of a longer step."""
+    last = outputs[-1]
+    logprobs = [entry for output in outputs for entry in output.logprobs or []]
+    with_prompt = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
+    return msgspec.structs.replace(
+        last,
+        token_ids=[token_id for output in outputs for token_id in output.token_ids],
+        logprobs=logprobs if any(output.logprobs is not None for output in outputs) else None,
+        prompt_logprobs=with_prompt[0] if with_prompt else None,
+        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+    )
+
+
+class EngineClient:
+    """The running engine, as the HTTP side sees it. One engine for the client's life: a dead one stays dead."""
+
+    def __init__(
+        self,
+        *,
+        on_step: Callable[[StepStats], None] = lambda stats: None,
+        on_status: Callable[[EngineStatus], None] = lambda status: None,
+        command: Sequence[str] = ENGINE_COMMAND,
+    ) -> None:
+        """`on_step` sees each step's numbers, `on_status` each new status; `command` gets the socket's number."""
+        self.ready: Ready | None = None
+        self.stats = StepStats()
+        self._status = EngineStatus("loading")
+        self._on_step = on_step
+        self._on_status = on_status
+        self._command = command
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._last_request_id = 0
+        self._process: Process | None = None
+        self._transport: asyncio.Transport | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> EngineStatus:
+        """The newest status."""
+        return self._status
+
+    @property
+    def num_open(self) -> int:
+        """Requests submitted and neither finished nor aborted."""
+        return len(self._mailboxes)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests submitted that no step has been seen to run: on their way, in the engine's queue, or preempted."""
+        return max(0, len(self._mailboxes) - self.stats.num_running)
+
+    def new_request_id(self) -> int:
+        """An id that no other request of this engine has."""
+        self._last_request_id += 1
+        return self._last_request_id
+
+    async def start(self, config: EngineConfig) -> None:
+        """Start the engine process and tell it what to load. Returns at once; `on_status` tells how it goes.
+
+        A session of its own keeps the terminal's Ctrl-C away from it: it ends when its socket does, after the drain.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=DEVNULL,
+                cwd=_package_root(),
+                start_new_session=True,
+            )
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self._lost), sock=ours)
+        self._watcher = loop.create_task(self._watch(self._process))
+        self._send(Start(config))
+
+    def submit(self, requests: Sequence[Request]) -> list[Mailbox]:
+        """Queue requests, in order. Of a dead engine each mailbox raises EngineDied."""
+        mailboxes = [Mailbox() for _ in requests]
+        if self._status.phase == "dead":
+            for mailbox in mailboxes:
+                mailbox.fail(GONE)
+            return mailboxes
+        self._mailboxes.update(zip((request.request_id for request in requests), mailboxes, strict=True))
+        self._send(Add(list(requests)))
+        return mailboxes
+
+    def abort(self, request_ids: Iterable[int]) -> None:
+        """Forget these requests. Unknown, finished and aborted ids are ignored."""
+        known = [request_id for request_id in request_ids if self._mailboxes.pop(request_id, None) is not None]
+        if known:
+            self._send(Abort(known))
+
+    def drain(self) -> None:
+        """From now on the status says "draining"; what runs goes on."""
+        if self._status.phase != "dead":
+            self._set_status(EngineStatus("draining"))
+
+    async def stop(self) -> None:
+        """End the engine process; requests still open get EngineDied. Idempotent."""
+        self._die(STOPPED, exit_code=0, told_clients=STOPPED)
+        if self._process is not None and self._watcher is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._watcher), EXIT_GRACE_S)
+            except TimeoutError:
+                self._process.send_signal(signal.SIGKILL)
+                await self._watcher
+
+    def _send(self, message: ToEngine) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
+
+    def _receive(self, message: FromEngine) -> None:
+        match message:
+            case Step(step):
+                self._take_step(step.outputs, step.stats)
+            case Progress():
+                self._set_status(EngineStatus("loading", message.phase, message.loaded_bytes, message.total_bytes))
+            case Ready():
+                self.ready = message
+                total = message.weight_bytes
+                self._set_status(EngineStatus("ready", "", total, total))
+            case Failed():
+                self._die(message.message, exit_code=message.exit_code)
+
+    def _take_step(self, outputs: list[RequestOutput], stats: StepStats) -> None:
+        self.stats = stats
+        self._on_step(stats)
+        for output in outputs:
+            mailbox = self._mailboxes.get(output.request_id)
+            if mailbox is None:
+                continue  # aborted here while the engine was computing it
+            if output.finish_reason is not None:
+                del self._mailboxes[output.request_id]
+            mailbox.put(output)
+
+    def _set_status(self, status: EngineStatus) -> None:
+        if self._status.phase == "draining" and status.phase != "dead":
+            status = replace(status, phase="draining")
+        self._status = status
+        self._on_status(status)
+
+    def _lost(self, reason: str | None) -> None:
+        self._die(reason or "the engine process is gone")
+
+    def _die(self, message: str, *, exit_code: int = 1, told_clients: str = GONE) -> None:
+        """The first reason stands. Closing our end is what makes the process exit."""
+        if self._status.phase == "dead":
+            return
+        self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
+        self._set_status(replace(self._status, phase="dead", message=message, exit_code=exit_code))
+        mailboxes, self._mailboxes = self._mailboxes, {}
+        for mailbox in mailboxes.values():
+            mailbox.fail(told_clients)
+        if self._transport is not None:
+            self._transport.close()
+
+    async def _watch(self, process: Process) -> None:
+        """A process that exits without closing its socket (a child of its own holds it open) is dead all the same."""
+        code = await process.wait()
+        logger.debug("engine process %d exited with %d", process.pid, code)
+        if self._status.phase != "dead":
+            loop = asyncio.get_running_loop()
+            loop.call_later(EXIT_GRACE_S, self._lost, f"the engine process exited with {code}")
+
+
+class _EngineProtocol(asyncio.Protocol):
+    """Cuts the bytes from the engine into messages."""
+
+    def __init__(self, receive: Callable[[FromEngine], None], lost: Callable[[str | None], None]) -> None:
+        self._receive = receive
+        self._lost = lost
+        self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, chunk: bytes) -> None:
+        try:
+            messages = self._reader.feed(chunk)
+        except msgspec.DecodeError:
+            logger.exception("the engine sent a message that is none")
+            self._lost("the engine sent a message that the server cannot read")
+            return
+        for message in messages:
+            self._receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(None)
+
+
+def _package_root() -> Path:
+    """Where `-m engine.process` finds this installation's engine, whatever folder the server was started in."""
+    (package_folder,) = engine.__path__
+    return Path(package_folder).parent
