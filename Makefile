@@ -1,0 +1,66 @@
+# smoe: `make serve` and `make test` do everything on a machine that has python3 (3.11 or newer), its venv module and make.
+#
+#   TORCH_INDEX  index to take torch from. Empty: whatever pip is set up for, which on x86-64 is usually the CUDA build
+#                (about 3 GB). PyTorch's own CPU index keeps the install small:
+#                make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   PYTHON       the interpreter to build .venv with (python3)
+#   ARGS         extra arguments for pytest: make test ARGS=tests/engine
+#
+# `make serve` passes no flags; settings reach the server as SMOE_* (SMOE_PORT=9000 make serve).
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+SLOW := not full
+ifeq ($(shell command -v promtool),)
+NO_PROMTOOL := yes
+SLOW := not full and not prometheus
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-full check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(INSTALLED)  ## build .venv with the smoe command in it
+
+serve: $(INSTALLED)  ## install, then serve the bundled model on 127.0.0.1:8000
+	exec $(BIN)/smoe serve
+
+test: $(INSTALLED_TEST)  ## every promise, scaled to fit 15 minutes on 2 cores
+	$(if $(NO_PROMTOOL),@echo "promtool not found: tests marked 'prometheus' are left out (Debian: apt-get install prometheus)")
+	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
+
+test-full: $(INSTALLED_TEST)  ## every promise at its full count
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED_TEST)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv, caches and build output
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("smoe needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# An index of torch's own is asked first and alone, so that no other one can offer a bigger build.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
+	$(PIP) install --editable .
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	$(PIP) install --editable ".[test,tokenizers]"
+	@touch $@
