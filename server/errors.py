@@ -1,0 +1,148 @@
+"""Every error a client can see, as one exception with OpenAI's body. Texts never contain what the client sent."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error", "service_unavailable_error"]
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+MAX_RETRY_AFTER_S = 120  # openai-python ignores anything longer
+
+
+class ApiError(Exception):
+    """One HTTP error: its status, its headers, and the four fields of `{"error": ...}`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: ErrorType = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers)
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """What goes over the wire, as the body of a reply or as the last event of a stream."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def invalid_json(message: str) -> ApiError:
+    return ApiError(message, code="invalid_json")
+
+
+def invalid_type(message: str, param: str | None = None) -> ApiError:
+    return ApiError(message, param=param, code="invalid_type")
+
+
+def invalid_value(message: str, param: str | None) -> ApiError:
+    return ApiError(message, param=param, code="invalid_value")
+
+
+def unsupported_parameter(param: str, message: str | None = None) -> ApiError:
+    return ApiError(message or f"'{param}' is not supported.", param=param, code="unsupported_parameter")
+
+
+def unknown_parameter(param: str | None) -> ApiError:
+    """`param` is None where the name itself is not fit to be repeated."""
+    return ApiError("The request has a field that this endpoint does not know.", param=param, code="unknown_parameter")
+
+
+def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
+    """Too long for the model or for its KV cache: `limit` is what would fit, prompt and completion together."""
+    asked = f"{num_prompt} prompt tokens and {num_completion} tokens to generate"
+    message = f"At most {limit} tokens fit, prompt and completion together; this request has {asked}."
+    return ApiError(message, param=param, code="context_length_exceeded")
+
+
+def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
+    """The prompt alone does not fit. `num_prompt` may be a lower bound."""
+    message = f"The prompt may have at most {limit} tokens here; it has {num_prompt} or more."
+    return ApiError(message, param=param, code="context_length_exceeded")
+
+
+def invalid_api_key() -> ApiError:
+    message = "Send a valid API key as 'Authorization: Bearer KEY'."
+    return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def model_not_found() -> ApiError:
+    message = "This model is not served here; GET /v1/models lists those that are."
+    return ApiError(message, status=404, param="model", code="model_not_found")
+
+
+def unknown_url() -> ApiError:
+    return ApiError("There is nothing at this URL.", status=404, code="unknown_url")
+
+
+def method_not_allowed(allowed: list[str]) -> ApiError:
+    allow = ", ".join(allowed)
+    message = f"This URL answers {allow} only."
+    return ApiError(message, status=405, code="method_not_allowed", headers={"allow": allow})
+
+
+def request_timeout() -> ApiError:
+    message = "The request did not arrive in time."
+    return ApiError(message, status=408, code="request_timeout", headers={"connection": "close"})
+
+
+def request_too_large(limit_bytes: int) -> ApiError:
+    message = f"The body may have at most {limit_bytes} bytes."
+    return ApiError(message, status=413, code="request_too_large", headers={"connection": "close"})
+
+
+def unsupported_content_type() -> ApiError:
+    message = "Send JSON with 'Content-Type: application/json'."
+    return ApiError(message, status=415, param="Content-Type", code="unsupported_content_type")
+
+
+def unsupported_content_encoding() -> ApiError:
+    message = "Send the body as it is, without Content-Encoding."
+    return ApiError(message, status=415, param="Content-Encoding", code="unsupported_content_encoding")
+
+
+def headers_too_large() -> ApiError:
+    message = "The request's headers are too large."
+    return ApiError(message, status=431, code="headers_too_large", headers={"connection": "close"})
+
+
+def queue_full(retry_after_s: float) -> ApiError:
+    """More choices wait than the queue takes. `retry_after_s` is the estimate of when there will be room."""
+    return ApiError(
+        "The server is at its limit; try again after the time in Retry-After.",
+        status=429,
+        type="rate_limit_error",
+        code="queue_full",
+        headers=_retry_after(retry_after_s),
+    )
+
+
+def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_after_s: float) -> ApiError:
+    """The server cannot take work now, for one of three reasons."""
+    message = {
+        "loading": "The model is still loading.",
+        "draining": "The server is shutting down and takes no new requests.",
+        "engine_dead": "The engine has stopped.",
+    }[reason]
+    headers = _retry_after(retry_after_s)
+    return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
+
+
+def internal_error(*, deterministic: bool = True) -> ApiError:
+    """A fault of ours. `deterministic`: the same request would fail again, so clients are told not to repeat it."""
+    headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS
+    message = "The server failed on this request."
+    return ApiError(message, status=500, type="server_error", code="internal_error", headers=headers)
+
+
+def _retry_after(retry_after_s: float) -> dict[str, str]:
+    return {"retry-after": str(max(1, min(MAX_RETRY_AFTER_S, round(retry_after_s))))}

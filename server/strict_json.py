@@ -1,0 +1,147 @@
+"""One strict pass over a request's body, before anything else looks at it.
+
+JSON parsers disagree about, and the standard one quietly takes: byte order marks, UTF-16, NaN, 1e999, repeated keys,
+integers of any length, lone surrogates, unbounded nesting. Here each of these is an error of its own, so that no later
+code meets a value it could not echo, compare or store.
+"""
+
+import json
+import math
+import re
+from typing import Never
+
+from server.errors import ApiError, invalid_json, invalid_type
+
+JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | bool | None
+
+MAX_DEPTH = 64  # levels of [ and { around a value
+MAX_CONTAINERS = 100_000  # arrays and objects in all: each costs the parser far more than its two bytes
+MAX_INT_DIGITS = 19
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+_STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]++|[\]}]++', re.DOTALL)
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escape of half a character, or a long integer
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def parse_object(body: bytes) -> dict[str, JsonValue]:
+    """The JSON object in `body`. Every leaf is a finite float, an int64, a bool, None, or a str that encodes as UTF-8.
+
+    Raises ApiError 400: invalid_json for what is no strict JSON, integer_above_max_value and integer_below_min_value
+    for an integer beyond 64 bits, invalid_type where the document is no object.
+    """
+    text = _text(body)
+    _check_nesting(text)
+    parsed = _parse(text)
+    if _SUSPECT.search(text):
+        _check_leaves(parsed, None)
+    if not isinstance(parsed, dict):
+        raise invalid_type("The body must be a JSON object.")
+    return parsed
+
+
+def _text(body: bytes) -> str:
+    if not body.strip(b" \t\r\n"):
+        raise invalid_json("The body is empty; a JSON object was expected.")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid_json(f"The body is not valid UTF-8 (byte {error.start}).") from None
+    if text.startswith("\ufeff"):
+        raise invalid_json("The body starts with a byte order mark; send plain UTF-8.")
+    return text
+
+
+def _check_nesting(text: str) -> None:
+    """Counts brackets outside strings, so that the parser, which recurses, never sees a deep document."""
+    depth = num_containers = 0
+    for match in _STRING_OR_BRACKETS.finditer(text):
+        run = match.group()
+        if run[0] in "[{":
+            depth += len(run)
+            num_containers += len(run)
+            if depth > MAX_DEPTH:
+                raise invalid_json(f"The body is nested deeper than {MAX_DEPTH} levels.")
+            if num_containers > MAX_CONTAINERS:
+                raise invalid_json(f"The body has more than {MAX_CONTAINERS} arrays and objects.")
+        elif run[0] in "]}":
+            depth -= len(run)
+
+
+def _parse(text: str) -> JsonValue:
+    try:
+        parsed: JsonValue = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise invalid_json(f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from None
+    return parsed
+
+
+def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise invalid_json("The body has an object that names a key twice.")
+    return mapping
+
+
+def _int64(digits: str) -> int | float:
+    """The integer, or an infinity where 64 bits are too few: no other number can be one by now (see _finite).
+
+    Looks at the length first: converting thousands of digits is slow, and refused by Python from 4,301 on.
+    """
+    is_negative = digits.startswith("-")
+    if len(digits) - is_negative <= MAX_INT_DIGITS:
+        value = int(digits)
+        if INT64_MIN <= value <= INT64_MAX:
+            return value
+    return -math.inf if is_negative else math.inf
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise invalid_json("The body has a number too large for a double.")
+    return value
+
+
+def _no_constant(_name: str) -> Never:
+    raise invalid_json("The body has NaN or Infinity, which JSON does not know.")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_int=_int64, parse_float=_finite, parse_constant=_no_constant
+)
+
+
+def _check_leaves(value: JsonValue, path: str | None) -> None:
+    """Refuses integers beyond 64 bits, and what is left of surrogate escapes once pairs have become one character."""
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float):
+        _check_size(value, path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_leaves(item, None if path is None else f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, path)
+            _check_leaves(item, _member(path, key))
+
+
+def _check_text(text: str, path: str | None) -> None:
+    if _SURROGATE.search(text):
+        message = "The body has a \\u escape of half a character (a lone surrogate)."
+        raise ApiError(message, param=path, code="invalid_json")
+
+
+def _check_size(number: float, path: str | None) -> None:
+    if math.isinf(number):
+        code = "integer_above_max_value" if number > 0 else "integer_below_min_value"
+        raise ApiError("The body has an integer beyond 64 bits.", param=path, code=code)
+
+
+def _member(path: str | None, key: str) -> str | None:
+    """The path of a member. Names that are no parameter's are not repeated."""
+    if not _PLAIN_NAME.fullmatch(key):
+        return None
+    return key if path is None else f"{path}.{key}"

@@ -1,0 +1,139 @@
+"""Plain text to ids, by the two kinds of tokenizer files. Neither ever sees a control token's spelling as one."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import sentencepiece
+
+from server.tokenizer_files import AddedToken, TokenizerError, read_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# A protobuf message continues the message in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+SPACE = "\u2581"
+
+
+class TextEncoder(Protocol):
+    """What a tokenizer file knows: its pieces, and how plain text falls into them."""
+
+    pieces: list[str]  # by id; a space is written as U+2581, a byte as <0xE2>
+    control_ids: frozenset[int]
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    has_dummy_prefix: bool  # text is encoded as if a space stood in front of it
+
+    def encode(self, text: str, *, with_prefix: bool) -> list[int]:
+        """Ids of the text. `with_prefix`: with the leading space, where the model has that rule."""
+        ...
+
+
+class SentencePieceEncoder:
+    """A SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
+
+    def __init__(self, path: Path) -> None:
+        model = _read_model(path)
+        self._with_prefix = _load_model(model, path)
+        self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
+        processor = self._with_prefix
+        ids = range(processor.vocab_size())
+        self.pieces = [processor.id_to_piece(i) for i in ids]
+        self.control_ids = frozenset(i for i in ids if processor.is_control(i))
+        self.bos_id = _id_or_none(processor.bos_id())
+        self.eos_id = _id_or_none(processor.eos_id())
+        self.unk_id = _id_or_none(processor.unk_id())
+        self.has_dummy_prefix = processor.encode("a") != self._without_prefix.encode("a")
+
+    def encode(self, text: str, *, with_prefix: bool) -> list[int]:
+        processor = self._with_prefix if with_prefix else self._without_prefix
+        ids: list[int] = processor.encode(text)
+        return ids
+
+
+class JsonEncoder:
+    """A tokenizer.json of the same kind (byte-pair pieces with byte fallback), through the tokenizers package."""
+
+    def __init__(self, path: Path) -> None:
+        description = read_json(path) or {}
+        model = description.get("model")
+        if not isinstance(model, dict) or not model.get("byte_fallback"):
+            raise TokenizerError(f"{path}: only byte-pair vocabularies with byte fallback are supported")
+        self.added_tokens = _listed_tokens(description)
+        plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._with_prefix = _build(plain, path)
+        self._without_prefix = _build(_without_prefix(plain), path)
+        vocabulary = self._with_prefix.get_vocab()
+        self.pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
+        for piece, token_id in vocabulary.items():
+            self.pieces[token_id] = piece
+        self.control_ids: frozenset[int] = frozenset(token.id for token in self.added_tokens if token.is_special)
+        self.bos_id = vocabulary.get("<s>")
+        self.eos_id = vocabulary.get("</s>")
+        self.unk_id = vocabulary.get(str(model.get("unk_token")))
+        self.has_dummy_prefix = self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
+
+    def encode(self, text: str, *, with_prefix: bool) -> list[int]:
+        tokenizer = self._with_prefix if with_prefix else self._without_prefix
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+    if model.startswith(b"version https://git-lfs"):
+        raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
+    return model
+
+
+def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+    """Python's binding takes an empty model for none at all, hence the check for it."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(model)
+        if model and processor.vocab_size() > 0:
+            return processor
+    except RuntimeError:
+        pass  # its text names source lines of the library; ours names the file
+    raise TokenizerError(f"{path}: not a SentencePiece model, or a damaged one")
+
+
+def _id_or_none(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None
+
+
+def _listed_tokens(description: dict[str, object]) -> tuple[AddedToken, ...]:
+    listed = description.get("added_tokens")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return tuple(AddedToken(int(e["id"]), str(e["content"]), bool(e.get("special"))) for e in entries)
+
+
+def _without_prefix(description: dict[str, object]) -> dict[str, object]:
+    """The same description with its rule for the leading space switched off, in both ways it can be written."""
+    changed: dict[str, object] = json.loads(json.dumps(description))
+    normalizer, pre_tokenizer = changed.get("normalizer"), changed.get("pre_tokenizer")
+    if isinstance(normalizer, dict):
+        steps = normalizer.get("normalizers", [normalizer])
+        changed["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [step for step in steps if step.get("type") != "Prepend"],
+        }
+    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
+        pre_tokenizer["prepend_scheme"] = "never"
+    return changed
+
+
+def _build(description: dict[str, object], path: Path) -> "tokenizers.Tokenizer":
+    try:
+        import tokenizers
+    except ImportError:
+        message = f"{path}: reading it takes another package: pip install 'smoe[tokenizers]'"
+        raise TokenizerError(message) from None
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+    except Exception as error:  # noqa: BLE001 (the package raises plain Exception for a file it cannot use)
+        raise TokenizerError(f"{path}: not a usable tokenizer ({type(error).__name__})") from None
