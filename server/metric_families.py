@@ -1,0 +1,96 @@
+"""Every metric family, with its help text and buckets. `model_name` is not among the labels: the scrape adds it."""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+Outcome = Literal["stop", "length", "abort", "timeout", "rejected", "error"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+# From 1 ms: a small model answers within a few, a large one on two cores takes minutes.
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+def _counter(name: str, help_text: str, *labels: str) -> Counter:
+    return Counter(name, help_text, labels, registry=None)
+
+
+def _gauge(name: str, help_text: str, *labels: str) -> Gauge:
+    return Gauge(name, help_text, labels, registry=None)
+
+
+def _histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, help_text, registry=None, buckets=buckets)
+
+
+class _Families:
+    """A group of families: its attributes."""
+
+    def __iter__(self) -> Iterator[MetricWrapperBase]:
+        return iter(vars(self).values())
+
+
+class RequestFamilies(_Families):
+    """What happened to requests. One choice is one request."""
+
+    def __init__(self) -> None:
+        self.received = _counter("smoe_requests_received_total", "Choices whose request was parsed and valid.")
+        self.outcomes = _counter("smoe_requests_total", "Choices that ended, by outcome.", "outcome")
+        self.running = _gauge("smoe_requests_running", "Choices that the engine is working on.")
+        self.waiting = _gauge("smoe_requests_waiting", "Choices received that the engine is not working on yet.")
+        self.prompt_tokens = _counter("smoe_prompt_tokens_total", "Prompt tokens of ended choices.")
+        self.generation_tokens = _counter("smoe_generation_tokens_total", "Tokens generated for ended choices.")
+        self.cached_tokens = _counter("smoe_prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.")
+        self.ttft = _histogram("smoe_time_to_first_token_seconds", "HTTP arrival to first token.", SECONDS)
+        self.itl = _histogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
+        self.duration = _histogram("smoe_request_duration_seconds", "HTTP arrival to the end.", SECONDS)
+        self.queue = _histogram("smoe_request_queue_seconds", "Arrival to first scheduling.", SECONDS)
+        self.prefill = _histogram("smoe_request_prefill_seconds", "First scheduling to first token.", SECONDS)
+        self.decode = _histogram("smoe_request_decode_seconds", "First token to last token.", SECONDS)
+        self.prompt_len = _histogram("smoe_request_prompt_tokens", "Prompt tokens per choice.", TOKENS)
+        self.generation_len = _histogram("smoe_request_generation_tokens", "Generated tokens per choice.", TOKENS)
+        for outcome in OUTCOMES:
+            self.outcomes.labels(outcome)
+
+
+class EngineFamilies(_Families):
+    """What the engine process reports: its steps, its blocks, its start."""
+
+    def __init__(self) -> None:
+        self.up = _gauge("smoe_engine_up", "1 while the engine serves, 0 while it loads or is gone.")
+        self.step_tokens = _histogram("smoe_step_tokens", "Positions computed in one step.", TOKENS)
+        self.step_seconds = _histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
+        self.preemptions = _counter(
+            "smoe_preemptions_total", "Running choices sent back to the queue for lack of blocks."
+        )
+        self.prefix_queries = _counter(
+            "smoe_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."
+        )
+        self.prefix_hits = _counter("smoe_prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")
+        self.window_blocks_freed = _counter(
+            "smoe_window_blocks_freed_total", "Blocks freed as a window slid past them."
+        )
+        self.kv_usage = _gauge("smoe_kv_cache_usage_ratio", "Share of the KV blocks that choices hold, 0 to 1.")
+        self.kv_blocks = _gauge(
+            "smoe_kv_blocks", "KV blocks that choices hold, that only the prefix cache knows, and unused ones.", "state"
+        )
+        self.cache_config = _gauge("smoe_cache_config_info", "Shape of the KV cache.", *CACHE_CONFIG_LABELS)
+        self.startup = _gauge("smoe_startup_seconds", "How long each phase of the start took.", "phase")
+        self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
+
+
+class ServerFamilies(_Families):
+    """What the API process sees of itself."""
+
+    def __init__(self) -> None:
+        self.http_requests = _counter(
+            "smoe_http_requests_total", "HTTP requests answered, by route template.", "route", "method", "status"
+        )
+        self.event_loop_lag = _gauge("smoe_event_loop_lag_seconds", "Longest delay of the event loop, last 10 s.")
+
+
+CACHE_CONFIG_LABELS = ("block_size", "num_blocks", "window", "enable_prefix_caching")
+BUILD_LABELS = ("version", "device", "backend", "dtype")
