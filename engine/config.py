@@ -20,6 +20,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_memory_bytes: int | None = None
     num_kv_blocks: int | None = None  # usable blocks; goes before kv_cache_memory_bytes
     enable_prefix_caching: bool = True
-    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival alone
     sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
     check_integrity: bool = False  # audit the block pool after every step (tests)

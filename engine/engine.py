@@ -1,0 +1,126 @@
+"""The engine: plan -> run -> sample -> apply. In process, without I/O; engine/process.py puts it behind a socket."""
+
+import logging
+import time
+from importlib.metadata import version
+
+from engine.config import EngineConfig
+from engine.errors import RequestRejectedError
+from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
+from engine.messages import Ready
+from engine.plan import RowFailed, StepPlan, StepResult
+from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
+
+log = logging.getLogger("smoe.engine")
+
+
+class Engine:
+    """Owns scheduler and model. Single-threaded: add(), abort() and step() are called in turn."""
+
+    def __init__(self, config: EngineConfig, loaded: LoadedModel) -> None:
+        self.config = config
+        self.loaded = loaded
+        self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
+        self._rejected: list[RequestOutput] = []
+
+    @classmethod
+    def load(cls, config: EngineConfig, on_progress: ProgressCallback = lambda phase, done, total: None) -> "Engine":
+        """Raises model.errors.CheckpointError or EngineConfigError, one line each for the person at the terminal."""
+        return cls(config, load(config, on_progress))
+
+    def add(self, request: Request) -> None:
+        """Queues a request; one that can never run gets its error with the next step's output."""
+        try:
+            self.scheduler.add(request)
+        except RequestRejectedError as error:
+            timing = Timing(request.arrival_s, finished_s=time.monotonic())
+            output = RequestOutput(request.request_id, finish_reason="error", error=str(error), timing=timing)
+            self._rejected.append(output)
+
+    def abort(self, request_id: int) -> None:
+        """Ends a request without an output. Unknown and finished ids are ignored."""
+        self.scheduler.abort(request_id)
+
+    def has_work(self) -> bool:
+        return bool(self._rejected) or self.scheduler.has_work()
+
+    def step(self) -> StepOutput:
+        """Computes one step. An exception in it ends the requests that were part of it; the others go on."""
+        start = time.monotonic()
+        freed_before = self.scheduler.tables.num_window_blocks_freed
+        plan = self.scheduler.plan(start)
+        result = self._run(plan)
+        end = time.monotonic()
+        outputs = self._take_rejected() + self.scheduler.apply(plan, result, end)
+        if self.config.check_integrity:
+            self.scheduler.check_integrity()
+        freed = self.scheduler.tables.num_window_blocks_freed - freed_before
+        return StepOutput(outputs, self._stats(plan, end - start, freed))
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        if not plan.chunks:
+            return StepResult({})
+        try:
+            return self.loaded.runner.run(plan)
+        except Exception:
+            log.exception("a step failed; the %d requests in it end with an error", len(plan.chunks))
+            failed = RowFailed("the engine failed while computing this request")
+            return StepResult({chunk.sequence.request_id: failed for chunk in plan.chunks})
+
+    def _take_rejected(self) -> list[RequestOutput]:
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def stats(self) -> StepStats:
+        """The gauges alone, as after a step that computed nothing."""
+        return self._stats(StepPlan(()), 0.0, 0)
+
+    def _stats(self, plan: StepPlan, step_s: float, freed: int) -> StepStats:
+        pool = self.scheduler.tables.pool
+        return StepStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_blocks_held=pool.num_held,
+            num_blocks_cached=pool.num_cached,
+            num_blocks_total=pool.num_blocks,
+            step_s=step_s,
+            num_tokens=plan.num_tokens,
+            num_prefill_tokens=sum(chunk.length for chunk in plan.chunks if chunk.is_prefill),
+            num_prefix_queries=plan.num_prefix_queries,
+            num_prefix_hits=plan.num_prefix_hits,
+            num_preemptions=plan.num_preemptions,
+            num_window_blocks_freed=freed,
+        )
+
+    def ready(self) -> Ready:
+        """What the API process must know of this engine."""
+        loaded, model, limits = self.loaded, self.loaded.config, self.loaded.limits
+        return Ready(
+            max_model_len=limits.max_model_len,
+            max_prompt_tokens=limits.max_prompt_tokens,
+            vocab_size=model.vocab_size,
+            eos_token_ids=list(model.eos_token_ids),
+            num_parameters=model.num_parameters(),
+            weight_bytes=loaded.weight_bytes,
+            kv_cache_bytes=loaded.kv_block_bytes * (limits.num_blocks + 1),
+            kv_bytes_per_token=model.kv_bytes_per_token(loaded.dtype.itemsize),
+            num_blocks=limits.num_blocks,
+            block_size=self.config.block_size,
+            num_layers=model.num_layers,
+            num_experts=model.num_experts,
+            experts_per_token=model.experts_per_token,
+            window=model.window,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+            backend="reference",
+            fingerprint=self.fingerprint(),
+            phase_seconds=loaded.phase_seconds,
+            warnings=list(loaded.warnings),
+        )
+
+    def fingerprint(self) -> str:
+        """Names the numerics. (The reference backend promises no equal bits across batches.)"""
+        loaded = self.loaded
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        window = "none" if loaded.config.window is None else loaded.config.window
+        return f"smoe-{version('smoe')}-reference-{loaded.device.type}-{dtype}-kv-{dtype}-window-{window}"

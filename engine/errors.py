@@ -1,0 +1,13 @@
+"""What can go wrong in the engine, as a small tree that its callers can tell apart."""
+
+
+class EngineError(Exception):
+    """The root. The message is one line, fit for the person who started the engine."""
+
+
+class EngineConfigError(EngineError):
+    """A setting that cannot work on this machine with this checkpoint; the message names the way out."""
+
+
+class RequestRejectedError(EngineError):
+    """A request that this engine can never run: too long for the model or for the whole KV pool."""

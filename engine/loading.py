@@ -1,0 +1,124 @@
+"""From a config to an engine that can step: device, dtype, weights, KV pool, budget."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.memory import available_bytes
+from engine.runner import ModelRunner
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler
+from engine.sizing import DEFAULT_GPU_BUDGET, MAX_CPU_BUDGET, MIN_CPU_BUDGET, Limits, context_limit, pool_blocks
+from engine.types import Request, SamplingParams
+from model.config import ModelConfig, load_config
+from model.kv_pool import KvPool
+from model.weights import load_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU_STEP_S = 0.5  # what a full step may take on a CPU, unless the user sets a budget
+CALIBRATION_TOKENS = 64
+
+ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, with its KV pool and the limits that follow from both."""
+
+    config: ModelConfig
+    runner: ModelRunner
+    kv_pool: KvPool
+    limits: Limits
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+    kv_block_bytes: int
+    phase_seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
+    """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    start = time.monotonic()
+    model_config, warnings = load_config(Path(config.model), config.sliding_window)
+    device, dtype = _device(config), _dtype(config, model_config)
+    model = load_model(
+        Path(config.model), model_config, dtype, device, lambda done, total: on_progress("weights", done, total)
+    )
+    weights_s = time.monotonic() - start
+    on_progress("kv cache", 0, 0)
+    budget = config.max_num_batched_tokens or (MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET)
+    block_bytes = KvPool.bytes_per_block(model_config, config.block_size, dtype)
+    num_blocks = pool_blocks(config, model_config, budget, block_bytes, available_bytes(device))
+    max_model_len, more_warnings = context_limit(config, model_config, num_blocks, budget)
+    kv_pool = KvPool(model_config, num_blocks + 1, config.block_size, dtype, device)
+    runner = ModelRunner(model, kv_pool, Sampler(model_config.eos_token_ids), config.block_size, device)
+    limits = Limits(num_blocks, max_model_len, budget)
+    on_progress("warm-up", 0, 0)
+    warm_s = time.monotonic()
+    if config.max_num_batched_tokens is None and device.type == "cpu":
+        limits = replace(limits, max_num_batched_tokens=_measured_budget(config, model_config, runner, limits))
+    return LoadedModel(
+        config=model_config,
+        runner=runner,
+        kv_pool=kv_pool,
+        limits=limits,
+        dtype=dtype,
+        device=device,
+        weight_bytes=model_config.num_parameters() * dtype.itemsize,
+        kv_block_bytes=block_bytes,
+        phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
+        warnings=(*warnings, *more_warnings),
+    )
+
+
+def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> Scheduler:
+    """A scheduler over an empty pool."""
+    budget = limits.max_num_batched_tokens
+    tables = BlockTables(
+        BlockPool(limits.num_blocks), config.block_size, model.window, budget, config.enable_prefix_caching
+    )
+    return Scheduler(
+        tables,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=limits.max_model_len,
+        eos_token_ids=model.eos_token_ids,
+        by_priority=config.scheduling_policy == "priority",
+    )
+
+
+def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: Limits) -> int:
+    """As many tokens as this CPU computes in about CPU_STEP_S, from a small step timed twice (the first warms up)."""
+    count = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
+    seconds = 0.0
+    for _ in range(2):
+        scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
+        scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
+        plan = scheduler.plan(0.0)
+        start = time.monotonic()
+        runner.run(plan)
+        seconds = time.monotonic() - start
+    tokens = int(count * CPU_STEP_S / max(seconds, 1e-6))
+    return max(MIN_CPU_BUDGET, min(MAX_CPU_BUDGET, tokens // 32 * 32))
+
+
+def _device(config: EngineConfig) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise EngineConfigError("--device cuda: no CUDA device is to be had here; --device cpu works")
+    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+
+
+def _dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
+    name = model.dtype if config.dtype == "auto" else config.dtype
+    return DTYPES.get(name, torch.bfloat16)  # float16 checkpoints run in bfloat16

@@ -1,0 +1,22 @@
+"""Names for the contents of full KV blocks, so that equal prefixes find each other's blocks.
+
+A key covers everything that K/V of a block depends on: its tokens, all tokens before it, and the request's salt. It is
+a hash *chain* over contents, not a tree of blocks: under a sliding window the first blocks of a prefix are the first to
+be reused for something else, while its last W tokens are all that a hit needs.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence as SequenceOf
+
+BlockKey = bytes  # 16 bytes
+
+
+def root_key(cache_salt: str) -> BlockKey:
+    """The key in front of the first block. Requests with different salts share nothing."""
+    return hashlib.blake2b(cache_salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def child_key(parent: BlockKey, token_ids: SequenceOf[int]) -> BlockKey:
+    """The key of a full block that holds `token_ids` and follows the block named `parent`."""
+    return hashlib.blake2b(parent + struct.pack(f"<{len(token_ids)}q", *token_ids), digest_size=16).digest()

@@ -1,0 +1,134 @@
+"""The engine as a process of its own: `python -m engine.process FD`, FD one end of a socket pair.
+
+It reads Start, loads, sends Ready, and then: drains the socket, steps, sends what the step gave, until the other end is
+gone. It stops at once when its parent does, for then the socket reads end of file.
+"""
+
+import gc
+import logging
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+
+from engine.engine import Engine
+from engine.errors import EngineConfigError
+from engine.messages import Abort, Add, Failed, FrameReader, FromEngine, Progress, Start, Step, ToEngine, encode_frame
+from engine.types import StepOutput
+from model.errors import CheckpointError
+
+RECEIVE_BYTES = 1 << 18
+IDLE_AUDIT_S = 1.0  # an engine idle for this long audits its block pool, once
+USER_ERROR, CRASH = 2, 1  # exit codes
+
+log = logging.getLogger("smoe.engine")
+
+
+class PeerGoneError(Exception):
+    """The API process closed its end, or died."""
+
+
+class Channel:
+    """The engine's end of the socket pair: whole messages in and out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+
+    def send(self, message: FromEngine) -> None:
+        try:
+            self._connection.sendall(encode_frame(message))
+        except OSError:
+            raise PeerGoneError from None
+
+    def receive(self, timeout_s: float | None) -> list[ToEngine]:
+        """What has arrived; waits up to `timeout_s` (None: without limit) if that is nothing."""
+        readable, _, _ = select.select([self._connection], [], [], timeout_s)
+        if not readable:
+            return []
+        try:
+            chunk = self._connection.recv(RECEIVE_BYTES)
+        except OSError:
+            raise PeerGoneError from None
+        if not chunk:
+            raise PeerGoneError
+        return self._reader.feed(chunk)
+
+
+class EngineProcess:
+    """The loop around one engine."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def run(self) -> int:
+        """Serves until the peer is gone (0), or until the engine cannot start or go on (the exit code then)."""
+        try:
+            engine, early = self._start()
+            self.channel.send(engine.ready())
+            self._serve(engine, early)
+        except PeerGoneError:
+            return 0
+        except (CheckpointError, EngineConfigError) as error:
+            return self._fail(str(error), USER_ERROR)
+        except MemoryError:
+            return self._fail("out of memory: --kv-cache-memory-bytes and --max-model-len make it smaller", CRASH)
+        return 0
+
+    def _fail(self, message: str, exit_code: int) -> int:
+        self.channel.send(Failed(message, exit_code))
+        return exit_code
+
+    def _start(self) -> tuple[Engine, list[ToEngine]]:
+        """The loaded engine, and what arrived behind Start."""
+        messages: list[ToEngine] = []
+        while not messages:
+            messages = self.channel.receive(None)
+        first, *early = messages
+        assert isinstance(first, Start), "the first message must be Start"
+        engine = Engine.load(first.config, lambda *progress: self.channel.send(Progress(*progress)))
+        gc.collect()
+        gc.freeze()  # the model and its modules are never garbage: later collections need not look at them
+        return engine, early
+
+    def _serve(self, engine: Engine, early: Iterable[ToEngine]) -> None:
+        self._handle(engine, early)
+        audited = False
+        while True:
+            busy = engine.has_work()
+            changed = self._handle(engine, self.channel.receive(0.0 if busy else None if audited else IDLE_AUDIT_S))
+            if engine.has_work():
+                self.channel.send(Step(engine.step()))
+                audited = False
+            elif changed:
+                self.channel.send(Step(StepOutput([], engine.stats())))
+            elif not busy:
+                engine.scheduler.check_integrity()
+                audited = True
+
+    def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
+        """True if anything arrived."""
+        arrived = False
+        for message in messages:
+            arrived = True
+            if isinstance(message, Add):
+                for request in message.requests:
+                    engine.add(request)
+            elif isinstance(message, Abort):
+                for request_id in message.request_ids:
+                    engine.abort(request_id)
+        return arrived
+
+
+def main() -> int:
+    """Entry point of the process; its standard error is the server's."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    return EngineProcess(Channel(connection)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Runs one step plan through the model and the sampler. The only place where scheduling meets tensors."""
+
+import torch
+
+from engine.batch import LogitRow, build_batch
+from engine.plan import RowFailed, Sampled, StepPlan, StepResult
+from engine.sampler import Sampler, token_logprobs
+from engine.types import TokenLogprobs
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+
+
+class ModelRunner:
+    """Owns the model and the contents of the KV pool; knows nothing of who waits."""
+
+    def __init__(
+        self, model: Mixtral, kv_pool: KvPool, sampler: Sampler, block_size: int, device: torch.device
+    ) -> None:
+        self.model = model
+        self.kv_pool = kv_pool
+        self.sampler = sampler
+        self.block_size = block_size
+        self.device = device
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Computes every chunk of a plan that is not empty."""
+        batch = build_batch(plan, self.block_size, self.device)
+        logits = self.model.forward(batch.forward, self.kv_pool)  # [N, V] float32
+        return StepResult(self._sample(logits, batch.logit_rows), _score_prompts(logits, batch.logit_rows))
+
+    def _sample(self, logits: torch.Tensor, rows: list[LogitRow]) -> dict[int, Sampled | RowFailed]:
+        indices = [index for index, row in enumerate(rows) if row.samples]
+        chosen = logits if len(indices) == len(rows) else logits[indices]
+        sequences = [rows[index].sequence for index in indices]
+        outcomes = self.sampler.sample(chosen, sequences)
+        return {sequence.request_id: outcome for sequence, outcome in zip(sequences, outcomes, strict=True)}
+
+
+def _score_prompts(logits: torch.Tensor, rows: list[LogitRow]) -> dict[int, list[TokenLogprobs]]:
+    """For requests that want them: the log probability of each prompt token that a row of this step predicts."""
+    scores: dict[int, list[TokenLogprobs]] = {}
+    for index, row in enumerate(rows):
+        sequence = row.sequence
+        params = sequence.request.params
+        if params.prompt_logprobs and not sequence.num_generated and row.position + 1 < sequence.num_prompt_tokens:
+            token_id = sequence.token_ids[row.position + 1]
+            score = token_logprobs(logits[index], token_id, params.num_logprobs or 0)
+            scores.setdefault(sequence.request_id, []).append(score)
+    return scores

@@ -1,0 +1,165 @@
+"""From logits to tokens and log probabilities, for all rows of a step at once.
+
+The order of operations: log probabilities are taken from the raw logits; then repetition, frequency and presence
+penalties, bias, masks; then temperature, min-p, top-k, top-p; then the inverse of the cumulative distribution over
+ascending token ids. Letters: N rows, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from engine.philox import uniforms
+from engine.plan import RowFailed, Sampled
+from engine.sequence import Sequence
+from engine.types import SamplingParams, TokenLogprobs
+
+MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
+
+
+class Sampler:
+    """Stateless but for the ids that end a text."""
+
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self.eos_token_ids = eos_token_ids
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled | RowFailed]:
+        """One outcome per row of logits [N, V] float32. A row that holds NaN or +inf, or where nothing may be sampled,
+        fails alone."""
+        if not sequences:
+            return []
+        finite = (logits < float("inf")).all(-1) & (logits > float("-inf")).any(-1)  # [N], False for NaN as well
+        shaped = self._shape(logits, sequences)
+        possible = (shaped > float("-inf")).any(-1)
+        tokens = _draw(shaped, sequences).tolist()
+        outcomes: list[Sampled | RowFailed] = []
+        for row, (sequence, is_finite, is_possible) in enumerate(
+            zip(sequences, finite.tolist(), possible.tolist(), strict=True)
+        ):
+            if not is_finite:
+                outcomes.append(RowFailed("the model computed no finite logits for this request"))
+            elif not is_possible:
+                outcomes.append(RowFailed("the request's constraints leave no token to sample"))
+            else:
+                outcomes.append(Sampled(tokens[row], _wanted_logprobs(logits[row], sequence, tokens[row])))
+        return outcomes
+
+    def _shape(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Penalties, bias and masks; a copy only where a row asks for one of them."""
+        shaped = logits
+        for row, sequence in enumerate(sequences):
+            if _changes_logits(sequence):
+                if shaped is logits:
+                    shaped = logits.clone()
+                self._shape_row(shaped[row], sequence)
+        return shaped
+
+    def _shape_row(self, row: Tensor, sequence: Sequence) -> None:
+        """In place, [V]."""
+        params = sequence.request.params
+        if params.repetition_penalty != 1.0:
+            _penalise_repetition(row, sequence.token_ids, params.repetition_penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            generated = torch.tensor(sequence.token_ids[sequence.num_prompt_tokens :], dtype=torch.long)
+            counts = torch.bincount(generated, minlength=len(row)).to(row)
+            row -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        for token_id, bias in params.logit_bias.items():
+            row[token_id] += bias
+        if params.allowed_token_ids is not None:
+            allowed = torch.tensor(params.allowed_token_ids, dtype=torch.long, device=row.device)
+            kept = row[allowed]
+            row.fill_(float("-inf"))
+            row[allowed] = kept
+        if sequence.num_generated < params.min_tokens:
+            row[[*self.eos_token_ids, *params.stop_token_ids]] = float("-inf")
+
+
+def _changes_logits(sequence: Sequence) -> bool:
+    params = sequence.request.params
+    return bool(
+        params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+        or params.logit_bias
+        or params.allowed_token_ids is not None
+        or sequence.num_generated < params.min_tokens
+    )
+
+
+def _penalise_repetition(row: Tensor, token_ids: list[int], penalty: float) -> None:
+    """Keskar et al. 2019 (CTRL), section 4.1, over prompt and output; negative logits are multiplied."""
+    seen = torch.tensor(sorted(set(token_ids)), dtype=torch.long, device=row.device)
+    values = row[seen]
+    row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """One token id per row, [N]: the best for greedy rows (ties to the lower id), a random one for the others."""
+    tokens = logits.argmax(-1)
+    random = [i for i, s in enumerate(sequences) if s.request.params.temperature >= MIN_TEMPERATURE]
+    if random:
+        rows = torch.tensor(random, device=logits.device)
+        chosen = [sequences[i] for i in random]
+        tokens[rows] = _draw_random(logits[rows], chosen)
+    return tokens
+
+
+def _draw_random(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    params = [s.request.params for s in sequences]
+    probs = torch.softmax(
+        logits / _column(logits, [p.temperature for p in params]), dim=-1, dtype=torch.float64
+    )  # [N, V]
+    if any(p.min_p > 0 for p in params):
+        floor = probs.amax(-1, keepdim=True) * _column(probs, [p.min_p for p in params])
+        probs = torch.where(probs < floor, 0.0, probs)
+    limited = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
+    if limited:
+        rows = torch.tensor(limited, device=logits.device)
+        probs[rows] = _keep_top(probs[rows], [params[i] for i in limited])
+    cumulative = probs.cumsum(-1)  # ascending token ids
+    draws = uniforms(
+        [p.seed for p in params],
+        [len(s.token_ids) for s in sequences],
+        [p.prompt_index for p in params],
+        [p.choice_index for p in params],
+    )
+    targets = torch.from_numpy(draws).to(logits.device).unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+
+
+def _keep_top(probs: Tensor, params: list[SamplingParams]) -> Tensor:
+    """Zeroes all but the top_k likeliest, and of those all beyond the fewest that reach top_p. Ties: lower id."""
+    vocab = probs.shape[-1]
+    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(vocab, device=probs.device)
+    keep = ranks < _column(ranks, [p.top_k if p.top_k > 0 else vocab for p in params])
+    ordered = torch.where(keep, ordered, 0.0)
+    before = ordered.cumsum(-1) - ordered  # mass of the likelier ones
+    top_p = _column(ordered, [p.top_p for p in params]) * ordered.sum(-1, keepdim=True)
+    kept = torch.where((before < top_p) | (ranks == 0), ordered, 0.0)
+    return torch.zeros_like(probs).scatter_(-1, ids, kept)
+
+
+def _column(like: Tensor, values: list[float] | list[int]) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+
+
+def _wanted_logprobs(logits: Tensor, sequence: Sequence, token_id: int) -> TokenLogprobs | None:
+    count = sequence.request.params.num_logprobs
+    return None if count is None else token_logprobs(logits, token_id, count)
+
+
+def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """Of one position with raw logits [V]: the given token's, and the `count` likeliest (ties to the lower id)."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    top_ids = _likeliest(logprobs, count)
+    return TokenLogprobs(token_id, float(logprobs[token_id]), top_ids.tolist(), logprobs[top_ids].tolist())
+
+
+def _likeliest(logprobs: Tensor, count: int) -> Tensor:
+    """Ids of the `count` greatest of [V], descending. topk leaves ties open, so ties at the edge are settled here."""
+    if not count:
+        return torch.empty(0, dtype=torch.long, device=logprobs.device)
+    least = logprobs.topk(min(count, len(logprobs))).values[-1]
+    candidates = (logprobs >= least).nonzero().squeeze(-1)  # ascending ids
+    order = logprobs[candidates].sort(descending=True, stable=True).indices
+    return candidates[order[:count]]

@@ -1,0 +1,291 @@
+"""Decides what each step computes, and what its results mean. No I/O, no torch, no clock, no randomness.
+
+There is no prefill phase and no decode phase: a step is a map from requests to how many of their positions to compute
+now, under a budget of tokens. Decoding requests take one; prompts take chunks of what is left; a preempted request is
+a prompt again, a prefix hit a prompt that starts later.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+import msgspec
+
+from engine.block_tables import BlockTables
+from engine.errors import RequestRejectedError
+from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
+from engine.sequence import Sequence, Status
+from engine.types import FinishReason, Request, RequestOutput
+from engine.waiting import WaitingQueue
+
+
+class Scheduler:
+    """plan() -> StepPlan, apply(plan, result) -> outputs. plan() may be called once more before apply(), with one step
+    in flight; requests are added and aborted between calls.
+
+    The order of service is (priority, arrival), or arrival alone. The first in that order can never be preempted by a
+    later one, and only the last is ever a victim: so the first always finishes, and then the next is first.
+    """
+
+    def __init__(
+        self,
+        tables: BlockTables,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        eos_token_ids: Iterable[int],
+        by_priority: bool = True,
+    ) -> None:
+        self.tables = tables
+        self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.by_priority = by_priority
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []  # in scheduling order
+        self.live: dict[int, Sequence] = {}
+        self._ending: dict[int, Sequence] = {}  # finished with a chunk in flight: blocks still to be given back
+        self._num_arrivals = 0
+
+    # Requests come and go.
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises RequestRejectedError for one that could never run."""
+        self._check_fits(request)
+        order = (request.priority if self.by_priority else 0, self._num_arrivals)
+        self._num_arrivals += 1
+        room = self.max_model_len - len(request.prompt_token_ids)
+        sequence = Sequence(request, order, min(request.params.max_tokens, room))
+        self.live[request.request_id] = sequence
+        self.waiting.push(sequence)
+
+    def _check_fits(self, request: Request) -> None:
+        length = len(request.prompt_token_ids)
+        generates = request.params.max_tokens > 0
+        limit = self.max_model_len - generates
+        if not 0 < length <= limit:
+            raise RequestRejectedError(f"the prompt has {length} tokens; this server takes 1 to {limit}")
+
+    def abort(self, request_id: int) -> bool:
+        """Ends a request without an output; False if it is not there (any more)."""
+        sequence = self.live.get(request_id)
+        if sequence is None:
+            return False
+        self._end(sequence)
+        return True
+
+    def has_work(self) -> bool:
+        return bool(self.running or len(self.waiting))
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if a block is lost or counted wrongly. For tests, and for idle moments."""
+        holders = [*self.live.values(), *self._ending.values()]
+        self.tables.pool.check_integrity(sequence.block_table for sequence in holders)
+        assert len(self.running) + len(self.waiting) == len(self.live), "a live request is neither running nor waiting"
+
+    # A step is planned.
+
+    def plan(self, now: float) -> StepPlan:
+        """What to compute next; empty if nothing can be. Allocates blocks, may preempt, moves requests to running."""
+        step = _Draft(self.max_num_batched_tokens)
+        self._plan_decodes(step)
+        self._plan_prefills(step)
+        if not step.num_preemptions:
+            self._admit(step, now)
+        return step.finish()
+
+    def _plan_decodes(self, step: "_Draft") -> None:
+        """One position each for those that need just one. There are never more of them than budget: max_running."""
+        for sequence in [s for s in self.running if s.num_to_schedule == 1]:
+            if sequence.status is Status.RUNNING:  # not preempted for one before it
+                self._schedule(step, sequence, 1)
+
+    def _plan_prefills(self, step: "_Draft") -> None:
+        for sequence in list(self.running):
+            wanted = min(sequence.num_to_schedule, step.budget)
+            if wanted > 0 and sequence.status is Status.RUNNING and sequence.request_id not in step.chunks:
+                self._schedule(step, sequence, wanted)
+
+    def _schedule(self, step: "_Draft", sequence: Sequence, wanted: int) -> None:
+        """Gives the sequence a chunk of up to `wanted`, preempting from the end of the order until some of it fits."""
+        while not (length := self.tables.grow(sequence, wanted)):
+            victim = self._last_idle()
+            if victim is None or victim.order < sequence.order:
+                return  # everyone behind it is in flight: it waits for the next step
+            self._preempt(victim)
+            step.preempted(victim)
+            if victim is sequence:
+                return
+        step.add(sequence, length)
+
+    def _last_idle(self) -> Sequence | None:
+        """The last in scheduling order whose blocks no step in flight is using."""
+        return next((s for s in reversed(self.running) if not s.num_chunks_in_flight), None)
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.tables.release_all(victim)
+        self._leave_running(victim)
+        victim.restart()
+        self.waiting.push(victim)
+
+    def _admit(self, step: "_Draft", now: float) -> None:
+        """Lets waiting requests in, in order, while there is budget and their tokens fit; the first that does not fit
+        holds the others back, so that a long prompt is never overtaken for ever."""
+        while step.budget > 0 and len(self.running) < self.max_running:
+            sequence = self.waiting.peek()
+            if sequence is None:
+                return
+            hits = self.tables.find_prefix(sequence)
+            if not self.tables.can_admit(sequence, hits):
+                return
+            self.waiting.pop()
+            self._start(step, sequence, hits, now)
+
+    def _start(self, step: "_Draft", sequence: Sequence, hits: list[int], now: float) -> None:
+        self.tables.adopt_prefix(sequence, hits)
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=lambda s: s.order)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now
+            sequence.num_cached_tokens = sequence.num_computed
+            step.num_prefix_hits += sequence.num_computed
+            step.num_prefix_queries += sequence.num_prompt_tokens if sequence.reads_prefix_cache else 0
+        self._schedule(step, sequence, min(sequence.num_to_schedule, step.budget))
+
+    # Its results are applied.
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
+        """Commits what the step computed; returns what its requests are to be told. Plans are applied in order, once."""
+        outputs = []
+        for chunk in plan.chunks:
+            output = self._apply_chunk(chunk, result, now)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _apply_chunk(self, chunk: Chunk, result: StepResult, now: float) -> RequestOutput | None:
+        sequence = chunk.sequence
+        sequence.num_chunks_in_flight -= 1
+        if chunk.samples:
+            sequence.num_pending_tokens -= 1
+        if sequence.status is Status.FINISHED:
+            self._end_landed(sequence)
+            return None
+        outcome = result.sampled.get(sequence.request_id)
+        if isinstance(outcome, RowFailed):
+            return self._finish(sequence, "error", now, error=outcome.message)
+        sequence.num_computed += chunk.length
+        self.tables.commit(sequence)
+        sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
+        if outcome is not None:
+            return self._append(sequence, outcome, now)
+        if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
+            return self._finish(sequence, "length", now)
+        return None
+
+    def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
+        sequence.token_ids.append(sampled.token_id)
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+        reason, stop_token_id = self._finish_reason(sequence, sampled.token_id)
+        if reason is not None:
+            return self._finish(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
+        return self._output(sequence, sampled)
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+        params = sequence.request.params
+        ends = token_id in params.stop_token_ids or (token_id in self.eos_token_ids and not params.ignore_eos)
+        if ends and sequence.num_generated > params.min_tokens:
+            return "stop", token_id
+        if sequence.num_generated >= sequence.max_generated:
+            return "length", None
+        return None, None
+
+    def _output(self, sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
+        params = sequence.request.params
+        is_first = sequence.num_generated <= 1
+        return RequestOutput(
+            request_id=sequence.request_id,
+            token_ids=[sampled.token_id] if sampled else [],
+            logprobs=[sampled.logprobs] if sampled and sampled.logprobs else None,
+            prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        *,
+        sampled: Sampled | None = None,
+        stop_token_id: int | None = None,
+        error: str | None = None,
+    ) -> RequestOutput:
+        self._end(sequence)
+        return msgspec.structs.replace(
+            self._output(sequence, sampled),
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            error=error,
+            timing=sequence.timing(now),
+        )
+
+    # Sequences end.
+
+    def _end(self, sequence: Sequence) -> None:
+        """Out of every list; the blocks at once, or when the chunk in flight has landed."""
+        del self.live[sequence.request_id]
+        was_waiting = sequence.status is Status.WAITING
+        sequence.status = Status.FINISHED
+        if was_waiting:
+            self.waiting.forget(sequence)
+        else:
+            self._leave_running(sequence)
+        self._ending[sequence.request_id] = sequence
+        self._end_landed(sequence)
+
+    def _end_landed(self, sequence: Sequence) -> None:
+        if not sequence.num_chunks_in_flight:
+            self.tables.release_all(self._ending.pop(sequence.request_id))
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        index = bisect_left(self.running, sequence.order, key=lambda s: s.order)
+        assert self.running[index] is sequence
+        del self.running[index]
+
+
+class _Draft:
+    """A plan in the making: chunks can still be taken back, and no counter of a sequence has moved."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.chunks: dict[int, Chunk] = {}
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence, length: int) -> None:
+        reaches_end = sequence.num_to_schedule == length
+        samples = reaches_end and sequence.max_generated > 0
+        is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
+        self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)
+        self.budget -= length
+
+    def preempted(self, victim: Sequence) -> None:
+        """Takes the victim's chunk, if it had one, out again."""
+        self.num_preemptions += 1
+        chunk = self.chunks.pop(victim.request_id, None)
+        if chunk is not None:
+            self.budget += chunk.length
+
+    def finish(self) -> StepPlan:
+        """The plan is settled: from here on its chunks are in flight."""
+        for chunk in self.chunks.values():
+            chunk.sequence.num_scheduled += chunk.length
+            chunk.sequence.num_pending_tokens += chunk.samples
+            chunk.sequence.num_chunks_in_flight += 1
+        return StepPlan(
+            tuple(self.chunks.values()), self.num_prefix_queries, self.num_prefix_hits, self.num_preemptions
+        )

@@ -1,0 +1,91 @@
+"""One request on its way through the engine: its tokens, how far they are computed, and the blocks that hold them."""
+
+from enum import Enum
+
+from engine.prefix import BlockKey, child_key, root_key
+from engine.types import Request, Timing, TokenLogprobs
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Mutable state, owned and changed by the Scheduler alone.
+
+    Three counts tell how far it is, num_computed <= num_scheduled <= num_tokens:
+    of 7 tokens with 4 computed and a chunk of 2 in flight, num_computed is 4, num_scheduled 6, num_tokens 7.
+    With a sampling chunk in flight num_tokens counts the token that is to come, while `token_ids` does not have it yet.
+    """
+
+    def __init__(self, request: Request, order: tuple[int, int], max_generated: int) -> None:
+        self.request = request
+        self.order = order  # lower goes first; unique
+        self.max_generated = max_generated  # max_tokens, or what the context leaves
+        self.status = Status.WAITING
+        self.token_ids = list(request.prompt_token_ids)  # prompt, then what was generated
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.num_pending_tokens = 0  # sampled in flight, not yet in token_ids
+        self.num_chunks_in_flight = 0
+        self.block_table: list[int] = []  # block of positions i*block_size ..; 0 where the window has slid out
+        self.num_slid_blocks = 0
+        self.num_published_blocks = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self._block_keys: list[BlockKey] = []
+
+    @property
+    def request_id(self) -> int:
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_to_schedule(self) -> int:
+        """Positions still to be computed before the next token can be sampled; none if the last one is on its way."""
+        if self.num_pending_tokens and self.num_generated + self.num_pending_tokens >= self.max_generated:
+            return 0
+        return len(self.token_ids) + self.num_pending_tokens - self.num_scheduled
+
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """Not where every prompt position's output is wanted: a cached position computes none."""
+        return not self.request.params.prompt_logprobs
+
+    def block_key(self, index: int, block_size: int) -> BlockKey:
+        """The key of full block `index`; the chain is extended as tokens arrive and kept."""
+        keys = self._block_keys
+        while len(keys) <= index:
+            parent = keys[-1] if keys else root_key(self.request.cache_salt)
+            keys.append(child_key(parent, self.block_tokens(len(keys), block_size)))
+        return keys[index]
+
+    def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
+        """The tokens of full block `index`: with blocks of 16, block 2 holds tokens 32..47."""
+        tokens = self.token_ids[index * block_size : (index + 1) * block_size]
+        assert len(tokens) == block_size, "only a full block has a key"
+        return tuple(tokens)
+
+    def restart(self) -> None:
+        """Forgets what was computed, not what was generated: preemption by recompute. The blocks are the caller's."""
+        self.status = Status.WAITING
+        self.num_computed = self.num_scheduled = self.num_slid_blocks = self.num_published_blocks = 0
+        self.block_table = []
+        self.prompt_logprobs = []
+        self.num_preemptions += 1
+
+    def timing(self, finished_s: float) -> Timing:
+        return Timing(self.request.arrival_s, self.first_scheduled_s, self.first_token_s, finished_s)

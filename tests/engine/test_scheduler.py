@@ -1,0 +1,302 @@
+"""The scheduler and its block tables under random load, with a model whose arithmetic is exact."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.errors import RequestRejectedError
+from engine.plan import RowFailed, StepPlan, StepResult
+from engine.scheduler import Scheduler
+from engine.types import Request, SamplingParams
+from tests.engine.kv_hash import KvHashRunner, oracle
+
+VOCAB = 97
+
+
+@dataclass
+class Bench:
+    """A scheduler with its exact model, and all outputs so far."""
+
+    num_blocks: int = 64
+    block_size: int = 4
+    window: int | None = None
+    budget: int = 16
+    max_num_seqs: int = 8
+    max_model_len: int = 10_000
+    prefix_caching: bool = True
+    by_priority: bool = True
+    eos: tuple[int, ...] = ()
+    ahead: bool = False
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, str] = field(default_factory=dict)
+    requests: dict[int, Request] = field(default_factory=dict)
+    plans: list[StepPlan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tables = BlockTables(
+            BlockPool(self.num_blocks), self.block_size, self.window, self.budget, self.prefix_caching
+        )
+        servable = self.tables.max_servable_tokens() or self.max_model_len
+        self.scheduler = Scheduler(
+            self.tables,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.budget,
+            max_model_len=min(self.max_model_len, servable),
+            eos_token_ids=self.eos,
+            by_priority=self.by_priority,
+        )
+        self.runner = KvHashRunner(self.num_blocks, self.block_size, self.window, VOCAB)
+        self.in_flight: list[tuple[StepPlan, StepResult]] = []
+        self.now = 0.0
+
+    def add(self, prompt: list[int], max_tokens: int = 8, priority: int = 0, salt: str = "", **params: object) -> int:
+        request_id = len(self.requests)
+        sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
+        request = Request(request_id, prompt, sampling, priority, salt)
+        self.scheduler.add(request)
+        self.requests[request_id] = request
+        return request_id
+
+    def step(self) -> StepPlan:
+        """One step; with `ahead`, the plan is made before the one in flight is applied."""
+        self.now += 1.0
+        plan = self.scheduler.plan(self.now)
+        assert plan.num_tokens <= self.budget
+        self.plans.append(plan)
+        if plan.chunks:
+            self.in_flight.append((plan, self.runner.run(plan)))
+        while len(self.in_flight) > (self.ahead and bool(plan.chunks)):
+            self.apply(*self.in_flight.pop(0))
+        self.scheduler.check_integrity()
+        return plan
+
+    def apply(self, plan: StepPlan, result: StepResult) -> None:
+        for output in self.scheduler.apply(plan, result, self.now):
+            assert output.request_id not in self.finished, "an output after the end"
+            self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            if output.finish_reason:
+                self.finished[output.request_id] = output.finish_reason
+
+    def run(self, max_steps: int = 10_000) -> None:
+        while self.scheduler.has_work() or self.in_flight:
+            max_steps -= 1
+            assert max_steps, "no progress"
+            self.step()
+        self.assert_idle()
+
+    def assert_idle(self) -> None:
+        self.scheduler.check_integrity()
+        assert self.tables.pool.num_held == 0
+        assert not self.scheduler.live
+
+    def expected(self, request_id: int) -> list[int]:
+        request = self.requests[request_id]
+        room = self.scheduler.max_model_len - len(request.prompt_token_ids)
+        return oracle(request.prompt_token_ids, min(request.params.max_tokens, room), self.window, VOCAB)
+
+
+def random_prompt(rng: random.Random, low: int, high: int) -> list[int]:
+    return [rng.randrange(VOCAB) for _ in range(rng.randint(low, high))]
+
+
+def random_bench(seed: int) -> tuple[random.Random, Bench]:
+    rng = random.Random(seed)
+    window = rng.choice([None, None, 3, 4, 7, 16])
+    block_size = rng.choice([1, 2, 4, 16])
+    num_blocks = rng.randint(2, 40)
+    if window and num_blocks < -(-window // block_size) + 1:
+        window = None
+    return rng, Bench(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        window=window,
+        budget=rng.choice([1, 2, 5, 16, 64]),
+        max_num_seqs=rng.choice([1, 3, 8]),
+        max_model_len=rng.choice([20, 60, 200]),
+        prefix_caching=rng.random() < 0.7,
+        by_priority=rng.random() < 0.5,
+        ahead=rng.random() < 0.5,
+    )
+
+
+def chaos(seed: int) -> Bench:
+    """Random arrivals, cancels and step failures; then every request that was left alone must be exact."""
+    rng, bench = random_bench(seed)
+    stem = random_prompt(rng, 1, 30)  # shared by some prompts
+    touched: set[int] = set()
+    for _ in range(rng.randint(5, 60)):
+        if rng.random() < 0.4:
+            prompt = stem[: rng.randint(0, len(stem))] + random_prompt(rng, 1, 12)
+            try:
+                bench.add(prompt, rng.randint(0, 20), rng.randint(-1, 1), rng.choice(["", "", "b"]))
+            except RequestRejectedError:
+                assert len(prompt) > bench.scheduler.max_model_len - 1
+        if bench.requests and rng.random() < 0.1:
+            victim = rng.choice(list(bench.requests))
+            if bench.scheduler.abort(victim):
+                touched.add(victim)
+            assert not bench.scheduler.abort(victim), "cancelled twice"
+        bench.step()
+    bench.run()
+    for request_id, request in bench.requests.items():
+        if request_id in touched:
+            continue
+        assert bench.finished[request_id] == "length"
+        expected = bench.expected(request_id) if request.params.max_tokens else []
+        assert bench.tokens[request_id] == expected, f"seed {seed}, request {request_id}"
+    return bench
+
+
+def test_under_random_load_every_request_gets_the_tokens_it_gets_alone_and_no_block_is_lost(scale: int) -> None:
+    seen = {"preemptions": 0, "hits": 0, "slid": 0}
+    for seed in range(400 * scale):
+        bench = chaos(seed)
+        seen["preemptions"] += sum(plan.num_preemptions for plan in bench.plans)
+        seen["hits"] += sum(plan.num_prefix_hits for plan in bench.plans)
+        seen["slid"] += bench.tables.num_window_blocks_freed
+    assert all(count > 100 for count in seen.values()), f"the load did not reach what it should: {seen}"
+
+
+def test_a_preempted_request_gives_the_same_tokens() -> None:
+    bench = Bench(num_blocks=9, budget=64)
+    ids = [bench.add(random_prompt(random.Random(i), 10, 10), 20) for i in range(3)]
+    bench.run()
+    assert sum(plan.num_preemptions for plan in bench.plans) > 0
+    assert all(bench.tokens[i] == bench.expected(i) for i in ids)
+
+
+def test_the_first_request_is_never_preempted() -> None:
+    bench = Bench(num_blocks=9, budget=64)
+    first = bench.add(random_prompt(random.Random(1), 8, 8), 25)
+    for i in range(4):
+        bench.add(random_prompt(random.Random(i), 8, 8), 25)
+    sequence = bench.scheduler.live[first]
+    bench.run()
+    assert sequence.num_preemptions == 0
+    assert sum(plan.num_preemptions for plan in bench.plans) > 0
+
+
+def test_a_long_prompt_never_stops_those_that_decode() -> None:
+    bench = Bench(num_blocks=400, budget=16)
+    decoding = [bench.add([i + 1], 40) for i in range(4)]
+    for _ in range(3):
+        bench.step()
+    bench.add(random_prompt(random.Random(0), 300, 300), 4)
+    for _ in range(20):
+        plan = bench.step()
+        assert {c.sequence.request_id for c in plan.chunks} >= set(decoding)
+        assert plan.num_tokens == bench.budget, "the prompt takes what is left"
+
+
+@pytest.mark.parametrize("window", [3, 16, 17])
+@pytest.mark.parametrize("budget", [5, 64])
+def test_a_window_bounds_the_blocks_a_sequence_holds(window: int, budget: int) -> None:
+    bench = Bench(num_blocks=64, block_size=4, window=window, budget=budget, max_model_len=400)
+    request_id = bench.add(random_prompt(random.Random(0), 200, 200), 190)
+    most = -(-window // 4) + 1
+    while bench.scheduler.has_work():
+        sequence = bench.scheduler.live[request_id]
+        plan = bench.scheduler.plan(0.0)
+        held = sum(1 for block_id in sequence.block_table if block_id)
+        assert held <= most + -(-plan.chunks[0].length // 4)
+        bench.apply(plan, bench.runner.run(plan))
+        if request_id in bench.scheduler.live:
+            assert sum(1 for block_id in sequence.block_table if block_id) <= most
+    assert bench.tokens[request_id] == bench.expected(request_id)
+    bench.assert_idle()
+
+
+def test_a_repeated_prompt_is_taken_from_the_prefix_cache() -> None:
+    bench = Bench()
+    prompt = random_prompt(random.Random(0), 21, 21)
+    bench.add(prompt, 4)
+    bench.run()
+    again = bench.add(prompt, 4)
+    plan = bench.step()
+    assert plan.num_prefix_hits == 20  # five full blocks of 4; the last token is computed for its logits
+    bench.run()
+    assert bench.tokens[again] == bench.expected(again)
+
+
+def test_a_prefix_is_not_shared_across_salts() -> None:
+    bench = Bench()
+    prompt = random_prompt(random.Random(0), 21, 21)
+    bench.add(prompt, 4, salt="a")
+    bench.run()
+    bench.add(prompt, 4, salt="b")
+    assert bench.step().num_prefix_hits == 0
+    bench.run()
+
+
+def test_under_a_window_a_hit_needs_only_the_blocks_still_visible() -> None:
+    bench = Bench(num_blocks=12, window=8, budget=4, max_model_len=200)
+    prompt = random_prompt(random.Random(0), 61, 61)
+    bench.add(prompt, 1)
+    bench.run()
+    early = bench.tables.pool.lookup(bench_key(bench, prompt, 0), tuple(prompt[:4]))
+    assert early is None, "the first block should have been reused by now"
+    again = bench.add(prompt, 6)
+    assert bench.step().num_prefix_hits == 60
+    bench.run()
+    assert bench.tokens[again] == bench.expected(again)
+
+
+def bench_key(bench: Bench, prompt: list[int], index: int) -> bytes:
+    from engine.sequence import Sequence
+
+    return Sequence(Request(0, prompt, SamplingParams()), (0, 0), 1).block_key(index, bench.block_size)
+
+
+def test_a_request_that_can_never_fit_is_refused_and_the_largest_that_can_is_served() -> None:
+    bench = Bench(num_blocks=5, budget=64)
+    assert bench.scheduler.max_model_len == 20
+    with pytest.raises(RequestRejectedError, match="20 tokens; this server takes 1 to 19"):
+        bench.add([1] * 20, 1)
+    largest = bench.add([1] * 19, 5)
+    bench.run()
+    assert len(bench.tokens[largest]) == 1  # the context ends there
+    assert bench.finished[largest] == "length"
+
+
+def test_lower_priority_values_run_first_and_ties_go_by_arrival() -> None:
+    bench = Bench(max_num_seqs=1)
+    late, first, second = bench.add([1], 2, priority=5), bench.add([2], 2), bench.add([3], 2)
+    bench.run()
+    assert list(bench.finished) == [first, second, late]
+
+
+def test_a_request_ends_at_an_end_token_and_reports_which() -> None:
+    prompt = [5, 6, 7]
+    tokens = oracle(prompt, 12, None, VOCAB)
+    bench = Bench(eos=(tokens[5],))
+    request_id = bench.add(prompt, 12)
+    bench.run()
+    assert bench.tokens[request_id] == tokens[: tokens.index(tokens[5]) + 1]
+    assert bench.finished[request_id] == "stop"
+
+
+def test_a_failed_row_ends_its_request_alone() -> None:
+    bench = Bench()
+    good, bad = bench.add([1, 2, 3], 10), bench.add([4, 5, 6], 10)
+    bench.step()
+    plan = bench.scheduler.plan(9.0)
+    result = bench.runner.run(plan)
+    result.sampled[bad] = RowFailed("no finite logits")
+    bench.apply(plan, result)
+    bench.run()
+    assert bench.finished == {bad: "error", good: "length"}
+    assert bench.tokens[good] == bench.expected(good)
+
+
+def test_planning_one_step_ahead_gives_the_same_tokens() -> None:
+    outcomes = []
+    for ahead in (False, True):
+        bench = Bench(num_blocks=14, budget=9, window=8, ahead=ahead, max_model_len=200)
+        for i in range(6):
+            bench.add(random_prompt(random.Random(i), 1, 30), 15)
+        bench.run()
+        outcomes.append(bench.tokens)
+    assert outcomes[0] == outcomes[1]
