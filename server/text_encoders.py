@@ -11,7 +11,7 @@ from server.tokenizer_files import AddedToken, TokenizerError, read_json
 if TYPE_CHECKING:
     import tokenizers
 
-# A protobuf message continues the message in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
+# Protobuf merges a message into the one in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 SPACE = "\u2581"
 

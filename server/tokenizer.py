@@ -91,9 +91,9 @@ class Tokenizer:
         return self._special_ids.get(text)
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raises TokenizerError where an id of ours has no row in the model's embedding. Fewer ids than rows are fine."""
+        """Raises TokenizerError where an id has no row in the model's embedding. Fewer ids than rows are fine."""
         if self.num_pieces > vocab_size:
-            raise TokenizerError(f"the tokenizer has {self.num_pieces} tokens, the model's vocabulary only {vocab_size}")
+            raise TokenizerError(f"the tokenizer has {self.num_pieces} tokens, the model's vocabulary {vocab_size}")
         if self.vocab_size > vocab_size:
             highest = self.vocab_size - 1
             raise TokenizerError(f"the tokenizer adds token id {highest}, the model's vocabulary has only {vocab_size}")
@@ -104,7 +104,7 @@ class Tokenizer:
         return [self.bos_id, *ids] if add_special_tokens and self._adds_bos and self.bos_id is not None else ids
 
     def encode_with_specials(self, text: str, *, guard: str = "") -> list[int]:
-        """Ids of a rendered template: control tokens' spellings become their ids, as with Hugging Face's LlamaTokenizer.
+        """Ids of a rendered template: control tokens' spellings become their ids, as LlamaTokenizer reads them.
 
         `guard` is a character that is taken out of the text once the control tokens have been found: put inside a
         spelling, it keeps that spelling plain text.

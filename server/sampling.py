@@ -1,0 +1,116 @@
+"""From a request's sampling fields to the engine's, and the checks that need the model's vocabulary."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.types import SamplingParams
+from server.errors import ApiError, invalid_value
+from server.schemas import CompletionRequest, GenerationRequest
+from server.tokenizer_files import TokenizerError, read_json
+
+MIN_TEMPERATURE = 1e-4  # below, logits / temperature leaves float32's range for no visible change: greedy
+MIN_REPETITION_PENALTY = 1e-3  # likewise
+MAX_TOP_K = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What holds where a request does not say. These leave the model's distribution as it is."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def load_generation_defaults(path: Path) -> GenerationDefaults:
+    """The checkpoint's own, from generation_config.json in the directory `path`.
+
+    Raises TokenizerError (one line, with the file) for a value that a request could not have either.
+    """
+    file = path / "generation_config.json"
+    config = read_json(file) or {}
+    return GenerationDefaults(
+        temperature=_number(file, config, "temperature", 1.0, 0.0, 2.0),
+        top_p=_number(file, config, "top_p", 1.0, 1e-9, 1.0),
+        top_k=round(_number(file, config, "top_k", 0, -1, MAX_TOP_K)),
+        min_p=_number(file, config, "min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=_number(file, config, "repetition_penalty", 1.0, 1e-9, 2.0),
+    )
+
+
+def sampling_params(
+    request: GenerationRequest,
+    *,
+    max_tokens: int,
+    seed: int,
+    prompt_index: int,
+    choice_index: int,
+    defaults: GenerationDefaults,
+) -> SamplingParams:
+    """One choice's parameters. `max_tokens` is the effective limit; raises ApiError where min_tokens exceeds it."""
+    if request.min_tokens > max_tokens:
+        raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
+    temperature = _given(request.temperature, defaults.temperature)
+    repetition_penalty = _given(request.repetition_penalty, defaults.repetition_penalty)
+    allowed = request.allowed_token_ids
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        top_k=max(0, min(MAX_TOP_K, defaults.top_k if request.top_k is None else request.top_k)),
+        top_p=_given(request.top_p, defaults.top_p),
+        min_p=_given(request.min_p, defaults.min_p),
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        repetition_penalty=max(MIN_REPETITION_PENALTY, repetition_penalty),
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        seed=seed,
+        prompt_index=prompt_index,
+        choice_index=choice_index,
+        num_logprobs=request.num_logprobs,
+        prompt_logprobs=request.has_prompt_logprobs,
+    )
+
+
+def check_token_ids(request: GenerationRequest, vocab_size: int, eos_ids: Iterable[int] = ()) -> None:
+    """Raises ApiError 400 for an id that the model does not have, or a request that allows no token at all."""
+    if isinstance(request, CompletionRequest):
+        for prompt in request.prompt:
+            if not isinstance(prompt, str):
+                _check_ids(prompt, vocab_size, "prompt")
+    _check_ids(map(int, request.logit_bias), vocab_size, "logit_bias")
+    _check_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+    allowed = request.allowed_token_ids
+    if allowed is not None:
+        _check_ids(allowed, vocab_size, "allowed_token_ids")
+        if request.min_tokens > 0 and set(allowed) <= {*request.stop_token_ids, *eos_ids}:
+            message = "'allowed_token_ids' has only tokens that end the text, which 'min_tokens' forbids."
+            raise invalid_value(message, "allowed_token_ids")
+
+
+def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
+    for token_id in ids:
+        if token_id < 0:
+            raise ApiError(f"'{param}' has a negative token id.", param=param, code="integer_below_min_value")
+        if token_id >= vocab_size:
+            message = f"'{param}' has a token id outside the vocabulary of {vocab_size}."
+            raise ApiError(message, param=param, code="integer_above_max_value")
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _number(file: Path, config: dict[str, object], name: str, default: float, low: float, high: float) -> float:
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise TokenizerError(f"{file}: {name} must be a number from {low:g} to {high:g}")
+    return value

@@ -1,0 +1,134 @@
+"""From a parsed JSON object to a request model, and from pydantic's errors to the API's.
+
+Three kinds of field names: those a model declares; those that ask for something this server does not do, answered 400
+by name so that no constraint is silently dropped; and unknown ones, which are ignored and reported (`unknown_fields`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from server.errors import ApiError, unknown_parameter, unsupported_parameter
+from server.strict_json import JsonValue
+
+MAX_UNKNOWN_FIELDS = 32  # reported by name
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NESTED_FIELDS = frozenset({"messages", "stream_options", "response_format"})
+
+
+class RequestModel(BaseModel):
+    """Strict types, finite numbers, and null for "not given"."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
+
+    # Names this server does not act on, each with the values that ask for nothing and pass.
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        """OpenAI's clients send null for what the caller left out. Only `stream` must be a boolean or absent."""
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if item is not None or key == "stream"}
+
+
+Model = TypeVar("Model", bound=RequestModel)
+
+
+def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
+    """The request in `body` (from strict_json.parse_object). Raises ApiError 400 for the first thing that is wrong."""
+    _refuse_unsupported(model_class, body, None)
+    try:
+        return model_class.model_validate(body)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_input=False, include_url=False)[0]) from None
+
+
+def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
+    """Names at the top of `body` that mean nothing here, fit for a header; the unprintable ones appear as one "?"."""
+    known = model_class.model_fields.keys() | model_class.unsupported.keys()
+    names = [name if _PLAIN_NAME.fullmatch(name) else "?" for name in body if name not in known]
+    return sorted(set(names))[:MAX_UNKNOWN_FIELDS]
+
+
+def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
+    for name, harmless in model_class.unsupported.items():
+        value = body.get(name)
+        if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
+            raise unsupported_parameter(name if path is None else f"{path}.{name}")
+
+
+def refuse_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:
+    """The same for a list of objects: what one of them asks for and this server does not do is a 400 by name."""
+    for index, item in enumerate(items):
+        if isinstance(item, dict):
+            _refuse_unsupported(model_class, item, f"{field}[{index}]")
+
+
+def _api_error(error: ErrorDetails) -> ApiError:
+    """Our own words for pydantic's error: its texts name Python types, and may repeat the input."""
+    kind, context = error["type"], error.get("ctx", {})
+    param = _param(error["loc"])
+    if kind == "missing":
+        return ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return unknown_parameter(param)
+    if kind in _LENGTH_CODES:
+        code, message = _LENGTH_CODES[kind]
+        limit = context.get("max_length", context.get("min_length"))
+        return ApiError(message.format(param=param, limit=limit), param=param, code=code)
+    if kind in _BOUNDS:
+        return _out_of_range(param, kind, context[_BOUNDS[kind]])
+    if kind == "literal_error":
+        message = f"'{param}' must be one of {context['expected']}."
+        return ApiError(message, param=param, code="invalid_value")
+    if kind == "string_pattern_mismatch":
+        return ApiError(f"'{param}' is not of the right form.", param=param, code="invalid_value")
+    expected = _EXPECTED.get(kind, "another type")
+    return ApiError(f"'{param}' has the wrong type: {expected} was expected.", param=param, code="invalid_type")
+
+
+_LENGTH_CODES = {
+    "too_long": ("array_above_max_length", "'{param}' may have at most {limit} entries."),
+    "too_short": ("empty_array", "'{param}' must not be empty."),
+    "string_too_long": ("string_above_max_length", "'{param}' may have at most {limit} characters."),
+    "string_too_short": ("empty_string", "'{param}' must not be empty."),
+}
+_BOUNDS = {"less_than_equal": "le", "less_than": "lt", "greater_than_equal": "ge", "greater_than": "gt"}
+_RELATIONS = {"le": "at most", "lt": "below", "ge": "at least", "gt": "above"}
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "prompt_type": "a string, an array of strings, of token ids, or of arrays of token ids",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def _out_of_range(param: str | None, kind: str, bound: int | float) -> ApiError:
+    number = "integer" if isinstance(bound, int) else "decimal"
+    direction = "above_max" if kind.startswith("less") else "below_min"
+    message = f"'{param}' must be {_RELATIONS[_BOUNDS[kind]]} {bound}."
+    return ApiError(message, param=param, code=f"{number}_{direction}_value")
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    """("messages", 0, "role") as messages[0].role. Of flat fields the name alone, for their keys are the client's."""
+    if not location:
+        return None
+    parts = location if location[0] in _NESTED_FIELDS else location[:1]
+    path = str(parts[0])
+    for part in parts[1:]:
+        if isinstance(part, str) and not _PLAIN_NAME.fullmatch(part):
+            break
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path
