@@ -1,0 +1,106 @@
+"""Where log lines go. A full pipe, a full disk or a closed stream costs lines, never requests."""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Literal
+
+import orjson
+
+STDERR = 2
+QUEUE_LENGTH = 10_000
+CLOSE_PATIENCE_S = 1.0
+
+
+class TextFormatter(logging.Formatter):
+    """`16:02:11 INFO request finished request_id=... outcome=stop`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message and the record's fields; a traceback comes below."""
+        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        return super().formatMessage(record) + fields
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's fields next to time, level, logger and message."""
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+class QueuedHandler(logging.Handler):
+    """Formats at once, and leaves the writing to a thread of its own. When that one is stuck, lines are dropped.
+
+    The thread writes to the descriptor itself: it holds no lock that the process would wait for when it exits.
+    """
+
+    def __init__(self, fd: int, queue_length: int = QUEUE_LENGTH) -> None:
+        super().__init__()
+        self.num_dropped = 0
+        self._fd = fd
+        self._lines: queue.Queue[str | None] = queue.Queue(queue_length)
+        self._writer = threading.Thread(target=self._write_lines, name="log-writer", daemon=True)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never waits."""
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self.num_dropped += 1
+
+    def close(self) -> None:
+        """Let the thread write what is queued, but not for longer than a moment. Idempotent."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._writer.join(CLOSE_PATIENCE_S)
+        super().close()
+
+    def _write_lines(self) -> None:
+        num_reported = 0
+        while (line := self._lines.get()) is not None:
+            self._write(line)
+            num_lost = self.num_dropped - num_reported
+            if num_lost:
+                self._write(f"{num_lost} log lines were dropped: nothing read them in time")
+                num_reported += num_lost
+
+    def _write(self, line: str) -> None:
+        rest = f"{line}\n".encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # a full disk, a closed pipe: there is nowhere left to say so
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+
+@contextlib.contextmanager
+def logging_to(
+    fd: int = STDERR, *, level: str = "info", style: Literal["text", "json"] = "text", queue_length: int = QUEUE_LENGTH
+) -> Iterator[QueuedHandler]:
+    """All of the process' logging goes to `fd` while the block runs. uvicorn's own starts at "warning"."""
+    handler = QueuedHandler(fd, queue_length)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))
+    try:
+        yield handler
+    finally:
+        root.removeHandler(handler)
+        handler.close()
