@@ -1,0 +1,155 @@
+"""The safetensors files of a checkpoint: their headers checked, their tensors read one at a time into memory of our own.
+
+Reads by file position, not through a memory map: a tensor's bytes are then held once, and a file that shrinks while it
+is read is an error, not a bus fault. Pickled weights are never opened.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.errors import CheckpointError
+from model.json_file import LFS_POINTER, one_line, read_json_object, shown
+
+INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+MAX_INDEX_BYTES = 1 << 28
+LENGTH_BYTES = 8  # a file begins with its header's length, little-endian
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies, from its file's header."""
+
+    file: Path
+    name: str
+    dtype: str  # safetensors' name: "BF16"
+    shape: tuple[int, ...]
+    start: int  # byte position in the file
+    num_bytes: int
+
+
+def read_headers(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by name. Raises CheckpointError for a missing, foreign, damaged or doubled file."""
+    index = _read_index(directory)
+    tensors: dict[str, StoredTensor] = {}
+    for file in _files(directory, index):
+        for tensor in _read_header(file):
+            if tensor.name in tensors:
+                raise CheckpointError(f"tensor {tensor.name} is in {tensors[tensor.name].file} and again in {file}")
+            tensors[tensor.name] = tensor
+    for name, file_name in index.items():
+        if name not in tensors or tensors[name].file.name != file_name:
+            raise CheckpointError(f"{directory / INDEX_NAME} places tensor {name} in {file_name}, which has no such tensor")
+    return tensors
+
+
+def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
+    """A tensor's entries first .. first + count - 1 along its first axis (without `count`: to the end), newly allocated."""
+    dtype = DTYPES[tensor.dtype]
+    shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
+    entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
+    content = bytearray(shape[0] * entry_bytes)
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start + first * entry_bytes)
+            if not _fill(file, memoryview(content)):
+                raise CheckpointError(f"{tensor.file}: ends within tensor {tensor.name}")
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+    return torch.frombuffer(content, dtype=dtype).view(shape)
+
+
+def _fill(file: FileIO, content: memoryview) -> bool:
+    """Reads until `content` is full; false where the file ends before that."""
+    done = 0
+    while done < len(content):
+        num_read = file.readinto(content[done:])
+        if not num_read:
+            return False
+        done += num_read
+    return True
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """The index's map from tensor to file name; empty where there is no index."""
+    path = directory / INDEX_NAME
+    if not path.exists():
+        return {}
+    weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{path}: {shown(name)} is not the name of a safetensors file")
+    return weight_map
+
+
+def _files(directory: Path, index: dict[str, str]) -> list[Path]:
+    """The weight files, all present."""
+    files = [directory / name for name in dict.fromkeys(index.values())] or [directory / SINGLE_NAME]
+    for file in files:
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing{_what_is_there(directory, index)}")
+        if not file.is_file():
+            raise CheckpointError(f"{file} is not a file")
+    return files
+
+
+def _what_is_there(directory: Path, index: dict[str, str]) -> str:
+    """Why a directory without the expected file might look complete to its owner."""
+    if index:
+        return f", though {INDEX_NAME} names it"
+    names = sorted(entry.name for entry in directory.iterdir())
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        return f"; {shown(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
+    others = [name for name in names if name.endswith(".safetensors")]
+    return f"; there is {shown(others[0])}, but no {INDEX_NAME}" if others else ", and so is an index of shards"
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of one file. The safetensors library judges the header and that the file ends where it should."""
+    try:
+        _check_first_bytes(file)
+        with safe_open(file, framework="pt"):
+            pass
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+            header = json.loads(stream.read(header_bytes))
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or not a safetensors file: {one_line(error)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or one_line(error)}") from None
+    header.pop("__metadata__", None)
+    return [_stored(file, name, entry, LENGTH_BYTES + header_bytes) for name, entry in header.items()]
+
+
+def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    return StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), data_start + start, end - start)
+
+
+def _check_first_bytes(file: Path) -> None:
+    """Names what is often found in a weight file's place."""
+    with file.open("rb") as stream:
+        start = stream.read(64)
+    found = None
+    if not start:
+        found = "empty"
+    elif start.startswith(LFS_POINTER):
+        found = "a git-lfs pointer, not the weights; fetch them with: git lfs pull"
+    elif start.lstrip()[:1] == b"<":
+        found = "an HTML or XML page; the download went wrong"
+    elif start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
+        found = "a pickled torch file, which is never loaded: convert it to safetensors"
+    if found:
+        raise CheckpointError(f"{file} is {found}")

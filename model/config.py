@@ -1,0 +1,225 @@
+"""What a checkpoint says about its network: config.json and generation_config.json, both dialects, checked. Free of torch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from model.config_fields import Fields
+from model.errors import CheckpointError
+from model.json_file import read_json_object, shown
+
+MAX_CONFIG_BYTES = 1 << 20
+MIXTRAL, MISTRAL = "MixtralForCausalLM", "MistralForCausalLM"
+DTYPES = ("float32", "bfloat16", "float16")
+MISTRAL_DEFAULT_WINDOW = 4096  # of Mistral-7B v0.1; what an absent key means to transformers
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network's shape. D = dim, H = num_heads, G = num_kv_heads, K = head_dim, F = hidden_dim, E = num_experts."""
+
+    architecture: str  # MixtralForCausalLM or MistralForCausalLM
+    vocab_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_dim: int  # of the FFN, or of one expert
+    num_experts: int  # 0: one dense FFN
+    experts_per_token: int  # 0 for a dense FFN
+    window: int | None  # position i sees i - window + 1 .. i; None: all before it
+    context_len: int  # positions the network was made for
+    rope_theta: float
+    norm_eps: float
+    tied_head: bool  # the output head is the embedding unless the checkpoint stores one of its own
+    dtype: str  # of the checkpoint: float32, bfloat16 or float16
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """K and V of one position over all layers. Mixtral-8x7B in bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+
+    def num_parameters(self) -> int:
+        """All weights, each counted once. Mixtral-8x7B: 46,702,792,704."""
+        attention = 2 * self.dim * (self.num_heads + self.num_kv_heads) * self.head_dim
+        gate = self.dim * self.num_experts
+        experts = 3 * self.dim * self.hidden_dim * max(self.num_experts, 1)
+        layer = attention + gate + experts + 2 * self.dim
+        return self.vocab_size * self.dim * (1 if self.tied_head else 2) + self.num_layers * layer + self.dim
+
+
+def load_config(
+    path: Path, sliding_window: Literal["model", "none"] | int = "model"
+) -> tuple[ModelConfig, list[str]]:
+    """The config of the checkpoint in directory `path`, and warnings of one line each.
+
+    `sliding_window` other than "model" goes before what the checkpoint says. Raises CheckpointError for everything that
+    the network cannot run exactly as the checkpoint means it.
+    """
+    _check_directory(path)
+    fields = Fields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
+    warnings: list[str] = []
+    config = _parse(fields, path, warnings)
+    return _with_window(config, sliding_window, fields.file, warnings), warnings
+
+
+def _check_directory(path: Path) -> None:
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not a directory")
+        if (path / "params.json").exists() and not (path / "config.json").exists():
+            raise CheckpointError(f"{path} has params.json but no config.json: only the Hugging Face layout is read")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parse(fields: Fields, path: Path, warnings: list[str]) -> ModelConfig:
+    architecture = _architecture(fields)
+    _check_supported(fields)
+    is_moe = architecture == MIXTRAL
+    num_experts = fields.positive("num_local_experts", at_most=1024) if is_moe else 0
+    num_heads = fields.positive("num_attention_heads", at_most=4096)
+    dim = fields.positive("hidden_size", at_most=1 << 20)
+    vocab_size = fields.positive("vocab_size", at_most=1 << 24)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=vocab_size,
+        dim=dim,
+        num_layers=fields.positive("num_hidden_layers", at_most=1024),
+        num_heads=num_heads,
+        num_kv_heads=_num_kv_heads(fields, num_heads),
+        head_dim=_head_dim(fields, dim, num_heads),
+        hidden_dim=fields.positive("intermediate_size", at_most=1 << 24),
+        num_experts=num_experts,
+        experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
+        window=_window(fields, architecture, warnings),
+        context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
+        rope_theta=_rope_theta(fields),
+        norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
+        tied_head=fields.flag("tie_word_embeddings"),
+        dtype=_dtype(fields, warnings),
+        bos_token_id=_bos_token_id(fields, vocab_size),
+        eos_token_ids=_eos_token_ids(fields, path, vocab_size),
+    )
+
+
+def _architecture(fields: Fields) -> str:
+    names = fields.get("architectures")
+    if isinstance(names, list) and len(names) == 1 and names[0] in (MIXTRAL, MISTRAL):
+        return str(names[0])
+    raise fields.error(f"architectures is {shown(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are served")
+
+
+def _check_supported(fields: Fields) -> None:
+    """Refuses what would change the computation and is not implemented."""
+    if fields.get("hidden_act", "silu") != "silu":
+        raise fields.error(f"hidden_act is {shown(fields.get('hidden_act'))}; only 'silu' is served")
+    for name in ("attention_bias", "mlp_bias"):
+        if fields.flag(name):
+            raise fields.error(f"{name} is true; these networks have no biases")
+    if fields.get("quantization_config") is not None:
+        raise fields.error("quantization_config is set; quantised checkpoints are not read")
+    kinds = fields.get("layer_types")
+    if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
+        raise fields.error(f"layer_types is {shown(kinds)}; only one kind of attention for all layers is served")
+
+
+def _num_kv_heads(fields: Fields, num_heads: int) -> int:
+    if fields.get("num_key_value_heads", "absent") is None:  # as transformers reads null
+        return num_heads
+    num_kv_heads = fields.positive("num_key_value_heads", at_most=num_heads)
+    if num_heads % num_kv_heads:
+        raise fields.error(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+    return num_kv_heads
+
+
+def _head_dim(fields: Fields, dim: int, num_heads: int) -> int:
+    if fields.get("head_dim") is not None:
+        head_dim = fields.positive("head_dim", at_most=1 << 14)
+    elif dim % num_heads:
+        raise fields.error(f"hidden_size {dim} is no multiple of num_attention_heads {num_heads}, and head_dim is absent")
+    else:
+        head_dim = dim // num_heads
+    if head_dim % 2:
+        raise fields.error(f"the head dimension {head_dim} is odd; rotary positions turn pairs")
+    return head_dim
+
+
+def _rope_theta(fields: Fields) -> float:
+    """Theta from either dialect. Never a default: a wrong theta serves fluent nonsense."""
+    found = []
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = fields.section(name)
+        if rope is not None:
+            _check_rope(rope)
+            if rope.get("rope_theta") is not None:
+                found.append(rope.positive_float("rope_theta", at_most=1e12))
+    if fields.get("rope_theta") is not None:
+        found.append(fields.positive_float("rope_theta", at_most=1e12))
+    if not found:
+        raise fields.error("neither rope_theta nor rope_parameters.rope_theta is given")
+    if len(set(found)) > 1:
+        raise fields.error(f"rope_theta is given twice and differs: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _check_rope(rope: Fields) -> None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise rope.error(f"the rope type is {shown(kind)}; only 'default' is served")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise rope.error(f"partial_rotary_factor is {shown(rope.get('partial_rotary_factor'))}; only 1 is served")
+
+
+def _window(fields: Fields, architecture: str, warnings: list[str]) -> int | None:
+    if fields.get("sliding_window", "absent") == "absent" and architecture == MISTRAL:
+        warnings.append(f"config.json names no sliding_window: {MISTRAL_DEFAULT_WINDOW} is taken, as Mistral-7B v0.1 has it")
+        return MISTRAL_DEFAULT_WINDOW
+    if fields.get("sliding_window") is None:
+        return None
+    return fields.positive("sliding_window", at_most=1 << 26)
+
+
+def _with_window(config: ModelConfig, choice: Literal["model", "none"] | int, file: Path, warnings: list[str]) -> ModelConfig:
+    if choice == "none":
+        warnings.clear()
+        return replace(config, window=None)
+    if choice != "model":
+        if choice < 1:
+            raise CheckpointError(f"a sliding window of {choice} is not possible: at least 1, or none")
+        warnings.clear()
+        return replace(config, window=choice)
+    if config.architecture == MIXTRAL and config.window is not None:
+        warnings.append(
+            f"{file.name} gives this Mixtral a sliding window of {config.window}; some old conversions do so wrongly: "
+            "--sliding-window none switches it off"
+        )
+    return config
+
+
+def _dtype(fields: Fields, warnings: list[str]) -> str:
+    name = fields.get("dtype", fields.get("torch_dtype"))
+    if name is None:
+        warnings.append("config.json names no dtype: float32 is taken")
+        return "float32"
+    if name not in DTYPES:
+        raise fields.error(f"dtype is {shown(name)}; known are {', '.join(DTYPES)}")
+    return str(name)
+
+
+def _bos_token_id(fields: Fields, vocab_size: int) -> int | None:
+    return None if fields.get("bos_token_id") is None else fields.token_id("bos_token_id", vocab_size)
+
+
+def _eos_token_ids(fields: Fields, path: Path, vocab_size: int) -> tuple[int, ...]:
+    """The union of both files, generation_config.json first: each of them ends a generation somewhere."""
+    file = path / "generation_config.json"
+    sources = [fields]
+    if file.exists():
+        sources.insert(0, Fields(file, read_json_object(file, MAX_CONFIG_BYTES)))
+    ids = [token_id for source in sources for token_id in source.token_ids("eos_token_id", vocab_size)]
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,80 @@
+"""Typed reads from a parsed JSON object. A wrong type or range is a CheckpointError that names file, key and value."""
+
+from pathlib import Path
+from typing import Any
+
+from model.errors import CheckpointError
+from model.json_file import shown
+
+
+class Fields:
+    """The keys of one JSON object in `file`."""
+
+    def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
+        """`prefix` goes before key names in messages: "rope_parameters." for a nested object."""
+        self.file = file
+        self._values = values
+        self._prefix = prefix
+
+    def error(self, message: str) -> CheckpointError:
+        """The error to raise, with the file in front."""
+        return CheckpointError(f"{self.file}: {message}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it stands, unchecked; `default` where the key is absent."""
+        return self._values.get(name, default)
+
+    def section(self, name: str) -> "Fields | None":
+        """A nested object; None where the key is absent or null."""
+        values = self.get(name)
+        if values is None:
+            return None
+        if not isinstance(values, dict):
+            raise self._wrong(name, "an object")
+        return Fields(self.file, values, f"{self._prefix}{name}.")
+
+    def positive(self, name: str, at_most: int) -> int:
+        """An integer in 1..at_most."""
+        value = self._required(name)
+        if type(value) is not int or not 1 <= value <= at_most:
+            raise self._wrong(name, f"an integer from 1 to {at_most}")
+        return value
+
+    def positive_float(self, name: str, at_most: float) -> float:
+        """A number above 0; integers count."""
+        value = self._required(name)
+        if type(value) not in (int, float) or not 0 < value <= at_most:
+            raise self._wrong(name, f"a number above 0, {at_most:g} at most")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A boolean; absent and null are false."""
+        value = self.get(name)
+        if value is not None and type(value) is not bool:
+            raise self._wrong(name, "true or false")
+        return bool(value)
+
+    def token_id(self, name: str, vocab_size: int) -> int:
+        """One id of the vocabulary."""
+        ids = self.token_ids(name, vocab_size)
+        if len(ids) != 1:
+            raise self._wrong(name, "one token id")
+        return ids[0]
+
+    def token_ids(self, name: str, vocab_size: int) -> list[int]:
+        """One id, or a list of them; absent and null are none."""
+        value = self.get(name)
+        if value is None:
+            return []
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(token_id) is int and 0 <= token_id < vocab_size for token_id in ids):
+            raise self._wrong(name, f"token ids below vocab_size {vocab_size}")
+        return ids
+
+    def _required(self, name: str) -> Any:
+        if name not in self._values:
+            raise self.error(f"{self._prefix}{name} is missing")
+        return self._values[name]
+
+    def _wrong(self, name: str, wanted: str) -> CheckpointError:
+        return self.error(f"{self._prefix}{name} is {shown(self.get(name))}, not {wanted}")

@@ -1,0 +1,49 @@
+"""The K/V storage: what blocks hold. Who owns a block is the engine's business."""
+
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+
+
+class KvPool:
+    """K and V of every layer for `num_blocks` blocks of `block_size` positions, the null block 0 included.
+
+    `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K]; G KV heads of K numbers. Everything starts as zeros. On a
+    CPU a block that was never written costs no resident memory. Raises OSError or RuntimeError where the memory is not to
+    be had.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        self.k = _zeros(shape, dtype, device)
+        self.v = _zeros(shape, dtype, device)
+
+    @staticmethod
+    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes one block takes, K and V, over all layers."""
+        return block_size * config.kv_bytes_per_token(dtype.itemsize)
+
+    def scrub(self, block_ids: Sequence[int]) -> None:
+        """Zeroes these blocks, so that what a faulty row left there can reach nobody."""
+        index = torch.tensor(list(block_ids), dtype=torch.int64, device=self.k.device)
+        self.k.index_fill_(1, index, 0)
+        self.v.index_fill_(1, index, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU from a fresh anonymous mapping, whose pages the kernel provides at their first write."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_elements = 1
+    for size in shape:
+        num_elements *= size
+    pages = mmap.mmap(-1, num_elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype, count=num_elements).view(shape)

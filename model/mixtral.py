@@ -1,0 +1,75 @@
+"""Mixtral on one page: the network of "Mixtral of Experts" (Jiang et al. 2024), and of "Mistral 7B" (2023) where the FFN is dense.
+
+    x = x + Attention(RMSNorm(x))
+    x = x + FFN(RMSNorm(x))          one FFN, or the weighted sum of the k experts that the gate chooses for the token
+
+It computes one step's rows for many sequences at once; what came before lies in the KV pool. How each operation is done
+on this machine is a backend's business (model/ops).
+
+Shape letters: T rows (token positions) of the batch, N rows with logits, D model dim, H heads, G KV heads, K head dim,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.kv_pool import KvPool
+from model.ops import Ops, Packed, StepPlan
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's weights, the matrices in the backend's form."""
+
+    attention_norm: Tensor  # [D]
+    qkv: Packed  # D -> (H + 2G) * K: queries, keys, values
+    output: Packed  # H * K -> D
+    ffn_norm: Tensor  # [D]
+    ffn: Packed  # the gate and its experts; or one dense FFN
+
+
+@dataclass(frozen=True)
+class MixtralWeights:
+    """All weights of the network."""
+
+    embedding: Tensor  # [V, D]
+    layers: list[LayerWeights]
+    norm: Tensor  # [D]
+    head: Packed  # D -> V
+
+
+class Mixtral:
+    """The network. Holds weights and no state: `forward` changes nothing but the KV pool."""
+
+    def __init__(self, config: ModelConfig, weights: MixtralWeights, ops: Ops) -> None:
+        self.config = config
+        self.weights = weights
+        self.ops = ops
+
+    @torch.no_grad()
+    def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
+        """Writes the rows' K and V into their slots; returns the logits of batch.logit_rows, [N, V] float32."""
+        eps = self.config.norm_eps
+        plan = self.ops.plan_step(self.config, batch, kv_pool.block_size)
+        x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
+        for layer, k_cache, v_cache in zip(self.weights.layers, kv_pool.k, kv_pool.v, strict=True):
+            x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, plan)
+            x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer)  # [T, D]
+        return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
+
+    def _attention(self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
+        """Grouped-query attention with rotary positions and, where the config has one, a sliding window."""
+        qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
+        q = self.ops.rotate_and_store(qkv, k_cache, v_cache, plan)  # [T, H, K]
+        attended = self.ops.attention(q, k_cache, v_cache, plan)  # [T, H * K]
+        return self.ops.linear(attended, layer.output)  # [T, D]
+
+    def _feed_forward(self, x: Tensor, layer: LayerWeights) -> Tensor:
+        """The sparse mixture of experts; with k = E the classical dense mixture; with no experts one SwiGLU FFN."""
+        if self.config.num_experts:
+            return self.ops.moe(x, layer.ffn, self.config.experts_per_token)  # [T, D]
+        return self.ops.ffn(x, layer.ffn)  # [T, D]

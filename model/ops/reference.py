@@ -1,0 +1,140 @@
+"""The definition of every function, in plain torch: any device, float32 and bfloat16. Not bit-stable between batches.
+
+Shape letters as in model/ops/__init__.py; R = H / G query heads share a KV head, k = experts per token, P = T * k.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.ops import FfnWeights
+from model.ops.reference_attention import AttentionPlan, attend, plan_attention
+
+
+@dataclass(frozen=True)
+class ReferenceFfn:
+    """w1 and w3 in one matrix, as one product computes both."""
+
+    w13: Tensor  # [2F, D]
+    w2: Tensor  # [D, F]
+
+
+@dataclass(frozen=True)
+class ReferenceMoe:
+    """The gate is kept in float32: which experts a token gets should not hang on its rounding."""
+
+    gate: Tensor  # [E, D] float32
+    experts: list[ReferenceFfn]
+
+
+@dataclass(frozen=True)
+class ReferencePlan:
+    """One batch's rotary angles, slots and attention spans."""
+
+    num_kv_heads: int
+    head_dim: int
+    cos: Tensor  # [T, 1, K] float32
+    sin: Tensor  # [T, 1, K] float32
+    slot_mapping: Tensor  # [T]
+    attention: AttentionPlan
+
+
+class ReferenceOps:
+    """Implements model.ops.Ops."""
+
+    def pack_linear(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def pack_ffn(self, weights: FfnWeights) -> ReferenceFfn:
+        return ReferenceFfn(torch.cat((weights.w1, weights.w3)), weights.w2)
+
+    def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
+        return ReferenceMoe(gate.float(), [self.pack_ffn(expert) for expert in experts])
+
+    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
+        cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
+        attention = plan_attention(batch, block_size, config.window, config.num_heads * config.head_dim)
+        return ReferencePlan(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
+
+    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(token_ids, table)  # [T, D]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)  # [T, 1]
+        return weight * (wide * scale).to(x.dtype)  # [T, D]
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)  # [T, O]
+
+    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
+        heads = qkv.unflatten(-1, (-1, plan.head_dim))  # [T, H + 2G, K]
+        num_rotated = heads.shape[1] - plan.num_kv_heads
+        rotated = rotate(heads[:, :num_rotated], plan.cos, plan.sin)  # [T, H + G, K]
+        q, k = rotated.split((num_rotated - plan.num_kv_heads, plan.num_kv_heads), dim=1)
+        k_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, k.to(k_cache.dtype))
+        v_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, heads[:, num_rotated:].to(v_cache.dtype))
+        return q  # [T, H, K]
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
+        return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), plan.attention)  # [T, H * K]
+
+    def ffn(self, x: Tensor, weights: ReferenceFfn) -> Tensor:
+        w1, w3 = F.linear(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
+        return F.linear(F.silu(w1) * w3, weights.w2)  # [T, D]
+
+    def moe(self, x: Tensor, weights: ReferenceMoe, experts_per_token: int) -> Tensor:
+        chosen, share = route(F.linear(x.float(), weights.gate), experts_per_token)  # [T, k] each
+        experts = chosen.flatten()  # [P]
+        order = experts.argsort(stable=True)  # pairs by expert, within one by row
+        counts = experts.bincount(minlength=len(weights.experts)).tolist()
+        parts = x[order // experts_per_token].split(counts)  # E of [rows of expert, D]
+        outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
+        by_pair = torch.empty(len(order), x.shape[1], dtype=torch.float32, device=x.device)  # [P, D]
+        by_pair[order] = torch.cat(outputs).float()
+        return combine(by_pair.unflatten(0, chosen.shape), share).to(x.dtype)  # [T, D]
+
+    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Tensor) -> Tensor:
+        return F.linear(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position / theta^(2i/K) for pair i of K/2: [T, 1, K] each, both halves alike (float32).
+
+    Pair i is the numbers i and i + K/2 of a head, the Hugging Face order.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = torch.outer(positions.float(), 1.0 / (theta**exponents))  # [T, K/2]
+    doubled = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # [T, 1, K]
+    return doubled.cos(), doubled.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (a, b) of a head to (a cos - b sin, b cos + a sin), in float32. [T, heads, K] -> same."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def route(gate_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """[T, E] float32 -> the k chosen experts in ascending id, and their shares (softmax over the chosen): [T, k] each.
+
+    The sort is stable, so equal logits go to the lower id; torch.topk would not promise that. Example, k = 2: logits
+    [1, 3, 0, 3] choose experts 1 and 3 with half each.
+    """
+    ordered = gate_logits.sort(dim=-1, descending=True, stable=True).indices
+    chosen = ordered[:, :k].sort(dim=-1).values
+    return chosen, gate_logits.gather(-1, chosen).softmax(-1)
+
+
+def combine(outputs: Tensor, share: Tensor) -> Tensor:
+    """[T, k, D], [T, k] -> [T, D]: the weighted sum, always in the order of k."""
+    total = outputs[:, 0] * share[:, 0, None]
+    for i in range(1, outputs.shape[1]):
+        total += outputs[:, i] * share[:, i, None]
+    return total

@@ -1,0 +1,126 @@
+"""Paged attention in plain torch: rows are cut into spans, each span gathers its keys and values through the block table.
+
+A span is one or more rows with one range of slots per row group: decode rows of many sequences are padded into one
+gather, the rows of a prompt's chunk share their sequence's. Both are bounded, so that a step's scratch memory does not
+grow with context length times batch. Letters as in model/ops/__init__.py; B row groups of a span, Q rows of a group,
+L keys of a group, R = H / G.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.forward_batch import ForwardBatch
+
+MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the largest intermediate of a span: 64 MiB in float32
+MAX_SPAN_ROWS = 256  # of one prompt; under a window, longer spans would only gather keys that most rows cannot see
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows that attend together. Row q of group b sees key l of the group where mask[b, q, l]."""
+
+    rows: Tensor  # [B, Q] indices into the batch's T rows
+    slots: Tensor  # [B, L] slots of the keys; padding repeats a visible slot of the same group
+    mask: Tensor  # [B, 1, 1, Q, L] bool
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The spans of one batch; together they hold every row once."""
+
+    spans: list[Span]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows first_row .. first_row + num_rows - 1 of one sequence, from position `start` on."""
+
+    sequence: int
+    first_row: int
+    num_rows: int
+    start: int
+
+    def num_keys(self, window: int | None) -> int:
+        """Keys that any of its rows sees. Example: start 10, 3 rows, window 4: 7..12, so 6."""
+        end = self.start + self.num_rows
+        return end if window is None else end - max(0, self.start - window + 1)
+
+
+def plan_attention(batch: ForwardBatch, block_size: int, window: int | None, row_elements: int) -> AttentionPlan:
+    """`row_elements` is H * K, the numbers of one query row."""
+    starts = batch.query_start.tolist()
+    last_positions = (batch.context_len - 1).tolist()
+    decodes: list[_Chunk] = []
+    spans: list[Span] = []
+    for sequence, last in enumerate(last_positions):
+        first_row, num_rows = starts[sequence], starts[sequence + 1] - starts[sequence]
+        chunk = _Chunk(sequence, first_row, num_rows, last - num_rows + 1)
+        if num_rows == 1:
+            decodes.append(chunk)
+        else:
+            spans += [_span(batch, [part], block_size, window) for part in _parts(chunk, row_elements)]
+    spans += [_span(batch, group, block_size, window) for group in _groups(decodes, window, row_elements)]
+    return AttentionPlan(spans)
+
+
+def _parts(chunk: _Chunk, row_elements: int) -> Iterator[_Chunk]:
+    """Cuts a prompt's chunk so that rows x keys stays bounded."""
+    keys = chunk.start + chunk.num_rows
+    size = max(1, min(MAX_SPAN_ROWS, MAX_SPAN_ELEMENTS // max(1, keys * max(1, row_elements // 32))))
+    for offset in range(0, chunk.num_rows, size):
+        num_rows = min(size, chunk.num_rows - offset)
+        yield _Chunk(chunk.sequence, chunk.first_row + offset, num_rows, chunk.start + offset)
+
+
+def _groups(decodes: list[_Chunk], window: int | None, row_elements: int) -> Iterator[list[_Chunk]]:
+    """Decode rows of similar length together, as many as the padded gather's bound admits."""
+    group: list[_Chunk] = []
+    for chunk in sorted(decodes, key=lambda chunk: chunk.num_keys(window)):
+        if group and (len(group) + 1) * chunk.num_keys(window) * row_elements > MAX_SPAN_ELEMENTS:
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
+
+
+def _span(batch: ForwardBatch, chunks: list[_Chunk], block_size: int, window: int | None) -> Span:
+    """The span of chunks with equal numbers of rows."""
+    device = batch.positions.device
+    num_rows = chunks[0].num_rows
+    num_keys = max(chunk.num_keys(window) for chunk in chunks)
+    first_rows = torch.tensor([chunk.first_row for chunk in chunks], device=device)
+    rows = first_rows[:, None] + torch.arange(num_rows, device=device)  # [B, Q]
+    positions = batch.positions[rows]  # [B, Q]
+    last = positions[:, -1:]  # [B, 1]
+    first = torch.zeros_like(last) if window is None else (positions[:, :1] - window + 1).clamp(min=0)
+    keys = first + torch.arange(num_keys, device=device)  # [B, L] absolute positions
+    mask = keys[:, None] <= positions[:, :, None]  # [B, Q, L]
+    if window is not None:
+        mask &= keys[:, None] > positions[:, :, None] - window
+    tables = batch.block_tables[[chunk.sequence for chunk in chunks]].long()  # [B, M]
+    readable = torch.minimum(keys, last)  # padding reads the group's last position again, never another's slot
+    blocks = tables.gather(1, readable // block_size)  # [B, L]
+    return Span(rows, blocks * block_size + readable % block_size, mask[:, None, None])
+
+
+def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> Tensor:
+    """[T, H, K], [slots, G, K] twice -> [T, H * K]. Scores, softmax and sums are float32."""
+    out = torch.empty_like(q)
+    for span in plan.spans:
+        out[span.rows] = _attend_span(q[span.rows], k_slots[span.slots], v_slots[span.slots], span.mask)
+    return out.flatten(1)
+
+
+def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q [B, Q, H, K], k and v [B, L, G, K], mask [B, 1, 1, Q, L] -> [B, Q, H, K]."""
+    num_kv_heads, head_dim = k.shape[2:]
+    queries = q.float().unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [B, G, R, Q, K]
+    keys = k.float().permute(0, 2, 3, 1).unsqueeze(2)  # [B, G, 1, K, L]
+    values = v.float().permute(0, 2, 1, 3).unsqueeze(2)  # [B, G, 1, L, K]
+    scores = (queries @ keys) * head_dim**-0.5  # [B, G, R, Q, L]
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return (weights @ values).permute(0, 3, 1, 2, 4).flatten(2, 3).to(q.dtype)  # [B, Q, H, K]
