@@ -1,0 +1,127 @@
+"""smoe in Python: the server's engine in this process, for tests and offline use.
+
+    from smoe import LocalEngine, SamplingParams
+
+    engine = LocalEngine("path/to/checkpoint", dtype="float32")
+    [completion] = engine.generate("It is a truth universally", SamplingParams(max_tokens=20, temperature=0))
+    print(completion.text, completion.token_ids)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.types import Request, RequestOutput, SamplingParams, StepStats, TokenLogprobs
+from server.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["Completion", "LocalEngine", "SamplingParams", "TokenLogprobs"]
+
+Prompt = str | Sequence[int]
+
+
+@dataclass
+class Completion:
+    """What became of one prompt."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    text: str | None = None  # None without a tokenizer
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, where num_logprobs is set
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1.., where asked for
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class LocalEngine:
+    """Loads a checkpoint and generates, batching continuously; not thread-safe.
+
+    Raises model.errors.CheckpointError or engine.errors.EngineConfigError if it cannot load. Keyword arguments are the
+    fields of engine.config.EngineConfig (dtype, max_model_len, num_kv_blocks, max_num_batched_tokens, ...).
+    """
+
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        self._engine = Engine.load(EngineConfig(model=str(model), **settings))
+        self._tokenizer: Tokenizer | None = None
+        self._next_id = 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's own; loaded when first used."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(Path(self._engine.config.model))
+        return self._tokenizer
+
+    @property
+    def stats(self) -> StepStats:
+        """Requests and blocks at this moment."""
+        return self._engine.stats()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the numerics, as in the server's replies."""
+        return self._engine.fingerprint()
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """One completion per prompt, in order. Prompts are texts or lists of token ids; `params` is one for all or one
+        for each."""
+        listed = _as_list(prompts)
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(listed)
+        by_id: dict[int, Completion] = {}
+        for prompt, one in zip(listed, each, strict=True):
+            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            by_id[self.add(ids, one)] = Completion(ids)
+        while self._engine.has_work():
+            for output in self.step():
+                _extend(by_id[output.request_id], output)
+        completions = list(by_id.values())
+        if any(isinstance(prompt, str) for prompt in listed):
+            for completion in completions:
+                completion.text = self._text_behind(completion)
+        return completions
+
+    def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
+        """Queues one request and returns its id; step() computes it."""
+        self._next_id += 1
+        self._engine.add(Request(self._next_id, list(prompt_token_ids), params or SamplingParams(), priority))
+        return self._next_id
+
+    def abort(self, request_id: int) -> None:
+        """Ends a request without an output."""
+        self._engine.abort(request_id)
+
+    def has_work(self) -> bool:
+        return self._engine.has_work()
+
+    def step(self) -> list[RequestOutput]:
+        """Computes one step of everything queued."""
+        return self._engine.step().outputs
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if a KV block is lost or counted wrongly."""
+        self._engine.scheduler.check_integrity()
+
+    def _text_behind(self, completion: Completion) -> str:
+        prompt = self.tokenizer.decode(completion.prompt_token_ids)
+        return self.tokenizer.decode(completion.prompt_token_ids + completion.token_ids)[len(prompt) :]
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One text, or one list of ids, is a list of one."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _extend(completion: Completion, output: RequestOutput) -> None:
+    completion.token_ids += output.token_ids
+    completion.logprobs += output.logprobs or []
+    completion.prompt_logprobs += output.prompt_logprobs or []
+    completion.finish_reason = output.finish_reason
+    completion.num_cached_tokens = output.num_cached_tokens
+    completion.error = output.error

@@ -1,0 +1,83 @@
+"""The block pool's rules: nothing is lost, nothing is freed twice, the oldest cached block goes first."""
+
+import pytest
+
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.prefix import child_key, root_key
+
+KEYS = [child_key(root_key(""), [n]) for n in range(10)]
+
+
+def test_a_block_is_never_freed_twice() -> None:
+    pool = BlockPool(2)
+    [block] = pool.allocate(1)
+    pool.release([block])
+    with pytest.raises(AssertionError, match="freed twice"):
+        pool.release([block])
+
+
+def test_the_null_block_is_never_given_away() -> None:
+    pool = BlockPool(3)
+    assert sorted(pool.allocate(3)) == [1, 2, 3]
+    assert not pool.can_allocate(1)
+    pool.release([0, 0])  # passed over
+    assert pool.num_free == 0
+
+
+def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
+    pool = BlockPool(2)
+    [block] = pool.allocate(1)
+    pool.hold(block)
+    pool.release([block])
+    assert pool.num_held == 1
+    pool.release([block])
+    assert pool.num_held == 0
+
+
+def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
+    pool = BlockPool(4)
+    blocks = pool.allocate(4)
+    for block, key in zip(blocks[:3], KEYS, strict=False):
+        pool.publish(block, key, (block,))
+    pool.release([blocks[1]])
+    pool.release([blocks[0]])
+    pool.release([blocks[3]])  # not cached: goes first
+    pool.release([blocks[2]])
+    assert [pool.allocate(1)[0] for _ in range(4)] == [blocks[3], blocks[1], blocks[0], blocks[2]]
+    assert pool.num_cached == 0
+
+
+def test_a_reused_block_is_no_longer_found() -> None:
+    pool = BlockPool(1)
+    [block] = pool.allocate(1)
+    pool.publish(block, KEYS[0], (7,))
+    pool.release([block])
+    assert pool.lookup(KEYS[0], (7,)) == block
+    pool.allocate(1)
+    assert pool.lookup(KEYS[0], (7,)) is None
+
+
+def test_a_key_that_names_other_tokens_is_no_hit() -> None:
+    pool = BlockPool(1)
+    [block] = pool.allocate(1)
+    pool.publish(block, KEYS[0], (7,))
+    assert pool.lookup(KEYS[0], (8,)) is None
+
+
+def test_a_lost_block_is_noticed() -> None:
+    pool = BlockPool(3)
+    table = pool.allocate(2)
+    pool.check_integrity([table])
+    with pytest.raises(AssertionError, match="references"):
+        pool.check_integrity([table[:1]])
+
+
+@pytest.mark.parametrize(
+    ("window", "tokens", "chunk", "expected"),
+    [(None, 2000, 512, 125), (256, 2000, 512, 17 + 32), (256, 100, 512, 7), (3, 50, 1, 2 + 1), (16, 1000, 16, 2 + 1)],
+)
+def test_peak_blocks_are_those_of_the_window_and_the_chunk(
+    window: int | None, tokens: int, chunk: int, expected: int
+) -> None:
+    assert BlockTables(BlockPool(500), 16, window, chunk, True).peak_blocks(tokens) == expected

@@ -1,0 +1,172 @@
+"""Sampling against naive definitions, and the promise that a draw depends on its own row alone."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from engine.philox import philox4x32, uniforms
+from engine.plan import RowFailed, Sampled
+from engine.sampler import Sampler, token_logprobs
+from engine.sequence import Sequence
+from engine.types import Request, SamplingParams
+
+VOCAB = 50
+EOS = 2
+
+
+def sequence(prompt: list[int] | None = None, generated: list[int] | None = None, **params: object) -> Sequence:
+    request = Request(0, prompt or [1, 4, 4], SamplingParams(**params))  # type: ignore[arg-type]
+    made = Sequence(request, (0, 0), 100)
+    made.token_ids += generated or []
+    return made
+
+
+def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    outcomes = Sampler((EOS,)).sample(logits, sequences)
+    return [outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled)]
+
+
+def naive(logits: list[float], s: Sequence) -> int:
+    """One token by the definitions, in plain Python."""
+    p = s.request.params
+    values = list(logits)
+    for token in set(s.token_ids):
+        values[token] = values[token] / p.repetition_penalty if values[token] > 0 else values[token] * p.repetition_penalty
+    generated = s.token_ids[s.num_prompt_tokens :]
+    for token in set(generated):
+        values[token] -= p.frequency_penalty * generated.count(token) + p.presence_penalty
+    for token, bias in p.logit_bias.items():
+        values[token] += bias
+    if p.allowed_token_ids is not None:
+        values = [v if i in p.allowed_token_ids else -math.inf for i, v in enumerate(values)]
+    if len(generated) < p.min_tokens:
+        for token in (EOS, *p.stop_token_ids):
+            values[token] = -math.inf
+    if p.temperature == 0:
+        return max(range(VOCAB), key=lambda i: (values[i], -i))
+    top = max(values)
+    weights = [math.exp((v - top) / p.temperature) for v in values]
+    probs = [w / sum(weights) for w in weights]
+    probs = [q if q >= p.min_p * max(probs) else 0.0 for q in probs]
+    order = sorted(range(VOCAB), key=lambda i: (-probs[i], i))
+    if p.top_k:
+        order = order[: p.top_k]
+    kept, mass, total = [], 0.0, sum(probs[i] for i in order)
+    for i in order:
+        if mass < p.top_p * total or not kept:
+            kept.append(i)
+        mass += probs[i]
+    target = uniforms([p.seed], [len(s.token_ids)], [p.prompt_index], [p.choice_index])[0] * sum(probs[i] for i in kept)
+    reached = 0.0
+    for i in sorted(kept):
+        reached += probs[i]
+        if reached > target:
+            return i
+    raise AssertionError("unreachable")
+
+
+def random_params(rng: random.Random) -> dict[str, object]:
+    return {
+        "temperature": rng.choice([0.0, 0.3, 1.0, 1.7]),
+        "top_k": rng.choice([0, 1, 5, 100]),
+        "top_p": rng.choice([1.0, 0.9, 0.3]),
+        "min_p": rng.choice([0.0, 0.05, 0.5]),
+        "repetition_penalty": rng.choice([1.0, 1.3, 0.7]),
+        "frequency_penalty": rng.choice([0.0, 0.5, -0.5]),
+        "presence_penalty": rng.choice([0.0, 1.0]),
+        "logit_bias": rng.choice([{}, {3: 5.0, 9: -100.0}]),
+        "allowed_token_ids": rng.choice([None, tuple(range(3, 40))]),
+        "min_tokens": rng.choice([0, 10]),
+        "stop_token_ids": (7,),
+        "seed": rng.randrange(-(2**63), 2**63),
+        "choice_index": rng.randrange(8),
+    }
+
+
+def test_every_parameter_does_what_its_definition_says(scale: int) -> None:
+    rng = random.Random(0)
+    for trial in range(300 * scale):
+        rows = [sequence(generated=rng.choices(range(VOCAB), k=rng.randint(0, 12)), **random_params(rng)) for _ in range(4)]
+        logits = random_logits(trial, 4)
+        assert draw(logits, rows) == [naive(row.tolist(), s) for row, s in zip(logits, rows, strict=True)]
+
+
+def test_a_row_draws_the_same_alone_and_in_any_batch() -> None:
+    rng = random.Random(1)
+    rows = [sequence(generated=rng.choices(range(VOCAB), k=5), **random_params(rng)) for _ in range(16)]
+    logits = random_logits(5, 16)
+    assert draw(logits, rows) == [draw(logits[i : i + 1], [s])[0] for i, s in enumerate(rows)]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = random_logits(3)
+    probs = torch.softmax(logits[0].double(), -1)
+    n = 20_000
+    rows = [sequence(seed=i) for i in range(n)]
+    counts = torch.bincount(torch.tensor(draw(logits.expand(n, -1), rows)), minlength=VOCAB)
+    deviation = (counts - n * probs) / (n * probs * (1 - probs)).sqrt()
+    assert deviation.abs().max() < 4.5
+
+
+def test_seed_position_prompt_and_choice_each_change_the_draw() -> None:
+    base = uniforms([1], [2], [3], [4])[0]
+    for other in ([2], [2], [3], [4]), ([1], [3], [3], [4]), ([1], [2], [4], [4]), ([1], [2], [3], [5]):
+        assert uniforms(*other)[0] != base
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # known answers published with the algorithm
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ],
+)
+def test_philox_gives_its_published_answers(counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    import numpy as np
+
+    words = [np.array([value], dtype=np.uint64) for value in (*counter, *key)]
+    got = philox4x32((words[0], words[1], words[2], words[3]), (words[4], words[5]))
+    assert tuple(int(word[0]) for word in got) == expected
+
+
+def test_greedy_ties_go_to_the_lower_id() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [30, 8, 41]] = 1.0
+    assert draw(logits, [sequence(temperature=0.0)]) == [8]
+
+
+def test_a_row_with_nan_or_infinity_fails_alone() -> None:
+    logits = random_logits(0, 4)
+    logits[1, 5] = float("nan")
+    logits[2, 0] = float("inf")
+    outcomes = Sampler((EOS,)).sample(logits, [sequence(seed=i) for i in range(4)])
+    assert [isinstance(outcome, RowFailed) for outcome in outcomes] == [False, True, True, False]
+
+
+def test_constraints_that_leave_no_token_fail_the_row_and_say_so() -> None:
+    outcome = Sampler((EOS,)).sample(random_logits(0), [sequence(allowed_token_ids=(EOS,), min_tokens=5)])[0]
+    assert isinstance(outcome, RowFailed)
+    assert "no token" in outcome.message
+
+
+def test_logprobs_come_from_the_raw_logits_and_ties_go_to_the_lower_id() -> None:
+    logits = random_logits(0, 1)
+    logits[0, [3, 40]] = 20.0
+    outcome = Sampler((EOS,)).sample(logits, [sequence(temperature=0.2, logit_bias={3: -50.0}, num_logprobs=2)])[0]
+    assert isinstance(outcome, Sampled) and outcome.logprobs is not None
+    values = logits[0].double()
+    expected = (values - values.logsumexp(-1)).tolist()
+    assert outcome.logprobs.top_ids == [3, 40]
+    assert outcome.logprobs.top_logprobs == pytest.approx([expected[3], expected[40]], abs=1e-6)
+    assert outcome.logprobs.logprob == pytest.approx(expected[outcome.token_id], abs=1e-6)
+
+
+def test_zero_logprobs_give_the_sampled_token_alone() -> None:
+    scored = token_logprobs(random_logits(0)[0], 5, 0)
+    assert scored.top_ids == [] and scored.token_id == 5
