@@ -86,6 +86,16 @@ class Tokenizer:
         """The texts that `encode_with_specials` reads as control tokens."""
         return frozenset(self._special_ids)
 
+    @property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches one of the special spellings, the longest that stands there."""
+        return self._special_pattern
+
+    @property
+    def prefixes_each_text(self) -> bool:
+        """Whether each text between control tokens gets SentencePiece's leading space, not the first alone."""
+        return self._is_legacy and self._encoder.has_dummy_prefix
+
     def id_of_special(self, text: str) -> int | None:
         """The id of the control token spelled `text`."""
         return self._special_ids.get(text)

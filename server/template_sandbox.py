@@ -1,0 +1,247 @@
+"""A jinja environment in which a checkpoint's template can neither reach out of it nor run away.
+
+jinja's own sandbox keeps templates from attributes and objects they have no business with. What it does not limit is
+work: nested loops over range(100000), texts that double with each turn, 'x'.ljust(10**9). Here each loop turn and each
+call counts against a budget, and what would build a long text is refused before it does.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Never
+
+from jinja2 import TemplateError, Undefined, nodes, pass_context
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MAX_CHARS = 8 << 20  # of any text on the way, the rendered one included
+MAX_STEPS = 500_000  # loop turns and calls in one rendering
+MAX_PRODUCT = 1 << 27  # of the sizes of one call's arguments: no method's result is larger
+MAX_INT_BITS = 256
+
+FILTERS = frozenset(
+    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int"}
+    | {
+        "items",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "replace",
+        "reverse",
+        "round",
+    }
+    | {"safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
+)
+GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
+
+_LONG_WIDTH = re.compile(r"[0-9]{4}")  # in a format string
+
+# Names that no template can write, so that none can put something else in their place.
+_BUDGET = "budget of this rendering"
+_COUNTED = "counted loop"
+_CONCAT = "bounded concatenation"
+
+
+class TemplateRefusal(Exception):
+    """The template itself says no to this conversation (raise_exception). The text is the template's own."""
+
+
+class TemplateRunsAway(Exception):
+    """The template asks for more work or text than a rendering may take."""
+
+
+class _Budget:
+    """Counts the steps of one rendering."""
+
+    def __init__(self) -> None:
+        self._steps_left = MAX_STEPS
+
+    def step(self) -> None:
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise TemplateRunsAway(f"it takes more than {MAX_STEPS} steps")
+
+
+class SandboxedTemplate:
+    """One compiled template. Renderings share nothing: each has a budget of its own."""
+
+    def __init__(self, source: str) -> None:
+        """Raises jinja2.TemplateError or TemplateRunsAway where the source is no usable template."""
+        try:
+            self._template = _Environment().from_string(source)
+        except RecursionError:
+            raise TemplateRunsAway("it is nested too deeply") from None
+
+    def render(self, variables: dict[str, object]) -> str:
+        """The text. Raises TemplateRefusal, TemplateRunsAway, or jinja2.TemplateError for what fails inside."""
+        try:
+            return _bounded_join(self._template.generate({**variables, _BUDGET: _Budget()}))
+        except RecursionError:
+            raise TemplateRunsAway("it calls itself too deeply") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise TemplateError(type(error).__name__) from error
+
+
+class _Limits(NodeTransformer):
+    """Puts a counter into each loop, and a bound on each `~`."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, _COUNTED, [], [], None, None)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node.nodes[0], _CONCAT, node.nodes[1:], [], None, None)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Hugging Face's settings for chat templates, with limits."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    concat = staticmethod(lambda pieces: _bounded_join(pieces))  # of {% set %} blocks and macros
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False, cache_size=0
+        )
+        self.filters = {name: _bounded_filter(self.filters[name]) for name in FILTERS}
+        self.filters |= {"tojson": _tojson, "join": _join, _COUNTED: _counted, _CONCAT: _concat}
+        self.globals = {name: self.globals[name] for name in GLOBALS}
+        self.globals["raise_exception"] = _raise_exception
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        template: nodes.Template = _Limits().visit(super()._parse(source, name, filename))
+        template.set_environment(self)
+        return template
+
+    def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Every call of a template comes through here."""
+        context[_BUDGET].step()
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # jinja wraps str.format
+        if isinstance(owner, str):
+            _check_product(owner, *args, *kwargs.values())
+            if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
+                raise TemplateRunsAway("it pads a text out of all proportion")
+            if function.__name__ == "join" and len(args) == 1:
+                return _join(args[0], owner)
+        return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Arithmetic whose result may be a long text or an endless number."""
+        if operator == "**" or (operator == "%" and isinstance(left, str)):
+            raise TemplateRunsAway("powers and formatting with % are not offered")
+        if operator == "*":
+            _check_repetition(left, right)
+        elif operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
+            _check_chars(len(left) + len(right))
+        return super().call_binop(context, operator, left, right)
+
+
+def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # keeps jinja's mark on what else the filter is passed
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _check_product(*args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return bounded
+
+
+@pass_context
+def _counted(context: Context, iterable: Iterable[object]) -> Iterable[object]:
+    """The same items, each turn a step. An undefined value stays one, and raises or is empty as jinja has it."""
+    if isinstance(iterable, list | tuple | dict | str | range):
+        return _CountedItems(context[_BUDGET], iterable)
+    return _CountedItems(context[_BUDGET], list(iterable))
+
+
+class _CountedItems:
+    """Knows its length, as jinja's loop.last and loop.length ask for it."""
+
+    def __init__(self, budget: _Budget, items: Any) -> None:
+        self._budget = budget
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[object]:
+        for item in self._items:
+            self._budget.step()
+            yield item
+
+
+def _concat(*values: object) -> str:
+    return _bounded_join(str(value) for value in values)
+
+
+def _join(values: Iterable[object], separator: str = "") -> str:
+    def pieces() -> Iterator[str]:
+        for index, value in enumerate(values):
+            if index:
+                yield separator
+            yield str(value)
+
+    return _bounded_join(pieces())
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    """As Hugging Face has it: without jinja's HTML escapes, non-ASCII characters as they are."""
+    if isinstance(value, Undefined) or (indent or 0) > 16:
+        raise TemplateError("tojson of an undefined value")
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    _check_chars(len(text))
+    return text
+
+
+def _raise_exception(message: object) -> Never:
+    raise TemplateRefusal(str(message)[:500])
+
+
+def _bounded_join(pieces: Iterable[str]) -> str:
+    kept: list[str] = []
+    num_chars = 0
+    for piece in pieces:
+        num_chars += len(piece)
+        _check_chars(num_chars)
+        kept.append(piece)
+    return "".join(kept)
+
+
+def _check_chars(num_chars: int) -> None:
+    if num_chars > MAX_CHARS:
+        raise TemplateRunsAway(f"it makes a text of more than {MAX_CHARS} characters")
+
+
+def _check_repetition(left: object, right: object) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        if left.bit_length() + right.bit_length() > MAX_INT_BITS:
+            raise TemplateRunsAway("it makes a number beyond all sizes")
+        return
+    _check_chars(_size(left) * _size(right))
+
+
+def _check_product(*arguments: object) -> None:
+    """Padding, replacing, indenting, formatting: no result is longer than the product of what went in."""
+    product = 1
+    for argument in arguments:
+        product *= _size(argument)
+    if product > MAX_PRODUCT:
+        raise TemplateRunsAway("it makes a text out of all proportion")
+
+
+def _size(value: object) -> int:
+    """The factor by which an argument may lengthen a result, at least 1."""
+    if isinstance(value, bool):
+        return 1
+    if isinstance(value, int):
+        return max(1, abs(value))
+    return max(1, len(value)) if isinstance(value, str | list | tuple) else 1
