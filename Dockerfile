@@ -1,0 +1,34 @@
+# smoe in two stages: a virtual environment is built in the first and copied into the second.
+#   docker build -t smoe .                                                              CPU
+#   docker build -t smoe:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   CUDA
+#   docker run -p 127.0.0.1:8000:8000 -v /path/to/checkpoint:/model:ro smoe serve /model
+# Without arguments it serves the bundled demo. Settings come as flags or as SMOE_* variables.
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN python -m venv /opt/smoe \
+    && /opt/smoe/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch>=2.11"
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE smoe.py ./
+COPY model model
+COPY engine engine
+COPY server server
+RUN /opt/smoe/bin/pip install --no-cache-dir ".[tokenizers]"
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/smoe /opt/smoe
+# Group 0 may write to the home, so that any uid works (OpenShift picks its own).
+RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/smoe --shell /usr/sbin/nologin smoe \
+    && chmod -R g=u /home/smoe
+ENV HOME=/home/smoe \
+    PATH=/opt/smoe/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    SMOE_HOST=0.0.0.0 \
+    SMOE_PORT=8000
+USER 10001:0
+WORKDIR /home/smoe
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["/opt/smoe/bin/python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SMOE_PORT'] + '/health/live', timeout=2)"]
+ENTRYPOINT ["/opt/smoe/bin/smoe"]
+CMD ["serve"]

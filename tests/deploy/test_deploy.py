@@ -1,0 +1,158 @@
+"""What deploy/ promises: every file parses, and every query asks for something the server exposes."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PROMETHEUS = DEPLOY / "prometheus"
+VENV_BIN = Path(sys.executable).parent
+SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+YAMLLINT = """
+extends: default
+rules:
+  line-length: {max: 140}
+  document-start: disable
+"""
+
+
+def yaml_files() -> list[Path]:
+    return sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".yml", ".yaml"))
+
+
+def dashboards() -> list[Path]:
+    return sorted(DEPLOY.rglob("dashboards/*.json"))
+
+
+def dashboard_queries() -> Iterator[str]:
+    """The PromQL of every panel, with Grafana's variables filled in as Grafana does."""
+    for path in dashboards():
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                yield re.sub(r"\$(instance|model)\b", ".*", target["expr"].replace("$__rate_interval", "5m"))
+
+
+def dashboard_variables() -> Iterator[str]:
+    for path in dashboards():
+        for variable in json.loads(path.read_text())["templating"]["list"]:
+            yield variable["definition"]
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> list[str]:
+    return [*dashboard_queries(), *(rule["expr"] for rule in alert_rules())]
+
+
+def exposed_names() -> set[str]:
+    """Sample names, from the TYPE lines of a scrape: a family without samples yet is there, too."""
+    scrape = Metrics("a-model").render().decode()
+    families = re.findall(r"^# TYPE (\S+) (\S+)$", scrape, re.MULTILINE)
+    return {name + suffix for name, kind in families for suffix in SUFFIXES[kind]}
+
+
+def run(*command: str | Path) -> None:
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("query", [*queries(), *dashboard_variables()])
+def test_a_query_uses_only_metrics_that_the_server_exposes(query: str) -> None:
+    names = set(re.findall(r"\b(?:smoe_|vllm:)\w+", query))
+    assert names <= exposed_names()
+    assert names or query == 'up{job="smoe"} == 0'
+
+
+def test_the_dashboard_shows_every_family_of_our_own() -> None:
+    shown = " ".join(dashboard_queries())
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed_names() if name.startswith("smoe_")}
+    assert {name for name in families if name not in shown} == {"smoe_requests_received_total"}  # an alert has it
+
+
+@pytest.mark.prometheus
+def test_every_query_parses(tmp_path: Path) -> None:
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries())]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    run("promtool", "check", "rules", path)
+
+
+@pytest.mark.prometheus
+def test_prometheus_takes_its_configuration_and_rules() -> None:
+    run("promtool", "check", "config", "--lint=all", PROMETHEUS / "prometheus.yml")
+
+
+@pytest.mark.prometheus
+def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+    run("promtool", "test", "rules", PROMETHEUS / "tests" / "alerts_test.yml")
+
+
+@pytest.mark.prometheus
+def test_the_scrape_is_lint_clean_under_our_own_names() -> None:
+    scrape = Metrics("a-model", compat="none").render()
+    result = subprocess.run(["promtool", "check", "metrics"], input=scrape, capture_output=True)
+    assert (result.returncode, result.stdout + result.stderr) == (0, b"")
+
+
+def test_every_alert_has_a_test() -> None:
+    tests = yaml.safe_load((PROMETHEUS / "tests" / "alerts_test.yml").read_text())["tests"]
+    tested = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert tested == {rule["alert"] for rule in alert_rules()}
+
+
+@pytest.mark.parametrize("path", yaml_files(), ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_yaml_is_well_formed(path: Path) -> None:
+    run(VENV_BIN / "yamllint", "--strict", "--config-data", YAMLLINT, path)
+
+
+def test_panels_of_a_dashboard_do_not_overlap() -> None:
+    for path in dashboards():
+        cells = [cell for panel in json.loads(path.read_text())["panels"] for cell in grid_cells(panel["gridPos"])]
+        assert len(cells) == len(set(cells))
+
+
+def grid_cells(position: dict[str, int]) -> list[tuple[int, int]]:
+    columns = range(position["x"], position["x"] + position["w"])
+    return [(x, y) for x in columns for y in range(position["y"], position["y"] + position["h"])]
+
+
+def test_compose_mounts_only_files_that_exist() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
+    sources = [source for source, *_ in (mount.split(":") for mount in mounts) if source.startswith(".")]
+    assert sources
+    for source in sources:
+        assert (DEPLOY / source).exists(), source
+
+
+def test_compose_opens_ports_on_loopback_alone() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_dockerfile_is_lint_clean() -> None:
+    run(VENV_BIN / "hadolint", "Dockerfile")
+
+
+def test_the_image_gets_every_file_that_its_build_copies() -> None:
+    """.dockerignore lets nothing through but what it names with `!`."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    copied = {name for line in copies for name in line.split()}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
