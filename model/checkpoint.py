@@ -1,7 +1,7 @@
-"""The safetensors files of a checkpoint: their headers checked, their tensors read one at a time into memory of our own.
+"""The safetensors files of a checkpoint: their headers checked, their tensors read one at a time.
 
-Reads by file position, not through a memory map: a tensor's bytes are then held once, and a file that shrinks while it
-is read is an error, not a bus fault. Pickled weights are never opened.
+Reads into memory of its own, not through a memory map: a tensor's bytes are then held once, and a file that shrinks
+while it is read is an error, not a bus fault. Pickled weights are never opened.
 """
 
 import json
@@ -38,7 +38,7 @@ class StoredTensor:
 
 
 def read_headers(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by name. Raises CheckpointError for a missing, foreign, damaged or doubled file."""
+    """Every tensor of the checkpoint by name. CheckpointError for a missing, foreign, damaged or doubled one."""
     index = _read_index(directory)
     tensors: dict[str, StoredTensor] = {}
     for file in _files(directory, index):
@@ -48,12 +48,12 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
             tensors[tensor.name] = tensor
     for name, file_name in index.items():
         if name not in tensors or tensors[name].file.name != file_name:
-            raise CheckpointError(f"{directory / INDEX_NAME} places tensor {name} in {file_name}, which has no such tensor")
+            raise CheckpointError(f"{directory / INDEX_NAME} places tensor {name} in {file_name}, which has none such")
     return tensors
 
 
 def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """A tensor's entries first .. first + count - 1 along its first axis (without `count`: to the end), newly allocated."""
+    """Entries first .. first + count - 1 along a tensor's first axis (without `count`: to the end), newly allocated."""
     dtype = DTYPES[tensor.dtype]
     shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
     entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize

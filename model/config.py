@@ -1,6 +1,9 @@
-"""What a checkpoint says about its network: config.json and generation_config.json, both dialects, checked. Free of torch."""
+"""What a checkpoint says about its network: config.json and generation_config.json, checked. Free of torch.
 
-from dataclasses import dataclass, replace
+Two dialects are read: rope_theta and torch_dtype, or rope_parameters.rope_theta and dtype (transformers 5).
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +14,7 @@ from model.json_file import read_json_object, shown
 MAX_CONFIG_BYTES = 1 << 20
 MIXTRAL, MISTRAL = "MixtralForCausalLM", "MistralForCausalLM"
 DTYPES = ("float32", "bfloat16", "float16")
-MISTRAL_DEFAULT_WINDOW = 4096  # of Mistral-7B v0.1; what an absent key means to transformers
+MISTRAL_WINDOW = 4096  # of Mistral-7B v0.1; what an absent key means to transformers
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class ModelConfig:
         return self.vocab_size * self.dim * (1 if self.tied_head else 2) + self.num_layers * layer + self.dim
 
 
-def load_config(
-    path: Path, sliding_window: Literal["model", "none"] | int = "model"
-) -> tuple[ModelConfig, list[str]]:
+def load_config(path: Path, sliding_window: Literal["model", "none"] | int = "model") -> tuple[ModelConfig, list[str]]:
     """The config of the checkpoint in directory `path`, and warnings of one line each.
 
     `sliding_window` other than "model" goes before what the checkpoint says. Raises CheckpointError for everything that
@@ -61,8 +62,7 @@ def load_config(
     _check_directory(path)
     fields = Fields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
     warnings: list[str] = []
-    config = _parse(fields, path, warnings)
-    return _with_window(config, sliding_window, fields.file, warnings), warnings
+    return _parse(fields, path, sliding_window, warnings), warnings
 
 
 def _check_directory(path: Path) -> None:
@@ -77,7 +77,9 @@ def _check_directory(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _parse(fields: Fields, path: Path, warnings: list[str]) -> ModelConfig:
+def _parse(
+    fields: Fields, path: Path, sliding_window: Literal["model", "none"] | int, warnings: list[str]
+) -> ModelConfig:
     architecture = _architecture(fields)
     _check_supported(fields)
     is_moe = architecture == MIXTRAL
@@ -96,7 +98,7 @@ def _parse(fields: Fields, path: Path, warnings: list[str]) -> ModelConfig:
         hidden_dim=fields.positive("intermediate_size", at_most=1 << 24),
         num_experts=num_experts,
         experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
-        window=_window(fields, architecture, warnings),
+        window=_window(fields, architecture, sliding_window, warnings),
         context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
         rope_theta=_rope_theta(fields),
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
@@ -141,7 +143,9 @@ def _head_dim(fields: Fields, dim: int, num_heads: int) -> int:
     if fields.get("head_dim") is not None:
         head_dim = fields.positive("head_dim", at_most=1 << 14)
     elif dim % num_heads:
-        raise fields.error(f"hidden_size {dim} is no multiple of num_attention_heads {num_heads}, and head_dim is absent")
+        raise fields.error(
+            f"hidden_size {dim} is no multiple of num_attention_heads {num_heads}, and no head_dim is given"
+        )
     else:
         head_dim = dim // num_heads
     if head_dim % 2:
@@ -175,34 +179,34 @@ def _check_rope(rope: Fields) -> None:
         raise rope.error(f"partial_rotary_factor is {shown(rope.get('partial_rotary_factor'))}; only 1 is served")
 
 
-def _window(fields: Fields, architecture: str, warnings: list[str]) -> int | None:
-    if fields.get("sliding_window", "absent") == "absent" and architecture == MISTRAL:
-        warnings.append(f"config.json names no sliding_window: {MISTRAL_DEFAULT_WINDOW} is taken, as Mistral-7B v0.1 has it")
-        return MISTRAL_DEFAULT_WINDOW
-    if fields.get("sliding_window") is None:
-        return None
-    return fields.positive("sliding_window", at_most=1 << 26)
-
-
-def _with_window(config: ModelConfig, choice: Literal["model", "none"] | int, file: Path, warnings: list[str]) -> ModelConfig:
+def _window(
+    fields: Fields, architecture: str, choice: Literal["model", "none"] | int, warnings: list[str]
+) -> int | None:
+    """The operator's choice; else what the config says, with a warning where that is odd."""
+    stored = _stored_window(fields)
     if choice == "none":
-        warnings.clear()
-        return replace(config, window=None)
+        return None
     if choice != "model":
         if choice < 1:
             raise CheckpointError(f"a sliding window of {choice} is not possible: at least 1, or none")
-        warnings.clear()
-        return replace(config, window=choice)
-    if config.architecture == MIXTRAL and config.window is not None:
+        return choice
+    if architecture == MIXTRAL and stored is not None:
         warnings.append(
-            f"{file.name} gives this Mixtral a sliding window of {config.window}; some old conversions do so wrongly: "
+            f"config.json gives this Mixtral a sliding window of {stored}; some old conversions do so wrongly: "
             "--sliding-window none switches it off"
         )
-    return config
+    if architecture == MISTRAL and fields.get("sliding_window", "absent") == "absent":
+        warnings.append(f"config.json names no sliding_window; taken as {MISTRAL_WINDOW}, as in Mistral-7B v0.1")
+        return MISTRAL_WINDOW
+    return stored
+
+
+def _stored_window(fields: Fields) -> int | None:
+    return None if fields.get("sliding_window") is None else fields.positive("sliding_window", at_most=1 << 26)
 
 
 def _dtype(fields: Fields, warnings: list[str]) -> str:
-    name = fields.get("dtype", fields.get("torch_dtype"))
+    name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
     if name is None:
         warnings.append("config.json names no dtype: float32 is taken")
         return "float32"

@@ -13,8 +13,9 @@ class ForwardBatch:
     prompt has many; they mix freely. M is the widest block table, N the number of rows whose logits are wanted.
 
     Example, block_size 4: sequence 0 decodes its position 5 and has blocks 7 and 2; sequence 1 prefills its positions
-    0 and 1 into block 3. Then positions = [5, 0, 1], slot_mapping = [2*4 + 1, 3*4 + 0, 3*4 + 1], query_start = [0, 1, 3],
-    context_len = [6, 2], block_tables = [[7, 2], [3, 0]]; logit_rows = [0, 2] asks for the last row of each.
+    0 and 1 into block 3. Then positions = [5, 0, 1], slot_mapping = [2*4 + 1, 3*4 + 0, 3*4 + 1],
+    query_start = [0, 1, 3], context_len = [6, 2], block_tables = [[7, 2], [3, 0]]; logit_rows = [0, 2] asks for the
+    last row of each.
     """
 
     token_ids: Tensor  # [T] int64

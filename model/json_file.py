@@ -11,7 +11,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The object in a UTF-8 file of at most `max_bytes`. Refuses NaN, infinities, duplicate keys and byte order marks."""
+    """The object in a UTF-8 file of at most `max_bytes`. Refuses NaN, infinities, doubled keys, byte order marks."""
     content = _read(path, max_bytes)
     if content.startswith(LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")

@@ -12,9 +12,9 @@ from model.config import ModelConfig
 class KvPool:
     """K and V of every layer for `num_blocks` blocks of `block_size` positions, the null block 0 included.
 
-    `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K]; G KV heads of K numbers. Everything starts as zeros. On a
-    CPU a block that was never written costs no resident memory. Raises OSError or RuntimeError where the memory is not to
-    be had.
+    `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K]; G KV heads of K numbers. Everything starts as zeros.
+    On a CPU a block that was never written costs no resident memory. Raises OSError or RuntimeError where the memory
+    is not to be had.
     """
 
     def __init__(

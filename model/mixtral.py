@@ -1,4 +1,4 @@
-"""Mixtral on one page: the network of "Mixtral of Experts" (Jiang et al. 2024), and of "Mistral 7B" (2023) where the FFN is dense.
+"""Mixtral on one page: the network of "Mixtral of Experts" (2024), and of "Mistral 7B" (2023) where the FFN is dense.
 
     x = x + Attention(RMSNorm(x))
     x = x + FFN(RMSNorm(x))          one FFN, or the weighted sum of the k experts that the gate chooses for the token

@@ -7,7 +7,6 @@ Shape letters as in model/mixtral.py; F hidden dim, E experts.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +22,8 @@ from model.ops.reference import ReferenceOps
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # old conversions carry it; recomputed
+# Old conversions carry the rotary angles; they follow from the config.
+STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 Shape = tuple[int, ...]
 
@@ -47,7 +47,7 @@ def load_model(
 
 
 def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by name: exactly those that the config implies, in shape and kind. Reads headers only."""
+    """The checkpoint's tensors by name: just those that the config implies, in shape and kind. Reads headers only."""
     stored = {name: tensor for name, tensor in read_headers(path).items() if not STORED_ANGLES.fullmatch(name)}
     expected = expected_shapes(config, fused=any(name.endswith(FUSED_W13) for name in stored))
     if config.tied_head and HEAD not in stored:
@@ -86,7 +86,8 @@ def _layer_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
 
 
 def _ffn_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
-    up, down = (config.hidden_dim, config.dim), (config.dim, config.hidden_dim)
+    up: Shape = (config.hidden_dim, config.dim)
+    down: Shape = (config.dim, config.hidden_dim)
     if not config.num_experts:
         return {"mlp.gate_proj.weight": up, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
     experts, gate = range(config.num_experts), (config.num_experts, config.dim)

@@ -73,10 +73,10 @@ class ReferenceOps:
         return F.linear(x, weight)  # [T, O]
 
     def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
-        heads = qkv.unflatten(-1, (-1, plan.head_dim))  # [T, H + 2G, K]
+        heads = qkv.view(len(qkv), -1, plan.head_dim)  # [T, H + 2G, K]
         num_rotated = heads.shape[1] - plan.num_kv_heads
         rotated = rotate(heads[:, :num_rotated], plan.cos, plan.sin)  # [T, H + G, K]
-        q, k = rotated.split((num_rotated - plan.num_kv_heads, plan.num_kv_heads), dim=1)
+        q, k = rotated[:, : -plan.num_kv_heads], rotated[:, -plan.num_kv_heads :]
         k_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, k.to(k_cache.dtype))
         v_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, heads[:, num_rotated:].to(v_cache.dtype))
         return q  # [T, H, K]
@@ -93,11 +93,11 @@ class ReferenceOps:
         experts = chosen.flatten()  # [P]
         order = experts.argsort(stable=True)  # pairs by expert, within one by row
         counts = experts.bincount(minlength=len(weights.experts)).tolist()
-        parts = x[order // experts_per_token].split(counts)  # E of [rows of expert, D]
+        parts = x[order // experts_per_token].split_with_sizes(counts)  # E of [rows of expert, D]
         outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
         by_pair = torch.empty(len(order), x.shape[1], dtype=torch.float32, device=x.device)  # [P, D]
         by_pair[order] = torch.cat(outputs).float()
-        return combine(by_pair.unflatten(0, chosen.shape), share).to(x.dtype)  # [T, D]
+        return combine(by_pair.view(*chosen.shape, -1), share).to(x.dtype)  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Tensor) -> Tensor:
         return F.linear(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]

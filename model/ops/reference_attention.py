@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: rows are cut into spans, each span gathers its keys and values through the block table.
+"""Paged attention in plain torch: rows are cut into spans, each gathers its keys and values through the block table.
 
 A span is one or more rows with one range of slots per row group: decode rows of many sequences are padded into one
 gather, the rows of a prompt's chunk share their sequence's. Both are bounded, so that a step's scratch memory does not
@@ -116,11 +116,18 @@ def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> 
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, Q, H, K], k and v [B, L, G, K], mask [B, 1, 1, Q, L] -> [B, Q, H, K]."""
-    num_kv_heads, head_dim = k.shape[2:]
-    queries = q.float().unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [B, G, R, Q, K]
-    keys = k.float().permute(0, 2, 3, 1).unsqueeze(2)  # [B, G, 1, K, L]
-    values = v.float().permute(0, 2, 1, 3).unsqueeze(2)  # [B, G, 1, L, K]
-    scores = (queries @ keys) * head_dim**-0.5  # [B, G, R, Q, L]
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return (weights @ values).permute(0, 3, 1, 2, 4).flatten(2, 3).to(q.dtype)  # [B, Q, H, K]
+    """q [B, Q, H, K], k and v [B, L, G, K], mask [B, 1, 1, Q, L] -> [B, Q, H, K].
+
+    The R * Q query rows of a KV head are one matrix, so that no key is copied per query head.
+    """
+    num_groups, num_rows, num_heads, head_dim = q.shape
+    num_keys, num_kv_heads = k.shape[1:3]
+    per_kv_head = (num_groups, num_kv_heads, num_heads // num_kv_heads, num_rows)  # B, G, R, Q
+    queries = q.float().view(num_groups, num_rows, num_kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)  # [B, G, R, Q, K]
+    queries = queries.reshape(num_groups, num_kv_heads, -1, head_dim)  # [B, G, R * Q, K]
+    keys, values = (cached.float().transpose(1, 2).contiguous() for cached in (k, v))  # [B, G, L, K]
+    scores = torch.matmul(queries, keys.mT) * head_dim**-0.5  # [B, G, R * Q, L]
+    visible = scores.view(*per_kv_head, num_keys).masked_fill(~mask, float("-inf"))
+    weights = visible.softmax(-1).view(num_groups, num_kv_heads, -1, num_keys)
+    out = torch.matmul(weights, values).view(*per_kv_head, head_dim)  # [B, G, R, Q, K]
+    return out.permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)  # [B, Q, H, K]
