@@ -47,6 +47,7 @@ class LocalEngine:
         self._engine = Engine.load(EngineConfig(model=str(model), **settings))
         self._tokenizer: Tokenizer | None = None
         self._next_id = 0
+        self.num_preemptions = 0
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,7 +101,9 @@ class LocalEngine:
 
     def step(self) -> list[RequestOutput]:
         """Computes one step of everything queued."""
-        return self._engine.step().outputs
+        step = self._engine.step()
+        self.num_preemptions += step.stats.num_preemptions
+        return step.outputs
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a KV block is lost or counted wrongly."""

@@ -156,7 +156,7 @@ class Scheduler:
     # Its results are applied.
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
-        """Commits what the step computed; returns what its requests are to be told. Plans are applied in order, once."""
+        """Commits what the step computed and returns what its requests are to be told. Plans land in order, once."""
         outputs = []
         for chunk in plan.chunks:
             output = self._apply_chunk(chunk, result, now)

@@ -1,0 +1,74 @@
+"""Random-weight checkpoints for tests, made by transformers, which is also the oracle."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+
+DEMO = Path(__file__).parent.parent / "model" / "demo"  # the bundled checkpoint
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network small enough to test with. num_experts 0: the dense Mistral."""
+
+    dim: int = 32
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int | None = None
+    hidden_dim: int = 48
+    num_experts: int = 8
+    experts_per_token: int = 2
+    window: int | None = None
+    vocab_size: int = 101
+    tied: bool = False
+    theta: float = 1e4
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hf_config(self) -> MixtralConfig | MistralConfig:
+        common = dict(
+            vocab_size=self.vocab_size,
+            hidden_size=self.dim,
+            intermediate_size=self.hidden_dim,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            head_dim=self.head_dim or self.dim // self.num_heads,
+            sliding_window=self.window,
+            max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": self.theta},
+            tie_word_embeddings=self.tied,
+            bos_token_id=1,
+            eos_token_id=2,
+            **self.extra,
+        )
+        if not self.num_experts:
+            return MistralConfig(**common)
+        return MixtralConfig(num_local_experts=self.num_experts, num_experts_per_tok=self.experts_per_token, **common)
+
+
+def random_model(shape: Shape) -> torch.nn.Module:
+    """The oracle: weights drawn with std 1/sqrt(fan_in), so that routing and attention matter; eager attention."""
+    torch.manual_seed(shape.seed)
+    config = shape.hf_config
+    config._attn_implementation = "eager"
+    model = (MixtralForCausalLM if shape.num_experts else MistralForCausalLM)(config).float().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+            else:
+                weight.normal_(std=1.0 if "embed" in name and not shape.tied else weight.shape[-1] ** -0.5)
+    return model
+
+
+def save_random_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:
+    """Writes the model in the layout that transformers itself writes; returns it."""
+    model = random_model(shape)
+    model.save_pretrained(path)
+    return model
