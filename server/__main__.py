@@ -1,0 +1,5 @@
+"""`python -m server` is `smoe`."""
+
+from server.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""The command line. Imports what a command needs when it runs, so that --help answers at once."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="smoe",
+    help="An OpenAI-style server for Mixtral, Mistral's sparse mixture-of-experts model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Text = str | None
+Several = list[str] | None
+Switch = bool | None
+
+
+def _option(help_text: str, metavar: str = "TEXT") -> Any:
+    """A flag whose value server/settings.py checks, so that flags, variables and files get the same answer."""
+    return typer.Option(help=help_text, metavar=metavar, show_default=False)
+
+
+def _switch(help_text: str, name: str) -> Any:
+    return typer.Option(f"--{name}", help=help_text, show_default=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("smoe"))
+        raise typer.Exit
+
+
+@app.callback()
+def smoe(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")] = False,
+) -> None:
+    """An OpenAI-style server for Mixtral, Mistral's sparse mixture-of-experts model."""
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[Text, typer.Argument(help="Directory, or org/name in the local Hugging Face cache.")] = None,
+    host: Annotated[Text, _option("Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[Text, _option("Port; 0 takes a free one. [8000]", "N")] = None,
+    api_key: Annotated[Several, _option("Key that clients must send. May be repeated.")] = None,
+    served_model_name: Annotated[Several, _option("Name(s) that clients use; the first is the id.")] = None,
+    max_model_len: Annotated[Text, _option("Longest prompt plus completion, in tokens.", "N")] = None,
+    max_num_seqs: Annotated[Text, _option("Most requests in one step. [256]", "N")] = None,
+    max_num_batched_tokens: Annotated[Text, _option("Most tokens in one step.", "N")] = None,
+    max_num_queued_reqs: Annotated[Text, _option("Most requests waiting before 429. [1024]", "N")] = None,
+    block_size: Annotated[Text, _option("Tokens per KV block. [16]", "N")] = None,
+    kv_cache_memory_bytes: Annotated[Text, _option("Memory for the KV cache: bytes, or 1GiB.", "SIZE")] = None,
+    num_kv_blocks: Annotated[Text, _option("Blocks in the KV cache, instead of a size.", "N")] = None,
+    no_enable_prefix_caching: Annotated[Switch, _switch("Never share prefixes.", "no-enable-prefix-caching")] = None,
+    scheduling_policy: Annotated[Text, _option("priority (lower first, then arrival) or fcfs. [priority]")] = None,
+    sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
+    dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
+    device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,
+    backend: Annotated[Text, _option("auto or reference. [auto]")] = None,
+    threads: Annotated[Text, _option("CPU threads; default one per core.", "N")] = None,
+    chat_template: Annotated[Text, _option("Jinja file to use instead of the checkpoint's.", "FILE")] = None,
+    generation_config: Annotated[Text, _option("auto, or none to ignore the checkpoint's defaults. [auto]")] = None,
+    shutdown_timeout: Annotated[Text, _option("Time for running requests at SIGTERM. [60]", "SECONDS")] = None,
+    max_body_bytes: Annotated[Text, _option("Longest request body. [1MiB]", "SIZE")] = None,
+    allowed_origins: Annotated[Several, _option("Origin that browsers may call from. May be repeated.")] = None,
+    root_path: Annotated[Text, _option("Path prefix that a proxy adds.")] = None,
+    ssl_keyfile: Annotated[Text, _option("TLS key.", "FILE")] = None,
+    ssl_certfile: Annotated[Text, _option("TLS certificate.", "FILE")] = None,
+    metrics_compat: Annotated[Text, _option("vllm adds vLLM's metric names; or none. [vllm]")] = None,
+    metrics_auth: Annotated[Switch, _switch("/metrics needs a key too.", "metrics-auth")] = None,
+    log_level: Annotated[Text, _option("debug, info, warning or error. [info]")] = None,
+    log_format: Annotated[Text, _option("text or json. [text]")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings.", metavar="FILE")] = None,
+) -> None:
+    """Serve MODEL, or the bundled demo, over an OpenAI-style API.
+
+    Each flag is also an environment variable: --max-model-len is SMOE_MAX_MODEL_LEN.
+    """
+    started_s = time.monotonic()
+    given = {name: value for name, value in locals().items() if name not in ("config", "started_s")}
+    raise typer.Exit(
+        _serve({name: value for name, value in given.items() if value not in (None, [])}, config, started_s)
+    )
+
+
+def _serve(flags: dict[str, Any], config: Path | None, started_s: float) -> int:
+    from server.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings(flags, config)
+    except SettingsError as error:
+        return _refused(error)
+    from server.serve import StartError, serve
+
+    try:
+        return serve(settings, started_s)
+    except StartError as error:
+        return _refused(error)
+
+
+def _refused(error: Exception) -> int:
+    typer.echo(f"smoe: {error}", err=True)
+    return 2
+
+
+def main() -> None:
+    """Entry point of the `smoe` command."""
+    sys.exit(app())

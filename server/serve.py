@@ -1,0 +1,277 @@
+"""The life of a server: bind, answer 503 while loading, serve, drain, exit code.
+
+Signals are handled here and not in uvicorn, which would close the listening socket first, wait without limit and
+raise the signal again.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.messages import Ready
+from server.access_log import AccessLog
+from server.app import create_app
+from server.chat import ChatTemplate
+from server.engine_client import EngineClient, EngineStatus
+from server.health import LagProbe
+from server.limits import guarded
+from server.listening import ListenError, is_loopback, listen, url_of
+from server.log_output import logging_to
+from server.metrics import Metrics
+from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.sampling import GenerationDefaults, load_generation_defaults
+from server.settings import Settings, engine_config, hub_cache_dir
+from server.startup import StartupReport, ready_lines
+from server.state import AppState, Texts
+from server.tokenizer import TokenizerError, load_tokenizer
+
+FLUSH_S = 1.0  # of a shutdown's time, kept for the last events to reach their readers
+MAX_HEADER_BYTES = 64 << 10
+
+
+class StartError(Exception):
+    """The server cannot start with these settings or this checkpoint: one line, exit code 2."""
+
+
+def serve(settings: Settings, started_s: float) -> int:
+    """Runs until a signal or the engine's end. Returns the exit code; raises StartError.
+
+    `started_s`: time.monotonic() when the command began.
+    """
+    try:
+        model_dir = locate_model(settings.model, hub_cache_dir())
+        listener = listen(settings.host, settings.port)
+    except (ModelNotFoundError, ListenError) as error:
+        raise StartError(str(error)) from None
+    with listener, logging_to(level=settings.log_level, style=settings.log_format):
+        server = Server(settings, model_dir, listener, started_s)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(server.run())
+
+
+class InFlight:
+    """Counts the HTTP requests that are being answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._num_requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._num_requests += 1
+        self._idle.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_requests -= 1
+            if self._num_requests == 0:
+                self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Until no request is being answered, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One run of `smoe serve`. Owns the engine client, the HTTP server and the order in which they end."""
+
+    def __init__(self, settings: Settings, model_dir: Path, listener: socket.socket, started_s: float) -> None:
+        self._settings = settings
+        self._model_dir = model_dir
+        self._listener = listener
+        self._started_s = started_s
+        self._report = StartupReport(sys.stderr)
+        self._names = settings.served_model_name or (model_id(settings.model),)
+        self._metrics = Metrics(self._names[0], settings.metrics_compat)
+        self._client = EngineClient(on_step=self._metrics.record_step, on_status=self._on_status)
+        self._state = AppState(
+            engine=self._client,
+            metrics=self._metrics,
+            model_names=self._names,
+            max_num_queued=settings.max_num_queued_reqs,
+            created=int(time.time()),
+            access_log=AccessLog(),
+        )
+        self._in_flight = InFlight(self._guarded_app())
+        self._texts: Texts | None = None
+        self._ended = asyncio.Event()  # a signal, or the engine's end
+        self._hurry = asyncio.Event()  # a second signal
+        self._signal: signal.Signals | None = None
+        self._failure: tuple[str, int] | None = None  # message and exit code
+
+    async def run(self) -> int:
+        """The exit code."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        probe = loop.create_task(LagProbe(self._metrics.event_loop_lag).run())
+        async with self._answering():
+            await self._load()
+            await self._ended.wait()
+            code = await self._end()
+        probe.cancel()
+        return code
+
+    def _guarded_app(self) -> ASGIApp:
+        settings = self._settings
+        return guarded(
+            create_app(self._state),
+            api_keys=settings.api_key,
+            metrics_auth=settings.metrics_auth,
+            max_body_bytes=settings.max_body_bytes,
+            allowed_origins=settings.allowed_origins,
+            root_path=settings.root_path,
+            on_http=self._metrics.http,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """HTTP is answered inside this block."""
+        http = HttpServer(self._uvicorn_config())
+        task = asyncio.create_task(http.serve(sockets=[self._listener]))
+        try:
+            yield
+        finally:
+            http.should_exit = True
+            await task
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        """h11, because it stops reading headers at a size; httptools buffers whatever comes."""
+        config = uvicorn.Config(
+            self._in_flight,
+            http="h11",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+            ssl_keyfile=self._settings.ssl_keyfile,
+            ssl_certfile=self._settings.ssl_certfile,
+        )
+        try:
+            config.load()
+        except (ssl.SSLError, OSError):
+            raise StartError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
+        return config
+
+    async def _load(self) -> None:
+        """Texts first: they take a moment, and the engine's readiness is then the server's."""
+        self._report.line(f"smoe {importlib.metadata.version('smoe')} loads {self._model_dir}")
+        if not self._settings.api_key and not is_loopback(self._listener):
+            self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server: set --api-key")
+        try:
+            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir)
+        except (TokenizerError, StartError) as error:
+            self._fail(str(error), 2)
+            return
+        await self._client.start(engine_config(self._settings, self._model_dir))
+
+    def _on_status(self, status: EngineStatus) -> None:
+        self._metrics.engine_status(status)
+        if status.phase == "dead":
+            self._fail(status.message or "the engine is gone", status.exit_code)
+        elif status.phase == "loading":
+            self._report.progress(status)
+        elif self._client.ready is not None and self._state.texts is None:
+            self._on_ready(self._client.ready)
+
+    def _on_ready(self, ready: Ready) -> None:
+        assert self._texts is not None
+        self._report.end_progress()
+        try:
+            self._texts.tokenizer.check_fits(ready.vocab_size)
+        except TokenizerError as error:
+            self._fail(f"{self._model_dir}: {error}", 2)
+            return
+        self._state.texts = self._texts
+        seconds = time.monotonic() - self._started_s
+        self._metrics.engine_ready(
+            ready,
+            version=importlib.metadata.version("smoe"),
+            enable_prefix_caching=not self._settings.no_enable_prefix_caching,
+            startup_s=seconds,
+        )
+        for line in [*(f"WARNING: {warning}" for warning in ready.warnings), *self._ready_lines(ready, seconds)]:
+            self._report.line(line)
+
+    def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
+        scheme = "http" if self._settings.ssl_certfile is None else "https"
+        url = url_of(self._listener, scheme=scheme)
+        needs_key = bool(self._settings.api_key)
+        return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        """The first drains, the next one ends it at once."""
+        if self._signal is not None:
+            self._hurry.set()
+        self._signal = signum
+        self._client.drain()
+        self._ended.set()
+
+    def _fail(self, message: str, exit_code: int) -> None:
+        """The first failure stands; an engine that ends because it was told to is none."""
+        self._report.end_progress()
+        if self._failure is None and not self._ended.is_set():
+            self._failure = (message, exit_code)
+            self._report.line(f"smoe: {message}")
+            self._ended.set()
+
+    async def _end(self) -> int:
+        """After a signal: let what runs finish in time, then end it with error events. After a failure: just that."""
+        flush_s = min(FLUSH_S, self._settings.shutdown_timeout / 2)
+        if self._failure is None:
+            await self._drained(self._settings.shutdown_timeout - flush_s)
+        await self._client.stop()
+        await self._in_flight.wait_idle(flush_s)
+        if self._failure is not None:
+            return self._failure[1]
+        assert self._signal is not None
+        return 128 + self._signal if self._hurry.is_set() else 0
+
+    async def _drained(self, timeout_s: float) -> None:
+        """Until nothing is in flight, a second signal, or the time is over."""
+        waits = {
+            asyncio.create_task(self._in_flight.wait_idle(timeout_s)),
+            asyncio.create_task(self._hurry.wait()),
+        }
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+
+
+def load_texts(settings: Settings, model_dir: Path) -> Texts:
+    """The checkpoint's text side. Raises TokenizerError or StartError."""
+    tokenizer = load_tokenizer(model_dir)
+    source = tokenizer.chat_template
+    if settings.chat_template is not None:
+        try:
+            source = settings.chat_template.read_text()
+        except (OSError, UnicodeDecodeError):
+            raise StartError(f"--chat-template {settings.chat_template}: cannot be read as text") from None
+    use_defaults = settings.generation_config == "auto"
+    defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
+    return Texts(tokenizer, ChatTemplate(source, tokenizer), defaults)

@@ -1,0 +1,105 @@
+"""What the person at the terminal sees until the first request: at most 15 lines, the last one to paste."""
+
+import math
+from typing import TYPE_CHECKING, TextIO
+
+from engine.messages import Ready
+from server.engine_client import EngineStatus
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PROGRESS_STEP = 0.1  # a line per tenth, where no bar can be drawn
+EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; those that the model takes are shown
+
+
+class StartupReport:
+    """Writes the start's lines to one stream. Never more than 9 lines of progress and 6 others."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._next_share = PROGRESS_STEP
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def line(self, text: str) -> None:
+        """One line, at once."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def progress(self, status: EngineStatus) -> None:
+        """How far the weights are: a bar on a terminal, a line each 10 % elsewhere. Other phases are short."""
+        if status.phase != "loading" or not status.total_bytes:
+            return
+        if self._stream.isatty():
+            self._draw(status)
+            return
+        share = status.loaded_bytes / status.total_bytes
+        if self._next_share <= share < 1.0:
+            self.line(f"{status.stage} {share:.0%} of {size(status.total_bytes)}")
+            self._next_share = PROGRESS_STEP * (math.floor(share / PROGRESS_STEP + 1e-9) + 1)
+
+    def end_progress(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
+
+    def _draw(self, status: EngineStatus) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            progress = Progress(console=Console(file=self._stream), transient=True)
+            progress.start()
+            self._bar = progress, progress.add_task(status.stage, total=status.total_bytes)
+        progress, task = self._bar
+        progress.update(task, completed=status.loaded_bytes, description=status.stage)
+
+
+def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
+    """The memory table, then URL, model id and a request to paste."""
+    experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
+    return [
+        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {ready.dtype}{experts}",
+        f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
+        f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_room(ready)}",
+        f"ready in {seconds:.1f} s ({_phases(ready)}) on {ready.device}, {ready.backend} backend",
+        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url}",
+        f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+
+
+def num_fitting(ready: Ready, length: int) -> int:
+    """How many requests of `length` tokens the KV cache holds at once.
+
+    Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
+    """
+    blocks = math.ceil(length / ready.block_size)
+    if ready.window is not None:
+        blocks = min(blocks, math.ceil(ready.window / ready.block_size) + 1)
+    return ready.num_blocks // blocks
+
+
+def size(num_bytes: int) -> str:
+    """1536 is "1.5 KiB"."""
+    amount = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} GiB"
+
+
+def _room(ready: Ready) -> str:
+    lengths = sorted({*(length for length in EXAMPLE_LENGTHS if length < ready.max_model_len), ready.max_model_len})
+    return ", ".join(f"{num_fitting(ready, length):,} requests of {length:,}" for length in lengths[-2:])
+
+
+def _window(ready: Ready) -> str:
+    return "" if ready.window is None else f", window {ready.window:,}"
+
+
+def _phases(ready: Ready) -> str:
+    return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
