@@ -18,10 +18,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-SLOW := not full
+PYTEST := $(BIN)/python -m pytest
 ifeq ($(shell command -v promtool),)
-NO_PROMTOOL := yes
-SLOW := not full and not prometheus
+PYTEST += -m "not prometheus"
+NOTE := @echo "promtool not found: tests marked 'prometheus' are left out (Debian: apt-get install prometheus)"
 endif
 
 .DEFAULT_GOAL := help
@@ -36,11 +36,12 @@ serve: $(INSTALLED)  ## install, then serve the bundled model on 127.0.0.1:8000
 	exec $(BIN)/smoe serve
 
 test: $(INSTALLED_TEST)  ## every promise, scaled to fit 15 minutes on 2 cores
-	$(if $(NO_PROMTOOL),@echo "promtool not found: tests marked 'prometheus' are left out (Debian: apt-get install prometheus)")
-	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
+	$(NOTE)
+	$(PYTEST) $(ARGS)
 
 test-full: $(INSTALLED_TEST)  ## every promise at its full count
-	$(BIN)/python -m pytest $(ARGS)
+	$(NOTE)
+	$(PYTEST) --scale 10 $(ARGS)
 
 check: $(INSTALLED_TEST)  ## format, lint and types
 	$(BIN)/ruff format --check .
