@@ -100,7 +100,9 @@ def compare(oracle: torch.nn.Module, completion: Completion, tally: Tally) -> No
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda name: name.replace(" ", "_"))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shape, Path, torch.nn.Module]:
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Shape, Path, torch.nn.Module]:
     torch.set_num_threads(1)
     shape = replace(SHAPES[request.param], seed=list(SHAPES).index(request.param))
     path = tmp_path_factory.mktemp("checkpoint")
@@ -132,7 +134,7 @@ def test_a_prefix_hit_changes_nothing(case: tuple[Shape, Path, torch.nn.Module])
     [stem] = prompts(shape, [100])
     generate(engine, [stem])
     tally = Tally()
-    for completion in generate(engine, [stem, stem[:70] + [5, 6, 7]]):
+    for completion in generate(engine, [stem, [*stem[:70], 5, 6, 7]]):
         assert completion.num_cached_tokens >= 64
         compare(oracle, completion, tally)
     tally.assert_rare()

@@ -35,9 +35,26 @@ def draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 def naive(logits: list[float], s: Sequence) -> int:
     """One token by the definitions, in plain Python."""
     p = s.request.params
+    values = naive_shape(logits, s)
+    if p.temperature == 0:
+        return max(range(VOCAB), key=lambda i: (values[i], -i))
+    kept, probs = naive_nucleus(values, p)
+    target = uniforms([p.seed], [len(s.token_ids)], [p.prompt_index], [p.choice_index])[0] * sum(probs[i] for i in kept)
+    reached = 0.0
+    for i in sorted(kept):
+        reached += probs[i]
+        if reached > target:
+            return i
+    raise AssertionError("unreachable")
+
+
+def naive_shape(logits: list[float], s: Sequence) -> list[float]:
+    p = s.request.params
     values = list(logits)
     for token in set(s.token_ids):
-        values[token] = values[token] / p.repetition_penalty if values[token] > 0 else values[token] * p.repetition_penalty
+        values[token] = (
+            values[token] / p.repetition_penalty if values[token] > 0 else values[token] * p.repetition_penalty
+        )
     generated = s.token_ids[s.num_prompt_tokens :]
     for token in set(generated):
         values[token] -= p.frequency_penalty * generated.count(token) + p.presence_penalty
@@ -48,8 +65,10 @@ def naive(logits: list[float], s: Sequence) -> int:
     if len(generated) < p.min_tokens:
         for token in (EOS, *p.stop_token_ids):
             values[token] = -math.inf
-    if p.temperature == 0:
-        return max(range(VOCAB), key=lambda i: (values[i], -i))
+    return values
+
+
+def naive_nucleus(values: list[float], p: SamplingParams) -> tuple[list[int], list[float]]:
     top = max(values)
     weights = [math.exp((v - top) / p.temperature) for v in values]
     probs = [w / sum(weights) for w in weights]
@@ -62,13 +81,7 @@ def naive(logits: list[float], s: Sequence) -> int:
         if mass < p.top_p * total or not kept:
             kept.append(i)
         mass += probs[i]
-    target = uniforms([p.seed], [len(s.token_ids)], [p.prompt_index], [p.choice_index])[0] * sum(probs[i] for i in kept)
-    reached = 0.0
-    for i in sorted(kept):
-        reached += probs[i]
-        if reached > target:
-            return i
-    raise AssertionError("unreachable")
+    return kept, probs
 
 
 def random_params(rng: random.Random) -> dict[str, object]:
@@ -92,7 +105,9 @@ def random_params(rng: random.Random) -> dict[str, object]:
 def test_every_parameter_does_what_its_definition_says(scale: int) -> None:
     rng = random.Random(0)
     for trial in range(300 * scale):
-        rows = [sequence(generated=rng.choices(range(VOCAB), k=rng.randint(0, 12)), **random_params(rng)) for _ in range(4)]
+        rows = [
+            sequence(generated=rng.choices(range(VOCAB), k=rng.randint(0, 12)), **random_params(rng)) for _ in range(4)
+        ]
         logits = random_logits(trial, 4)
         assert draw(logits, rows) == [naive(row.tolist(), s) for row, s in zip(logits, rows, strict=True)]
 
@@ -127,7 +142,9 @@ def test_seed_position_prompt_and_choice_each_change_the_draw() -> None:
         ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     ],
 )
-def test_philox_gives_its_published_answers(counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_philox_gives_its_published_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     import numpy as np
 
     words = [np.array([value], dtype=np.uint64) for value in (*counter, *key)]

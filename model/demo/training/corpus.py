@@ -49,7 +49,8 @@ def load_domains() -> list[Domain]:
 def _austen() -> Domain:
     if not AUSTEN_DATA.is_dir():
         raise FileNotFoundError("the novels are missing: apt-get install r-cran-janeaustenr")
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for key, title in NOVELS.items():
         chapters = _chapters(_novel_lines(key))
         (held_out if key == HELD_OUT_NOVEL else train).extend(f"{title}\n\n{text}" for text in chapters)
@@ -109,7 +110,8 @@ def _scripture() -> Domain:
         if match:
             book, chapter, number, text = match.groups()
             chapters.setdefault((book, chapter), []).append(f"{chapter}:{number} {' '.join(text.split())}")
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for (book, _), text in chapters.items():
         (held_out if book in HELD_OUT_BOOKS else train).append("\n".join(text))
     return Domain("scripture", train, held_out)
@@ -117,10 +119,13 @@ def _scripture() -> Domain:
 
 def _python() -> Domain:
     root = Path(sysconfig.get_paths()["stdlib"])
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root).as_posix()
-        if re.search(r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/", relative):
+        if re.search(
+            r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/", relative
+        ):
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
         if 200 < len(text):
@@ -132,4 +137,6 @@ def _python() -> Domain:
 if __name__ == "__main__":
     for domain in load_domains():
         sizes = [sum(len(t.encode()) for t in part) for part in (domain.train, domain.held_out)]
-        print(f"{domain.name:10} {len(domain.train)} documents, {sizes[0]} bytes; held out {len(domain.held_out)}, {sizes[1]}")
+        print(
+            f"{domain.name:10} {len(domain.train)} documents, {sizes[0]} bytes; held out {len(domain.held_out)}, {sizes[1]}"
+        )

@@ -46,7 +46,8 @@ class Attention(nn.Module):
         groups = self.c.num_heads // self.c.num_kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)  # [B, H, S, K]
         out = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask.to(q.dtype))
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return mixed
 
 
 class Expert(nn.Module):
@@ -57,7 +58,8 @@ class Expert(nn.Module):
         self.w3 = nn.Linear(c.dim, c.hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
 
 
 class SparseMoe(nn.Module):
@@ -76,7 +78,7 @@ class SparseMoe(nn.Module):
         weights = top.softmax(-1)
         order = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=len(self.experts))
-        rows = tokens[order // self.k].split(counts.tolist())
+        rows = torch.split(tokens[order // self.k], counts.tolist())
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, rows, strict=True)])
         scaled = outputs * weights.flatten()[order, None]
         mixed = torch.zeros_like(tokens, dtype=scaled.dtype).index_add(0, order // self.k, scaled)

@@ -98,7 +98,8 @@ def train(out: Path, minutes: float, seed: int) -> None:
     optimizer_list = optimizers(network)
     log = (out / "training_log.jsonl").open("w")
     start = saved = time.monotonic()
-    step, losses = 0, []
+    step = 0
+    losses: list[float] = []
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for optimizer in optimizer_list:
             for group in optimizer.param_groups:
@@ -107,7 +108,11 @@ def train(out: Path, minutes: float, seed: int) -> None:
         step += 1
         if step % 50 == 0:
             seconds = round(time.monotonic() - start)
-            record = {"step": step, "tokens": step * BATCH_SEQUENCES * SEQUENCE_LEN, "seconds": seconds}
+            record: dict[str, float] = {
+                "step": step,
+                "tokens": step * BATCH_SEQUENCES * SEQUENCE_LEN,
+                "seconds": seconds,
+            }
             record["loss"] = round(sum(losses) / len(losses), 4)
             print(json.dumps(record), file=log, flush=True)
             losses = []

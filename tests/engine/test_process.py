@@ -1,0 +1,122 @@
+"""The engine process over its socket: loads, serves, refuses, and never outlives its parent."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.messages import Abort, Add, Failed, FrameReader, FromEngine, Progress, Ready, Start, Step, encode_frame
+from engine.types import Request, RequestOutput, SamplingParams
+from tests.checkpoints import Shape, save_random_checkpoint
+
+TIMEOUT_S = 60.0
+
+
+class Peer:
+    """The API process's end of the socket."""
+
+    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.connection = connection
+        self.process = process
+        self.reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        self.pending: list[FromEngine] = []
+
+    def send(self, message: Start | Add | Abort) -> None:
+        self.connection.sendall(encode_frame(message))
+
+    def receive(self) -> FromEngine:
+        while not self.pending:
+            chunk = self.connection.recv(1 << 16)
+            if not chunk:
+                raise EOFError
+            self.pending += self.reader.feed(chunk)
+        return self.pending.pop(0)
+
+    def receive_past_progress(self) -> FromEngine:
+        while isinstance(message := self.receive(), Progress):
+            pass
+        return message
+
+    def outputs_until_end(self, request_id: int) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        while not outputs or outputs[-1].finish_reason is None:
+            message = self.receive()
+            assert isinstance(message, Step)
+            outputs += [o for o in message.step.outputs if o.request_id == request_id]
+        return outputs
+
+
+@contextmanager
+def engine_process() -> Iterator[Peer]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(TIMEOUT_S)
+    command = [sys.executable, "-m", "engine.process", str(theirs.fileno())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+    theirs.close()
+    try:
+        yield Peer(ours, process)
+    finally:
+        ours.close()
+        assert process.wait(TIMEOUT_S) is not None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_random_checkpoint(Shape(), path)
+    return path
+
+
+def test_it_loads_generates_aborts_and_leaves_with_its_parent(checkpoint: Path) -> None:
+    with engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=200)))
+        ready = peer.receive_past_progress()
+        assert isinstance(ready, Ready) and ready.max_model_len == 200 and ready.vocab_size == 101
+        endless = Request(1, [5], SamplingParams(max_tokens=190, ignore_eos=True))
+        short = Request(2, [5, 6], SamplingParams(max_tokens=3, temperature=0, num_logprobs=0, ignore_eos=True))
+        peer.send(Add([endless, short]))
+        outputs = peer.outputs_until_end(2)
+        assert sum(len(o.token_ids) for o in outputs) == 3
+        assert outputs[-1].finish_reason == "length"
+        assert outputs[-1].timing is not None and outputs[-1].timing.first_token_s is not None
+        peer.send(Abort([1, 1, 77]))
+        while not (isinstance(message := peer.receive(), Step) and message.step.stats.num_running == 0):
+            pass
+        assert message.step.stats.num_blocks_held == 0
+    assert peer.process.returncode == 0
+
+
+def test_a_prompt_that_never_fits_gets_an_error_and_nobody_else_does(checkpoint: Path) -> None:
+    with engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
+        peer.receive_past_progress()
+        params = SamplingParams(max_tokens=2, ignore_eos=True)
+        peer.send(Add([Request(1, [3] * 20, params), Request(2, [3] * 10, params)]))
+        [refused] = peer.outputs_until_end(1)
+        assert refused.finish_reason == "error" and "1 to 19" in (refused.error or "")
+        assert peer.outputs_until_end(2)[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_kv_blocks": 2, "max_model_len": 100}, "--max-model-len 32 fits"),
+        ({"kv_cache_memory_bytes": 100}, "--kv-cache-memory-bytes is too small"),
+        ({"max_model_len": 5000}, "--max-model-len 1024 fits"),
+        ({"model": "/nonexistent"}, "/nonexistent"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(checkpoint: Path, settings: dict[str, object], message: str) -> None:
+    with engine_process() as peer:
+        peer.send(Start(EngineConfig(**{"model": str(checkpoint), **settings})))  # type: ignore[arg-type]
+        failed = peer.receive_past_progress()
+        assert isinstance(failed, Failed)
+        assert message in failed.message and "\n" not in failed.message
+    assert peer.process.returncode == 2

@@ -1,0 +1,52 @@
+"""Limits follow from model, machine and flags, and a cgroup's limit is obeyed."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.memory import cgroup_headroom_bytes
+from engine.sizing import context_limit, pool_blocks
+from model.config import ModelConfig, load_config
+from tests.checkpoints import Shape
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelConfig:
+    Shape().hf_config.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(
+        config.read_text().replace('"model_type"', '"architectures": ["MixtralForCausalLM"], "model_type"')
+    )
+    return load_config(tmp_path)[0]
+
+
+def config(**settings: object) -> EngineConfig:
+    return EngineConfig(model="m", **settings)  # type: ignore[arg-type]
+
+
+def test_the_pool_takes_half_of_the_free_memory_but_never_more_than_all_requests_could_use(model: ModelConfig) -> None:
+    assert pool_blocks(config(), model, 512, block_bytes=1000, free_bytes=2_000_000) == 999  # and the null block
+    assert pool_blocks(config(max_num_seqs=2), model, 512, block_bytes=1, free_bytes=10**12) == 2 * 1024 // 16
+
+
+def test_a_memory_flag_counts_the_null_block(model: ModelConfig) -> None:
+    assert pool_blocks(config(kv_cache_memory_bytes=5000), model, 512, block_bytes=1000, free_bytes=0) == 4
+    with pytest.raises(EngineConfigError, match=r"at least 2\.0 KiB"):
+        pool_blocks(config(kv_cache_memory_bytes=1500), model, 512, block_bytes=1024, free_bytes=0)
+
+
+def test_a_derived_context_is_lowered_to_what_fits_and_a_set_one_is_refused_with_the_number(model: ModelConfig) -> None:
+    limit, [warning] = context_limit(config(), model, num_blocks=10, budget=512)
+    assert limit == 160 and "160" in warning
+    assert context_limit(config(max_model_len=160), model, 10, 512) == (160, ())
+    with pytest.raises(EngineConfigError, match="--max-model-len 160 fits"):
+        context_limit(config(max_model_len=161), model, 10, 512)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000", 700), ("200", 0), ("max", 2**62)])
+def test_a_cgroup_limits_what_is_available(tmp_path: Path, limit: str, expected: int) -> None:
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert cgroup_headroom_bytes(tmp_path, tmp_path / "none") == expected
