@@ -1,0 +1,30 @@
+"""From a request's bytes to a request model: the headers that a JSON body needs, then strict JSON, then the schema."""
+
+from typing import TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from server.errors import unsupported_content_encoding, unsupported_content_type
+from server.strict_json import parse_object
+from server.validation import RequestModel, unknown_fields, validate
+
+IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
+
+Model = TypeVar("Model", bound=RequestModel)
+
+
+async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Model, dict[str, str]]:
+    """The request, and the headers that tell the client what of it was ignored. Raises ApiError 400 or 415."""
+    _check_headers(http)
+    body = parse_object(await http.body())
+    request = validate(model_class, body)
+    ignored = unknown_fields(model_class, body)
+    return request, {IGNORED_PARAMS_HEADER: ", ".join(ignored)} if ignored else {}
+
+
+def _check_headers(http: HttpRequest) -> None:
+    if http.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise unsupported_content_encoding()
+    content_types = http.headers.getlist("content-type")
+    if [value.split(";")[0].strip().lower() for value in content_types] != ["application/json"]:
+        raise unsupported_content_type()

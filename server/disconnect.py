@@ -1,0 +1,36 @@
+"""Noticing that a client went away, in every phase of its request: queued, in prefill, in decode, streaming or not."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before it had its whole answer."""
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; where the client goes first, cancels it, waits for its cleanup and raises ClientGone.
+
+    Call it after the request's body was read to its end: from then on `receive` has nothing but the disconnect to tell.
+    """
+    gone = asyncio.create_task(_disconnected(receive))
+    job = asyncio.create_task(work)
+    try:
+        await asyncio.wait({gone, job}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise ClientGone
+        return job.result()
+    finally:
+        gone.cancel()
+        job.cancel()
+        await asyncio.gather(gone, job, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

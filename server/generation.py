@@ -1,0 +1,165 @@
+"""The life of one generation: admitted, queued in the engine, its outputs turned into deltas, accounted for, over.
+
+Knows prompts as token ids and choices as text. Knows nothing of HTTP replies: a stream and a whole reply read the same
+deltas.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from engine.types import Request, RequestOutput
+from server.choice import Choice, Delta
+from server.engine_client import EngineDied
+from server.errors import ApiError, internal_error, queue_full, unavailable
+from server.inbox import MergedInbox
+from server.ledger import Account
+from server.metric_families import Outcome
+from server.state import GONE_RETRY_S, AppState
+
+
+@dataclass(frozen=True)
+class Job:
+    """One choice: what the engine runs, and what makes text of its tokens."""
+
+    request: Request
+    choice: Choice
+
+
+class PromptTokensDetails(TypedDict):
+    """Part of Usage."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """What a generation cost. Each prompt counts once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Generation:
+    """All choices of one HTTP request. Iterate `deltas` once, and close it: that is what ends the engine's work."""
+
+    def __init__(self, state: AppState, jobs: Sequence[Job], http_id: str) -> None:
+        self._state = state
+        self._jobs = {job.request.request_id: job for job in jobs}
+        self._http_id = http_id
+        self._accounts: dict[int, Account] = {}
+
+    @property
+    def num_choices(self) -> int:
+        """Over all prompts."""
+        return len(self._jobs)
+
+    def usage(self) -> Usage:
+        """So far; complete when `deltas` has ended."""
+        firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
+        num_prompt = sum(len(job.request.prompt_token_ids) for job in firsts)
+        num_completion = sum(job.choice.num_tokens for job in self._jobs.values())
+        accounts = [self._accounts[job.request.request_id] for job in firsts]
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+            "prompt_tokens_details": {"cached_tokens": sum(account.num_cached_tokens for account in accounts)},
+        }
+
+    async def deltas(self, idle_s: float) -> AsyncGenerator[list[Delta], None]:
+        """Queues the choices, then yields what they gain, as it comes; an empty list after each `idle_s` of nothing.
+
+        Raises ApiError: 429 and 503 where the generation is not admitted, 500 where the engine failed on a choice, 503
+        where the engine is gone. However it ends, every choice is accounted for and nothing is left running.
+        """
+        self._admit()
+        loop = asyncio.get_running_loop()
+        inbox = MergedInbox(self._state.engine.submit([job.request for job in self._jobs.values()]))
+        open_ids = set(self._jobs)
+        outcome: Outcome = "abort"
+        try:
+            yielded_s = loop.time()
+            while open_ids:
+                outputs = await inbox.get(yielded_s + idle_s)
+                deltas = self._take(outputs, open_ids)
+                if deltas or not outputs:
+                    yield deltas
+                    yielded_s = loop.time()
+        except EngineDied:
+            outcome = "error"
+            raise unavailable("engine_dead", GONE_RETRY_S) from None
+        except Exception:
+            outcome = "error"
+            raise
+        finally:
+            inbox.close()
+            self._end(open_ids, outcome)
+
+    def _admit(self) -> None:
+        """Opens the accounts. Raises ApiError where the server takes nothing now, or not so much more."""
+        self._accounts = {request_id: self._account(job.request) for request_id, job in self._jobs.items()}
+        refusal = self._state.refusal() or self._queue_refusal()
+        if refusal:
+            self._end(set(self._jobs), "rejected")
+            raise refusal
+
+    def _account(self, request: Request) -> Account:
+        return Account(
+            self._state.metrics,
+            self._state.access_log,
+            http_id=self._http_id,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            arrival_s=request.arrival_s,
+        )
+
+    def _queue_refusal(self) -> ApiError | None:
+        engine = self._state.engine
+        if engine.num_waiting + self.num_choices <= self._state.max_num_queued:
+            return None
+        return queue_full(
+            1.0 + engine.num_waiting / max(1, engine.stats.num_running)
+        )  # a second per round of the batch
+
+    def _take(self, outputs: Sequence[RequestOutput], open_ids: set[int]) -> list[Delta]:
+        """The outputs' deltas. Takes finished choices out of `open_ids`."""
+        now_s = time.monotonic()
+        deltas = []
+        for output in outputs:
+            if output.request_id in open_ids:
+                _raise_failure(output)
+                delta = self._push(output, now_s)
+                if delta is not None:
+                    deltas.append(delta)
+                if self._jobs[output.request_id].choice.finish_reason:
+                    open_ids.remove(output.request_id)
+        return deltas
+
+    def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
+        choice = self._jobs[output.request_id].choice
+        account = self._accounts[output.request_id]
+        delta = choice.push(output)
+        account.saw(output, choice.num_tokens, now_s)
+        if choice.finish_reason:
+            account.close(choice.finish_reason, now_s)
+            if output.finish_reason is None:  # a stop string: the engine does not know of them
+                self._state.engine.abort([output.request_id])
+        return delta
+
+    def _end(self, open_ids: set[int], outcome: Outcome) -> None:
+        if open_ids and outcome != "rejected":
+            self._state.engine.abort(sorted(open_ids))
+        for request_id in open_ids:
+            self._accounts[request_id].close(outcome, time.monotonic())
+
+
+def _raise_failure(output: RequestOutput) -> None:
+    if output.finish_reason == "error":
+        error = internal_error()
+        error.message = output.error or error.message
+        raise error
+    if output.finish_reason == "abort":  # not ours: nobody reads the outputs of what was aborted here
+        raise unavailable("draining", GONE_RETRY_S)

@@ -1,0 +1,65 @@
+"""One choice's account: what it used and when, told to the metrics and to the log once, when it ends."""
+
+from engine.types import RequestOutput, Timing
+from server.access_log import AccessLog
+from server.metric_families import Outcome
+from server.metrics import Metrics
+
+
+class Account:
+    """Opened when a choice is received; `close` must be called, and does nothing after the first time."""
+
+    def __init__(
+        self, metrics: Metrics, access_log: AccessLog, *, http_id: str, num_prompt_tokens: int, arrival_s: float
+    ) -> None:
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self._metrics = metrics
+        self._access_log = access_log
+        self._http_id = http_id
+        self._num_prompt_tokens = num_prompt_tokens
+        self._arrival_s = arrival_s
+        self._first_token_s: float | None = None
+        self._last_token_s: float | None = None
+        self._timing: Timing | None = None
+        self._is_open = True
+        metrics.received(1)
+
+    def saw(self, output: RequestOutput, num_tokens: int, now_s: float) -> None:
+        """An output came, with which the choice has `num_tokens` in all."""
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        self._timing = output.timing or self._timing
+        num_new, self.num_tokens = num_tokens - self.num_tokens, num_tokens
+        if not num_new:
+            return
+        if self._last_token_s is None:
+            self._first_token_s = now_s
+        else:
+            for _ in range(num_new):
+                self._metrics.inter_token((now_s - self._last_token_s) / num_new)
+        self._last_token_s = now_s
+
+    def close(self, outcome: Outcome, now_s: float) -> None:
+        """The choice ended. Where the engine did not say when things happened, what was seen here stands for it."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        seen = Timing(arrival_s=self._arrival_s, first_token_s=self._first_token_s, finished_s=now_s)
+        timing = None if outcome == "rejected" else self._timing or seen
+        num_tokens, num_cached = self.num_tokens, self.num_cached_tokens
+        num_prompt = 0 if outcome == "rejected" else self._num_prompt_tokens
+        self._metrics.finished(
+            outcome,
+            num_prompt_tokens=num_prompt,
+            num_generation_tokens=num_tokens,
+            num_cached_tokens=num_cached,
+            timing=timing,
+        )
+        self._access_log.finished(
+            self._http_id,
+            outcome,
+            num_prompt_tokens=num_prompt,
+            num_generation_tokens=num_tokens,
+            num_cached_tokens=num_cached,
+            timing=timing,
+        )

@@ -1,0 +1,91 @@
+"""Log probabilities in the API's two shapes: the completions' parallel arrays, and the chat's list of entries."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+from engine.types import TokenLogprobs
+from server.choice import Position
+
+MIN_LOGPROB = -9999.0  # JSON has no -Infinity
+
+
+class TokenTexts(Protocol):
+    """How a token is spelled: server.tokenizer.Tokenizer."""
+
+    def token_text(self, token_id: int) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class CompletionLogprobs(TypedDict):
+    """Entry i of each array belongs to token i, echoed prompt tokens included."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TopLogprob(TypedDict):
+    """One candidate at one position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprobs(TopLogprob):
+    """The token that was sampled, and the likeliest ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """One entry per generated token."""
+
+    content: list[ChatTokenLogprobs]
+
+
+def completion_logprobs(positions: Sequence[Position], texts: TokenTexts) -> CompletionLogprobs:
+    """The legacy shape. The first token of a prompt, which nothing predicts, has null."""
+    entries = [position.logprobs for position in positions]
+    return {
+        "tokens": [texts.token_text(position.token_id) for position in positions],
+        "token_logprobs": [_finite(entry.logprob) if entry else None for entry in entries],
+        "top_logprobs": [_by_text(entry, texts) if entry else None for entry in entries],
+        "text_offset": [position.text_offset for position in positions],
+    }
+
+
+def chat_logprobs(positions: Sequence[Position], texts: TokenTexts) -> ChatLogprobs:
+    """The chat shape; `positions` have logprobs, since a chat's prompt is never echoed."""
+    entries = [position.logprobs for position in positions if position.logprobs]
+    return {"content": [_chat_entry(entry, texts) for entry in entries]}
+
+
+def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
+    """The likeliest tokens and the one that stands there. Of two tokens spelled alike the likelier one counts."""
+    by_text: dict[str, float] = {}
+    for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
+        by_text.setdefault(texts.token_text(token_id), _finite(logprob))
+    by_text.setdefault(texts.token_text(entry.token_id), _finite(entry.logprob))
+    return by_text
+
+
+def _chat_entry(entry: TokenLogprobs, texts: TokenTexts) -> ChatTokenLogprobs:
+    top = zip(entry.top_ids, entry.top_logprobs, strict=True)
+    return {
+        **_candidate(entry.token_id, entry.logprob, texts),
+        "top_logprobs": [_candidate(token_id, logprob, texts) for token_id, logprob in top],
+    }
+
+
+def _candidate(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
+    return {
+        "token": texts.token_text(token_id),
+        "logprob": _finite(logprob),
+        "bytes": list(texts.token_bytes(token_id)),
+    }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, MIN_LOGPROB)

@@ -1,0 +1,115 @@
+"""From a valid request and its prompts' token ids to what is generated: the limits, the seed, one job per choice."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from engine.messages import Ready
+from engine.types import Request
+from server.choice import Choice, Echo, Ending
+from server.detokenizer import Detokenizer
+from server.errors import ApiError, context_length_exceeded, prompt_too_long
+from server.generation import Job
+from server.sampling import sampling_params
+from server.schemas import GenerationRequest
+from server.state import AppState, Texts
+from server.stop import StopMatcher
+
+INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, tokenized."""
+
+    token_ids: list[int]
+    is_continued: bool  # the reply goes on where the prompt's text ends, instead of being a text of its own
+    echo: Echo | None = None
+
+
+async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
+    """The result of `work`, which takes time in proportion to a text of `num_chars`."""
+    return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
+
+
+def check_prompt_chars(texts: Texts, ready: Ready, contents: Sequence[str], param: str) -> None:
+    """Raises ApiError 400 for a text that is too long whatever its tokens are, without tokenizing it."""
+    num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
+    if num_tokens > ready.max_prompt_tokens:
+        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, param)
+
+
+def completion_limit(num_prompt: int, asked: int | None, ready: Ready, param: str, *, is_default: bool = False) -> int:
+    """Tokens to generate at most: `asked`, or all the room that the prompt leaves where nothing was asked.
+
+    `is_default`: `asked` is not the client's own figure, and gives way. Raises ApiError 400 where it does not fit.
+    """
+    if num_prompt > ready.max_prompt_tokens:
+        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, param)
+    room = ready.max_model_len - num_prompt
+    if asked is None or is_default:
+        if room < 1:
+            raise context_length_exceeded(num_prompt, asked or 1, ready.max_model_len, param)
+        return room if asked is None else min(asked, room)
+    if asked > room:
+        raise context_length_exceeded(num_prompt, asked, ready.max_model_len, param)
+    return asked
+
+
+def seed_of(request: GenerationRequest) -> int:
+    """The request's own, or one drawn for it: the reply names it, so that it can be repeated."""
+    return secrets.randbits(63) if request.seed is None else request.seed
+
+
+def jobs_of(
+    state: AppState,
+    texts: Texts,
+    request: GenerationRequest,
+    prompts: Sequence[Prompt],
+    limits: Sequence[int],
+    *,
+    seed: int,
+    arrival_s: float,
+) -> list[Job]:
+    """One per prompt and choice, the choices of a prompt together. `limits` has each prompt's completion limit."""
+    num_choices = len(prompts) * request.n
+    if num_choices > state.max_num_queued:
+        message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
+        raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
+    jobs = []
+    for prompt_index, prompt in enumerate(prompts):
+        for choice_index in range(request.n):
+            params = sampling_params(
+                request,
+                max_tokens=limits[prompt_index],
+                seed=seed,
+                prompt_index=prompt_index,
+                choice_index=choice_index,
+                defaults=texts.defaults,
+            )
+            engine_request = Request(
+                request_id=state.engine.new_request_id(),
+                prompt_token_ids=prompt.token_ids,
+                params=params,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                arrival_s=arrival_s,
+            )
+            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt)))
+    return jobs
+
+
+def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt) -> Choice:
+    context = prompt.token_ids if prompt.is_continued else ()
+    ending = Ending(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
+    return Choice(
+        index,
+        Detokenizer(texts.tokenizer, request.skip_special_tokens, context),
+        StopMatcher(request.stop, request.include_stop_str_in_output),
+        ending,
+        prompt.echo,
+    )

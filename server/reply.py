@@ -1,0 +1,97 @@
+"""A generation as an HTTP reply: the envelope that all its parts share, and the two ways to send them."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Protocol
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.choice import Delta, joined
+from server.disconnect import unless_disconnected
+from server.generation import Generation, Usage
+from server.schemas import GenerationRequest, StreamOptions
+from server.sse import KEEP_ALIVE_S, EventStream
+
+
+class Envelope:
+    """What every chunk of a stream, or the whole reply, has around its choices."""
+
+    def __init__(self, fields: Mapping[str, str | int]) -> None:
+        self._fields = dict(fields)
+        self._prefix = orjson.dumps(self._fields)[:-1]
+
+    def chunk(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
+        """One chunk's JSON. The fields that never change were rendered once."""
+        return self._prefix + b"," + orjson.dumps({"choices": choices, **more})[1:]
+
+    def whole(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
+        """The whole reply's JSON."""
+        return orjson.dumps({**self._fields, "choices": choices, **more})
+
+
+class Format(Protocol):
+    """One endpoint's shape of a choice."""
+
+    stream_object: str
+    whole_object: str
+
+    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
+        """The chunks that tell a delta: each one's choice, and its fields beside `choices`."""
+        ...
+
+    def whole(self, delta: Delta) -> Mapping[str, object]:
+        """A choice with everything in it."""
+        ...
+
+    def beside_choices(self) -> Mapping[str, object]:
+        """The whole reply's fields beside `choices`."""
+        ...
+
+
+async def reply(
+    http: HttpRequest,
+    request: GenerationRequest,
+    generation: Generation,
+    layout: Format,
+    fields: Mapping[str, str | int],
+    headers: Mapping[str, str],
+) -> Response:
+    """The reply as the request wants it. A whole one is complete when this returns, a stream has not begun."""
+    if request.stream:
+        envelope = Envelope({**fields, "object": layout.stream_object})
+        options = request.stream_options or StreamOptions()
+        return EventStream(_stream(generation, layout, envelope, options), headers)
+    envelope = Envelope({**fields, "object": layout.whole_object})
+    body = await unless_disconnected(http.receive, _whole(generation, layout, envelope))
+    return Response(body, headers=dict(headers), media_type="application/json")
+
+
+async def _stream(
+    generation: Generation, layout: Format, envelope: Envelope, options: StreamOptions
+) -> AsyncGenerator[list[bytes], None]:
+    async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
+        async for deltas in batches:
+            usage = _usage_so_far(generation, options)
+            chunks = [chunk for delta in deltas for chunk in layout.chunks(delta)]
+            if chunks or not deltas:
+                yield [envelope.chunk([choice], {**beside, **usage}) for choice, beside in chunks]
+    if options.include_usage:
+        yield [envelope.chunk([], {"usage": generation.usage()})]
+
+
+def _usage_so_far(generation: Generation, options: StreamOptions) -> Mapping[str, Usage | None]:
+    if options.continuous_usage_stats:
+        return {"usage": generation.usage()}
+    return {"usage": None} if options.include_usage else {}
+
+
+async def _whole(generation: Generation, layout: Format, envelope: Envelope) -> bytes:
+    deltas_of: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
+    async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
+        async for deltas in batches:
+            for delta in deltas:
+                deltas_of[delta.index].append(delta)
+    choices = [layout.whole(joined(deltas)) for deltas in deltas_of]
+    return envelope.whole(choices, {**layout.beside_choices(), "usage": generation.usage()})

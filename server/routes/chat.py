@@ -1,0 +1,107 @@
+"""POST /v1/chat/completions: a conversation gets its next message."""
+
+import time
+from collections.abc import Mapping
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from engine.messages import Ready
+from server.body import read_request
+from server.choice import Delta
+from server.generation import Generation
+from server.logprobs import chat_logprobs
+from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
+from server.reply import reply
+from server.sampling import check_token_ids
+from server.schemas import ChatCompletionRequest, Conversation
+from server.state import Texts, state_of
+from server.tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(http: HttpRequest) -> Response:
+    """Answers with a message per choice."""
+    arrival_s = time.monotonic()
+    state = state_of(http)
+    request, headers = await read_request(http, ChatCompletionRequest)
+    state.check_model(request.model)
+    ready, texts = state.serving()
+    check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
+    prompt = Prompt(await rendered(request, ready, texts), is_continued=request.continue_final_message)
+    limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
+    seed = seed_of(request)
+    jobs = jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
+    http_id = http.state.request_id
+    fields = {
+        "id": f"chatcmpl-{http_id}",
+        "created": int(time.time()),
+        "model": request.model,
+        "system_fingerprint": ready.fingerprint,
+        "seed": seed,
+    }
+    layout = ChatFormat(request, prompt, texts.tokenizer)
+    return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers)
+
+
+async def rendered(conversation: Conversation, ready: Ready, texts: Texts) -> list[int]:
+    """The conversation's token ids, as the checkpoint's template writes it."""
+    contents = [message.text for message in conversation.messages]
+    check_prompt_chars(texts, ready, contents, "messages")
+    return await off_loop(
+        sum(map(len, contents)),
+        lambda: texts.chat_template.render(
+            conversation.messages,
+            add_generation_prompt=conversation.with_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+        ),
+    )
+
+
+class ChatFormat:
+    """A choice is a message, or in a stream what was added to it."""
+
+    stream_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def __init__(self, request: ChatCompletionRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._has_begun = False
+
+    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
+        """The role before anything else of a choice, then its text, then its end."""
+        chunks: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
+        if delta.is_first:
+            role = {"role": "assistant", "content": ""}
+            chunks.append((self._chunk(Delta(delta.index), role), {} if self._has_begun else self.beside_choices()))
+            self._has_begun = True
+        for part in delta.split() if delta.text or delta.finish_reason else []:
+            chunks.append((self._chunk(part, {"content": part.text} if part.text else {}), {}))
+        return chunks
+
+    def whole(self, delta: Delta) -> Mapping[str, object]:
+        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        return {"index": delta.index, "message": message, **self._rest(delta)}
+
+    def beside_choices(self) -> Mapping[str, object]:
+        return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
+
+    def _chunk(self, part: Delta, added: Mapping[str, str]) -> Mapping[str, object]:
+        return {"index": part.index, "delta": added, **self._rest(part, is_chunk=True)}
+
+    def _rest(self, delta: Delta, *, is_chunk: bool = False) -> Mapping[str, object]:
+        """What a chunk and a whole choice have alike. A chunk without tokens has no logprobs to tell."""
+        has_logprobs = self._request.logprobs and bool(delta.positions or not is_chunk)
+        rest: dict[str, object] = {
+            "logprobs": chat_logprobs(delta.positions, self._tokenizer) if has_logprobs else None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.return_token_ids:
+            rest["token_ids"] = delta.token_ids
+        return rest

@@ -1,0 +1,16 @@
+"""GET /metrics: what Prometheus scrapes."""
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.metrics import CONTENT_TYPE
+from server.state import state_of
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """All families, in the text format."""
+    return Response(state_of(http).metrics.render(), headers={"content-type": CONTENT_TYPE})

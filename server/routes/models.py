@@ -1,0 +1,37 @@
+"""GET /v1/models: what is served here. Answered from memory, also while the model loads."""
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from server.state import AppState, state_of
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(http: HttpRequest) -> Response:
+    """The model under each of its names."""
+    state = state_of(http)
+    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.model_names]})
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(http: HttpRequest, model_id: str) -> Response:
+    """One entry, by its name as it is spelled."""
+    state = state_of(http)
+    state.check_model(model_id)
+    return JSONResponse(_entry(state, model_id))
+
+
+def _entry(state: AppState, name: str) -> dict[str, str | int | None]:
+    """`max_model_len` is null until the model is loaded."""
+    ready = state.engine.ready
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.created_s,
+        "owned_by": "smoe",
+        "root": state.model_names[0],
+        "max_model_len": ready.max_model_len if ready else None,
+    }

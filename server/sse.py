@@ -1,0 +1,87 @@
+"""Server-sent events: the only place that formats them.
+
+Knows nothing of completions or chats: it is given JSON payloads, already encoded, and sends each as one event.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.disconnect import ClientGone, unless_disconnected
+from server.errors import ApiError, internal_error
+
+KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent
+STALL_S = 60.0  # a reader that takes nothing for so long is given up
+
+_KEEP_ALIVE = b": keep-alive\n\n"
+_DONE = b"data: [DONE]\n\n"
+
+_log = logging.getLogger(__name__)
+
+
+class EventStream(Response):
+    """An ASGI response that sends payloads as they come and ends with [DONE], whatever happens.
+
+    `payloads` yields batches; each batch is one write, an empty one a keep-alive comment. Nothing is sent before the
+    first batch: an error raised until then is answered with its own status, one raised later becomes an error event.
+    The generator is closed when the stream ends, the client goes away or stops reading.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], *, stall_s: float = STALL_S
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._payloads = payloads
+        self._stall_s = stall_s
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_disconnected(receive, self._write(send))
+        except ClientGone:
+            if not self._started:
+                raise
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async with aclosing(self._payloads) as payloads:
+                async for batch in payloads:
+                    await self._send(send, b"".join(map(_event, batch)) if batch else _KEEP_ALIVE)
+        except ClientGone:
+            raise
+        except Exception as error:
+            if not self._started:
+                raise
+            await self._send(send, _event(_error_payload(error)))
+        await self._send(send, _DONE, more=False)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        """Raises ClientGone where the reader takes nothing for `stall_s`."""
+        try:
+            async with asyncio.timeout(self._stall_s):
+                if not self._started:
+                    self._started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError:
+            raise ClientGone from None
+
+
+def _event(payload: bytes) -> bytes:
+    return b"data: " + payload + b"\n\n"
+
+
+def _error_payload(error: Exception) -> bytes:
+    if not isinstance(error, ApiError):
+        _log.error("a stream failed", exc_info=error)
+        error = internal_error()
+    return orjson.dumps(error.body())

@@ -1,0 +1,91 @@
+"""What the routes work with: made once at start, and handed to the app."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from starlette.requests import Request as HttpRequest
+
+from engine.messages import Ready
+from engine.types import Request, RequestOutput, StepStats
+from server.access_log import AccessLog
+from server.chat import ChatTemplate
+from server.engine_client import EngineStatus
+from server.errors import ApiError, model_not_found, unavailable
+from server.metrics import Metrics
+from server.sampling import GenerationDefaults
+from server.tokenizer import Tokenizer
+
+LOADING_RETRY_S = 5.0
+GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself
+
+
+class Inbox(Protocol):
+    """One request's outputs: server.engine_client.Mailbox."""
+
+    async def get(self) -> list[RequestOutput]: ...
+
+
+class Engine(Protocol):
+    """What the routes need of the engine: server.engine_client.EngineClient, whose docstrings are the contract."""
+
+    ready: Ready | None
+    stats: StepStats
+
+    @property
+    def status(self) -> EngineStatus: ...
+    @property
+    def num_waiting(self) -> int: ...
+    def new_request_id(self) -> int: ...
+    def submit(self, requests: Sequence[Request]) -> Sequence[Inbox]: ...
+    def abort(self, request_ids: Iterable[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The checkpoint's text side."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    defaults: GenerationDefaults
+
+
+@dataclass
+class AppState:
+    """One server. `texts` may be set later than the rest: the port answers before the model is loaded."""
+
+    engine: Engine
+    metrics: Metrics
+    access_log: AccessLog
+    model_names: tuple[str, ...]  # the first is the model's id, the others are aliases
+    max_num_queued: int  # choices that may wait for the engine
+    version: str
+    created_s: int  # unix time, of the models' entries
+    texts: Texts | None = None
+
+    def serving(self) -> tuple[Ready, Texts]:
+        """What a request is prepared with. Raises ApiError 503 where there is no model yet, or none any more."""
+        if self.engine.ready is None or self.texts is None:
+            raise self.refusal() or unavailable("loading", LOADING_RETRY_S)
+        return self.engine.ready, self.texts
+
+    def refusal(self) -> ApiError | None:
+        """Why no request is taken now, whatever it is; None where requests are taken."""
+        reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
+            "loading": "loading",
+            "draining": "draining",
+            "dead": "engine_dead",
+        }
+        reason = reasons.get(self.engine.status.phase)
+        return unavailable(reason, LOADING_RETRY_S if reason == "loading" else GONE_RETRY_S) if reason else None
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a name that is not served, compared as it is spelled."""
+        if name not in self.model_names:
+            raise model_not_found()
+
+
+def state_of(request: HttpRequest) -> AppState:
+    """The state that the app was made with."""
+    state: AppState = request.app.state.smoe
+    return state
