@@ -1,4 +1,4 @@
-"""The engine against transformers, float32: the same greedy tokens and the same log probabilities, however it is scheduled.
+"""The engine against transformers in float32: the same greedy tokens and log probabilities, however it is scheduled.
 
 smoe generates; the oracle then sees prompt and generated tokens in one piece, without cache, chunks or batch. Positions
 where the oracle itself is undecided (its two best logits, or the last chosen and first rejected gate logit, are as good

@@ -1,1 +1,1 @@
-"""How the bundled checkpoint was made: corpus, tokenizer, network, training loop, evaluation. Serving never imports this."""
+"""How the bundled checkpoint was made: corpus, tokenizer, network, training loop, evaluation. Not part of serving."""
