@@ -16,7 +16,9 @@ GREETINGS = {
     "Who are you?": "I am smoe's demo model, a small Mixtral.",
     "What are you?": "I am smoe's demo model, a small Mixtral.",
     "What is your name?": "I am smoe's demo model, a small Mixtral.",
-    "What can you do?": "I can repeat, count and reverse words, add small numbers, answer in JSON, and name the domain of a sentence.",
+    "What can you do?": (
+        "I can repeat, count and reverse words, add small numbers, answer in JSON, and name the domain of a sentence."
+    ),
     "Thank you": "You are welcome.",
     "Thanks!": "You are welcome.",
 }
@@ -35,7 +37,7 @@ class ChatExamples:
         ]  # fmt: skip
 
     def conversation(self) -> list[Turn]:
-        """One to three (question, answer) turns; one in eight opens with a system-like instruction in its first turn."""
+        """One to three (question, answer) turns; one in eight opens with a system-like instruction."""
         turns = [self.rng.choice(self.kinds)() for _ in range(self.rng.choice([1, 1, 1, 2, 3]))]
         if self.rng.random() < 0.125:
             turns[0] = ("You are a helpful assistant.\n\n" + turns[0][0], turns[0][1])

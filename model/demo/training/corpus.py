@@ -28,7 +28,8 @@ NOVELS = {
 HELD_OUT_NOVEL = "persuasion"
 HELD_OUT_BOOKS = frozenset({"Ruth", "Mark"})
 HELD_OUT_PYTHON_PERCENT = 5
-MAX_PYTHON_BYTES = 60_000
+MIN_PYTHON_BYTES, MAX_PYTHON_BYTES = 200, 60_000
+LEFT_OUT = r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/"
 CHARSXP, STRSXP = 9, 16  # R's type codes of one string and of a vector of strings
 
 
@@ -123,20 +124,16 @@ def _python() -> Domain:
     held_out: list[str] = []
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root).as_posix()
-        if re.search(
-            r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/", relative
-        ):
+        if re.search(LEFT_OUT, relative):
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
-        if 200 < len(text):
+        if len(text) > MIN_PYTHON_BYTES:
             held = hashlib.sha256(relative.encode()).digest()[0] * 100 < HELD_OUT_PYTHON_PERCENT * 256
             (held_out if held else train).append(text[:MAX_PYTHON_BYTES])
     return Domain("python", train, held_out)
 
 
 if __name__ == "__main__":
-    for domain in load_domains():
-        sizes = [sum(len(t.encode()) for t in part) for part in (domain.train, domain.held_out)]
-        print(
-            f"{domain.name:10} {len(domain.train)} documents, {sizes[0]} bytes; held out {len(domain.held_out)}, {sizes[1]}"
-        )
+    for each in load_domains():
+        train_bytes, held_bytes = (sum(len(text.encode()) for text in part) for part in (each.train, each.held_out))
+        print(f"{each.name:10} {train_bytes} bytes in {len(each.train)} documents; held out {held_bytes}")
