@@ -23,22 +23,8 @@ MAX_INT_BITS = 256
 
 FILTERS = frozenset(
     {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int"}
-    | {
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "replace",
-        "reverse",
-        "round",
-    }
-    | {"safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
+    | {"items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse"}
+    | {"round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
 )
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 

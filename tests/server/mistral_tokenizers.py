@@ -1,0 +1,30 @@
+"""The real Mixtral tokenizers, as mistral-common carries them, laid out as a checkpoint has them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mistral_common
+
+from server.tokenizer import Tokenizer, load_tokenizer
+
+MISTRAL_FILES = Path(mistral_common.__file__).parent / "data"
+V1 = MISTRAL_FILES / "tokenizer.model.v1"
+V3 = MISTRAL_FILES / "mistral_instruct_tokenizer_240323.model.v3"
+
+
+def checkpoint(path: Path, model: Path = V1, name: str = "tokenizer.model", **json_files: object) -> Path:
+    """`path` with the tokenizer model in it, and one file NAME.json per further argument."""
+    path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(model, path / name)
+    for stem, content in json_files.items():
+        (path / f"{stem}.json").write_text(json.dumps(content))
+    return path
+
+
+def v1_tokenizer(path: Path, **json_files: object) -> Tokenizer:
+    return load_tokenizer(checkpoint(path / "v1", **json_files))
+
+
+def v3_tokenizer(path: Path, **json_files: object) -> Tokenizer:
+    return load_tokenizer(checkpoint(path / "v3", V3, "tokenizer.model.v3", **json_files))
