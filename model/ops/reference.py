@@ -58,7 +58,7 @@ class ReferenceOps:
 
     def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
-        attention = plan_attention(batch, block_size, config.window, config.num_heads * config.head_dim)
+        attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
         return ReferencePlan(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.forward_batch import ForwardBatch
 
-MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the largest intermediate of a span: 64 MiB in float32
+MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the scores of a prompt's span: 64 MiB in float32
+MAX_GATHER_ELEMENTS = 1 << 18  # keys x H * K of decode rows together: larger gathers leave the cache, at half the speed
 MAX_SPAN_ROWS = 256  # of one prompt; under a window, longer spans would only gather keys that most rows cannot see
 
 
@@ -49,8 +50,10 @@ class _Chunk:
         return end if window is None else end - max(0, self.start - window + 1)
 
 
-def plan_attention(batch: ForwardBatch, block_size: int, window: int | None, row_elements: int) -> AttentionPlan:
-    """`row_elements` is H * K, the numbers of one query row."""
+def plan_attention(
+    batch: ForwardBatch, block_size: int, window: int | None, num_heads: int, head_dim: int
+) -> AttentionPlan:
+    """Cuts the batch's rows into spans."""
     starts = batch.query_start.tolist()
     last_positions = (batch.context_len - 1).tolist()
     decodes: list[_Chunk] = []
@@ -61,15 +64,15 @@ def plan_attention(batch: ForwardBatch, block_size: int, window: int | None, row
         if num_rows == 1:
             decodes.append(chunk)
         else:
-            spans += [_span(batch, [part], block_size, window) for part in _parts(chunk, row_elements)]
-    spans += [_span(batch, group, block_size, window) for group in _groups(decodes, window, row_elements)]
+            spans += [_span(batch, [part], block_size, window) for part in _parts(chunk, num_heads)]
+    spans += [_span(batch, group, block_size, window) for group in _groups(decodes, window, num_heads * head_dim)]
     return AttentionPlan(spans)
 
 
-def _parts(chunk: _Chunk, row_elements: int) -> Iterator[_Chunk]:
-    """Cuts a prompt's chunk so that rows x keys stays bounded."""
-    keys = chunk.start + chunk.num_rows
-    size = max(1, min(MAX_SPAN_ROWS, MAX_SPAN_ELEMENTS // max(1, keys * max(1, row_elements // 32))))
+def _parts(chunk: _Chunk, num_heads: int) -> Iterator[_Chunk]:
+    """Cuts a prompt's chunk so that heads x rows x keys stays bounded."""
+    num_keys = chunk.start + chunk.num_rows
+    size = max(1, min(MAX_SPAN_ROWS, MAX_SPAN_ELEMENTS // (num_keys * num_heads)))
     for offset in range(0, chunk.num_rows, size):
         num_rows = min(size, chunk.num_rows - offset)
         yield _Chunk(chunk.sequence, chunk.first_row + offset, num_rows, chunk.start + offset)
@@ -79,7 +82,7 @@ def _groups(decodes: list[_Chunk], window: int | None, row_elements: int) -> Ite
     """Decode rows of similar length together, as many as the padded gather's bound admits."""
     group: list[_Chunk] = []
     for chunk in sorted(decodes, key=lambda chunk: chunk.num_keys(window)):
-        if group and (len(group) + 1) * chunk.num_keys(window) * row_elements > MAX_SPAN_ELEMENTS:
+        if group and (len(group) + 1) * chunk.num_keys(window) * row_elements > MAX_GATHER_ELEMENTS:
             yield group
             group = []
         group.append(chunk)

@@ -1,0 +1,81 @@
+"""Drives the network as an engine would: several sequences, chunks, one shuffled pool of blocks."""
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from model.forward_batch import ForwardBatch
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Running:
+    """A sequence whose tokens are all known (teacher forcing), and how far it is computed."""
+
+    token_ids: list[int]
+    table: list[int]
+    num_computed: int = 0
+    logits: list[Tensor] = field(default_factory=list)
+
+
+def make_batch(parts: list[tuple[Running, int]], block_size: int) -> ForwardBatch:
+    """The next `length` tokens of each sequence; logits of every row."""
+    positions = [list(range(run.num_computed, run.num_computed + length)) for run, length in parts]
+    slots = [
+        run.table[p // block_size] * block_size + p % block_size
+        for (run, _), of_run in zip(parts, positions, strict=True)
+        for p in of_run
+    ]
+    width = max(len(run.table) for run, _ in parts)
+    starts = list(accumulate((length for _, length in parts), initial=0))
+    return ForwardBatch(
+        token_ids=torch.tensor([run.token_ids[p] for (run, _), of in zip(parts, positions, strict=True) for p in of]),
+        positions=torch.tensor([p for of_run in positions for p in of_run]),
+        slot_mapping=torch.tensor(slots),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_len=torch.tensor([run.num_computed + length for run, length in parts], dtype=torch.int32),
+        block_tables=torch.tensor([run.table + [0] * (width - len(run.table)) for run, _ in parts], dtype=torch.int32),
+        logit_rows=torch.arange(starts[-1]),
+    )
+
+
+def teacher_forced(
+    model: Mixtral, sequences: list[list[int]], chunks: list[int], block_size: int = 4, seed: int = 0
+) -> list[Tensor]:
+    """Logits of every position of every sequence, [length, V] each: sequence i advances by chunks[i] tokens a step.
+
+    Blocks come shuffled from one pool that begins as NaN, the null block included: whoever reads a slot that is not its
+    own shows it. Under a window the blocks that slid out are scrubbed back to NaN and replaced by the null block.
+    """
+    sizes = [-(-len(ids) // block_size) for ids in sequences]
+    pool = KvPool(model.config, sum(sizes) + 1, block_size, torch.float32, CPU)
+    pool.k.fill_(float("nan"))
+    pool.v.fill_(float("nan"))
+    ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    runs = [Running(tokens, [ids.pop() for _ in range(size)]) for tokens, size in zip(sequences, sizes, strict=True)]
+    while any(run.num_computed < len(run.token_ids) for run in runs):
+        parts = [
+            (run, min(chunk, len(run.token_ids) - run.num_computed))
+            for run, chunk in zip(runs, chunks, strict=True)
+            if run.num_computed < len(run.token_ids)
+        ]
+        logits = model.forward(make_batch(parts, block_size), pool)
+        for (run, length), rows in zip(parts, logits.split([length for _, length in parts]), strict=True):
+            run.logits.append(rows)
+            run.num_computed += length
+            _slide(run, model.config.window, pool)
+    return [torch.cat(run.logits) for run in runs]
+
+
+def _slide(run: Running, window: int | None, pool: KvPool) -> None:
+    """Gives up the blocks that no later position sees: those wholly before num_computed - window + 1."""
+    if window is None:
+        return
+    for index in range(max(0, run.num_computed - window + 1) // pool.block_size):
+        pool.k[:, run.table[index]] = float("nan")
+        run.table[index] = 0

@@ -1,0 +1,51 @@
+import psutil
+import torch
+
+from model.config import ModelConfig
+from model.kv_pool import KvPool
+from tests.model.paged import CPU
+
+CONFIG = ModelConfig(
+    architecture="MixtralForCausalLM",
+    vocab_size=32000,
+    dim=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    hidden_dim=14336,
+    num_experts=8,
+    experts_per_token=2,
+    window=None,
+    context_len=32768,
+    rope_theta=1e6,
+    norm_eps=1e-5,
+    tied_head=False,
+    dtype="bfloat16",
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+
+
+def test_mixtral_8x7b_counts_as_published() -> None:
+    assert CONFIG.num_parameters() == 46_702_792_704
+    assert CONFIG.kv_bytes_per_token(2) == 128 * 1024
+    assert KvPool.bytes_per_block(CONFIG, 16, torch.bfloat16) == 2 * 1024 * 1024
+
+
+def test_untouched_blocks_cost_no_memory() -> None:
+    before = psutil.Process().memory_info().rss
+    pool = KvPool(CONFIG, 512, 16, torch.bfloat16, CPU)  # 1 GiB
+    assert pool.k.numel() * 2 * 2 == 1 << 30
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+
+
+def test_scrubbed_blocks_are_zeros_and_others_stay() -> None:
+    pool = KvPool(CONFIG, 4, 2, torch.float32, CPU)
+    pool.k.fill_(float("nan"))
+    pool.v.fill_(7.0)
+    pool.scrub([3, 1])
+    assert pool.k[:, [1, 3]].abs().sum() == 0
+    assert pool.v[:, [1, 3]].abs().sum() == 0
+    assert pool.k[:, [0, 2]].isnan().all()
+    assert (pool.v[:, [0, 2]] == 7.0).all()

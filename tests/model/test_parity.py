@@ -1,0 +1,132 @@
+"""The network against transformers' in float32: the same logprobs and the same greedy tokens, however the rows are cut."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import load_config
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.weights import load_model
+from tests.model.checkpoints import TINY, TINY_MOE, random_oracle, save_checkpoint
+from tests.model.paged import CPU, Running, make_batch, teacher_forced
+
+PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
+
+MOE = TINY_MOE
+SHAPES: dict[str, dict[str, Any]] = {
+    "moe": MOE,
+    "one KV head": MOE | {"num_key_value_heads": 1},
+    "as many KV heads as heads": MOE | {"num_key_value_heads": 4},
+    "six heads, three KV heads": MOE | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
+    "one head": MOE | {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32},
+    "head_dim larger than dim / heads": MOE | {"head_dim": 24},
+    "head_dim null": MOE | {"head_dim": None},
+    "one expert": MOE | {"num_local_experts": 1, "num_experts_per_tok": 1},
+    "eight experts, two": MOE | {"num_local_experts": 8},
+    "eight experts, one": MOE | {"num_local_experts": 8, "num_experts_per_tok": 1},
+    "eight experts, three": MOE | {"num_local_experts": 8, "num_experts_per_tok": 3},
+    "dense mixture, all four": MOE | {"num_experts_per_tok": 4},
+    "dense mixture, all eight": MOE | {"num_local_experts": 8, "num_experts_per_tok": 8},
+    "tied head": MOE | {"tie_word_embeddings": True},
+    "window 3": MOE | {"sliding_window": 3},
+    "window 16": MOE | {"sliding_window": 16, "num_key_value_heads": 1},
+    "window 1": MOE | {"sliding_window": 1},
+    "odd vocabulary": MOE | {"vocab_size": 1009, "num_hidden_layers": 1},
+    "dense FFN": TINY,
+    "dense FFN, window 16": TINY | {"sliding_window": 16, "num_key_value_heads": 4},
+    "dense FFN, tied head": TINY | {"tie_word_embeddings": True, "sliding_window": 3, "head_dim": 16},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("number", range(len(SHAPES)), ids=list(SHAPES))
+def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp_path: Path) -> None:
+    shape = list(SHAPES.values())[number]
+    oracle = random_oracle(shape, seed=number)
+    fused = number % 2 == 0 and "num_local_experts" in shape
+    path = save_checkpoint(oracle, tmp_path, fused=fused, modern=number % 3 == 0)
+    model = _load(path)
+    sequences = _sequences(shape["vocab_size"], seed=number)
+    outputs = [_oracle_outputs(oracle, ids, shape.get("num_experts_per_tok", 0)) for ids in sequences]
+    for chunk in (1, 7, 64):
+        # Sequences in one batch move at unlike speeds: decode rows beside chunks of prompts.
+        chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
+        ours = teacher_forced(model, sequences, chunks, seed=chunk)
+        _assert_equal(ours, outputs)
+
+
+def _load(path: Path) -> Mixtral:
+    config, _ = load_config(path)
+    return load_model(path, config, torch.float32, CPU, lambda loaded, total: None)
+
+
+def _sequences(vocab_size: int, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    lengths = [length + NUM_NEW for length in PROMPT_LENGTHS]
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def _oracle_outputs(oracle: torch.nn.Module, ids: list[int], k: int) -> tuple[Tensor, Tensor]:
+    """Logits [length, V]; and which positions are clear: no near-tie of the two best logits, nor in any gate so far.
+
+    A gate that chooses otherwise changes that position's keys, and with them every later position.
+    """
+    settings = {"output_router_logits": True} if k else {}
+    output = oracle(torch.tensor([ids]), use_cache=False, **settings)
+    logits: Tensor = output.logits[0]
+    best = logits.topk(2).values
+    clear = best[:, 0] - best[:, 1] > 1e-4
+    for gate in output.router_logits if k else ():
+        ordered = gate.view(len(ids), -1).sort(descending=True).values
+        if k < ordered.shape[1]:
+            near = ordered[:, k - 1] - ordered[:, k] < 1e-5
+            clear &= near.cumsum(0) == 0
+    return logits, clear
+
+
+def _assert_equal(ours: list[Tensor], outputs: list[tuple[Tensor, Tensor]]) -> None:
+    num_left_out = sum(int((~clear).sum()) for _, clear in outputs)
+    assert num_left_out < 0.01 * sum(len(clear) for _, clear in outputs)
+    for mine, (theirs, clear) in zip(ours, outputs, strict=True):
+        difference = (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs()[clear]
+        assert difference.max() < 1e-4  # a NaN, from a slot that is not the row's to read, fails this too
+        assert torch.equal(mine.argmax(-1)[clear], theirs.argmax(-1)[clear])
+
+
+def test_the_oracle_itself_obeys_the_window() -> None:
+    """Guards the tests above: a window that transformers ignored would make them say nothing."""
+    wide, narrow = (random_oracle(MOE | {"sliding_window": window}) for window in (None, 3))
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        a, b = (oracle(ids, use_cache=False).logits[0] for oracle in (wide, narrow))
+    assert torch.allclose(a[:3], b[:3], atol=1e-5)
+    assert (a[3:] - b[3:]).abs().max() > 1e-2
+
+
+def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
+    model = _load(save_checkpoint(random_oracle(MOE), tmp_path))
+    batch = make_batch([(Running([1, 2, 3], [1]), 3)], block_size=4)
+    pool = KvPool(model.config, 2, 4, torch.float32, CPU)
+    assert model.forward(replace(batch, logit_rows=torch.empty(0, dtype=torch.int64)), pool).shape == (0, 97)
+
+
+def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
+    path = save_checkpoint(random_oracle(MOE | {"num_experts_per_tok": 4}), tmp_path)
+    config, _ = load_config(path)
+    ids = _sequences(97, seed=0)[:3]
+    wide, narrow = (
+        teacher_forced(load_model(path, config, dtype, CPU, lambda loaded, total: None), ids, [7, 7, 7])
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    difference = torch.cat([(a.log_softmax(-1) - b.log_softmax(-1)).abs() for a, b in zip(wide, narrow, strict=True)])
+    assert 1e-5 < difference.mean() < 0.05
