@@ -266,19 +266,21 @@ class ChatMessage(RequestModel):
         return "system" if self.role == "developer" else self.role
 
 
+def _turns(value: object) -> object:
+    if isinstance(value, list):
+        refuse_unsupported_members(ChatMessage, value, "messages")
+    return value
+
+
+Turns = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_turns)]
+
+
 class Conversation(RequestModel):
     """Messages, and how the rendered conversation ends."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Turns
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_message_fields(cls, value: object) -> object:
-        if isinstance(value, dict) and isinstance(value.get("messages"), list):
-            refuse_unsupported_members(ChatMessage, value["messages"], "messages")
-        return value
 
     @model_validator(mode="after")
     def _check_ending(self) -> "Conversation":
@@ -346,7 +348,7 @@ class TokenizeRequest(RequestModel):
     model: Name | None = None
     prompt: str | None = None
     add_special_tokens: bool = True
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Turns | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     return_token_strs: bool = False

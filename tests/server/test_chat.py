@@ -69,7 +69,10 @@ def test_a_text_and_what_the_template_puts_behind_it_make_no_control_token(v1: T
 
 
 def test_a_template_trims_compares_and_splits_the_text_as_it_was(v1: Tokenizer) -> None:
-    source = "{% for m in messages %}{{ m.content|trim ~ '|' ~ m.content.split(' ')[0] }}{% if m.content == 'Hello' %}!{% endif %}{% endfor %}"
+    source = (
+        "{% for m in messages %}{{ m.content|trim ~ '|' ~ m.content.split(' ')[0] }}"
+        "{% if m.content == 'Hello' %}!{% endif %}{% endfor %}"
+    )
     assert v1.decode(ChatTemplate(source, v1).render(conversation(("user", " a b ")))) == "a b|"
     assert v1.decode(ChatTemplate(source, v1).render(conversation(("user", "Hello")))) == "Hello|Hello!"
 
@@ -118,7 +121,8 @@ def test_a_final_message_is_continued_where_it_ends(v1: Tokenizer) -> None:
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
         "{{ ''.__class__.__mro__ }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ messages.append(1) }}",
@@ -139,7 +143,8 @@ def test_loops_keep_their_loop_variable_break_and_recursion(v1: Tokenizer) -> No
     source = (
         "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
         "{% for m in messages if m.role == 'user' %}{{ loop.length }}{{ loop.last }}{% break %}{% endfor %}"
-        "{% for x in [1, [2, 3]] recursive %}{% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}{% endif %}{% endfor %}"
+        "{% for x in [1, [2, 3]] recursive %}"
+        "{% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}{% endif %}{% endfor %}"
         "{% for x in missing %}no{% else %}none{% endfor %}{{ {'\u00e4': '<'} | tojson }}"
     )
     assert (

@@ -1,5 +1,6 @@
 """server/detokenizer.py: deltas add up to the text, at every split."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def deltas(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list[str]:
     edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
-    texts = [detokenizer.push(ids[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    texts = [detokenizer.push(ids[start:end]) for start, end in pairwise(edges)]
     return [*texts, detokenizer.finish()]
 
 

@@ -33,6 +33,14 @@ def refusal(model: type[RequestModel], body: dict[str, JsonValue]) -> tuple[str 
     return caught.value.param, caught.value.code
 
 
+def error_of(model: type[RequestModel], body: dict[str, JsonValue]) -> ApiError | None:
+    try:
+        validate(model, body)
+    except ApiError as error:
+        return error
+    return None
+
+
 # Fields of both endpoints: value, code.
 SHARED: list[tuple[str, JsonValue, str]] = [
     *[("model", value, "missing_required_parameter") for value in (None, "")],
@@ -196,9 +204,7 @@ def test_a_prompt_comes_in_four_shapes() -> None:
 
 
 def test_null_and_what_asks_for_nothing_pass() -> None:
-    nulls: dict[str, JsonValue] = {
-        name: None for name in ("temperature", "max_tokens", "stop", "tools", "user", "logit_bias")
-    }
+    nulls: dict[str, JsonValue] = dict.fromkeys(("temperature", "max_tokens", "stop", "tools", "user", "logit_bias"))
     chat = validate(
         ChatCompletionRequest, {**CHAT, **nulls, "tool_choice": "none", "best_of": 1, "expert_usage": False}
     )
@@ -226,11 +232,8 @@ def test_whatever_a_client_sends_is_a_request_or_a_400_that_does_not_repeat_it(b
     marked = {**body, "user": {"secret-marker": "secret-marker"}}
     for model in (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest):
         for candidate in (body, marked, {**PROMPT, **CHAT, **body}):
-            try:
-                validate(model, candidate)
-            except ApiError as error:
-                assert error.status == 400
-                assert "secret-marker" not in error.message
+            error = error_of(model, candidate)
+            assert error is None or (error.status == 400 and "secret-marker" not in error.message)
 
 
 def test_tokenize_takes_a_prompt_or_messages() -> None:

@@ -1,5 +1,7 @@
 """server/stop.py: the same cut at every split, and nothing sent that had to be taken back."""
 
+from itertools import pairwise
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +37,7 @@ def streamed(pieces: list[str], stops: list[str], include: bool) -> tuple[str, s
 @example("xabcd", ["abcd", "bc"], False, [1, 2, 3, 4])
 def test_the_cut_is_the_same_at_every_split(text: str, stops: list[str], include: bool, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(edges)]
     expected = naive(text, stops, include)
     assert streamed(pieces, stops, include) == expected
     assert streamed(list(text), stops, include) == expected
