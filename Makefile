@@ -1,7 +1,7 @@
 # smoe: `make serve` and `make test` do everything on a machine that has python3 (3.11 or newer), its venv module and make.
 #
 #   TORCH_INDEX  index to take torch from. Empty: whatever pip is set up for, which on x86-64 is usually the CUDA build
-#                (about 3 GB). PyTorch's own CPU index keeps the install small:
+#                (several GB). PyTorch's own CPU index keeps the install small:
 #                make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   PYTHON       the interpreter to build .venv with (python3)
 #   ARGS         extra arguments for pytest: make test ARGS=tests/engine
