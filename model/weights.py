@@ -178,12 +178,12 @@ def _feed_forward(config: ModelConfig, source: WeightSource, ops: Ops, prefix: s
 
 
 def _classic_experts(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[FfnWeights]:
+    """One after the other. No name is bound to a matrix here: that would keep it while the next expert is read."""
     for expert in range(config.num_experts):
-        w1, w3, w2 = (source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2"))
-        yield FfnWeights(w1, w3, w2)
+        yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 
 
 def _fused_experts(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[FfnWeights]:
     for expert in range(config.num_experts):
-        w1, w3 = source.read_entry(prefix + FUSED_W13, expert).chunk(2)
-        yield FfnWeights(w1, w3, source.read_entry(prefix + FUSED_W2, expert))
+        w13, w2 = prefix + FUSED_W13, prefix + FUSED_W2
+        yield FfnWeights(*source.read_entry(w13, expert).chunk(2), source.read_entry(w2, expert))

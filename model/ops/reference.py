@@ -54,7 +54,7 @@ class ReferenceOps:
         return ReferenceFfn(torch.cat((weights.w1, weights.w3)), weights.w2)
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
-        return ReferenceMoe(gate.float(), [self.pack_ffn(expert) for expert in experts])
+        return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
 
     def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)

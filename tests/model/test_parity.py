@@ -1,4 +1,4 @@
-"""The network against transformers' in float32: the same logprobs and the same greedy tokens, however the rows are cut."""
+"""The network against transformers' in float32: the same logprobs and greedy tokens, however the rows are cut."""
 
 from dataclasses import replace
 from pathlib import Path
