@@ -37,7 +37,8 @@ logger = logging.getLogger("smoe.engine")
 
 Phase = Literal["loading", "ready", "draining", "dead"]
 ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
-EXIT_GRACE_S = 2.0  # for what a process that has exited left in the socket, and for one that was told to exit
+EXIT_GRACE_S = 2.0  # for what a process that has exited left in the socket
+STOP_GRACE_S = 0.5  # for a process that was told to exit
 STOPPED = "the server is shutting down"
 GONE = "the engine stopped; the request can be sent again"
 
@@ -187,14 +188,14 @@ class EngineClient:
     def drain(self) -> None:
         """From now on the status says "draining"; what runs goes on."""
         if self._status.phase != "dead":
-            self._set_status(EngineStatus("draining"))
+            self._set_status(replace(self._status, phase="draining"))
 
     async def stop(self) -> None:
         """End the engine process; requests still open get EngineDied. Idempotent."""
         self._die(STOPPED, exit_code=0, told_clients=STOPPED)
         if self._process is not None and self._watcher is not None:
             try:
-                await asyncio.wait_for(asyncio.shield(self._watcher), EXIT_GRACE_S)
+                await asyncio.wait_for(asyncio.shield(self._watcher), STOP_GRACE_S)
             except TimeoutError:
                 self._process.send_signal(signal.SIGKILL)
                 await self._watcher

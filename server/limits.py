@@ -46,7 +46,19 @@ def guarded(
             allow_headers=["authorization", "content-type", "x-request-id"],
             expose_headers=["x-request-id", "x-smoe-ignored-params", "retry-after"],
         )
-    return RequestIds(HttpCounts(app, on_http))
+    return RootPath(RequestIds(HttpCounts(app, on_http)), root_path)
+
+
+class RootPath:
+    """Tells the app the prefix that a proxy adds. Requests are found with it in front of their path and without it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["root_path"] = self._root_path
+        await self._app(scope, receive, send)
 
 
 class RequestIds:

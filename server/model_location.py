@@ -28,8 +28,11 @@ def locate_model(name: str | None, hub_cache: Path) -> Path:
 
 
 def model_id(name: str | None) -> str:
-    """What clients call the model, unless --served-model-name says otherwise."""
-    return DEMO_NAME if name is None else name.rstrip("/")
+    """What clients call the model by default: a directory's own name, never its path."""
+    if name is None:
+        return DEMO_NAME
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_dir() else name
 
 
 def _demo_dir() -> Path:

@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -23,7 +23,7 @@ from engine.messages import Ready
 from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
-from server.engine_client import EngineClient, EngineStatus
+from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
 from server.health import LagProbe
 from server.limits import guarded
 from server.listening import ListenError, is_loopback, listen, url_of
@@ -38,16 +38,17 @@ from server.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 1.0  # of a shutdown's time, kept for the last events to reach their readers
 MAX_HEADER_BYTES = 64 << 10
+VERSION = importlib.metadata.version("smoe")
 
 
 class StartError(Exception):
     """The server cannot start with these settings or this checkpoint: one line, exit code 2."""
 
 
-def serve(settings: Settings, started_s: float) -> int:
+def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
     """Runs until a signal or the engine's end. Returns the exit code; raises StartError.
 
-    `started_s`: time.monotonic() when the command began.
+    `started_s`: time.monotonic() when the command began. `engine_command`: see EngineClient.
     """
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
@@ -55,7 +56,7 @@ def serve(settings: Settings, started_s: float) -> int:
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format):
-        server = Server(settings, model_dir, listener, started_s)
+        server = Server(settings, model_dir, listener, started_s, engine_command)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
 
@@ -96,7 +97,14 @@ class HttpServer(uvicorn.Server):
 class Server:
     """One run of `smoe serve`. Owns the engine client, the HTTP server and the order in which they end."""
 
-    def __init__(self, settings: Settings, model_dir: Path, listener: socket.socket, started_s: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model_dir: Path,
+        listener: socket.socket,
+        started_s: float,
+        engine_command: Sequence[str],
+    ) -> None:
         self._settings = settings
         self._model_dir = model_dir
         self._listener = listener
@@ -104,13 +112,16 @@ class Server:
         self._report = StartupReport(sys.stderr)
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
-        self._client = EngineClient(on_step=self._metrics.record_step, on_status=self._on_status)
+        self._client = EngineClient(
+            on_step=self._metrics.record_step, on_status=self._on_status, command=engine_command
+        )
         self._state = AppState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
-            created=int(time.time()),
+            version=VERSION,
+            created_s=int(time.time()),
             access_log=AccessLog(),
         )
         self._in_flight = InFlight(self._guarded_app())
@@ -180,7 +191,7 @@ class Server:
 
     async def _load(self) -> None:
         """Texts first: they take a moment, and the engine's readiness is then the server's."""
-        self._report.line(f"smoe {importlib.metadata.version('smoe')} loads {self._model_dir}")
+        self._report.line(f"smoe {VERSION} loads {self._model_dir}")
         if not self._settings.api_key and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server: set --api-key")
         try:
@@ -211,7 +222,7 @@ class Server:
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(
             ready,
-            version=importlib.metadata.version("smoe"),
+            version=VERSION,
             enable_prefix_caching=not self._settings.no_enable_prefix_caching,
             startup_s=seconds,
         )

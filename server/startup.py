@@ -1,6 +1,8 @@
 """What the person at the terminal sees until the first request: at most 15 lines, the last one to paste."""
 
 import math
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from engine.messages import Ready
@@ -10,14 +12,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_STEP = 0.1  # a line per tenth, where no bar can be drawn
+PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
 EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; those that the model takes are shown
 
 
 class StartupReport:
-    """Writes the start's lines to one stream. Never more than 9 lines of progress and 6 others."""
+    """Writes the start's lines to one stream: one, at most 9 of progress, and those of `ready_lines`."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._clock = clock
+        self._line_at_s = clock()
         self._next_share = PROGRESS_STEP
         self._bar: tuple[Progress, TaskID] | None = None
 
@@ -27,15 +32,16 @@ class StartupReport:
         self._stream.flush()
 
     def progress(self, status: EngineStatus) -> None:
-        """How far the weights are: a bar on a terminal, a line each 10 % elsewhere. Other phases are short."""
+        """How far the weights are: a bar on a terminal, a line each 10 % elsewhere if it takes long."""
         if status.phase != "loading" or not status.total_bytes:
             return
         if self._stream.isatty():
             self._draw(status)
             return
         share = status.loaded_bytes / status.total_bytes
-        if self._next_share <= share < 1.0:
+        if self._next_share <= share < 1.0 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
             self.line(f"{status.stage} {share:.0%} of {size(status.total_bytes)}")
+            self._line_at_s = self._clock()
             self._next_share = PROGRESS_STEP * (math.floor(share / PROGRESS_STEP + 1e-9) + 1)
 
     def end_progress(self) -> None:
@@ -62,11 +68,11 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
     return [
-        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {ready.dtype}{experts}",
+        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {ready.dtype}{experts}; "
+        f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
         f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_room(ready)}",
-        f"ready in {seconds:.1f} s ({_phases(ready)}) on {ready.device}, {ready.backend} backend",
-        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url}",
+        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)})",
         f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
     ]
 

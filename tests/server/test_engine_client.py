@@ -1,0 +1,253 @@
+"""The engine client against a child process that speaks the frames and computes nothing."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.types import Request, RequestOutput, SamplingParams, StepStats, TokenLogprobs
+from server.engine_client import EngineClient, EngineDied, EngineStatus, Mailbox
+
+SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+
+
+class Watched:
+    """A client, what it reported, and a way to wait for a phase."""
+
+    def __init__(self, mode: str) -> None:
+        self.statuses: list[EngineStatus] = []
+        self.steps: list[StepStats] = []
+        self._changed = asyncio.Event()
+        command = (sys.executable, str(SCRIPT), mode)
+        self.client = EngineClient(on_step=self.steps.append, on_status=self._on_status, command=command)
+
+    def _on_status(self, status: EngineStatus) -> None:
+        self.statuses.append(status)
+        self._changed.set()
+
+    async def reach(self, phase: str) -> EngineStatus:
+        while self.client.status.phase != phase:
+            await self.next_status()
+        return self.client.status
+
+    async def next_status(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def request(self, prompt_len: int = 3, max_tokens: int = 4) -> Request:
+        params = SamplingParams(max_tokens=max_tokens)
+        return Request(self.client.new_request_id(), list(range(prompt_len)), params)
+
+    @property
+    def pid(self) -> int:
+        assert self.client._process is not None
+        return self.client._process.pid
+
+
+@contextlib.asynccontextmanager
+async def started(mode: str) -> AsyncIterator[Watched]:
+    watched = Watched(mode)
+    await watched.client.start(EngineConfig(model="/nowhere"))
+    try:
+        yield watched
+    finally:
+        await watched.client.stop()
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(scenario(), 30)
+
+    asyncio.run(limited())
+
+
+async def collect(mailbox: Mailbox) -> RequestOutput:
+    """All outputs up to the last, as one."""
+    token_ids: list[int] = []
+    while True:
+        for output in await mailbox.get():
+            token_ids += output.token_ids
+            if output.finish_reason is not None:
+                return RequestOutput(output.request_id, token_ids, finish_reason=output.finish_reason)
+
+
+def test_loading_is_reported_before_ready() -> None:
+    async def scenario() -> None:
+        async with started("count") as engine:
+            assert engine.client.status.phase == "loading"
+            await engine.reach("ready")
+            assert [(s.phase, s.stage, s.loaded_bytes) for s in engine.statuses] == [
+                ("loading", "weights", 1000),
+                ("ready", "", 2000),
+            ]
+            assert engine.client.ready is not None
+            assert engine.client.ready.num_blocks == 100
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("mode", ["count", "slowly"])
+def test_each_request_gets_its_own_tokens_in_order(mode: str) -> None:
+    async def scenario() -> None:
+        async with started(mode) as engine:
+            requests = [engine.request(prompt_len, max_tokens=50) for prompt_len in (1, 20, 300)]
+            mailboxes = engine.client.submit(requests)
+            outputs = await asyncio.gather(*map(collect, mailboxes))
+            assert [output.token_ids for output in outputs] == [list(range(n, n + 50)) for n in (1, 20, 300)]
+            assert engine.client.num_open == 0
+            assert len(engine.steps) == (3 if mode == "count" else 150)
+
+    run(scenario)
+
+
+def test_requests_submitted_while_loading_are_answered_when_it_is_ready() -> None:
+    async def scenario() -> None:
+        async with started("count") as engine:
+            assert engine.client.ready is None
+            [mailbox] = engine.client.submit([engine.request(7, 1)])
+            assert (await collect(mailbox)).token_ids == [7]
+
+    run(scenario)
+
+
+def test_requests_wait_until_a_step_runs_them() -> None:
+    async def scenario() -> None:
+        async with started("hold") as engine:
+            first, second = engine.client.submit([engine.request(), engine.request()])
+            assert engine.client.num_waiting == 2
+            await second.get()
+            assert engine.client.num_waiting == 1  # this engine says that it runs one
+            del first
+
+    run(scenario)
+
+
+def test_an_aborted_request_is_forgotten_and_abort_is_idempotent() -> None:
+    async def scenario() -> None:
+        async with started("hold") as engine:
+            request = engine.request()
+            [mailbox] = engine.client.submit([request])
+            await mailbox.get()
+            engine.client.abort([request.request_id, 10**12])
+            engine.client.abort([request.request_id])
+            assert engine.client.num_open == 0
+            [later] = engine.client.submit([engine.request(9)])
+            assert (await later.get())[0].token_ids == [9]
+            # one step per request and one for the only abort that the engine was told of
+            assert len(engine.steps) == 3
+
+    run(scenario)
+
+
+def test_a_killed_engine_fails_every_open_request_and_every_later_one() -> None:
+    async def scenario() -> None:
+        async with started("hold") as engine:
+            [mailbox] = engine.client.submit([engine.request()])
+            await mailbox.get()
+            os.kill(engine.pid, signal.SIGKILL)
+            with pytest.raises(EngineDied, match="can be sent again"):
+                await mailbox.get()
+            assert engine.client.status.phase == "dead"
+            assert engine.client.status.exit_code == 1
+            [late] = engine.client.submit([engine.request()])
+            with pytest.raises(EngineDied):
+                await late.get()
+            assert engine.client.num_open == 0
+
+    run(scenario)
+
+
+def test_an_engine_that_cannot_start_says_why_to_the_operator_but_not_to_clients() -> None:
+    async def scenario() -> None:
+        async with started("fail") as engine:
+            [mailbox] = engine.client.submit([engine.request()])
+            status = await engine.reach("dead")
+            assert (status.message, status.exit_code) == ("/ckpt/model.safetensors: truncated", 2)
+            with pytest.raises(EngineDied) as died:
+                await mailbox.get()
+            assert "/ckpt" not in str(died.value)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("mode", ["crash", "die"])
+def test_an_engine_that_exits_without_a_word_is_dead(mode: str) -> None:
+    async def scenario() -> None:
+        async with started(mode) as engine:
+            [mailbox] = engine.client.submit([engine.request()])
+            with pytest.raises(EngineDied):
+                await mailbox.get()
+            assert engine.client.status.message == "the engine process is gone"
+
+    run(scenario)
+
+
+def test_stop_ends_even_a_process_that_does_not_listen() -> None:
+    async def scenario() -> None:
+        async with started("mute") as engine:
+            [mailbox] = engine.client.submit([engine.request()])
+            await engine.next_status()  # its first message: it runs
+            await engine.client.stop()
+            with pytest.raises(EngineDied, match="shutting down"):
+                await mailbox.get()
+            with pytest.raises(ProcessLookupError):
+                os.kill(engine.pid, 0)
+            await engine.client.stop()
+
+    run(scenario)
+
+
+def test_draining_keeps_what_runs_and_says_so() -> None:
+    async def scenario() -> None:
+        async with started("hold") as engine:
+            [mailbox] = engine.client.submit([engine.request(5)])
+            engine.client.drain()
+            assert (await mailbox.get())[0].token_ids == [5]
+            assert engine.client.status.phase == "draining"
+            await engine.client.stop()
+            engine.client.drain()
+            assert engine.client.status.phase == "dead"
+
+    run(scenario)
+
+
+def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
+    def entry(token_id: int) -> TokenLogprobs:
+        return TokenLogprobs(token_id, -1.0, [], [])
+
+    async def scenario() -> None:
+        mailbox = Mailbox()
+        mailbox.put(RequestOutput(1, [4], logprobs=[entry(4)], prompt_logprobs=[entry(9)], num_cached_tokens=16))
+        mailbox.put(RequestOutput(1, [5, 6], logprobs=[entry(5), entry(6)]))
+        mailbox.put(RequestOutput(1, [], finish_reason="stop", stop_token_id=6))
+        [merged] = await mailbox.get()
+        assert merged == RequestOutput(
+            1,
+            [4, 5, 6],
+            logprobs=[entry(4), entry(5), entry(6)],
+            prompt_logprobs=[entry(9)],
+            finish_reason="stop",
+            stop_token_id=6,
+            num_cached_tokens=16,
+        )
+
+    run(scenario)
+
+
+def test_outputs_that_arrived_before_the_engine_died_are_not_lost() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox()
+        mailbox.put(RequestOutput(1, [4]))
+        mailbox.fail("gone")
+        assert (await mailbox.get())[0].token_ids == [4]
+        for _ in range(2):
+            with pytest.raises(EngineDied, match="gone"):
+                await mailbox.get()
+
+    run(scenario)
