@@ -57,7 +57,7 @@ async def detokenize(http: HttpRequest) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(http: HttpRequest) -> Response:
-    """The spellings and the template that a client needs to prepare prompts itself."""
+    """The spellings and the checkpoint's template, which a client needs to prepare prompts itself."""
     _, texts = state_of(http).serving()
     tokenizer = texts.tokenizer
     eos_id = next(iter(tokenizer.eos_ids), None)
@@ -65,7 +65,7 @@ async def tokenizer_info(http: HttpRequest) -> Response:
         {
             "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
             "eos_token": None if eos_id is None else tokenizer.token_text(eos_id),
-            "chat_template": texts.chat_template.source,
+            "chat_template": tokenizer.chat_template,
             "vocab_size": tokenizer.vocab_size,
         }
     )

@@ -1,0 +1,141 @@
+"""An engine that says what it is told, behind the client's interface: no process, no model, the real mailboxes."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+from engine.messages import Ready
+from engine.types import Request, RequestOutput, StepStats, Timing, TokenLogprobs
+from server.engine_client import EngineStatus, Mailbox, Phase
+
+EOS = 2
+MAX_MODEL_LEN = 256
+VOCAB_SIZE = 32000
+
+READY = Ready(
+    max_model_len=MAX_MODEL_LEN,
+    max_prompt_tokens=MAX_MODEL_LEN,
+    vocab_size=VOCAB_SIZE,
+    eos_token_ids=[EOS],
+    num_parameters=0,
+    weight_bytes=0,
+    kv_cache_bytes=0,
+    kv_bytes_per_token=1,
+    num_blocks=64,
+    block_size=16,
+    num_layers=1,
+    num_experts=8,
+    experts_per_token=2,
+    window=None,
+    dtype="float32",
+    device="cpu",
+    backend="reference",
+    fingerprint="fake-fingerprint",
+    phase_seconds={},
+)
+
+
+def entry(token_id: int, num_top: int) -> TokenLogprobs:
+    """The logprobs that this engine gives a token: the likeliest tokens never include it."""
+    top_ids = [(token_id + 1 + rank) % VOCAB_SIZE for rank in range(num_top)]
+    return TokenLogprobs(token_id, -0.5 - token_id % 7, top_ids, [-0.25 * (rank + 1) for rank in range(num_top)])
+
+
+def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutput]:
+    """One output per token of the script, up to its end token or the request's own limit."""
+    params = request.params
+    want = params.num_logprobs
+    prompt_logprobs = [entry(i, want or 0) for i in request.prompt_token_ids[1:]] if params.prompt_logprobs else None
+    timing = Timing(request.arrival_s, request.arrival_s, request.arrival_s, request.arrival_s)
+    rid = request.request_id
+    if params.max_tokens == 0:
+        yield RequestOutput(rid, prompt_logprobs=prompt_logprobs, finish_reason="length", timing=timing)
+    for position, token_id in enumerate(script[: params.max_tokens]):
+        ends = token_id == EOS or token_id in params.stop_token_ids
+        is_last = position == params.max_tokens - 1
+        yield RequestOutput(
+            rid,
+            token_ids=[token_id],
+            logprobs=None if want is None else [entry(token_id, want)],
+            prompt_logprobs=prompt_logprobs if position == 0 else None,
+            finish_reason="stop" if ends else "length" if is_last else None,
+            stop_token_id=token_id if ends else None,
+            num_cached_tokens=1,
+            timing=timing if ends or is_last else None,
+        )
+        if ends:
+            return
+
+
+class FakeEngine:
+    """Plays `script(request)` to each request, a token per turn of the event loop, or one per `step` where it is held.
+
+    A script without an end token goes on as long as the request's limit lets it.
+    """
+
+    def __init__(self, script: Callable[[Request], Sequence[int]], *, held: bool = False) -> None:
+        self.ready: Ready | None = READY
+        self.stats = StepStats()
+        self.num_waiting = 0
+        self.phase: Phase = "ready"
+        self.submitted: list[Request] = []
+        self.aborted: set[int] = set()
+        self.mailboxes: dict[int, Mailbox] = {}
+        self.changed = asyncio.Event()  # something was submitted or aborted
+        self._script = script
+        self._held = held
+        self._ids = itertools.count(1)
+        self._plays: list[tuple[Mailbox, Iterator[RequestOutput]]] = []
+        self._player: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(self.phase)
+
+    def new_request_id(self) -> int:
+        return next(self._ids)
+
+    def submit(self, requests: Sequence[Request]) -> list[Mailbox]:
+        self.submitted += requests
+        mailboxes = [Mailbox() for _ in requests]
+        for request, mailbox in zip(requests, mailboxes, strict=True):
+            self.mailboxes[request.request_id] = mailbox
+            self._plays.append((mailbox, outputs_for(request, self._script(request))))
+        if not self._held:
+            self._player = asyncio.get_running_loop().create_task(self._play())
+        self.changed.set()
+        return mailboxes
+
+    def abort(self, request_ids: Iterable[int]) -> None:
+        self.aborted |= set(request_ids)
+        self.changed.set()
+
+    def step(self) -> bool:
+        """One output for each request that still has one. False once there is nothing left."""
+        plays, self._plays = self._plays, []
+        for mailbox, outputs in plays:
+            output = next(outputs, None)
+            if output is not None and output.request_id not in self.aborted:
+                mailbox.put(output)
+                self._plays.append((mailbox, outputs))
+        return bool(self._plays)
+
+    def fail(self, how: Literal["died", "row"]) -> None:
+        """Lets the one request that was submitted fail: with the whole engine, or by itself."""
+        (request,) = self.submitted
+        mailbox = self.mailboxes[request.request_id]
+        if how == "died":
+            mailbox.fail("gone")
+        else:
+            mailbox.put(RequestOutput(request.request_id, finish_reason="error", error="not a number"))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds after a submission or an abort."""
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def _play(self) -> None:
+        for _ in iter(self.step, False):
+            await asyncio.sleep(0)

@@ -1,0 +1,111 @@
+"""The app around a fake engine: in-process for most tests, on a loopback port where connections matter."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.types import ASGIApp
+
+from engine.types import Request
+from server.access_log import AccessLog
+from server.app import create_app
+from server.chat import ChatTemplate
+from server.limits import guarded
+from server.metrics import Metrics
+from server.sampling import GenerationDefaults
+from server.state import AppState, Texts
+from server.tokenizer import Tokenizer
+from tests.server.fake_engine import EOS, FakeEngine
+from tests.server.mistral_tokenizers import v1_tokenizer
+
+MODEL = "test/model"
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Mixtral's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return v1_tokenizer(Path(folder))
+
+
+def saying(text: str) -> Callable[[Request], Sequence[int]]:
+    """The script of an engine that answers every request with the same text."""
+    ids = [*tokenizer().encode(text, add_special_tokens=False), EOS]
+    return lambda request: ids
+
+
+def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> AppState:
+    return AppState(
+        engine=engine,
+        metrics=Metrics(MODEL),
+        access_log=AccessLog(),
+        model_names=(MODEL, "alias"),
+        max_num_queued=max_num_queued,
+        version="0",
+        created_s=1,
+        texts=Texts(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
+    )
+
+
+def app_around(state: AppState) -> ASGIApp:
+    return guarded(
+        create_app(state),
+        api_keys=(),
+        metrics_auth=False,
+        max_body_bytes=1 << 20,
+        allowed_origins=(),
+        root_path="",
+        on_http=state.metrics.http,
+    )
+
+
+def client_of(state: AppState) -> httpx.AsyncClient:
+    """Calls the app without a socket. A fault in the app is answered, as it would be over one."""
+    transport = httpx.ASGITransport(app_around(state), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://smoe")
+
+
+@contextlib.asynccontextmanager
+async def listening(state: AppState) -> AsyncIterator[str]:
+    """Serves the app on a free loopback port; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app_around(state), lifespan="off", log_config=None, http="h11"))
+        task = asyncio.create_task(server._serve([listener]))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await task
+
+
+def events(body: str) -> list[dict[str, Any]]:
+    """A stream's JSON events; checks that it is made of data lines and ends with [DONE]."""
+    lines = [line for line in body.split("\n\n") if line and not line.startswith(":")]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def outcomes(state: AppState) -> dict[str, float]:
+    """The ledger: choices received, and how many ended how."""
+    ledger: dict[str, float] = {}
+    for family in state.metrics.collect():
+        for sample in family.samples:
+            if sample.name == "smoe_requests_total" and sample.value:
+                ledger[sample.labels["outcome"]] = sample.value
+            if sample.name == "smoe_requests_received_total":
+                ledger["received"] = sample.value
+    return ledger
+
+
+def http_counts(state: AppState) -> dict[tuple[str, str, str], float]:
+    """Answers by route template, method and status."""
+    samples = [sample for family in state.metrics.collect() for sample in family.samples]
+    answers = [sample for sample in samples if sample.name == "smoe_http_requests_total"]
+    return {(s.labels["route"], s.labels["method"], s.labels["status"]): s.value for s in answers}

@@ -1,0 +1,185 @@
+"""What happens to the engine's work when connections do what they like; and the openai client over a real one."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+from starlette.types import Message
+
+from server.errors import ApiError
+from server.generation import Generation
+from server.prepare import Prompt, jobs_of
+from server.schemas import CompletionRequest
+from server.sse import EventStream
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
+
+pytestmark = pytest.mark.anyio
+
+LONG = "word " * 40
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How is it?"}]
+
+
+async def send_request(url: str, **fields: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 100, **fields}).encode()
+    headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    writer.write(f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("num_steps", [0, 1, 5])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_client_that_goes_away_ends_all_its_work(streamed: bool, num_steps: int, n: int) -> None:
+    engine = FakeEngine(saying(LONG), held=True)
+    state = state_around(engine)
+    async with listening(state) as url:
+        reader, writer = await send_request(url, stream=streamed, n=n)
+        await engine.until(lambda: len(engine.submitted) == n)
+        for _ in range(num_steps):
+            engine.step()
+        if streamed and num_steps:
+            await reader.readuntil(b"data: ")
+        writer.transport.abort()
+        async with asyncio.timeout(10):
+            await engine.until(lambda: len(engine.aborted) == n)
+    assert outcomes(state) == {"received": n, "abort": n}
+
+
+async def test_a_finished_choice_stays_finished_when_the_client_goes() -> None:
+    engine = FakeEngine(lambda request: [5, 6, 2] if request.params.choice_index == 0 else [5] * 90, held=True)
+    state = state_around(engine)
+    async with listening(state) as url:
+        reader, writer = await send_request(url, stream=True, n=2)
+        await engine.until(lambda: len(engine.submitted) == 2)
+        for _ in range(4):
+            engine.step()
+        await reader.readuntil(b'"finish_reason":"stop"')
+        writer.transport.abort()
+        async with asyncio.timeout(10):
+            await engine.until(lambda: bool(engine.aborted))
+    assert outcomes(state) == {"received": 2, "stop": 1, "abort": 1}
+
+
+async def test_the_openai_client_completes_and_chats_streamed_and_not() -> None:
+    state = state_around(FakeEngine(saying("It is well.")))
+    async with listening(state) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        completion = await client.completions.create(model=MODEL, prompt="So:", logprobs=1)
+        assert completion.choices[0].text == " It is well."
+        assert completion.usage is not None and completion.usage.completion_tokens == 5
+        texts = await client.completions.create(model=MODEL, prompt="So:", stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in texts]) == " It is well."
+        chat = await client.chat.completions.create(model=MODEL, messages=MESSAGES, logprobs=True, top_logprobs=2)
+        assert chat.choices[0].message.content == "It is well."
+        async with client.chat.completions.stream(
+            model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
+        ) as stream:
+            final = await stream.get_final_completion()
+        assert final.choices[0].message.content == "It is well."
+        assert final.usage is not None and final.usage.total_tokens == final.usage.prompt_tokens + 5
+        assert [model.id async for model in client.models.list()] == [MODEL, "alias"]
+        with pytest.raises(openai.NotFoundError) as not_found:
+            await client.completions.create(model="other", prompt="a")
+        assert not_found.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.completions.create(model=MODEL, prompt="a", n=9)
+        assert bad.value.param == "n"
+
+
+@pytest.mark.parametrize(("how", "code"), [("died", "engine_dead"), ("row", "internal_error")])
+async def test_the_openai_client_raises_on_a_failure_in_mid_stream(how: Literal["died", "row"], code: str) -> None:
+    engine = FakeEngine(saying("one two"), held=True)
+    state = state_around(engine)
+    async with listening(state) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        pending = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
+        await engine.until(lambda: bool(engine.submitted))
+        engine.step()
+        chunks = await pending
+        assert (await anext(chunks)).choices[0].delta.role == "assistant"
+        engine.fail(how)
+        with pytest.raises(openai.APIError) as error:
+            async for _ in chunks:
+                pass
+    assert error.value.code == code
+    assert outcomes(state) == {"received": 1, "error": 1}
+
+
+async def sent_by(stream: EventStream, *, gone: asyncio.Event | None = None, stalls: bool = False) -> list[Message]:
+    """What an event stream sends to a client that never leaves, or leaves when `gone` is set."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if stalls:
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    await stream({"type": "http"}, receive, send)
+    return sent
+
+
+def body_of(sent: list[Message]) -> bytes:
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+async def test_silence_is_filled_with_comments_and_an_error_still_becomes_an_event() -> None:
+    async def payloads() -> AsyncGenerator[list[bytes], None]:
+        yield []
+        yield [b"1", b"2"]
+        raise ApiError("no", code="some_code")
+
+    sent = await sent_by(EventStream(payloads(), {}))
+    error = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"some_code"}}'
+    assert body_of(sent) == b": keep-alive\n\ndata: 1\n\ndata: 2\n\ndata: " + error + b"\n\ndata: [DONE]\n\n"
+    assert [message["type"] for message in sent].count("http.response.start") == 1
+
+
+async def test_an_error_before_the_first_batch_is_raised_with_nothing_sent() -> None:
+    async def payloads() -> AsyncGenerator[list[bytes], None]:
+        raise ApiError("no")
+        yield []
+
+    with pytest.raises(ApiError):
+        await sent_by(EventStream(payloads(), {}))
+
+
+async def test_a_reader_that_stalls_is_given_up_and_the_payloads_closed() -> None:
+    closed = asyncio.Event()
+
+    async def payloads() -> AsyncGenerator[list[bytes], None]:
+        with contextlib.suppress(GeneratorExit):
+            try:
+                yield [b"1"]
+            finally:
+                closed.set()
+
+    assert await sent_by(EventStream(payloads(), {}, stall_s=0.01), stalls=True) == []
+    assert closed.is_set()
+
+
+async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
+    engine = FakeEngine(saying("one two"), held=True)
+    state = state_around(engine)
+    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
+    assert state.texts is not None
+    jobs = jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    text, num_quiet = "", 0
+    async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
+        async for deltas in batches:
+            num_quiet += not deltas
+            text += "".join(delta.text for delta in deltas)
+            if not deltas:
+                engine.step()
+    assert text == tokenizer().decode(tokenizer().encode("one two"))
+    assert num_quiet >= 3
