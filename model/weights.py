@@ -186,4 +186,9 @@ def _classic_experts(config: ModelConfig, source: WeightSource, prefix: str) -> 
 def _fused_experts(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[FfnWeights]:
     for expert in range(config.num_experts):
         w13, w2 = prefix + FUSED_W13, prefix + FUSED_W2
-        yield FfnWeights(*source.read_entry(w13, expert).chunk(2), source.read_entry(w2, expert))
+        yield _split_w13(source.read_entry(w13, expert), source.read_entry(w2, expert))
+
+
+def _split_w13(w13: Tensor, w2: Tensor) -> FfnWeights:
+    w1, w3 = w13.chunk(2)
+    return FfnWeights(w1, w3, w2)

@@ -65,7 +65,7 @@ def teacher_forced(
             if run.num_computed < len(run.token_ids)
         ]
         logits = model.forward(make_batch(parts, block_size), pool)
-        for (run, length), rows in zip(parts, logits.split([length for _, length in parts]), strict=True):
+        for (run, length), rows in zip(parts, logits.split_with_sizes([length for _, length in parts]), strict=True):
             run.logits.append(rows)
             run.num_computed += length
             _slide(run, model.config.window, pool)

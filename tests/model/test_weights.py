@@ -1,4 +1,4 @@
-"""Every malformed set of weights ends in a CheckpointError of one line that names file or tensor, before any is read."""
+"""Malformed weights end in a CheckpointError of one line that names file or tensor, before any is read."""
 
 import json
 import pickle
@@ -16,6 +16,7 @@ import model.weights
 from model.checkpoint import StoredTensor, read_headers, read_tensor
 from model.config import load_config
 from model.errors import CheckpointError
+from model.mixtral import Mixtral
 from model.weights import load_model
 from tests.model.checkpoints import TINY_MOE, edit_config, random_oracle, save_checkpoint
 from tests.model.paged import CPU, teacher_forced
@@ -30,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_checkpoint(random_oracle(TINY_MOE), tmp_path)
 
 
-def _load(path: Path) -> model.weights.Mixtral:
+def _load(path: Path) -> Mixtral:
     config, _ = load_config(path)
     return load_model(path, config, torch.float32, CPU, lambda loaded, total: None)
 
