@@ -80,7 +80,7 @@ def jobs_of(
     if num_choices > state.max_num_queued:
         message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
         raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
-    jobs = []
+    jobs: list[Job] = []
     for prompt_index, prompt in enumerate(prompts):
         for choice_index in range(request.n):
             params = sampling_params(

@@ -1,5 +1,6 @@
 """A generation as an HTTP reply: the envelope that all its parts share, and the two ways to send them."""
 
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Protocol
@@ -8,6 +9,7 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from engine.messages import Ready
 from server.choice import Delta, joined
 from server.disconnect import unless_disconnected
 from server.generation import Generation, Usage
@@ -29,6 +31,17 @@ class Envelope:
     def whole(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
         """The whole reply's JSON."""
         return orjson.dumps({**self._fields, "choices": choices, **more})
+
+
+def common_fields(prefix: str, http_id: str, model: str, ready: Ready, seed: int) -> dict[str, str | int]:
+    """What all parts of a reply carry: the same id, time, model, numerics and seed."""
+    return {
+        "id": f"{prefix}-{http_id}",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": ready.fingerprint,
+        "seed": seed,
+    }
 
 
 class Format(Protocol):

@@ -13,7 +13,7 @@ from server.choice import Delta
 from server.generation import Generation
 from server.logprobs import chat_logprobs
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
-from server.reply import reply
+from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
 from server.state import Texts, state_of
@@ -36,13 +36,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     seed = seed_of(request)
     jobs = jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
-    fields = {
-        "id": f"chatcmpl-{http_id}",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": ready.fingerprint,
-        "seed": seed,
-    }
+    fields = common_fields("chatcmpl", http_id, request.model, ready, seed)
     layout = ChatFormat(request, prompt, texts.tokenizer)
     return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers)
 

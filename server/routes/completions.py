@@ -14,7 +14,7 @@ from server.detokenizer import Detokenizer
 from server.generation import Generation
 from server.logprobs import completion_logprobs
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
-from server.reply import reply
+from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import CompletionRequest
 from server.state import Texts, state_of
@@ -41,13 +41,7 @@ async def completions(http: HttpRequest) -> Response:
     ]
     jobs = jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
-    fields = {
-        "id": f"cmpl-{http_id}",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": ready.fingerprint,
-        "seed": seed,
-    }
+    fields = common_fields("cmpl", http_id, request.model, ready, seed)
     layout = CompletionFormat(request, prompts, texts.tokenizer)
     return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers)
 
