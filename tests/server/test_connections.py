@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from server.errors import ApiError
 from server.generation import Generation
+from server.ledger import Account
 from server.prepare import Prompt, jobs_of
 from server.schemas import CompletionRequest
 from server.sse import EventStream
@@ -183,3 +184,25 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
                 engine.step()
     assert text == tokenizer().decode(tokenizer().encode("one two"))
     assert num_quiet >= 3
+
+
+async def test_a_stream_that_waits_sends_comments_until_it_has_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.reply.KEEP_ALIVE_S", 0.001)
+    engine = FakeEngine(saying("one"), held=True)
+    async with listening(state_around(engine)) as url:
+        reader, writer = await send_request(url, stream=True)
+        assert b"HTTP/1.1 200" in await reader.readuntil(b": keep-alive\n\n")
+        await engine.until(lambda: bool(engine.submitted))
+        while engine.step():
+            pass
+        sent = await reader.readuntil(b"[DONE]")
+        writer.close()
+    assert b'"text":" one"' in sent
+
+
+async def test_an_account_is_closed_once() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    account = Account(state.metrics, state.access_log, http_id="id", num_prompt_tokens=3, arrival_s=0.0)
+    account.close("stop", 1.0)
+    account.close("abort", 2.0)
+    assert outcomes(state) == {"received": 1, "stop": 1}
