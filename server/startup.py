@@ -11,7 +11,6 @@ from server.engine_client import EngineStatus
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PROGRESS_STEP = 0.1  # a line per tenth, where no bar can be drawn
 PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
 EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; those that the model takes are shown
 
@@ -23,7 +22,7 @@ class StartupReport:
         self._stream = stream
         self._clock = clock
         self._line_at_s = clock()
-        self._next_share = PROGRESS_STEP
+        self._tenths_told = 0
         self._bar: tuple[Progress, TaskID] | None = None
 
     def line(self, text: str) -> None:
@@ -38,11 +37,11 @@ class StartupReport:
         if self._stream.isatty():
             self._draw(status)
             return
-        share = status.loaded_bytes / status.total_bytes
-        if self._next_share <= share < 1.0 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
-            self.line(f"{status.stage} {share:.0%} of {size(status.total_bytes)}")
+        tenths = 10 * status.loaded_bytes // status.total_bytes
+        if self._tenths_told < tenths < 10 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
+            self.line(f"{status.stage} {tenths}0% of {size(status.total_bytes)}")
+            self._tenths_told = tenths
             self._line_at_s = self._clock()
-            self._next_share = PROGRESS_STEP * (math.floor(share / PROGRESS_STEP + 1e-9) + 1)
 
     def end_progress(self) -> None:
         """Take the bar away."""

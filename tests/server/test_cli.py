@@ -1,0 +1,80 @@
+"""The command as a process: help, version, and one line for what cannot start."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.cli import serve_command
+from server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def smoe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "server", *arguments],
+        cwd=ROOT,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
+    assert set(inspect.signature(serve_command).parameters) - {"config"} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("--version",)])
+def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    script = (
+        "import sys\n"
+        f"sys.argv = ['smoe', *{arguments!r}]\n"
+        "from server.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'fastapi', 'pydantic_settings', 'uvicorn', 'msgspec'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+
+
+def test_help_names_every_flag() -> None:
+    shown = smoe("serve", "--help").stdout
+    for name in Settings.model_fields.keys() - {"model"}:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "part"),
+    [
+        (("serve", "--port", "70000"), {}, "--port: "),
+        (("serve",), {"SMOE_PORT": "tcp://10.0.0.1:8000"}, "enableServiceLinks"),
+        (("serve", "/no/where"), {}, "/no/where"),
+        (("serve", "org/name"), {"HF_HOME": "/no/where"}, "hf download org/name"),
+        (("serve", "--config", "/no/where.yaml"), {}, "/no/where.yaml"),
+    ],
+)
+def test_what_cannot_start_exits_2_with_one_line(
+    arguments: tuple[str, ...], variables: dict[str, str], part: str
+) -> None:
+    result = smoe(*arguments, **variables)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("smoe: ")
+    assert part in line
+
+
+def test_an_unknown_flag_exits_2() -> None:
+    result = smoe("serve", "--no-such-flag")
+    assert result.returncode == 2
+    assert "--no-such-flag" in result.stderr

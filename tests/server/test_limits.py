@@ -1,0 +1,270 @@
+"""The guards before the app, spoken to in ASGI, with an app that echoes."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from starlette.types import ASGIApp, Message
+
+from server.limits import BodyLimit, guarded
+
+LIMIT = 1000
+
+
+class Reply:
+    """What the guards sent."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        starts = [message for message in messages if message["type"] == "http.response.start"]
+        self.was_sent = bool(starts)
+        if starts:
+            (start,) = starts
+            self.status = start["status"]
+            self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        self.body = b"".join(message.get("body", b"") for message in messages)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.body)["error"]
+
+
+class Client:
+    """Speaks ASGI with an app. `chunks` is the body as it arrives; with `leaves` the client is gone after them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.num_receives = 0
+
+    def send(
+        self,
+        path: str = "/echo",
+        *,
+        method: str = "POST",
+        headers: list[tuple[bytes, bytes]] | None = None,
+        chunks: tuple[bytes, ...] = (b"",),
+        leaves: bool = False,
+    ) -> Reply:
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
+            "headers": headers or [], "root_path": "", "scheme": "http", "server": ("h", 80), "client": ("c", 1),
+            "http_version": "1.1", "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        if leaves:
+            incoming.append({"type": "http.disconnect"})
+        else:
+            incoming[-1]["more_body"] = False
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            self.num_receives += 1
+            if not incoming:
+                await asyncio.Event().wait()
+            return incoming.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        asyncio.run(asyncio.wait_for(self.app(scope, receive, send), 10))
+        return Reply(sent)
+
+
+def echo_app() -> FastAPI:
+    app = FastAPI(openapi_url=None)
+
+    @app.post("/echo")
+    async def echo(request: Request) -> dict[str, str]:
+        return {"body": (await request.body()).decode(), "id": request.state.request_id}
+
+    @app.get("/models/{model_id}")
+    async def model(model_id: str) -> str:
+        return model_id
+
+    for path in ("/health", "/health/live", "/health/ready", "/ping", "/metrics", "/tokenize"):
+        app.get(path)(lambda: "ok")
+    return app
+
+
+def client(counts: list[tuple[str, str, int]] | None = None, **settings: Any) -> Client:
+    defaults = {
+        "api_keys": (), "metrics_auth": False, "max_body_bytes": LIMIT, "allowed_origins": (), "root_path": "",
+    }  # fmt: skip
+    on_http = (lambda *count: counts.append(count)) if counts is not None else (lambda *count: None)
+    return Client(guarded(echo_app(), on_http=on_http, **{**defaults, **settings}))
+
+
+def bearer(value: str | bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", value.encode() if isinstance(value, str) else value)]
+
+
+def test_either_of_several_keys_opens() -> None:
+    guard = client(api_keys=("one", "schlüssel"))
+    assert guard.send(headers=bearer("Bearer one")).status == 200
+    assert guard.send(headers=bearer("Bearer schlüssel")).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        bearer(""),
+        bearer("Bearer"),
+        bearer("Bearer "),
+        bearer("Basic S3cret"),
+        bearer("bearer S3cret"),
+        bearer("S3cret"),
+        bearer("Bearer s3cret"),
+        bearer("Bearer S3cret "),
+        bearer("Bearer  S3cret"),
+        bearer("Bearer S3cretS3cret"),
+        bearer("Bearer " + "x" * 1_000_000),
+        bearer("Bearer schlüssel"),
+        bearer(b"Bearer \xff\xfe"),
+        bearer("Bearer S3cret") * 2,
+        [(b"x-api-key", b"S3cret")],
+    ],
+)
+def test_anything_but_the_exact_key_is_a_401(headers: list[tuple[bytes, bytes]]) -> None:
+    guard = client(api_keys=("S3cret",))
+    reply = guard.send(headers=headers, chunks=(b"x" * 10,))
+    assert reply.status == 401
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"]
+    assert (reply.error["type"], reply.error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert guard.num_receives == 0  # not a byte of the body was read
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics"])
+def test_health_and_metrics_are_open(path: str) -> None:
+    assert client(api_keys=("k",)).send(path, method="GET").status == 200
+    assert client(api_keys=("k",), root_path="/api").send("/api" + path, method="GET").status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/tokenize", "/docs", "/openapi.json", "/models/x", "//health", "/health/", "/Health", "/health/x",
+        "/v1/../metrics", "/metrics/../tokenize", "/ping%2f", "/api/health", "",
+    ],
+)  # fmt: skip
+def test_everything_else_needs_the_key(path: str) -> None:
+    assert client(api_keys=("k",)).send(path, method="GET").status == 401
+
+
+def test_metrics_can_be_closed() -> None:
+    guard = client(api_keys=("k",), metrics_auth=True)
+    assert guard.send("/metrics", method="GET").status == 401
+    assert guard.send("/metrics", method="GET", headers=bearer("Bearer k")).status == 200
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, LIMIT])
+def test_a_body_at_the_limit_arrives_whole(chunk_size: int) -> None:
+    text = "ab" * (LIMIT // 2)
+    chunks = tuple(text[i : i + chunk_size].encode() for i in range(0, LIMIT, chunk_size))
+    assert json.loads(client().send(chunks=chunks).body)["body"] == text
+
+
+@pytest.mark.parametrize("chunks", [(b"x" * (LIMIT + 1),), (b"x",) * (LIMIT + 1), (b"x" * LIMIT, b"", b"x")])
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_byte_too_many_is_a_413(chunks: tuple[bytes, ...], is_declared: bool) -> None:
+    headers = [(b"content-length", str(sum(map(len, chunks))).encode())] if is_declared else []
+    guard = client()
+    reply = guard.send(chunks=chunks, headers=headers)
+    assert (reply.status, reply.error["code"]) == (413, "request_too_large")
+    assert reply.headers["x-request-id"]
+    assert guard.num_receives == len(chunks)  # read to its end, so that the answer is not lost in a reset
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[(b"content-length", b"10737418240")], [(b"content-length", b"1001"), (b"expect", b"100-continue")]],
+)
+def test_a_body_that_is_declared_far_too_long_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:
+    guard = client()
+    assert guard.send(headers=headers).status == 413
+    assert guard.num_receives == 0
+
+
+def test_an_endless_body_is_refused_before_its_end() -> None:
+    guard = client()
+    assert guard.send(chunks=(b"x" * LIMIT,) * 100).status == 413
+    assert guard.num_receives < 10
+
+
+def test_a_client_that_leaves_while_it_sends_never_reaches_the_app() -> None:
+    counts: list[tuple[str, str, int]] = []
+    assert not client(counts).send(chunks=(b"x" * 10,), leaves=True).was_sent
+    assert counts == []
+
+
+def test_a_body_that_never_ends_is_a_408() -> None:
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    async def scenario() -> list[Message]:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await BodyLimit(reached, LIMIT, timeout_s=0.01)({"type": "http", "headers": []}, receive, send)
+        return sent
+
+    reply = Reply(asyncio.run(scenario()))
+    assert (reply.status, reply.error["code"]) == (408, "request_timeout")
+
+
+def test_a_sane_request_id_is_kept() -> None:
+    reply = client().send(headers=[(b"x-request-id", b"abc-123")])
+    assert reply.headers["x-request-id"] == "abc-123"
+    assert json.loads(reply.body)["id"] == "abc-123"
+
+
+@pytest.mark.parametrize("sent", [b"", b"a b", b"x" * 129, "ü".encode(), b"a\x00b", b"a\tb"])
+def test_any_other_request_id_is_replaced(sent: bytes) -> None:
+    received = client().send(headers=[(b"x-request-id", sent)]).headers["x-request-id"]
+    assert received.encode() != sent
+    assert len(received) == 32
+
+
+def test_requests_are_counted_by_route_and_unknown_ones_together() -> None:
+    counts: list[tuple[str, str, int]] = []
+    guard = client(counts, api_keys=("k",))
+    key = bearer("Bearer k")
+    guard.send("/models/a", method="GET", headers=key)
+    guard.send("/models/b", method="GET", headers=key)
+    for number in range(3):
+        guard.send(f"/nowhere/{number}", method="GET", headers=key)
+    guard.send("/models/a", method="GET")
+    assert counts == [
+        *[("/models/{model_id}", "GET", 200)] * 2,
+        *[("other", "GET", 404)] * 3,
+        ("other", "GET", 401),
+    ]
+
+
+def test_a_path_is_found_with_and_without_the_proxys_prefix() -> None:
+    guard = client(root_path="/api")
+    assert guard.send("/echo").status == 200
+    assert guard.send("/api/echo").status == 200
+    assert guard.send("/other/echo").status == 404
+
+
+def test_only_allowed_origins_get_cors_headers() -> None:
+    guard = client(api_keys=("k",), allowed_origins=("https://good.example",))
+
+    def preflight(origin: bytes) -> Reply:
+        headers = [(b"origin", origin), (b"access-control-request-method", b"POST")]
+        return guard.send(method="OPTIONS", headers=headers)
+
+    good, bad = preflight(b"https://good.example"), preflight(b"https://bad.example")
+    assert good.headers["access-control-allow-origin"] == "https://good.example"
+    assert "access-control-allow-origin" not in bad.headers
+    assert "access-control-allow-credentials" not in good.headers
