@@ -1,0 +1,248 @@
+"""The life of a server as a process: loading, serving, draining, the engine's end. The engine is a stand-in."""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import sentencepiece
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("serve_with_fake_engine.py")
+LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tokenizer and nothing else: the stand-in reads no weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["it was a truth universally acknowledged"] * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=290,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """A running server process."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    def read_until(self, pattern: str) -> str:
+        """The first line that matches; what the process writes after its end counts too."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line matches {pattern}: {self.lines}")
+
+    def wait_ready(self) -> None:
+        line = self.read_until(r"^curl ")
+        self.url = re.findall(r"http://[^/]+", line)[0]
+
+    def stream(self) -> "contextlib.AbstractContextManager[httpx.Response]":
+        return httpx.stream("POST", f"{self.url}/v1/completions", json=LONG, timeout=30)
+
+    def exit_code(self) -> int:
+        return self.process.wait(30)
+
+    @property
+    def engine_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        (pid,) = children.split()
+        return int(pid)
+
+
+@contextlib.contextmanager
+def running(mode: str, checkpoint: Path, **flags: str) -> Iterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
+    arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), mode, *(f"{name}={value}" for name, value in arguments.items())],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Server(process)
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def events(lines: Iterator[str]) -> list[str]:
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) -> None:
+    with running("count", checkpoint) as server:
+        server.wait_ready()
+        assert len(server.lines) <= 15
+        body = json.loads(re.findall(r"-d '(.*)'", server.lines[-1])[0])
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as reply:
+            assert reply.status_code == 200
+            assert events(reply.iter_lines())[-1] == "[DONE]"
+
+
+def test_a_server_that_loads_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
+    with running("mute", checkpoint, port=str(free_port)) as server:
+        server.read_until("loads")
+        url = f"http://127.0.0.1:{free_port}"
+        ready = httpx.get(f"{url}/health/ready")
+        assert (ready.status_code, ready.json()["phase"]) == (503, "loading")
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        refused = httpx.post(f"{url}/v1/completions", json=LONG)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) <= 120
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+def test_sigterm_refuses_new_work_lets_streams_end_and_exits_0(checkpoint: Path) -> None:
+    with running("hold", checkpoint, shutdown_timeout="30") as server:
+        server.wait_ready()
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.terminate()
+            while (ready := httpx.get(f"{server.url}/health/ready")).status_code == 200:
+                continue
+            assert ready.json()["phase"] == "draining"
+            assert httpx.get(f"{server.url}/health/live").status_code == 200
+            refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert "retry-after" in refused.headers
+            assert server.process.poll() is None
+        # the last stream is gone: nothing is left to wait for, long before the timeout
+        assert server.exit_code() == 0
+
+
+def test_a_stream_that_outlasts_the_timeout_gets_an_error_event(checkpoint: Path) -> None:
+    with running("hold", checkpoint, shutdown_timeout="0.2") as server:
+        server.wait_ready()
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.terminate()
+            last = events(lines)
+        assert "error" in json.loads(last[-2])
+        assert last[-1] == "[DONE]"
+        assert server.exit_code() == 0
+
+
+def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Path) -> None:
+    with running("hold", checkpoint, shutdown_timeout="1000") as server:
+        server.wait_ready()
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.terminate()
+            while httpx.get(f"{server.url}/health/ready").status_code == 200:
+                continue
+            server.process.send_signal(signal.SIGINT)
+            last = events(lines)
+        assert "error" in json.loads(last[-2])
+        assert last[-1] == "[DONE]"
+        assert server.exit_code() == 128 + signal.SIGINT
+
+
+def test_an_engine_that_is_killed_ends_its_streams_with_an_error_event_and_the_server_with_1(checkpoint: Path) -> None:
+    with running("hold", checkpoint) as server:
+        server.wait_ready()
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            os.kill(server.engine_pid, signal.SIGKILL)
+            last = events(lines)
+        assert "error" in json.loads(last[-2])
+        assert last[-1] == "[DONE]"
+        assert server.exit_code() == 1
+
+
+def test_the_engine_goes_when_its_server_is_killed(checkpoint: Path) -> None:
+    with running("hold", checkpoint) as server:
+        server.wait_ready()
+        pidfd = os.pidfd_open(server.engine_pid)
+        server.process.kill()
+        server.process.wait(30)
+        gone, _, _ = select.select([pidfd], [], [], 5)
+        os.close(pidfd)
+        assert gone
+
+
+@pytest.mark.parametrize(
+    ("mode", "line", "code"),
+    [("fail", "smoe: /ckpt/model.safetensors: truncated", 2), ("crash", "smoe: the engine process is gone", 1)],
+)
+def test_an_engine_that_cannot_start_ends_the_server_with_its_line(
+    checkpoint: Path, mode: str, line: str, code: int
+) -> None:
+    with running(mode, checkpoint) as server:
+        assert server.exit_code() == code
+        assert server.process.stderr is not None
+        lines = server.process.stderr.read().splitlines()
+    assert lines[-1] == line
+    assert not any("Traceback" in written for written in lines)
+
+
+def test_a_checkpoint_without_a_tokenizer_exits_2_with_one_line(tmp_path: Path) -> None:
+    with running("count", tmp_path) as server:
+        assert server.exit_code() == 2
+        assert "no tokenizer" in server.read_until("^smoe: ")
+
+
+def test_a_tokenizer_that_is_larger_than_the_vocabulary_exits_2(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint / "tokenizer.model", tmp_path)
+    added = {str(4096 + 5): {"content": "<far>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with running("count", tmp_path) as server:
+        assert server.exit_code() == 2
+        line = server.read_until("^smoe: ")
+    assert "4101" in line
+    assert "4096" in line
+
+
+def test_a_bind_to_everywhere_without_a_key_warns(checkpoint: Path) -> None:
+    with running("count", checkpoint, host="0.0.0.0") as server:
+        assert "--api-key" in server.read_until("^WARNING")
+
+
+def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None:
+    with running("count", checkpoint) as server:
+        server.wait_ready()
+        with server.stream() as reply:
+            reply.read()
+        httpx.get(f"{server.url}/health")
+        httpx.get(f"{server.url}/metrics")
+        server.process.terminate()
+        assert server.exit_code() == 0
+        assert server.process.stderr is not None
+        [line] = server.process.stderr.read().splitlines()
+    assert "outcome=length" in line
+    assert "generation_tokens=50" in line
+    assert "It was" not in line
