@@ -1,0 +1,41 @@
+// What is done to one row at a time: RMSNorm, rotary angles, rotation and the writing of keys and values.
+// Rows first .. last - 1 of each call; letters as in model/ops/__init__.py.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace smoe {
+
+struct NormArgs {
+    int dtype;
+    const void* x;       // [T, D]
+    const void* weight;  // [D]
+    void* y;             // [T, D]
+    int64_t dim;
+    float eps;
+};
+
+struct RotationArgs {
+    int dtype;
+    const void* qkv;       // [T, (H + 2G) * K]
+    void* q;               // [T, H, K]
+    void* k_cache;         // [num_blocks * block_size, G, K]
+    void* v_cache;         // as k_cache
+    const float* cos;      // [T, K/2]
+    const float* sin;      // [T, K/2]
+    const int64_t* slots;  // [T]
+    int64_t num_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+};
+
+SMOE_PER_ISA(void rms_norm(const NormArgs& args, int64_t first, int64_t last))
+SMOE_PER_ISA(void rotate_and_store(const RotationArgs& args, int64_t first, int64_t last))
+// cos and sin [num_pairs] of the float32 products position * inverse_frequency[i], each within 0.51 units of the last
+// place for products up to 2^20.
+SMOE_PER_ISA(void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos,
+                                float* sin))
+
+}  // namespace smoe
