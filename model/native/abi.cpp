@@ -1,0 +1,77 @@
+// The C interface of pool, packing, linear and experts. Memory that cannot be had becomes a return value here.
+#include "smoe_native.h"
+
+#include <new>
+#include <system_error>
+
+#include "gemm.h"
+#include "isa.h"
+#include "moe.h"
+#include "pool.h"
+
+namespace smoe {
+namespace {
+
+Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
+
+template <class Call>
+int out_of_memory(Call&& call) {
+    try {
+        call();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+}  // namespace smoe
+
+using namespace smoe;
+
+int smoe_abi_version(void) { return SMOE_ABI_VERSION; }
+
+int smoe_isa_available(int isa) { return isa_available(isa); }
+
+smoe_pool* smoe_pool_create(int threads) {
+    try {
+        return reinterpret_cast<smoe_pool*>(new Pool(threads));
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    } catch (const std::system_error&) {
+        return nullptr;
+    }
+}
+
+void smoe_pool_destroy(smoe_pool* pool) { delete reinterpret_cast<Pool*>(pool); }
+
+int64_t smoe_packed_size(int dtype, int64_t O, int64_t K) {
+    return ceil_div(O, PANEL) * panel_units(dtype, K) * (dtype == BFLOAT16 ? 2 : 1);
+}
+
+int64_t smoe_packed_pair_size(int dtype, int64_t F, int64_t K) { return 2 * smoe_packed_size(dtype, F, K); }
+
+void smoe_pack(smoe_pool* pool, int dtype, const void* weight, void* packed, int64_t O, int64_t K) {
+    pack(pool_of(pool), dtype, weight, packed, O, K);
+}
+
+void smoe_pack_pair(smoe_pool* pool, int dtype, const void* w1, const void* w3, void* packed, int64_t F, int64_t K) {
+    pack_pair(pool_of(pool), dtype, w1, w3, packed, F, K);
+}
+
+int smoe_linear(smoe_pool* pool, int isa, int dtype, const void* x, const void* packed, void* y, int64_t T, int64_t O,
+                int64_t K, int wide_output) {
+    return out_of_memory([&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, x, packed, y, T, O, K, wide_output)); });
+}
+
+int smoe_ffn(smoe_pool* pool, int isa, int dtype, const void* x, const void* w13, const void* w2, void* y, int64_t T,
+             int64_t D, int64_t F) {
+    const Experts weights{static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), 1, D, F};
+    return out_of_memory([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
+}
+
+int smoe_moe(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const void* w13, const void* w2,
+             void* y, int64_t T, int64_t D, int64_t F, int64_t E, int64_t k) {
+    const Experts weights{static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
+    return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, k)); });
+}

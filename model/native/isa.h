@@ -1,0 +1,37 @@
+// Kernels are compiled once per instruction set, each time into a namespace of that name (SMOE_ISA, set by the build).
+#pragma once
+
+#if defined(__x86_64__)
+#define SMOE_X86 1
+#else
+#define SMOE_X86 0
+#endif
+
+// Declares a kernel in every instruction set's namespace.
+#if SMOE_X86
+#define SMOE_PER_ISA(...)                       \
+    namespace portable { __VA_ARGS__; }         \
+    namespace avx2 { __VA_ARGS__; }             \
+    namespace avx512 { __VA_ARGS__; }           \
+    namespace avx512bf16 { __VA_ARGS__; }
+// Calls kernel(arguments) of the instruction set.
+#define SMOE_CALL(isa, ...)                             \
+    ((isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
+     : (isa) == ::smoe::AVX512   ? avx512::__VA_ARGS__     \
+     : (isa) == ::smoe::AVX2     ? avx2::__VA_ARGS__       \
+                                 : portable::__VA_ARGS__)
+#else
+#define SMOE_PER_ISA(...) \
+    namespace portable { __VA_ARGS__; }
+#define SMOE_CALL(isa, ...) (portable::__VA_ARGS__)
+#endif
+
+namespace smoe {
+
+enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
+enum Dtype { FLOAT32 = 0, BFLOAT16 = 1 };
+
+// Whether this library holds the kernels and this CPU runs them.
+bool isa_available(int isa);
+
+}  // namespace smoe

@@ -1,0 +1,23 @@
+// SwiGLU experts, w2(silu(w1 x) * (w3 x)), and the gate that chooses among them.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace smoe {
+
+// The experts' packed matrices, one expert's after the other's.
+struct Experts {
+    const uint32_t* w13;  // E of pack_pair(w1, w3), [F, D] each
+    const uint32_t* w2;   // E of pack(w2), [D, F]
+    int64_t E, D, F;
+};
+
+// One expert that takes every row.
+SMOE_PER_ISA(void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T))
+// gate [E, D]. The outputs of a row's k experts are summed in ascending id, in float32.
+SMOE_PER_ISA(void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts& weights, void* y,
+                      int64_t T, int64_t k))
+
+}  // namespace smoe

@@ -1,0 +1,32 @@
+#include "routing.h"
+
+#include <algorithm>
+
+namespace smoe {
+
+void choose(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* experts) {
+    for (int64_t i = 0; i < k; ++i) {
+        int64_t best = std::find(taken, taken + E, 0) - taken;
+        for (int64_t e = best + 1; e < E; ++e)
+            if (!taken[e] && logits[e] > logits[best]) best = e;
+        taken[best] = 1;
+    }
+    for (int64_t e = 0; e < E; ++e)
+        if (taken[e]) *experts++ = static_cast<int32_t>(e);
+}
+
+Pairs sort_pairs(const Choice& choice, int64_t E) {
+    const auto num_pairs = static_cast<int64_t>(choice.experts.size());
+    std::vector<int64_t> first(E + 1);  // sorted pairs of the experts below
+    for (const int32_t expert : choice.experts) ++first[expert + 1];
+    for (int64_t e = 0; e < E; ++e) first[e + 1] += first[e];
+    Pairs pairs{std::vector<int32_t>(num_pairs), std::vector<int64_t>(num_pairs), {}};
+    for (int64_t e = 0; e < E; ++e) append_tiles(pairs.tiles, first[e], first[e + 1] - first[e], static_cast<int>(e));
+    for (int64_t i = 0; i < num_pairs; ++i) {
+        pairs.place[i] = first[choice.experts[i]]++;
+        pairs.rows[pairs.place[i]] = static_cast<int32_t>(i / choice.k);
+    }
+    return pairs;
+}
+
+}  // namespace smoe

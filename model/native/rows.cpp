@@ -1,0 +1,59 @@
+#include "rows.h"
+
+#include <algorithm>
+
+namespace smoe {
+namespace {
+
+constexpr int64_t CACHED_UNITS = (512 << 10) / 4;
+constexpr int64_t TASKS_PER_THREAD = 4;
+constexpr int64_t FEW_UNITS = 1 << 14;  // packed by one thread: waking another costs more
+
+int64_t end_of_expert(const std::vector<Tile>& tiles, int64_t first) {
+    int64_t end = first;
+    while (end < static_cast<int64_t>(tiles.size()) && tiles[end].expert == tiles[first].expert) ++end;
+    return end;
+}
+
+}  // namespace
+
+void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert) {
+    for (int64_t left = ceil_div(count, MAX_TILE_ROWS); left; --left) {
+        const int64_t rows = ceil_div(count, left);
+        tiles.push_back({first, static_cast<int>(rows), expert});
+        first += rows;
+        count -= rows;
+    }
+}
+
+std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel, int threads) {
+    const int64_t wanted = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
+    const int64_t fitting = std::max<int64_t>(1, CACHED_UNITS / units_per_panel);
+    const int64_t panels = std::clamp<int64_t>(num_panels / wanted, 1, fitting);
+    const int64_t parts = ceil_div(wanted, ceil_div(num_panels, panels));  // of an expert's tiles
+    std::vector<Task> tasks;
+    for (int64_t first = 0, end; first < static_cast<int64_t>(tiles.size()); first = end) {
+        end = end_of_expert(tiles, first);
+        const int64_t step = std::max<int64_t>(1, (end - first) / parts);
+        for (int64_t tile = first; tile < end; tile += step)
+            for (int64_t panel = 0; panel < num_panels; panel += panels)
+                tasks.push_back({tiles[first].expert, panel, std::min(panel + panels, num_panels), tile,
+                                 std::min(tile + step, end)});
+    }
+    return tasks;
+}
+
+void pack_tiles(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids,
+                const std::vector<Tile>& tiles, int64_t K, uint32_t* packed) {
+    const int64_t depth = depth_of(dtype, K);
+    const auto num_tiles = static_cast<int64_t>(tiles.size());
+    const int64_t num_tasks = static_cast<int64_t>(row_ids.size()) * depth < FEW_UNITS ? 1 : num_tiles;
+    pool.parallel_for(num_tasks, [&](int64_t task) {
+        for (int64_t i = task; i < num_tiles; i += num_tasks) {
+            const Tile& tile = tiles[i];
+            pack_tile(dtype, x, row_ids.data() + tile.first_row, tile.rows, K, packed + tile.first_row * depth);
+        }
+    });
+}
+
+}  // namespace smoe

@@ -1,0 +1,48 @@
+// Rows that are multiplied with one matrix each: all with the same (linear), or by expert (moe). In tiles and tasks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "gemm.h"
+
+namespace smoe {
+
+// Rows first_row .. first_row + rows - 1. Packed, with `depth` units a row, they start at unit first_row * depth.
+struct Tile {
+    int64_t first_row;
+    int rows;
+    int expert;
+};
+
+// What one thread does in one go: some neighbouring panels of one expert's matrix times some of its tiles.
+struct Task {
+    int expert;
+    int64_t first_panel, end_panel;
+    int64_t first_tile, end_tile;
+};
+
+// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows make 9 + 8 + 8.
+void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert);
+
+// Every tile times every panel of its expert's matrix, once: enough tasks to fill the threads several times over, and
+// few enough panels in each to stay in the second-level cache while the tiles pass by.
+std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel, int threads);
+
+// Rows row_ids[first_row + ..] of x [.., K], tile by tile, to `packed`.
+void pack_tiles(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids,
+                const std::vector<Tile>& tiles, int64_t K, uint32_t* packed);
+
+// product(tile, panel) for every tile and panel.
+template <class Product>
+void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel,
+                      Product&& product) {
+    const std::vector<Task> tasks = cut_tasks(tiles, num_panels, units_per_panel, pool.threads());
+    pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+        const Task& task = tasks[index];
+        for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile)
+            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(tiles[tile], panel);
+    });
+}
+
+}  // namespace smoe

@@ -1,0 +1,69 @@
+/* The C interface of the CPU backend, as model/ops/native.py calls it.
+ *
+ * dtype: 0 float32, 1 bfloat16. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products.
+ * Every row's result depends on that row alone, for a given isa. Functions that return int: 0, or 1 where memory is
+ * short. Shape letters as in model/ops/__init__.py; matrices are row-major and contiguous.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SMOE_API __attribute__((visibility("default")))
+#else
+#define SMOE_API
+#endif
+
+#define SMOE_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct smoe_pool smoe_pool;
+
+/* Compared with the caller's own number before anything else is called. */
+SMOE_API int smoe_abi_version(void);
+/* Whether this library holds the isa's kernels and this CPU runs them. */
+SMOE_API int smoe_isa_available(int isa);
+
+/* NULL where threads cannot be started. */
+SMOE_API smoe_pool* smoe_pool_create(int threads);
+SMOE_API void smoe_pool_destroy(smoe_pool*);
+
+/* Elements of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
+SMOE_API int64_t smoe_packed_size(int dtype, int64_t O, int64_t K);
+SMOE_API int64_t smoe_packed_pair_size(int dtype, int64_t F, int64_t K);
+SMOE_API void smoe_pack(smoe_pool*, int dtype, const void* weight, void* packed, int64_t O, int64_t K);
+SMOE_API void smoe_pack_pair(smoe_pool*, int dtype, const void* w1, const void* w3, void* packed, int64_t F, int64_t K);
+
+/* y[T, O] = x[T, K] weight^T; y in dtype, or in float32 where wide_output is set. */
+SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const void* packed, void* y, int64_t T,
+                         int64_t O, int64_t K, int wide_output);
+/* y[T, D] = w2(silu(w1 x) * (w3 x)). */
+SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const void* w13, const void* w2, void* y, int64_t T,
+                      int64_t D, int64_t F);
+/* gate [E, D] float32; w13 and w2 hold E packed experts one after the other; k: experts per token. */
+SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const void* w13, const void* w2,
+                      void* y, int64_t T, int64_t D, int64_t F, int64_t E, int64_t k);
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
+SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,
+                            int64_t D, float eps);
+/* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
+SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
+                                 float* cos, float* sin, int64_t T, int64_t K);
+/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G, K] in dtype; slots [T]. */
+SMOE_API void smoe_rotate_and_store(smoe_pool*, int isa, int dtype, const void* qkv, void* q_out, void* k_cache,
+                                    void* v_cache, const float* cos, const float* sin, const int64_t* slots, int64_t T,
+                                    int64_t H, int64_t G, int64_t K);
+/* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
+SMOE_API void smoe_attention(smoe_pool*, int isa, int dtype, const void* q, const void* k_cache, const void* v_cache,
+                             void* out, const int32_t* query_start, const int32_t* context_len,
+                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
+                             int64_t G, int64_t K, int64_t window);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,97 @@
+// Vectors of float32 as wide as the instruction set's registers. Included by kernel files only.
+//
+// Arithmetic is that of GCC's vector extension; what it lacks (fused multiply-add, bfloat16) is here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace smoe {
+namespace SMOE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));  // bfloat16
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+// a * b + c; rounded once where the instruction set can.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline Words bits(Vec v) { return (Words)v; }
+inline Vec from_bits(Words w) { return (Vec)w; }
+
+inline float widen(uint16_t x) {
+    const uint32_t word = static_cast<uint32_t>(x) << 16;
+    float wide;
+    std::memcpy(&wide, &word, sizeof wide);
+    return wide;
+}
+
+// To bfloat16, to nearest, ties to even; NaN stays NaN.
+inline uint16_t narrow(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    if ((word & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(word >> 16 | 0x40u);
+    return static_cast<uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
+}
+
+inline Vec load(const uint16_t* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return from_bits(__builtin_convertvector(h, Words) << 16);
+}
+
+inline void store(uint16_t* p, Vec v) {
+    const Words word = bits(v);
+    const Words rounded = (word + 0x7fffu + (word >> 16 & 1u)) >> 16;
+    const Words is_nan = (Words)((word & 0x7fffffffu) > 0x7f800000u);
+    const Words chosen = (is_nan & (word >> 16 | 0x40u)) | (~is_nan & rounded);
+    const Halves h = __builtin_convertvector(chosen, Halves);
+    std::memcpy(p, &h, sizeof h);
+}
+
+inline float load_one(const float* p) { return *p; }
+inline float load_one(const uint16_t* p) { return widen(*p); }
+inline void store_one(float* p, float x) { *p = x; }
+inline void store_one(uint16_t* p, float x) { *p = narrow(x); }
+
+// Sum of the lanes, halves onto halves.
+inline float sum(Vec v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

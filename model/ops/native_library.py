@@ -1,0 +1,74 @@
+"""The C library behind native.py: where it is, what it is called with, which instruction sets it runs here.
+
+Knows addresses and numbers only; what they mean is in model/native/smoe_native.h, which this file must agree with.
+"""
+
+import ctypes
+import weakref
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+ABI_VERSION = 1
+LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
+ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
+
+# pool, isa, dtype
+_KERNEL = (c_void_p, c_int, c_int)
+_SIGNATURES = {
+    "smoe_abi_version": (c_int, ()),
+    "smoe_isa_available": (c_int, (c_int,)),
+    "smoe_pool_create": (c_void_p, (c_int,)),
+    "smoe_pool_destroy": (None, (c_void_p,)),
+    "smoe_packed_size": (c_int64, (c_int, c_int64, c_int64)),
+    "smoe_packed_pair_size": (c_int64, (c_int, c_int64, c_int64)),
+    "smoe_pack": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_pack_pair": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 2)),
+    "smoe_linear": (c_int, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 3, c_int)),
+    "smoe_ffn": (c_int, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 3)),
+    "smoe_moe": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 5)),
+    "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
+    "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
+    "smoe_rotate_and_store": (None, (*_KERNEL, *(c_void_p,) * 7, *(c_int64,) * 4)),
+    "smoe_attention": (None, (*_KERNEL, *(c_void_p,) * 7, *(c_int64,) * 7)),
+}
+
+
+class NativeUnavailableError(Exception):
+    """The library, or the instruction set asked for, is not to be had here. One line that says why."""
+
+
+class NativeLibrary:
+    """The loaded library. Its functions are called as `library.call.smoe_linear(...)`."""
+
+    def __init__(self, path: Path = LIBRARY) -> None:
+        """Raises NativeUnavailableError."""
+        if not path.exists():
+            raise NativeUnavailableError("the CPU library was not built: no C++ compiler was found at the install")
+        try:
+            self.call = ctypes.CDLL(str(path))
+            self._declare()
+        except (OSError, AttributeError) as error:
+            raise NativeUnavailableError(f"the CPU library does not load: {error}") from None
+
+    def _declare(self) -> None:
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self.call, name)
+            function.restype, function.argtypes = result, arguments
+        version = self.call.smoe_abi_version()
+        if version != ABI_VERSION:
+            raise NativeUnavailableError(f"the CPU library has interface {version}, not {ABI_VERSION}: install again")
+
+    def isas(self) -> list[str]:
+        """What this library holds and this CPU runs, the fastest last."""
+        return [isa for number, isa in enumerate(ISAS) if self.call.smoe_isa_available(number)]
+
+
+class ThreadPool:
+    """The library's threads: `threads` with the caller's, which is one of them. They end with this object."""
+
+    def __init__(self, library: NativeLibrary, threads: int) -> None:
+        """Raises NativeUnavailableError where the system gives no more threads."""
+        self.handle = library.call.smoe_pool_create(threads)
+        if not self.handle:
+            raise NativeUnavailableError(f"{threads} threads cannot be started")
+        weakref.finalize(self, library.call.smoe_pool_destroy, self.handle)
