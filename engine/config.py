@@ -10,7 +10,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str  # directory of the checkpoint
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "reference"] = "auto"
+    backend: Literal["auto", "reference", "native"] = "auto"  # auto: native on a CPU, where it was built
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = (
+        "auto"  # of the native backend; auto: the fastest
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     threads: int | None = None  # None: one per core this process may use
     max_model_len: int | None = None

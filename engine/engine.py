@@ -112,7 +112,7 @@ class Engine:
             window=model.window,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
-            backend="reference",
+            backend=loaded.backend,
             fingerprint=self.fingerprint(),
             phase_seconds=loaded.phase_seconds,
             warnings=list(loaded.warnings),
@@ -123,4 +123,4 @@ class Engine:
         loaded = self.loaded
         dtype = str(loaded.dtype).removeprefix("torch.")
         window = "none" if loaded.config.window is None else loaded.config.window
-        return f"smoe-{version('smoe')}-reference-{loaded.device.type}-{dtype}-kv-{dtype}-window-{window}"
+        return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{dtype}-window-{window}"

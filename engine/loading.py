@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.backend import choose_backend
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
@@ -38,6 +39,8 @@ class LoadedModel:
     limits: Limits
     dtype: torch.dtype
     device: torch.device
+    backend: str  # native or reference
+    numerics: str  # what of the backend decides about bits
     weight_bytes: int
     kv_block_bytes: int
     phase_seconds: dict[str, float]
@@ -46,13 +49,17 @@ class LoadedModel:
 
 def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window)
     device, dtype = _device(config), _dtype(config, model_config)
+    backend = choose_backend(config, device)
     model = load_model(
-        Path(config.model), model_config, dtype, device, lambda done, total: on_progress("weights", done, total)
+        Path(config.model),
+        model_config,
+        dtype,
+        device,
+        backend.ops,
+        lambda done, total: on_progress("weights", done, total),
     )
     weights_s = time.monotonic() - start
     on_progress("kv cache", 0, 0)
@@ -74,10 +81,12 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
         limits=limits,
         dtype=dtype,
         device=device,
+        backend=backend.name,
+        numerics=backend.numerics,
         weight_bytes=model_config.num_parameters() * dtype.itemsize,
         kv_block_bytes=block_bytes,
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
-        warnings=(*warnings, *more_warnings),
+        warnings=(*warnings, *backend.warnings, *more_warnings),
     )
 
 

@@ -18,7 +18,6 @@ from model.errors import CheckpointError
 from model.json_file import shown
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops import FfnWeights, Ops
-from model.ops.reference import ReferenceOps
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
@@ -33,9 +32,10 @@ def load_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
+    ops: Ops,
     on_progress: Callable[[int, int], None],
 ) -> Mixtral:
-    """The network of the checkpoint in directory `path`, its weights as `dtype` on `device`.
+    """The network of the checkpoint in directory `path`, its weights as `dtype` on `device`, packed by `ops`.
 
     All headers are checked against the config before the first weight is allocated; then tensor after tensor is read,
     converted and packed, so that at the peak one copy of the weights and one tensor are held. `on_progress` is told
@@ -43,7 +43,7 @@ def load_model(
     """
     stored = checked_tensors(path, config)
     source = WeightSource(stored, dtype, device, on_progress)
-    return Mixtral(config, _build(config, source, ReferenceOps()), ReferenceOps())
+    return Mixtral(config, _build(config, source, ops), ops)
 
 
 def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:

@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "reference"] = "auto"
+    backend: Literal["auto", "reference", "native"] = "auto"
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: PositiveInt | None = None
     max_model_len: PositiveInt | None = None
@@ -164,6 +165,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         model=str(model_dir),
         device=settings.device,
         backend=settings.backend,
+        isa=settings.isa,
         dtype=settings.dtype,
         threads=settings.threads,
         max_model_len=settings.max_model_len,

@@ -22,7 +22,14 @@ MAY_IMPORT = {
     "smoe": {"server", "engine"},  # the face that users import: text and engine in one process
 }
 PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled checkpoint lies
-ENGINE_MODULES_WITH_TORCH = {"engine.batch", "engine.sampler", "engine.runner", "engine.loading", "engine.memory"}
+ENGINE_MODULES_WITH_TORCH = {
+    "engine.backend",
+    "engine.batch",
+    "engine.sampler",
+    "engine.runner",
+    "engine.loading",
+    "engine.memory",
+}
 SANS_IO = ("engine.scheduler", "engine.blocks", "engine.plan", "engine.types", "engine.messages", "engine.config")
 
 

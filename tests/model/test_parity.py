@@ -11,6 +11,7 @@ from torch import Tensor
 from model.config import load_config
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+from model.ops.reference import ReferenceOps
 from model.weights import load_model
 from tests.model.checkpoints import TINY, TINY_MOE, random_oracle, save_checkpoint
 from tests.model.paged import CPU, Running, make_batch, teacher_forced
@@ -66,7 +67,7 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
 
 def _load(path: Path) -> Mixtral:
     config, _ = load_config(path)
-    return load_model(path, config, torch.float32, CPU, lambda loaded, total: None)
+    return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda loaded, total: None)
 
 
 def _sequences(vocab_size: int, seed: int) -> list[list[int]]:
@@ -125,7 +126,7 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     config, _ = load_config(path)
     ids = _sequences(97, seed=0)[:3]
     wide, narrow = (
-        teacher_forced(load_model(path, config, dtype, CPU, lambda loaded, total: None), ids, [7, 7, 7])
+        teacher_forced(load_model(path, config, dtype, CPU, ReferenceOps(), lambda loaded, total: None), ids, [7, 7, 7])
         for dtype in (torch.float32, torch.bfloat16)
     )
     difference = torch.cat([(a.log_softmax(-1) - b.log_softmax(-1)).abs() for a, b in zip(wide, narrow, strict=True)])

@@ -17,6 +17,7 @@ from model.checkpoint import StoredTensor, read_headers, read_tensor
 from model.config import load_config
 from model.errors import CheckpointError
 from model.mixtral import Mixtral
+from model.ops.reference import ReferenceOps
 from model.weights import load_model
 from tests.model.checkpoints import TINY_MOE, edit_config, random_oracle, save_checkpoint
 from tests.model.paged import CPU, teacher_forced
@@ -33,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def _load(path: Path) -> Mixtral:
     config, _ = load_config(path)
-    return load_model(path, config, torch.float32, CPU, lambda loaded, total: None)
+    return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda loaded, total: None)
 
 
 def _edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -228,7 +229,14 @@ def test_stored_rotary_angles_of_old_conversions_are_ignored(checkpoint: Path) -
 def test_progress_grows_to_all_bytes(fused: bool, tmp_path: Path) -> None:
     path = save_checkpoint(random_oracle(TINY_MOE), tmp_path, fused=fused)
     seen: list[tuple[int, int]] = []
-    load_model(path, load_config(path)[0], torch.bfloat16, CPU, lambda loaded, total: seen.append((loaded, total)))
+    load_model(
+        path,
+        load_config(path)[0],
+        torch.bfloat16,
+        CPU,
+        ReferenceOps(),
+        lambda loaded, total: seen.append((loaded, total)),
+    )
     assert [loaded for loaded, _ in seen] == sorted({loaded for loaded, _ in seen})
     assert seen[-1] == (seen[0][1], sum(tensor.num_bytes for tensor in read_headers(path).values()))
 

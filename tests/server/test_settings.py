@@ -136,15 +136,16 @@ def test_keys_are_not_shown() -> None:
 def test_the_engine_gets_what_it_was_given(tmp_path: Path) -> None:
     settings = load_settings(
         {
-            "device": "cpu", "backend": "reference", "dtype": "float32", "threads": "2", "max_model_len": "100",
-            "max_num_seqs": "5", "max_num_batched_tokens": "64", "block_size": "8", "num_kv_blocks": "40",
-            "no_enable_prefix_caching": True, "scheduling_policy": "fcfs", "sliding_window": "32",
+            "device": "cpu", "backend": "native", "isa": "avx2", "dtype": "float32", "threads": "2",
+            "max_model_len": "100", "max_num_seqs": "5", "max_num_batched_tokens": "64", "block_size": "8",
+            "num_kv_blocks": "40", "no_enable_prefix_caching": True, "scheduling_policy": "fcfs",
+            "sliding_window": "32",
         }
     )  # fmt: skip
     config = engine_config(settings, tmp_path)
     assert config.model == str(tmp_path)
     for name in (
-        "device", "backend", "dtype", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+        "device", "backend", "isa", "dtype", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
         "block_size", "num_kv_blocks", "kv_cache_memory_bytes", "scheduling_policy", "sliding_window",
     ):  # fmt: skip
         assert getattr(config, name) == getattr(settings, name)
