@@ -1,0 +1,109 @@
+"""What the tests of the native backend share: the instruction sets that are here, and paged attention to give them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.ops import Ops
+from model.ops.native import NativeOps
+from model.ops.native_library import NativeLibrary
+from tests.model.paged import Running, make_batch
+
+LIBRARY = NativeLibrary()
+ISAS = LIBRARY.isas()  # every one that this machine runs is tested
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@cache
+def native(isa: str, threads: int = 1) -> NativeOps:
+    return NativeOps(LIBRARY, threads, isa)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A shape of attention."""
+
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    window: int | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """A config with these heads; the rest of it is of no account to attention."""
+        return ModelConfig(
+            architecture="MistralForCausalLM",
+            vocab_size=32,
+            dim=32,
+            num_layers=1,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            hidden_dim=32,
+            num_experts=0,
+            experts_per_token=0,
+            window=self.window,
+            context_len=65536,
+            rope_theta=1e4,
+            norm_eps=1e-5,
+            tied_head=False,
+            dtype="float32",
+            bos_token_id=None,
+            eos_token_ids=(),
+        )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Queries [length, H, K], keys and values [length, G, K] of one sequence."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def random_positions(length: int, heads: Heads, dtype: torch.dtype, seed: int) -> Positions:
+    generator = torch.Generator().manual_seed(seed)
+    total = heads.num_heads + 2 * heads.num_kv_heads
+    mixed = 2 * torch.randn(length, total, heads.head_dim, generator=generator).to(dtype)
+    return Positions(*mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows first .. first + num_rows - 1 of one sequence."""
+
+    sequence: Positions
+    first: int
+    num_rows: int
+
+
+def attend(ops: Ops, heads: Heads, parts: Sequence[Part], block_size: int = 16, seed: int = 0) -> list[Tensor]:
+    """The parts as one batch -> [num_rows, H * K] each.
+
+    Blocks are shuffled by `seed`. What no row of a part may see is NaN, in the caches and in the null block: positions
+    behind the part, and those that have slid out of the window of its first row.
+    """
+    sizes = [-(-(part.first + part.num_rows) // block_size) for part in parts]
+    ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    shape = ((sum(sizes) + 1) * block_size, heads.num_kv_heads, heads.head_dim)
+    k_slots = torch.full(shape, float("nan"), dtype=parts[0].sequence.k.dtype)
+    v_slots = k_slots.clone()
+    runs = []
+    for part, size in zip(parts, sizes, strict=True):
+        table = [ids.pop() for _ in range(size)]
+        first = max(0, part.first - heads.window + 1) if heads.window else 0
+        end = part.first + part.num_rows
+        slots = [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
+        k_slots[slots], v_slots[slots] = part.sequence.k[first:end], part.sequence.v[first:end]
+        table[: first // block_size] = [0] * (first // block_size)
+        runs.append(Running([0] * end, table, part.first))
+    batch = make_batch([(run, part.num_rows) for run, part in zip(runs, parts, strict=True)], block_size)
+    q = torch.cat([part.sequence.q[part.first : part.first + part.num_rows] for part in parts])
+    plan = ops.plan_step(heads.config, batch, block_size)
+    k_cache, v_cache = k_slots.unflatten(0, (-1, block_size)), v_slots.unflatten(0, (-1, block_size))
+    return list(ops.attention(q, k_cache, v_cache, plan).split_with_sizes([part.num_rows for part in parts]))

@@ -1,0 +1,186 @@
+"""Each function of the native backend against float64: float32 to a few roundings, bfloat16 no worse than twice the
+reference's own error, on every instruction set that this machine has."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.kv_pool import KvPool
+from model.ops import FfnWeights
+from model.ops.reference import ReferenceOps
+from tests.model import float64_oracle as oracle
+from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, native, random_positions
+from tests.model.paged import CPU, Running, make_batch
+
+EPS = 1e-5
+FLOAT32_ERROR = 1e-6
+
+pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES, ids=str)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _assert_close(ours: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    error = oracle.relative_error(ours, exact)
+    if dtype == torch.float32:
+        assert error < FLOAT32_ERROR
+        assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
+    else:
+        assert error <= 2 * oracle.relative_error(reference, exact)
+
+
+def _random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
+    w1, w3 = torch.randn(2, hidden, dim).mul(dim**-0.5).to(dtype).unbind()
+    return FfnWeights(w1, w3, torch.randn(dim, hidden).mul(hidden**-0.5).to(dtype))
+
+
+@pytest.mark.parametrize(("num_rows", "dim"), [(1, 1), (2, 7), (3, 64), (5, 1000), (40, 1024)])
+def test_rms_norm(isa: str, dtype: torch.dtype, num_rows: int, dim: int) -> None:
+    x, weight = (3 * torch.randn(num_rows, dim)).to(dtype), torch.rand(dim).to(dtype)
+    ours, reference = native(isa).rms_norm(x, weight, EPS), ReferenceOps().rms_norm(x, weight, EPS)
+    _assert_close(ours, reference, oracle.rms_norm(x, weight, EPS), dtype)
+
+
+def test_the_norm_of_a_row_of_zeros_is_zero(isa: str, dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 40, dtype=dtype)
+    assert torch.equal(native(isa).rms_norm(x, torch.ones(40, dtype=dtype), EPS), x)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "outputs", "dim"),
+    [(1, 1, 1), (1, 33, 7), (2, 64, 32), (7, 31, 65), (12, 100, 48), (13, 32, 200), (70, 257, 129)],
+)
+def test_linear(isa: str, dtype: torch.dtype, num_rows: int, outputs: int, dim: int) -> None:
+    x, weight = torch.randn(num_rows, dim).to(dtype), torch.randn(outputs, dim).to(dtype)
+    ours = native(isa).linear(x, native(isa).pack_linear(weight))
+    _assert_close(ours, ReferenceOps().linear(x, weight), oracle.linear(x, weight), dtype)
+
+
+@pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 1, 1), (1, 64, 96), (5, 24, 33), (70, 48, 100)])
+def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int) -> None:
+    x, weights = torch.randn(num_rows, dim).to(dtype), _random_ffn(dim, hidden, dtype)
+    ours, reference = (ops.ffn(x, ops.pack_ffn(weights)) for ops in (native(isa), ReferenceOps()))
+    _assert_close(ours, reference, oracle.ffn(x, weights), dtype)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "dim", "hidden", "num_experts", "k"),
+    [(1, 8, 5, 1, 1), (1, 32, 48, 8, 2), (6, 24, 33, 4, 3), (33, 40, 64, 8, 1), (70, 32, 48, 8, 2), (9, 16, 20, 4, 4)],
+)
+def test_the_moe(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int, k: int) -> None:
+    x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
+    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), k) for ops in (native(isa), ReferenceOps()))
+    _assert_close(ours, reference, oracle.moe(x, gate, experts, k), dtype)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k: int) -> None:
+    """Four experts, all with the same gate: the first k, with equal shares, are the dense mixture of those k alone."""
+    dim, hidden = 16, 24
+    x, row = torch.randn(5, dim).to(dtype), torch.randn(1, dim).to(dtype)
+    experts = [_random_ffn(dim, hidden, dtype) for _ in range(4)]
+    ops = native(isa)
+    ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), k)
+    assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), k))
+
+
+def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.dtype) -> None:
+    x, norm, head = torch.randn(9, 64).to(dtype), torch.rand(64).to(dtype), torch.randn(101, 64).to(dtype)
+    rows = torch.tensor([8, 0, 3])
+    ours, reference = (ops.logits(x, rows, norm, EPS, ops.pack_linear(head)) for ops in (native(isa), ReferenceOps()))
+    assert ours.dtype == torch.float32
+    _assert_close(ours, reference, oracle.linear(oracle.rms_norm(x[rows], norm, EPS), head), dtype)
+    assert native(isa).logits(x, rows[:0], norm, EPS, native(isa).pack_linear(head)).shape == (0, 101)
+
+
+def test_embeddings_are_the_tables_rows(isa: str, dtype: torch.dtype) -> None:
+    table, ids = torch.randn(20, 24).to(dtype), torch.tensor([3, 0, 19, 3])
+    assert torch.equal(native(isa).embed(ids, table), table[ids])
+
+
+@pytest.mark.parametrize("heads", [Heads(4, 2, 16), Heads(1, 1, 4), Heads(6, 3, 128), Heads(8, 1, 24)], ids=str)
+def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtype: torch.dtype, heads: Heads) -> None:
+    block_size, block_ids = 4, (torch.randperm(100) + 1).tolist()
+    runs = [(Running([0] * 301, block_ids[:76], 300), 1), (Running([0] * 20, block_ids[76:81], 3), 17)]
+    batch = make_batch(runs, block_size)
+    mixed = torch.randn(18, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim).to(dtype)
+    q, k, v = mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
+    pool = KvPool(heads.config, 101, block_size, dtype, CPU)
+    plan = native(isa).plan_step(heads.config, batch, block_size)
+    turned = native(isa).rotate_and_store(mixed.flatten(1), pool.k[0], pool.v[0], plan)
+    k_slots, v_slots = pool.k[0].flatten(0, 1), pool.v[0].flatten(0, 1)
+    bound = 1e-5 if dtype == torch.float32 else 3e-3  # an angle near 300 is itself rounded to float32
+    for ours, given in ((turned, q), (k_slots[batch.slot_mapping], k)):
+        assert oracle.relative_error(ours, oracle.rotate(given, batch.positions, heads.config.rope_theta)) < bound
+    assert torch.equal(v_slots[batch.slot_mapping], v)
+    others = torch.ones(len(k_slots), dtype=torch.bool).index_fill(0, batch.slot_mapping, False)
+    assert not k_slots[others].any() and not v_slots[others].any(), "wrote to slots of others"
+
+
+@pytest.mark.parametrize(
+    ("heads", "block_size"),
+    [
+        (Heads(4, 2, 16), 16),
+        (Heads(4, 4, 64, window=100), 16),
+        (Heads(8, 1, 24, window=257), 3),
+        (Heads(1, 1, 4, window=1), 1),
+        (Heads(6, 3, 128, window=256), 32),
+        (Heads(7, 1, 80), 512),
+    ],
+    ids=str,
+)
+def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) -> None:
+    """Decode rows beside chunks, before, at and behind the edges of spans."""
+    cuts = [(0, 1), (255, 1), (256, 1), (0, 40), (250, 20), (600, 1), (500, 30)]
+    parts = [
+        Part(random_positions(first + rows, heads, dtype, seed), first, rows) for seed, (first, rows) in enumerate(cuts)
+    ]
+    ours, reference = (torch.cat(attend(ops, heads, parts, block_size)) for ops in (native(isa), ReferenceOps()))
+    exact = [
+        oracle.attention(p.sequence.q[p.first :], p.sequence.k, p.sequence.v, p.first, heads.window) for p in parts
+    ]
+    _assert_close(ours, reference, torch.cat(exact), dtype)
+
+
+def test_scores_of_any_size_are_softened_without_overflow(isa: str, dtype: torch.dtype) -> None:
+    heads = Heads(2, 1, 16)
+    sequence = random_positions(300, heads, dtype, seed=0)
+    large = Part(Positions(100 * sequence.q, sequence.k, sequence.v), 299, 1)
+    [ours], [reference] = (attend(ops, heads, [large]) for ops in (native(isa), ReferenceOps()))
+    exact = oracle.attention(large.sequence.q[299:], sequence.k, sequence.v, 299, None)
+    # Scores near 1,000, rounded to float32, leave 1e-4 of a weight open.
+    assert oracle.relative_error(ours, exact) <= 2 * oracle.relative_error(reference, exact) + 1e-4
+
+
+def test_a_row_that_is_not_a_number_stays_one_and_spoils_no_other(isa: str, dtype: torch.dtype) -> None:
+    """The engine must see it to end that request, and that one alone."""
+    ops, heads = native(isa), Heads(4, 2, 16)
+    sick, sound = (random_positions(280, heads, dtype, seed) for seed in range(2))
+    sick.k[270] = float("nan")
+    together = attend(ops, heads, [Part(sick, 265, 15), Part(sound, 265, 15), Part(sick, 275, 1)])
+    assert together[0].isnan().all(1).tolist() == [False] * 5 + [True] * 10
+    assert together[2].isnan().all()
+    assert torch.equal(together[1], attend(ops, heads, [Part(sound, 265, 15)])[0])
+    x = torch.randn(14, 40).to(dtype)
+    x[3] = float("nan")
+    gate, experts = torch.randn(4, 40).to(dtype), [_random_ffn(40, 24, dtype) for _ in range(4)]
+    packed_linear, packed_moe = ops.pack_linear(torch.randn(33, 40).to(dtype)), ops.pack_moe(gate, iter(experts))
+    healthy = x.clone()
+    healthy[3] = 0
+    functions: list[Callable[[Tensor], Tensor]] = [
+        lambda rows: ops.linear(rows, packed_linear),
+        lambda rows: ops.moe(rows, packed_moe, 2),
+        lambda rows: ops.rms_norm(rows, torch.ones(40, dtype=dtype), EPS),
+    ]
+    for function in functions:
+        with_nan, without = function(x), function(healthy)
+        assert with_nan[3].isnan().all()
+        rest = torch.arange(14) != 3
+        assert torch.equal(with_nan[rest], without[rest])
