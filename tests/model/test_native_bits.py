@@ -1,0 +1,168 @@
+"""A row's result depends on the row alone: the same bits alone, in any batch, in any chunks, on any threads."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import load_config
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.ops import FfnWeights
+from model.ops.native import NativeOps
+from model.weights import load_model
+from tests.model.checkpoints import TINY_MOE, random_oracle, save_checkpoint
+from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, native, random_positions
+from tests.model.paged import CPU, Running, make_batch
+
+MAX_ROWS = 70
+BATCHES = [*range(2, 28), 31, 32, 33, 47, 48, 49, 63, 64, 65, 70]
+
+pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES, ids=str)]
+
+RowFunction = Callable[[NativeOps, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape).mul(shape[-1] ** -0.5).to(dtype)
+
+
+def _experts(count: int, dim: int, hidden: int, dtype: torch.dtype) -> list[FfnWeights]:
+    return [
+        FfnWeights(*(_random(*s, dtype=dtype) for s in ((hidden, dim), (hidden, dim), (dim, hidden))))
+        for _ in range(count)
+    ]
+
+
+def _linear(dim: int, dtype: torch.dtype) -> RowFunction:
+    packed = native(ISAS[0]).pack_linear(_random(75, dim, dtype=dtype))
+    return lambda ops, rows: ops.linear(rows, packed)
+
+
+def _ffn(dim: int, dtype: torch.dtype) -> RowFunction:
+    packed = native(ISAS[0]).pack_ffn(_experts(1, dim, 71, dtype)[0])
+    return lambda ops, rows: ops.ffn(rows, packed)
+
+
+def _moe(k: int) -> Callable[[int, torch.dtype], RowFunction]:
+    def make(dim: int, dtype: torch.dtype) -> RowFunction:
+        gate, experts = torch.randn(8, dim).to(dtype), _experts(8, dim, 71, dtype)
+        packed = native(ISAS[0]).pack_moe(gate, iter(experts))
+        return lambda ops, rows: ops.moe(rows, packed, k)
+
+    return make
+
+
+def _norm(dim: int, dtype: torch.dtype) -> RowFunction:
+    weight = torch.rand(dim).to(dtype)
+    return lambda ops, rows: ops.rms_norm(rows, weight, 1e-5)
+
+
+def _logits(dim: int, dtype: torch.dtype) -> RowFunction:
+    norm, head = torch.rand(dim).to(dtype), native(ISAS[0]).pack_linear(_random(75, dim, dtype=dtype))
+    return lambda ops, rows: ops.logits(rows, torch.arange(len(rows)), norm, 1e-5, head)
+
+
+FUNCTIONS = {
+    "linear": _linear,
+    "ffn": _ffn,
+    "top 1": _moe(1),
+    "top 2": _moe(2),
+    "dense": _moe(8),
+    "norm": _norm,
+    "head": _logits,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dim", [37, 256])
+def test_a_row_gives_the_same_bits_alone_and_in_any_batch(isa: str, dtype: torch.dtype, name: str, dim: int) -> None:
+    function, rows = FUNCTIONS[name](dim, dtype), torch.randn(MAX_ROWS, dim).to(dtype)
+    alone = torch.cat([function(native(isa), row) for row in rows.split(1)])
+    for threads in (1, 2):
+        for count in BATCHES:
+            chosen = torch.randperm(MAX_ROWS)[:count]
+            assert torch.equal(function(native(isa, threads), rows[chosen]), alone[chosen]), (threads, count)
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [Heads(4, 2, 16), Heads(8, 1, 64), Heads(3, 3, 20), Heads(4, 1, 16, window=300), Heads(4, 4, 8, window=7)],
+    ids=str,
+)
+def test_attention_gives_the_same_bits_in_any_chunks_beside_anybody(isa: str, dtype: torch.dtype, heads: Heads) -> None:
+    """Block sizes, block ids and threads change with the chunks."""
+    length = 600
+    sequence = random_positions(length, heads, dtype, seed=0)
+    [whole] = attend(native(isa), heads, [Part(sequence, 0, length)])
+    rng = random.Random(0)
+    for size in (1, 3, 7, 64, 255, 256, 257):
+        firsts = range(0, length, size)
+        for first in (
+            firsts
+            if len(firsts) < 10
+            else sorted({0, 255, 256, 257, 511, 512, 599 // size * size, *rng.sample(firsts, 8)})
+        ):
+            rows = min(size, length - first)
+            neighbours = [
+                Part(random_positions(n, heads, dtype, seed=n), n - 1, 1)
+                for n in rng.sample(range(1, 700), rng.randint(0, 6))
+            ]
+            parts = [*neighbours[:2], Part(sequence, first, rows), *neighbours[2:]]
+            ours = attend(native(isa, rng.choice((1, 2))), heads, parts, rng.choice((1, 5, 16, 64)), seed=first)
+            assert torch.equal(ours[min(2, len(neighbours))], whole[first : first + rows]), (size, first, len(parts))
+
+
+def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Random chunks of random sequences on one or two threads, against each sequence alone in one piece."""
+    seed = 2 * ISAS.index(isa) + DTYPES.index(dtype)
+    window = (None, 16, None, 300)[seed % 4]
+    shape = TINY_MOE | {"num_local_experts": 8, "sliding_window": window, "max_position_embeddings": 1024}
+    path = save_checkpoint(random_oracle(shape, seed), tmp_path)
+    config, _ = load_config(path)
+    loaded = load_model(path, config, dtype, CPU, native(isa), lambda done, total: None)
+    models = [Mixtral(config, loaded.weights, native(isa, threads)) for threads in (1, 2)]
+    rng = random.Random(seed)
+    sequences = [[rng.randrange(97) for _ in range(length)] for length in (1, 2, 19, 64, 131, 300, 530)]
+    alone = [_scheduled([loaded], [ids], dtype, lambda run: len(run.token_ids), rng)[0] for ids in sequences]
+    for _ in range(2):
+        together = _scheduled(models, sequences, dtype, lambda run: rng.choice((0, 1, 1, 2, 7, 30, 64, 200)), rng)
+        for ours, expected in zip(together, alone, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def _scheduled(
+    models: list[Mixtral],
+    sequences: list[list[int]],
+    dtype: torch.dtype,
+    next_rows: Callable[[Running], int],
+    rng: random.Random,
+) -> list[Tensor]:
+    """Logits [length, V] of every sequence. Each step is computed by one of the models, which share their weights."""
+    block_size = 4
+    sizes = [-(-len(ids) // block_size) for ids in sequences]
+    pool = KvPool(models[0].config, sum(sizes) + 1, block_size, dtype, CPU)
+    pool.k.fill_(float("nan"))
+    pool.v.fill_(float("nan"))
+    block_ids = rng.sample(range(1, sum(sizes) + 1), sum(sizes))
+    runs = [Running(ids, [block_ids.pop() for _ in range(size)]) for ids, size in zip(sequences, sizes, strict=True)]
+    while unfinished := [run for run in runs if run.num_computed < len(run.token_ids)]:
+        chosen = [(run, min(next_rows(run), len(run.token_ids) - run.num_computed)) for run in unfinished]
+        parts = [part for part in chosen if part[1]]
+        if not parts:
+            continue
+        rng.shuffle(parts)
+        logits = rng.choice(models).forward(make_batch(parts, block_size), pool)
+        for (run, length), rows in zip(parts, logits.split_with_sizes([length for _, length in parts]), strict=True):
+            run.logits.append(rows)
+            run.num_computed += length
+    return [torch.cat(run.logits) for run in runs]
