@@ -1,10 +1,10 @@
-"""smoe in Python: the server's engine in this process, for tests and offline use.
+"""smoe in Python: the server's engine in this process, for tests and offline use. Three lines are a program:
 
-    from smoe import LocalEngine, SamplingParams
+from smoe import LocalEngine, SamplingParams
 
-    engine = LocalEngine("path/to/checkpoint", dtype="float32")
-    [completion] = engine.generate("It is a truth universally", SamplingParams(max_tokens=20, temperature=0))
-    print(completion.text, completion.token_ids)
+engine = LocalEngine("path/to/checkpoint", dtype="float32")
+[completion] = engine.generate("It is a truth universally", SamplingParams(max_tokens=20, temperature=0))
+print(completion.text, completion.token_ids)
 """
 
 from collections.abc import Sequence

@@ -190,9 +190,9 @@ def _window(
         if choice < 1:
             raise CheckpointError(f"a sliding window of {choice} is not possible: at least 1, or none")
         return choice
-    if architecture == MIXTRAL and stored is not None:
+    if architecture == MIXTRAL and stored == MISTRAL_WINDOW:
         warnings.append(
-            f"config.json gives this Mixtral a sliding window of {stored}; some old conversions do so wrongly: "
+            f"config.json gives this Mixtral a sliding window of {stored}, which old conversions carry by mistake: "
             "--sliding-window none switches it off"
         )
     if architecture == MISTRAL and fields.get("sliding_window", "absent") == "absent":

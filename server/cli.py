@@ -60,6 +60,7 @@ def serve_command(
     num_kv_blocks: Annotated[Text, _option("Blocks in the KV cache, instead of a size.", "N")] = None,
     no_enable_prefix_caching: Annotated[Switch, _switch("Never share prefixes.", "no-enable-prefix-caching")] = None,
     scheduling_policy: Annotated[Text, _option("priority (lower first, then arrival) or fcfs. [priority]")] = None,
+    seed: Annotated[Text, _option("Makes the seeds of requests that bring none repeatable.", "N")] = None,
     sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,

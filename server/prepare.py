@@ -1,7 +1,6 @@
 """From a valid request and its prompts' token ids to what is generated: the limits, the seed, one job per choice."""
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -60,9 +59,9 @@ def completion_limit(num_prompt: int, asked: int | None, ready: Ready, param: st
     return asked
 
 
-def seed_of(request: GenerationRequest) -> int:
+def seed_of(state: AppState, request: GenerationRequest) -> int:
     """The request's own, or one drawn for it: the reply names it, so that it can be repeated."""
-    return secrets.randbits(63) if request.seed is None else request.seed
+    return state.draw_seed() if request.seed is None else request.seed
 
 
 def jobs_of(

@@ -33,7 +33,7 @@ from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
-from server.state import AppState, Texts
+from server.state import AppState, Texts, seed_source
 from server.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 1  # of a shutdown's time, kept for the last events to reach their readers
@@ -123,6 +123,7 @@ class Server:
             version=VERSION,
             created_s=int(time.time()),
             access_log=AccessLog(),
+            draw_seed=seed_source(settings.seed),
         )
         self._in_flight = InFlight(self._guarded_app())
         self._texts: Texts | None = None

@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     num_kv_blocks: PositiveInt | None = None
     no_enable_prefix_caching: bool = False
     scheduling_policy: Literal["priority", "fcfs"] = "priority"
+    seed: int | None = None
     sliding_window: Literal["model", "none"] | PositiveInt = "model"
 
     metrics_compat: Literal["vllm", "none"] = "vllm"

@@ -1,7 +1,10 @@
 """What the routes work with: made once at start, and handed to the app."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import random
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -50,6 +53,13 @@ class Texts:
     defaults: GenerationDefaults
 
 
+def seed_source(seed: int | None) -> Callable[[], int]:
+    """Draws 63-bit seeds: from the operating system, or a sequence that `seed` determines."""
+    if seed is None:
+        return lambda: secrets.randbits(63)
+    return partial(random.Random(seed).getrandbits, 63)
+
+
 @dataclass
 class AppState:
     """One server. `texts` may be set later than the rest: the port answers before the model is loaded."""
@@ -61,6 +71,7 @@ class AppState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # unix time, of the models' entries
+    draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests that bring none
     texts: Texts | None = None
 
     def serving(self) -> tuple[Ready, Texts]:

@@ -33,7 +33,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     prompt = Prompt(await rendered(request, ready, texts), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
-    seed = seed_of(request)
+    seed = seed_of(state, request)
     jobs = jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
     fields = common_fields("chatcmpl", http_id, request.model, ready, seed)

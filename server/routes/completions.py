@@ -33,7 +33,7 @@ async def completions(http: HttpRequest) -> Response:
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     prompts = await _prompts(request, ready, texts)
-    seed = seed_of(request)
+    seed = seed_of(state, request)
     is_default = "max_tokens" not in request.model_fields_set
     limits = [
         completion_limit(len(prompt.token_ids), request.max_tokens, ready, "prompt", is_default=is_default)

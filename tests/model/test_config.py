@@ -52,10 +52,12 @@ def test_a_mistral_has_no_experts(tmp_path: Path) -> None:
     assert (config.num_experts, config.experts_per_token, config.window) == (0, 0, 4096)
 
 
-def test_a_mixtral_with_a_window_keeps_it_and_warns(tmp_path: Path) -> None:
+def test_a_mixtral_with_the_window_of_old_conversions_keeps_it_and_warns(tmp_path: Path) -> None:
+    config, warnings = load_config(_write(tmp_path, sliding_window=4096))
+    assert config.window == 4096
+    assert len(warnings) == 1 and "--sliding-window none" in warnings[0]
     config, warnings = load_config(_write(tmp_path, sliding_window=16))
-    assert config.window == 16
-    assert len(warnings) == 1 and "sliding window of 16" in warnings[0]
+    assert (config.window, warnings) == (16, [])
 
 
 @pytest.mark.parametrize(("choice", "window"), [("none", None), (7, 7)])

@@ -1,0 +1,15 @@
+"""A real server process on the bundled model, reached over loopback alone."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.running import RunningServer, start_server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """One float32 server for all tests that leave it as they found it."""
+    with start_server("--dtype", "float32", "--threads", "1") as running:
+        yield running
+        running.settled_metrics()

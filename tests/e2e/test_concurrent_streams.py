@@ -1,0 +1,90 @@
+"""Many streams at once over HTTP: real batching, nobody's tokens changed, every block given back."""
+
+import asyncio
+import json
+import random
+
+import httpx
+import pytest
+
+from tests.e2e.running import MODEL, RunningServer
+
+Body = dict[str, object]
+
+
+def random_body(rng: random.Random) -> Body:
+    length = rng.choice([rng.randint(1, 40), rng.randint(40, 800)])
+    return {
+        "model": MODEL,
+        "prompt": [1, *(rng.randrange(300, 3000) for _ in range(length - 1))],
+        "max_tokens": rng.choice([rng.randint(1, 30), rng.randint(30, 200)]),
+        "temperature": rng.choice([0, 0.7]),
+        "seed": rng.randrange(2**62),
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
+async def stream(client: httpx.AsyncClient, body: Body) -> list[int]:
+    tokens: list[int] = []
+    async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
+        assert reply.status_code == 200
+        last = ""
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                assert "error" not in event
+                for choice in event["choices"]:
+                    tokens += choice["token_ids"]
+            last = line or last
+        assert last == "data: [DONE]"
+    return tokens
+
+
+async def all_streams(url: str, bodies: list[Body]) -> tuple[list[list[int]], float]:
+    """What each stream gave, and how many requests ran at once at most."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        tasks = [asyncio.create_task(stream(client, body)) for body in bodies]
+        most = 0.0
+        while not all(task.done() for task in tasks):
+            await asyncio.wait(tasks, timeout=0.02)
+            most = max(most, (await client.get("/load")).json()["running"])
+        return [task.result() for task in tasks], most
+
+
+def test_concurrent_streams_equal_their_solo_runs_and_leave_no_block_behind(server: RunningServer, scale: int) -> None:
+    rng = random.Random(3)
+    bodies = [random_body(rng) for _ in range(24 if scale == 1 else 64)]
+    before = server.settled_metrics()
+    streamed, most_running = asyncio.run(all_streams(server.url, bodies))
+    after = server.settled_metrics()
+    tokens, steps = (
+        after[f"smoe_step_tokens_{part}", ()] - before[f"smoe_step_tokens_{part}", ()] for part in ("sum", "count")
+    )
+    assert most_running > len(bodies) // 2
+    assert tokens / steps > 16
+    for body, tokens in list(zip(bodies, streamed, strict=True))[:: 4 if scale == 1 else 1]:
+        alone = server.post("/v1/completions", body).json()["choices"][0]["token_ids"]
+        assert tokens == alone
+        assert len(tokens) == body["max_tokens"]
+    server.settled_metrics()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_goes_away_ends_its_work(server: RunningServer, streamed: bool) -> None:
+    aborted = ("smoe_requests_total", (("outcome", "abort"),))
+    before = server.settled_metrics()[aborted]
+    body: Body = {"model": MODEL, "prompt": [1, 5], "max_tokens": 2000, "ignore_eos": True, "return_token_ids": True}
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            task = asyncio.create_task(stream(client, body) if streamed else client.post("/v1/completions", json=body))
+            while (await client.get("/load")).json()["running"] == 0:
+                await asyncio.wait([task], timeout=0.1)
+                assert not task.done()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert server.settled_metrics()[aborted] == before + 1

@@ -1,0 +1,123 @@
+"""The server's life: it says in one line why it cannot start, finishes its streams at SIGTERM, and exits 0."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.checkpoints import DEMO
+from tests.e2e.running import MODEL, free_port, start_server
+
+CHECKPOINT_FILES = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors"
+)  # fmt: skip
+
+
+def test_at_sigterm_running_streams_finish_and_new_requests_are_told_to_come_back() -> None:
+    with start_server("--dtype", "float32", "--threads", "1") as server:
+        lines: list[str] = []
+        started = threading.Event()
+        body = {"model": MODEL, "prompt": "It was", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+
+        def read() -> None:
+            with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=120) as reply:
+                for line in reply.iter_lines():
+                    lines.append(line)
+                    started.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert started.wait(60)
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            assert client.get("/health/live").status_code == 200  # this connection stays open
+            server.sigterm()
+            while (ready := client.get("/health/ready")).status_code == 200:
+                assert server.process.poll() is None
+            assert ready.status_code == 503
+            refused = client.post("/v1/completions", json=body)
+            assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+            assert client.get("/health/live").status_code == 200
+        reader.join(120)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        finish = [json.loads(line[6:]) for line in lines if line.startswith("data: {")][-1]
+        assert finish["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_announcement_is_short_and_ends_with_something_to_paste() -> None:
+    with start_server("--threads", "1") as server:
+        lines = server.log.read_text().splitlines()
+        assert len(lines) <= 15
+        assert server.url in lines[-2] and MODEL in lines[-2]
+        assert lines[-1].startswith("curl ") and server.url in lines[-1]
+
+
+def drop_last_byte(path: Path) -> str:
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    return "model.safetensors"
+
+
+def drop_weights(path: Path) -> str:
+    (path / "model.safetensors").unlink()
+    return str(path)
+
+
+def pickle_weights(path: Path) -> str:
+    (path / "model.safetensors").write_bytes(b"\x80\x04\x95" + b"x" * 100)
+    return "model.safetensors"
+
+
+def widen(path: Path) -> str:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 400}))
+    return "384"
+
+
+def no_theta(path: Path) -> str:
+    config = json.loads((path / "config.json").read_text())
+    del config["rope_theta"]
+    (path / "config.json").write_text(json.dumps(config))
+    return "rope_theta"
+
+
+def other_architecture(path: Path) -> str:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    return "LlamaForCausalLM"
+
+
+def missing_shard(path: Path) -> str:
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "model-00001-of-00002.safetensors"
+
+
+def no_tokenizer(path: Path) -> str:
+    (path / "tokenizer.model").unlink()
+    return "tokenizer"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [drop_last_byte, drop_weights, pickle_weights, widen, no_theta, other_architecture, missing_shard, no_tokenizer],
+)
+def test_a_checkpoint_that_cannot_be_served_ends_with_one_line_that_says_what(
+    tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    for name in CHECKPOINT_FILES:
+        shutil.copy(DEMO / name, path)
+    culprit = spoil(path)
+    command = [sys.executable, "-m", "server", "serve", str(path), "--port", str(free_port())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert culprit in last, ended.stderr
