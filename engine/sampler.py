@@ -14,6 +14,8 @@ from engine.sequence import Sequence
 from engine.types import SamplingParams, TokenLogprobs
 
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
+NUM_CANDIDATES = 256  # looked at first where top_k or top_p limits the choice
+GROWTH = 16  # then so many times more, up to the whole vocabulary
 
 
 class Sampler:
@@ -105,38 +107,66 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _draw_random(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     params = [s.request.params for s in sequences]
-    probs = torch.softmax(
-        logits / _column(logits, [p.temperature for p in params]), dim=-1, dtype=torch.float64
-    )  # [N, V]
+    probs = torch.softmax(logits / _column(logits, [p.temperature for p in params]), dim=-1)  # [N, V]
     if any(p.min_p > 0 for p in params):
         floor = probs.amax(-1, keepdim=True) * _column(probs, [p.min_p for p in params])
         probs = torch.where(probs < floor, 0.0, probs)
-    limited = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
-    if limited:
-        rows = torch.tensor(limited, device=logits.device)
-        probs[rows] = _keep_top(probs[rows], [params[i] for i in limited])
-    cumulative = probs.cumsum(-1)  # ascending token ids
     draws = uniforms(
         [p.seed for p in params],
         [len(s.token_ids) for s in sequences],
         [p.prompt_index for p in params],
         [p.choice_index for p in params],
     )
-    targets = torch.from_numpy(draws).to(logits.device).unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    uniform = torch.from_numpy(draws).to(logits.device).unsqueeze(-1)  # [N, 1] float64
+    limited = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
+    if not limited:
+        return _invert(probs, uniform)
+    tokens = torch.empty(len(params), dtype=torch.long, device=logits.device)
+    free = [i for i in range(len(params)) if i not in set(limited)]
+    tokens[free] = _invert(probs[free], uniform[free])
+    tokens[limited] = _draw_top(probs[limited], uniform[limited], [params[i] for i in limited], NUM_CANDIDATES)
+    return tokens
 
 
-def _keep_top(probs: Tensor, params: list[SamplingParams]) -> Tensor:
-    """Zeroes all but the top_k likeliest, and of those all beyond the fewest that reach top_p. Ties: lower id."""
+def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The first column where the cumulative probability exceeds uniform * total: [N, V], [N, 1] -> [N]."""
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+
+
+def _draw_top(probs: Tensor, uniform: Tensor, params: list[SamplingParams], num_candidates: int) -> Tensor:
+    """Draws among the top_k likeliest, and of those among the fewest that reach top_p. Ties go to the lower id.
+
+    Sorting a whole vocabulary is slow, so only the likeliest `num_candidates` are looked at. Rows whose choice might
+    reach beyond them, or whose last candidate ties with one that was kept, are drawn again from more.
+    """
     vocab = probs.shape[-1]
-    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(vocab, device=probs.device)
-    keep = ranks < _column(ranks, [p.top_k if p.top_k > 0 else vocab for p in params])
-    ordered = torch.where(keep, ordered, 0.0)
-    before = ordered.cumsum(-1) - ordered  # mass of the likelier ones
-    top_p = _column(ordered, [p.top_p for p in params]) * ordered.sum(-1, keepdim=True)
-    kept = torch.where((before < top_p) | (ranks == 0), ordered, 0.0)
-    return torch.zeros_like(probs).scatter_(-1, ids, kept)
+    limits = [p.top_k if p.top_k > 0 else vocab for p in params]
+    count = min(vocab, num_candidates)
+    values, ids = _descending(probs, count)  # [N, count]
+    ranks = torch.arange(count, device=probs.device)
+    top_k = _column(ranks, limits)
+    in_top_k = torch.where(ranks < top_k, values, 0.0)
+    total = torch.where(top_k < count, in_top_k.sum(-1, keepdim=True), probs.sum(-1, keepdim=True))
+    before = in_top_k.cumsum(-1) - in_top_k  # mass of the likelier ones
+    reached = before >= _column(values, [p.top_p for p in params]) * total
+    kept = torch.where(reached & (ranks > 0), 0.0, in_top_k)
+    by_id = ids.argsort(-1)
+    tokens = ids.gather(-1, by_id).gather(-1, _invert(kept.gather(-1, by_id), uniform).unsqueeze(-1)).squeeze(-1)
+    if count < vocab:
+        least_kept = torch.where(kept > 0, kept, 2.0).amin(-1)
+        open_rows = (least_kept <= values[:, -1]).nonzero().squeeze(-1).tolist()
+        if open_rows:
+            again = [params[i] for i in open_rows]
+            tokens[open_rows] = _draw_top(probs[open_rows], uniform[open_rows], again, GROWTH * num_candidates)
+    return tokens
+
+
+def _descending(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest per row and their columns, [N, count] each, descending; equal ones by ascending column."""
+    ids = probs.topk(count, dim=-1, sorted=False).indices.sort(-1).values
+    values, order = probs.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
 
 
 def _column(like: Tensor, values: list[float] | list[int]) -> Tensor:
