@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.kv_pool import KvPool
-from model.ops import FfnWeights
+from model.ops import FfnWeights, Ops
 from model.ops.reference import ReferenceOps
 from tests.model import float64_oracle as oracle
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, native, random_positions
@@ -24,6 +24,10 @@ pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dty
 def _one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def _both(isa: str) -> tuple[Ops, Ops]:
+    return native(isa), ReferenceOps()
 
 
 def _assert_close(ours: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -65,7 +69,7 @@ def test_linear(isa: str, dtype: torch.dtype, num_rows: int, outputs: int, dim: 
 @pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 1, 1), (1, 64, 96), (5, 24, 33), (70, 48, 100)])
 def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int) -> None:
     x, weights = torch.randn(num_rows, dim).to(dtype), _random_ffn(dim, hidden, dtype)
-    ours, reference = (ops.ffn(x, ops.pack_ffn(weights)) for ops in (native(isa), ReferenceOps()))
+    ours, reference = (ops.ffn(x, ops.pack_ffn(weights)) for ops in _both(isa))
     _assert_close(ours, reference, oracle.ffn(x, weights), dtype)
 
 
@@ -76,7 +80,7 @@ def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hi
 def test_the_moe(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int, k: int) -> None:
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), k) for ops in (native(isa), ReferenceOps()))
+    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), k) for ops in _both(isa))
     _assert_close(ours, reference, oracle.moe(x, gate, experts, k), dtype)
 
 
@@ -94,7 +98,7 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
 def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.dtype) -> None:
     x, norm, head = torch.randn(9, 64).to(dtype), torch.rand(64).to(dtype), torch.randn(101, 64).to(dtype)
     rows = torch.tensor([8, 0, 3])
-    ours, reference = (ops.logits(x, rows, norm, EPS, ops.pack_linear(head)) for ops in (native(isa), ReferenceOps()))
+    ours, reference = (ops.logits(x, rows, norm, EPS, ops.pack_linear(head)) for ops in _both(isa))
     assert ours.dtype == torch.float32
     _assert_close(ours, reference, oracle.linear(oracle.rms_norm(x[rows], norm, EPS), head), dtype)
     assert native(isa).logits(x, rows[:0], norm, EPS, native(isa).pack_linear(head)).shape == (0, 101)
@@ -142,7 +146,7 @@ def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) 
     parts = [
         Part(random_positions(first + rows, heads, dtype, seed), first, rows) for seed, (first, rows) in enumerate(cuts)
     ]
-    ours, reference = (torch.cat(attend(ops, heads, parts, block_size)) for ops in (native(isa), ReferenceOps()))
+    ours, reference = (torch.cat(attend(ops, heads, parts, block_size)) for ops in _both(isa))
     exact = [
         oracle.attention(p.sequence.q[p.first :], p.sequence.k, p.sequence.v, p.first, heads.window) for p in parts
     ]
@@ -153,7 +157,7 @@ def test_scores_of_any_size_are_softened_without_overflow(isa: str, dtype: torch
     heads = Heads(2, 1, 16)
     sequence = random_positions(300, heads, dtype, seed=0)
     large = Part(Positions(100 * sequence.q, sequence.k, sequence.v), 299, 1)
-    [ours], [reference] = (attend(ops, heads, [large]) for ops in (native(isa), ReferenceOps()))
+    [ours], [reference] = (attend(ops, heads, [large]) for ops in _both(isa))
     exact = oracle.attention(large.sequence.q[299:], sequence.k, sequence.v, 299, None)
     # Scores near 1,000, rounded to float32, leave 1e-4 of a weight open.
     assert oracle.relative_error(ours, exact) <= 2 * oracle.relative_error(reference, exact) + 1e-4

@@ -11,9 +11,11 @@ from torch import Tensor
 from model.config import load_config
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+from model.ops import Ops
 from model.ops.reference import ReferenceOps
 from model.weights import load_model
 from tests.model.checkpoints import TINY, TINY_MOE, random_oracle, save_checkpoint
+from tests.model.native_cases import ISAS, native
 from tests.model.paged import CPU, Running, make_batch, teacher_forced
 
 PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
@@ -50,24 +52,28 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=list(SHAPES))
-def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp_path: Path) -> None:
+def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp_path: Path, scale: int) -> None:
+    """On the reference backend, and on the native one with every instruction set in turn."""
     shape = list(SHAPES.values())[number]
     oracle = random_oracle(shape, seed=number)
     fused = number % 2 == 0 and "num_local_experts" in shape
     path = save_checkpoint(oracle, tmp_path, fused=fused, modern=number % 3 == 0)
-    model = _load(path)
     sequences = _sequences(shape["vocab_size"], seed=number)
     outputs = [_oracle_outputs(oracle, ids, shape.get("num_experts_per_tok", 0)) for ids in sequences]
-    for chunk in (1, 7, 64):
-        # Sequences in one batch move at unlike speeds: decode rows beside chunks of prompts.
-        chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
-        ours = teacher_forced(model, sequences, chunks, seed=chunk)
-        _assert_equal(ours, outputs)
+    isas = ISAS if scale > 1 else [ISAS[number % len(ISAS)]]
+    backends: list[Ops] = [ReferenceOps(), *map(native, isas)]
+    for ops in backends:
+        model = _load(path, ops)
+        for chunk in (1, 7, 64):
+            # Sequences in one batch move at unlike speeds: decode rows beside chunks of prompts.
+            chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
+            ours = teacher_forced(model, sequences, chunks, seed=chunk)
+            _assert_equal(ours, outputs)
 
 
-def _load(path: Path) -> Mixtral:
+def _load(path: Path, ops: Ops) -> Mixtral:
     config, _ = load_config(path)
-    return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda loaded, total: None)
+    return load_model(path, config, torch.float32, CPU, ops, lambda loaded, total: None)
 
 
 def _sequences(vocab_size: int, seed: int) -> list[list[int]]:
@@ -115,7 +121,7 @@ def test_the_oracle_itself_obeys_the_window() -> None:
 
 
 def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
-    model = _load(save_checkpoint(random_oracle(MOE), tmp_path))
+    model = _load(save_checkpoint(random_oracle(MOE), tmp_path), ReferenceOps())
     batch = make_batch([(Running([1, 2, 3], [1]), 3)], block_size=4)
     pool = KvPool(model.config, 2, 4, torch.float32, CPU)
     assert model.forward(replace(batch, logit_rows=torch.empty(0, dtype=torch.int64)), pool).shape == (0, 97)

@@ -1,0 +1,58 @@
+"""exp, sin and cos of the native backend against float64: they are its own, as those of C libraries differ."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops import FfnWeights
+from model.ops.native import inverse_frequencies
+from tests.model.native_cases import ISAS, Heads, Part, Positions, attend, native
+from tests.model.paged import Running, make_batch
+
+ULP = 2.0**-23
+
+pytestmark = pytest.mark.parametrize("isa", ISAS)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _in_ulps(ours: Tensor, exact: Tensor) -> float:
+    return float(((ours.double() - exact) / exact).abs().max() / ULP)
+
+
+def test_exp_as_softmax_has_it(isa: str) -> None:
+    """Two keys with scores x and 0, the first with value 1, the second with 0, give e^x / (e^x + 1)."""
+    heads = Heads(1, 1, 4)
+    for x in torch.cat((-torch.rand(300) * 87, -torch.logspace(-6, 0, 100), torch.zeros(1))):
+        score_x, value = torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)
+        score_x[0, 0, 0], value[0] = 2 * x, 1  # the score is the product over sqrt(4)
+        [ours] = attend(native(isa), heads, [Part(Positions(torch.ones(2, 1, 4), score_x, value), 1, 1)])
+        exact = x.double().exp() / (x.double().exp() + 1)
+        assert _in_ulps(ours, exact) < 4, float(x)
+
+
+def test_exp_as_silu_has_it(isa: str) -> None:
+    """One hidden number, w3 x = w2 = 1: the FFN is x / (1 + e^-x)."""
+    x = torch.cat((torch.linspace(-80, 80, 2001), torch.logspace(-30, 0, 100), -torch.logspace(-30, 0, 100)))
+    rows = torch.stack((x, torch.ones_like(x)), dim=1)
+    weights = FfnWeights(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0], [1.0]]))
+    ours = native(isa).ffn(rows, native(isa).pack_ffn(weights))[:, 0]
+    assert _in_ulps(ours, x.double() / (1 + (-x.double()).exp())) < 4
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
+    """Of the float32 products position * frequency, to a rounding; up to the longest context that Mixtral has."""
+    positions = torch.cat((torch.arange(2000), torch.randint(2000, 65536, (1000,))))
+    batch = replace(make_batch([(Running([0], [1]), 1)], block_size=1), positions=positions)
+    plan = native(isa).plan_step(replace(Heads(head_dim=128).config, rope_theta=theta), batch, 1)
+    angles = (positions.float()[:, None] * inverse_frequencies(128, theta)).double()
+    for ours, exact in ((plan.cos, angles.cos()), (plan.sin, angles.sin())):
+        # Beside a zero of the function what counts is the distance to it.
+        assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()
