@@ -32,7 +32,8 @@ class Sampler:
         finite = (logits < float("inf")).all(-1) & (logits > float("-inf")).any(-1)  # [N], False for NaN as well
         shaped = self._shape(logits, sequences)
         possible = (shaped > float("-inf")).any(-1)
-        tokens = _draw(shaped, sequences).tolist()
+        drawable = torch.where((finite & possible).unsqueeze(-1), shaped, 0.0)  # no draw indexes by NaN
+        tokens = _draw(drawable, sequences).tolist()
         outcomes: list[Sampled | RowFailed] = []
         for row, (sequence, is_finite, is_possible) in enumerate(
             zip(sequences, finite.tolist(), possible.tolist(), strict=True)
@@ -64,8 +65,8 @@ class Sampler:
             generated = torch.tensor(sequence.token_ids[sequence.num_prompt_tokens :], dtype=torch.long)
             counts = torch.bincount(generated, minlength=len(row)).to(row)
             row -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-        for token_id, bias in params.logit_bias.items():
-            row[token_id] += bias
+        if params.logit_bias:
+            row[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values())).to(row)
         if params.allowed_token_ids is not None:
             allowed = torch.tensor(params.allowed_token_ids, dtype=torch.long, device=row.device)
             kept = row[allowed]

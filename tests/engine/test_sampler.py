@@ -165,16 +165,23 @@ def test_greedy_ties_go_to_the_lower_id() -> None:
     assert draw(logits, [sequence(temperature=0.0)]) == [8]
 
 
-def test_a_row_with_nan_or_infinity_fails_alone() -> None:
-    logits = random_logits(0, 4)
+WAYS_TO_DRAW = [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 5, "top_p": 1e-9}]
+
+
+@pytest.mark.parametrize("params", WAYS_TO_DRAW, ids=str)
+def test_a_row_with_nan_or_infinity_fails_alone(params: dict[str, float]) -> None:
+    logits = random_logits(0, 5)
     logits[1, 5] = float("nan")
     logits[2, 0] = float("inf")
-    outcomes = Sampler((EOS,)).sample(logits, [sequence(seed=i) for i in range(4)])
-    assert [isinstance(outcome, RowFailed) for outcome in outcomes] == [False, True, True, False]
+    logits[3] = float("-inf")
+    outcomes = Sampler((EOS,)).sample(logits, [sequence(seed=i, **params) for i in range(5)])
+    assert [isinstance(outcome, RowFailed) for outcome in outcomes] == [False, True, True, True, False]
 
 
-def test_constraints_that_leave_no_token_fail_the_row_and_say_so() -> None:
-    outcome = Sampler((EOS,)).sample(random_logits(0), [sequence(allowed_token_ids=(EOS,), min_tokens=5)])[0]
+@pytest.mark.parametrize("params", WAYS_TO_DRAW, ids=str)
+def test_constraints_that_leave_no_token_fail_the_row_and_say_so(params: dict[str, float]) -> None:
+    impossible = sequence(allowed_token_ids=(EOS,), min_tokens=5, **params)
+    outcome = Sampler((EOS,)).sample(random_logits(0), [impossible])[0]
     assert isinstance(outcome, RowFailed)
     assert "no token" in outcome.message
 
