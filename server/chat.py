@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
 from jinja2 import TemplateError
 
 from server.errors import ApiError
+from server.repair import Message, SystemPlace
 from server.template_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
 from server.tokenizer import Tokenizer, TokenizerError
 
 MAX_TEMPLATE_CHARS = 1 << 20
 PRIVATE_USE = range(0xE000, 0xF900)  # Unicode's characters without a meaning; two that no one used serve as marks
+SYSTEM_PROBE = "Be brief."
 
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}"
@@ -34,15 +35,6 @@ MISTRAL_TEMPLATE = (
 )
 
 
-class Message(Protocol):
-    """What a template sees of a message."""
-
-    @property
-    def template_role(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
 class ChatTemplate:
     """One checkpoint's way to write a conversation down. Control tokens come from the template, never from a text."""
 
@@ -55,6 +47,7 @@ class ChatTemplate:
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
         self._try_out()
+        self.system_place = self._system_place()
 
     def render(
         self,
@@ -85,6 +78,17 @@ class ChatTemplate:
             return  # it may insist on something; each conversation will be told
         except (TemplateRunsAway, TemplateError) as error:
             raise TokenizerError(f"the chat template fails on a simple conversation: {error}") from None
+
+    def _system_place(self) -> SystemPlace:
+        """Where the system's text goes. Found by trying: some templates refuse a system message, others lose it."""
+        turns = [{"role": "system", "content": SYSTEM_PROBE}, {"role": "user", "content": "Hello"}]
+        try:
+            is_taken = SYSTEM_PROBE in self._template.render(self._variables(turns, True, False))
+        except (TemplateRefusal, TemplateRunsAway, TemplateError):
+            is_taken = False
+        if is_taken:
+            return "own_message"
+        return "last_user_turn" if _has_control_inst(self._tokenizer) else "first_user_turn"
 
     def _variables(
         self, turns: list[dict[str, str]], add_generation_prompt: bool, continue_final_message: bool
@@ -150,13 +154,17 @@ def _mistral_format(tokenizer: Tokenizer) -> str:
 
     Where [INST] is a control token the texts stand between such tokens, and the system text is in the last user turn.
     """
-    if tokenizer.id_of_special("[INST]") is None:
-        has_system, start, end = "loop.index0 == 1", " ", " "
-    else:
+    if _has_control_inst(tokenizer):
         has_system = "(loop.last or loop.index0 == messages | length - 2)"
         start, end = "" if tokenizer.prefixes_each_text else " ", ""
+    else:
+        has_system, start, end = "loop.index0 == 1", " ", " "
     template = MISTRAL_TEMPLATE.replace("HAS_SYSTEM", has_system)
     return template.replace("START", repr(start)).replace("END", repr(end))
+
+
+def _has_control_inst(tokenizer: Tokenizer) -> bool:
+    return tokenizer.id_of_special("[INST]") is not None
 
 
 def _cut_at(rendered: str, end: str) -> str:

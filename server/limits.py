@@ -44,7 +44,7 @@ def guarded(
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id", "x-smoe-ignored-params", "retry-after"],
+            expose_headers=["x-request-id", "x-smoe-ignored-params", "x-smoe-repaired", "retry-after"],
         )
     return RootPath(RequestIds(HttpCounts(app, on_http)), root_path)
 

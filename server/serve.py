@@ -124,6 +124,7 @@ class Server:
             created_s=int(time.time()),
             access_log=AccessLog(),
             draw_seed=seed_source(settings.seed),
+            strict_roles=settings.strict_roles,
         )
         self._in_flight = InFlight(self._guarded_app())
         self._texts: Texts | None = None

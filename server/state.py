@@ -72,6 +72,7 @@ class AppState:
     version: str
     created_s: int  # unix time, of the models' entries
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests that bring none
+    strict_roles: bool = False  # conversations whose roles do not alternate are refused, not repaired
     texts: Texts | None = None
 
     def serving(self) -> tuple[Ready, Texts]:

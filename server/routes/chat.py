@@ -13,11 +13,14 @@ from server.choice import Delta
 from server.generation import Generation
 from server.logprobs import chat_logprobs
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
+from server.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
-from server.state import Texts, state_of
+from server.state import AppState, Texts, state_of
 from server.tokenizer import Tokenizer
+
+REPAIRED_HEADER = "x-smoe-repaired"
 
 router = APIRouter()
 
@@ -31,28 +34,38 @@ async def chat_completions(http: HttpRequest) -> Response:
     state.check_model(request.model)
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
-    prompt = Prompt(await rendered(request, ready, texts), is_continued=request.continue_final_message)
+    token_ids, repair_headers = await rendered(request, state, ready, texts)
+    prompt = Prompt(token_ids, is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
     seed = seed_of(state, request)
     jobs = jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
     fields = common_fields("chatcmpl", http_id, request.model, ready, seed)
     layout = ChatFormat(request, prompt, texts.tokenizer)
-    return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers)
+    return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers | repair_headers)
 
 
-async def rendered(conversation: Conversation, ready: Ready, texts: Texts) -> list[int]:
-    """The conversation's token ids, as the checkpoint's template writes it."""
+async def rendered(
+    conversation: Conversation, state: AppState, ready: Ready, texts: Texts
+) -> tuple[list[int], dict[str, str]]:
+    """The conversation's token ids, as the checkpoint's template writes it, and the headers that name its repairs.
+
+    Raises ApiError 400.
+    """
     contents = [message.text for message in conversation.messages]
     check_prompt_chars(texts, ready, contents, "messages")
-    return await off_loop(
+    turns, repairs = repaired(conversation.messages, texts.chat_template.system_place)
+    if repairs and state.strict_roles:
+        raise roles_out_of_order(repairs)
+    token_ids = await off_loop(
         sum(map(len, contents)),
         lambda: texts.chat_template.render(
-            conversation.messages,
+            turns,
             add_generation_prompt=conversation.with_generation_prompt,
             continue_final_message=conversation.continue_final_message,
         ),
     )
+    return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 
 class ChatFormat:

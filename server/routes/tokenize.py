@@ -10,7 +10,7 @@ from server.errors import ApiError
 from server.prepare import check_prompt_chars, off_loop
 from server.routes.chat import rendered
 from server.schemas import DetokenizeRequest, TokenizeRequest
-from server.state import Texts, state_of
+from server.state import AppState, Texts, state_of
 
 router = APIRouter()
 
@@ -23,20 +23,22 @@ async def tokenize(http: HttpRequest) -> Response:
     if request.model is not None:
         state.check_model(request.model)
     ready, texts = state.serving()
-    tokens = await _tokens(request, ready, texts)
+    tokens, repair_headers = await _tokens(request, state, ready, texts)
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
     if request.return_token_strs:
         body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
-    return JSONResponse(body, headers=headers)
+    return JSONResponse(body, headers=headers | repair_headers)
 
 
-async def _tokens(request: TokenizeRequest, ready: Ready, texts: Texts) -> list[int]:
+async def _tokens(
+    request: TokenizeRequest, state: AppState, ready: Ready, texts: Texts
+) -> tuple[list[int], dict[str, str]]:
     conversation = request.conversation
     if conversation is not None:
-        return await rendered(conversation, ready, texts)
+        return await rendered(conversation, state, ready, texts)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
-    return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens))
+    return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}
 
 
 @router.post("/detokenize")

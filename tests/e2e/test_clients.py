@@ -98,3 +98,24 @@ def test_models_and_tokenizer_endpoints_agree(client: openai.OpenAI, server: Run
     assert tokens["count"] == len(tokens["tokens"]) and tokens["max_model_len"] == 2048
     text = server.post("/detokenize", {"model": MODEL, "tokens": tokens["tokens"]}).json()["prompt"]
     assert text.removeprefix("<s>").strip() == "Grüße, 世界"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_conversation_out_of_order_is_answered_as_the_one_in_order(client: openai.OpenAI, streamed: bool) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    count, ask = {"role": "user", "content": "Count from"}, {"role": "user", "content": "3 to 7."}
+    both = {"role": "user", "content": "Count from\n\n3 to 7."}
+    replies = [
+        client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=messages, temperature=0, max_tokens=20, stream=streamed
+        )
+        for messages in ([count, system, ask], [system, both])
+    ]
+    assert [reply.headers.get("x-smoe-repaired") for reply in replies] == ["moved-system, joined-turns", None]
+    texts = [
+        "".join(chunk.choices[0].delta.content or "" for chunk in reply.parse())
+        if streamed
+        else reply.parse().choices[0].message.content
+        for reply in replies
+    ]
+    assert texts[0] == texts[1] != ""

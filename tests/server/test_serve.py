@@ -246,3 +246,15 @@ def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None
     assert "outcome=length" in line
     assert "generation_tokens=50" in line
     assert "It was" not in line
+
+
+@pytest.mark.parametrize(("flags", "status"), [({}, 200), ({"strict_roles": "true"}, 400)])
+def test_strict_roles_refuse_a_conversation_that_is_repaired_otherwise(
+    checkpoint: Path, flags: dict[str, str], status: int
+) -> None:
+    messages = [{"role": "user", "content": "it"}, {"role": "user", "content": "was"}]
+    with running("count", checkpoint, **flags) as server:
+        server.wait_ready()
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "m", "messages": messages})
+    assert reply.status_code == status
+    assert reply.headers.get("x-smoe-repaired") == ("joined-turns" if status == 200 else None)

@@ -97,6 +97,12 @@ def test_service_links_other_than_the_port_are_no_settings(monkeypatch: pytest.M
     assert load_settings({}).port == 8000
 
 
+def test_a_switch_can_be_set_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}).strict_roles is False
+    monkeypatch.setenv("SMOE_STRICT_ROLES", "1")
+    assert load_settings({}).strict_roles is True
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOE_PORT", "")
     assert load_settings({}).port == 8000

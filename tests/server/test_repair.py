@@ -1,0 +1,165 @@
+"""server/repair.py: broken conversations become those that mistral-common would have made of them; valid ones stay."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from server.chat import ChatTemplate
+from server.repair import SystemPlace, Turn, repaired
+from server.tokenizer import Tokenizer
+from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
+MISTRALS = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
+PLACES: tuple[SystemPlace, ...] = get_args(SystemPlace)
+
+# What mistral-common takes as it is: no system message between an answer and the next question, a question at the end.
+TAKEN_BY_MISTRAL = st.from_regex(r"\As{0,2}(a{0,2}(u{1,2}s?a{1,2}){0,2}u{1,2}s{0,2}|s)\Z")
+
+WITHOUT_SYSTEM = (  # as the first Mixtral-8x7B-Instruct had it
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ START + message['content'] + END }}"
+    "{% else %}{{ SPACE + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+DROPS_SYSTEM = WITHOUT_SYSTEM.replace("in messages", "in messages if message['role'] != 'system'")
+
+
+@pytest.fixture(scope="module")
+def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
+
+
+def conversation(letters: str) -> list[Turn]:
+    """ "us" is a user who says u0 and a system message s1."""
+    return [Turn(ROLES[letter], f"{letter}{index}") for index, letter in enumerate(letters)]
+
+
+def as_letters(turns: list[Turn]) -> str:
+    return "".join(turn.template_role[0] for turn in turns)
+
+
+def mistral_ids(oracle: MistralTokenizer, turns: list[Turn]) -> list[int]:
+    messages = [MISTRALS[turn.template_role](content=turn.text) for turn in turns]
+    return list(oracle.encode_chat_completion(MistralRequest(messages=messages)).tokens)
+
+
+@given(letters=st.text("sua", min_size=1, max_size=12), place=st.sampled_from(PLACES))
+def test_roles_alternate_after_the_system_message_and_repairing_again_changes_nothing(
+    letters: str, place: SystemPlace
+) -> None:
+    turns, repairs = repaired(conversation(letters), place)
+    roles = as_letters(turns)
+    others = roles.removeprefix("s")
+    assert others == ("ua" * len(others))[: len(others)] != ""
+    assert place == "own_message" or others == roles
+    assert repaired(turns, place) == (turns, [])
+    assert bool(repairs) == (turns != conversation(letters))
+
+
+@given(letters=st.text("sua", min_size=1, max_size=12), place=st.sampled_from(PLACES))
+def test_every_text_is_still_there_once_and_in_its_order(letters: str, place: SystemPlace) -> None:
+    turns, _ = repaired(conversation(letters), place)
+    texts = [text for turn in turns for text in turn.text.split("\n\n") if text]
+    said = [turn.text for turn in conversation(letters)]
+    assert sorted(texts) == sorted(said)
+    for kind in ("s", "ua"):
+        assert [text for text in texts if text[0] in kind] == [text for text in said if text[0] in kind]
+
+
+@given(letters=st.text("sua", min_size=1, max_size=12).filter(lambda letters: letters[-1] == "a"))
+def test_an_answer_to_be_continued_stays_at_the_end(letters: str) -> None:
+    turns, _ = repaired(conversation(letters), "own_message")
+    assert turns[-1].template_role == "assistant"
+    assert turns[-1].text.endswith(f"a{len(letters) - 1}")
+
+
+@pytest.mark.parametrize("letters", ["u", "su", "uau", "suauau", "ua", "sua"])
+def test_a_conversation_in_order_is_left_alone(letters: str) -> None:
+    assert repaired(conversation(letters), "own_message") == (conversation(letters), [])
+
+
+@pytest.mark.parametrize(
+    ("letters", "texts", "repairs"),
+    [
+        ("uu", ["u0\n\nu1"], ["joined-turns"]),
+        ("uaau", ["u0", "a1\n\na2", "u3"], ["joined-turns"]),
+        ("ssu", ["s0\n\ns1", "u2"], ["joined-turns"]),
+        ("us", ["s1", "u0"], ["moved-system"]),
+        ("usu", ["s1", "u0\n\nu2"], ["moved-system", "joined-turns"]),
+        ("suasu", ["s0\n\ns3", "u1", "a2", "u4"], ["moved-system", "joined-turns"]),
+        ("au", ["", "a0", "u1"], ["added-user"]),
+        ("sau", ["s0", "", "a1", "u2"], ["added-user"]),
+        ("s", ["s0", ""], ["added-user"]),
+        ("uas", ["u0", "a1", "s2"], ["system-as-user"]),
+        ("asus", ["s1\n\ns3", "", "a0", "u2"], ["moved-system", "joined-turns", "added-user"]),
+    ],
+)
+def test_each_repair_is_made_and_named(letters: str, texts: list[str], repairs: list[str]) -> None:
+    turns, names = repaired(conversation(letters), "own_message")
+    assert ([turn.text for turn in turns], names) == (texts, repairs)
+
+
+def test_an_empty_text_leaves_no_blank_line_where_turns_are_joined() -> None:
+    turns, _ = repaired([Turn("user", ""), Turn("user", "a"), Turn("user", ""), Turn("user", "b")], "own_message")
+    assert turns == [Turn("user", "a\n\nb")]
+
+
+@given(letters=TAKEN_BY_MISTRAL)
+@settings(max_examples=60, deadline=None)
+def test_the_ids_are_those_of_mistral_commons_own_repair(v1: Tokenizer, v3: Tokenizer, letters: str) -> None:
+    turns = conversation(letters)
+    for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
+        template = ChatTemplate(None, ours)
+        assert template.render(repaired(turns, template.system_place)[0]) == mistral_ids(oracle, turns)
+
+
+@pytest.mark.parametrize(
+    ("letters", "valid"),
+    [
+        ("usu", [("system", "s1"), ("user", "u0\n\nu2")]),
+        ("uasu", [("system", "s2"), ("user", "u0"), ("assistant", "a1"), ("user", "u3")]),
+        ("suasu", [("system", "s0\n\ns3"), ("user", "u1"), ("assistant", "a2"), ("user", "u4")]),
+        ("uas", [("user", "u0"), ("assistant", "a1"), ("user", "s2")]),
+    ],
+)
+def test_what_mistral_common_refuses_has_the_ids_of_the_valid_conversation(
+    v1: Tokenizer, v3: Tokenizer, letters: str, valid: list[tuple[str, str]]
+) -> None:
+    for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
+        template = ChatTemplate(None, ours)
+        ids = template.render(repaired(conversation(letters), template.system_place)[0])
+        assert ids == mistral_ids(oracle, [Turn(role, text) for role, text in valid])
+
+
+@pytest.mark.parametrize("source", [WITHOUT_SYSTEM, DROPS_SYSTEM], ids=["refuses", "drops"])
+@pytest.mark.parametrize("letters", ["su", "suau", "sau", "uasu"])
+def test_a_template_that_takes_no_system_message_has_its_text_in_mistrals_place(
+    v1: Tokenizer, v3: Tokenizer, source: str, letters: str
+) -> None:
+    for ours, oracle, start, end, space in (
+        (v1, MistralTokenizer.v1(), "[INST] ", " [/INST]", " "),
+        (v3, MistralTokenizer.v3(), "[INST]", "[/INST]", ""),
+    ):
+        own = source.replace("START", repr(start)).replace("END", repr(end)).replace("SPACE", repr(space))
+        template = ChatTemplate(own, ours)
+        turns, repairs = repaired(conversation(letters), template.system_place)
+        assert "folded-system" in repairs
+        assert template.render(turns) == mistral_ids(oracle, repaired(conversation(letters), "own_message")[0])
+
+
+def test_an_empty_system_message_folds_into_nothing() -> None:
+    turns, repairs = repaired([Turn("system", ""), Turn("user", "a")], "first_user_turn")
+    assert (turns, repairs) == ([Turn("user", "a")], ["folded-system"])
