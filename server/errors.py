@@ -110,6 +110,11 @@ def unsupported_content_encoding() -> ApiError:
     return ApiError(message, status=415, param="Content-Encoding", code="unsupported_content_encoding")
 
 
+def malformed_request() -> ApiError:
+    message = "These bytes are not an HTTP/1.1 request."
+    return ApiError(message, code="malformed_request", headers={"connection": "close"})
+
+
 def headers_too_large() -> ApiError:
     message = "The request's headers are too large."
     return ApiError(message, status=431, code="headers_too_large", headers={"connection": "close"})

@@ -92,13 +92,16 @@ class QueuedHandler(logging.Handler):
 def logging_to(
     fd: int = STDERR, *, level: str = "info", style: Literal["text", "json"] = "text", queue_length: int = QUEUE_LENGTH
 ) -> Iterator[QueuedHandler]:
-    """All of the process' logging goes to `fd` while the block runs. uvicorn's own starts at "warning"."""
+    """All of the process' logging goes to `fd` while the block runs.
+
+    uvicorn's own starts at "error": its warnings tell of what clients sent, as often as they like.
+    """
     handler = QueuedHandler(fd, queue_length)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("uvicorn").setLevel(max(logging.ERROR, root.level))
     try:
         yield handler
     finally:

@@ -25,6 +25,7 @@ from server.app import create_app
 from server.chat import ChatTemplate
 from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
 from server.health import LagProbe
+from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.listening import ListenError, is_loopback, listen, url_of
 from server.log_output import logging_to
@@ -37,7 +38,6 @@ from server.state import AppState, Texts, seed_source
 from server.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 1  # of a shutdown's time, kept for the last events to reach their readers
-MAX_HEADER_BYTES = 64 << 10
 VERSION = importlib.metadata.version("smoe")
 
 
@@ -170,11 +170,10 @@ class Server:
             await task
 
     def _uvicorn_config(self) -> uvicorn.Config:
-        """h11, because it stops reading headers at a size; httptools buffers whatever comes."""
         config = uvicorn.Config(
             self._in_flight,
-            http="h11",
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            http=SmallReads,  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",
             log_config=None,

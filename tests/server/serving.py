@@ -18,6 +18,7 @@ from engine.types import Request
 from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
+from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults
@@ -77,7 +78,14 @@ def client_of(state: AppState) -> httpx.AsyncClient:
 async def listening(state: AppState) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app_around(state), lifespan="off", log_config=None, http="h11"))
+        config = uvicorn.Config(
+            app_around(state),
+            http=SmallReads,  # type: ignore[arg-type]
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            lifespan="off",
+            log_config=None,
+        )
+        server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve([listener]))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True

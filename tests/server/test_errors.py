@@ -23,6 +23,7 @@ def test_the_body_has_the_four_fields_and_nothing_else() -> None:
         (errors.request_too_large(9), 413, "request_too_large", {"connection": "close"}),
         (errors.unsupported_content_type(), 415, "unsupported_content_type", {}),
         (errors.unsupported_content_encoding(), 415, "unsupported_content_encoding", {}),
+        (errors.malformed_request(), 400, "malformed_request", {"connection": "close"}),
         (errors.headers_too_large(), 431, "headers_too_large", {"connection": "close"}),
         (errors.queue_full(7.2), 429, "queue_full", {"retry-after": "7"}),
         (errors.internal_error(), 500, "internal_error", {"x-should-retry": "false"}),

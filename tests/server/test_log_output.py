@@ -75,9 +75,9 @@ def test_a_traceback_stays_within_its_json_line(pipe: tuple[int, int]) -> None:
 def test_lines_below_the_level_and_uvicorns_chatter_are_left_out(pipe: tuple[int, int]) -> None:
     with logging_to(pipe[1], level="info"):
         logging.getLogger("smoe.test").debug("hidden")
-        logging.getLogger("uvicorn.error").info("hidden")
-        logging.getLogger("uvicorn.error").warning("shown")
-    assert [line.split(" ", 1)[1] for line in written(*pipe)] == ["WARNING shown"]
+        logging.getLogger("uvicorn.error").warning("hidden: a client can cause it at will")
+        logging.getLogger("uvicorn.error").error("shown")
+    assert [line.split(" ", 1)[1] for line in written(*pipe)] == ["ERROR shown"]
 
 
 def test_a_pipe_that_nobody_reads_never_blocks_and_its_drops_are_told(pipe: tuple[int, int]) -> None:

@@ -1,0 +1,120 @@
+"""uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take, errors in the
+API's shape for bytes that are no request, and small reads, so that no connection holds the event loop for long.
+
+h11 parses, because it stops reading heads at a size; httptools buffers whatever comes.
+"""
+
+import asyncio
+import secrets
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import h11
+import orjson
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
+
+HEAD_TIMEOUT_S = 10.0
+MAX_HEAD_BYTES = 64 << 10
+# A body in chunks of one byte costs the parser some 10 us for 6 bytes read, and libuv reads up to 32 times before the
+# loop goes on: with 1 KiB each that is at most 60 ms, where 256 KiB each took over a second.
+READ_BYTES = 1024
+
+
+class Connection(H11Protocol):
+    """One connection. Its head timer runs while the parser waits for (the rest of) a request's head."""
+
+    head_timeout_s = HEAD_TIMEOUT_S
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        """Bytes that trickle in do not start the timer anew; a complete head stops it."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_head_timer()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._head_is_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        """An answer where a head has begun; a client that never sent a byte asked for none."""
+        if self.conn.trailing_data[0]:
+            self._refuse(request_timeout())
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls this while it handles h11's error."""
+        error = sys.exception()
+        is_too_large = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
+        self._refuse(headers_too_large() if is_too_large else malformed_request())
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers, unless an answer has begun, and closes."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = orjson.dumps(error.body())
+            headers = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "x-request-id": secrets.token_hex(16),
+                **error.headers,
+            }
+            reason = HTTPStatus(error.status).phrase
+            response = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason.encode())
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class SmallReads(asyncio.BufferedProtocol):
+    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._connection = Connection(config, server_state, app_state, _loop)
+        self._buffer = bytearray(READ_BYTES)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.data_received(bytes(self._buffer[:nbytes]))
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._connection.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()

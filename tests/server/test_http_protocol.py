@@ -1,0 +1,141 @@
+"""What a connection answers to bytes that are no request, that come too slowly, or in tiny pieces."""
+
+import asyncio
+import json
+
+import pytest
+
+from server.http_protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL, listening, outcomes, saying, state_around
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET /ping HTTP/1.1\r\nhost: x\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 4}).encode()
+CHUNKED = POST + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+
+NO_REQUESTS = {
+    "garbage": b"\x00\xff\x13\x37 nothing\r\n\r\n",
+    "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(160),
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "no host": b"GET /ping HTTP/1.1\r\n\r\n",
+    "a name with a space": GET + b"a b: c\r\n\r\n",
+    "two lengths": POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+    "a negative length": POST + b"content-length: -5\r\n\r\n",
+    "a length of 5,000 digits": POST + b"content-length: " + b"9" * 5000 + b"\r\n\r\n",
+    "an unknown coding": POST + b"transfer-encoding: gzip\r\n\r\n",
+    "a chunk without a length": POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+}
+
+
+async def opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def exchange(url: str, sent: bytes) -> bytes:
+    """All that comes back until the server closes."""
+    reader, writer = await opened(url)
+    writer.write(sent)
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def error_of(answer: bytes, status: bytes) -> str:
+    """The code of an answer that is one whole error of the API."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    assert first.startswith(b"HTTP/1.1 " + status), answer
+    names = {line.split(b":")[0] for line in lines}
+    assert names >= {b"x-request-id", b"content-length"}
+    assert b"content-type: application/json" in lines and b"connection: close" in lines
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    return str(error["code"])
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads get 0.1 s instead of 10."""
+    monkeypatch.setattr(Connection, "head_timeout_s", 0.1)
+
+
+@pytest.mark.parametrize("sent", NO_REQUESTS.values(), ids=NO_REQUESTS)
+async def test_bytes_that_are_no_request_get_an_error_in_the_shape_of_all_others(sent: bytes) -> None:
+    state = state_around(FakeEngine(saying("x")))
+    async with listening(state) as url:
+        assert error_of(await exchange(url, sent), b"400") == "malformed_request"
+    assert outcomes(state) == {"received": 0}
+
+
+async def test_a_head_that_never_ends_is_refused_at_a_size() -> None:
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        sent = (GET + b"a: ").ljust(
+            MAX_HEAD_BYTES + 1, b"a"
+        )  # one byte over: a close with more unread would be a reset
+        assert error_of(await exchange(url, sent), b"431") == "headers_too_large"
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_head_that_trickles_in_is_given_up() -> None:
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        reader, writer = await opened(url)
+        writer.write(GET)
+        answer = asyncio.create_task(reader.read())
+        async with asyncio.timeout(20):
+            while not (await asyncio.wait({answer}, timeout=0.01))[0]:
+                writer.write(b"a")  # if each byte started the time anew, this would go on until the head is too large
+        assert error_of(answer.result(), b"408") == "request_timeout"
+        writer.close()
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_connection_that_says_nothing_is_closed_without_an_answer() -> None:
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        assert await exchange(url, b"") == b""
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_the_second_request_of_a_connection_has_the_same_time() -> None:
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        reader, writer = await opened(url)
+        writer.write(GET + b"\r\n")
+        await reader.readuntil(b"}")
+        writer.write(GET)
+        async with asyncio.timeout(20):
+            assert error_of(await reader.read(), b"408") == "request_timeout"
+        writer.close()
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_request_whose_head_came_in_time_may_take_longer_than_a_head() -> None:
+    engine = FakeEngine(saying("x"), held=True)
+    async with listening(state_around(engine)) as url:
+        answer = asyncio.create_task(
+            exchange(url, CHUNKED + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"),
+        )
+        await engine.until(lambda: bool(engine.submitted))
+        assert not (await asyncio.wait({answer}, timeout=0.3))[0]
+        while engine.step():
+            pass
+        assert (await answer).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_parser_never_gets_much_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body in chunks of one byte costs so much per byte that the loop must go on after each read."""
+    sizes: list[int] = []
+    parse = Connection.data_received
+
+    def noted(self: Connection, data: bytes) -> None:
+        sizes.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", noted)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 3000 + BODY)
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        assert (await exchange(url, CHUNKED + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert len(sizes) > 10 and max(sizes) <= READ_BYTES
