@@ -37,6 +37,11 @@ class BlockTables:
             return whole
         return min(whole, self._window_blocks(self.window) + ceil_div(self.max_chunk, self.block_size))
 
+    def decoding_blocks(self, num_tokens: int) -> int:
+        """Blocks that a sequence of `num_tokens` holds while it takes one token per step."""
+        whole = ceil_div(num_tokens, self.block_size)
+        return whole if self.window is None else min(whole, self._window_blocks(self.window))
+
     def _window_blocks(self, window: int) -> int:
         return ceil_div(window, self.block_size) + 1
 

@@ -16,10 +16,20 @@ from engine.memory import available_bytes
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
-from engine.sizing import DEFAULT_GPU_BUDGET, MAX_CPU_BUDGET, MIN_CPU_BUDGET, Limits, context_limit, pool_blocks
+from engine.sizing import (
+    DEFAULT_GPU_BUDGET,
+    MAX_CPU_BUDGET,
+    MIN_CPU_BUDGET,
+    Limits,
+    check_weights_fit,
+    kv_block_bytes,
+    served_dtype,
+    size_engine,
+)
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
 from model.kv_pool import KvPool
+from model.weight_names import checked_tensors, parameters_by_part
 from model.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,7 +61,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window)
-    device, dtype = _device(config), _dtype(config, model_config)
+    device, dtype = _device(config), DTYPES[served_dtype(config, model_config)]
+    stored = checked_tensors(Path(config.model), model_config)
+    weight_bytes = sum(parameters_by_part(stored.values()).values()) * dtype.itemsize
+    check_weights_fit(weight_bytes, _free_bytes(device), served_dtype(config, model_config))
     backend = choose_backend(config, device)
     model = load_model(
         Path(config.model),
@@ -63,13 +76,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     )
     weights_s = time.monotonic() - start
     on_progress("kv cache", 0, 0)
-    budget = config.max_num_batched_tokens or (MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET)
-    block_bytes = KvPool.bytes_per_block(model_config, config.block_size, dtype)
-    num_blocks = pool_blocks(config, model_config, budget, block_bytes, available_bytes(device))
-    max_model_len, more_warnings = context_limit(config, model_config, num_blocks, budget)
-    kv_pool = KvPool(model_config, num_blocks + 1, config.block_size, dtype, device)
+    default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
+    limits = size_engine(config, model_config, _free_bytes(device), default_budget)
+    kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, dtype, device)
     runner = ModelRunner(model, kv_pool, Sampler(model_config.eos_token_ids), config.block_size, device)
-    limits = Limits(num_blocks, max_model_len, budget)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
@@ -83,10 +93,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
         device=device,
         backend=backend.name,
         numerics=backend.numerics,
-        weight_bytes=model_config.num_parameters() * dtype.itemsize,
-        kv_block_bytes=block_bytes,
+        weight_bytes=weight_bytes,
+        kv_block_bytes=kv_block_bytes(config, model_config),
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
-        warnings=(*warnings, *backend.warnings, *more_warnings),
+        warnings=(*warnings, *backend.warnings, *limits.warnings),
     )
 
 
@@ -128,6 +138,9 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
 
 
-def _dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
-    name = model.dtype if config.dtype == "auto" else config.dtype
-    return DTYPES.get(name, torch.bfloat16)  # float16 checkpoints run in bfloat16
+def _free_bytes(device: torch.device) -> int:
+    """The card's free memory, or the machine's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return available_bytes()

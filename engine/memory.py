@@ -1,18 +1,13 @@
-"""How much memory this process may still use, and how large a KV pool fits into it."""
+"""How much of this machine's memory a process may still use. Free of torch."""
 
 from pathlib import Path
-
-import torch
 
 CGROUP_V2 = Path("/sys/fs/cgroup")
 CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 
 
-def available_bytes(device: torch.device) -> int:
-    """What can still be allocated: the card's free memory, or the machine's under the cgroup's limit."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
+def available_bytes() -> int:
+    """What can still be allocated: the machine's available memory, under the cgroup's limit."""
     return min(_meminfo_available(), cgroup_headroom_bytes(CGROUP_V2, CGROUP_V1))
 
 
@@ -24,16 +19,29 @@ def _meminfo_available() -> int:
 
 
 def cgroup_headroom_bytes(v2: Path, v1: Path) -> int:
-    """Limit minus use of this process's cgroup, or a number beyond any machine where there is none."""
-    for limit_file, usage_file in (
-        (v2 / "memory.max", v2 / "memory.current"),
-        (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"),
+    """Limit minus use of this process's cgroup, or a number beyond any machine where there is none.
+
+    The page cache counts as use, a checkpoint that was just read or downloaded included, but gives way when memory is
+    asked for: so what it holds of files is headroom.
+    """
+    for limit_file, usage_file, statistics, prefix in (
+        (v2 / "memory.max", v2 / "memory.current", v2 / "memory.stat", ""),
+        (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes", v1 / "memory.stat", "total_"),
     ):
         if limit_file.is_file() and usage_file.is_file():
             limit = limit_file.read_text().strip()
             if limit != "max":
-                return max(0, int(limit) - int(usage_file.read_text()))
+                used = int(usage_file.read_text()) - _page_cache_bytes(statistics, prefix)
+                return max(0, int(limit) - max(0, used))
     return 2**62
+
+
+def _page_cache_bytes(statistics: Path, prefix: str) -> int:
+    """The sum of a memory.stat's lines "active_file 4096" and "inactive_file 8192"; 0 where there is no such file."""
+    if not statistics.is_file():
+        return 0
+    counts = dict(line.split() for line in statistics.read_text().splitlines())
+    return sum(int(counts.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
 
 
 def format_bytes(count: int) -> str:

@@ -1,6 +1,10 @@
-"""Decides the engine's limits from the model, the machine and what the user asked for: pool size, context, budget."""
+"""Decides the engine's limits from the model, the machine and what the user asked for: pool size, context, budget.
+
+The engine and `smoe plan` both ask here, so that the plan is what the engine does. Free of torch.
+"""
 
 from dataclasses import dataclass
+from math import ceil
 
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
@@ -13,6 +17,8 @@ SHARE_OF_FREE_MEMORY = 0.5  # of what is left after the weights, where the user 
 DEFAULT_GPU_BUDGET = 2048
 MAX_CPU_BUDGET = 2048
 MIN_CPU_BUDGET = 32
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}  # of the dtypes served
+EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; where the KV cache's room is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,61 @@ class Limits:
         return self.max_model_len - 1
 
 
+def served_dtype(config: EngineConfig, model: ModelConfig) -> str:
+    """One of ELEMENT_BYTES: the user's, else the checkpoint's; float16 checkpoints run in bfloat16."""
+    name = model.dtype if config.dtype == "auto" else config.dtype
+    return name if name in ELEMENT_BYTES else "bfloat16"
+
+
+def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
+    """Bytes of one block, K and V, over all layers."""
+    return config.block_size * model.kv_bytes_per_token(ELEMENT_BYTES[served_dtype(config, model)])
+
+
+def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str) -> None:
+    """Raises EngineConfigError, before anything is read, where the weights alone are too large."""
+    if weight_bytes > free_bytes:
+        way_out = "; --dtype bfloat16 halves them" if dtype == "float32" else ""
+        raise EngineConfigError(
+            f"the weights alone take {format_bytes(weight_bytes)} in {dtype}, and {format_bytes(free_bytes)} are free"
+            + way_out
+        )
+
+
+def size_engine(config: EngineConfig, model: ModelConfig, free_bytes: int, default_budget: int) -> Limits:
+    """The limits of an engine that has `free_bytes` left after its weights. Raises EngineConfigError."""
+    budget = config.max_num_batched_tokens or default_budget
+    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes)
+    max_model_len, warnings = context_limit(config, model, num_blocks, budget)
+    return Limits(num_blocks, max_model_len, budget, warnings)
+
+
+def bytes_for_longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    """What must be free after the weights so that one request of the longest context fits the pool made of it."""
+    longest = min(config.max_model_len or model.context_len, model.context_len)
+    num_blocks = peak_blocks(config, model, budget, longest) + 1  # and the null block
+    return ceil(num_blocks * kv_block_bytes(config, model) / SHARE_OF_FREE_MEMORY)
+
+
+def peak_blocks(config: EngineConfig, model: ModelConfig, budget: int, num_tokens: int) -> int:
+    """Blocks that a request of so many tokens holds at most at once, a chunk of the whole budget included."""
+    return _tables(config, model, 1, budget).peak_blocks(num_tokens)
+
+
+def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int | None) -> int:
+    """How many requests a pool holds while each writes its `length`-th token.
+
+    Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
+    """
+    tables = BlockTables(BlockPool(num_blocks), block_size, window, max_chunk=1, prefix_caching=False)
+    return num_blocks // tables.decoding_blocks(length)
+
+
+def example_lengths(max_model_len: int) -> list[int]:
+    """The lengths of EXAMPLE_LENGTHS below the longest, and that one."""
+    return [*(length for length in EXAMPLE_LENGTHS if length < max_model_len), max_model_len]
+
+
 def pool_blocks(config: EngineConfig, model: ModelConfig, budget: int, block_bytes: int, free_bytes: int) -> int:
     """How many usable blocks the KV pool gets: as many as asked for, or what half of the free memory holds, but never
     more than all sequences at their longest could use. Raises EngineConfigError where not one block fits."""
@@ -37,7 +98,7 @@ def pool_blocks(config: EngineConfig, model: ModelConfig, budget: int, block_byt
     if config.kv_cache_memory_bytes is not None:
         return _checked(config.kv_cache_memory_bytes // block_bytes - 1, block_bytes, "--kv-cache-memory-bytes")
     longest = config.max_model_len or model.context_len
-    per_sequence = _tables(config, model, 1, budget).peak_blocks(longest)
+    per_sequence = peak_blocks(config, model, budget, longest)
     fits = int(free_bytes * SHARE_OF_FREE_MEMORY) // block_bytes - 1
     return _checked(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
 

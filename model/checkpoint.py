@@ -1,19 +1,14 @@
-"""The safetensors files of a checkpoint: their headers checked, their tensors read one at a time.
+"""The headers of a checkpoint's safetensors files, checked: which tensors there are, and where. Free of torch.
 
-Reads into memory of its own, not through a memory map: a tensor's bytes are then held once, and a file that shrinks
-while it is read is an error, not a bus fault. Pickled weights are never opened.
+No weight is read here, and pickled ones are never opened.
 """
 
 import json
-import math
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from model.errors import CheckpointError
 from model.json_file import LFS_POINTER, one_line, read_json_object, shown
@@ -21,7 +16,6 @@ from model.json_file import LFS_POINTER, one_line, read_json_object, shown
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX_BYTES = 1 << 28
 LENGTH_BYTES = 8  # a file begins with its header's length, little-endian
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -50,33 +44,6 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
         if name not in tensors or tensors[name].file.name != file_name:
             raise CheckpointError(f"{directory / INDEX_NAME} places tensor {name} in {file_name}, which has none such")
     return tensors
-
-
-def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """Entries first .. first + count - 1 along a tensor's first axis (without `count`: to the end), newly allocated."""
-    dtype = DTYPES[tensor.dtype]
-    shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
-    entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    content = bytearray(shape[0] * entry_bytes)
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.start + first * entry_bytes)
-            if not _fill(file, memoryview(content)):
-                raise CheckpointError(f"{tensor.file}: ends within tensor {tensor.name}")
-    except OSError as error:
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
-    return torch.frombuffer(content, dtype=dtype).view(shape)
-
-
-def _fill(file: FileIO, content: memoryview) -> bool:
-    """Reads until `content` is full; false where the file ends before that."""
-    done = 0
-    while done < len(content):
-        num_read = file.readinto(content[done:])
-        if not num_read:
-            return False
-        done += num_read
-    return True
 
 
 def _read_index(directory: Path) -> dict[str, str]:
@@ -120,7 +87,7 @@ def _read_header(file: Path) -> list[StoredTensor]:
     """The tensors of one file. The safetensors library judges the header and that the file ends where it should."""
     try:
         _check_first_bytes(file)
-        with safe_open(file, framework="pt"):
+        with safe_open(file, framework="numpy"):
             pass
         with file.open("rb") as stream:
             header_bytes = int.from_bytes(stream.read(LENGTH_BYTES), "little")

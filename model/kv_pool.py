@@ -26,11 +26,6 @@ class KvPool:
         self.k = _zeros(shape, dtype, device)
         self.v = _zeros(shape, dtype, device)
 
-    @staticmethod
-    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes one block takes, K and V, over all layers."""
-        return block_size * config.kv_bytes_per_token(dtype.itemsize)
-
     def scrub(self, block_ids: Sequence[int]) -> None:
         """Zeroes these blocks, so that what a faulty row left there can reach nobody."""
         index = torch.tensor(list(block_ids), dtype=torch.int64, device=self.k.device)

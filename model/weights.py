@@ -1,30 +1,25 @@
-"""A checkpoint's tensors, checked against the config and handed to the backend one by one.
+"""A checkpoint's tensors, read one at a time and handed to the backend.
 
-Two layouts of the experts are read, both Hugging Face's: classic, one tensor per expert and matrix
-(`block_sparse_moe.experts.3.w1.weight`), and fused, one per layer (`mlp.experts.gate_up_proj`, w1 above w3).
-Shape letters as in model/mixtral.py; F hidden dim, E experts.
+They are read into memory of their own, not through a memory map: a tensor's bytes are then held once, and a file that
+shrinks while it is read is an error, not a bus fault. Shape letters as in model/mixtral.py.
 """
 
-import re
+import math
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import DTYPES, StoredTensor, read_headers, read_tensor
+from model.checkpoint import StoredTensor
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.json_file import shown
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops import FfnWeights, Ops
+from model.weight_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors
 
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-# Old conversions carry the rotary angles; they follow from the config.
-STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-
-Shape = tuple[int, ...]
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 
 
 def load_model(
@@ -46,69 +41,31 @@ def load_model(
     return Mixtral(config, _build(config, source, ops), ops)
 
 
-def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by name: just those that the config implies, in shape and kind. Reads headers only."""
-    stored = {name: tensor for name, tensor in read_headers(path).items() if not STORED_ANGLES.fullmatch(name)}
-    expected = expected_shapes(config, fused=any(name.endswith(FUSED_W13) for name in stored))
-    if config.tied_head and HEAD not in stored:
-        del expected[HEAD]
-    missing = [name for name in expected if name not in stored]
-    if missing:
-        raise CheckpointError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
-    unknown = [name for name in stored if name not in expected]
-    if unknown:
-        file = stored[unknown[0]].file
-        raise CheckpointError(f"{file}: tensor {shown(unknown[0])} has no place in this model{_and_more(unknown)}")
-    for name, shape in expected.items():
-        _check_tensor(stored[name], shape)
-    return stored
+def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
+    """Entries first .. first + count - 1 along a tensor's first axis (without `count`: to the end), newly allocated."""
+    dtype = DTYPES[tensor.dtype]
+    shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
+    entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
+    content = bytearray(shape[0] * entry_bytes)
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start + first * entry_bytes)
+            if not _fill(file, memoryview(content)):
+                raise CheckpointError(f"{tensor.file}: ends within tensor {tensor.name}")
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+    return torch.frombuffer(content, dtype=dtype).view(shape)
 
 
-def expected_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
-    """Every tensor that a checkpoint of this config holds, the head included."""
-    shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, config.dim)}
-    for layer in range(config.num_layers):
-        names = _layer_shapes(config, fused)
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in names.items()}
-    return shapes | {NORM: (config.dim,), HEAD: (config.vocab_size, config.dim)}
-
-
-def _layer_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
-    dim, q, kv = config.dim, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "input_layernorm.weight": (dim,),
-        "self_attn.q_proj.weight": (q, dim),
-        "self_attn.k_proj.weight": (kv, dim),
-        "self_attn.v_proj.weight": (kv, dim),
-        "self_attn.o_proj.weight": (dim, q),
-        "post_attention_layernorm.weight": (dim,),
-    } | _ffn_shapes(config, fused)
-
-
-def _ffn_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
-    up: Shape = (config.hidden_dim, config.dim)
-    down: Shape = (config.dim, config.hidden_dim)
-    if not config.num_experts:
-        return {"mlp.gate_proj.weight": up, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
-    experts, gate = range(config.num_experts), (config.num_experts, config.dim)
-    if fused:
-        w13 = (config.num_experts, 2 * config.hidden_dim, config.dim)
-        return {"mlp.gate.weight": gate, FUSED_W13: w13, FUSED_W2: (config.num_experts, *down)}
-    matrices = {"w1": up, "w2": down, "w3": up}
-    names = {f"block_sparse_moe.experts.{e}.{w}.weight": shape for e in experts for w, shape in matrices.items()}
-    return {"block_sparse_moe.gate.weight": gate} | names
-
-
-def _check_tensor(tensor: StoredTensor, shape: Shape) -> None:
-    where = f"{tensor.file}: tensor {tensor.name}"
-    if tensor.shape != shape:
-        raise CheckpointError(f"{where} has shape {list(tensor.shape)}, but the config wants {list(shape)}")
-    if tensor.dtype not in DTYPES:
-        raise CheckpointError(f"{where} has dtype {tensor.dtype}; read are {', '.join(DTYPES)}")
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+def _fill(file: FileIO, content: memoryview) -> bool:
+    """Reads until `content` is full; false where the file ends before that."""
+    done = 0
+    while done < len(content):
+        num_read = file.readinto(content[done:])
+        if not num_read:
+            return False
+        done += num_read
+    return True
 
 
 class WeightSource:

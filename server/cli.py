@@ -108,6 +108,36 @@ def _serve(flags: dict[str, Any], config: Path | None, started_s: float) -> int:
         return _refused(error)
 
 
+@app.command("plan")
+def plan_command(
+    model: Annotated[Text, typer.Argument(help="Directory, or org/name in the local Hugging Face cache.")] = None,
+    memory: Annotated[Text, _option("Memory to plan for, as 80GiB. [what is available here]", "SIZE")] = None,
+    max_model_len: Annotated[Text, _option("Longest prompt plus completion, in tokens.", "N")] = None,
+    dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, sizes in bytes.")] = False,
+) -> None:
+    """Say what MODEL takes, and what of it fits into the memory, from its headers alone.
+
+    SMOE_* variables count as they do for serve: SMOE_BLOCK_SIZE, SMOE_MAX_NUM_SEQS.
+    """
+    given = {"model": model, "max_model_len": max_model_len, "dtype": dtype}
+    flags = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(_plan(flags, memory, as_json))
+
+
+def _plan(flags: dict[str, Any], memory: str | None, as_json: bool) -> int:
+    from server import plan
+    from server.settings import SettingsError, load_settings, size_flag
+
+    try:
+        settings = load_settings(flags)
+        answer = plan.answer(settings, None if memory is None else size_flag("--memory", memory))
+    except (SettingsError, plan.PlanError) as error:
+        return _refused(error)
+    typer.echo(plan.as_json(answer) if as_json else plan.as_table(answer))
+    return 0
+
+
 def _refused(error: Exception) -> int:
     typer.echo(f"smoe: {error}", err=True)
     return 2

@@ -161,6 +161,17 @@ def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> 
         raise SettingsError(_one_line(error, flags, config_file)) from None
 
 
+def size_flag(name: str, text: str) -> int:
+    """The bytes in a flag's text; positive. Raises SettingsError that names the flag."""
+    try:
+        num_bytes = byte_size(text)
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
+    if not isinstance(num_bytes, int) or num_bytes < 1:
+        raise SettingsError(f"{name}: should be more than 0 bytes")
+    return num_bytes
+
+
 def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
     """The engine's share of the settings."""
     return EngineConfig(

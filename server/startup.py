@@ -1,18 +1,17 @@
 """What the person at the terminal sees until the first request: at most 15 lines, the last one to paste."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from engine.messages import Ready
+from engine.sizing import example_lengths, requests_that_fit
 from server.engine_client import EngineStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
-EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; those that the model takes are shown
 
 
 class StartupReport:
@@ -76,17 +75,6 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
     ]
 
 
-def num_fitting(ready: Ready, length: int) -> int:
-    """How many requests of `length` tokens the KV cache holds at once.
-
-    Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
-    """
-    blocks = math.ceil(length / ready.block_size)
-    if ready.window is not None:
-        blocks = min(blocks, math.ceil(ready.window / ready.block_size) + 1)
-    return ready.num_blocks // blocks
-
-
 def size(num_bytes: int) -> str:
     """1536 is "1.5 KiB"."""
     amount = float(num_bytes)
@@ -98,8 +86,11 @@ def size(num_bytes: int) -> str:
 
 
 def _room(ready: Ready) -> str:
-    lengths = sorted({*(length for length in EXAMPLE_LENGTHS if length < ready.max_model_len), ready.max_model_len})
-    return ", ".join(f"{num_fitting(ready, length):,} requests of {length:,}" for length in lengths[-2:])
+    fitting = (
+        f"{requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window):,} requests of {length:,}"
+        for length in example_lengths(ready.max_model_len)[-2:]
+    )
+    return ", ".join(fitting)
 
 
 def _window(ready: Ready) -> str:

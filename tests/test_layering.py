@@ -28,7 +28,6 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.sampler",
     "engine.runner",
     "engine.loading",
-    "engine.memory",
 }
 SANS_IO = ("engine.scheduler", "engine.blocks", "engine.plan", "engine.types", "engine.messages", "engine.config")
 

@@ -50,3 +50,16 @@ def test_a_cgroup_limits_what_is_available(tmp_path: Path, limit: str, expected:
     (tmp_path / "memory.max").write_text(limit + "\n")
     (tmp_path / "memory.current").write_text("300\n")
     assert cgroup_headroom_bytes(tmp_path, tmp_path / "none") == expected
+
+
+@pytest.mark.parametrize(
+    ("limit_file", "usage_file", "prefix"),
+    [("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")],
+)
+def test_the_page_cache_of_a_cgroup_counts_as_available(
+    tmp_path: Path, limit_file: str, usage_file: str, prefix: str
+) -> None:
+    (tmp_path / limit_file).write_text("1000\n")
+    (tmp_path / usage_file).write_text("900\n")
+    (tmp_path / "memory.stat").write_text(f"anon 200\n{prefix}inactive_file 500\n{prefix}active_file 150\nshmem 50\n")
+    assert cgroup_headroom_bytes(tmp_path, tmp_path) == 1000 - 250

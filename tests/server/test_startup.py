@@ -11,7 +11,7 @@ from server.engine_client import EngineStatus
 from server.health import LagProbe, liveness, readiness
 from server.listening import ListenError, is_loopback, listen, url_of
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.startup import StartupReport, num_fitting, ready_lines, size
+from server.startup import StartupReport, ready_lines, size
 from tests.server.fake_engine_process import READY
 
 
@@ -86,8 +86,9 @@ def test_a_listening_socket_takes_connections_at_once() -> None:
     [(None, 1, 1), (None, 16, 1), (None, 17, 2), (None, 160, 10), (32, 160, 3), (32, 33, 3), (32, 32, 2), (33, 160, 4)],
 )
 def test_how_many_requests_fit_follows_from_blocks(window: int | None, length: int, blocks_each: int) -> None:
-    ready = msgspec.structs.replace(READY, window=window)  # 100 blocks of 16 tokens
-    assert num_fitting(ready, length) == 100 // blocks_each
+    ready = msgspec.structs.replace(READY, window=window, max_model_len=length)  # 100 blocks of 16 tokens
+    lines = ready_lines(ready, url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+    assert f"room for {100 // blocks_each:,} requests of {length}" in lines[1]
 
 
 def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:

@@ -1,0 +1,137 @@
+"""What a checkpoint needs and what fits into so much memory, from its config and headers alone. Free of torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.memory import format_bytes
+from engine.sizing import (
+    ELEMENT_BYTES,
+    MAX_CPU_BUDGET,
+    Limits,
+    bytes_for_longest,
+    check_weights_fit,
+    example_lengths,
+    kv_block_bytes,
+    peak_blocks,
+    requests_that_fit,
+    served_dtype,
+    size_engine,
+)
+from model.config import ModelConfig, load_config
+from model.errors import CheckpointError
+from model.weight_names import checked_tensors, parameters_by_part
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many requests of one length the KV cache holds at once."""
+
+    num_tokens: int
+    num_requests: int
+    bytes_per_request: int  # KV at its peak
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One engine's memory, as it would be sized at start."""
+
+    model: ModelConfig
+    config: EngineConfig
+    parameters: dict[str, int]  # by part of the network
+    memory_bytes: int  # for weights, KV cache and work
+    dtype: str  # served: float32 or bfloat16
+    needed_bytes: int  # with which one request of the longest context fits
+    limits: Limits | None  # None: it does not fit
+    refusal: str  # why not; empty where it fits
+    warnings: tuple[str, ...]
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that take part in one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
+        if not self.model.num_experts:
+            return self.total_parameters
+        idle = self.model.num_experts - self.model.experts_per_token
+        return self.total_parameters - self.parameters["experts"] * idle // self.model.num_experts
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.total_parameters * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.model.kv_bytes_per_token(ELEMENT_BYTES[self.dtype])
+
+    @property
+    def block_bytes(self) -> int:
+        return kv_block_bytes(self.config, self.model)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The null block included; 0 where it does not fit."""
+        return 0 if self.limits is None else (self.limits.num_blocks + 1) * self.block_bytes
+
+    def room(self) -> list[Room]:
+        """For a few lengths up to the longest; empty where it does not fit."""
+        if self.limits is None:
+            return []
+        return [self._room(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
+
+    def _room(self, limits: Limits, length: int) -> Room:
+        fitting = requests_that_fit(limits.num_blocks, length, self.config.block_size, self.model.window)
+        peak = min(limits.num_blocks, peak_blocks(self.config, self.model, limits.max_num_batched_tokens, length))
+        return Room(length, fitting, peak * self.block_bytes)
+
+
+def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
+    """The plan of an engine that may use `memory_bytes`. EngineConfigError for a checkpoint that it could not load."""
+    try:
+        model, warnings = load_config(Path(config.model), config.sliding_window)
+        parameters = parameters_by_part(checked_tensors(Path(config.model), model).values())
+    except CheckpointError as error:
+        raise EngineConfigError(str(error)) from None
+    dtype = served_dtype(config, model)
+    weight_bytes = sum(parameters.values()) * ELEMENT_BYTES[dtype]
+    limits, refusal = None, ""
+    try:
+        limits = _limits(config, model, weight_bytes, memory_bytes)
+    except EngineConfigError as error:
+        refusal = str(error)
+    return MemoryPlan(
+        model=model,
+        config=config,
+        parameters=parameters,
+        memory_bytes=memory_bytes,
+        dtype=dtype,
+        needed_bytes=weight_bytes + _kv_need(config, model),
+        limits=limits,
+        refusal=refusal,
+        warnings=(*warnings, *(limits.warnings if limits else ())),
+    )
+
+
+def _limits(config: EngineConfig, model: ModelConfig, weight_bytes: int, memory_bytes: int) -> Limits:
+    check_weights_fit(weight_bytes, memory_bytes, served_dtype(config, model))
+    free_bytes = memory_bytes - weight_bytes
+    limits = size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
+    pool_bytes = (limits.num_blocks + 1) * kv_block_bytes(config, model)
+    if pool_bytes > free_bytes:
+        raise EngineConfigError(
+            f"the KV cache asked for takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
+            "after the weights"
+        )
+    return limits
+
+
+def _kv_need(config: EngineConfig, model: ModelConfig) -> int:
+    """What must be free after the weights: a pool of the size asked for, or one for the longest request."""
+    if config.num_kv_blocks is not None:
+        return (config.num_kv_blocks + 1) * kv_block_bytes(config, model)
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes
+    return bytes_for_longest(config, model, config.max_num_batched_tokens or MAX_CPU_BUDGET)

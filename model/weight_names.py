@@ -1,0 +1,113 @@
+"""Which tensors a checkpoint must hold, by name and shape, and which part of the network each is. Free of torch.
+
+Two layouts of the experts are read, both Hugging Face's: classic, one tensor per expert and matrix
+(`block_sparse_moe.experts.3.w1.weight`), and fused, one per layer (`mlp.experts.gate_up_proj`, w1 above w3).
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from model.checkpoint import StoredTensor, read_headers
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from model.json_file import shown
+
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+# Old conversions carry the rotary angles; they follow from the config.
+STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+READ_DTYPES = ("F32", "BF16", "F16")
+
+Shape = tuple[int, ...]
+
+PARTS = ("embedding", "attention", "ffn", "experts", "gate", "norms", "head")  # ffn: of a network without experts
+# The first whose text is in a tensor's name says which part it is.
+PART_MARKS = {
+    "embed_tokens": "embedding",
+    "self_attn": "attention",
+    "norm": "norms",
+    "lm_head": "head",
+    ".gate.weight": "gate",
+    "experts": "experts",
+    "mlp": "ffn",
+}
+
+
+def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
+    """The checkpoint's tensors by name: just those that the config implies, in shape and kind. Reads headers only."""
+    stored = {name: tensor for name, tensor in read_headers(path).items() if not STORED_ANGLES.fullmatch(name)}
+    expected = expected_shapes(config, fused=any(name.endswith(FUSED_W13) for name in stored))
+    if config.tied_head and HEAD not in stored:
+        del expected[HEAD]
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise CheckpointError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
+    unknown = [name for name in stored if name not in expected]
+    if unknown:
+        file = stored[unknown[0]].file
+        raise CheckpointError(f"{file}: tensor {shown(unknown[0])} has no place in this model{_and_more(unknown)}")
+    for name, shape in expected.items():
+        _check_tensor(stored[name], shape)
+    return stored
+
+
+def expected_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
+    """Every tensor that a checkpoint of this config holds, the head included."""
+    shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, config.dim)}
+    for layer in range(config.num_layers):
+        names = _layer_shapes(config, fused)
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in names.items()}
+    return shapes | {NORM: (config.dim,), HEAD: (config.vocab_size, config.dim)}
+
+
+def _layer_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
+    dim, q, kv = config.dim, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "input_layernorm.weight": (dim,),
+        "self_attn.q_proj.weight": (q, dim),
+        "self_attn.k_proj.weight": (kv, dim),
+        "self_attn.v_proj.weight": (kv, dim),
+        "self_attn.o_proj.weight": (dim, q),
+        "post_attention_layernorm.weight": (dim,),
+    } | _ffn_shapes(config, fused)
+
+
+def _ffn_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
+    up: Shape = (config.hidden_dim, config.dim)
+    down: Shape = (config.dim, config.hidden_dim)
+    if not config.num_experts:
+        return {"mlp.gate_proj.weight": up, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
+    experts, gate = range(config.num_experts), (config.num_experts, config.dim)
+    if fused:
+        w13 = (config.num_experts, 2 * config.hidden_dim, config.dim)
+        return {"mlp.gate.weight": gate, FUSED_W13: w13, FUSED_W2: (config.num_experts, *down)}
+    matrices = {"w1": up, "w2": down, "w3": up}
+    names = {f"block_sparse_moe.experts.{e}.{w}.weight": shape for e in experts for w, shape in matrices.items()}
+    return {"block_sparse_moe.gate.weight": gate} | names
+
+
+def _check_tensor(tensor: StoredTensor, shape: Shape) -> None:
+    where = f"{tensor.file}: tensor {tensor.name}"
+    if tensor.shape != shape:
+        raise CheckpointError(f"{where} has shape {list(tensor.shape)}, but the config wants {list(shape)}")
+    if tensor.dtype not in READ_DTYPES:
+        raise CheckpointError(f"{where} has dtype {tensor.dtype}; read are {', '.join(READ_DTYPES)}")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def parameters_by_part(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """How many numbers each of PARTS has. A tied head has none of its own."""
+    counts = dict.fromkeys(PARTS, 0)
+    for tensor in tensors:
+        counts[_part(tensor.name)] += math.prod(tensor.shape)
+    return counts
+
+
+def _part(name: str) -> str:
+    """model.layers.0.block_sparse_moe.experts.3.w1.weight is one of the experts."""
+    return next(part for mark, part in PART_MARKS.items() if mark in name)

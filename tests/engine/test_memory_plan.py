@@ -1,0 +1,146 @@
+"""The plan's numbers are the published ones for real shapes, and what a real load reports for small ones."""
+
+from pathlib import Path
+
+import pytest
+
+import engine.loading
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import EngineConfigError
+from engine.memory_plan import MemoryPlan, plan_memory
+from tests.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+
+GIB = 1 << 30
+
+
+def plan(path: Path, memory_bytes: int, **settings: object) -> MemoryPlan:
+    return plan_memory(EngineConfig(model=str(path), **settings), memory_bytes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def mixtral_8x7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_headers(tmp_path_factory.mktemp("8x7b"), MIXTRAL_8X7B)
+
+
+@pytest.fixture(scope="module")
+def mixtral_8x22b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_headers(tmp_path_factory.mktemp("8x22b"), MIXTRAL_8X22B)
+
+
+def test_the_8x7b_is_counted_as_published(mixtral_8x7b: Path) -> None:
+    found = plan(mixtral_8x7b, 160 * GIB)
+    assert found.total_parameters == 46_702_792_704
+    assert found.active_parameters == 12_879_925_248
+    assert found.parameters == {
+        "embedding": 131_072_000,
+        "attention": 32 * 41_943_040,
+        "ffn": 0,
+        "experts": 32 * 8 * 176_160_768,
+        "gate": 32 * 32_768,
+        "norms": 65 * 4096,
+        "head": 131_072_000,
+    }
+    assert (found.dtype, found.weight_bytes) == ("bfloat16", 93_405_585_408)
+    assert found.kv_bytes_per_token == 128 << 10
+    assert [room.num_tokens for room in found.room()] == [512, 4096, 32768]
+    assert [room.bytes_per_request for room in found.room()] == [64 << 20, 512 << 20, 4 * GIB]
+
+
+def test_the_8x22b_is_counted_as_published(mixtral_8x22b: Path) -> None:
+    found = plan(mixtral_8x22b, 640 * GIB)
+    assert found.total_parameters == 140_620_634_112
+    assert found.active_parameters == 39_152_031_744
+    assert found.kv_bytes_per_token == 224 << 10
+
+
+def test_float32_doubles_weights_and_kv(mixtral_8x7b: Path) -> None:
+    found = plan(mixtral_8x7b, 400 * GIB, dtype="float32")
+    assert found.weight_bytes == 2 * 93_405_585_408
+    assert found.kv_bytes_per_token == 256 << 10
+
+
+def test_half_of_what_the_weights_leave_is_the_kv_cache(mixtral_8x7b: Path) -> None:
+    found = plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB)
+    assert found.kv_cache_bytes == 20 * GIB
+    assert {room.num_tokens: room.num_requests for room in found.room()} == {512: 319, 4096: 39, 32768: 4}
+
+
+def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_less_not(mixtral_8x7b: Path) -> None:
+    needed = plan(mixtral_8x7b, 160 * GIB).needed_bytes
+    enough, short = plan(mixtral_8x7b, needed), plan(mixtral_8x7b, needed - 1)
+    assert enough.limits and short.limits
+    assert enough.limits.max_model_len == 32768
+    assert short.limits.max_model_len == 32768 - 16
+    assert plan(mixtral_8x7b, needed - 1, max_model_len=32768).limits is None
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "settings", "part"),
+    [
+        (80 * GIB, {}, "the weights alone take 87.0 GiB in bfloat16, and 80.0 GiB are free"),
+        (160 * GIB, {"dtype": "float32"}, "--dtype bfloat16 halves them"),
+        (93_405_585_408 + 1, {}, "free memory is too small for a KV cache"),
+        (100 * GIB, {"kv_cache_memory_bytes": 50 * GIB}, "the KV cache asked for takes 50.0 GiB"),
+        (160 * GIB, {"max_model_len": 40_000}, "--max-model-len 32768 fits"),
+    ],
+)
+def test_what_does_not_fit_says_why(
+    mixtral_8x7b: Path, memory_bytes: int, settings: dict[str, object], part: str
+) -> None:
+    found = plan(mixtral_8x7b, memory_bytes, **settings)
+    assert found.limits is None
+    assert part in found.refusal
+    assert (found.kv_cache_bytes, found.room()) == (0, [])
+
+
+def test_under_a_window_a_long_request_holds_the_window_and_a_chunk(tmp_path: Path) -> None:
+    path = save_headers(tmp_path, MIXTRAL_8X7B, sliding_window=4096)
+    found = plan(path, 160 * GIB)
+    by_length = {room.num_tokens: room for room in found.room()}
+    assert by_length[32768].bytes_per_request == (4096 + 16 + 2048) * found.kv_bytes_per_token
+    assert found.limits is not None
+    assert by_length[32768].num_requests == found.limits.num_blocks // (4096 // 16 + 1)
+
+
+def test_a_dense_network_has_no_experts_and_all_of_it_is_active(tmp_path: Path) -> None:
+    save_random_checkpoint(Shape(num_experts=0), tmp_path)
+    found = plan(tmp_path, GIB)
+    assert found.active_parameters == found.total_parameters == sum(found.parameters.values())
+    assert found.parameters["ffn"] == 2 * 3 * 32 * 48
+    assert found.parameters["experts"] == found.parameters["gate"] == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_random_checkpoint_loads_into_what_was_planned(tmp_path: Path, tied: bool, dtype: str) -> None:
+    model = save_random_checkpoint(Shape(tied=tied), tmp_path)
+    assert plan(tmp_path, GIB).total_parameters == sum(weight.numel() for weight in model.parameters())
+    assert_planned_as_loaded(tmp_path, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_the_bundled_checkpoint_loads_into_what_was_planned(dtype: str) -> None:
+    assert_planned_as_loaded(DEMO, dtype)
+
+
+def assert_planned_as_loaded(path: Path, dtype: str) -> None:
+    config = EngineConfig(model=str(path), dtype=dtype, threads=1, max_num_seqs=4)  # type: ignore[arg-type]
+    planned = plan_memory(config, 8 * GIB)
+    ready = Engine.load(config).ready()
+    assert planned.limits is not None
+    assert planned.weight_bytes == ready.weight_bytes
+    assert planned.total_parameters == ready.num_parameters
+    assert planned.kv_bytes_per_token == ready.kv_bytes_per_token
+    assert planned.kv_cache_bytes == ready.kv_cache_bytes
+    assert planned.limits.max_model_len == ready.max_model_len
+    assert planned.dtype == ready.dtype
+
+
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(
+    mixtral_8x22b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.loading, "available_bytes", lambda: 100 * GIB)
+    with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
+        Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))

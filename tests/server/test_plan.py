@@ -1,0 +1,207 @@
+"""`smoe plan`: numbers for programs, a table for people, flags that serve takes, one line for bad input."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from engine.config import EngineConfig
+from engine.memory_plan import plan_memory
+from server.cli import app
+from server.settings import engine_config, load_settings
+from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+
+ROOT = Path(__file__).parents[2]
+GIB = 1 << 30
+
+
+def plan(*arguments: str | Path, **variables: str) -> Result:
+    cleared: dict[str, str | None] = {name: None for name in os.environ if name.startswith("SMOE_")}
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)], env=cleared | variables)
+
+
+def as_json(*arguments: str | Path, **variables: str) -> dict[str, Any]:
+    result = plan(*arguments, "--json", **variables)
+    assert (result.exit_code, result.stderr) == (0, "")
+    fields = json.loads(result.stdout)
+    assert isinstance(fields, dict)
+    return fields
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_headers(tmp_path_factory.mktemp("plan") / "Mixtral-8x7B", MIXTRAL_8X7B)
+
+
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_headers(tmp_path_factory.mktemp("f32"), MIXTRAL_8X7B, "F32", torch_dtype="float32")
+
+
+def test_a_program_reads_plain_numbers_in_bytes(mixtral: Path) -> None:
+    fields = as_json(mixtral, "--memory", "160GiB")
+    expected = {
+        "model": "Mixtral-8x7B",
+        "total_parameters": 46_702_792_704,
+        "active_parameters": 12_879_925_248,
+        "dtype": "bfloat16",
+        "weight_bytes": 93_405_585_408,
+        "weight_bytes_bf16": 93_405_585_408,
+        "weight_bytes_float32": 186_811_170_816,
+        "kv_bytes_per_token": 131_072,
+        "memory_bytes": 160 * GIB,
+        "max_model_len": 32768,
+        "fits": True,
+        "verdict": "fits",
+    }
+    assert {name: fields[name] for name in expected} == expected
+    assert sum(fields["parameters"].values()) == fields["total_parameters"]
+    assert fields["room"][0] == {"num_tokens": 512, "num_requests": 584, "bytes_per_request": 64 << 20}
+
+
+def test_without_a_model_it_plans_for_the_bundled_one_and_without_a_size_for_this_machine() -> None:
+    fields = as_json()
+    assert (fields["model"], fields["total_parameters"]) == ("smoe-demo", 10_528_320)
+    assert fields["memory_bytes"] > 0
+    assert fields["command"][:3] == ["smoe", "serve", "--dtype"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        ((), {}),
+        (("--memory", "88GiB"), {}),
+        (("--max-model-len", "1000"), {}),
+        ((), {"SMOE_BLOCK_SIZE": "32", "SMOE_MAX_NUM_SEQS": "3"}),
+        ((), {"SMOE_NUM_KV_BLOCKS": "777"}),
+        ((), {"SMOE_KV_CACHE_MEMORY_BYTES": "3GiB"}),
+    ],
+)
+def test_the_flags_it_prints_give_the_engine_it_planned(
+    mixtral: Path, arguments: tuple[str, ...], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = as_json(mixtral, "--memory", "120GiB", *arguments, **variables)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    served = plan_memory(served_with(fields["command"]), fields["memory_bytes"])
+    assert served.limits is not None
+    assert served.limits.num_blocks == fields["num_kv_blocks"]
+    assert served.limits.max_model_len == fields["max_model_len"]
+    assert served.kv_cache_bytes == fields["kv_cache_bytes"]
+    assert served.limits.warnings == ()
+
+
+def served_with(command: list[str]) -> EngineConfig:
+    """What `smoe serve` would make of such a command line."""
+    program, verb, directory, *flags = command
+    assert (program, verb) == ("smoe", "serve")
+    names = [name.removeprefix("--").replace("-", "_") for name in flags[::2]]
+    return engine_config(load_settings(dict(zip(names, flags[1::2], strict=True))), Path(directory))
+
+
+def test_where_float32_is_too_large_it_offers_bfloat16_unless_float32_was_asked_for(in_float32: Path) -> None:
+    offered = as_json(in_float32, "--memory", "160GiB")
+    assert (offered["dtype"], offered["fits"]) == ("float32", False)
+    assert offered["verdict"] == "does not fit in float32, but in bfloat16"
+    assert offered["command"][3:5] == ["--dtype", "bfloat16"]
+    asked = as_json(in_float32, "--memory", "160GiB", "--dtype", "float32")
+    assert (asked["fits"], asked["command"]) == (False, [])
+
+
+def test_what_does_not_fit_says_which_memory_would_do_and_that_memory_does(mixtral: Path) -> None:
+    refused = as_json(mixtral, "--memory", "40GiB")
+    assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
+    assert "the weights alone take 87.0 GiB in bfloat16, and 40.0 GiB are free" in refused["verdict"]
+    assert "; 95 GiB of memory would do" in refused["verdict"]
+    assert as_json(mixtral, "--memory", "95GiB")["verdict"] == "fits"
+    assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith("fits with a shorter context; 95 GiB")
+
+
+def test_people_get_a_table_of_at_most_twenty_lines_that_ends_with_the_command(tmp_path: Path) -> None:
+    path = save_headers(tmp_path / "a name with blanks", MIXTRAL_8X22B)
+    lines = plan(path, "--memory", "320GiB").stdout.splitlines()
+    assert len(lines) <= 20
+    assert max(map(len, lines[:-1])) <= 110
+    assert "total                140,620,634,112" in lines[8]
+    assert lines[-2] == "verdict: fits"
+    assert shlex.split(lines[-1])[:3] == ["smoe", "serve", str(path)]
+
+
+def test_it_needs_no_torch(mixtral: Path) -> None:
+    script = (
+        "import sys\n"
+        f"sys.argv = ['smoe', 'plan', {str(mixtral)!r}]\n"
+        "from server.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    assert not {'torch', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def truncated(path: Path) -> None:
+    file = path / "model-00003.safetensors"
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 1)
+
+
+def without_a_shard(path: Path) -> None:
+    (path / "model-00003.safetensors").unlink()
+
+
+def with_another_shape(path: Path) -> None:
+    config = path / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 14336', '"intermediate_size": 14337'))
+
+
+def without_config(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (truncated, "model-00003.safetensors"),
+        (without_a_shard, "model-00003.safetensors"),
+        (with_another_shape, "14337"),
+        (without_config, "config.json"),
+    ],
+)
+def test_a_spoiled_checkpoint_exits_2_with_one_line(tmp_path: Path, spoil: Callable[[Path], None], part: str) -> None:
+    spoil(save_headers(tmp_path, MIXTRAL_8X7B))
+    assert_refused(plan(tmp_path), part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "part"),
+    [
+        (("/no/where",), {}, "/no/where"),
+        (("org/name",), {"HF_HOME": "/no/where"}, "hf download org/name"),
+        (("--memory", "much"), {}, "--memory: "),
+        (("--memory", "0"), {}, "--memory: "),
+        (("--memory", "0.1"), {}, "--memory: "),
+        (("--max-model-len", "-1"), {}, "--max-model-len: "),
+        (("--dtype", "int4"), {}, "--dtype: "),
+        ((), {"SMOE_BLOCK_SIZE": "0"}, "SMOE_BLOCK_SIZE: "),
+    ],
+)
+def test_what_cannot_be_planned_exits_2_with_one_line(
+    arguments: tuple[str, ...], variables: dict[str, str], part: str
+) -> None:
+    assert_refused(plan(*arguments, **variables), part)
+
+
+def assert_refused(result: Result, part: str) -> None:
+    assert (result.exit_code, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("smoe: ")
+    assert part in line
