@@ -5,6 +5,7 @@ from typing import TypeVar
 from starlette.requests import Request as HttpRequest
 
 from server.errors import unsupported_content_encoding, unsupported_content_type
+from server.prepare import off_loop
 from server.strict_json import parse_object
 from server.validation import RequestModel, unknown_fields, validate
 
@@ -16,10 +17,15 @@ Model = TypeVar("Model", bound=RequestModel)
 async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Model, dict[str, str]]:
     """The request, and the headers that tell the client what of it was ignored. Raises ApiError 400 or 415."""
     _check_headers(http)
-    body = parse_object(await http.body())
-    request = validate(model_class, body)
-    ignored = unknown_fields(model_class, body)
+    body = await http.body()
+    request, ignored = await off_loop(len(body), lambda: _parsed(body, model_class))
     return request, {IGNORED_PARAMS_HEADER: ", ".join(ignored)} if ignored else {}
+
+
+def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:
+    """The request, and the names of its unknown fields. A megabyte of small values takes some 0.3 s."""
+    fields = parse_object(body)
+    return validate(model_class, fields), unknown_fields(model_class, fields)
 
 
 def _check_headers(http: HttpRequest) -> None:
