@@ -268,3 +268,10 @@ def test_only_allowed_origins_get_cors_headers() -> None:
     assert good.headers["access-control-allow-origin"] == "https://good.example"
     assert "access-control-allow-origin" not in bad.headers
     assert "access-control-allow-credentials" not in good.headers
+
+
+def test_a_browsers_script_may_read_what_was_ignored_and_repaired() -> None:
+    guard = client(allowed_origins=("https://good.example",))
+    shown = guard.send("/health", headers=[(b"origin", b"https://good.example")])
+    exposed = shown.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "x-smoe-ignored-params", "x-smoe-repaired"} <= set(exposed)
