@@ -33,6 +33,7 @@ def save_checkpoint(network: Network, tokenizer: sentencepiece.SentencePieceProc
         name = name if name.startswith("lm_head") else f"model.{name}"
         tensors[name] = weight.detach().to(torch.bfloat16).contiguous().clone()
     save_file(tensors, out / "model.safetensors.part", metadata={"format": "pt"})
+    (out / "model.safetensors.part").chmod(0o644)
     (out / "model.safetensors.part").rename(out / "model.safetensors")
     _write(out / "config.json", _config(network.config, tokenizer))
     _write(out / "generation_config.json", {"bos_token_id": tokenizer.bos_id(), "eos_token_id": tokenizer.eos_id()})
