@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, invalid_api_key, request_timeout, request_too_large
+from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0
@@ -161,7 +161,10 @@ class BodyLimit:
                 await self._app(scope, _replay(body, receive), send)
 
     def _check_declared(self, headers: Headers) -> None:
-        """Refuse unread what is far too long, or what waits for a 100-continue."""
+        """Refuse unread what is far too long, what waits for a 100-continue, and what a proxy may cut elsewhere than we
+        do: with both headers two requests can hide in one."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise malformed_request()
         declared = headers.get("content-length", "")
         if not declared.isdecimal() or int(declared) <= self._max_bytes:
             return

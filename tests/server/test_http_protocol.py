@@ -72,6 +72,17 @@ async def test_bytes_that_are_no_request_get_an_error_in_the_shape_of_all_others
     assert outcomes(state) == {"received": 0}
 
 
+async def test_a_body_with_two_lengths_never_hides_a_second_request() -> None:
+    """A proxy that believes Content-Length would let the second one pass unseen."""
+    state = state_around(FakeEngine(saying("x")))
+    lengths = b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n"
+    second = GET + b"\r\n"
+    async with listening(state) as url:
+        answer = await exchange(url, POST + lengths + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n" + second)
+    assert error_of(answer, b"400") == "malformed_request"  # the one answer; then it is closed
+    assert outcomes(state) == {"received": 0}
+
+
 async def test_a_head_that_never_ends_is_refused_at_a_size() -> None:
     async with listening(state_around(FakeEngine(saying("x")))) as url:
         sent = (GET + b"a: ").ljust(
