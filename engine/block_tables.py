@@ -139,6 +139,11 @@ class BlockTables:
             sequence.num_slid_blocks = first
             self.num_window_blocks_freed += first - slid
 
+    def forget(self, sequence: Sequence) -> None:
+        """No later request finds what this sequence computed, nor what it took for a prefix."""
+        published = range(sequence.num_published_blocks)
+        self.pool.forget(sequence.block_key(index, self.block_size) for index in published)
+
     def release_all(self, sequence: Sequence) -> None:
         """Takes every block back, the last first."""
         self.pool.release(reversed(sequence.block_table))

@@ -102,6 +102,16 @@ class BlockPool:
         cached = self._index.get(key)
         return cached.block_id if cached is not None and cached.token_ids == token_ids else None
 
+    def forget(self, keys: Iterable[BlockKey]) -> None:
+        """Makes the blocks published under these keys unfindable: what they hold is not to be trusted."""
+        for key in keys:
+            cached = self._index.pop(key, None)
+            if cached is not None:
+                del self._key_of[cached.block_id]
+                if not self._references[cached.block_id]:
+                    self.num_cached -= 1
+                    self._free.move_to_end(cached.block_id, last=False)
+
     def check_integrity(self, block_tables: Iterable[list[int]]) -> None:
         """Raises AssertionError unless the tables of all live sequences explain every reference and nothing leaks."""
         expected = Counter(block_id for table in block_tables for block_id in table if block_id != NULL_BLOCK)

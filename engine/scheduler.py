@@ -174,6 +174,7 @@ class Scheduler:
             return None
         outcome = result.sampled.get(sequence.request_id)
         if isinstance(outcome, RowFailed):
+            self.tables.forget(sequence)
             return self._finish(sequence, "error", now, error=outcome.message)
         sequence.num_computed += chunk.length
         self.tables.commit(sequence)

@@ -291,6 +291,24 @@ def test_a_failed_row_ends_its_request_alone() -> None:
     assert bench.tokens[good] == bench.expected(good)
 
 
+@pytest.mark.parametrize("window", [None, 6])
+def test_what_a_failed_row_computed_is_never_a_prefix_hit(window: int | None) -> None:
+    """The NaN that its logits showed may stand in the K and V of any of its positions, those of earlier steps too."""
+    bench = Bench(window=window, budget=12)
+    prompt = random_prompt(random.Random(5), 30, 30)
+    bad = bench.add(prompt)
+    while bad not in bench.finished:
+        plan = bench.scheduler.plan(9.0)
+        result = bench.runner.run(plan)
+        if bad in result.sampled:
+            result.sampled[bad] = RowFailed("no finite logits")
+        bench.apply(plan, result)
+    again = bench.add(prompt)
+    bench.run()
+    assert sum(plan.num_prefix_hits for plan in bench.plans) == 0
+    assert bench.tokens[again] == bench.expected(again)
+
+
 def test_planning_one_step_ahead_gives_the_same_tokens() -> None:
     outcomes = []
     for ahead in (False, True):
