@@ -7,6 +7,9 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# For the CPU library; CMake and Ninja come with the build back end.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/smoe \
     && /opt/smoe/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch>=2.11"
 WORKDIR /src
