@@ -1,6 +1,8 @@
 """A bad input gets a clear error and changes nothing: the next good request answers byte for byte as before."""
 
+import itertools
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,3 +153,65 @@ def test_a_body_over_the_limit_is_refused_unread(server: RunningServer) -> None:
     reply = httpx.post(server.url + "/v1/completions", content=b" " * ((1 << 20) + 1))
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "request_too_large"
+
+
+VOCAB = 3072
+EXTREMES: dict[str, list[Any]] = {
+    "n": [8],
+    "temperature": [0, 1e-320, 1e-4, 2.0],
+    "top_p": [5e-324, 1.0],
+    "top_k": [-1, 1, 2**63 - 1],
+    "min_p": [5e-324, 1.0],
+    "frequency_penalty": [-2, 2],
+    "presence_penalty": [-2, 2],
+    "repetition_penalty": [5e-324, 2.0],
+    "max_tokens": [0, 1],
+    "min_tokens": [0, 3],
+    "seed": [-(2**63), 2**63 - 1],
+    "logprobs": [0, 20],
+    "stop": ["\0", ["e", " ", "a", "t"], "x" * 256],
+    "stop_token_ids": [[2], list(range(256)), [VOCAB - 1] * 256],
+    "logit_bias": [{str(i): 100 for i in range(VOCAB)}, {str(i): -100 for i in range(VOCAB)}, {"2": 100}],
+    "allowed_token_ids": [[2], [VOCAB - 1], [0] * 5000],
+    "ignore_eos": [True],
+    "echo": [True],
+    "stream": [True],
+    "priority": [-(2**31), 2**31 - 1],
+    "prompt": [[0], [VOCAB - 1] * 3, "\0\u200d\U0001f600", [[1]] * 128, [5] * 32],
+}
+
+
+def some_pairs(count: int) -> list[dict[str, Any]]:
+    """`count` pairs of extreme legal values, the same ones each time; all of them were tried once."""
+    values = [(name, value) for name, extremes in EXTREMES.items() for value in extremes]
+    pairs = [(a, b) for a, b in itertools.combinations(values, 2) if a[0] != b[0]]
+    return [dict(pair) for pair in random.Random(0).sample(pairs, count)]
+
+
+def test_extreme_legal_values_go_together_or_are_refused(server: RunningServer) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for pair in some_pairs(150):
+            reply = client.post("/v1/completions", json={"model": MODEL, "prompt": "It", "max_tokens": 3, **pair})
+            assert reply.status_code in (200, 400), (pair, reply.text)
+            assert '"server_error"' not in reply.text, pair
+            if pair.get("stream") and reply.status_code == 200:
+                assert reply.text.endswith("data: [DONE]\n\n"), pair
+
+
+TOO_MUCH = {
+    "a character": "a" * 1_000_000,
+    "blanks": " " * 1_000_000,
+    "emoji": "\U0001f600" * 80_000,
+    "combining marks": "e" + "\u0301" * 160_000,
+    "bytes by name": "<0x41>" * 150_000,
+    "control tokens by name": "[INST]</s>" * 90_000,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_a_megabyte_of_anything_is_too_long(server: RunningServer, path: str, text: str) -> None:
+    source: dict[str, Any] = {"prompt": text}
+    if path == "/v1/chat/completions":
+        source = {"messages": [{"role": "user", "content": text}]}
+    assert refused(server, path, {"model": MODEL, **source})["code"] == "context_length_exceeded"
