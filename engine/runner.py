@@ -1,10 +1,12 @@
 """Runs one step plan through the model and the sampler. The only place where scheduling meets tensors."""
 
+import math
+
 import torch
 
 from engine.batch import LogitRow, build_batch
 from engine.plan import RowFailed, Sampled, StepPlan, StepResult
-from engine.sampler import Sampler, token_logprobs
+from engine.sampler import NOT_FINITE, Sampler, token_logprobs
 from engine.types import TokenLogprobs
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
@@ -27,7 +29,8 @@ class ModelRunner:
         """Computes every chunk of a plan that is not empty."""
         batch = build_batch(plan, self.block_size, self.device)
         logits = self.model.forward(batch.forward, self.kv_pool)  # [N, V] float32
-        return StepResult(self._sample(logits, batch.logit_rows), _score_prompts(logits, batch.logit_rows))
+        scores = _score_prompts(logits, batch.logit_rows)
+        return StepResult(self._sample(logits, batch.logit_rows) | _failed_scores(scores), scores)
 
     def _sample(self, logits: torch.Tensor, rows: list[LogitRow]) -> dict[int, Sampled | RowFailed]:
         indices = [index for index, row in enumerate(rows) if row.samples]
@@ -48,3 +51,12 @@ def _score_prompts(logits: torch.Tensor, rows: list[LogitRow]) -> dict[int, list
             score = token_logprobs(logits[index], token_id, params.num_logprobs or 0)
             scores.setdefault(sequence.request_id, []).append(score)
     return scores
+
+
+def _failed_scores(scores: dict[int, list[TokenLogprobs]]) -> dict[int, Sampled | RowFailed]:
+    """Requests with a score that is no number, which is what softmax makes of logits that are not finite."""
+    return {
+        request_id: NOT_FINITE
+        for request_id, positions in scores.items()
+        if any(math.isnan(position.logprob) for position in positions)
+    }

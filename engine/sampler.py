@@ -16,6 +16,7 @@ from engine.types import SamplingParams, TokenLogprobs
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
 NUM_CANDIDATES = 256  # looked at first where top_k or top_p limits the choice
 GROWTH = 16  # then so many times more, up to the whole vocabulary
+NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
 
 class Sampler:
@@ -39,7 +40,7 @@ class Sampler:
             zip(sequences, finite.tolist(), possible.tolist(), strict=True)
         ):
             if not is_finite:
-                outcomes.append(RowFailed("the model computed no finite logits for this request"))
+                outcomes.append(NOT_FINITE)
             elif not is_possible:
                 outcomes.append(RowFailed("the request's constraints leave no token to sample"))
             else:

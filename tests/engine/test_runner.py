@@ -1,0 +1,46 @@
+"""What comes back from a step whose logits are bad."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.plan import RowFailed
+from engine.runner import ModelRunner
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler
+from engine.types import Request, SamplingParams
+
+VOCAB = 10
+
+
+class OneBadRow:
+    """A model that computes zeros, and `bad` in the row behind prompt token 7."""
+
+    def __init__(self, bad: float) -> None:
+        self.bad = bad
+
+    def forward(self, batch: Any, _pool: object) -> torch.Tensor:
+        logits = torch.zeros(len(batch.logit_rows), VOCAB)
+        logits[batch.token_ids[batch.logit_rows] == 7] = self.bad
+        return logits
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_fails_its_request_alone(bad: float, max_tokens: int) -> None:
+    tables = BlockTables(BlockPool(8), 4, None, 32, prefix_caching=True)
+    scheduler = Scheduler(tables, max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, eos_token_ids=[])
+    params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=True, num_logprobs=1)
+    scheduler.add(Request(1, [3, 7, 3], params))
+    scheduler.add(Request(2, [3, 4, 3], params))
+    runner = ModelRunner(OneBadRow(bad), None, Sampler(()), 4, torch.device("cpu"))  # type: ignore[arg-type]
+    plan = scheduler.plan(0.0)
+    result = runner.run(plan)
+    assert isinstance(result.sampled[1], RowFailed)
+    assert {output.request_id: output.finish_reason for output in scheduler.apply(plan, result, 0.0)} == {
+        1: "error",
+        2: "length",
+    }
