@@ -35,7 +35,7 @@ COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-ELEMENT_BYTES = {"BF16": 2, "F32": 4}
+ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 def save_headers(path: Path, shape: dict[str, Any], dtype: str = "BF16", **changes: Any) -> Path:

@@ -1,6 +1,7 @@
 """The plan's numbers are the published ones for real shapes, and what a real load reports for small ones."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -59,6 +60,11 @@ def test_float32_doubles_weights_and_kv(mixtral_8x7b: Path) -> None:
     found = plan(mixtral_8x7b, 400 * GIB, dtype="float32")
     assert found.weight_bytes == 2 * 93_405_585_408
     assert found.kv_bytes_per_token == 256 << 10
+
+
+def test_a_float16_checkpoint_is_planned_as_it_is_served_in_bfloat16(tmp_path: Path) -> None:
+    found = plan(save_headers(tmp_path, MIXTRAL_8X7B, "F16", torch_dtype="float16"), 160 * GIB)
+    assert (found.dtype, found.weight_bytes) == ("bfloat16", 93_405_585_408)
 
 
 def test_half_of_what_the_weights_leave_is_the_kv_cache(mixtral_8x7b: Path) -> None:
@@ -141,6 +147,10 @@ def assert_planned_as_loaded(path: Path, dtype: str) -> None:
 def test_weights_that_cannot_fit_are_refused_before_they_are_read(
     mixtral_8x22b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def reads_nothing(*arguments: object) -> NoReturn:
+        pytest.fail("weights are read")
+
     monkeypatch.setattr(engine.loading, "available_bytes", lambda: 100 * GIB)
+    monkeypatch.setattr(engine.loading, "load_model", reads_nothing)
     with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
         Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))
