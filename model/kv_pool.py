@@ -1,7 +1,6 @@
 """The K/V storage: what blocks hold. Who owns a block is the engine's business."""
 
 import mmap
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,12 +24,6 @@ class KvPool:
         shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self.k = _zeros(shape, dtype, device)
         self.v = _zeros(shape, dtype, device)
-
-    def scrub(self, block_ids: Sequence[int]) -> None:
-        """Zeroes these blocks, so that what a faulty row left there can reach nobody."""
-        index = torch.tensor(list(block_ids), dtype=torch.int64, device=self.k.device)
-        self.k.index_fill_(1, index, 0)
-        self.v.index_fill_(1, index, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -35,13 +35,13 @@ def test_concurrent_requests_get_the_tokens_they_get_alone(engine: LocalEngine, 
     ids: list[int] = []
     most_running = 0
     while len(ids) < count or engine.has_work():
-        for _ in range(rng.randint(0, 3)):
+        for _ in range(rng.randint(0, 8)):
             if len(ids) < count:
                 ids.append(engine.add(*work[len(ids)]))
         for output in engine.step():
             tokens[output.request_id] += output.token_ids
         most_running = max(most_running, engine.stats.num_running)
-    assert most_running >= count * 3 // 4, "the requests did not run together"
+    assert most_running > count // 3, "the requests did not run together"
     assert engine.stats.num_blocks_held == 0
     engine.check_integrity()
     alone = LocalEngine(DEMO, dtype="float32", threads=1, enable_prefix_caching=False, max_num_batched_tokens=256)
