@@ -3,6 +3,7 @@
 Codes and paths of the errors are validation.py's business, what the sampling fields mean to the engine sampling.py's.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -188,9 +189,9 @@ class GenerationRequest(RequestModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """None: no logprobs; k: those of the tokens and of the k likeliest at each position."""
-        raise NotImplementedError
 
     @property
     def has_prompt_logprobs(self) -> bool:
