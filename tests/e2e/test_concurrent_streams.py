@@ -74,8 +74,15 @@ def test_concurrent_streams_equal_their_solo_runs_and_leave_no_block_behind(serv
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_goes_away_ends_its_work(server: RunningServer, streamed: bool) -> None:
     aborted = ("smoe_requests_total", (("outcome", "abort"),))
-    before = server.settled_metrics()[aborted]
-    body: Body = {"model": MODEL, "prompt": [1, 5], "max_tokens": 2000, "ignore_eos": True, "return_token_ids": True}
+    before = server.settled_metrics()
+    body: Body = {
+        "model": MODEL,
+        "prompt": [1, 5],
+        "n": 8,
+        "max_tokens": 2000,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
 
     async def leave() -> None:
         async with httpx.AsyncClient(base_url=server.url) as client:
@@ -87,4 +94,7 @@ def test_a_client_that_goes_away_ends_its_work(server: RunningServer, streamed: 
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(leave())
-    assert server.settled_metrics()[aborted] == before + 1
+    after = server.settled_metrics()
+    assert after[aborted] == before[aborted] + 8
+    computed = after["smoe_step_tokens_sum", ()] - before["smoe_step_tokens_sum", ()]
+    assert computed < 8 * 2000 / 2, "the engine went on for a client that had left"
