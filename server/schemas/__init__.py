@@ -1,0 +1,24 @@
+"""The requests this server understands, each field with its range.
+
+Codes and paths of the errors are validation.py's business, what the sampling fields mean to the engine sampling.py's.
+"""
+
+from server.schemas.chat import ChatCompletionRequest
+from server.schemas.completion import CompletionRequest
+from server.schemas.conversation import ChatMessage, Conversation
+from server.schemas.generation import GenerationRequest, StreamOptions
+from server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from server.validation import unknown_fields, validate
+
+__all__ = [
+    "ChatCompletionRequest",
+    "ChatMessage",
+    "CompletionRequest",
+    "Conversation",
+    "DetokenizeRequest",
+    "GenerationRequest",
+    "StreamOptions",
+    "TokenizeRequest",
+    "unknown_fields",
+    "validate",
+]

@@ -1,0 +1,54 @@
+"""POST /v1/chat/completions: what may be asked."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from server.errors import invalid_value
+from server.schemas.conversation import Conversation
+from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.strict_json import JsonValue
+
+UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "web_search_options": (),
+}
+
+
+class ChatCompletionRequest(GenerationRequest, Conversation):
+    """POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, **UNSUPPORTED_IN_CHAT}
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "ChatCompletionRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid_value("'top_logprobs' goes with 'logprobs': true only.", "top_logprobs")
+        limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
+        if len(limits) > 1:
+            message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
+            raise invalid_value(message, "max_completion_tokens")
+        return self
+
+    @property
+    def completion_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None

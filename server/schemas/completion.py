@@ -1,0 +1,76 @@
+"""POST /v1/completions: what may be asked."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.strict_json import JsonValue
+
+MAX_PROMPTS = 128
+
+
+def _prompts(value: object) -> list[str] | list[list[int]]:
+    """A string, a list of strings, a list of ids, or a list of lists of ids, as a list of prompts of one kind."""
+    if isinstance(value, str):
+        return _prompts([value])
+    if not isinstance(value, list):
+        raise _prompt_type()
+    if not value:
+        raise PydanticCustomError("too_short", "")
+    if _is_ids(value):
+        return [value]
+    if len(value) > MAX_PROMPTS:
+        raise PydanticCustomError("too_long", "", {"max_length": MAX_PROMPTS})
+    if all(isinstance(item, str) for item in value):
+        if not all(value):
+            raise PydanticCustomError("string_too_short", "")
+        return value
+    if not all(isinstance(item, list) and _is_ids(item) for item in value):
+        raise _prompt_type()
+    if not all(value):
+        raise PydanticCustomError("too_short", "")
+    return value
+
+
+def _is_ids(items: list[object]) -> bool:
+    return all(type(item) is int for item in items)
+
+
+def _prompt_type() -> PydanticCustomError:
+    return PydanticCustomError("prompt_type", "")
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, "suffix": ("",)}
+
+    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts)]
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            message = "'max_tokens' may be 0 only together with 'echo'."
+            raise ApiError(message, param="max_tokens", code="integer_below_min_value")
+        if self.best_of is not None and self.best_of != self.n:
+            raise unsupported_parameter("best_of", "'best_of' must equal 'n': nothing is generated to be thrown away.")
+        if self.best_of is not None and self.best_of > 1 and self.stream:
+            raise invalid_value("'best_of' cannot be streamed.", "best_of")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        return self.echo and self.logprobs is not None

@@ -1,0 +1,93 @@
+"""Messages: what a conversation is made of, and how it ends."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from server.errors import ApiError, invalid_value
+from server.strict_json import JsonValue
+from server.validation import RequestModel, refuse_unsupported_members
+
+MAX_MESSAGES = 10_000
+
+
+class TextPart(RequestModel):
+    """One part of a message's content. Other kinds, images for one, are refused by their type."""
+
+    type: str
+    text: str | None = None
+
+
+def _as_parts(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class ChatMessage(RequestModel):
+    """One turn. "developer" is OpenAI's newer word for "system"."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
+        "audio": (),
+        "function_call": (),
+        "prefix": (False,),
+        "tool_call_id": (),
+        "tool_calls": ([],),
+    }
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts)]
+
+    @property
+    def text(self) -> str:
+        """The parts' texts, one per line."""
+        return "\n".join(part.text or "" for part in self.content)
+
+    @property
+    def template_role(self) -> str:
+        """The role as chat templates know it."""
+        return "system" if self.role == "developer" else self.role
+
+
+def _turns(value: object) -> object:
+    if isinstance(value, list):
+        refuse_unsupported_members(ChatMessage, value, "messages")
+    return value
+
+
+Turns = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_turns)]
+
+
+class Conversation(RequestModel):
+    """Messages, and how the rendered conversation ends."""
+
+    messages: Turns
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _check_ending(self) -> "Conversation":
+        for index, message in enumerate(self.messages):
+            _check_parts(index, message)
+        if self.continue_final_message and self.add_generation_prompt:
+            reason = "'continue_final_message' and 'add_generation_prompt' exclude each other."
+            raise invalid_value(reason, "continue_final_message")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            reason = "'continue_final_message' takes a last message of the assistant."
+            raise invalid_value(reason, "continue_final_message")
+        return self
+
+    @property
+    def with_generation_prompt(self) -> bool:
+        """The template's switch: on, unless the last message is to be continued."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+
+def _check_parts(index: int, message: ChatMessage) -> None:
+    for position, part in enumerate(message.content):
+        param = f"messages[{index}].content[{position}]"
+        if part.type != "text":
+            code = "unsupported_value"
+            raise ApiError("Only parts of type 'text' are supported.", param=f"{param}.type", code=code)
+        if part.text is None:
+            code = "missing_required_parameter"
+            raise ApiError(f"'{param}.text' is required.", param=f"{param}.text", code=code)

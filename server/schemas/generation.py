@@ -1,0 +1,137 @@
+"""What completions and chat have in common, each field with its range."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.strict_json import JsonValue
+from server.validation import RequestModel
+
+MAX_CHOICES = 8
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGPROBS = 20
+MAX_NAME_CHARS = 512
+
+# What clients may ask for elsewhere and this server does not do, with the values that ask for nothing.
+UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
+    "bad_words": ([],),
+    "documents": ([],),
+    "expert_mask": (),
+    "expert_routing": (False,),
+    "expert_usage": (False,),
+    "experts_per_token": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "mm_processor_kwargs": ({},),
+    "multi_modal_data": ({},),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "queue_timeout_s": (),
+    "structured_outputs": (),
+    "timeout_s": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+DecimalId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+
+
+class StreamOptions(RequestModel):
+    """What a stream tells besides its text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class ResponseFormat(RequestModel):
+    """Plain text. A grammar that cannot be honoured is refused."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+    @model_validator(mode="after")
+    def _text_only(self) -> "ResponseFormat":
+        if self.type != "text":
+            raise unsupported_parameter("response_format", "'response_format' can only be of type 'text' here.")
+        return self
+
+
+class GenerationRequest(RequestModel):
+    """What completions and chat have in common. None: not given, the checkpoint's or the server's default holds."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+
+    model: Name
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_one_or_many)] = Field(
+        default_factory=list
+    )
+    stop_token_ids: list[int] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
+    cache_salt: Name = ""
+    user: Name | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "GenerationRequest":
+        if not self.model:
+            raise ApiError("'model' is required.", param="model", code="missing_required_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise invalid_value("'stream_options' goes with 'stream': true only.", "stream_options")
+        self._check_lengths()
+        return self
+
+    def _check_lengths(self) -> None:
+        limit = self.completion_limit
+        if limit is not None and self.min_tokens > limit:
+            raise invalid_value("'min_tokens' must not exceed the limit on generated tokens.", "min_tokens")
+
+    @property
+    def completion_limit(self) -> int | None:
+        """Tokens to generate at most; None where the endpoint's default holds."""
+        return self.max_tokens
+
+    @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None:
+        """None: no logprobs; k: those of the tokens and of the k likeliest at each position."""
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether the prompt's own tokens are to be scored."""
+        return False

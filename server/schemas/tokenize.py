@@ -1,0 +1,60 @@
+"""POST /tokenize, /detokenize: what may be asked."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from server.errors import ApiError
+from server.schemas.chat import UNSUPPORTED_IN_CHAT
+from server.schemas.conversation import Conversation, Turns
+from server.schemas.generation import Name
+from server.strict_json import JsonValue
+from server.validation import RequestModel
+
+
+class TokenizeRequest(RequestModel):
+    """POST /tokenize: a prompt, or a conversation to be rendered first."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED_IN_CHAT
+
+    model: Name | None = None
+    prompt: str | None = None
+    add_special_tokens: bool = True
+    messages: Turns | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            message = "Give either 'prompt' or 'messages'."
+            raise ApiError(message, param="prompt", code="missing_required_parameter")
+        self.conversation  # noqa: B018 (checks what the messages' fields must satisfy together)
+        return self
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """The messages with their ending, where there are messages."""
+        if self.messages is None:
+            return None
+        return Conversation(
+            messages=self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
+
+
+class DetokenizeRequest(RequestModel):
+    """POST /detokenize."""
+
+    model: Name | None = None
+    tokens: list[int]
+    skip_special_tokens: bool = False
+
+    @model_validator(mode="after")
+    def _not_negative(self) -> "DetokenizeRequest":
+        if any(token < 0 for token in self.tokens):
+            raise ApiError("'tokens' must be token ids.", param="tokens", code="integer_below_min_value")
+        return self
