@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine.plan import Chunk, StepPlan
+from engine.routing import build_routing
 from engine.sequence import Sequence
+from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 
 Int64s = NDArray[np.int64]
@@ -33,7 +35,7 @@ class StepBatch:
     logit_rows: list[LogitRow]
 
 
-def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> StepBatch:
+def build_batch(plan: StepPlan, model: ModelConfig, block_size: int, device: torch.device) -> StepBatch:
     """The rows are the plan's chunks in order, each in ascending positions."""
     chunks = plan.chunks
     lengths = np.array([chunk.length for chunk in chunks], dtype=np.int64)
@@ -52,6 +54,7 @@ def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> StepBa
         context_len=_tensor(starts + lengths, torch.int32, device),
         block_tables=_tensor(tables, torch.int32, device),
         logit_rows=_tensor(np.array(logit_indices, dtype=np.int64), torch.int64, device),
+        routing=build_routing(chunks, model, device),
     )
     return StepBatch(forward, logit_rows)
 

@@ -1,6 +1,7 @@
 """Names for the contents of full KV blocks, so that equal prefixes find each other's blocks.
 
-A key covers everything that K/V of a block depends on: its tokens, all tokens before it, and the request's salt. It is
+A key covers everything that K/V of a block depends on: its tokens, all tokens before it, the experts that the request
+may use, how many of them a token takes, and the request's salt. It is
 a hash *chain* over contents, not a tree of blocks: under a sliding window the first blocks of a prefix are the first to
 be reused for something else, while its last W tokens are all that a hit needs.
 """
@@ -12,9 +13,13 @@ from collections.abc import Sequence as SequenceOf
 BlockKey = bytes  # 16 bytes
 
 
-def root_key(cache_salt: str) -> BlockKey:
-    """The key in front of the first block. Requests with different salts share nothing."""
-    return hashlib.blake2b(cache_salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def root_key(
+    cache_salt: str, experts_per_token: int | None = None, expert_mask: SequenceOf[SequenceOf[bool]] | None = None
+) -> BlockKey:
+    """The key in front of the first block. Requests that differ in one of these share nothing."""
+    experts = repr((experts_per_token, expert_mask)).encode()
+    salt = cache_salt.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(struct.pack("<q", len(experts)) + experts + salt, digest_size=16).digest()
 
 
 def child_key(parent: BlockKey, token_ids: SequenceOf[int]) -> BlockKey:

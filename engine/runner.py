@@ -27,7 +27,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Computes every chunk of a plan that is not empty."""
-        batch = build_batch(plan, self.block_size, self.device)
+        batch = build_batch(plan, self.model.config, self.block_size, self.device)
         logits = self.model.forward(batch.forward, self.kv_pool)  # [N, V] float32
         scores = _score_prompts(logits, batch.logit_rows)
         return StepResult(self._sample(logits, batch.logit_rows) | _failed_scores(scores), scores)

@@ -63,15 +63,19 @@ class Sequence:
     @property
     def reads_prefix_cache(self) -> bool:
         """Not where every prompt position's output is wanted: a cached position computes none."""
-        return not self.request.params.prompt_logprobs
+        return not (self.request.params.prompt_logprobs or self.request.expert_usage)
 
     def block_key(self, index: int, block_size: int) -> BlockKey:
         """The key of full block `index`; the chain is extended as tokens arrive and kept."""
         keys = self._block_keys
         while len(keys) <= index:
-            parent = keys[-1] if keys else root_key(self.request.cache_salt)
+            parent = keys[-1] if keys else self._root_key()
             keys.append(child_key(parent, self.block_tokens(len(keys), block_size)))
         return keys[index]
+
+    def _root_key(self) -> BlockKey:
+        request = self.request
+        return root_key(request.cache_salt, request.experts_per_token, request.expert_mask)
 
     def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
         """The tokens of full block `index`: with blocks of 16, block 2 holds tokens 32..47."""

@@ -42,6 +42,12 @@ class Request(msgspec.Struct, frozen=True):
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # requests with different salts never share cached blocks
     arrival_s: float = 0.0  # time.monotonic() when the request reached the server
+    experts_per_token: int | None = None  # None: the engine's default
+    expert_mask: list[list[bool]] | None = None  # [layers][experts], False: switched off; None: all are on
+    expert_usage: bool = (
+        False  # count the experts of the prompt's positions: all are computed, none come from the cache
+    )
+    expert_routing: bool = False  # tell which experts each computed position of the completion took
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

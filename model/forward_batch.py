@@ -6,6 +6,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How many experts the rows of a batch take, which are switched off, and which were taken in the end.
+
+    L layers, E experts, Kmax the largest experts_per_token of the batch, M masks.
+    """
+
+    experts_per_token: Tensor  # [T] int32, 1 .. E
+    masks: Tensor | None  # [M, L, E] bool, True: switched on, at least k per layer of a row that has the mask
+    mask_rows: Tensor | None  # [T] int64, which of the masks a row has; None where there are no masks
+    chosen: Tensor  # [L, T, Kmax] int32, WRITTEN by the network, as in ops.ExpertChoice
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """T rows (token positions) of S sequences, computed together; all tensors are on the model's device.
 
@@ -25,3 +38,4 @@ class ForwardBatch:
     context_len: Tensor  # [S] int32, positions of s that exist after this step
     block_tables: Tensor  # [S, M] int32, 0 (the null block) behind the end and where the window has slid out
     logit_rows: Tensor  # [N] int64, may be empty
+    routing: Routing | None = None  # None: every row takes the model's own number of experts, and nobody asks which

@@ -10,15 +10,16 @@ Shape letters: T rows (token positions) of the batch, N rows with logits, D mode
 V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
+from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.ops import Ops, Packed, StepPlan
+from model.ops import ExpertChoice, Ops, Packed, StepPlan
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MixtralWeights:
 
 
 class Mixtral:
-    """The network. Holds weights and no state: `forward` changes nothing but the KV pool."""
+    """The network. Holds weights and no state: `forward` changes nothing but the KV pool and what the batch lends."""
 
     def __init__(self, config: ModelConfig, weights: MixtralWeights, ops: Ops) -> None:
         self.config = config
@@ -52,13 +53,15 @@ class Mixtral:
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Writes the rows' K and V into their slots; returns the logits of batch.logit_rows, [N, V] float32."""
+        """Writes the rows' K and V into their slots, and the experts they took into batch.routing.chosen; returns the
+        logits of batch.logit_rows, [N, V] float32."""
         eps = self.config.norm_eps
+        choices = self._expert_choices(batch)
         plan = self.ops.plan_step(self.config, batch, kv_pool.block_size)
         x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
-        for layer, k_cache, v_cache in zip(self.weights.layers, kv_pool.k, kv_pool.v, strict=True):
+        for layer, k_cache, v_cache, choice in zip(self.weights.layers, kv_pool.k, kv_pool.v, choices, strict=True):
             x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, plan)
-            x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer)  # [T, D]
+            x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, choice)  # [T, D]
         return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
 
     def _attention(self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
@@ -68,8 +71,27 @@ class Mixtral:
         attended = self.ops.attention(q, k_cache, v_cache, plan)  # [T, H * K]
         return self.ops.linear(attended, layer.output)  # [T, D]
 
-    def _feed_forward(self, x: Tensor, layer: LayerWeights) -> Tensor:
+    def _feed_forward(self, x: Tensor, layer: LayerWeights, choice: ExpertChoice | None) -> Tensor:
         """The sparse mixture of experts; with k = E the classical dense mixture; with no experts one SwiGLU FFN."""
-        if self.config.num_experts:
-            return self.ops.moe(x, layer.ffn, self.config.experts_per_token)  # [T, D]
-        return self.ops.ffn(x, layer.ffn)  # [T, D]
+        if choice is None:
+            return self.ops.ffn(x, layer.ffn)  # [T, D]
+        return self.ops.moe(x, layer.ffn, choice)  # [T, D]
+
+    def _expert_choices(self, batch: ForwardBatch) -> Sequence[ExpertChoice | None]:
+        """What the rows ask of each layer's gate; None for the layers of a network without experts."""
+        config = self.config
+        if not config.num_experts:
+            return [None] * config.num_layers
+        routing = batch.routing or uniform_routing(config, len(batch.token_ids), batch.token_ids.device)
+        k, chosen = routing.experts_per_token, routing.chosen
+        if routing.masks is None or routing.mask_rows is None:
+            return [ExpertChoice(k, None, chosen[layer]) for layer in range(config.num_layers)]
+        allowed = routing.masks.transpose(0, 1).index_select(1, routing.mask_rows)  # [L, T, E]
+        return [ExpertChoice(k, allowed[layer], chosen[layer]) for layer in range(config.num_layers)]
+
+
+def uniform_routing(config: ModelConfig, num_rows: int, device: torch.device) -> Routing:
+    """Every row takes the model's own number of experts, and none is switched off."""
+    k = config.experts_per_token
+    chosen = torch.empty(config.num_layers, num_rows, k, dtype=torch.int32, device=device)
+    return Routing(torch.full((num_rows,), k, dtype=torch.int32, device=device), None, None, chosen)

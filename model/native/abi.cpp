@@ -71,7 +71,9 @@ int smoe_ffn(smoe_pool* pool, int isa, int dtype, const void* x, const void* w13
 }
 
 int smoe_moe(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const void* w13, const void* w2,
-             void* y, int64_t T, int64_t D, int64_t F, int64_t E, int64_t k) {
+             void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D,
+             int64_t F, int64_t E, int64_t max_k) {
     const Experts weights{static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
-    return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, k)); });
+    const Routing routing{experts_per_token, allowed, chosen, max_k};
+    return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
 }

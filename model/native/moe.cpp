@@ -46,19 +46,26 @@ void gate_row(const T* x, const float* gate, int64_t E, int64_t D, float* logits
     for (int64_t e = 0; e < E; ++e) logits[e] = dot(x, gate + e * D, D);
 }
 
-Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T, int64_t k) {
-    Choice choice(T, k);
+Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,
+             const Routing& routing) {
+    Choice choice(T, 0, routing.experts_per_token);
     std::vector<float> logits(T * E);
     std::vector<uint8_t> taken(T * E);
     for_each_row(pool, T, [&](int64_t t) {
         float* row = logits.data() + t * E;
-        int32_t* experts = choice.experts.data() + t * k;
+        uint8_t* row_taken = taken.data() + t * E;
+        int32_t* experts = choice.experts.data() + choice.first[t];
+        int32_t* chosen = routing.chosen + t * routing.max_k;
+        const int64_t k = choice.k(t);
+        if (routing.allowed)
+            for (int64_t e = 0; e < E; ++e) row_taken[e] = !routing.allowed[t * E + e];
         if (dtype == BFLOAT16)
             gate_row(static_cast<const uint16_t*>(x) + t * D, gate, E, D, row);
         else
             gate_row(static_cast<const float*>(x) + t * D, gate, E, D, row);
-        choose(row, E, k, taken.data() + t * E, experts);
-        share_out(row, experts, k, choice.shares.data() + t * k);
+        choose(row, E, k, row_taken, chosen, experts);
+        std::fill(chosen + k, chosen + routing.max_k, -1);
+        share_out(row, experts, k, choice.shares.data() + choice.first[t]);
     });
     return choice;
 }
@@ -140,13 +147,13 @@ void combine_row(const float* outputs, const int64_t* place, const float* shares
 }
 
 void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D, void* y) {
-    for_each_row(pool, choice.T, [&](int64_t t) {
-        const int64_t* place = pairs.place.data() + t * choice.k;
-        const float* shares = choice.shares.data() + t * choice.k;
+    for_each_row(pool, choice.num_rows(), [&](int64_t t) {
+        const int64_t* place = pairs.place.data() + choice.first[t];
+        const float* shares = choice.shares.data() + choice.first[t];
         if (dtype == BFLOAT16)
-            combine_row(outputs, place, shares, choice.k, D, static_cast<uint16_t*>(y) + t * D);
+            combine_row(outputs, place, shares, choice.k(t), D, static_cast<uint16_t*>(y) + t * D);
         else
-            combine_row(outputs, place, shares, choice.k, D, static_cast<float*>(y) + t * D);
+            combine_row(outputs, place, shares, choice.k(t), D, static_cast<float*>(y) + t * D);
     });
 }
 
@@ -166,14 +173,14 @@ void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, c
 }  // namespace
 
 void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T) {
-    Choice all(T, 1);
+    Choice all(T, 1, nullptr);
     std::fill(all.shares.begin(), all.shares.end(), 1.0f);
     run_experts(pool, dtype, x, weights, all, y);
 }
 
 void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts& weights, void* y, int64_t T,
-         int64_t k) {
-    run_experts(pool, dtype, x, weights, route(pool, dtype, x, gate, weights.E, weights.D, T, k), y);
+         const Routing& routing) {
+    run_experts(pool, dtype, x, weights, route(pool, dtype, x, gate, weights.E, weights.D, T, routing), y);
 }
 
 }  // namespace SMOE_ISA

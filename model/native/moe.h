@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "gemm.h"
+#include "routing.h"
 
 namespace smoe {
 
@@ -18,6 +19,6 @@ struct Experts {
 SMOE_PER_ISA(void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T))
 // gate [E, D]. The outputs of a row's k experts are summed in ascending id, in float32.
 SMOE_PER_ISA(void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts& weights, void* y,
-                      int64_t T, int64_t k))
+                      int64_t T, const Routing& routing))
 
 }  // namespace smoe

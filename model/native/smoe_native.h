@@ -15,7 +15,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 1
+#define SMOE_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,9 +44,12 @@ SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const vo
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). */
 SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const void* w13, const void* w2, void* y, int64_t T,
                       int64_t D, int64_t F);
-/* gate [E, D] float32; w13 and w2 hold E packed experts one after the other; k: experts per token. */
+/* gate [E, D] float32; w13 and w2 hold E packed experts one after the other. experts_per_token [T], each 1 .. max_k;
+ * allowed [T, E] (0: not this one; at least that many are), or NULL; chosen [T, max_k] is written: the ids in descending
+ * order of their gate logits, -1 behind the row's own. */
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const void* w13, const void* w2,
-                      void* y, int64_t T, int64_t D, int64_t F, int64_t E, int64_t k);
+                      void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T,
+                      int64_t D, int64_t F, int64_t E, int64_t max_k);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
 SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,

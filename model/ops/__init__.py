@@ -29,6 +29,19 @@ class FfnWeights:
     w2: Tensor  # [D, F]
 
 
+@dataclass(frozen=True)
+class ExpertChoice:
+    """What each row asks of one layer's gate, and where the answer goes. A row has at least k experts switched on.
+
+    Example: E = 4, k = [2, 1], gate logits [[0, 3, 1, 3], [2, 0, 5, 0]], expert 2 switched off for row 1. Then
+    chosen = [[1, 3], [0, -1]].
+    """
+
+    experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax
+    allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are
+    chosen: Tensor  # [T, Kmax] int32, WRITTEN: ids in descending order of their gate logits, -1 behind the row's own k
+
+
 class Ops(Protocol):
     """Weights come in the compute dtype and on the device; activations are [T, ...] in the same dtype."""
 
@@ -67,9 +80,10 @@ class Ops(Protocol):
     def ffn(self, x: Tensor, weights: Packed) -> Tensor:
         """[T, D] -> [T, D]."""
 
-    def moe(self, x: Tensor, weights: Packed, experts_per_token: int) -> Tensor:
-        """Sum over the chosen k experts of weight times output; weights are the softmax over the k largest gate logits
-        (Jiang et al. 2024, section 2.1). Ties go to the lower expert id. [T, D] -> [T, D]."""
+    def moe(self, x: Tensor, weights: Packed, choice: ExpertChoice) -> Tensor:
+        """Sum over a row's k chosen experts of weight times output; weights are the softmax over the k largest gate
+        logits of experts that are switched on (Jiang et al. 2024, section 2.1). Ties go to the lower expert id.
+        Writes choice.chosen. [T, D] -> [T, D]."""
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Packed) -> Tensor:
         """Final norm and head of the chosen rows: [T, D], [N] -> [N, V] float32."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops import FfnWeights
+from model.ops import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 
@@ -143,11 +143,14 @@ class NativeOps:
         _check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *addresses, *sizes))
         return y  # [T, D]
 
-    def moe(self, x: Tensor, weights: NativeMoe, experts_per_token: int) -> Tensor:
+    def moe(self, x: Tensor, weights: NativeMoe, choice: ExpertChoice) -> Tensor:
         y, experts = torch.empty_like(x), weights.experts
-        addresses = (tensor.data_ptr() for tensor in (x, weights.gate, experts.w13, experts.w2, y))
-        sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, experts_per_token
-        _check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *sizes))
+        tensors = x, weights.gate, experts.w13, experts.w2, y, choice.experts_per_token
+        addresses = (tensor.data_ptr() for tensor in tensors)
+        allowed = None if choice.allowed is None else choice.allowed.data_ptr()
+        sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, choice.chosen.shape[1]
+        routing = allowed, choice.chosen.data_ptr()
+        _check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *routing, *sizes))
         return y  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:

@@ -1,6 +1,7 @@
 """The definition of every function, in plain torch: any device, float32 and bfloat16. Not bit-stable between batches.
 
-Shape letters as in model/ops/__init__.py; R = H / G query heads share a KV head, k = experts per token, P = T * k.
+Shape letters as in model/ops/__init__.py; R = H / G query heads share a KV head, Kmax = the most experts per token of
+any row, P = the pairs of a row and an expert that it takes.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops import FfnWeights
+from model.ops import ExpertChoice, FfnWeights
 from model.ops.reference_attention import AttentionPlan, attend, plan_attention
 
 
@@ -88,14 +89,15 @@ class ReferenceOps:
         w1, w3 = F.linear(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
         return F.linear(F.silu(w1) * w3, weights.w2)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, experts_per_token: int) -> Tensor:
-        chosen, share = route(F.linear(x.float(), weights.gate), experts_per_token)  # [T, k] each
-        experts = chosen.flatten()  # [P]
-        order = experts.argsort(stable=True)  # pairs by expert, within one by row
-        counts = experts.bincount(minlength=len(weights.experts)).tolist()
-        parts = x[order // experts_per_token].split_with_sizes(counts)  # E of [rows of expert, D]
+    def moe(self, x: Tensor, weights: ReferenceMoe, choice: ExpertChoice) -> Tensor:
+        num_experts = len(weights.experts)
+        chosen, share = route(F.linear(x.float(), weights.gate), choice)  # [T, Kmax] each
+        experts = chosen.flatten()
+        counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
+        order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
+        parts = x[order // chosen.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
         outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
-        by_pair = torch.empty(len(order), x.shape[1], dtype=torch.float32, device=x.device)  # [P, D]
+        by_pair = torch.zeros(len(experts), x.shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
         by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*chosen.shape, -1), share).to(x.dtype)  # [T, D]
 
@@ -121,19 +123,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
-def route(gate_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[T, E] float32 -> the k chosen experts in ascending id, and their shares (softmax over the chosen): [T, k] each.
+def route(gate_logits: Tensor, choice: ExpertChoice) -> tuple[Tensor, Tensor]:
+    """[T, E] float32 -> the chosen experts in ascending id, and their shares (softmax over the chosen): [T, Kmax] each.
+    Behind a row's own k stand the id E and the share 0. Writes choice.chosen.
 
     The sort is stable, so equal logits go to the lower id; torch.topk would not promise that. Example, k = 2: logits
     [1, 3, 0, 3] choose experts 1 and 3 with half each.
     """
-    ordered = gate_logits.sort(dim=-1, descending=True, stable=True).indices
-    chosen = ordered[:, :k].sort(dim=-1).values
-    return chosen, gate_logits.gather(-1, chosen).softmax(-1)
+    num_experts, max_k = gate_logits.shape[1], choice.chosen.shape[1]
+    if choice.allowed is not None:
+        gate_logits = gate_logits.masked_fill(~choice.allowed, float("-inf"))
+    ordered = gate_logits.sort(dim=-1, descending=True, stable=True).indices[:, :max_k]
+    beyond = torch.arange(max_k, device=ordered.device) >= choice.experts_per_token[:, None]  # [T, Kmax]
+    choice.chosen.copy_(ordered.masked_fill(beyond, -1))
+    chosen = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
+    chosen_logits = gate_logits.gather(-1, chosen.clamp(max=num_experts - 1))
+    return chosen, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
 
 
 def combine(outputs: Tensor, share: Tensor) -> Tensor:
-    """[T, k, D], [T, k] -> [T, D]: the weighted sum, always in the order of k."""
+    """[T, Kmax, D], [T, Kmax] -> [T, D]: the weighted sum, always in the order of the second dim."""
     total = outputs[:, 0] * share[:, 0, None]
     for i in range(1, outputs.shape[1]):
         total += outputs[:, i] * share[:, i, None]

@@ -12,6 +12,7 @@ from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
+from tests.model.native_cases import Heads
 
 VOCAB = 10
 
@@ -21,6 +22,7 @@ class OneBadRow:
 
     def __init__(self, bad: float) -> None:
         self.bad = bad
+        self.config = Heads().config
 
     def forward(self, batch: Any, _pool: object) -> torch.Tensor:
         logits = torch.zeros(len(batch.logit_rows), VOCAB)

@@ -26,11 +26,13 @@ def ffn(x: Tensor, weights: FfnWeights) -> Tensor:
     return linear(gate / (1 + (-gate).exp()) * linear(x, weights.w3), weights.w2)
 
 
-def moe(x: Tensor, gate: Tensor, experts: list[FfnWeights], k: int) -> Tensor:
-    """Every expert sees every token; those not chosen weigh nothing."""
+def moe(x: Tensor, gate: Tensor, experts: list[FfnWeights], k: list[int], allowed: Tensor | None = None) -> Tensor:
+    """k of each row; allowed [T, E]. Every expert sees every token; those not chosen weigh nothing."""
     logits = linear(x, gate)
-    last = logits.topk(k).values[:, -1:]
-    share = logits.masked_fill(logits < last, float("-inf")).softmax(-1)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf"))
+    last = torch.stack([row.sort(descending=True).values[count - 1] for row, count in zip(logits, k, strict=True)])
+    share = logits.masked_fill(logits < last[:, None], float("-inf")).softmax(-1)
     return torch.stack([share[:, e, None] * ffn(x, expert) for e, expert in enumerate(experts)]).sum(0)
 
 

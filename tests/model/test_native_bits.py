@@ -15,6 +15,7 @@ from model.ops import FfnWeights
 from model.ops.native import NativeOps
 from model.weights import load_model
 from tests.model.checkpoints import TINY_MOE, random_oracle, save_checkpoint
+from tests.model.expert_choices import choice, random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, native, random_positions
 from tests.model.paged import CPU, Running, make_batch
 
@@ -57,7 +58,7 @@ def _moe(k: int) -> Callable[[int, torch.dtype], RowFunction]:
     def make(dim: int, dtype: torch.dtype) -> RowFunction:
         gate, experts = torch.randn(8, dim).to(dtype), _experts(8, dim, 71, dtype)
         packed = native(ISAS[0]).pack_moe(gate, iter(experts))
-        return lambda ops, rows: ops.moe(rows, packed, k)
+        return lambda ops, rows: ops.moe(rows, packed, uniform(len(rows), k))
 
     return make
 
@@ -92,6 +93,21 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(isa: str, dtype: torch
         for count in BATCHES:
             chosen = torch.randperm(MAX_ROWS)[:count]
             assert torch.equal(function(native(isa, threads), rows[chosen]), alone[chosen]), (threads, count)
+
+
+@pytest.mark.parametrize("dim", [37, 256])
+def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
+    isa: str, dtype: torch.dtype, dim: int
+) -> None:
+    rows, asked = torch.randn(MAX_ROWS, dim).to(dtype), random_choice(MAX_ROWS, 8)
+    k, allowed = asked.experts_per_token.tolist(), asked.allowed
+    assert allowed is not None
+    packed = native(isa).pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
+    together = native(isa, 2).moe(rows, packed, asked)
+    for row in range(MAX_ROWS):
+        alone = choice([k[row]], allowed[row : row + 1])
+        assert torch.equal(native(isa).moe(rows[row : row + 1], packed, alone)[0], together[row])
+        assert torch.equal(alone.chosen[0], asked.chosen[row, : k[row]])
 
 
 @pytest.mark.parametrize(

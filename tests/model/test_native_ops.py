@@ -11,6 +11,7 @@ from model.kv_pool import KvPool
 from model.ops import FfnWeights, Ops
 from model.ops.reference import ReferenceOps
 from tests.model import float64_oracle as oracle
+from tests.model.expert_choices import naive_choice, random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, native, random_positions
 from tests.model.paged import CPU, Running, make_batch
 
@@ -80,8 +81,29 @@ def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hi
 def test_the_moe(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int, k: int) -> None:
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), k) for ops in _both(isa))
-    _assert_close(ours, reference, oracle.moe(x, gate, experts, k), dtype)
+    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), uniform(num_rows, k)) for ops in _both(isa))
+    _assert_close(ours, reference, oracle.moe(x, gate, experts, [k] * num_rows), dtype)
+
+
+@pytest.mark.parametrize(("num_rows", "num_experts"), [(1, 4), (30, 3), (70, 8), (20, 33)])
+def test_rows_of_any_k_under_any_masks_share_a_batch(
+    isa: str, dtype: torch.dtype, num_rows: int, num_experts: int
+) -> None:
+    dim, hidden = 24, 33
+    x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
+    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    asked = [random_choice(num_rows, num_experts, seed=num_rows) for _ in range(2)]
+    k, allowed = asked[0].experts_per_token.tolist(), asked[0].allowed
+    assert allowed is not None
+    ours, reference = (
+        ops.moe(x, ops.pack_moe(gate, iter(experts)), one) for ops, one in zip(_both(isa), asked, strict=True)
+    )
+    _assert_close(ours, reference, oracle.moe(x, gate, experts, k, allowed), dtype)
+    logits = oracle.linear(x, gate).tolist()
+    for row in range(num_rows):
+        best = naive_choice(logits[row], k[row], allowed[row].tolist())
+        for one in asked:
+            assert one.chosen[row].tolist() == best + [-1] * (one.chosen.shape[1] - k[row])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -91,8 +113,10 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
     x, row = torch.randn(5, dim).to(dtype), torch.randn(1, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(4)]
     ops = native(isa)
-    ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), k)
-    assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), k))
+    asked = uniform(5, k)
+    ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), asked)
+    assert asked.chosen.tolist() == [list(range(k))] * 5
+    assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform(5, k)))
 
 
 def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.dtype) -> None:
@@ -180,7 +204,7 @@ def test_a_row_that_is_not_a_number_stays_one_and_spoils_no_other(isa: str, dtyp
     healthy[3] = 0
     functions: list[Callable[[Tensor], Tensor]] = [
         lambda rows: ops.linear(rows, packed_linear),
-        lambda rows: ops.moe(rows, packed_moe, 2),
+        lambda rows: ops.moe(rows, packed_moe, uniform(len(rows), 2)),
         lambda rows: ops.rms_norm(rows, torch.ones(40, dtype=dtype), EPS),
     ]
     for function in functions:

@@ -11,6 +11,7 @@ from model.forward_batch import ForwardBatch
 from model.ops import FfnWeights
 from model.ops.reference import ReferenceOps, rotary_angles, rotate, route
 from model.ops.reference_attention import attend, plan_attention
+from tests.model.expert_choices import naive_choice, random_choice, uniform
 from tests.model.paged import Running, make_batch
 
 
@@ -39,10 +40,13 @@ def test_the_moe_equals_a_naive_loop_over_tokens_and_experts(num_experts: int, k
         for _ in range(num_experts)
     ]
     ops = ReferenceOps()
-    ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), k)
+    mixed = random_choice(num_rows, num_experts) if k == 3 else uniform(num_rows, k)
+    ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), mixed)
     for row, token in enumerate(x):
         logits = [float(gate[e] @ token) for e in range(num_experts)]
-        chosen = sorted(range(num_experts), key=lambda e: -logits[e])[:k]
+        allowed = None if mixed.allowed is None else mixed.allowed[row].tolist()
+        chosen = naive_choice(logits, int(mixed.experts_per_token[row]), allowed)
+        assert mixed.chosen[row].tolist() == chosen + [-1] * (mixed.chosen.shape[1] - len(chosen))
         total = sum(math.exp(logits[e]) for e in chosen)
         expected = torch.zeros(dim)
         for e in chosen:
@@ -51,7 +55,7 @@ def test_the_moe_equals_a_naive_loop_over_tokens_and_experts(num_experts: int, k
 
 
 def test_ties_of_the_gate_go_to_the_lower_expert() -> None:
-    chosen, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), 2)
+    chosen, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), uniform(2, 2))
     assert chosen.tolist() == [[1, 3], [0, 1]]
     assert share.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 

@@ -1,0 +1,32 @@
+"""What tests ask of a gate: so many experts for each row, and some of them switched off."""
+
+import torch
+from torch import Tensor
+
+from model.ops import ExpertChoice
+
+
+def uniform(num_rows: int, k: int) -> ExpertChoice:
+    """k experts for every row, none switched off."""
+    return choice([k] * num_rows)
+
+
+def choice(experts_per_token: list[int], allowed: Tensor | None = None) -> ExpertChoice:
+    """`allowed` [T, E]; the room for the answer is filled with what no gate answers."""
+    room = torch.full((len(experts_per_token), max(experts_per_token)), -7, dtype=torch.int32)
+    return ExpertChoice(torch.tensor(experts_per_token, dtype=torch.int32), allowed, room)
+
+
+def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> ExpertChoice:
+    """Any k beside any other, under masks that leave each row at least its k."""
+    generator = torch.Generator().manual_seed(seed)
+    k = (torch.randint(num_experts, (num_rows,), generator=generator) + 1).tolist()
+    ranks = torch.rand(num_rows, num_experts, generator=generator).argsort(-1).argsort(-1)  # a permutation per row
+    spare = torch.rand(num_rows, num_experts, generator=generator) < 0.5
+    return choice(k, (ranks < torch.tensor(k)[:, None]) | spare)
+
+
+def naive_choice(logits: list[float], k: int, allowed: list[bool] | None = None) -> list[int]:
+    """The k best of those allowed, best first, ties to the lower id."""
+    ids = [e for e in range(len(logits)) if allowed is None or allowed[e]]
+    return sorted(ids, key=lambda e: (-logits[e], e))[:k]
