@@ -6,10 +6,15 @@ from importlib.metadata import version
 
 from engine.config import EngineConfig
 from engine.errors import RequestRejectedError
+from engine.grammar import GrammarCompiler
+from engine.grammar_builds import GrammarBuilds
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import RowFailed, StepPlan, StepResult
-from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
+from engine.sequence import Matcher
+from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
+
+GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look
 
 log = logging.getLogger("smoe.engine")
 
@@ -17,37 +22,67 @@ log = logging.getLogger("smoe.engine")
 class Engine:
     """Owns scheduler and model. Single-threaded: add(), abort() and step() are called in turn."""
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel) -> None:
+    def __init__(self, config: EngineConfig, loaded: LoadedModel, vocabulary: Vocabulary | None = None) -> None:
         self.config = config
         self.loaded = loaded
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
         self._rejected: list[RequestOutput] = []
+        self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
-    def load(cls, config: EngineConfig, on_progress: ProgressCallback = lambda phase, done, total: None) -> "Engine":
-        """Raises model.errors.CheckpointError or EngineConfigError, one line each for the person at the terminal."""
-        return cls(config, load(config, on_progress))
+    def load(
+        cls,
+        config: EngineConfig,
+        on_progress: ProgressCallback = lambda phase, done, total: None,
+        *,
+        vocabulary: Vocabulary | None = None,
+    ) -> "Engine":
+        """`vocabulary`: what requests with a grammar need. Raises model.errors.CheckpointError or EngineConfigError,
+        one line each for the person at the terminal."""
+        return cls(config, load(config, on_progress), vocabulary)
 
     def add(self, request: Request) -> None:
-        """Queues a request; one that can never run gets its error with the next step's output."""
+        """Queues a request, one with a grammar once its matcher is built. One that can never run gets its error with
+        the next step's output."""
+        if request.grammar is None:
+            self._queue(request)
+        else:
+            self._grammars.start(request)
+
+    def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, matcher)
         except RequestRejectedError as error:
-            timing = Timing(request.arrival_s, finished_s=time.monotonic())
-            output = RequestOutput(request.request_id, finish_reason="error", error=str(error), timing=timing)
-            self._rejected.append(output)
+            self._reject(request, str(error))
+
+    def _reject(self, request: Request, message: str) -> None:
+        timing = Timing(request.arrival_s, finished_s=time.monotonic())
+        output = RequestOutput(request.request_id, finish_reason="error", error=message, timing=timing)
+        self._rejected.append(output)
+
+    def _queue_built(self) -> None:
+        """Those whose matchers are there. With nothing else to do, waits a moment for one."""
+        if self._grammars and not self.scheduler.has_work():
+            self._grammars.wait(GRAMMAR_WAIT_S)
+        for built in self._grammars.take_built():
+            if built.error is None:
+                self._queue(built.request, built.matcher)
+            else:
+                self._reject(built.request, built.error)
 
     def abort(self, request_id: int) -> None:
         """Ends a request without an output. Unknown and finished ids are ignored."""
-        self.scheduler.abort(request_id)
+        if not self._grammars.forget(request_id):
+            self.scheduler.abort(request_id)
 
     def has_work(self) -> bool:
-        return bool(self._rejected) or self.scheduler.has_work()
+        return bool(self._rejected or self._grammars) or self.scheduler.has_work()
 
     def step(self) -> StepOutput:
         """Computes one step. An exception in it ends the requests that were part of it; the others go on."""
         start = time.monotonic()
         freed_before = self.scheduler.tables.num_window_blocks_freed
+        self._queue_built()
         plan = self.scheduler.plan(start)
         result = self._run(plan)
         end = time.monotonic()
@@ -79,7 +114,7 @@ class Engine:
         pool = self.scheduler.tables.pool
         return StepStats(
             num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
+            num_waiting=len(self.scheduler.waiting) + len(self._grammars),
             num_blocks_held=pool.num_held,
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,
@@ -124,3 +159,7 @@ class Engine:
         dtype = str(loaded.dtype).removeprefix("torch.")
         window = "none" if loaded.config.window is None else loaded.config.window
         return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{dtype}-window-{window}"
+
+
+def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:
+    return GrammarCompiler(vocabulary, loaded.config.vocab_size, loaded.config.eos_token_ids)

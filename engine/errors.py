@@ -9,5 +9,12 @@ class EngineConfigError(EngineError):
     """A setting that cannot work on this machine with this checkpoint; the message names the way out."""
 
 
+class GrammarError(EngineError):
+    """A grammar that is none, that no text fulfils, or that takes more work than the limits allow.
+
+    The message may quote the grammar.
+    """
+
+
 class RequestRejectedError(EngineError):
     """A request that this engine can never run: too long for the model or for the whole KV pool."""

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import Request, StepOutput
+from engine.types import Request, StepOutput, Vocabulary
 
 LENGTH = struct.Struct(">I")
 
@@ -18,6 +18,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """API to engine, first and once: load this."""
 
     config: EngineConfig
+    vocabulary: Vocabulary | None = None  # None: requests with a grammar are refused
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):

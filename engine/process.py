@@ -87,7 +87,9 @@ class EngineProcess:
             messages = self.channel.receive(None)
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
-        engine = Engine.load(first.config, lambda *progress: self.channel.send(Progress(*progress)))
+        engine = Engine.load(
+            first.config, lambda *progress: self.channel.send(Progress(*progress)), vocabulary=first.vocabulary
+        )
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections need not look at them
         return engine, early

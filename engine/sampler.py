@@ -8,6 +8,7 @@ ascending token ids. Letters: N rows, V vocabulary.
 import torch
 from torch import Tensor
 
+from engine.errors import GrammarError
 from engine.philox import uniforms
 from engine.plan import RowFailed, Sampled
 from engine.sequence import Sequence
@@ -16,7 +17,12 @@ from engine.types import SamplingParams, TokenLogprobs
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
 NUM_CANDIDATES = 256  # looked at first where top_k or top_p limits the choice
 GROWTH = 16  # then so many times more, up to the whole vocabulary
+NO_TOKEN = RowFailed("the request's constraints leave no token to sample")
+GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
+
+
+Mask = bytes | RowFailed | None  # packed allowed tokens, or why there are none; None: no grammar
 
 
 class Sampler:
@@ -31,7 +37,8 @@ class Sampler:
         if not sequences:
             return []
         finite = (logits < float("inf")).all(-1) & (logits > float("-inf")).any(-1)  # [N], False for NaN as well
-        shaped = self._shape(logits, sequences)
+        masks = _grammar_masks(sequences)
+        shaped = self._shape(logits, sequences, masks)
         possible = (shaped > float("-inf")).any(-1)
         drawable = torch.where((finite & possible).unsqueeze(-1), shaped, 0.0)  # no draw indexes by NaN
         tokens = _draw(drawable, sequences).tolist()
@@ -41,13 +48,15 @@ class Sampler:
         ):
             if not is_finite:
                 outcomes.append(NOT_FINITE)
+            elif masks[row] is GRAMMAR_FAILED:
+                outcomes.append(GRAMMAR_FAILED)
             elif not is_possible:
-                outcomes.append(RowFailed("the request's constraints leave no token to sample"))
+                outcomes.append(NO_TOKEN)
             else:
                 outcomes.append(Sampled(tokens[row], _wanted_logprobs(logits[row], sequence, tokens[row])))
         return outcomes
 
-    def _shape(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    def _shape(self, logits: Tensor, sequences: list[Sequence], masks: list[Mask]) -> Tensor:
         """Penalties, bias and masks; a copy only where a row asks for one of them."""
         shaped = logits
         for row, sequence in enumerate(sequences):
@@ -55,6 +64,8 @@ class Sampler:
                 if shaped is logits:
                     shaped = logits.clone()
                 self._shape_row(shaped[row], sequence)
+                if isinstance(mask := masks[row], bytes):
+                    _keep_allowed(shaped[row], mask)
         return shaped
 
     def _shape_row(self, row: Tensor, sequence: Sequence) -> None:
@@ -86,7 +97,27 @@ def _changes_logits(sequence: Sequence) -> bool:
         or params.logit_bias
         or params.allowed_token_ids is not None
         or sequence.num_generated < params.min_tokens
+        or sequence.matcher is not None
     )
+
+
+def _grammar_masks(sequences: list[Sequence]) -> list[Mask]:
+    """One per row. A grammar that fails is its own row's fault alone."""
+    masks: list[Mask] = []
+    for sequence in sequences:
+        try:
+            matcher = sequence.matcher
+            masks.append(matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens) if matcher else None)
+        except GrammarError:
+            masks.append(GRAMMAR_FAILED)
+    return masks
+
+
+def _keep_allowed(row: Tensor, mask: bytes) -> None:
+    """In place, [V]: -inf where the token's bit is 0. Byte 0 is tokens 0 to 7, the lowest bit token 0."""
+    octets = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(row.device).unsqueeze(-1)
+    bits = (octets >> torch.arange(8, dtype=torch.uint8, device=row.device)) & 1
+    row.masked_fill_(bits.view(-1)[: len(row)] == 0, float("-inf"))
 
 
 def _penalise_repetition(row: Tensor, token_ids: list[int], penalty: float) -> None:

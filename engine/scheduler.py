@@ -13,7 +13,7 @@ import msgspec
 from engine.block_tables import BlockTables
 from engine.errors import RequestRejectedError
 from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.sequence import Sequence, Status
+from engine.sequence import Matcher, Sequence, Status
 from engine.types import FinishReason, Request, RequestOutput
 from engine.waiting import WaitingQueue
 
@@ -50,13 +50,13 @@ class Scheduler:
 
     # Requests come and go.
 
-    def add(self, request: Request) -> None:
-        """Queues a request. Raises RequestRejectedError for one that could never run."""
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Queues a request, and its grammar's matcher. Raises RequestRejectedError for one that could never run."""
         self._check_fits(request)
         order = (request.priority if self.by_priority else 0, self._num_arrivals)
         self._num_arrivals += 1
         room = self.max_model_len - len(request.prompt_token_ids)
-        sequence = Sequence(request, order, min(request.params.max_tokens, room))
+        sequence = Sequence(request, order, min(request.params.max_tokens, room), matcher)
         self.live[request.request_id] = sequence
         self.waiting.push(sequence)
 

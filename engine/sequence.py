@@ -1,6 +1,8 @@
 """One request on its way through the engine: its tokens, how far they are computed, and the blocks that hold them."""
 
+from collections.abc import Sequence as Ids
 from enum import Enum
+from typing import Protocol
 
 from engine.prefix import BlockKey, child_key, root_key
 from engine.types import Request, Timing, TokenLogprobs
@@ -12,6 +14,12 @@ class Status(Enum):
     FINISHED = "finished"
 
 
+class Matcher(Protocol):
+    """Which tokens a request's grammar allows next: engine.grammar.GrammarMatcher, which see."""
+
+    def bitmask(self, token_ids: Ids[int], start: int) -> bytes: ...
+
+
 class Sequence:
     """Mutable state, owned and changed by the Scheduler alone.
 
@@ -20,8 +28,11 @@ class Sequence:
     With a sampling chunk in flight num_tokens counts the token that is to come, while `token_ids` does not have it yet.
     """
 
-    def __init__(self, request: Request, order: tuple[int, int], max_generated: int) -> None:
+    def __init__(
+        self, request: Request, order: tuple[int, int], max_generated: int, matcher: Matcher | None = None
+    ) -> None:
         self.request = request
+        self.matcher = matcher  # follows the generated tokens, which a preemption keeps
         self.order = order  # lower goes first; unique
         self.max_generated = max_generated  # max_tokens, or what the context leaves
         self.status = Status.WAITING

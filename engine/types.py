@@ -48,6 +48,16 @@ class Request(msgspec.Struct, frozen=True):
         False  # count the experts of the prompt's positions: all are computed, none come from the cache
     )
     expert_routing: bool = False  # tell which experts each computed position of the completion took
+    grammar: str | None = None  # what the text must match, in llguidance's serialised form
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """What a grammar must know of the tokens; the server's tokenizer makes it."""
+
+    tokens: list[bytes]  # what each id stands for; nothing for ids that never stand in a text
+    special_ids: list[int]  # control tokens: no part of any text
+    encoder_kind: Literal["sentencepiece", "tokenizers"]
+    encoder: bytes  # the tokenizer's own file, with no space put in front of a text
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -31,7 +31,7 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
-from engine.types import Request, RequestOutput, StepStats
+from engine.types import Request, RequestOutput, StepStats, Vocabulary
 
 logger = logging.getLogger("smoe.engine")
 
@@ -148,10 +148,11 @@ class EngineClient:
         self._last_request_id += 1
         return self._last_request_id
 
-    async def start(self, config: EngineConfig) -> None:
+    async def start(self, config: EngineConfig, vocabulary: Vocabulary | None = None) -> None:
         """Start the engine process and tell it what to load. Returns at once; `on_status` tells how it goes.
 
-        A session of its own keeps the terminal's Ctrl-C away from it: it ends when its socket does, after the drain.
+        `vocabulary`: the tokens of which requests' grammars speak. A session of its own keeps the terminal's Ctrl-C
+        away from the process: it ends when its socket does, after the drain.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -166,7 +167,7 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self._lost), sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
-        self._send(Start(config))
+        self._send(Start(config, vocabulary))
 
     def submit(self, requests: Sequence[Request]) -> list[Mailbox]:
         """Queue requests, in order. Of a dead engine each mailbox raises EngineDied."""

@@ -200,7 +200,8 @@ class Server:
         except (TokenizerError, StartError) as error:
             self._fail(str(error), 2)
             return
-        await self._client.start(engine_config(self._settings, self._model_dir))
+        vocabulary = self._texts.tokenizer.vocabulary()
+        await self._client.start(engine_config(self._settings, self._model_dir), vocabulary)
 
     def _on_status(self, status: EngineStatus) -> None:
         self._metrics.engine_status(status)

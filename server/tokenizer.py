@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.types import Vocabulary
 from server.text_encoders import SPACE, JsonEncoder, SentencePieceEncoder, TextEncoder
 from server.tokenizer_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
 
@@ -95,6 +96,11 @@ class Tokenizer:
     def prefixes_each_text(self) -> bool:
         """Whether each text between control tokens gets SentencePiece's leading space, not the first alone."""
         return self._is_legacy and self._encoder.has_dummy_prefix
+
+    def vocabulary(self) -> Vocabulary:
+        """What the engine's grammars need of it."""
+        special_ids = sorted(self._specials)
+        return Vocabulary(list(self._bytes), special_ids, self._encoder.kind, self._encoder.plain_file)
 
     def id_of_special(self, text: str) -> int | None:
         """The id of the control token spelled `text`."""

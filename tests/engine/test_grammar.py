@@ -1,0 +1,188 @@
+"""Grammars in the engine: masks against a naive oracle, and a request's grammar is its own affair."""
+
+import random
+import re
+
+import llguidance
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import GrammarError
+from engine.grammar import GrammarCompiler
+from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
+from server.tokenizer import Tokenizer, load_tokenizer
+from tests.checkpoints import DEMO
+
+EOS = 2
+ANSWER = llguidance.LLMatcher.grammar_from_regex("(yes|no), [0-9]{2,4}!")
+DEAD_END = llguidance.LLMatcher.grammar_from_json_schema({"$ref": "#"})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(DEMO)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    return tokenizer.vocabulary()
+
+
+@pytest.fixture(scope="module")
+def compiler(vocabulary: Vocabulary) -> GrammarCompiler:
+    return GrammarCompiler(vocabulary, len(vocabulary.tokens) + 5, (EOS,))
+
+
+def engine_with(vocabulary: Vocabulary | None, **settings: object) -> Engine:
+    torch.set_num_threads(1)
+    config = EngineConfig(
+        model=str(DEMO), dtype="float32", threads=1, max_num_batched_tokens=64, check_integrity=True, **settings
+    )  # type: ignore[arg-type]
+    return Engine.load(config, vocabulary=vocabulary)
+
+
+def run(engine: Engine, requests: list[Request]) -> dict[int, tuple[list[int], str | None]]:
+    """Token ids and error by request id, once all are finished."""
+    outputs: list[RequestOutput] = []
+    for request in requests:
+        engine.add(request)
+    while engine.has_work():
+        outputs += engine.step().outputs
+    ended = {o.request_id: o.error for o in outputs if o.finish_reason}
+    return {i: ([t for o in outputs if o.request_id == i for t in o.token_ids], error) for i, error in ended.items()}
+
+
+def ask(request_id: int, grammar: str | None, seed: int = 0, **params: object) -> Request:
+    prompt = [1, *range(300 + request_id, 320 + request_id)]
+    sampling = SamplingParams(**{"max_tokens": 24, "seed": seed, **params})  # type: ignore[arg-type]
+    return Request(request_id, prompt, sampling, grammar=grammar)
+
+
+def bits(mask: bytes) -> set[int]:
+    return {i for i in range(8 * len(mask)) if mask[i // 8] >> i % 8 & 1}
+
+
+def test_a_mask_has_just_the_tokens_that_the_pattern_can_go_on_with(
+    compiler: GrammarCompiler, vocabulary: Vocabulary
+) -> None:
+    """Free choices only: where one text alone is left its own tokenization is forced, which a naive oracle lacks."""
+    first, second = "[a-d]{2,3}", "[x-z]{1,2}"
+    grammar = llguidance.LLMatcher.grammar_from_regex(first + second)
+    prefixes = {a + b for a in all_texts("abcd", 2, 3) for b in all_texts("xyz", 1, 2)}
+    words = {i: token.decode("latin-1") for i, token in enumerate(vocabulary.tokens) if token}
+    matcher = compiler.matcher(grammar)
+    generated: list[int] = []
+    rng = random.Random(0)
+    while True:
+        mask = bits(matcher.bitmask(generated, 0))
+        text = "".join(words[i] for i in generated)
+        open_texts = {full[len(text) :] for full in prefixes if full.startswith(text)}
+        expected = {
+            i
+            for i, word in words.items()
+            if i not in vocabulary.special_ids and any(rest.startswith(word) for rest in open_texts)
+        }
+        assert mask - {EOS} == expected
+        assert (EOS in mask) == (re.fullmatch(first + second, text) is not None)
+        if not expected:
+            break
+        generated.append(rng.choice(sorted(expected)))
+
+
+def all_texts(alphabet: str, low: int, high: int) -> set[str]:
+    texts, longest = set(), [""]
+    for length in range(1, high + 1):
+        longest = [text + character for text in longest for character in alphabet]
+        texts |= set(longest) if length >= low else set()
+    return texts
+
+
+def test_a_mask_depends_on_the_tokens_alone_and_not_on_how_they_came(compiler: GrammarCompiler) -> None:
+    prompt, generated = [7, 8, 9], []
+    stepwise = compiler.matcher(ANSWER)
+    rng = random.Random(1)
+    while (mask := stepwise.bitmask(prompt + generated, len(prompt))) and bits(mask) != {EOS}:
+        assert compiler.matcher(ANSWER).bitmask(generated, 0) == mask
+        assert stepwise.bitmask(prompt + generated, len(prompt)) == mask
+        generated.append(rng.choice(sorted(bits(mask))))
+
+
+def test_forced_text_is_written_in_the_tokens_of_the_tokenizer(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    """Without the space that SentencePiece puts in front of a whole text."""
+    text = "temperature and pressure"
+    matcher = compiler.matcher(llguidance.LLMatcher.grammar_from_lark(f'start: "{text}"'))
+    generated: list[int] = []
+    while (mask := bits(matcher.bitmask(generated, 0))) != {EOS}:
+        (token_id,) = mask
+        generated.append(token_id)
+    behind_a_comma = tokenizer.encode("," + text, add_special_tokens=False)
+    assert b"".join(map(tokenizer.token_bytes, generated)) == text.encode()
+    assert generated[1:] == behind_a_comma[-len(generated) + 1 :]
+
+
+@pytest.mark.parametrize("grammar", ["", "nonsense", llguidance.LLMatcher.grammar_from_regex("[a"), DEAD_END])
+def test_what_is_no_grammar_or_matches_nothing_is_told_apart(compiler: GrammarCompiler, grammar: str) -> None:
+    with pytest.raises(GrammarError):
+        compiler.check(grammar)
+    compiler.check(ANSWER)
+
+
+def test_tokens_that_break_the_grammar_are_an_error_and_no_end_of_text(compiler: GrammarCompiler) -> None:
+    with pytest.raises(GrammarError):
+        compiler.matcher(ANSWER).bitmask([5, 6, 7], 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_every_answer_has_the_form_that_was_asked_for(
+    vocabulary: Vocabulary, tokenizer: Tokenizer, temperature: float
+) -> None:
+    engine = engine_with(vocabulary)
+    answers = run(engine, [ask(i, ANSWER, seed=i, temperature=temperature) for i in range(8)])
+    for token_ids, error in answers.values():
+        assert error is None
+        assert token_ids[-1] == EOS
+        assert re.fullmatch("(yes|no), [0-9]{2,4}!", b"".join(map(tokenizer.token_bytes, token_ids[:-1])).decode())
+
+
+def test_constraints_of_its_own_neighbours_and_preemption_change_no_token(vocabulary: Vocabulary) -> None:
+    requests = [ask(i, ANSWER if i % 2 else None, seed=i, num_logprobs=2) for i in range(8)]
+    alone = {}
+    for request in requests:
+        alone |= run(engine_with(vocabulary), [request])
+    crowded = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
+    assert run(crowded, requests) == alone
+
+
+def test_a_preemption_really_happens_in_the_crowd(vocabulary: Vocabulary) -> None:
+    crowded = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
+    for i in range(8):
+        crowded.add(ask(i, ANSWER if i % 2 else None, seed=i))
+    num_preemptions = 0
+    while crowded.has_work():
+        num_preemptions += crowded.step().stats.num_preemptions
+    assert num_preemptions > 0
+
+
+def test_a_grammar_that_fails_ends_its_own_request_alone(vocabulary: Vocabulary) -> None:
+    requests = [ask(0, None), ask(1, "nonsense"), ask(2, ANSWER), ask(3, ANSWER, allowed_token_ids=(40,))]
+    answers = run(engine_with(vocabulary), requests)
+    assert answers[1] == ([], "the request's grammar cannot be used")
+    assert answers[3] == ([], "the request's constraints leave no token to sample")
+    alone = run(engine_with(vocabulary), requests[:1]) | run(engine_with(vocabulary), requests[2:3])
+    assert {0: answers[0], 2: answers[2]} == alone
+
+
+def test_without_a_vocabulary_a_grammar_is_an_error_and_nothing_else_is() -> None:
+    answers = run(engine_with(None), [ask(0, None), ask(1, ANSWER)])
+    assert answers[0][1] is None
+    assert answers[1][1] is not None and "vocabulary" in answers[1][1]
+
+
+def test_an_abort_reaches_a_request_whose_grammar_is_being_built(vocabulary: Vocabulary) -> None:
+    engine = engine_with(vocabulary)
+    engine.add(ask(0, ANSWER))
+    engine.abort(0)
+    assert not engine.has_work()
+    assert run(engine, [ask(1, ANSWER)])[1][1] is None
