@@ -15,6 +15,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         "auto"  # of the native backend; auto: the fastest
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
+    kv_cache_dtype: Literal["auto", "bf16", "int8"] = (
+        "auto"  # auto: as computed; int8: a scale per position and KV head
+    )
     threads: int | None = None  # None: one per core this process may use
     max_model_len: int | None = None
     max_num_seqs: int = 256

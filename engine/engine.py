@@ -138,7 +138,7 @@ class Engine:
             num_parameters=model.num_parameters(),
             weight_bytes=loaded.weight_bytes,
             kv_cache_bytes=loaded.kv_block_bytes * (limits.num_blocks + 1),
-            kv_bytes_per_token=model.kv_bytes_per_token(loaded.dtype.itemsize),
+            kv_bytes_per_token=model.kv_bytes_per_token(loaded.kv_dtype),
             num_blocks=limits.num_blocks,
             block_size=self.config.block_size,
             num_layers=model.num_layers,
@@ -158,7 +158,7 @@ class Engine:
         loaded = self.loaded
         dtype = str(loaded.dtype).removeprefix("torch.")
         window = "none" if loaded.config.window is None else loaded.config.window
-        return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{dtype}-window-{window}"
+        return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{loaded.kv_dtype}-window-{window}"
 
 
 def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:

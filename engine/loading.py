@@ -24,10 +24,12 @@ from engine.sizing import (
     check_weights_fit,
     kv_block_bytes,
     served_dtype,
+    served_kv_dtype,
     size_engine,
 )
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
+from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.weight_names import checked_tensors, parameters_by_part
 from model.weights import load_model
@@ -48,6 +50,7 @@ class LoadedModel:
     kv_pool: KvPool
     limits: Limits
     dtype: torch.dtype
+    kv_dtype: KvDtype
     device: torch.device
     backend: str  # native or reference
     numerics: str  # what of the backend decides about bits
@@ -78,7 +81,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     limits = size_engine(config, model_config, _free_bytes(device), default_budget)
-    kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, dtype, device)
+    kv_dtype = served_kv_dtype(config, model_config)
+    kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
     runner = ModelRunner(model, kv_pool, Sampler(model_config.eos_token_ids), config.block_size, device)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
@@ -90,6 +94,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
         kv_pool=kv_pool,
         limits=limits,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         device=device,
         backend=backend.name,
         numerics=backend.numerics,

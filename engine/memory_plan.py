@@ -17,10 +17,12 @@ from engine.sizing import (
     peak_blocks,
     requests_that_fit,
     served_dtype,
+    served_kv_dtype,
     size_engine,
 )
 from model.config import ModelConfig, load_config
 from model.errors import CheckpointError
+from model.kv_format import KvDtype
 from model.weight_names import checked_tensors, parameters_by_part
 
 
@@ -65,7 +67,11 @@ class MemoryPlan:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.model.kv_bytes_per_token(ELEMENT_BYTES[self.dtype])
+        return self.model.kv_bytes_per_token(self.kv_dtype)
+
+    @property
+    def kv_dtype(self) -> KvDtype:
+        return served_kv_dtype(self.config, self.model)
 
     @property
     def block_bytes(self) -> int:

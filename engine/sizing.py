@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.memory import format_bytes
 from model.config import ModelConfig
+from model.kv_format import KvDtype
 
 SHARE_OF_FREE_MEMORY = 0.5  # of what is left after the weights, where the user sets no size
 DEFAULT_GPU_BUDGET = 2048
@@ -41,9 +42,17 @@ def served_dtype(config: EngineConfig, model: ModelConfig) -> str:
     return name if name in ELEMENT_BYTES else "bfloat16"
 
 
+def served_kv_dtype(config: EngineConfig, model: ModelConfig) -> KvDtype:
+    """How K and V are stored: as the user says, else as they are computed."""
+    if config.kv_cache_dtype == "int8":
+        return "int8"
+    computed = served_dtype(config, model)
+    return "float32" if config.kv_cache_dtype == "auto" and computed == "float32" else "bfloat16"
+
+
 def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """Bytes of one block, K and V, over all layers."""
-    return config.block_size * model.kv_bytes_per_token(ELEMENT_BYTES[served_dtype(config, model)])
+    return config.block_size * model.kv_bytes_per_token(served_kv_dtype(config, model))
 
 
 def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from model.config_fields import Fields
 from model.errors import CheckpointError
 from model.json_file import read_json_object, shown
+from model.kv_format import KvDtype, row_bytes
 
 MAX_CONFIG_BYTES = 1 << 20
 MIXTRAL, MISTRAL = "MixtralForCausalLM", "MistralForCausalLM"
@@ -40,9 +41,9 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
+    def kv_bytes_per_token(self, kv_dtype: KvDtype) -> int:
         """K and V of one position over all layers. Mixtral-8x7B in bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+        return 2 * self.num_layers * self.num_kv_heads * row_bytes(kv_dtype, self.head_dim)
 
     def num_parameters(self) -> int:
         """All weights, each counted once. Mixtral-8x7B: 46,702,792,704."""

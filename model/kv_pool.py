@@ -6,24 +6,29 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kv_format import KvDtype, row_elements
+
+DTYPES: dict[KvDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class KvPool:
     """K and V of every layer for `num_blocks` blocks of `block_size` positions, the null block 0 included.
 
-    `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K]; G KV heads of K numbers. Everything starts as zeros.
+    `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K], or [.., K + 4] in int8: G KV heads of K numbers, in
+    rows of model/kv_format.py. Everything starts as zeros.
     On a CPU a block that was never written costs no resident memory. Raises OSError or RuntimeError where the memory
     is not to be had.
     """
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: KvDtype, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        self.k = _zeros(shape, dtype, device)
-        self.v = _zeros(shape, dtype, device)
+        row = row_elements(dtype, config.head_dim)
+        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, row)
+        self.k = _zeros(shape, DTYPES[dtype], device)
+        self.v = _zeros(shape, DTYPES[dtype], device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

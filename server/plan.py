@@ -83,6 +83,7 @@ def as_json(found: Answer) -> str:
         "weight_bytes": plan.weight_bytes,
         "weight_bytes_float32": plan.total_parameters * ELEMENT_BYTES["float32"],
         "weight_bytes_bf16": plan.total_parameters * ELEMENT_BYTES["bfloat16"],
+        "kv_cache_dtype": plan.kv_dtype,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kv_block_bytes": plan.block_bytes,
         "block_size": plan.config.block_size,
@@ -133,7 +134,7 @@ def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
 
 def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     token, block = format_bytes(plan.kv_bytes_per_token), format_bytes(plan.block_bytes)
-    yield f"KV cache in {plan.dtype}: {token} per token, {block} per block of {plan.config.block_size}"
+    yield f"KV cache in {plan.kv_dtype}: {token} per token, {block} per block of {plan.config.block_size}"
     if plan.limits is None:
         return
     tokens = plan.limits.num_blocks * plan.config.block_size

@@ -4,28 +4,11 @@
 #include <new>
 #include <system_error>
 
+#include "abi.h"
 #include "gemm.h"
 #include "isa.h"
 #include "moe.h"
 #include "pool.h"
-
-namespace smoe {
-namespace {
-
-Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
-
-template <class Call>
-int out_of_memory(Call&& call) {
-    try {
-        call();
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-}
-
-}  // namespace
-}  // namespace smoe
 
 using namespace smoe;
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <vector>
 
+#include "abi.h"
 #include "attention.h"
 #include "gemm.h"
 #include "norm_rope.h"
@@ -142,8 +143,6 @@ class Attention {
     const int64_t span_floats_;      // that attend_span works in
 };
 
-Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
-
 }  // namespace
 }  // namespace smoe
 
@@ -164,17 +163,22 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
     });
 }
 
-void smoe_rotate_and_store(smoe_pool* pool, int isa, int dtype, const void* qkv, void* q_out, void* k_cache,
-                           void* v_cache, const float* cos, const float* sin, const int64_t* slots, int64_t T,
-                           int64_t H, int64_t G, int64_t K) {
-    const RotationArgs args{dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, H, G, K};
-    for_rows(pool_of(pool), T, (H + 2 * G) * K,
-             [&](int64_t first, int64_t last) { SMOE_CALL(isa, rotate_and_store(args, first, last)); });
+int smoe_rotate_and_store(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
+                          void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
+                          int64_t T, int64_t H, int64_t G, int64_t K) {
+    return out_of_memory([&] {
+        void* turned = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
+        const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, turned, H, G, K};
+        for_rows(pool_of(pool), T, (H + 2 * G) * K,
+                 [&](int64_t first, int64_t last) { SMOE_CALL(isa, rotate_and_store(args, first, last)); });
+    });
 }
 
-void smoe_attention(smoe_pool* pool, int isa, int dtype, const void* q, const void* k_cache, const void* v_cache,
-                    void* out, const int32_t* query_start, const int32_t* context_len, const int32_t* block_tables,
-                    int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G, int64_t K, int64_t window) {
-    const AttentionArgs args{dtype, q, k_cache, v_cache, out, block_tables, M, block_size, H, G, K, window};
-    Attention(pool_of(pool), isa, args, cut_rows(args, query_start, context_len, S)).run();
+int smoe_attention(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
+                   const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
+                   const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
+                   int64_t K, int64_t window) {
+    const AttentionArgs args{dtype, kv_dtype, q, k_cache, v_cache, out, block_tables, M, block_size, H, G, K, window};
+    return out_of_memory(
+        [&] { Attention(pool_of(pool), isa, args, cut_rows(args, query_start, context_len, S)).run(); });
 }

@@ -25,8 +25,9 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
-// One row block over one span: its queries in float32, their scores and weights, their partials.
-template <class T>
+// One row block over one span: its queries in float32, their scores and weights, their partials. Number is what the
+// caches hold.
+template <class Number>
 class SpanAttention {
   public:
     SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials, float* scratch)
@@ -37,8 +38,11 @@ class SpanAttention {
     void run() {
         // The block's last row ends last, its first row begins first.
         const Range keys{visible(0).begin, visible(num_queries_ - 1).end};
-        const SpanCache<T> cache(args_, block_, span_start_, keys.begin, keys.end);
-        load_queries();
+        const SpanCache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
+        if (args_.dtype == BFLOAT16)
+            load_queries<uint16_t>();
+        else
+            load_queries<float>();
         for (int64_t first = keys.begin / TILE_WIDTH * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
             cache.template pack_keys<TILE_WIDTH>(first, panel_);
             score({first, first + TILE_WIDTH});
@@ -60,6 +64,7 @@ class SpanAttention {
 
     float* partial(int64_t i) const { return partials_ + i * partial_floats(args_.head_dim); }
 
+    template <class T>
     void load_queries() {
         const int64_t R = args_.queries_per_row(), K = args_.head_dim;
         for (int64_t i = 0; i < num_queries_; ++i) {
@@ -190,10 +195,9 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 
 void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials,
                  float* scratch) {
-    if (args.dtype == BFLOAT16)
-        SpanAttention<uint16_t>(args, block, span_start, partials, scratch).run();
-    else
-        SpanAttention<float>(args, block, span_start, partials, scratch).run();
+    with_kv_number(args.kv_dtype, [&](auto number) {
+        SpanAttention<decltype(number)>(args, block, span_start, partials, scratch).run();
+    });
 }
 
 void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later) {

@@ -18,9 +18,10 @@ constexpr int SPAN = 256;
 
 // One call's arguments.
 struct AttentionArgs {
-    int dtype;                    // of everything behind a void*
+    int dtype;                    // of q and out
+    int kv_dtype;                 // of the caches
     const void* q;                // [T, H, K]
-    const void* k_cache;          // [num_blocks, block_size, G, K]
+    const void* k_cache;          // [num_blocks, block_size, G] rows of kv_row.h
     const void* v_cache;          // as k_cache
     void* out;                    // [T, H, K]
     const int32_t* block_tables;  // [S, M]

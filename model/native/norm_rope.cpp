@@ -2,7 +2,9 @@
 #include "norm_rope.h"
 
 #include <cstring>
+#include <type_traits>
 
+#include "kv_row.h"
 #include "vec.h"
 #include "vec_part.h"
 
@@ -54,7 +56,43 @@ void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t nu
     }
 }
 
-template <class T>
+// Where one row's keys, or its values, go: G rows of one cache.
+template <class T, class Number>
+class CacheRows {
+  public:
+    CacheRows(const RotationArgs& args, void* cache, int64_t row)
+        : head_dim_(args.head_dim), row_bytes_(kv_row_bytes<Number>(args.head_dim)),
+          rows_(static_cast<char*>(cache) + args.slots[row] * args.num_kv_heads * row_bytes_),
+          spare_(static_cast<T*>(args.turned) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
+
+    // Where K numbers may be put before they are written: in the cache itself where it holds such numbers.
+    T* room(int64_t head) const {
+        if constexpr (std::is_same_v<T, Number>)
+            return reinterpret_cast<T*>(rows_ + head * row_bytes_);
+        else
+            return spare_;
+    }
+
+    void write(int64_t head, const T* numbers) const {
+        char* to = rows_ + head * row_bytes_;
+        const auto number = [&](int64_t k) { return load_first(numbers + k, head_dim_ - k); };
+        if constexpr (std::is_same_v<Number, int8_t>)
+            write_int8_row(to, head_dim_, number);
+        else if constexpr (!std::is_same_v<T, Number>)
+            for (int64_t k = 0; k < head_dim_; k += LANES)
+                store_first(reinterpret_cast<Number*>(to) + k, number(k), head_dim_ - k);
+        else if (numbers != room(head))
+            std::memcpy(to, numbers, row_bytes_);
+    }
+
+  private:
+    const int64_t head_dim_;
+    const int64_t row_bytes_;
+    char* const rows_;
+    T* const spare_;
+};
+
+template <class T, class Number>
 void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
     const int64_t H = args.num_heads, G = args.num_kv_heads, K = args.head_dim, num_pairs = K / 2;
     for (int64_t row = first; row < last; ++row) {
@@ -62,11 +100,14 @@ void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
         const float* cos = args.cos + row * num_pairs;
         const float* sin = args.sin + row * num_pairs;
         T* q = static_cast<T*>(args.q) + row * H * K;
-        T* k = static_cast<T*>(args.k_cache) + args.slots[row] * G * K;
-        T* v = static_cast<T*>(args.v_cache) + args.slots[row] * G * K;
         for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
-        for (int64_t head = 0; head < G; ++head) rotate(from + (H + head) * K, k + head * K, cos, sin, num_pairs);
-        std::memcpy(v, from + (H + G) * K, G * K * sizeof(T));
+        const CacheRows<T, Number> k(args, args.k_cache, row), v(args, args.v_cache, row);
+        for (int64_t head = 0; head < G; ++head) {
+            T* turned = k.room(head);
+            rotate(from + (H + head) * K, turned, cos, sin, num_pairs);
+            k.write(head, turned);
+            v.write(head, from + (H + G + head) * K);
+        }
     }
 }
 
@@ -114,10 +155,12 @@ void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
 }
 
 void rotate_and_store(const RotationArgs& args, int64_t first, int64_t last) {
-    if (args.dtype == BFLOAT16)
-        rotate_rows<uint16_t>(args, first, last);
-    else
-        rotate_rows<float>(args, first, last);
+    with_kv_number(args.kv_dtype, [&](auto number) {
+        if (args.dtype == BFLOAT16)
+            rotate_rows<uint16_t, decltype(number)>(args, first, last);
+        else
+            rotate_rows<float, decltype(number)>(args, first, last);
+    });
 }
 
 void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos, float* sin) {

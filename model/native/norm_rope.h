@@ -19,13 +19,15 @@ struct NormArgs {
 
 struct RotationArgs {
     int dtype;
+    int kv_dtype;          // of the caches
     const void* qkv;       // [T, (H + 2G) * K]
     void* q;               // [T, H, K]
-    void* k_cache;         // [num_blocks * block_size, G, K]
+    void* k_cache;         // [num_blocks * block_size, G] rows of kv_row.h
     void* v_cache;         // as k_cache
     const float* cos;      // [T, K/2]
     const float* sin;      // [T, K/2]
     const int64_t* slots;  // [T]
+    void* turned;          // room for [T, K] in dtype, where the caches hold another
     int64_t num_heads;
     int64_t num_kv_heads;
     int64_t head_dim;

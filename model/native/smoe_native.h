@@ -15,7 +15,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 2
+#define SMOE_ABI_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -57,15 +57,16 @@ SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const
 /* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
-/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G, K] in dtype; slots [T]. */
-SMOE_API void smoe_rotate_and_store(smoe_pool*, int isa, int dtype, const void* qkv, void* q_out, void* k_cache,
-                                    void* v_cache, const float* cos, const float* sin, const int64_t* slots, int64_t T,
-                                    int64_t H, int64_t G, int64_t K);
+/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then their
+ * float32 scale); slots [T]. */
+SMOE_API int smoe_rotate_and_store(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
+                                   void* k_cache, void* v_cache, const float* cos, const float* sin,
+                                   const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
 /* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
-SMOE_API void smoe_attention(smoe_pool*, int isa, int dtype, const void* q, const void* k_cache, const void* v_cache,
-                             void* out, const int32_t* query_start, const int32_t* context_len,
-                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
-                             int64_t G, int64_t K, int64_t window);
+SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
+                            const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
+                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
+                            int64_t G, int64_t K, int64_t window);
 
 #ifdef __cplusplus
 }

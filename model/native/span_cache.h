@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "kv_row.h"
 #include "transpose.h"
 #include "vec.h"
 #include "vec_part.h"
@@ -10,16 +11,17 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // Positions begin .. end - 1 of the span that starts at span_start; no other slot is read.
-template <class T>
+template <class Number>
 class SpanCache {
   public:
     SpanCache(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
         : args_(args), begin_(begin), end_(end) {
+        const int64_t row_bytes = kv_row_bytes<Number>(args.head_dim);
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
         int64_t index = (span_start + begin) / args.block_size, slot = (span_start + begin) % args.block_size;
         for (int64_t j = begin; j < end; ++j) {
             const int64_t row = table[index] * args.block_size + slot;
-            offsets_[j] = (row * args.num_kv_heads + block.kv_head) * args.head_dim;
+            offsets_[j] = (row * args.num_kv_heads + block.kv_head) * row_bytes;
             if (++slot == args.block_size) slot = 0, ++index;
         }
     }
@@ -43,25 +45,24 @@ class SpanCache {
 
     // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
     void pack_values(int64_t first, int64_t last, float* panel) const {
-        const T* values = static_cast<const T*>(args_.v_cache);
         const int64_t stride = padded_dim(args_.head_dim);
-        for (int64_t j = first; j < last; ++j)
-            for (int64_t k = 0; k < stride; k += LANES) {
-                const Vec value = k < args_.head_dim ? load_first(values + offsets_[j] + k, args_.head_dim - k) : Vec{};
-                store(panel + (j - first) * stride + k, value);
-            }
+        for (int64_t j = first; j < last; ++j) {
+            const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);
+            for (int64_t k = 0; k < stride; k += LANES)
+                store(panel + (j - first) * stride + k, k < args_.head_dim ? values.load(k) : Vec{});
+        }
     }
 
   private:
     Vec key(int64_t j, int64_t k) const {
         if (j < begin_ || j >= end_) return Vec{};
-        return load_first(static_cast<const T*>(args_.k_cache) + offsets_[j] + k, args_.head_dim - k);
+        return KvRow<Number>(static_cast<const char*>(args_.k_cache) + offsets_[j], args_.head_dim).load(k);
     }
 
     const AttentionArgs& args_;
     const int64_t begin_;
     const int64_t end_;
-    int64_t offsets_[SPAN];  // in numbers, from the start of a cache
+    int64_t offsets_[SPAN];  // in bytes, from the start of a cache
 };
 
 }  // namespace SMOE_ISA

@@ -70,7 +70,8 @@ class Ops(Protocol):
     def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
         """Turns q and k by their positions (Su et al. 2021, eq. 34), writes k and v to the batch's slots, returns q.
 
-        qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K] (written) -> [T, H, K].
+        qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K] (written; int8 ones have rows of K + 4, see
+        model/kv_format.py) -> [T, H, K].
         """
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:

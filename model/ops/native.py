@@ -17,7 +17,7 @@ from model.ops import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class NativeOps:
         tensors = qkv, q, k_cache, v_cache, plan.cos, plan.sin, plan.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), plan.num_heads, plan.num_kv_heads, plan.head_dim
-        self._call.smoe_rotate_and_store(self._pool, self._isa, DTYPES[qkv.dtype], *addresses, *sizes)
+        dtypes = DTYPES[qkv.dtype], DTYPES[k_cache.dtype]
+        _check(self._call.smoe_rotate_and_store(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: NativePlan) -> Tensor:
@@ -133,7 +134,8 @@ class NativeOps:
         tensors = q, k_cache, v_cache, out, batch.query_start, batch.context_len, batch.block_tables
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = *batch.block_tables.shape, plan.block_size, plan.num_heads, plan.num_kv_heads, plan.head_dim
-        self._call.smoe_attention(self._pool, self._isa, DTYPES[q.dtype], *addresses, *sizes, plan.window)
+        dtypes = DTYPES[q.dtype], DTYPES[k_cache.dtype]
+        _check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, plan.window))
         return out  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: NativeExperts) -> Tensor:

@@ -8,7 +8,7 @@ import weakref
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
 
@@ -28,8 +28,8 @@ _SIGNATURES = {
     "smoe_moe": (c_int, (*_KERNEL, *(c_void_p,) * 8, *(c_int64,) * 5)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
-    "smoe_rotate_and_store": (None, (*_KERNEL, *(c_void_p,) * 7, *(c_int64,) * 4)),
-    "smoe_attention": (None, (*_KERNEL, *(c_void_p,) * 7, *(c_int64,) * 7)),
+    "smoe_rotate_and_store": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
+    "smoe_attention": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 7)),
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops import ExpertChoice, FfnWeights
+from model.ops.kv_rows import as_cached
 from model.ops.reference_attention import AttentionPlan, attend, plan_attention
 
 
@@ -78,8 +79,8 @@ class ReferenceOps:
         num_rotated = heads.shape[1] - plan.num_kv_heads
         rotated = rotate(heads[:, :num_rotated], plan.cos, plan.sin)  # [T, H + G, K]
         q, k = rotated[:, : -plan.num_kv_heads], rotated[:, -plan.num_kv_heads :]
-        k_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, k.to(k_cache.dtype))
-        v_cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, heads[:, num_rotated:].to(v_cache.dtype))
+        for cache, rows in ((k_cache, k), (v_cache, heads[:, num_rotated:])):
+            cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, as_cached(rows, cache.dtype))
         return q  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.forward_batch import ForwardBatch
+from model.ops.kv_rows import as_numbers
 
 MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the scores of a prompt's span: 64 MiB in float32
 MAX_GATHER_ELEMENTS = 1 << 18  # keys x H * K of decode rows together: larger gathers leave the cache, at half the speed
@@ -111,15 +112,16 @@ def _span(batch: ForwardBatch, chunks: list[_Chunk], block_size: int, window: in
 
 
 def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> Tensor:
-    """[T, H, K], [slots, G, K] twice -> [T, H * K]. Scores, softmax and sums are float32."""
+    """[T, H, K], two caches [slots, G, K] (or int8 rows) -> [T, H * K]. Scores, softmax and sums are float32."""
     out = torch.empty_like(q)
     for span in plan.spans:
-        out[span.rows] = _attend_span(q[span.rows], k_slots[span.slots], v_slots[span.slots], span.mask)
+        keys, values = as_numbers(k_slots[span.slots]), as_numbers(v_slots[span.slots])
+        out[span.rows] = _attend_span(q[span.rows], keys, values, span.mask)
     return out.flatten(1)
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, Q, H, K], k and v [B, L, G, K], mask [B, 1, 1, Q, L] -> [B, Q, H, K].
+    """q [B, Q, H, K], k and v [B, L, G, K] float32, mask [B, 1, 1, Q, L] -> [B, Q, H, K].
 
     The R * Q query rows of a KV head are one matrix, so that no key is copied per query head.
     """
@@ -128,7 +130,7 @@ def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     per_kv_head = (num_groups, num_kv_heads, num_heads // num_kv_heads, num_rows)  # B, G, R, Q
     queries = q.float().view(num_groups, num_rows, num_kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)  # [B, G, R, Q, K]
     queries = queries.reshape(num_groups, num_kv_heads, -1, head_dim)  # [B, G, R * Q, K]
-    keys, values = (cached.float().transpose(1, 2).contiguous() for cached in (k, v))  # [B, G, L, K]
+    keys, values = (cached.transpose(1, 2).contiguous() for cached in (k, v))  # [B, G, L, K]
     scores = torch.matmul(queries, keys.mT) * head_dim**-0.5  # [B, G, R * Q, L]
     visible = scores.view(*per_kv_head, num_keys).masked_fill(~mask, float("-inf"))
     weights = visible.softmax(-1).view(num_groups, num_kv_heads, -1, num_keys)

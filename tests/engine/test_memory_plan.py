@@ -131,8 +131,16 @@ def test_the_bundled_checkpoint_loads_into_what_was_planned(dtype: str) -> None:
     assert_planned_as_loaded(DEMO, dtype)
 
 
-def assert_planned_as_loaded(path: Path, dtype: str) -> None:
-    config = EngineConfig(model=str(path), dtype=dtype, threads=1, max_num_seqs=4)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("kv_cache_dtype", "bytes_per_number"), [("bf16", 2.0), ("int8", 1 + 4 / 32)])
+def test_the_kv_cache_takes_what_its_dtype_says(kv_cache_dtype: str, bytes_per_number: float) -> None:
+    planned = assert_planned_as_loaded(DEMO, "float32", kv_cache_dtype)
+    model = planned.model
+    assert model.head_dim == 32
+    assert planned.kv_bytes_per_token == 2 * model.num_layers * model.num_kv_heads * 32 * bytes_per_number
+
+
+def assert_planned_as_loaded(path: Path, dtype: str, kv_cache_dtype: str = "auto") -> MemoryPlan:
+    config = EngineConfig(model=str(path), dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=1, max_num_seqs=4)  # type: ignore[arg-type]
     planned = plan_memory(config, 8 * GIB)
     ready = Engine.load(config).ready()
     assert planned.limits is not None
@@ -142,6 +150,7 @@ def assert_planned_as_loaded(path: Path, dtype: str) -> None:
     assert planned.kv_cache_bytes == ready.kv_cache_bytes
     assert planned.limits.max_model_len == ready.max_model_len
     assert planned.dtype == ready.dtype
+    return planned
 
 
 def test_weights_that_cannot_fit_are_refused_before_they_are_read(

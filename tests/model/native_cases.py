@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kv_format import KvDtype
+from model.kv_pool import DTYPES as KV_DTYPES
 from model.ops import Ops
+from model.ops.kv_rows import as_cached
 from model.ops.native import NativeOps
 from model.ops.native_library import NativeLibrary
 from tests.model.paged import Running, make_batch
@@ -16,6 +19,11 @@ from tests.model.paged import Running, make_batch
 LIBRARY = NativeLibrary()
 ISAS = LIBRARY.isas()  # every one that this machine runs is tested
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+def name_of(dtype: torch.dtype) -> KvDtype:
+    """As model/kv_format.py calls it."""
+    return next(name for name, named in KV_DTYPES.items() if named == dtype)
 
 
 @cache
@@ -82,16 +90,24 @@ class Part:
     num_rows: int
 
 
-def attend(ops: Ops, heads: Heads, parts: Sequence[Part], block_size: int = 16, seed: int = 0) -> list[Tensor]:
-    """The parts as one batch -> [num_rows, H * K] each.
+def attend(
+    ops: Ops,
+    heads: Heads,
+    parts: Sequence[Part],
+    block_size: int = 16,
+    seed: int = 0,
+    kv_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """The parts as one batch -> [num_rows, H * K] each; caches of kv_dtype, None: of the parts' own.
 
     Blocks are shuffled by `seed`. What no row of a part may see is NaN, in the caches and in the null block: positions
     behind the part, and those that have slid out of the window of its first row.
     """
     sizes = [-(-(part.first + part.num_rows) // block_size) for part in parts]
     ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    cached = kv_dtype or parts[0].sequence.k.dtype
     shape = ((sum(sizes) + 1) * block_size, heads.num_kv_heads, heads.head_dim)
-    k_slots = torch.full(shape, float("nan"), dtype=parts[0].sequence.k.dtype)
+    k_slots = as_cached(torch.full(shape, float("nan")), cached)
     v_slots = k_slots.clone()
     runs = []
     for part, size in zip(parts, sizes, strict=True):
@@ -99,7 +115,8 @@ def attend(ops: Ops, heads: Heads, parts: Sequence[Part], block_size: int = 16, 
         first = max(0, part.first - heads.window + 1) if heads.window else 0
         end = part.first + part.num_rows
         slots = [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
-        k_slots[slots], v_slots[slots] = part.sequence.k[first:end], part.sequence.v[first:end]
+        k_slots[slots] = as_cached(part.sequence.k[first:end], cached)
+        v_slots[slots] = as_cached(part.sequence.v[first:end], cached)
         table[: first // block_size] = [0] * (first // block_size)
         runs.append(Running([0] * end, table, part.first))
     batch = make_batch([(run, part.num_rows) for run, part in zip(runs, parts, strict=True)], block_size)

@@ -53,7 +53,7 @@ def teacher_forced(
     own shows it. Under a window the blocks that slid out are scrubbed back to NaN and replaced by the null block.
     """
     sizes = [-(-len(ids) // block_size) for ids in sequences]
-    pool = KvPool(model.config, sum(sizes) + 1, block_size, torch.float32, CPU)
+    pool = KvPool(model.config, sum(sizes) + 1, block_size, "float32", CPU)
     pool.k.fill_(float("nan"))
     pool.v.fill_(float("nan"))
     ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()

@@ -1,5 +1,4 @@
 import psutil
-import torch
 
 from model.config import ModelConfig
 from model.kv_pool import KvPool
@@ -29,12 +28,13 @@ CONFIG = ModelConfig(
 
 def test_mixtral_8x7b_counts_as_published() -> None:
     assert CONFIG.num_parameters() == 46_702_792_704
-    assert CONFIG.kv_bytes_per_token(2) == 128 * 1024
-    assert 16 * CONFIG.kv_bytes_per_token(torch.bfloat16.itemsize) == 2 * 1024 * 1024
+    assert CONFIG.kv_bytes_per_token("bfloat16") == 128 * 1024
+    assert 16 * CONFIG.kv_bytes_per_token("float32") == 4 * 1024 * 1024
+    assert CONFIG.kv_bytes_per_token("int8") == 2 * 32 * 8 * (128 + 4)
 
 
 def test_untouched_blocks_cost_no_memory() -> None:
     before = psutil.Process().memory_info().rss
-    pool = KvPool(CONFIG, 512, 16, torch.bfloat16, CPU)  # 1 GiB
+    pool = KvPool(CONFIG, 512, 16, "bfloat16", CPU)  # 1 GiB
     assert pool.k.numel() * 2 * 2 == 1 << 30
     assert psutil.Process().memory_info().rss - before < 64 << 20

@@ -16,7 +16,7 @@ from model.ops.native import NativeOps
 from model.weights import load_model
 from tests.model.checkpoints import TINY_MOE, random_oracle, save_checkpoint
 from tests.model.expert_choices import choice, random_choice, uniform
-from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, native, random_positions
+from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
 from tests.model.paged import CPU, Running, make_batch
 
 MAX_ROWS = 70
@@ -166,7 +166,7 @@ def _scheduled(
     """Logits [length, V] of every sequence. Each step is computed by one of the models, which share their weights."""
     block_size = 4
     sizes = [-(-len(ids) // block_size) for ids in sequences]
-    pool = KvPool(models[0].config, sum(sizes) + 1, block_size, dtype, CPU)
+    pool = KvPool(models[0].config, sum(sizes) + 1, block_size, name_of(dtype), CPU)
     pool.k.fill_(float("nan"))
     pool.v.fill_(float("nan"))
     block_ids = rng.sample(range(1, sum(sizes) + 1), sum(sizes))

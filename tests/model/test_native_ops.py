@@ -12,7 +12,7 @@ from model.ops import FfnWeights, Ops
 from model.ops.reference import ReferenceOps
 from tests.model import float64_oracle as oracle
 from tests.model.expert_choices import naive_choice, random_choice, uniform
-from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, native, random_positions
+from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions
 from tests.model.paged import CPU, Running, make_batch
 
 EPS = 1e-5
@@ -140,7 +140,7 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
     batch = make_batch(runs, block_size)
     mixed = torch.randn(18, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim).to(dtype)
     q, k, v = mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
-    pool = KvPool(heads.config, 101, block_size, dtype, CPU)
+    pool = KvPool(heads.config, 101, block_size, name_of(dtype), CPU)
     plan = native(isa).plan_step(heads.config, batch, block_size)
     turned = native(isa).rotate_and_store(mixed.flatten(1), pool.k[0], pool.v[0], plan)
     k_slots, v_slots = pool.k[0].flatten(0, 1), pool.v[0].flatten(0, 1)

@@ -123,7 +123,7 @@ def test_the_oracle_itself_obeys_the_window() -> None:
 def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
     model = _load(save_checkpoint(random_oracle(MOE), tmp_path), ReferenceOps())
     batch = make_batch([(Running([1, 2, 3], [1]), 3)], block_size=4)
-    pool = KvPool(model.config, 2, 4, torch.float32, CPU)
+    pool = KvPool(model.config, 2, 4, "float32", CPU)
     assert model.forward(replace(batch, logit_rows=torch.empty(0, dtype=torch.int64)), pool).shape == (0, 97)
 
 
