@@ -1,12 +1,13 @@
 """The K/V storage: what blocks hold. Who owns a block is the engine's business."""
 
-import mmap
+from math import prod
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.kv_format import KvDtype, row_elements
+from model.ops.huge_pages import zeros
 
 DTYPES: dict[KvDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -16,8 +17,8 @@ class KvPool:
 
     `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K], or [.., K + 4] in int8: G KV heads of K numbers, in
     rows of model/kv_format.py. Everything starts as zeros.
-    On a CPU a block that was never written costs no resident memory. Raises OSError or RuntimeError where the memory
-    is not to be had.
+    On a CPU a block that was never written costs no resident memory, but for the rest of a huge page. Raises OSError or
+    RuntimeError where the memory is not to be had.
     """
 
     def __init__(
@@ -32,11 +33,6 @@ class KvPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU from a fresh anonymous mapping, whose pages the kernel provides at their first write."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_elements = 1
-    for size in shape:
-        num_elements *= size
-    pages = mmap.mmap(-1, num_elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype, count=num_elements).view(shape)
+    return zeros(prod(shape), dtype).view(shape)

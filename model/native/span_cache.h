@@ -11,6 +11,9 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // Positions begin .. end - 1 of the span that starts at span_start; no other slot is read.
+//
+// A head's numbers of one position are two or four cache lines among those of other heads, which no hardware prefetcher
+// follows; so all of them are asked for at once, and arrive while the first are worked on.
 template <class Number>
 class SpanCache {
   public:
@@ -22,8 +25,10 @@ class SpanCache {
         for (int64_t j = begin; j < end; ++j) {
             const int64_t row = table[index] * args.block_size + slot;
             offsets_[j] = (row * args.num_kv_heads + block.kv_head) * row_bytes;
+            prefetch(args.k_cache, offsets_[j], row_bytes);
             if (++slot == args.block_size) slot = 0, ++index;
         }
+        for (int64_t j = begin; j < end; ++j) prefetch(args.v_cache, offsets_[j], row_bytes);
     }
 
     // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
@@ -54,6 +59,11 @@ class SpanCache {
     }
 
   private:
+    static void prefetch(const void* cache, int64_t offset, int64_t row_bytes) {
+        const char* row = static_cast<const char*>(cache) + offset;
+        for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
+
     Vec key(int64_t j, int64_t k) const {
         if (j < begin_ || j >= end_) return Vec{};
         return KvRow<Number>(static_cast<const char*>(args_.k_cache) + offsets_[j], args_.head_dim).load(k);
