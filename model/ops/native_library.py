@@ -40,8 +40,9 @@ class NativeUnavailableError(Exception):
 class NativeLibrary:
     """The loaded library. Its functions are called as `library.call.smoe_linear(...)`."""
 
-    def __init__(self, path: Path = LIBRARY) -> None:
-        """Raises NativeUnavailableError."""
+    def __init__(self, path: Path | None = None) -> None:
+        """None: the one that was built with the package. Raises NativeUnavailableError."""
+        path = path or LIBRARY
         if not path.exists():
             raise NativeUnavailableError("the CPU library was not built: no C++ compiler was found at the install")
         try:

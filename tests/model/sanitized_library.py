@@ -1,0 +1,8 @@
+"""A pytest plugin: the native backend's tests take the library that the variable names. Used by test_sanitizers.py."""
+
+import os
+from pathlib import Path
+
+from model.ops import native_library
+
+native_library.LIBRARY = Path(os.environ["SANITIZED_LIBRARY"])

@@ -1,0 +1,45 @@
+"""The native library under AddressSanitizer and UndefinedBehaviorSanitizer: its own tests pass in a build that checks
+every access and every operation while it runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.ops.native_library import LIBRARY
+
+ROOT = Path(__file__).parent.parent.parent
+CMAKE = (sys.executable, "-m", "cmake")
+NATIVE_TESTS = ("test_native_ops.py", "test_int8_kv.py")
+
+
+@pytest.fixture(scope="module")
+def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    build = tmp_path_factory.mktemp("sanitized")
+    options = ("-DSMOE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None", "-DSKBUILD_STATE=none")
+    _run([*CMAKE, "-S", str(ROOT / "model" / "native"), "-B", str(build), *options])
+    _run([*CMAKE, "--build", str(build), "-j", str(os.cpu_count())])
+    return build / LIBRARY.name
+
+
+def test_the_native_tests_pass_with_every_access_and_operation_checked(sanitized_library: Path) -> None:
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(map(_runtime, ("libasan.so", "libubsan.so"))),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it allocates
+        "SANITIZED_LIBRARY": str(sanitized_library),
+    }
+    tests = [f"tests/model/{name}" for name in NATIVE_TESTS]
+    report = _run([sys.executable, "-m", "pytest", "-p", "tests.model.sanitized_library", *tests], environment)
+    assert " passed" in report or "[100%]" in report
+
+
+def _runtime(name: str) -> str:
+    return _run(["c++", f"-print-file-name={name}"]).strip()
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done.stdout
