@@ -83,10 +83,11 @@ class Engine:
         start = time.monotonic()
         freed_before = self.scheduler.tables.num_window_blocks_freed
         self._queue_built()
+        expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
         result = self._run(plan)
         end = time.monotonic()
-        outputs = self._take_rejected() + self.scheduler.apply(plan, result, end)
+        outputs = self._take_rejected() + expired + self.scheduler.apply(plan, result, end)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         freed = self.scheduler.tables.num_window_blocks_freed - freed_before

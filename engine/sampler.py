@@ -12,12 +12,12 @@ from engine.errors import GrammarError
 from engine.philox import uniforms
 from engine.plan import RowFailed, Sampled
 from engine.sequence import Sequence
-from engine.types import SamplingParams, TokenLogprobs
+from engine.types import NOTHING_TO_SAMPLE, SamplingParams, TokenLogprobs
 
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
 NUM_CANDIDATES = 256  # looked at first where top_k or top_p limits the choice
 GROWTH = 16  # then so many times more, up to the whole vocabulary
-NO_TOKEN = RowFailed("the request's constraints leave no token to sample")
+NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
@@ -84,6 +84,8 @@ class Sampler:
             kept = row[allowed]
             row.fill_(float("-inf"))
             row[allowed] = kept
+        if params.bad_words:
+            row[_completing(params.bad_words, sequence)] = float("-inf")
         if sequence.num_generated < params.min_tokens:
             row[[*self.eos_token_ids, *params.stop_token_ids]] = float("-inf")
 
@@ -96,6 +98,7 @@ def _changes_logits(sequence: Sequence) -> bool:
         or params.presence_penalty
         or params.logit_bias
         or params.allowed_token_ids is not None
+        or params.bad_words
         or sequence.num_generated < params.min_tokens
         or sequence.matcher is not None
     )
@@ -118,6 +121,14 @@ def _keep_allowed(row: Tensor, mask: bytes) -> None:
     octets = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(row.device).unsqueeze(-1)
     bits = (octets >> torch.arange(8, dtype=torch.uint8, device=row.device)) & 1
     row.masked_fill_(bits.view(-1)[: len(row)] == 0, float("-inf"))
+
+
+def _completing(bad_words: tuple[tuple[int, ...], ...], sequence: Sequence) -> list[int]:
+    """The last ids of those words whose other ids were just generated: behind 5 6, of (5, 6, 7), (6, 8) and (9,) all
+    three."""
+    generated = sequence.token_ids[sequence.num_prompt_tokens :]
+    starts = ((word[:-1], word[-1]) for word in bad_words)
+    return [last for start, last in starts if tuple(generated[len(generated) - len(start) :]) == start]
 
 
 def _penalise_repetition(row: Tensor, token_ids: list[int], penalty: float) -> None:
@@ -171,7 +182,8 @@ def _draw_top(probs: Tensor, uniform: Tensor, params: list[SamplingParams], num_
     """Draws among the top_k likeliest, and of those among the fewest that reach top_p. Ties go to the lower id.
 
     Sorting a whole vocabulary is slow, so only the likeliest `num_candidates` are looked at. Rows whose choice might
-    reach beyond them, or whose last candidate ties with one that was kept, are drawn again from more.
+    reach beyond them, whose top_k does (top_p counts their mass), or whose last candidate ties with one that was kept,
+    are drawn again from more.
     """
     vocab = probs.shape[-1]
     limits = [p.top_k if p.top_k > 0 else vocab for p in params]
@@ -180,7 +192,7 @@ def _draw_top(probs: Tensor, uniform: Tensor, params: list[SamplingParams], num_
     ranks = torch.arange(count, device=probs.device)
     top_k = _column(ranks, limits)
     in_top_k = torch.where(ranks < top_k, values, 0.0)
-    total = torch.where(top_k < count, in_top_k.sum(-1, keepdim=True), probs.sum(-1, keepdim=True))
+    total = torch.where(top_k <= count, in_top_k.sum(-1, keepdim=True), probs.sum(-1, keepdim=True))
     before = in_top_k.cumsum(-1) - in_top_k  # mass of the likelier ones
     reached = before >= _column(values, [p.top_p for p in params]) * total
     kept = torch.where(reached & (ranks > 0), 0.0, in_top_k)
@@ -188,7 +200,8 @@ def _draw_top(probs: Tensor, uniform: Tensor, params: list[SamplingParams], num_
     tokens = ids.gather(-1, by_id).gather(-1, _invert(kept.gather(-1, by_id), uniform).unsqueeze(-1)).squeeze(-1)
     if count < vocab:
         least_kept = torch.where(kept > 0, kept, 2.0).amin(-1)
-        open_rows = (least_kept <= values[:, -1]).nonzero().squeeze(-1).tolist()
+        is_open = (least_kept <= values[:, -1]) | ((count < top_k) & (top_k < vocab)).squeeze(-1)
+        open_rows = is_open.nonzero().squeeze(-1).tolist()
         if open_rows:
             again = [params[i] for i in open_rows]
             tokens[open_rows] = _draw_top(probs[open_rows], uniform[open_rows], again, GROWTH * num_candidates)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from engine.block_tables import BlockTables
+from engine.deadlines import Deadlines
 from engine.errors import RequestRejectedError
 from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.sequence import Matcher, Sequence, Status
@@ -46,6 +47,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in scheduling order
         self.live: dict[int, Sequence] = {}
         self._ending: dict[int, Sequence] = {}  # finished with a chunk in flight: blocks still to be given back
+        self._deadlines = Deadlines()
         self._num_arrivals = 0
 
     # Requests come and go.
@@ -58,6 +60,7 @@ class Scheduler:
         room = self.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(request, order, min(request.params.max_tokens, room), matcher)
         self.live[request.request_id] = sequence
+        self._deadlines.add(request, self.live)
         self.waiting.push(sequence)
 
     def _check_fits(self, request: Request) -> None:
@@ -74,6 +77,16 @@ class Scheduler:
             return False
         self._end(sequence)
         return True
+
+    def expire(self, now: float) -> list[RequestOutput]:
+        """Ends the requests whose time is over; call it before `plan`. A deadline of the queue only concerns what was
+        never scheduled: what a preemption sent back has begun."""
+        outputs = []
+        for request_id, expiry in self._deadlines.passed(now):
+            sequence = self.live.get(request_id)
+            if sequence is not None and (expiry == "timeout" or sequence.first_scheduled_s is None):
+                outputs.append(self._finish(sequence, expiry, now))
+        return outputs
 
     def has_work(self) -> bool:
         return bool(self.running or len(self.waiting))

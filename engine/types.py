@@ -7,7 +7,9 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "queue_timeout", "timeout"]
+
+NOTHING_TO_SAMPLE = "the request's constraints leave no token to sample"  # an error that is the request's own
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -24,6 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # each word's ids: the last never follows the others
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int = 0  # int64; the server draws one where the client gives none
@@ -49,6 +52,8 @@ class Request(msgspec.Struct, frozen=True):
     )
     expert_routing: bool = False  # tell which experts each computed position of the completion took
     grammar: str | None = None  # what the text must match, in llguidance's serialised form
+    deadline_s: float | None = None  # time.monotonic() when it ends, finished or not
+    queue_deadline_s: float | None = None  # likewise, where no step has computed anything of it by then
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ class AccessLog:
         num_generation_tokens: int = 0,
         num_cached_tokens: int = 0,
         timing: Timing | None = None,
+        user: str | None = None,
     ) -> None:
         """One choice of the request ended. Seconds are rounded to the millisecond; what never happened is left out."""
         fields: dict[str, str | int | float] = {
@@ -35,6 +36,8 @@ class AccessLog:
             "generation_tokens": num_generation_tokens,
             "cached_tokens": num_cached_tokens,
         }
+        if user is not None:
+            fields["user"] = user
         if timing is not None:
             fields |= self._seconds(timing)
         logger.info("request finished", extra={"fields": fields})

@@ -4,10 +4,11 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from server.errors import unsupported_content_encoding, unsupported_content_type
+from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
 from server.prepare import off_loop
+from server.state import state_of
 from server.strict_json import parse_object
-from server.validation import RequestModel, unknown_fields, validate
+from server.validation import UNPRINTABLE, RequestModel, unknown_fields, validate
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 
@@ -15,10 +16,16 @@ Model = TypeVar("Model", bound=RequestModel)
 
 
 async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Model, dict[str, str]]:
-    """The request, and the headers that tell the client what of it was ignored. Raises ApiError 400 or 415."""
+    """The request, and the headers that tell the client what of it was ignored. Raises ApiError 400 or 415;
+    under --strict-params also for what would be ignored."""
     _check_headers(http)
+    state = state_of(http)
     body = await http.body()
     request, ignored = await off_loop(len(body), lambda: _parsed(body, model_class))
+    if not state.by_priority and "priority" in request.model_fields_set:
+        ignored.append("priority")
+    if ignored and state.strict_params:
+        raise unknown_parameter(ignored[0] if ignored[0] != UNPRINTABLE else None)
     return request, {IGNORED_PARAMS_HEADER: ", ".join(ignored)} if ignored else {}
 
 

@@ -1,7 +1,8 @@
 """Conversations to token ids: the checkpoint's own chat template, or Mistral's format where it has none."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from jinja2 import TemplateError
 
@@ -13,6 +14,7 @@ from server.tokenizer import Tokenizer, TokenizerError
 MAX_TEMPLATE_CHARS = 1 << 20
 PRIVATE_USE = range(0xE000, 0xF900)  # Unicode's characters without a meaning; two that no one used serve as marks
 SYSTEM_PROBE = "Be brief."
+NO_KWARGS: Mapping[str, str | bool] = MappingProxyType({})
 
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}"
@@ -41,8 +43,8 @@ class ChatTemplate:
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
         """`source`: jinja; None for Mistral's own format. Raises TokenizerError where it is no usable template."""
         self._tokenizer = tokenizer
-        self._source = source if source is not None else _mistral_format(tokenizer)
-        self._template = _compiled(self._source)
+        self.source = source if source is not None else _mistral_format(tokenizer)
+        self._template = _compiled(self.source)
         self._inside_spelling = re.compile(f"(?=(?:{tokenizer.special_pattern.pattern})).", re.DOTALL)
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
@@ -55,17 +57,21 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        kwargs: Mapping[str, str | bool] = NO_KWARGS,
     ) -> list[int]:
-        """The conversation's ids, bos included where the template writes it.
+        """The conversation's ids, bos included where the template writes it. `kwargs` are more of its variables.
 
         Raises ApiError 400, param "messages": the template's own words where it refuses the conversation, else that the
         template failed on it.
         """
-        guard, end = self._unused_characters(messages)
+        given = [value for value in kwargs.values() if isinstance(value, str)]
+        guard, end = self._unused_characters([*(message.text for message in messages), *given])
         turns = [{"role": message.template_role, "content": self._guarded(message.text, guard)} for message in messages]
         if continue_final_message:
             turns[-1]["content"] += end
-        rendered = self._rendered(self._variables(turns, add_generation_prompt, continue_final_message))
+        variables = self._variables(turns, add_generation_prompt, continue_final_message)
+        texts = {name: self._guarded(value, guard) for name, value in kwargs.items() if isinstance(value, str)}
+        rendered = self._rendered({**variables, **kwargs, **texts})
         if continue_final_message:
             rendered = _cut_at(rendered, end)
         return self._tokenizer.encode_with_specials(rendered, guard=guard)
@@ -118,9 +124,9 @@ class ChatTemplate:
     def _spelling_of(self, token_id: int | None) -> str:
         return "" if token_id is None else self._tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
 
-    def _unused_characters(self, messages: Sequence[Message]) -> tuple[str, str]:
+    def _unused_characters(self, texts: Iterable[str]) -> tuple[str, str]:
         """Two private-use characters that stand nowhere in the conversation or the template."""
-        used = set(self._source).union(*(message.text for message in messages))
+        used = set(self.source).union(*texts)
         unused = [character for character in map(chr, PRIVATE_USE) if character not in used]
         if len(unused) < 2:
             message = "The messages use every private-use character; this server needs two of them."

@@ -69,6 +69,7 @@ def serve_command(
     threads: Annotated[Text, _option("CPU threads; default one per core.", "N")] = None,
     chat_template: Annotated[Text, _option("Jinja file to use instead of the checkpoint's.", "FILE")] = None,
     generation_config: Annotated[Text, _option("auto, or none to ignore the checkpoint's defaults. [auto]")] = None,
+    strict_params: Annotated[Switch, _switch("Refuse what would be ignored.", "strict-params")] = None,
     strict_roles: Annotated[Switch, _switch("Refuse conversations whose roles need repair.", "strict-roles")] = None,
     shutdown_timeout: Annotated[Text, _option("Time for running requests at SIGTERM. [60]", "SECONDS")] = None,
     max_body_bytes: Annotated[Text, _option("Longest request body. [1MiB]", "SIZE")] = None,

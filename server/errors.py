@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error", "service_unavailable_error"]
+ErrorType = Literal[
+    "invalid_request_error", "rate_limit_error", "server_error", "service_unavailable_error", "timeout_error"
+]
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 MAX_RETRY_AFTER_S = 120  # openai-python ignores anything longer
@@ -128,6 +130,30 @@ def queue_full(retry_after_s: float) -> ApiError:
         type="rate_limit_error",
         code="queue_full",
         headers=_retry_after(retry_after_s),
+    )
+
+
+def queue_timeout(retry_after_s: float) -> ApiError:
+    """The client's own limit on its time in the queue has passed; nothing was computed."""
+    return ApiError(
+        "The request waited longer than its 'queue_timeout_s'.",
+        status=503,
+        type="service_unavailable_error",
+        param="queue_timeout_s",
+        code="queue_timeout",
+        headers=_retry_after(retry_after_s),
+    )
+
+
+def deadline_exceeded() -> ApiError:
+    """The client's own limit on the whole has passed. Asked again the request takes as long, so it is not to be."""
+    return ApiError(
+        "The request was not finished within its 'timeout_s'.",
+        status=504,
+        type="timeout_error",
+        param="timeout_s",
+        code="deadline_exceeded",
+        headers={"x-should-retry": "false"},
     )
 
 

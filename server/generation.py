@@ -10,10 +10,18 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from engine.types import Request, RequestOutput
+from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.choice import Choice, Delta
 from server.engine_client import EngineDied
-from server.errors import ApiError, internal_error, queue_full, unavailable
+from server.errors import (
+    ApiError,
+    deadline_exceeded,
+    internal_error,
+    invalid_value,
+    queue_full,
+    queue_timeout,
+    unavailable,
+)
 from server.inbox import MergedInbox
 from server.ledger import Account
 from server.metric_families import Outcome
@@ -46,10 +54,12 @@ class Usage(TypedDict):
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: that is what ends the engine's work."""
 
-    def __init__(self, state: AppState, jobs: Sequence[Job], http_id: str) -> None:
+    def __init__(self, state: AppState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
+        """`user`: whom the client asks for, for the log alone."""
         self._state = state
         self._jobs = {job.request.request_id: job for job in jobs}
         self._http_id = http_id
+        self._user = user
         self._accounts: dict[int, Account] = {}
 
     @property
@@ -73,8 +83,9 @@ class Generation:
     async def deltas(self, idle_s: float) -> AsyncGenerator[list[Delta], None]:
         """Queues the choices, then yields what they gain, as it comes; an empty list after each `idle_s` of nothing.
 
-        Raises ApiError: 429 and 503 where the generation is not admitted, 500 where the engine failed on a choice, 503
-        where the engine is gone. However it ends, every choice is accounted for and nothing is left running.
+        Raises ApiError: 429 and 503 where the generation is not admitted, 503 and 504 where its time is over, 500 where
+        the engine failed on a choice, 503 where the engine is gone. However it ends, every choice is accounted for and
+        nothing is left running.
         """
         self._admit()
         loop = asyncio.get_running_loop()
@@ -92,6 +103,9 @@ class Generation:
         except EngineDied:
             outcome = "error"
             raise unavailable("engine_dead", GONE_RETRY_S) from None
+        except RequestTimedOut as timeout:
+            outcome = "timeout"
+            raise self._timeout_error(timeout) from None
         except Exception:
             outcome = "error"
             raise
@@ -112,6 +126,7 @@ class Generation:
             self._state.metrics,
             self._state.access_log,
             http_id=self._http_id,
+            user=self._user,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
         )
@@ -120,9 +135,11 @@ class Generation:
         engine = self._state.engine
         if engine.num_waiting + self.num_choices <= self._state.max_num_queued:
             return None
-        return queue_full(
-            1.0 + engine.num_waiting / max(1, engine.stats.num_running)
-        )  # a second per round of the batch
+        return queue_full(self._state.throughput.wait_s(engine.num_waiting + self.num_choices))
+
+    def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
+        waiting = self._state.engine.num_waiting
+        return queue_timeout(self._state.throughput.wait_s(waiting)) if timeout.in_queue else deadline_exceeded()
 
     def _take(self, outputs: Sequence[RequestOutput], open_ids: set[int]) -> list[Delta]:
         """The outputs' deltas. Takes finished choices out of `open_ids`."""
@@ -145,6 +162,7 @@ class Generation:
         account.saw(output, choice.num_tokens, now_s)
         if choice.finish_reason:
             account.close(choice.finish_reason, now_s)
+            self._state.throughput.ended()
             if output.finish_reason is None:  # a stop string: the engine does not know of them
                 self._state.engine.abort([output.request_id])
         return delta
@@ -156,7 +174,19 @@ class Generation:
             self._accounts[request_id].close(outcome, time.monotonic())
 
 
+class RequestTimedOut(Exception):
+    """A deadline that the client gave has passed."""
+
+    def __init__(self, *, in_queue: bool) -> None:
+        super().__init__()
+        self.in_queue = in_queue
+
+
 def _raise_failure(output: RequestOutput) -> None:
+    if output.finish_reason in ("queue_timeout", "timeout"):
+        raise RequestTimedOut(in_queue=output.finish_reason == "queue_timeout")
+    if output.error == NOTHING_TO_SAMPLE:
+        raise invalid_value("The request's constraints leave no token to sample.", None)
     if output.finish_reason == "error":
         error = internal_error()
         error.message = output.error or error.message

@@ -10,13 +10,21 @@ class Account:
     """Opened when a choice is received; `close` must be called, and does nothing after the first time."""
 
     def __init__(
-        self, metrics: Metrics, access_log: AccessLog, *, http_id: str, num_prompt_tokens: int, arrival_s: float
+        self,
+        metrics: Metrics,
+        access_log: AccessLog,
+        *,
+        http_id: str,
+        num_prompt_tokens: int,
+        arrival_s: float,
+        user: str | None = None,
     ) -> None:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self._metrics = metrics
         self._access_log = access_log
         self._http_id = http_id
+        self._user = user
         self._num_prompt_tokens = num_prompt_tokens
         self._arrival_s = arrival_s
         self._first_token_s: float | None = None
@@ -58,6 +66,7 @@ class Account:
         self._access_log.finished(
             self._http_id,
             outcome,
+            user=self._user,
             num_prompt_tokens=num_prompt,
             num_generation_tokens=num_tokens,
             num_cached_tokens=num_cached,

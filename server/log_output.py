@@ -1,9 +1,11 @@
 """Where log lines go. A full pipe, a full disk or a closed stream costs lines, never requests."""
 
 import contextlib
+import json
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from typing import Literal
@@ -13,6 +15,7 @@ import orjson
 STDERR = 2
 QUEUE_LENGTH = 10_000
 CLOSE_PATIENCE_S = 1.0
+_WORD = re.compile(r"[!-~]*")
 
 
 class TextFormatter(logging.Formatter):
@@ -23,8 +26,14 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message and the record's fields; a traceback comes below."""
-        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        fields = "".join(f" {name}={_one_word(value)}" for name, value in getattr(record, "fields", {}).items())
         return super().formatMessage(record) + fields
+
+
+def _one_word(value: object) -> str:
+    """As it is, or quoted where it could be taken for another field or another line."""
+    text = str(value)
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -11,12 +11,13 @@ from server.choice import Choice, Echo, Ending
 from server.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.generation import Job
-from server.sampling import sampling_params
+from server.sampling import check_bad_words, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts
 from server.stop import StopMatcher
 
 INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on
+INLINE_CHOICES = 32  # likewise, of more choices to be made
 
 T = TypeVar("T")
 
@@ -28,6 +29,12 @@ class Prompt:
     token_ids: list[int]
     is_continued: bool  # the reply goes on where the prompt's text ends, instead of being a text of its own
     echo: Echo | None = None
+
+
+def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
+    """The prompt's last tokens, as many as the request keeps of it; all where it does not say."""
+    keep = request.truncate_prompt_tokens
+    return token_ids if keep is None or keep >= len(token_ids) else token_ids[-keep:]
 
 
 async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
@@ -64,7 +71,7 @@ def seed_of(state: AppState, request: GenerationRequest) -> int:
     return state.draw_seed() if request.seed is None else request.seed
 
 
-def jobs_of(
+async def jobs_of(
     state: AppState,
     texts: Texts,
     request: GenerationRequest,
@@ -79,7 +86,26 @@ def jobs_of(
     if num_choices > state.max_num_queued:
         message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
         raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
+    ids = [state.engine.new_request_id() for _ in range(num_choices)]
+    return await off_loop(
+        INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
+        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s),
+    )
+
+
+def _jobs(
+    ids: Sequence[int],
+    texts: Texts,
+    request: GenerationRequest,
+    prompts: Sequence[Prompt],
+    limits: Sequence[int],
+    *,
+    seed: int,
+    arrival_s: float,
+) -> list[Job]:
     jobs: list[Job] = []
+    bad_words = texts.tokenizer.spellings_of(request.bad_words)
+    check_bad_words(request, bad_words)
     for prompt_index, prompt in enumerate(prompts):
         for choice_index in range(request.n):
             params = sampling_params(
@@ -89,17 +115,24 @@ def jobs_of(
                 prompt_index=prompt_index,
                 choice_index=choice_index,
                 defaults=texts.defaults,
+                bad_words=bad_words,
             )
             engine_request = Request(
-                request_id=state.engine.new_request_id(),
+                request_id=ids[len(jobs)],
                 prompt_token_ids=prompt.token_ids,
                 params=params,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 arrival_s=arrival_s,
+                deadline_s=_after(arrival_s, request.timeout_s),
+                queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
             )
             jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt)))
     return jobs
+
+
+def _after(arrival_s: float, timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else arrival_s + timeout_s
 
 
 def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt) -> Choice:

@@ -49,8 +49,12 @@ def sampling_params(
     prompt_index: int,
     choice_index: int,
     defaults: GenerationDefaults,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
-    """One choice's parameters. `max_tokens` is the effective limit; raises ApiError where min_tokens exceeds it."""
+    """One choice's parameters. `max_tokens` is the effective limit, `bad_words` are token ids.
+
+    Raises ApiError where min_tokens exceeds the limit.
+    """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
     temperature = _given(request.temperature, defaults.temperature)
@@ -68,6 +72,7 @@ def sampling_params(
         repetition_penalty=max(MIN_REPETITION_PENALTY, repetition_penalty),
         logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
         allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
+        bad_words=bad_words,
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         seed=seed,
@@ -92,6 +97,13 @@ def check_token_ids(request: GenerationRequest, vocab_size: int, eos_ids: Iterab
         if request.min_tokens > 0 and set(allowed) <= {*request.stop_token_ids, *eos_ids}:
             message = "'allowed_token_ids' has only tokens that end the text, which 'min_tokens' forbids."
             raise invalid_value(message, "allowed_token_ids")
+
+
+def check_bad_words(request: GenerationRequest, bad_words: Iterable[tuple[int, ...]]) -> None:
+    """Raises ApiError 400 where `bad_words`, as token ids, forbid every token that the request allows."""
+    forbidden = {word[0] for word in bad_words if len(word) == 1}
+    if request.allowed_token_ids is not None and set(request.allowed_token_ids) <= forbidden:
+        raise invalid_value("'bad_words' forbid every token of 'allowed_token_ids'.", "bad_words")
 
 
 def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:

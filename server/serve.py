@@ -124,6 +124,8 @@ class Server:
             created_s=int(time.time()),
             access_log=AccessLog(),
             draw_seed=seed_source(settings.seed),
+            by_priority=settings.scheduling_policy == "priority",
+            strict_params=settings.strict_params,
             strict_roles=settings.strict_roles,
         )
         self._in_flight = InFlight(self._guarded_app())

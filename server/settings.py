@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     served_model_name: Names = ()
     chat_template: FilePath | None = None
     generation_config: Literal["auto", "none"] = "auto"
+    strict_params: bool = False
     strict_roles: bool = False
 
     host: str = "127.0.0.1"

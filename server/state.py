@@ -17,6 +17,7 @@ from server.engine_client import EngineStatus
 from server.errors import ApiError, model_not_found, unavailable
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults
+from server.throughput import Throughput
 from server.tokenizer import Tokenizer
 
 LOADING_RETRY_S = 5.0
@@ -72,8 +73,11 @@ class AppState:
     version: str
     created_s: int  # unix time, of the models' entries
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests that bring none
+    by_priority: bool = True  # else requests run in the order of their arrival
+    strict_params: bool = False  # what would be ignored is refused
     strict_roles: bool = False  # conversations whose roles do not alternate are refused, not repaired
     texts: Texts | None = None
+    throughput: Throughput = field(default_factory=Throughput)
 
     def serving(self) -> tuple[Ready, Texts]:
         """What a request is prepared with. Raises ApiError 503 where there is no model yet, or none any more."""

@@ -133,6 +133,12 @@ class Tokenizer:
             start = match.end()
         return ids + self._encode_text(_without(text[start:], guard), is_first=not ids)
 
+    def spellings_of(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each word as it stands inside a text, with a space in front and without one."""
+        texts = [text for word in words for text in (word.lstrip(" "), " " + word.lstrip(" "))]
+        encoded = [tuple(self._encode_piecewise(text, with_prefix=False)) for text in texts]
+        return tuple(dict.fromkeys(ids for ids in encoded if ids))
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; ids beyond the vocabulary (rows that pad an embedding) have none."""
         shown = [i for i in ids if not (skip_special_tokens and self.is_special(i))]

@@ -15,8 +15,9 @@ from server.errors import ApiError, unknown_parameter, unsupported_parameter
 from server.strict_json import JsonValue
 
 MAX_UNKNOWN_FIELDS = 32  # reported by name
+UNPRINTABLE = "?"  # stands for names that are not fit to be repeated
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_NESTED_FIELDS = frozenset({"messages", "stream_options", "response_format"})
+_NESTED_FIELDS = frozenset({"chat_template_kwargs", "messages", "response_format", "stream_options"})
 
 
 class RequestModel(BaseModel):
@@ -49,9 +50,9 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 
 
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
-    """Names at the top of `body` that mean nothing here, fit for a header; the unprintable ones appear as one "?"."""
+    """Names at the top of `body` that mean nothing here, fit for a header; unfit ones appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    names = [name if _PLAIN_NAME.fullmatch(name) else "?" for name in body if name not in known]
+    names = [name if _PLAIN_NAME.fullmatch(name) else UNPRINTABLE for name in body if name not in known]
     return sorted(set(names))[:MAX_UNKNOWN_FIELDS]
 
 

@@ -7,12 +7,11 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from engine.messages import Ready
 from server.body import read_request
 from server.choice import Delta
 from server.generation import Generation
 from server.logprobs import chat_logprobs
-from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
+from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
@@ -34,35 +33,36 @@ async def chat_completions(http: HttpRequest) -> Response:
     state.check_model(request.model)
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
-    token_ids, repair_headers = await rendered(request, state, ready, texts)
+    if request.truncate_prompt_tokens is None:
+        check_prompt_chars(texts, ready, request.contents, "messages")
+    token_ids, repair_headers = await rendered(request, state, texts)
+    token_ids = truncated(token_ids, request)
     prompt = Prompt(token_ids, is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
     seed = seed_of(state, request)
-    jobs = jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
+    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
     fields = common_fields("chatcmpl", http_id, request.model, ready, seed)
     layout = ChatFormat(request, prompt, texts.tokenizer)
-    return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers | repair_headers)
+    generation = Generation(state, jobs, http_id, request.user)
+    return await reply(http, request, generation, layout, fields, headers | repair_headers)
 
 
-async def rendered(
-    conversation: Conversation, state: AppState, ready: Ready, texts: Texts
-) -> tuple[list[int], dict[str, str]]:
+async def rendered(conversation: Conversation, state: AppState, texts: Texts) -> tuple[list[int], dict[str, str]]:
     """The conversation's token ids, as the checkpoint's template writes it, and the headers that name its repairs.
 
     Raises ApiError 400.
     """
-    contents = [message.text for message in conversation.messages]
-    check_prompt_chars(texts, ready, contents, "messages")
     turns, repairs = repaired(conversation.messages, texts.chat_template.system_place)
     if repairs and state.strict_roles:
         raise roles_out_of_order(repairs)
     token_ids = await off_loop(
-        sum(map(len, contents)),
+        sum(map(len, conversation.contents)),
         lambda: texts.chat_template.render(
             turns,
             add_generation_prompt=conversation.with_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
         ),
     )
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}

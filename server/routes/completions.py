@@ -13,7 +13,7 @@ from server.choice import Delta, Echo
 from server.detokenizer import Detokenizer
 from server.generation import Generation
 from server.logprobs import completion_logprobs
-from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of
+from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import CompletionRequest
@@ -39,23 +39,26 @@ async def completions(http: HttpRequest) -> Response:
         completion_limit(len(prompt.token_ids), request.max_tokens, ready, "prompt", is_default=is_default)
         for prompt in prompts
     ]
-    jobs = jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s)
+    jobs = await jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
     fields = common_fields("cmpl", http_id, request.model, ready, seed)
     layout = CompletionFormat(request, prompts, texts.tokenizer)
-    return await reply(http, request, Generation(state, jobs, http_id), layout, fields, headers)
+    return await reply(http, request, Generation(state, jobs, http_id, request.user), layout, fields, headers)
 
 
 async def _prompts(request: CompletionRequest, ready: Ready, texts: Texts) -> list[Prompt]:
     contents = [prompt for prompt in request.prompt if isinstance(prompt, str)]
-    check_prompt_chars(texts, ready, contents, "prompt")
+    if request.truncate_prompt_tokens is None:
+        check_prompt_chars(texts, ready, contents, "prompt")
     num_chars = sum(map(len, contents))
     return await off_loop(num_chars, lambda: [_prompt(request, prompt, texts.tokenizer) for prompt in request.prompt])
 
 
 def _prompt(request: CompletionRequest, prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
-    token_ids = tokenizer.encode(prompt, request.add_special_tokens) if isinstance(prompt, str) else list(prompt)
-    echo = _echo(request, prompt, token_ids, tokenizer) if request.echo else None
+    encoded = tokenizer.encode(prompt, request.add_special_tokens) if isinstance(prompt, str) else list(prompt)
+    token_ids = truncated(encoded, request)
+    told = prompt if len(token_ids) == len(encoded) else token_ids
+    echo = _echo(request, told, token_ids, tokenizer) if request.echo else None
     return Prompt(token_ids, is_continued=True, echo=echo)
 
 

@@ -35,7 +35,8 @@ async def _tokens(
 ) -> tuple[list[int], dict[str, str]]:
     conversation = request.conversation
     if conversation is not None:
-        return await rendered(conversation, state, ready, texts)
+        check_prompt_chars(texts, ready, conversation.contents, "messages")
+        return await rendered(conversation, state, texts)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}
@@ -59,7 +60,7 @@ async def detokenize(http: HttpRequest) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(http: HttpRequest) -> Response:
-    """The spellings and the checkpoint's template, which a client needs to prepare prompts itself."""
+    """The spellings and the template in use, which a client needs to prepare prompts itself."""
     _, texts = state_of(http).serving()
     tokenizer = texts.tokenizer
     eos_id = next(iter(tokenizer.eos_ids), None)
@@ -67,7 +68,7 @@ async def tokenizer_info(http: HttpRequest) -> Response:
         {
             "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
             "eos_token": None if eos_id is None else tokenizer.token_text(eos_id),
-            "chat_template": tokenizer.chat_template,
+            "chat_template": texts.chat_template.source,
             "vocab_size": tokenizer.vocab_size,
         }
     )

@@ -14,7 +14,6 @@ UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),

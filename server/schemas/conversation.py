@@ -5,11 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.errors import ApiError, invalid_value
+from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.strict_json import JsonValue
 from server.validation import RequestModel, refuse_unsupported_members
 
 MAX_MESSAGES = 10_000
+MAX_KWARG_CHARS = 64
 
 
 class TextPart(RequestModel):
@@ -48,6 +49,22 @@ class ChatMessage(RequestModel):
         return "system" if self.role == "developer" else self.role
 
 
+class ChatTemplateKwargs(RequestModel):
+    """What a template may be told besides the messages. A fixed list: other names are refused, not passed on."""
+
+    date_string: Annotated[str, Field(max_length=MAX_KWARG_CHARS)] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Annotated[str, Field(max_length=MAX_KWARG_CHARS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed_alone(cls, value: object) -> object:
+        if isinstance(value, dict) and not value.keys() <= cls.model_fields.keys():
+            names = ", ".join(f"'{name}'" for name in cls.model_fields)
+            raise unsupported_parameter("chat_template_kwargs", f"'chat_template_kwargs' takes only {names}.")
+        return value
+
+
 def _turns(value: object) -> object:
     if isinstance(value, list):
         refuse_unsupported_members(ChatMessage, value, "messages")
@@ -63,6 +80,7 @@ class Conversation(RequestModel):
     messages: Turns
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=ChatTemplateKwargs)
 
     @model_validator(mode="after")
     def _check_ending(self) -> "Conversation":
@@ -75,6 +93,11 @@ class Conversation(RequestModel):
             reason = "'continue_final_message' takes a last message of the assistant."
             raise invalid_value(reason, "continue_final_message")
         return self
+
+    @property
+    def contents(self) -> list[str]:
+        """The messages' texts."""
+        return [message.text for message in self.messages]
 
     @property
     def with_generation_prompt(self) -> bool:

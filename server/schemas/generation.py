@@ -14,12 +14,12 @@ MAX_CHOICES = 8
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
+MAX_BAD_WORDS = 64
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
 
 # What clients may ask for elsewhere and this server does not do, with the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
-    "bad_words": ([],),
     "documents": ([],),
     "expert_mask": (),
     "expert_routing": (False,),
@@ -33,10 +33,7 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "multi_modal_data": ({},),
     "prompt_embeds": (),
     "prompt_logprobs": (),
-    "queue_timeout_s": (),
     "structured_outputs": (),
-    "timeout_s": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 
@@ -47,6 +44,7 @@ def _one_or_many(value: object) -> object:
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Seconds = Annotated[float, Field(gt=0.0)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 DecimalId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
@@ -100,8 +98,12 @@ class GenerationRequest(RequestModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    timeout_s: Seconds | None = None
+    queue_timeout_s: Seconds | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Name = ""
     user: Name | None = None

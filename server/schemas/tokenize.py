@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from server.errors import ApiError
 from server.schemas.chat import UNSUPPORTED_IN_CHAT
-from server.schemas.conversation import Conversation, Turns
+from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
 from server.strict_json import JsonValue
 from server.validation import RequestModel
@@ -24,6 +24,7 @@ class TokenizeRequest(RequestModel):
     messages: Turns | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=ChatTemplateKwargs)
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -43,6 +44,7 @@ class TokenizeRequest(RequestModel):
             messages=self.messages,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
 

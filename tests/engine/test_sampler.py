@@ -63,6 +63,9 @@ def naive_shape(logits: list[float], s: Sequence) -> list[float]:
         values[token] += bias
     if p.allowed_token_ids is not None:
         values = [v if i in p.allowed_token_ids else -math.inf for i, v in enumerate(values)]
+    for *start, last in p.bad_words:
+        if start == generated[max(0, len(generated) - len(start)) :]:
+            values[last] = -math.inf
     if len(generated) < p.min_tokens:
         for token in (EOS, *p.stop_token_ids):
             values[token] = -math.inf
@@ -96,6 +99,7 @@ def random_params(rng: random.Random) -> dict[str, object]:
         "presence_penalty": rng.choice([0.0, 1.0]),
         "logit_bias": rng.choice([{}, {3: 5.0, 9: -100.0}]),
         "allowed_token_ids": rng.choice([None, tuple(range(3, 40))]),
+        "bad_words": rng.choice([(), ((5,), (9, 3)), tuple((i, j) for i in range(VOCAB) for j in range(3, 20))]),
         "min_tokens": rng.choice([0, 10]),
         "stop_token_ids": (7,),
         "seed": rng.randrange(-(2**63), 2**63),

@@ -7,10 +7,11 @@ import pytest
 
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
+from engine.deadlines import MIN_PRUNED
 from engine.errors import RequestRejectedError
 from engine.plan import RowFailed, StepPlan, StepResult
 from engine.scheduler import Scheduler
-from engine.types import Request, SamplingParams
+from engine.types import Request, RequestOutput, SamplingParams
 from tests.engine.kv_hash import KvHashRunner, oracle
 
 VOCAB = 97
@@ -52,10 +53,24 @@ class Bench:
         self.in_flight: list[tuple[StepPlan, StepResult]] = []
         self.now = 0.0
 
-    def add(self, prompt: list[int], max_tokens: int = 8, priority: int = 0, salt: str = "", **params: object) -> int:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int = 8,
+        priority: int = 0,
+        salt: str = "",
+        *,
+        steps: float | None = None,
+        queue_steps: float | None = None,
+        **params: object,
+    ) -> int:
+        """`steps`, `queue_steps`: deadlines, a step being one second here."""
         request_id = len(self.requests)
         sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
-        request = Request(request_id, prompt, sampling, priority, salt)
+        ends, queue_ends = (None if timeout is None else self.now + timeout for timeout in (steps, queue_steps))
+        request = Request(
+            request_id, prompt, sampling, priority, salt, self.now, deadline_s=ends, queue_deadline_s=queue_ends
+        )
         self.scheduler.add(request)
         self.requests[request_id] = request
         return request_id
@@ -63,6 +78,7 @@ class Bench:
     def step(self) -> StepPlan:
         """One step; with `ahead`, the plan is made before the one in flight is applied."""
         self.now += 1.0
+        self.tell(self.scheduler.expire(self.now))
         plan = self.scheduler.plan(self.now)
         assert plan.num_tokens <= self.budget
         self.plans.append(plan)
@@ -74,7 +90,10 @@ class Bench:
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> None:
-        for output in self.scheduler.apply(plan, result, self.now):
+        self.tell(self.scheduler.apply(plan, result, self.now))
+
+    def tell(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
             assert output.request_id not in self.finished, "an output after the end"
             self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
             if output.finish_reason:
@@ -131,7 +150,9 @@ def chaos(seed: int) -> Bench:
         if rng.random() < 0.4:
             prompt = stem[: rng.randint(0, len(stem))] + random_prompt(rng, 1, 12)
             try:
-                bench.add(prompt, rng.randint(0, 20), rng.randint(-1, 1), rng.choice(["", "", "b"]))
+                steps, queue_steps = (rng.choice([None, None, None, rng.randint(0, 30)]) for _ in range(2))
+                salt = rng.choice(["", "", "b"])
+                bench.add(prompt, rng.randint(0, 20), rng.randint(-1, 1), salt, steps=steps, queue_steps=queue_steps)
             except RequestRejectedError:
                 assert len(prompt) > bench.scheduler.max_model_len - 1
         if bench.requests and rng.random() < 0.1:
@@ -144,8 +165,16 @@ def chaos(seed: int) -> Bench:
     for request_id, request in bench.requests.items():
         if request_id in touched:
             continue
-        assert bench.finished[request_id] == "length"
         expected = bench.expected(request_id) if request.params.max_tokens else []
+        if bench.finished[request_id] == "queue_timeout":
+            assert request.queue_deadline_s is not None and not bench.tokens[request_id]
+            continue
+        if bench.finished[request_id] == "timeout":
+            assert request.deadline_s is not None
+            got = bench.tokens[request_id]
+            assert got == expected[: len(got)]
+            continue
+        assert bench.finished[request_id] == "length"
         assert bench.tokens[request_id] == expected, f"seed {seed}, request {request_id}"
     return bench
 
@@ -318,3 +347,33 @@ def test_planning_one_step_ahead_gives_the_same_tokens() -> None:
         bench.run()
         outcomes.append(bench.tokens)
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_request_whose_time_in_the_queue_is_over_is_never_computed() -> None:
+    bench = Bench(max_num_seqs=1)
+    first = bench.add([1, 2, 3], max_tokens=6, queue_steps=2)
+    second = bench.add([4, 5], max_tokens=2, queue_steps=3)
+    third = bench.add([6, 7], max_tokens=2)
+    bench.run()
+    assert bench.finished == {first: "length", second: "queue_timeout", third: "length"}
+    assert all(chunk.sequence.request_id != second for plan in bench.plans for chunk in plan.chunks)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_request_whose_time_is_over_ends_with_its_blocks_free(ahead: bool) -> None:
+    bench = Bench(budget=2, ahead=ahead)
+    in_prefill = bench.add([1] * 9, steps=3)
+    in_decode = bench.add([2], max_tokens=50, steps=12)
+    bench.add([3], max_tokens=30)
+    bench.run()
+    assert bench.finished == {in_prefill: "timeout", in_decode: "timeout", 2: "length"}
+    assert bench.tokens[in_decode] == bench.expected(in_decode)[: len(bench.tokens[in_decode])] != []
+    assert not bench.tokens[in_prefill]
+
+
+def test_deadlines_of_requests_long_gone_take_no_room() -> None:
+    bench = Bench()
+    for _ in range(1000):
+        bench.add([1], max_tokens=1, steps=1e9, queue_steps=1e9)
+        bench.run()
+    assert len(bench.scheduler._deadlines) <= 2 * MIN_PRUNED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from engine.messages import Ready
-from engine.types import Request, RequestOutput, StepStats, Timing, TokenLogprobs
+from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput, StepStats, Timing, TokenLogprobs
 from server.engine_client import EngineStatus, Mailbox, Phase
 
 EOS = 2
@@ -121,12 +121,16 @@ class FakeEngine:
                 self._plays.append((mailbox, outputs))
         return bool(self._plays)
 
-    def fail(self, how: Literal["died", "row"]) -> None:
-        """Lets the one request that was submitted fail: with the whole engine, or by itself."""
+    def fail(self, how: Literal["died", "row", "queue_timeout", "timeout", "constraints"]) -> None:
+        """Lets the one request that was submitted fail: with the whole engine, by itself, or as its time is over."""
         (request,) = self.submitted
         mailbox = self.mailboxes[request.request_id]
         if how == "died":
             mailbox.fail("gone")
+        elif how in ("queue_timeout", "timeout"):
+            mailbox.put(RequestOutput(request.request_id, finish_reason=how))
+        elif how == "constraints":
+            mailbox.put(RequestOutput(request.request_id, finish_reason="error", error=NOTHING_TO_SAMPLE))
         else:
             mailbox.put(RequestOutput(request.request_id, finish_reason="error", error="not a number"))
 

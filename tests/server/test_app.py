@@ -158,10 +158,19 @@ async def test_a_fault_before_the_first_token_is_a_500_without_details(streamed:
     assert "secret" not in response.text
 
 
-@pytest.mark.parametrize(("how", "status", "code"), [("died", 503, "engine_dead"), ("row", 500, "internal_error")])
+FAILURES = [
+    ("died", 503, "engine_dead", None, "error"),
+    ("row", 500, "internal_error", None, "error"),
+    ("constraints", 400, "invalid_value", None, "error"),
+    ("queue_timeout", 503, "queue_timeout", "queue_timeout_s", "timeout"),
+    ("timeout", 504, "deadline_exceeded", "timeout_s", "timeout"),
+]
+
+
+@pytest.mark.parametrize(("how", "status", "code", "param", "outcome"), FAILURES)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_failure_before_the_first_token_is_a_real_status(
-    how: str, status: int, code: str, streamed: bool
+    how: Any, status: int, code: str, param: str | None, outcome: str, streamed: bool
 ) -> None:
     engine = FakeEngine(lambda request: [], held=True)
     state = state_around(engine)
@@ -172,8 +181,11 @@ async def test_a_failure_before_the_first_token_is_a_real_status(
 
     async with client_of(state) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(fail)
-        check_error(await client.post("/v1/completions", json={**COMPLETION, "stream": streamed}), status, code)
-    assert outcomes(state) == {"received": 1, "error": 1}
+        response = await client.post("/v1/completions", json={**COMPLETION, "stream": streamed})
+        check_error(response, status, code, param)
+    assert outcomes(state) == {"received": 1, outcome: 1}
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert (response.headers.get("x-should-retry") == "false") == (status in (500, 504))
 
 
 async def test_models_are_listed_under_each_name_and_found_by_it_alone() -> None:
@@ -188,7 +200,9 @@ async def test_models_are_listed_under_each_name_and_found_by_it_alone() -> None
 
 
 async def test_tokenize_and_detokenize_are_inverse() -> None:
-    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+    state = state_around(FakeEngine(saying("a")))
+    assert state.texts is not None
+    async with client_of(state) as client:
         body = (await client.post("/tokenize", json={"prompt": "Grüße!"})).json()
         assert body["tokens"] == tokenizer().encode("Grüße!")
         assert (body["count"], body["max_model_len"]) == (len(body["tokens"]), 256)
@@ -200,7 +214,11 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
         response = await client.post("/detokenize", json={"tokens": [32000]})
         check_error(response, 400, "integer_above_max_value", "tokens")
         info = (await client.get("/tokenizer_info")).json()
-        assert (info["bos_token"], info["eos_token"], info["chat_template"]) == ("<s>", "</s>", None)
+        assert (info["bos_token"], info["eos_token"], info["chat_template"]) == (
+            "<s>",
+            "</s>",
+            state.texts.chat_template.source,
+        )
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,12 @@ async def test_the_openai_client_completes_and_chats_streamed_and_not() -> None:
         assert bad.value.param == "n"
 
 
-@pytest.mark.parametrize(("how", "code"), [("died", "engine_dead"), ("row", "internal_error")])
-async def test_the_openai_client_raises_on_a_failure_in_mid_stream(how: Literal["died", "row"], code: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "code"), [("died", "engine_dead"), ("row", "internal_error"), ("timeout", "deadline_exceeded")]
+)
+async def test_the_openai_client_raises_on_a_failure_in_mid_stream(
+    how: Literal["died", "row", "timeout"], code: str
+) -> None:
     engine = FakeEngine(saying("one two"), held=True)
     state = state_around(engine)
     async with listening(state) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
@@ -110,7 +114,7 @@ async def test_the_openai_client_raises_on_a_failure_in_mid_stream(how: Literal[
             async for _ in chunks:
                 pass
     assert error.value.code == code
-    assert outcomes(state) == {"received": 1, "error": 1}
+    assert outcomes(state) == {"received": 1, "timeout" if how == "timeout" else "error": 1}
 
 
 async def sent_by(stream: EventStream, *, gone: asyncio.Event | None = None, stalls: bool = False) -> list[Message]:
@@ -174,7 +178,7 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
     state = state_around(engine)
     request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
     assert state.texts is not None
-    jobs = jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    jobs = await jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
     text, num_quiet = "", 0
     async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
         async for deltas in batches:

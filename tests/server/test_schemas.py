@@ -86,12 +86,16 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("user", "a" * 1_000_000, "string_above_max_length"),
     ("response_format", {"type": "json_object"}, "unsupported_parameter"),
     ("structured_outputs", {"regex": "a"}, "unsupported_parameter"),
-    ("bad_words", ["x"], "unsupported_parameter"),
+    ("bad_words", [""], "empty_string"),
+    ("bad_words", ["x"] * 65, "array_above_max_length"),
     ("prompt_embeds", "x", "unsupported_parameter"),
     ("prompt_logprobs", 1, "unsupported_parameter"),
     ("experts_per_token", 1, "unsupported_parameter"),
     ("expert_usage", True, "unsupported_parameter"),
-    ("timeout_s", 1, "unsupported_parameter"),
+    ("timeout_s", 0, "decimal_below_min_value"),
+    ("queue_timeout_s", -1, "decimal_below_min_value"),
+    ("timeout_s", "1", "invalid_type"),
+    ("truncate_prompt_tokens", 0, BELOW),
     ("best_of", 20, "unsupported_parameter"),
 ]
 
