@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import GrammarError
-from engine.philox import uniforms
 from engine.plan import RowFailed, Sampled
 from engine.sequence import Sequence
 from engine.types import NOTHING_TO_SAMPLE, SamplingParams, TokenLogprobs
+from model.philox import uniforms
 
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
 NUM_CANDIDATES = 256  # looked at first where top_k or top_p limits the choice

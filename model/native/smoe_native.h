@@ -68,6 +68,29 @@ SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const 
                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
                             int64_t G, int64_t K, int64_t window);
 
+/* N rows of logits [N, V], each to be sampled, or to score the token that is given. */
+#define SMOE_SAMPLING_REALS 6
+#define SMOE_SAMPLING_WHOLES 12
+typedef struct {
+    int64_t N, V;
+    const float* logits;
+    const float* reals;     /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
+    const int64_t* wholes;  /* [N, 12]: the columns of model/sampling.py */
+    int32_t* history;       /* [.., history_len]: each request's tokens; the sampled one is written behind them */
+    int64_t history_len;
+    const int32_t* bias_ids; /* what is added to which logits; wholes say which part is a row's */
+    const float* bias_values;
+    const uint32_t* masks; /* [.., mask_words]: bit i % 32 of word i / 32 is set where token i is allowed */
+    int64_t mask_words;
+    int64_t* token_ids;  /* [N] */
+    uint8_t* status;     /* [N]: 0 sampled or scored; 1 the logits are not finite; 2 no token is allowed */
+    float* logprob;      /* [N], where the row wants log probabilities: its token's */
+    int32_t* top_ids;    /* [N, max_logprobs]: the likeliest, descending, ties to the lower id */
+    float* top_logprobs; /* [N, max_logprobs] */
+    int64_t max_logprobs;
+} smoe_sampling;
+SMOE_API int smoe_sample(smoe_pool*, int isa, const smoe_sampling*);
+
 #ifdef __cplusplus
 }
 #endif

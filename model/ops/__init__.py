@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+from model.sampling import SampledRows, SamplingRows
 
 Packed: TypeAlias = Any  # a weight in a backend's own form
 StepPlan: TypeAlias = Any  # what a backend computes once per batch and reads in every layer
@@ -88,3 +89,7 @@ class Ops(Protocol):
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Packed) -> Tensor:
         """Final norm and head of the chosen rows: [T, D], [N] -> [N, V] float32."""
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        """A token for every row of logits [N, V] float32, and its log probabilities; reference_sampling.py says how.
+        Each row's answer is its own. Writes rows.history."""

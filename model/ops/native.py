@@ -16,6 +16,8 @@ from model.forward_batch import ForwardBatch
 from model.ops import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
+from model.ops.native_sampling import sampling_arguments
+from model.sampling import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
 
@@ -157,6 +159,18 @@ class NativeOps:
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
         return self._multiply(self.rms_norm(x.index_select(0, rows), norm, eps), head, torch.float32)  # [N, V]
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        num_rows, count = len(logits), max(0, rows.max_logprobs)
+        result = SampledRows(
+            token_ids=torch.empty(num_rows, dtype=torch.int64),
+            status=torch.empty(num_rows, dtype=torch.uint8),
+            logprob=torch.zeros(num_rows),
+            top_ids=torch.zeros(num_rows, count, dtype=torch.int32),
+            top_logprobs=torch.zeros(num_rows, count),
+        )
+        _check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
+        return result
 
     def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)

@@ -16,6 +16,8 @@ from model.forward_batch import ForwardBatch
 from model.ops import ExpertChoice, FfnWeights
 from model.ops.kv_rows import as_cached
 from model.ops.reference_attention import AttentionPlan, attend, plan_attention
+from model.ops.reference_sampling import sample
+from model.sampling import SampledRows, SamplingRows
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class ReferenceOps:
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Tensor) -> Tensor:
         return F.linear(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        return sample(logits, rows)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import engine.sampler as sampler_module
-from engine.philox import philox4x32, uniforms
 from engine.plan import RowFailed, Sampled
 from engine.sampler import Sampler, token_logprobs
 from engine.sequence import Sequence
 from engine.types import Request, SamplingParams
+from model.philox import philox4x32, uniforms
 
 VOCAB = 50
 EOS = 2
