@@ -14,12 +14,22 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.types import Request, RequestOutput, SamplingParams, StepStats, TokenLogprobs
+from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
+from engine.types import SamplingParams as TokenSamplingParams
 from server.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Completion", "LocalEngine", "SamplingParams", "TokenLogprobs"]
 
 Prompt = str | Sequence[int]
+
+
+class SamplingParams(TokenSamplingParams, frozen=True):
+    """How a completion is sampled, and what is asked of the experts."""
+
+    experts_per_token: int | None = None  # None: as the engine was started
+    expert_mask: list[list[bool]] | None = None  # [layers][experts], False: switched off; None: all are on
+    expert_usage: bool = False  # count which experts the prompt's and the completion's positions took
+    expert_routing: bool = False  # tell which ones each position of the completion took
 
 
 @dataclass
@@ -34,6 +44,18 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1.., where asked for
     num_cached_tokens: int = 0
     error: str | None = None
+    expert_prompt_tokens: list[list[int]] = field(default_factory=list)  # [layers][experts], under expert_usage
+    expert_routing: list[list[ExpertIds]] = field(default_factory=list)  # [position][layers][k], of all but the last
+
+    @property
+    def expert_completion_tokens(self) -> list[list[int]]:
+        """[layers][experts], as expert_prompt_tokens, over the completion's positions but the last."""
+        counts = [[0] * len(layer) for layer in self.expert_prompt_tokens]
+        for position in self.expert_routing:
+            for layer, ids in zip(counts, position, strict=bool(counts)):
+                for expert in ids:
+                    layer[expert] += 1
+        return counts
 
 
 class LocalEngine:
@@ -89,7 +111,18 @@ class LocalEngine:
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
         """Queues one request and returns its id; step() computes it."""
         self._next_id += 1
-        self._engine.add(Request(self._next_id, list(prompt_token_ids), params or SamplingParams(), priority))
+        params = params or SamplingParams()
+        request = Request(
+            self._next_id,
+            list(prompt_token_ids),
+            params,
+            priority,
+            experts_per_token=params.experts_per_token,
+            expert_mask=params.expert_mask,
+            expert_usage=params.expert_usage,
+            expert_routing=params.expert_routing or params.expert_usage,
+        )
+        self._engine.add(request)
         return self._next_id
 
     def abort(self, request_id: int) -> None:
@@ -104,6 +137,14 @@ class LocalEngine:
         step = self._engine.step()
         self.num_preemptions += step.stats.num_preemptions
         return step.outputs
+
+    def experts(self, window_s: float | None = None) -> ExpertReport:
+        """What the experts took of all that was computed here: since the start, or in the last 1 to 60 seconds."""
+        return self._engine.experts(window_s)
+
+    def reset_experts(self) -> None:
+        """experts() counts from zero again."""
+        self._engine.reset_experts()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a KV block is lost or counted wrongly."""
@@ -128,3 +169,5 @@ def _extend(completion: Completion, output: RequestOutput) -> None:
     completion.finish_reason = output.finish_reason
     completion.num_cached_tokens = output.num_cached_tokens
     completion.error = output.error
+    completion.expert_prompt_tokens += output.expert_prompt_tokens or []
+    completion.expert_routing += output.expert_routing or []

@@ -6,13 +6,14 @@ from importlib.metadata import version
 
 from engine.config import EngineConfig
 from engine.errors import RequestRejectedError
+from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import RowFailed, StepPlan, StepResult
 from engine.sequence import Matcher
-from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
+from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look
 
@@ -26,6 +27,10 @@ class Engine:
         self.config = config
         self.loaded = loaded
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
+        model = loaded.config
+        self.expert_shape = ExpertShape(model.num_layers, model.num_experts, model.experts_per_token)
+        self._expert_counts = loaded.runner.expert_counts
+        self.reset_experts()
         self._rejected: list[RequestOutput] = []
         self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
 
@@ -51,7 +56,7 @@ class Engine:
 
     def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
-            self.scheduler.add(request, matcher)
+            self.scheduler.add(resolve_experts(request, self.expert_shape), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))
 
@@ -91,7 +96,7 @@ class Engine:
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         freed = self.scheduler.tables.num_window_blocks_freed - freed_before
-        return StepOutput(outputs, self._stats(plan, end - start, freed))
+        return StepOutput(outputs, self._stats(plan, end - start, freed, self._new_expert_tokens(only_if_due=True)))
 
     def _run(self, plan: StepPlan) -> StepResult:
         if not plan.chunks:
@@ -108,10 +113,34 @@ class Engine:
         return rejected
 
     def stats(self) -> StepStats:
-        """The gauges alone, as after a step that computed nothing."""
-        return self._stats(StepPlan(()), 0.0, 0)
+        """The gauges, and what the experts took since last told, as after a step that computed nothing."""
+        return self._stats(StepPlan(()), 0.0, 0, self._new_expert_tokens() if self.has_untold_experts() else None)
 
-    def _stats(self, plan: StepPlan, step_s: float, freed: int) -> StepStats:
+    def experts(self, window_s: float | None = None) -> ExpertReport:
+        """What the experts took of all positions computed here, those computed again included."""
+        if self._expert_counts is None:
+            return ExpertReport(time.time(), [])
+        return self._expert_counts.report(window_s, time.monotonic(), time.time())
+
+    def reset_experts(self) -> ExpertReport:
+        """Counts from zero again; the report is that of an engine that has computed nothing."""
+        if self._expert_counts is not None:
+            self._expert_counts.reset(time.monotonic(), time.time())
+        return self.experts()
+
+    def has_untold_experts(self) -> bool:
+        """Whether stats() has something new to tell of the experts."""
+        return self._expert_counts is not None and self._expert_counts.has_untold
+
+    def _new_expert_tokens(self, *, only_if_due: bool = False) -> list[list[int]] | None:
+        counts, now_s = self._expert_counts, time.monotonic()
+        if counts is None or (only_if_due and not counts.is_due(now_s)):
+            return None
+        return counts.take_new(now_s)
+
+    def _stats(
+        self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None = None
+    ) -> StepStats:
         pool = self.scheduler.tables.pool
         return StepStats(
             num_running=len(self.scheduler.running),
@@ -126,6 +155,7 @@ class Engine:
             num_prefix_hits=plan.num_prefix_hits,
             num_preemptions=plan.num_preemptions,
             num_window_blocks_freed=freed,
+            expert_tokens=expert_tokens,
         )
 
     def ready(self) -> Ready:
@@ -159,7 +189,8 @@ class Engine:
         loaded = self.loaded
         dtype = str(loaded.dtype).removeprefix("torch.")
         window = "none" if loaded.config.window is None else loaded.config.window
-        return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{loaded.kv_dtype}-window-{window}"
+        k = "" if self.config.experts_per_token is None else f"-k-{self.config.experts_per_token}"
+        return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{loaded.kv_dtype}-window-{window}{k}"
 
 
 def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:

@@ -17,4 +17,9 @@ class GrammarError(EngineError):
 
 
 class RequestRejectedError(EngineError):
-    """A request that this engine can never run: too long for the model or for the whole KV pool."""
+    """A request that this engine can never run: too long for the model or for the whole KV pool, for one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        """`param`: the field of the request that is at fault, where it is one."""
+        super().__init__(message)
+        self.param = param

@@ -12,6 +12,7 @@ from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.expert_counts import ExpertCounts
 from engine.memory import available_bytes
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -63,7 +64,7 @@ class LoadedModel:
 def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
-    model_config, warnings = load_config(Path(config.model), config.sliding_window)
+    model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
     device, dtype = _device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(parameters_by_part(stored.values()).values()) * dtype.itemsize
@@ -83,7 +84,9 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     limits = size_engine(config, model_config, _free_bytes(device), default_budget)
     kv_dtype = served_kv_dtype(config, model_config)
     kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    runner = ModelRunner(model, kv_pool, Sampler(model_config.eos_token_ids), config.block_size, device)
+    expert_counts = ExpertCounts(model_config, device) if model_config.num_experts else None
+    sampler = Sampler(model_config.eos_token_ids)
+    runner = ModelRunner(model, kv_pool, sampler, config.block_size, device, expert_counts)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
@@ -118,6 +121,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> 
         max_model_len=limits.max_model_len,
         eos_token_ids=model.eos_token_ids,
         by_priority=config.scheduling_policy == "priority",
+        num_experts=model.num_experts,
     )
 
 

@@ -97,7 +97,7 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """The plan of an engine that may use `memory_bytes`. EngineConfigError for a checkpoint that it could not load."""
     try:
-        model, warnings = load_config(Path(config.model), config.sliding_window)
+        model, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
         parameters = parameters_by_part(checked_tensors(Path(config.model), model).values())
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import Request, StepOutput, Vocabulary
+from engine.types import ExpertReport, Request, StepOutput, Vocabulary
 
 LENGTH = struct.Struct(">I")
 
@@ -79,8 +79,24 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     step: StepOutput
 
 
-ToEngine = Start | Add | Abort
-FromEngine = Progress | Ready | Failed | Step
+class AskExperts(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: what did the experts take, in the last `window_s` or since the start? Or, with `reset`: forget
+    it."""
+
+    query_id: int
+    window_s: float | None = None
+    reset: bool = False
+
+
+class Experts(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: the answer to AskExperts, after a reset that of an engine that has computed nothing."""
+
+    query_id: int
+    report: ExpertReport
+
+
+ToEngine = Start | Add | Abort | AskExperts
+FromEngine = Progress | Ready | Failed | Step | Experts
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from engine.experts import ExpertChoices
 from engine.sequence import Sequence
 from engine.types import TokenLogprobs
 
@@ -56,3 +57,4 @@ class StepResult:
 
     sampled: dict[int, Sampled | RowFailed]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of the chunks' positions, where wanted

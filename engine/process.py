@@ -14,7 +14,21 @@ from collections.abc import Iterable
 
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from engine.messages import Abort, Add, Failed, FrameReader, FromEngine, Progress, Start, Step, ToEngine, encode_frame
+from engine.expert_counts import FOLD_S
+from engine.messages import (
+    Abort,
+    Add,
+    AskExperts,
+    Experts,
+    Failed,
+    FrameReader,
+    FromEngine,
+    Progress,
+    Start,
+    Step,
+    ToEngine,
+    encode_frame,
+)
 from engine.types import StepOutput
 from model.errors import CheckpointError
 
@@ -99,11 +113,12 @@ class EngineProcess:
         audited = False
         while True:
             busy = engine.has_work()
-            changed = self._handle(engine, self.channel.receive(0.0 if busy else None if audited else IDLE_AUDIT_S))
+            idle_s = FOLD_S if engine.has_untold_experts() else None if audited else IDLE_AUDIT_S
+            changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
                 self.channel.send(Step(engine.step()))
                 audited = False
-            elif changed:
+            elif changed or engine.has_untold_experts():
                 self.channel.send(Step(StepOutput([], engine.stats())))
             elif not busy:
                 engine.scheduler.check_integrity()
@@ -120,6 +135,9 @@ class EngineProcess:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     engine.abort(request_id)
+            elif isinstance(message, AskExperts):
+                report = engine.reset_experts() if message.reset else engine.experts(message.window_s)
+                self.channel.send(Experts(message.query_id, report))
         return arrived
 
 

@@ -1,4 +1,4 @@
-"""What the requests of a step ask of the gates, as the network reads it: k per row, masks, and room for the answers.
+"""What the requests of a step ask of the gates, as the network reads it, and what the gates answered.
 
 Letters: T rows of the step, L layers, E experts, M masks.
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
+from engine.experts import ExpertChoices
 from engine.plan import Chunk
 from model.config import ModelConfig
 from model.forward_batch import Routing
@@ -17,27 +18,47 @@ def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.d
     if not model.num_experts:
         return None
     requests = [chunk.sequence.request for chunk in chunks]
-    lengths = torch.tensor([chunk.length for chunk in chunks])
+    lengths = [chunk.length for chunk in chunks]
     k_of_chunk = [request.experts_per_token or model.experts_per_token for request in requests]
-    k_of_row = torch.tensor(k_of_chunk, dtype=torch.int32).repeat_interleave(lengths)  # [T]
-    chosen = torch.empty(model.num_layers, len(k_of_row), max(k_of_chunk), dtype=torch.int32, device=device)
     masks, mask_rows = _masks([request.expert_mask for request in requests], lengths, model)
     return Routing(
-        experts_per_token=k_of_row.to(device),
+        experts_per_token=_repeated(k_of_chunk, lengths, torch.int32).to(device),
         masks=None if masks is None else masks.to(device),
         mask_rows=None if mask_rows is None else mask_rows.to(device),
-        chosen=chosen,
+        chosen=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
     )
 
 
+def _repeated(of_chunk: list[int], lengths: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """(2, 1), lengths (1, 3) -> 2, 1, 1, 1."""
+    if len(set(of_chunk)) == 1:
+        return torch.full((sum(lengths),), of_chunk[0], dtype=dtype)
+    return torch.tensor(of_chunk, dtype=dtype).repeat_interleave(torch.tensor(lengths))
+
+
+def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[int, ExpertChoices]:
+    """What the chunks' rows took, by request id, of those requests that want to know."""
+    found: dict[int, ExpertChoices] = {}
+    if routing is None or not any(chunk.sequence.experts for chunk in chunks):
+        return found
+    first = 0
+    for chunk in chunks:
+        request = chunk.sequence.request
+        if chunk.sequence.experts:
+            chosen = routing.chosen[:, first : first + chunk.length, : request.experts_per_token]
+            found[request.request_id] = chosen.tolist()
+        first += chunk.length
+    return found
+
+
 def _masks(
-    masks: list[list[list[bool]] | None], lengths: torch.Tensor, model: ModelConfig
+    masks: list[list[list[bool]] | None], lengths: list[int], model: ModelConfig
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """[M, L, E] and [T], where any chunk has a mask; mask 0, all on, is that of the chunks that have none."""
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None, None
     all_on = torch.ones(1, model.num_layers, model.num_experts, dtype=torch.bool)
-    counter = iter(range(1, len(given) + 1))
-    row_of_chunk = torch.tensor([0 if mask is None else next(counter) for mask in masks])
-    return torch.cat((all_on, torch.tensor(given, dtype=torch.bool))), row_of_chunk.repeat_interleave(lengths)
+    numbers = iter(range(1, len(given) + 1))
+    mask_of_chunk = [0 if mask is None else next(numbers) for mask in masks]
+    return torch.cat((all_on, torch.tensor(given))), _repeated(mask_of_chunk, lengths, torch.int64)

@@ -5,7 +5,9 @@ import math
 import torch
 
 from engine.batch import LogitRow, build_batch
+from engine.expert_counts import ExpertCounts
 from engine.plan import RowFailed, Sampled, StepPlan, StepResult
+from engine.routing import expert_choices
 from engine.sampler import NOT_FINITE, Sampler, token_logprobs
 from engine.types import TokenLogprobs
 from model.kv_pool import KvPool
@@ -16,13 +18,20 @@ class ModelRunner:
     """Owns the model and the contents of the KV pool; knows nothing of who waits."""
 
     def __init__(
-        self, model: Mixtral, kv_pool: KvPool, sampler: Sampler, block_size: int, device: torch.device
+        self,
+        model: Mixtral,
+        kv_pool: KvPool,
+        sampler: Sampler,
+        block_size: int,
+        device: torch.device,
+        expert_counts: ExpertCounts | None = None,
     ) -> None:
         self.model = model
         self.kv_pool = kv_pool
         self.sampler = sampler
         self.block_size = block_size
         self.device = device
+        self.expert_counts = expert_counts  # None where the network has no experts
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -30,7 +39,11 @@ class ModelRunner:
         batch = build_batch(plan, self.model.config, self.block_size, self.device)
         logits = self.model.forward(batch.forward, self.kv_pool)  # [N, V] float32
         scores = _score_prompts(logits, batch.logit_rows)
-        return StepResult(self._sample(logits, batch.logit_rows) | _failed_scores(scores), scores)
+        routing = batch.forward.routing
+        if self.expert_counts is not None and routing is not None:
+            self.expert_counts.record(batch.forward.token_ids, routing.chosen)
+        sampled = self._sample(logits, batch.logit_rows) | _failed_scores(scores)
+        return StepResult(sampled, scores, expert_choices(plan.chunks, routing))
 
     def _sample(self, logits: torch.Tensor, rows: list[LogitRow]) -> dict[int, Sampled | RowFailed]:
         indices = [index for index, row in enumerate(rows) if row.samples]

@@ -13,6 +13,7 @@ import msgspec
 from engine.block_tables import BlockTables
 from engine.deadlines import Deadlines
 from engine.errors import RequestRejectedError
+from engine.experts import SequenceExperts
 from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.sequence import Matcher, Sequence, Status
 from engine.types import FinishReason, Request, RequestOutput
@@ -36,6 +37,7 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: Iterable[int],
         by_priority: bool = True,
+        num_experts: int = 0,
     ) -> None:
         self.tables = tables
         self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
@@ -43,6 +45,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(eos_token_ids)
         self.by_priority = by_priority
+        self.num_experts = num_experts
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # in scheduling order
         self.live: dict[int, Sequence] = {}
@@ -59,6 +62,8 @@ class Scheduler:
         self._num_arrivals += 1
         room = self.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(request, order, min(request.params.max_tokens, room), matcher)
+        if request.expert_usage or request.expert_routing:
+            sequence.experts = SequenceExperts(request, self.num_experts)
         self.live[request.request_id] = sequence
         self._deadlines.add(request, self.live)
         self.waiting.push(sequence)
@@ -189,6 +194,8 @@ class Scheduler:
         if isinstance(outcome, RowFailed):
             self.tables.forget(sequence)
             return self._finish(sequence, "error", now, error=outcome.message)
+        if sequence.experts and sequence.request_id in result.expert_choices:
+            sequence.experts.take(chunk.start, result.expert_choices[sequence.request_id])
         sequence.num_computed += chunk.length
         self.tables.commit(sequence)
         sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
@@ -217,7 +224,7 @@ class Scheduler:
         return None, None
 
     def _output(self, sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
-        params = sequence.request.params
+        request, params, experts = sequence.request, sequence.request.params, sequence.experts
         is_first = sequence.num_generated <= 1
         return RequestOutput(
             request_id=sequence.request_id,
@@ -225,6 +232,8 @@ class Scheduler:
             logprobs=[sampled.logprobs] if sampled and sampled.logprobs else None,
             prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
             num_cached_tokens=sequence.num_cached_tokens,
+            expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,
+            expert_routing=experts.told() if experts and request.expert_routing else None,
         )
 
     def _finish(

@@ -4,6 +4,7 @@ from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
 
+from engine.experts import SequenceExperts
 from engine.prefix import BlockKey, child_key, root_key
 from engine.types import Request, Timing, TokenLogprobs
 
@@ -48,6 +49,7 @@ class Sequence:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self.experts: SequenceExperts | None = None  # where the request wants to know
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self._block_keys: list[BlockKey] = []

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error", "queue_timeout", "timeout"]
+ExpertIds = list[int]  # the k experts that a position took in one layer, the gate's first choice first
 
 NOTHING_TO_SAMPLE = "the request's constraints leave no token to sample"  # an error that is the request's own
 
@@ -47,9 +48,7 @@ class Request(msgspec.Struct, frozen=True):
     arrival_s: float = 0.0  # time.monotonic() when the request reached the server
     experts_per_token: int | None = None  # None: the engine's default
     expert_mask: list[list[bool]] | None = None  # [layers][experts], False: switched off; None: all are on
-    expert_usage: bool = (
-        False  # count the experts of the prompt's positions: all are computed, none come from the cache
-    )
+    expert_usage: bool = False  # count the experts of the prompt's positions; they are all computed, not cached
     expert_routing: bool = False  # tell which experts each computed position of the completion took
     grammar: str | None = None  # what the text must match, in llguidance's serialised form
     deadline_s: float | None = None  # time.monotonic() when it ends, finished or not
@@ -95,6 +94,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None  # one line fit for the client, with finish_reason "error"
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache when it was first scheduled
     timing: Timing | None = None  # with the last output
+    expert_prompt_tokens: list[list[int]] | None = None  # [layers][experts], once, with the first output
+    expert_routing: list[list[ExpertIds]] | None = None  # [position][layers][k] of completion positions computed since
 
 
 class StepStats(msgspec.Struct, frozen=True):
@@ -112,6 +113,7 @@ class StepStats(msgspec.Struct, frozen=True):
     num_prefix_hits: int = 0  # prompt tokens found there
     num_preemptions: int = 0
     num_window_blocks_freed: int = 0
+    expert_tokens: list[list[int]] | None = None  # [layers][experts], new since last told; a few times a second
 
 
 class StepOutput(msgspec.Struct, frozen=True):
@@ -119,3 +121,18 @@ class StepOutput(msgspec.Struct, frozen=True):
 
     outputs: list[RequestOutput]
     stats: StepStats
+
+
+class LayerExperts(msgspec.Struct, frozen=True):
+    """What one layer's experts took."""
+
+    tokens: list[int]  # [experts]
+    pairs: list[list[int]]  # [experts][experts], positions that took both; symmetric, 0 on the diagonal
+    top_tokens: list[list[tuple[int, int]]]  # [experts], the most frequent token ids with their counts, descending
+
+
+class ExpertReport(msgspec.Struct, frozen=True):
+    """What the experts took from `since` (unix time) on. No layers: the network has no experts."""
+
+    since: float
+    layers: list[LayerExperts]

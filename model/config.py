@@ -3,7 +3,7 @@
 Two dialects are read: rope_theta and torch_dtype, or rope_parameters.rope_theta and dtype (transformers 5).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,16 +54,26 @@ class ModelConfig:
         return self.vocab_size * self.dim * (1 if self.tied_head else 2) + self.num_layers * layer + self.dim
 
 
-def load_config(path: Path, sliding_window: Literal["model", "none"] | int = "model") -> tuple[ModelConfig, list[str]]:
+def load_config(
+    path: Path, sliding_window: Literal["model", "none"] | int = "model", experts_per_token: int | None = None
+) -> tuple[ModelConfig, list[str]]:
     """The config of the checkpoint in directory `path`, and warnings of one line each.
 
-    `sliding_window` other than "model" goes before what the checkpoint says. Raises CheckpointError for everything that
-    the network cannot run exactly as the checkpoint means it.
+    `sliding_window` other than "model" and `experts_per_token` go before what the checkpoint says. Raises
+    CheckpointError for everything that the network cannot run exactly as the checkpoint means it.
     """
     _check_directory(path)
     fields = Fields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
     warnings: list[str] = []
-    return _parse(fields, path, sliding_window, warnings), warnings
+    config = _parse(fields, path, sliding_window, warnings)
+    return config if experts_per_token is None else _with_experts_per_token(config, experts_per_token), warnings
+
+
+def _with_experts_per_token(config: ModelConfig, experts_per_token: int) -> ModelConfig:
+    if not 1 <= experts_per_token <= config.num_experts:
+        has = f"has {config.num_experts} experts" if config.num_experts else "has no experts"
+        raise CheckpointError(f"{experts_per_token} experts per token are not possible: the model {has}")
+    return replace(config, experts_per_token=experts_per_token)
 
 
 def _check_directory(path: Path) -> None:

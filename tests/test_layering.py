@@ -25,6 +25,8 @@ PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled ch
 ENGINE_MODULES_WITH_TORCH = {
     "engine.backend",
     "engine.batch",
+    "engine.expert_counts",
+    "engine.routing",
     "engine.sampler",
     "engine.runner",
     "engine.loading",

@@ -1,0 +1,46 @@
+"""transformers' Mixtral with any number of experts per token, and with some of them switched off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Mask = list[list[bool]]
+
+
+@contextmanager
+def routed(model: Any, k: int, mask: Mask | None = None) -> Iterator[list[list[Tensor]]]:
+    """Within it the model takes k experts per token; yields per layer the [rows, k] ids that its gates chose."""
+    gates = [layer.mlp.gate for layer in model.model.layers]
+    found: list[list[Tensor]] = [[] for _ in gates]
+    before = [(gate.top_k, gate.forward) for gate in gates]
+    for index, gate in enumerate(gates):
+        gate.top_k = k
+        gate.forward = partial(_forward, gate, None if mask is None else mask[index], found[index])
+    try:
+        yield found
+    finally:
+        for gate, (top_k, forward) in zip(gates, before, strict=True):
+            gate.top_k, gate.forward = top_k, forward
+
+
+def _forward(gate: Any, allowed: list[bool] | None, found: list[Tensor], hidden: Tensor) -> tuple[Tensor, ...]:
+    """The gate's own rule, over the experts that are on: the k largest logits, softmax over them."""
+    logits = hidden.reshape(-1, gate.hidden_dim) @ gate.weight.T
+    if allowed is not None:
+        logits[:, ~torch.tensor(allowed)] = float("-inf")
+    best = logits.sort(descending=True, stable=True)
+    found.append(best.indices[:, : gate.top_k])
+    return logits, best.values[:, : gate.top_k].softmax(-1), best.indices[:, : gate.top_k]
+
+
+@torch.no_grad()
+def forward(model: Any, ids: list[int], k: int, mask: Mask | None = None) -> tuple[Tensor, list[list[list[int]]]]:
+    """Logits [T, V], and the chosen ids [T][L][k] of every position."""
+    with routed(model, k, mask) as found:
+        logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
+    layers = torch.stack([torch.cat(of_layer) for of_layer in found])  # [L, T, k]
+    return logits, layers.swapaxes(0, 1).tolist()
