@@ -64,7 +64,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     encoder: bytes  # the tokenizer's own file, with no space put in front of a text
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log probabilities at one position: log_softmax of the raw logits, before penalties, bias and temperature."""
 
     token_id: int  # the token that stands at this position
@@ -82,7 +82,7 @@ class Timing(msgspec.Struct, frozen=True):
     finished_s: float | None = None
 
 
-class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What one step gave one request: new tokens, or its end, or both."""
 
     request_id: int

@@ -46,6 +46,11 @@ class Delta:
     finish_reason: Literal["stop", "length"] | None = None
     stop_reason: str | int | None = None
 
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether a chunk tells nothing of it but text, unless it tells token ids or logprobs."""
+        return bool(self.text) and self.finish_reason is None and not self.is_first
+
     def split(self) -> list["Delta"]:
         """Its text and its end apart: a stream tells them in two chunks."""
         if not self.text or self.finish_reason is None:

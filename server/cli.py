@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from server.bench.commands import app as bench_app
+
 app = typer.Typer(
     name="smoe",
     help="An OpenAI-style server for Mixtral, Mistral's sparse mixture-of-experts model.",
@@ -14,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(bench_app)
 
 Text = str | None
 Several = list[str] | None

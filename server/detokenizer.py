@@ -21,7 +21,7 @@ class Detokenizer:
         self, tokenizer: Tokenizer, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()
     ) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._bytes = tokenizer.bytes_by_id(skip_special_tokens=skip_special_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._has_started = any(self._shown(token_id) for token_id in prompt_token_ids)
         for token_id in prompt_token_ids[-MAX_UTF8_TAIL:]:
@@ -29,13 +29,15 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that these tokens complete."""
-        return self._decoder.decode(b"".join(self._next_bytes(token_id) for token_id in token_ids))
+        shown = self._shown if self._has_started else self._first_shown
+        return self._decoder.decode(b"".join(map(shown, token_ids)))
 
     def finish(self) -> str:
         """U+FFFD where the tokens end inside a character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
-    def _next_bytes(self, token_id: int) -> bytes:
+    def _first_shown(self, token_id: int) -> bytes:
+        """As long as nothing was shown."""
         shown = self._shown(token_id)
         if self._has_started or not shown:
             return shown
@@ -43,5 +45,4 @@ class Detokenizer:
         return shown[1:] if self._tokenizer.has_leading_space(token_id) else shown
 
     def _shown(self, token_id: int) -> bytes:
-        is_hidden = self._skip_special_tokens and self._tokenizer.is_special(token_id)
-        return b"" if is_hidden else self._tokenizer.token_bytes(token_id)
+        return self._bytes[token_id] if token_id < len(self._bytes) else b""

@@ -5,6 +5,7 @@ Knows request ids and token ids, not text and not HTTP. Everything runs on the e
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import sys
@@ -60,35 +61,77 @@ class EngineDied(Exception):
 
 
 class Mailbox:
-    """One request's outputs on their way from the socket to the HTTP handler that waits for them."""
+    """The outputs of the requests submitted together, on their way from the socket to the handler that waits for them.
+
+    Made on the event loop. One timer serves all waits: it is set anew only when it fires, not at each of them.
+    """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._outputs: list[RequestOutput] = []
         self._failure: str | None = None
-        self._changed = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # waits for something to come
+        self._until_s = 0.0  # how long it waits, on the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, output: RequestOutput) -> None:
-        """Add what a step gave. Never blocks; a request's own max_tokens bounds what can pile up."""
+        """Add what a step gave. Never blocks; the requests' own max_tokens bound what can pile up."""
         self._outputs.append(output)
-        self._changed.set()
+        self._wake()
 
     def fail(self, reason: str) -> None:
         """After what is already here, `get` raises EngineDied(reason)."""
         self._failure = reason
-        self._changed.set()
+        self._wake()
 
-    async def get(self) -> list[RequestOutput]:
-        """Everything since the last call, as one output where the reader lagged behind; waits for the first.
+    async def get(self, until_s: float = math.inf) -> list[RequestOutput]:
+        """Everything since the last call, one output per request; waits for the first until `until_s` on the loop's
+        clock, and gives nothing where nothing came. What a lagging reader missed is merged, as of a longer step.
 
         Raises EngineDied once the engine is gone and its last outputs are read.
         """
-        await self._changed.wait()
+        if not self._outputs and self._failure is None:
+            await self._something(until_s)
         outputs, self._outputs = self._outputs, []
-        if not outputs:
+        if not outputs and self._failure is not None:
             raise EngineDied(self._failure)
-        if self._failure is None:
-            self._changed.clear()
-        return outputs if len(outputs) == 1 else [merge_outputs(outputs)]
+        return outputs if len(outputs) < 2 else merged_by_request(outputs)
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _something(self, until_s: float) -> None:
+        self._reader, self._until_s = self._loop.create_future(), until_s
+        if self._timer is None and until_s < math.inf:
+            self._timer = self._loop.call_at(until_s, self._time_is_up)
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _time_is_up(self) -> None:
+        """Of the wait that it was set for, or of an earlier one."""
+        self._timer = None
+        if self._reader is None:
+            return
+        if self._loop.time() >= self._until_s:
+            self._wake()
+        elif self._until_s < math.inf:
+            self._timer = self._loop.call_at(self._until_s, self._time_is_up)
+
+
+def merged_by_request(outputs: Sequence[RequestOutput]) -> list[RequestOutput]:
+    """One output per request, in the order of their first ones."""
+    by_request: dict[int, list[RequestOutput]] = {}
+    for output in outputs:
+        by_request.setdefault(output.request_id, []).append(output)
+    return [group[0] if len(group) == 1 else merge_outputs(group) for group in by_request.values()]
 
 
 def merge_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
@@ -169,16 +212,15 @@ class EngineClient:
         self._watcher = loop.create_task(self._watch(self._process))
         self._send(Start(config, vocabulary))
 
-    def submit(self, requests: Sequence[Request]) -> list[Mailbox]:
-        """Queue requests, in order. Of a dead engine each mailbox raises EngineDied."""
-        mailboxes = [Mailbox() for _ in requests]
+    def submit(self, requests: Sequence[Request]) -> Mailbox:
+        """Queue requests, in order, whose outputs come to one mailbox. Of a dead engine it raises EngineDied."""
+        mailbox = Mailbox()
         if self._status.phase == "dead":
-            for mailbox in mailboxes:
-                mailbox.fail(GONE)
-            return mailboxes
-        self._mailboxes.update(zip((request.request_id for request in requests), mailboxes, strict=True))
+            mailbox.fail(GONE)
+            return mailbox
+        self._mailboxes.update((request.request_id, mailbox) for request in requests)
         self._send(Add(list(requests)))
-        return mailboxes
+        return mailbox
 
     def abort(self, request_ids: Iterable[int]) -> None:
         """Forget these requests. Unknown, finished and aborted ids are ignored."""

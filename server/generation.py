@@ -22,7 +22,6 @@ from server.errors import (
     queue_timeout,
     unavailable,
 )
-from server.inbox import MergedInbox
 from server.ledger import Account
 from server.metric_families import Outcome
 from server.state import GONE_RETRY_S, AppState
@@ -89,7 +88,7 @@ class Generation:
         """
         self._admit()
         loop = asyncio.get_running_loop()
-        inbox = MergedInbox(self._state.engine.submit([job.request for job in self._jobs.values()]))
+        inbox = self._state.engine.submit([job.request for job in self._jobs.values()])
         open_ids = set(self._jobs)
         outcome: Outcome = "abort"
         try:

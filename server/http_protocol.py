@@ -1,5 +1,6 @@
-"""uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take, errors in the
-API's shape for bytes that are no request, and small reads, so that no connection holds the event loop for long.
+"""uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take and on that
+in which a client may read nothing, errors in the API's shape for bytes that are no request, and small reads, so that no
+connection holds the event loop for long.
 
 h11 parses, because it stops reading heads at a size; httptools buffers whatever comes.
 """
@@ -19,6 +20,7 @@ from uvicorn.server import ServerState
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 
 HEAD_TIMEOUT_S = 10.0
+STALL_TIMEOUT_S = 60.0
 MAX_HEAD_BYTES = 64 << 10
 # A body in chunks of one byte costs the parser some 10 us for 6 bytes read, and libuv reads up to 32 times before the
 # loop goes on: with 1 KiB each that is at most 60 ms, where 256 KiB each took over a second.
@@ -26,10 +28,13 @@ READ_BYTES = 1024
 
 
 class Connection(H11Protocol):
-    """One connection. Its head timer runs while the parser waits for (the rest of) a request's head."""
+    """One connection. Its head timer runs while the parser waits for (the rest of) a request's head, its stall timer
+    while there is more to send than the buffers hold: an answer then waits, and what it would tell is put together."""
 
     head_timeout_s = HEAD_TIMEOUT_S
+    stall_timeout_s = STALL_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,6 +42,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +67,30 @@ class Connection(H11Protocol):
             self._refuse(request_timeout())
         else:
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_stall_timer()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self.stall_timeout_s, self._reader_is_late, unsent)
+
+    def _reader_is_late(self, unsent_before: int) -> None:
+        """A client that took something, however little, gets more time. Aborted, not closed: that would wait for it."""
+        if self.transport.get_write_buffer_size() < unsent_before:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this while it handles h11's error."""

@@ -43,8 +43,7 @@ class Account:
         if self._last_token_s is None:
             self._first_token_s = now_s
         else:
-            for _ in range(num_new):
-                self._metrics.inter_token((now_s - self._last_token_s) / num_new)
+            self._metrics.inter_token((now_s - self._last_token_s) / num_new, num_new)
         self._last_token_s = now_s
 
     def close(self, outcome: Outcome, now_s: float) -> None:

@@ -1,10 +1,13 @@
 """Every metric family, with its help text and buckets. `model_name` is not among the labels: the scrape adds it."""
 
-from collections.abc import Iterator
-from typing import Literal, get_args
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Literal, Protocol, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 Outcome = Literal["stop", "length", "abort", "timeout", "rejected", "error"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -26,10 +29,37 @@ def _histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogr
     return Histogram(name, help_text, registry=None, buckets=buckets)
 
 
+class Family(Protocol):
+    """What can be collected."""
+
+    def collect(self) -> Iterable[Metric]: ...
+
+
+class TokenHistogram:
+    """A histogram for what is observed with every token: on one thread, without prometheus_client's locks."""
+
+    def __init__(self, name: str, help_text: str, buckets: tuple[float, ...]) -> None:
+        self._name = name
+        self._help_text = help_text
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, amount: float, times: int = 1) -> None:
+        """`amount`, so many times."""
+        self._counts[bisect_left(self._bounds, amount)] += times
+        self._sum += amount * times
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return [HistogramMetricFamily(self._name, self._help_text, buckets, self._sum)]
+
+
 class _Families:
     """A group of families: its attributes."""
 
-    def __iter__(self) -> Iterator[MetricWrapperBase]:
+    def __iter__(self) -> Iterator[Family]:
         return iter(vars(self).values())
 
 
@@ -45,7 +75,7 @@ class RequestFamilies(_Families):
         self.generation_tokens = _counter("smoe_generation_tokens_total", "Tokens generated for ended choices.")
         self.cached_tokens = _counter("smoe_prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.")
         self.ttft = _histogram("smoe_time_to_first_token_seconds", "HTTP arrival to first token.", SECONDS)
-        self.itl = _histogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
+        self.itl = TokenHistogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
         self.duration = _histogram("smoe_request_duration_seconds", "HTTP arrival to the end.", SECONDS)
         self.queue = _histogram("smoe_request_queue_seconds", "Arrival to first scheduling.", SECONDS)
         self.prefill = _histogram("smoe_request_prefill_seconds", "First scheduling to first token.", SECONDS)

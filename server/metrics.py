@@ -73,9 +73,9 @@ class Metrics(Collector):
             families.generation_len.observe(num_generation_tokens)
             self._observe_timing(timing)
 
-    def inter_token(self, seconds: float) -> None:
-        """The time between two tokens of one choice."""
-        self._requests.itl.observe(seconds)
+    def inter_token(self, seconds: float, times: int = 1) -> None:
+        """The time between two tokens of one choice; of several that came together, the mean time of each."""
+        self._requests.itl.observe(seconds, times)
 
     def http(self, route: str, method: str, status: int) -> None:
         """One HTTP request answered. `route` is a template ("/v1/models/{model_id}") or "other", never a path."""

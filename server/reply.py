@@ -12,7 +12,7 @@ from starlette.responses import Response
 from engine.messages import Ready
 from server.choice import Delta, joined
 from server.disconnect import unless_disconnected
-from server.generation import Generation, Usage
+from server.generation import Generation
 from server.schemas import GenerationRequest, StreamOptions
 from server.sse import KEEP_ALIVE_S, EventStream
 
@@ -33,6 +33,31 @@ class Envelope:
         return orjson.dumps({**self._fields, "choices": choices, **more})
 
 
+class TextChunks:
+    """The chunks of deltas that are only text, which is most of a stream: each choice's is rendered once, and cut where
+    the text stands."""
+
+    MARK = "\0"  # stands in no id, no name and no fingerprint
+
+    def __init__(self, layout: "Format", envelope: Envelope, more: Mapping[str, object]) -> None:
+        """`more`: what every chunk has beside its choices."""
+        self._layout = layout
+        self._envelope = envelope
+        self._more = more
+        self._pieces: dict[int, tuple[bytes, bytes]] = {}  # by choice
+
+    def chunk(self, delta: Delta) -> bytes:
+        """One chunk's JSON, equal to what Envelope.chunk gives."""
+        before, after = self._pieces.get(delta.index) or self._cut(delta.index)
+        return before + orjson.dumps(delta.text) + after
+
+    def _cut(self, index: int) -> tuple[bytes, bytes]:
+        [(choice, beside)] = self._layout.chunks(Delta(index, text=self.MARK))
+        before, _, after = self._envelope.chunk([choice], {**beside, **self._more}).partition(orjson.dumps(self.MARK))
+        self._pieces[index] = before, after
+        return before, after
+
+
 def common_fields(prefix: str, http_id: str, model: str, ready: Ready, seed: int) -> dict[str, str | int]:
     """What all parts of a reply carry: the same id, time, model, numerics and seed."""
     return {
@@ -49,6 +74,7 @@ class Format(Protocol):
 
     stream_object: str
     whole_object: str
+    tells_text_alone: bool  # what is only text makes one chunk, in which nothing but the text differs
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
         """The chunks that tell a delta: each one's choice, and its fields beside `choices`."""
@@ -84,20 +110,20 @@ async def reply(
 async def _stream(
     generation: Generation, layout: Format, envelope: Envelope, options: StreamOptions
 ) -> AsyncGenerator[list[bytes], None]:
+    usage_per_chunk = options.continuous_usage_stats
+    no_usage: Mapping[str, object] = {"usage": None} if options.include_usage else {}
+    texts = TextChunks(layout, envelope, no_usage) if layout.tells_text_alone and not usage_per_chunk else None
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            usage = _usage_so_far(generation, options)
+            if texts is not None and all(delta.is_text_alone for delta in deltas):
+                yield list(map(texts.chunk, deltas))
+                continue
+            more = {"usage": generation.usage()} if usage_per_chunk else no_usage
             chunks = [chunk for delta in deltas for chunk in layout.chunks(delta)]
             if chunks or not deltas:
-                yield [envelope.chunk([choice], {**beside, **usage}) for choice, beside in chunks]
+                yield [envelope.chunk([choice], {**beside, **more}) for choice, beside in chunks]
     if options.include_usage:
         yield [envelope.chunk([], {"usage": generation.usage()})]
-
-
-def _usage_so_far(generation: Generation, options: StreamOptions) -> Mapping[str, Usage | None]:
-    if options.continuous_usage_stats:
-        return {"usage": generation.usage()}
-    return {"usage": None} if options.include_usage else {}
 
 
 async def _whole(generation: Generation, layout: Format, envelope: Envelope) -> bytes:

@@ -6,6 +6,7 @@ raise the signal again.
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import signal
 import socket
@@ -223,6 +224,7 @@ class Server:
             self._fail(f"{self._model_dir}: {error}", 2)
             return
         self._state.texts = self._texts
+        gc.freeze()  # the tokenizer and the modules are never garbage: collections need not look at them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(
             ready,

@@ -3,7 +3,6 @@
 Knows nothing of completions or chats: it is given JSON payloads, already encoded, and sends each as one event.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -16,7 +15,6 @@ from server.disconnect import ClientGone, unless_disconnected
 from server.errors import ApiError, internal_error
 
 KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent
-STALL_S = 60.0  # a reader that takes nothing for so long is given up
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
@@ -29,19 +27,17 @@ class EventStream(Response):
 
     `payloads` yields batches; each batch is one write, an empty one a keep-alive comment. Nothing is sent before the
     first batch: an error raised until then is answered with its own status, one raised later becomes an error event.
-    The generator is closed when the stream ends, the client goes away or stops reading.
+    The generator is closed when the stream ends or the client goes away; one that stops reading is sent away by
+    server.http_protocol.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], *, stall_s: float = STALL_S
-    ) -> None:
+    def __init__(self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str]) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self._payloads = payloads
-        self._stall_s = stall_s
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,29 +51,22 @@ class EventStream(Response):
         try:
             async with aclosing(self._payloads) as payloads:
                 async for batch in payloads:
-                    await self._send(send, b"".join(map(_event, batch)) if batch else _KEEP_ALIVE)
-        except ClientGone:
-            raise
+                    await self._send(send, _events(batch) if batch else _KEEP_ALIVE)
         except Exception as error:
             if not self._started:
                 raise
-            await self._send(send, _event(_error_payload(error)))
+            await self._send(send, _events([_error_payload(error)]))
         await self._send(send, _DONE, more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        """Raises ClientGone where the reader takes nothing for `stall_s`."""
-        try:
-            async with asyncio.timeout(self._stall_s):
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise ClientGone from None
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _event(payload: bytes) -> bytes:
-    return b"data: " + payload + b"\n\n"
+def _events(payloads: list[bytes]) -> bytes:
+    return b"data: " + b"\n\ndata: ".join(payloads) + b"\n\n"
 
 
 def _error_payload(error: Exception) -> bytes:

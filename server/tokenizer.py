@@ -6,7 +6,7 @@ UTF-8 with U+FFFD for what is none, and the one space that SentencePiece puts in
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Vocabulary
@@ -78,6 +78,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *settings.eos_ids]))
         self._adds_bos = settings.adds_bos and self.bos_id is not None
         self._bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
+        self._shown_bytes = [b"" if i in self._specials else raw for i, raw in enumerate(self._bytes)]
         self.max_token_bytes = max(map(len, self._bytes), default=1)
         self._special_pattern = _any_of(self._special_ids)
         self._added_pattern = _any_of(self._plain_added)
@@ -158,6 +159,10 @@ class Tokenizer:
         """Whether a text that starts with this token starts with SentencePiece's own space, to be taken off."""
         in_pieces = 0 <= token_id < self.num_pieces and token_id not in self._specials
         return in_pieces and self._encoder.has_dummy_prefix and self._spellings[token_id].startswith(SPACE)
+
+    def bytes_by_id(self, *, skip_special_tokens: bool) -> Sequence[bytes]:
+        """What each token adds to a text. Ids beyond its end add nothing."""
+        return self._shown_bytes if skip_special_tokens else self._bytes
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token stands for; a control token for its spelling, an id beyond the vocabulary for nothing."""

@@ -78,6 +78,7 @@ class ChatFormat:
         self._request = request
         self._prompt = prompt
         self._tokenizer = tokenizer
+        self.tells_text_alone = not request.logprobs and not request.return_token_ids
         self._has_begun = False
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:

@@ -85,6 +85,7 @@ class CompletionFormat:
         self._request = request
         self._prompts = prompts
         self._tokenizer = tokenizer
+        self.tells_text_alone = request.logprobs is None and not request.return_token_ids
         self._has_prompt_ids: set[int] = set()  # choices that have told their prompt's ids
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:

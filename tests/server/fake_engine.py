@@ -96,16 +96,16 @@ class FakeEngine:
     def new_request_id(self) -> int:
         return next(self._ids)
 
-    def submit(self, requests: Sequence[Request]) -> list[Mailbox]:
+    def submit(self, requests: Sequence[Request]) -> Mailbox:
         self.submitted += requests
-        mailboxes = [Mailbox() for _ in requests]
-        for request, mailbox in zip(requests, mailboxes, strict=True):
+        mailbox = Mailbox()
+        for request in requests:
             self.mailboxes[request.request_id] = mailbox
             self._plays.append((mailbox, outputs_for(request, self._script(request))))
         if not self._held:
             self._player = asyncio.get_running_loop().create_task(self._play())
         self.changed.set()
-        return mailboxes
+        return mailbox
 
     def abort(self, request_ids: Iterable[int]) -> None:
         self.aborted |= set(request_ids)
@@ -139,6 +139,12 @@ class FakeEngine:
         while not condition():
             self.changed.clear()
             await self.changed.wait()
+
+    async def until_played(self) -> None:
+        """Returns when every output was given."""
+        await self.until(lambda: self._player is not None)
+        assert self._player is not None
+        await self._player
 
     async def _play(self) -> None:
         for _ in iter(self.step, False):

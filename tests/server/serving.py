@@ -75,9 +75,11 @@ def client_of(state: AppState) -> httpx.AsyncClient:
 
 
 @contextlib.asynccontextmanager
-async def listening(state: AppState) -> AsyncIterator[str]:
-    """Serves the app on a free loopback port; gives its URL."""
+async def listening(state: AppState, *, send_buffer_bytes: int | None = None) -> AsyncIterator[str]:
+    """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         config = uvicorn.Config(
             app_around(state),
             http=SmallReads,  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_each_request_gets_its_own_tokens_in_order(mode: str) -> None:
     async def scenario() -> None:
         async with started(mode) as engine:
             requests = [engine.request(prompt_len, max_tokens=50) for prompt_len in (1, 20, 300)]
-            mailboxes = engine.client.submit(requests)
+            mailboxes = [engine.client.submit([request]) for request in requests]
             outputs = await asyncio.gather(*map(collect, mailboxes))
             assert [output.token_ids for output in outputs] == [list(range(n, n + 50)) for n in (1, 20, 300)]
             assert engine.client.num_open == 0
@@ -110,7 +110,7 @@ def test_requests_submitted_while_loading_are_answered_when_it_is_ready() -> Non
     async def scenario() -> None:
         async with started("count") as engine:
             assert engine.client.ready is None
-            [mailbox] = engine.client.submit([engine.request(7, 1)])
+            mailbox = engine.client.submit([engine.request(7, 1)])
             assert (await collect(mailbox)).token_ids == [7]
 
     run(scenario)
@@ -119,11 +119,10 @@ def test_requests_submitted_while_loading_are_answered_when_it_is_ready() -> Non
 def test_requests_wait_until_a_step_runs_them() -> None:
     async def scenario() -> None:
         async with started("hold") as engine:
-            first, second = engine.client.submit([engine.request(), engine.request()])
+            mailbox = engine.client.submit([engine.request(), engine.request()])
             assert engine.client.num_waiting == 2
-            await second.get()
+            await mailbox.get()
             assert engine.client.num_waiting == 1  # this engine says that it runs one
-            del first
 
     run(scenario)
 
@@ -132,12 +131,12 @@ def test_an_aborted_request_is_forgotten_and_abort_is_idempotent() -> None:
     async def scenario() -> None:
         async with started("hold") as engine:
             request = engine.request()
-            [mailbox] = engine.client.submit([request])
+            mailbox = engine.client.submit([request])
             await mailbox.get()
             engine.client.abort([request.request_id, 10**12])
             engine.client.abort([request.request_id])
             assert engine.client.num_open == 0
-            [later] = engine.client.submit([engine.request(9)])
+            later = engine.client.submit([engine.request(9)])
             assert (await later.get())[0].token_ids == [9]
             # one step per request and one for the only abort that the engine was told of
             assert len(engine.steps) == 3
@@ -148,14 +147,14 @@ def test_an_aborted_request_is_forgotten_and_abort_is_idempotent() -> None:
 def test_a_killed_engine_fails_every_open_request_and_every_later_one() -> None:
     async def scenario() -> None:
         async with started("hold") as engine:
-            [mailbox] = engine.client.submit([engine.request()])
+            mailbox = engine.client.submit([engine.request()])
             await mailbox.get()
             os.kill(engine.pid, signal.SIGKILL)
             with pytest.raises(EngineDied, match="can be sent again"):
                 await mailbox.get()
             assert engine.client.status.phase == "dead"
             assert engine.client.status.exit_code == 1
-            [late] = engine.client.submit([engine.request()])
+            late = engine.client.submit([engine.request()])
             with pytest.raises(EngineDied):
                 await late.get()
             assert engine.client.num_open == 0
@@ -166,7 +165,7 @@ def test_a_killed_engine_fails_every_open_request_and_every_later_one() -> None:
 def test_an_engine_that_cannot_start_says_why_to_the_operator_but_not_to_clients() -> None:
     async def scenario() -> None:
         async with started("fail") as engine:
-            [mailbox] = engine.client.submit([engine.request()])
+            mailbox = engine.client.submit([engine.request()])
             status = await engine.reach("dead")
             assert (status.message, status.exit_code) == ("/ckpt/model.safetensors: truncated", 2)
             with pytest.raises(EngineDied) as died:
@@ -180,7 +179,7 @@ def test_an_engine_that_cannot_start_says_why_to_the_operator_but_not_to_clients
 def test_an_engine_that_exits_without_a_word_is_dead(mode: str) -> None:
     async def scenario() -> None:
         async with started(mode) as engine:
-            [mailbox] = engine.client.submit([engine.request()])
+            mailbox = engine.client.submit([engine.request()])
             with pytest.raises(EngineDied):
                 await mailbox.get()
             assert engine.client.status.message == "the engine process is gone"
@@ -191,7 +190,7 @@ def test_an_engine_that_exits_without_a_word_is_dead(mode: str) -> None:
 def test_stop_ends_even_a_process_that_does_not_listen() -> None:
     async def scenario() -> None:
         async with started("mute") as engine:
-            [mailbox] = engine.client.submit([engine.request()])
+            mailbox = engine.client.submit([engine.request()])
             await engine.next_status()  # its first message: it runs
             await engine.client.stop()
             with pytest.raises(EngineDied, match="shutting down"):
@@ -206,7 +205,7 @@ def test_stop_ends_even_a_process_that_does_not_listen() -> None:
 def test_draining_keeps_what_runs_and_says_so() -> None:
     async def scenario() -> None:
         async with started("hold") as engine:
-            [mailbox] = engine.client.submit([engine.request(5)])
+            mailbox = engine.client.submit([engine.request(5)])
             engine.client.drain()
             assert (await mailbox.get())[0].token_ids == [5]
             assert engine.client.status.phase == "draining"
@@ -249,5 +248,31 @@ def test_outputs_that_arrived_before_the_engine_died_are_not_lost() -> None:
         for _ in range(2):
             with pytest.raises(EngineDied, match="gone"):
                 await mailbox.get()
+
+    run(scenario)
+
+
+def test_a_mailbox_keeps_the_outputs_of_its_requests_apart() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox()
+        for request_id, token_id in [(2, 4), (1, 5), (2, 6), (3, 7), (1, 8)]:
+            mailbox.put(RequestOutput(request_id, [token_id]))
+        assert [(o.request_id, o.token_ids) for o in await mailbox.get()] == [(2, [4, 6]), (1, [5, 8]), (3, [7])]
+
+    run(scenario)
+
+
+def test_a_wait_ends_at_its_time_with_nothing_and_the_next_one_has_its_own() -> None:
+    """The second wait begins while the first one's timer is still set, which is for an earlier time."""
+
+    async def scenario() -> None:
+        loop, mailbox = asyncio.get_running_loop(), Mailbox()
+        until_s = loop.time() + 0.05
+        loop.call_soon(mailbox.put, RequestOutput(1, [4]))
+        assert len(await mailbox.get(until_s)) == 1
+        assert await mailbox.get(until_s + 0.05) == []
+        assert loop.time() >= until_s + 0.05
+        loop.call_soon(mailbox.put, RequestOutput(1, [5]))
+        assert len(await mailbox.get()) == 1
 
     run(scenario)

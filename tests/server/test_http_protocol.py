@@ -1,9 +1,15 @@
 """What a connection answers to bytes that are no request, that come too slowly, or in tiny pieces."""
 
 import asyncio
+import contextlib
 import json
+import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from server.http_protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
 from tests.server.fake_engine import FakeEngine
@@ -150,3 +156,117 @@ async def test_the_parser_never_gets_much_at_once(monkeypatch: pytest.MonkeyPatc
     async with listening(state_around(FakeEngine(saying("x")))) as url:
         assert (await exchange(url, CHUNKED + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     assert len(sizes) > 10 and max(sizes) <= READ_BYTES
+
+
+STREAM = {"model": MODEL, "prompt": "a", "max_tokens": 250, "n": 8, "logprobs": 5, "stream": True}
+
+
+async def unread_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The connection of a stream of several MB, through small buffers, that nobody has read from yet."""
+    host, port = url.removeprefix("http://").split(":")
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=client, limit=4096)
+    body = json.dumps(STREAM).encode()
+    writer.write(POST + b"connection: close\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body)
+    return reader, writer
+
+
+async def test_a_reader_that_stalls_is_cut_off_and_its_request_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = asyncio.Event()
+    monkeypatch.setattr(Connection, "stall_timeout_s", 0.1)
+    monkeypatch.setattr(Connection, "_watch_reader", seen(Connection._watch_reader, full))
+    engine = FakeEngine(lambda request: range(300, 600), held=True)
+    state = state_around(engine)
+    async with asyncio.timeout(20), listening(state, send_buffer_bytes=4096) as url:
+        reader, writer = await unread_stream(url)
+        await engine.until(lambda: bool(engine.submitted))
+        while not full.is_set():
+            assert engine.step(), "the buffers hold all there is"
+            await asyncio.sleep(0)
+        await engine.until(lambda: len(engine.aborted) == STREAM["n"])
+        with contextlib.suppress(ConnectionResetError):
+            assert b"[DONE]" not in await reader.read()
+        writer.close()
+    assert outcomes(state) == {"received": STREAM["n"], "abort": STREAM["n"]}
+
+
+def seen(method: Callable[[Connection], None], event: asyncio.Event) -> Callable[[Connection], None]:
+    """The method, which also sets the event."""
+
+    def with_event(connection: Connection) -> None:
+        event.set()
+        method(connection)
+
+    return with_event
+
+
+async def test_a_reader_that_comes_late_but_in_time_gets_everything() -> None:
+    """What piled up meanwhile comes in fewer events than tokens, and nothing of it is lost."""
+    engine = FakeEngine(lambda request: range(300, 600))
+    async with asyncio.timeout(60), listening(state_around(engine), send_buffer_bytes=4096) as url:
+        reader, writer = await unread_stream(url)
+        await engine.until_played()
+        answer = await reader.read()
+        writer.close()
+    payloads = [line for line in answer.split(b"\n") if line.startswith(b"data: {")]
+    choices = [json.loads(payload.removeprefix(b"data: "))["choices"][0] for payload in payloads]
+    tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["tokens"]]
+    assert len(tokens) == STREAM["n"] * STREAM["max_tokens"]
+    assert len(payloads) < len(tokens) / 4
+    assert answer.count(b"data: [DONE]") == 1
+
+
+async def test_a_reader_that_takes_a_little_in_each_period_is_not_cut_off() -> None:
+    """The timer compares what is unsent: it gives up where that did not shrink since it was set."""
+    loop = FakeLoop()
+    connection = connection_of(loop, unsent=[9000, 8000, 8000, 8000])
+    connection.pause_writing()
+    loop.fire()
+    assert not connection.transport.aborted
+    loop.fire()
+    assert connection.transport.aborted
+
+
+def connection_of(loop: "FakeLoop", unsent: list[int]) -> Any:
+    config = uvicorn.Config(lambda scope: None, loop="asyncio", http=Connection, log_config=None)
+    config.load()
+    connection = Connection(config, ServerState(), {}, loop)  # type: ignore[arg-type]
+    connection.connection_made(FakeTransport(unsent))  # type: ignore[arg-type]
+    return connection
+
+
+class FakeTransport:
+    """Says how much is unsent, from a list."""
+
+    def __init__(self, unsent: list[int]) -> None:
+        self.aborted = False
+        self._unsent = iter(unsent)
+
+    def get_write_buffer_size(self) -> int:
+        return next(self._unsent)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class FakeLoop:
+    """Keeps the newest timer, to be fired by hand."""
+
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: object) -> "FakeLoop":
+        self._newest = lambda: callback(*arguments)
+        return self
+
+    def fire(self) -> None:
+        self._newest()
+
+    def cancel(self) -> None:
+        pass

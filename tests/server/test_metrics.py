@@ -4,12 +4,15 @@ import random
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client import EngineStatus
-from server.metric_families import OUTCOMES
+from server.metric_families import OUTCOMES, SECONDS, TokenHistogram
 from server.metrics import Metrics
 
 READY = Ready(
@@ -264,3 +267,23 @@ def test_made_up_methods_do_not_make_series() -> None:
     scrape = samples(metrics)
     assert scrape["smoe_http_requests_total{method=other,route=other,status=405}"] == 50
     assert sum(name.startswith("smoe_http_requests_total") for name in scrape) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 700), st.integers(1, 4)), max_size=30))
+def test_the_token_histogram_counts_as_prometheus_clients_does(observed: list[tuple[float, int]]) -> None:
+    ours = TokenHistogram("gap_seconds", "Gaps.", SECONDS)
+    theirs = Histogram("gap_seconds", "Gaps.", buckets=SECONDS, registry=None)
+    for amount, times in [*observed, (0.01, 1), (600.0, 1)]:  # two of the bounds themselves
+        ours.observe(amount, times)
+        for _ in range(times):
+            theirs.observe(amount)
+    samples = [
+        {
+            (s.name, s.labels.get("le")): s.value
+            for f in h.collect()
+            for s in f.samples
+            if not s.name.endswith("created")
+        }
+        for h in (ours, theirs)
+    ]
+    assert samples[0] == pytest.approx(samples[1])

@@ -1,0 +1,122 @@
+"""An engine that computes nothing: every request gets one token per step, so that the front end alone is measured.
+
+`python -m server.bench.stub_engine STEPS_PER_S FD`: as engine.process, at so many steps per second, or with 0 as fast
+as they are taken.
+"""
+
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.messages import Abort, Add, FrameReader, FromEngine, Ready, Start, Step, ToEngine, encode_frame
+from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
+
+RECEIVE_BYTES = 1 << 18
+VOCAB_SIZE = 32000
+FIRST_ID, LAST_ID = 300, 2000  # tokens to give: plain text in any vocabulary of that size
+READY = Ready(
+    max_model_len=1 << 20,
+    max_prompt_tokens=(1 << 20) - 1,
+    vocab_size=VOCAB_SIZE,
+    eos_token_ids=[2],
+    num_parameters=0,
+    weight_bytes=0,
+    kv_cache_bytes=0,
+    kv_bytes_per_token=1,
+    num_blocks=1 << 20,
+    block_size=16,
+    num_layers=1,
+    num_experts=8,
+    experts_per_token=2,
+    window=None,
+    dtype="bfloat16",
+    device="cpu",
+    backend="stub",
+    fingerprint="stub",
+    phase_seconds={},
+)
+
+
+@dataclass
+class Running:
+    """A request, and how many tokens it has."""
+
+    request: Request
+    num_tokens: int = 0
+
+    def step(self) -> RequestOutput:
+        """Its next token, and with the last one its end."""
+        self.num_tokens += 1
+        request = self.request
+        token_ids = [FIRST_ID + (request.request_id * 7 + self.num_tokens * 13) % (LAST_ID - FIRST_ID)]
+        if not self.is_finished:
+            return RequestOutput(request.request_id, token_ids)
+        now_s = time.monotonic()
+        timing = Timing(request.arrival_s, now_s, now_s, now_s)
+        return RequestOutput(request.request_id, token_ids, finish_reason="length", timing=timing)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.num_tokens >= self.request.params.max_tokens
+
+
+class StubEngine:
+    """The requests that run. All of them, always: there is nothing to wait for."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, Running] = {}
+
+    def handle(self, messages: Iterable[ToEngine]) -> list[FromEngine]:
+        """What is to be answered at once."""
+        answers: list[FromEngine] = []
+        for message in messages:
+            if isinstance(message, Start):
+                answers.append(READY)
+            elif isinstance(message, Add):
+                self._running |= {request.request_id: Running(request) for request in message.requests}
+            elif isinstance(message, Abort):
+                for request_id in message.request_ids:
+                    self._running.pop(request_id, None)
+        return answers
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
+
+    def step(self) -> Step:
+        """One token for each."""
+        outputs = [running.step() for running in self._running.values()]
+        self._running = {key: running for key, running in self._running.items() if not running.is_finished}
+        stats = StepStats(num_running=len(self._running), num_tokens=len(outputs), num_blocks_total=READY.num_blocks)
+        return Step(StepOutput(outputs, stats))
+
+
+def serve(connection: socket.socket, steps_per_s: float) -> None:
+    """Until the peer is gone."""
+    stub, reader, due_s = StubEngine(), FrameReader[ToEngine](ToEngine), time.monotonic()
+    while True:
+        wait_s = None if stub.is_idle else max(0.0, due_s - time.monotonic())
+        if select.select([connection], [], [], wait_s)[0]:
+            chunk = connection.recv(RECEIVE_BYTES)
+            if not chunk:
+                return
+            for answer in stub.handle(reader.feed(chunk)):
+                connection.sendall(encode_frame(answer))
+        if not stub.is_idle and time.monotonic() >= due_s:
+            connection.sendall(encode_frame(stub.step()))
+            due_s = max(due_s, time.monotonic() - 1.0) + 1 / steps_per_s if steps_per_s else 0.0
+
+
+def main() -> None:
+    """Entry point of the process."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[2])), float(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

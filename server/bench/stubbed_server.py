@@ -1,0 +1,20 @@
+"""`smoe serve` around the stub engine, as a process of its own: `python -m server.bench.stubbed_server STEPS_PER_S`.
+
+Its port is one that was free; its first lines on standard output are the server's own.
+"""
+
+import sys
+import time
+
+from server.serve import serve
+from server.settings import load_settings
+
+
+def main() -> int:
+    """Entry point of the process."""
+    settings = load_settings({"port": "0", "log_level": "warning"})
+    return serve(settings, time.monotonic(), (sys.executable, "-m", "server.bench.stub_engine", sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Figures from records, against naive definitions."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.bench.load import Record
+from server.bench.report import percentile, spread, summary, table
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 100))
+def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(values: list[int], percent: int) -> None:
+    candidates = [v for v in values if 100 * sum(other <= v for other in values) >= percent * len(values)]
+    assert percentile(values, percent) == min(candidates)
+
+
+def test_no_values_have_no_spread() -> None:
+    assert spread([]) is None
+
+
+def test_a_run_counts_its_failures_apart_and_its_tokens_over_all_of_its_time() -> None:
+    rng = random.Random(1)
+    records = []
+    for start_s in range(20):
+        moments = sorted(start_s + rng.random() for _ in range(5))
+        records.append(Record(start_s, moments, moments[-1] + 0.5, prompt_tokens=10, output_tokens=5))
+    failed = [Record(1.0, [1.5], 2.0, 10, 1, error="HTTP 429: full"), Record(2.0, [], 2.0, error="HTTP 429: full")]
+    figures = summary([*records, *failed], seconds=4.0)
+    assert (figures["requests"], figures["errors"]) == (22, 2)
+    assert figures["error_messages"] == {"HTTP 429: full": 2}
+    assert (figures["input_tokens_per_s"], figures["output_tokens_per_s"]) == (50.0, 25.0)
+    gaps = [b - a for r in records for a, b in zip(r.chunk_s, r.chunk_s[1:], strict=False)]
+    assert figures["gap_s"]["max"] == max(gaps)
+    assert figures["gap_s"]["mean"] == pytest.approx(sum(gaps) / len(gaps))
+    assert figures["ttft_s"]["max"] == max(r.chunk_s[0] - r.start_s for r in records)
+    assert figures["total_s"]["p50"] == sorted(r.end_s - r.start_s for r in records)[9]
+
+
+def test_a_run_in_which_everything_failed_can_still_be_told() -> None:
+    figures = summary([Record(0.0, error="connection refused")], 1.0)
+    assert "-" in table([{"load": "1 client", **figures}])

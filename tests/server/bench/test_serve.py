@@ -1,0 +1,161 @@
+"""`smoe bench serve` against the real app over a socket, and its stub."""
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from server.bench import chart
+from server.bench.http_client import HttpError
+from server.bench.serve import measure, options_of
+from server.bench.work import WorkError
+from server.cli import app
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import listening, state_around
+
+DEFAULTS: dict[str, Any] = {
+    "url": "http://127.0.0.1:1",
+    "model": None,
+    "api": "completions",
+    "api_key": None,
+    "clients": "2",
+    "rate": None,
+    "trace": None,
+    "requests": 7,
+    "prompt": "tokens",
+    "prompt_tokens": "3,9",
+    "output_tokens": "5,6",
+    "vocab_size": 2000,
+    "no_ignore_eos": False,
+    "warmup": 1,
+    "seed": 0,
+    "label": None,
+}
+SPREAD = {"mean", "p50", "p90", "p99", "max"}
+
+
+def measured(engine: FakeEngine, **given: Any) -> dict[str, Any]:
+    async def scenario() -> dict[str, Any]:
+        async with asyncio.timeout(30), listening(state_around(engine)) as url:
+            return await measure(options_of(DEFAULTS | {"url": url} | given), io.StringIO())
+
+    return asyncio.run(scenario())
+
+
+def endless() -> FakeEngine:
+    return FakeEngine(lambda request: range(300, 600))
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_each_client_count_is_a_run_whose_tokens_are_those_that_the_engine_gave(api: str) -> None:
+    engine = endless()
+    result = measured(engine, api=api, clients="1,4")
+    assert [(run["clients"], run["requests"], run["errors"]) for run in result["runs"]] == [(1, 7, 0), (4, 12, 0)]
+    _, *asked = engine.submitted
+    for run, requests in zip(result["runs"], (asked[:7], asked[7:]), strict=True):
+        assert run["input_tokens"] == sum(len(request.prompt_token_ids) for request in requests)
+        assert run["output_tokens"] == sum(request.params.max_tokens for request in requests)
+        assert {request.params.max_tokens for request in requests} == {5, 6}
+        assert run["output_tokens_per_s"] == pytest.approx(run["output_tokens"] / run["seconds"])
+        assert set(run["ttft_s"]) == set(run["gap_s"]) == set(run["total_s"]) == SPREAD
+        assert 0 < run["ttft_s"]["p50"] <= run["total_s"]["p50"]
+    assert all(request.params.ignore_eos and request.params.temperature == 0 for request in asked)
+    json.dumps(result)
+
+
+def test_a_rate_sends_requests_when_they_are_due_without_waiting_for_answers() -> None:
+    result = measured(endless(), rate=500.0)
+    [run] = result["runs"]
+    assert (run["load"], run["clients"], run["requests"], run["errors"]) == ("500 per s", None, 7, 0)
+
+
+def test_a_trace_asks_for_its_lengths(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lengths = [(3, 2), (8, 4), (5, 1)]
+    lines = [{"arrival_s": 0.01 * i, "prompt_tokens": p, "output_tokens": o} for i, (p, o) in enumerate(lengths)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    engine = endless()
+    [run] = measured(engine, trace=trace, warmup=0)["runs"]
+    assert [(len(r.prompt_token_ids), r.params.max_tokens) for r in engine.submitted] == lengths
+    assert (run["input_tokens"], run["output_tokens"]) == (16, 7)
+
+
+def test_requests_that_fail_are_counted_and_told() -> None:
+    engine = endless()
+    engine.num_waiting = 10_000
+    [run] = measured(engine, warmup=0)["runs"]
+    assert (run["requests"], run["errors"], run["output_tokens"]) == (7, 7, 0)
+    [(message, count)] = run["error_messages"].items()
+    assert message.startswith("HTTP 429: ") and count == 7
+
+
+def test_a_server_that_refuses_the_warm_up_is_not_measured() -> None:
+    with pytest.raises(HttpError, match="HTTP 404"):
+        measured(endless(), model="another")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"api": "images"}, "--api"),
+        ({"prompt": "x"}, "--prompt"),
+        ({"rate": 0.0}, "--rate"),
+        ({"clients": "0"}, "--clients"),
+        ({"prompt_tokens": "9,1"}, "--prompt-tokens"),
+        ({"url": "ftp://x"}, "ftp"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(WorkError, match=said):
+        options_of(DEFAULTS | given)
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_2() -> None:
+    result = command("serve", "http://127.0.0.1:1")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("smoe: ") and result.stderr.count("\n") == 1
+
+
+def test_the_stub_measures_the_real_front_end() -> None:
+    result = command("serve", "--stub", "--stub-streams", "4", "--stub-steps", "0", "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert (figures["kind"], figures["streams"], figures["errors"]) == ("stub", 4, 0)
+    assert figures["tokens"] == 4 * 400 and 4 <= figures["chunks"] <= figures["tokens"]
+    assert figures["chunks_per_core_s"] > 0
+
+
+def result_file(path: Path, label: str, rates: dict[int, float]) -> Path:
+    runs = [{"clients": clients, "output_tokens_per_s": rate} for clients, rate in rates.items()]
+    path.write_text(json.dumps({"kind": "serve", "label": label, "runs": runs}))
+    return path
+
+
+def test_several_servers_are_drawn_into_one_chart(tmp_path: Path) -> None:
+    files = [result_file(tmp_path / f"{name}.json", name, {16: 90.0, 1: 10.0}) for name in ("one", "two")]
+    assert chart.points(chart.read(files[0])) == [(1, 10.0), (16, 90.0)]
+    picture = tmp_path / "chart.svg"
+    result = command("chart", *map(str, files), "--plot", str(picture))
+    assert result.exit_code == 0, result.output
+    assert picture.read_text().count("<!-- one -->") == picture.read_text().count("<!-- two -->") == 1
+
+
+def test_without_matplotlib_a_plot_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = command("serve", "http://127.0.0.1:1", "--plot", "x.png")
+    assert result.exit_code == 2
+    assert "pip install 'smoe[bench]'" in result.stderr
+
+
+def test_a_chart_of_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"kind": "kernels"}')
+    assert "smoe bench serve --json" in command("chart", str(file), "--plot", "x.png").stderr
