@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
+from server.routes import playground
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0
@@ -36,7 +37,7 @@ def guarded(
     """The app behind all its guards. `on_http` is told (route template, method, status) of each request."""
     app = BodyLimit(app, max_body_bytes)
     if api_keys:
-        open_paths = OPEN_PATHS if metrics_auth else OPEN_PATHS | {"/metrics"}
+        open_paths = OPEN_PATHS | playground.open_paths() | (set() if metrics_auth else {"/metrics"})
         app = ApiKeys(app, api_keys, open_paths, root_path)
     if allowed_origins:
         app = CORSMiddleware(

@@ -25,7 +25,7 @@ async def model(http: HttpRequest, model_id: str) -> Response:
 
 
 def _entry(state: AppState, name: str) -> dict[str, str | int | None]:
-    """`max_model_len` is null until the model is loaded."""
+    """What only the loaded model tells is null until then; `num_experts` is 0 for a model without experts."""
     ready = state.engine.ready
     return {
         "id": name,
@@ -34,4 +34,7 @@ def _entry(state: AppState, name: str) -> dict[str, str | int | None]:
         "owned_by": "smoe",
         "root": state.model_names[0],
         "max_model_len": ready.max_model_len if ready else None,
+        "num_layers": ready.num_layers if ready else None,
+        "num_experts": ready.num_experts if ready else None,
+        "experts_per_token": ready.experts_per_token if ready else None,
     }

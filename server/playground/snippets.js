@@ -1,0 +1,59 @@
+/** The same request for a terminal and for OpenAI's Python client. Keys are left out: they come from SMOE_API_KEY. */
+
+const OPENAI_FIELDS = new Set([
+  "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
+  "stream", "logprobs", "top_logprobs",
+]);
+const PAGE_FIELDS = new Set(["stream_options"]); // this page's own meters need it, nobody else does
+
+export function asCurl({ path, fields, seed }, base, hasKey) {
+  const lines = [
+    `curl -N ${quoted(new URL(path, base).href)}`,
+    "-H 'Content-Type: application/json'",
+    ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
+    `-d ${quoted(withSeed(JSON.stringify(shown(fields)), seed))}`,
+  ];
+  return lines.join(" \\\n  ");
+}
+
+export function asPython({ path, fields, seed }, base, hasKey) {
+  const isChat = path.includes("chat");
+  const entries = Object.entries(shown(fields));
+  const own = Object.fromEntries(entries.filter(([name]) => !OPENAI_FIELDS.has(name)));
+  const lines = entries
+    .filter(([name]) => OPENAI_FIELDS.has(name))
+    .map(([name, value]) => `    ${name}=${literal(value)},`);
+  if (seed !== undefined) lines.push(`    seed=${seed},`);
+  if (Object.keys(own).length) lines.push(`    extra_body=${literal(own)},`);
+  const text = isChat ? "chunk.choices[0].delta.content or \"\"" : "chunk.choices[0].text";
+  return [
+    ...(hasKey ? ["import os", ""] : []),
+    "from openai import OpenAI",
+    "",
+    `client = OpenAI(base_url=${literal(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})`,
+    `stream = client.${isChat ? "chat.completions" : "completions"}.create(`,
+    ...lines,
+    ")",
+    "for chunk in stream:",
+    "    if chunk.choices:",
+    `        print(${text}, end="", flush=True)`,
+    "",
+  ].join("\n");
+}
+
+const shown = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
+
+const withSeed = (json, seed) => (seed === undefined ? json : `${json.slice(0, -1)},"seed":${seed}}`);
+
+/** For a POSIX shell. */
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** JSON values as Python writes them; JSON's strings and numbers are Python's too. */
+function literal(value) {
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (value === null) return "None";
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item)}`).join(", ")}}`;
+}
