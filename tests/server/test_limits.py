@@ -146,7 +146,8 @@ def test_health_and_metrics_are_open(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/tokenize", "/playground", "/playground/", "/docs", "/openapi.json", "/models/x", "//health", "/health/", "/Health", "/health/x",
+        "/tokenize", "/playground", "/playground/", "/docs",
+        "/openapi.json", "/models/x", "//health", "/health/", "/Health", "/health/x",
         "/v1/../metrics", "/metrics/../tokenize", "/ping%2f", "/api/health", "",
     ],
 )  # fmt: skip
