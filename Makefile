@@ -19,9 +19,16 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 PYTEST := $(BIN)/python -m pytest
-ifeq ($(shell command -v promtool),)
-PYTEST += -m "not prometheus"
-NOTE := @echo "promtool not found: tests marked 'prometheus' are left out (Debian: apt-get install prometheus)"
+NODE_CLIENTS := tests/e2e/clients/node
+NPM_INSTALL := npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
+empty :=
+space := $(empty) $(empty)
+
+# Tests that need a program which is not here are left out, and that is said.
+LEFT_OUT := $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node)
+ifneq ($(strip $(LEFT_OUT)),)
+PYTEST += -m "$(subst $(space), and ,$(addprefix not$(space),$(strip $(LEFT_OUT))))"
+NOTE := @echo "not found here, so their tests are left out: $(strip $(LEFT_OUT)) (.ci/run installs them)"
 endif
 
 .DEFAULT_GOAL := help
@@ -62,6 +69,7 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(PIP) install --editable .
 	@touch $@
 
-$(INSTALLED_TEST): $(INSTALLED)
+$(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json
 	$(PIP) install --editable ".[test,tokenizers]"
+	$(if $(shell command -v npm),$(NPM_INSTALL))
 	@touch $@

@@ -1,0 +1,79 @@
+"""What goes wrong, as the openai client meets it: its own classes, its own retries, its own time-outs."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.running import MODEL, RunningServer, start_server
+
+KEY = "a-key"
+LONG: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+SHORT: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[RunningServer]:
+    """One request runs, one waits, a third is refused."""
+    flags = ("--api-key", KEY, "--max-num-seqs", "1", "--max-num-queued-reqs", "1", "--threads", "1")
+    with start_server(*flags) as running:
+        yield running
+
+
+def _client(server: RunningServer, **options: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=server.url + "/v1", **{"api_key": KEY, "max_retries": 0} | options)
+
+
+async def _settled(server: RunningServer, *, running: int, waiting: int) -> None:
+    """Returns when the server holds so many requests."""
+    async with httpx.AsyncClient() as client, asyncio.timeout(60):
+        headers = {"Authorization": f"Bearer {KEY}"}
+        load: dict[str, int] = {}
+        while (load.get("running"), load.get("waiting")) != (running, waiting):
+            load = (await client.get(server.url + "/load", headers=headers)).json()
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_an_authentication_error(narrow: RunningServer) -> None:
+    async with _client(narrow, api_key="another") as client:
+        with pytest.raises(openai.AuthenticationError) as refused:
+            await client.models.list()
+    assert refused.value.code == "invalid_api_key"
+    assert KEY not in str(refused.value)
+
+
+@pytest.mark.anyio
+async def test_a_full_queue_is_a_rate_limit_that_the_clients_own_retries_wait_out(narrow: RunningServer) -> None:
+    refused_once = asyncio.Event()
+
+    async def watch(response: Any) -> None:
+        if response.status_code == 429:
+            refused_once.set()
+
+    watched = openai.DefaultAsyncHttpxClient(event_hooks={"response": [watch]})
+    async with _client(narrow) as client, _client(narrow, max_retries=8, http_client=watched) as patient:
+        held = []
+        for waiting in (0, 1):
+            held.append(asyncio.create_task(client.completions.create(**LONG)))
+            await _settled(narrow, running=1, waiting=waiting)
+        with pytest.raises(openai.RateLimitError) as refused:
+            await client.completions.create(**SHORT)
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 120
+        retried = asyncio.create_task(patient.completions.create(**SHORT))
+        await refused_once.wait()
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert (await retried).choices[0].finish_reason == "length"
+
+
+@pytest.mark.anyio
+async def test_a_request_that_the_client_gives_up_on_makes_room_for_the_next(narrow: RunningServer) -> None:
+    async with _client(narrow) as client:
+        with pytest.raises(openai.APITimeoutError):
+            await client.with_options(timeout=0.3).completions.create(**LONG)
+        await _settled(narrow, running=0, waiting=0)
+        assert (await client.completions.create(**SHORT)).usage is not None
