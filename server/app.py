@@ -6,8 +6,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.disconnect import ClientGone
+from server.error_shapes import error_body
 from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
-from server.routes import chat, completions, health, metrics, models, playground, tokenize
+from server.routes import chat, completions, health, messages, metrics, models, playground, responses, tokenize
 from server.state import AppState
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
@@ -17,7 +18,7 @@ def create_app(state: AppState) -> FastAPI:
     """The app around `state`. Serve it behind server.limits.guarded, which gives each request its id."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.smoe = state
-    for module in (completions, chat, models, tokenize, health, metrics, playground):
+    for module in (completions, chat, responses, messages, models, tokenize, health, metrics, playground):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RoutingError, _on_routing_error)
@@ -26,27 +27,27 @@ def create_app(state: AppState) -> FastAPI:
     return app
 
 
-def error_response(error: ApiError) -> Response:
+def error_response(http: HttpRequest, error: ApiError) -> Response:
     """The error as a whole reply."""
-    return JSONResponse(error.body(), error.status, error.headers)
+    return JSONResponse(error_body(error, http.scope), error.status, error.headers)
 
 
-async def _on_api_error(_: HttpRequest, error: Exception) -> Response:
+async def _on_api_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(http, error)
 
 
-async def _on_routing_error(_: HttpRequest, error: Exception) -> Response:
+async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RoutingError)
     if error.status_code == 405:
-        return error_response(method_not_allowed((error.headers or {})["Allow"].split(", ")))
-    return error_response(unknown_url())
+        return error_response(http, method_not_allowed((error.headers or {})["Allow"].split(", ")))
+    return error_response(http, unknown_url())
 
 
 async def _on_client_gone(_: HttpRequest, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _on_fault(_: HttpRequest, error: Exception) -> Response:
+async def _on_fault(http: HttpRequest, error: Exception) -> Response:
     """The last resort. The server's log gets the traceback, the client no details."""
-    return error_response(internal_error())
+    return error_response(http, internal_error())

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.error_shapes import error_body, is_anthropic
 from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
 from server.routes import playground
 
@@ -44,7 +45,7 @@ def guarded(
             app,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["authorization", "anthropic-version", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "x-smoe-ignored-params", "x-smoe-repaired", "retry-after"],
         )
     return RootPath(RequestIds(HttpCounts(app, on_http)), root_path)
@@ -123,11 +124,13 @@ class ApiKeys:
         if scope["type"] == "lifespan" or scope.get("path") in self._open_paths or self._has_key(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await send_error(send, invalid_api_key())
+            await send_error(scope, send, invalid_api_key())
 
     def _has_key(self, scope: Scope) -> bool:
         """Every key is compared, whichever fits: the time taken tells nothing."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not sent and is_anthropic(scope):
+            sent = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return False
         fits = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
@@ -154,9 +157,9 @@ class BodyLimit:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(receive)
         except TimeoutError:
-            await send_error(send, request_timeout())
+            await send_error(scope, send, request_timeout())
         except ApiError as error:
-            await send_error(send, error)
+            await send_error(scope, send, error)
         else:
             if body is not None:
                 await self._app(scope, _replay(body, receive), send)
@@ -203,9 +206,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def send_error(send: Send, error: ApiError) -> None:
+async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
     """The error as a whole reply, for places outside the app."""
-    body = orjson.dumps(error.body())
+    body = orjson.dumps(error_body(error, scope))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw_headers})

@@ -4,8 +4,9 @@ Knows nothing of completions or chats: it is given JSON payloads, already encode
 """
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import orjson
 from starlette.responses import Response
@@ -22,8 +23,25 @@ _DONE = b"data: [DONE]\n\n"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How an API writes its streams."""
+
+    prefix: bytes  # of each payload
+    end: bytes  # of a stream, whatever happened
+    error: Callable[[ApiError], bytes]  # the payload that tells an error
+
+
+OPENAI = Dialect(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
+
+
+def named(event: Mapping[str, object]) -> bytes:
+    """The payload of an event that has its type as its name, for a dialect without a prefix."""
+    return f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event)
+
+
 class EventStream(Response):
-    """An ASGI response that sends payloads as they come and ends with [DONE], whatever happens.
+    """An ASGI response that sends payloads as they come and ends as its dialect does, whatever happens.
 
     `payloads` yields batches; each batch is one write, an empty one a keep-alive comment. Nothing is sent before the
     first batch: an error raised until then is answered with its own status, one raised later becomes an error event.
@@ -33,11 +51,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], dialect: Dialect = OPENAI
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self._payloads = payloads
+        self._dialect = dialect
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,12 +72,16 @@ class EventStream(Response):
         try:
             async with aclosing(self._payloads) as payloads:
                 async for batch in payloads:
-                    await self._send(send, _events(batch) if batch else _KEEP_ALIVE)
+                    await self._send(send, self._events(batch) if batch else _KEEP_ALIVE)
         except Exception as error:
             if not self._started:
                 raise
-            await self._send(send, _events([_error_payload(error)]))
-        await self._send(send, _DONE, more=False)
+            await self._send(send, self._events([self._dialect.error(_api_error(error))]))
+        await self._send(send, self._dialect.end, more=False)
+
+    def _events(self, payloads: list[bytes]) -> bytes:
+        prefix = self._dialect.prefix
+        return prefix + (b"\n\n" + prefix).join(payloads) + b"\n\n"
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._started:
@@ -65,12 +90,8 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _events(payloads: list[bytes]) -> bytes:
-    return b"data: " + b"\n\ndata: ".join(payloads) + b"\n\n"
-
-
-def _error_payload(error: Exception) -> bytes:
-    if not isinstance(error, ApiError):
-        _log.error("a stream failed", exc_info=error)
-        error = internal_error()
-    return orjson.dumps(error.body())
+def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    _log.error("a stream failed", exc_info=error)
+    return internal_error()

@@ -17,7 +17,21 @@ from server.strict_json import JsonValue
 MAX_UNKNOWN_FIELDS = 32  # reported by name
 UNPRINTABLE = "?"  # stands for names that are not fit to be repeated
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_NESTED_FIELDS = frozenset({"chat_template_kwargs", "messages", "response_format", "stream_options"})
+_NESTED_FIELDS = frozenset(
+    {
+        "chat_template_kwargs",
+        "input",
+        "messages",
+        "metadata",
+        "response_format",
+        "stream_options",
+        "system",
+        "text",
+        "tool_choice",
+        "tools",
+    }
+)
+_UNION_TAGS = frozenset({"function_call", "function_call_output", "message", "text", "tool_result", "tool_use"})
 
 
 class RequestModel(BaseModel):
@@ -76,6 +90,8 @@ def _api_error(error: ErrorDetails) -> ApiError:
     param = _param(error["loc"])
     if kind == "missing":
         return ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _of_no_known_type(param, kind)
     if kind == "extra_forbidden":
         return unknown_parameter(param)
     if kind in _LENGTH_CODES:
@@ -91,6 +107,14 @@ def _api_error(error: ErrorDetails) -> ApiError:
         return ApiError(f"'{param}' is not of the right form.", param=param, code="invalid_value")
     expected = _EXPECTED.get(kind, "another type")
     return ApiError(f"'{param}' has the wrong type: {expected} was expected.", param=param, code="invalid_type")
+
+
+def _of_no_known_type(param: str | None, kind: str) -> ApiError:
+    if kind == "union_tag_not_found":
+        message, code = f"'{param}' must have a 'type'.", "missing_required_parameter"
+    else:
+        message, code = f"'{param}' has a type that is not supported here.", "unsupported_value"
+    return ApiError(message, param=f"{param}.type", code=code)
 
 
 _LENGTH_CODES = {
@@ -128,8 +152,10 @@ def _param(location: tuple[int | str, ...]) -> str | None:
         return None
     parts = location if location[0] in _NESTED_FIELDS else location[:1]
     path = str(parts[0])
-    for part in parts[1:]:
+    for before, part, after in zip(parts, parts[1:], [*parts[2:], None], strict=False):
         if isinstance(part, str) and not _PLAIN_NAME.fullmatch(part):
             break
+        if part in _UNION_TAGS and isinstance(before, int) and after is not None:
+            continue  # pydantic puts the type of the item there
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return path

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -28,24 +29,41 @@ router = APIRouter()
 async def chat_completions(http: HttpRequest) -> Response:
     """Answers with a message per choice."""
     arrival_s = time.monotonic()
-    state = state_of(http)
     request, headers = await read_request(http, ChatCompletionRequest)
+    turn = await turn_of(http, request, arrival_s)
+    return await reply(http, request, turn.generation, turn.layout, turn.fields, {**headers, **turn.headers})
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """A chat that is ready to be generated."""
+
+    generation: Generation
+    layout: "ChatFormat"
+    fields: Mapping[str, str | int]  # of the reply's envelope
+    headers: Mapping[str, str]  # that name the conversation's repairs
+
+
+async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
+    """The request, checked against the model and tokenized. Raises ApiError."""
+    state = state_of(http)
     state.check_model(request.model)
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, request.contents, "messages")
     token_ids, repair_headers = await rendered(request, state, texts)
-    token_ids = truncated(token_ids, request)
-    prompt = Prompt(token_ids, is_continued=request.continue_final_message)
+    prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
     seed = seed_of(state, request)
     jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
     http_id = http.state.request_id
-    fields = common_fields("chatcmpl", http_id, request.model, ready, seed)
-    layout = ChatFormat(request, prompt, texts.tokenizer)
-    generation = Generation(state, jobs, http_id, request.user)
-    return await reply(http, request, generation, layout, fields, headers | repair_headers)
+    return ChatTurn(
+        Generation(state, jobs, http_id, request.user),
+        ChatFormat(request, prompt, texts.tokenizer),
+        common_fields("chatcmpl", http_id, request.model, ready, seed),
+        repair_headers,
+    )
 
 
 async def rendered(conversation: Conversation, state: AppState, texts: Texts) -> tuple[list[int], dict[str, str]]:

@@ -7,7 +7,10 @@ from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completion import CompletionRequest
 from server.schemas.conversation import ChatMessage, Conversation
 from server.schemas.generation import GenerationRequest, StreamOptions
+from server.schemas.messages import CountTokensRequest, MessagesRequest
+from server.schemas.responses import ResponsesRequest
 from server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from server.schemas.translated import TranslatedRequest
 from server.validation import unknown_fields, validate
 
 __all__ = [
@@ -15,10 +18,14 @@ __all__ = [
     "ChatMessage",
     "CompletionRequest",
     "Conversation",
+    "CountTokensRequest",
     "DetokenizeRequest",
     "GenerationRequest",
+    "MessagesRequest",
+    "ResponsesRequest",
     "StreamOptions",
     "TokenizeRequest",
+    "TranslatedRequest",
     "unknown_fields",
     "validate",
 ]

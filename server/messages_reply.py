@@ -1,0 +1,106 @@
+"""A chat's reply as Anthropic's Messages has it: one message of content blocks, or the events that build it.
+
+Works on the choices that /v1/chat/completions would send, and knows nothing of tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from server.generation import Usage
+
+Event = dict[str, Any]
+
+_STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
+
+
+class MessagesReply:
+    """Feed it chat chunks, or a whole choice, in order; `message` is then what they make."""
+
+    def __init__(self, message_id: str, model: str) -> None:
+        self.message: Event = {
+            "id": message_id,
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 0, "output_tokens": 0},
+        }
+        self._arguments = ""  # of the open call
+
+    def begin(self, usage: Usage) -> list[Event]:
+        """Before anything else."""
+        self.message["usage"] = _usage(usage)
+        return [{"type": "message_start", "message": {**self.message, "content": []}}]
+
+    def chunk(self, choice: Mapping[str, Any]) -> list[Event]:
+        """A chunk's choice, or a whole one."""
+        added = choice.get("delta") or choice.get("message") or {}
+        events: list[Event] = []
+        if added.get("content"):
+            events += self._text(added["content"])
+        for call in added.get("tool_calls") or []:
+            events += self._call(call)
+        if choice.get("finish_reason"):
+            self._end_of_text(choice)
+        return events
+
+    def end(self, usage: Usage) -> list[Event]:
+        """After everything else."""
+        events = self._close()
+        self.message["usage"] = _usage(usage)
+        reasons = {"stop_reason": self.message["stop_reason"], "stop_sequence": self.message["stop_sequence"]}
+        told = {"type": "message_delta", "delta": reasons, "usage": self.message["usage"]}
+        return [*events, told, {"type": "message_stop"}]
+
+    def _text(self, text: str) -> list[Event]:
+        blocks = self.message["content"]
+        events = [] if blocks and blocks[-1]["type"] == "text" else self._open({"type": "text", "text": ""})
+        blocks[-1]["text"] += text
+        return [*events, self._delta({"type": "text_delta", "text": text})]
+
+    def _call(self, call: Mapping[str, Any]) -> list[Event]:
+        function = call["function"]
+        events: list[Event] = []
+        if "id" in call:
+            events = self._open({"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}})
+        arguments = function.get("arguments") or ""
+        self._arguments += arguments
+        return [*events, self._delta({"type": "input_json_delta", "partial_json": arguments})] if arguments else events
+
+    def _end_of_text(self, choice: Mapping[str, Any]) -> None:
+        self.message["stop_reason"] = _STOP_REASONS[choice["finish_reason"]]
+        stop = choice.get("stop_reason")
+        if choice["finish_reason"] == "stop" and isinstance(stop, str):
+            self.message["stop_reason"], self.message["stop_sequence"] = "stop_sequence", stop
+
+    def _open(self, block: Event) -> list[Event]:
+        events = self._close()
+        self.message["content"].append(block)
+        index = len(self.message["content"]) - 1
+        return [*events, {"type": "content_block_start", "index": index, "content_block": dict(block)}]
+
+    def _close(self) -> list[Event]:
+        blocks = self.message["content"]
+        if not blocks:
+            return []
+        if blocks[-1]["type"] == "tool_use":
+            blocks[-1]["input"], self._arguments = orjson.loads(self._arguments or "{}"), ""
+        return [{"type": "content_block_stop", "index": len(blocks) - 1}]
+
+    def _delta(self, delta: Event) -> Event:
+        return {"type": "content_block_delta", "index": len(self.message["content"]) - 1, "delta": delta}
+
+
+def _usage(usage: Usage) -> Event:
+    """`input_tokens` are those that were computed; the others were read from the prefix cache."""
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "input_tokens": usage["prompt_tokens"] - cached,
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage["completion_tokens"],
+    }

@@ -1,0 +1,176 @@
+"""POST /v1/messages, Anthropic's Messages, as a translation of chat."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field, JsonValue
+
+from server.schemas.conversation import MAX_MESSAGES
+from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
+from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
+from server.validation import RequestModel
+
+
+def _as_blocks(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class TextBlock(RequestModel):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+    @property
+    def part(self) -> JsonObject:
+        return {"type": "text", "text": self.text}
+
+
+Text = Annotated[
+    list[TextBlock], Field(min_length=1), BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])
+]
+
+
+class ToolUseBlock(RequestModel):
+    """A call that the assistant made."""
+
+    type: Literal["tool_use"]
+    id: Name
+    name: Name
+    input: dict[str, JsonValue]
+
+    @property
+    def call(self) -> JsonObject:
+        arguments = orjson.dumps(self.input).decode()
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+class ToolResultBlock(RequestModel):
+    """What a call gave."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Name
+    content: Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])] = (
+        Field(default_factory=list)
+    )
+    is_error: bool = False
+
+    @property
+    def message(self) -> JsonObject:
+        text = "\n".join(block.text for block in self.content)
+        return {"role": "tool", "tool_call_id": self.tool_use_id, "content": text}
+
+
+Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+Blocks = Annotated[
+    list[Block], Field(min_length=1), BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block])
+]
+
+
+class Turn(RequestModel):
+    """One turn."""
+
+    role: Literal["user", "assistant"]
+    content: Blocks
+
+    @property
+    def messages(self) -> list[JsonObject]:
+        """As chat has it: results of calls are messages of their own, in front of what else the user says."""
+        results = [block.message for block in self.content if isinstance(block, ToolResultBlock)]
+        parts: list[JsonValue] = [block.part for block in self.content if isinstance(block, TextBlock)]
+        calls: list[JsonValue] = [block.call for block in self.content if isinstance(block, ToolUseBlock)]
+        if not parts and not calls:
+            return results
+        message: JsonObject = {"role": self.role, "content": parts or ""}
+        return [*results, message | {"tool_calls": calls} if calls else message]
+
+
+class Tool(RequestModel):
+    """A function that the model may call."""
+
+    name: Name
+    description: str | None = None
+    input_schema: dict[str, JsonValue]
+
+    @property
+    def function(self) -> JsonObject:
+        function: JsonObject = {"name": self.name, "parameters": self.input_schema}
+        more: JsonObject = {} if self.description is None else {"description": self.description}
+        return {"type": "function", "function": function | more}
+
+
+class ToolChoice(RequestModel):
+    """Whether the model must call a function, and which."""
+
+    type: Literal["auto", "any", "none", "tool"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool = False
+
+    @property
+    def choice(self) -> JsonValue:
+        """Chat's `tool_choice`."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name or ""}}
+        return "required" if self.type == "any" else self.type
+
+
+class Metadata(RequestModel):
+    """About the request."""
+
+    user_id: Name | None = None
+
+
+class Prompted(RequestModel):
+    """What there is to be answered."""
+
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
+        "container": (),
+        "context_management": (),
+        "mcp_servers": ([],),
+        "thinking": ({"type": "disabled"},),
+    }
+
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: Text | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+
+    def prompt_body(self) -> JsonObject:
+        """The chat's messages and tools. A last turn of the assistant is one to go on with."""
+        system: list[JsonObject] = []
+        if self.system is not None:
+            system = [{"role": "system", "content": [block.part for block in self.system]}]
+        turns = [message for turn in self.messages for message in turn.messages]
+        body: JsonObject = {"messages": [*system, *turns]}
+        if self.messages[-1].role == "assistant":
+            body["continue_final_message"] = True
+        if self.tools:
+            body["tools"] = [tool.function for tool in self.tools]
+        if self.tool_choice is not None:
+            body["tool_choice"] = self.tool_choice.choice
+            body["parallel_tool_calls"] = False if self.tool_choice.disable_parallel_tool_use else None
+        return body
+
+
+class CountTokensRequest(Prompted):
+    """POST /v1/messages/count_tokens."""
+
+    model: Name
+
+    def chat_body(self) -> JsonObject:
+        """The body of the chat that has these tokens."""
+        return {"model": self.model, **self.prompt_body()}
+
+
+class MessagesRequest(TranslatedRequest, Prompted):
+    """POST /v1/messages."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = Field(default_factory=list)
+    metadata: Metadata | None = None
+
+    def chat_body(self) -> JsonObject:
+        user = self.metadata.user_id if self.metadata else None
+        stop: list[JsonValue] = list(self.stop_sequences)
+        return {**self.shared_body(), **self.prompt_body(), "max_tokens": self.max_tokens, "stop": stop, "user": user}

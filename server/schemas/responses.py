@@ -1,0 +1,214 @@
+"""POST /v1/responses, OpenAI's Responses, as a translation of chat. Nothing is stored between requests."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from server.errors import ApiError
+from server.schemas.conversation import MAX_MESSAGES
+from server.schemas.generation import Name
+from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
+from server.validation import RequestModel
+
+MAX_METADATA = 16
+
+
+class Part(RequestModel):
+    """A piece of text, of either side."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+def _as_parts(value: object) -> object:
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+
+
+Parts = Annotated[list[Part], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
+
+
+class MessageItem(RequestModel):
+    """A turn."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+
+    def add_to(self, messages: list[JsonObject]) -> None:
+        parts: list[JsonValue] = [{"type": "text", "text": part.text} for part in self.content]
+        messages.append({"role": self.role, "content": parts})
+
+
+class FunctionCallItem(RequestModel):
+    """A call that the assistant made. It joins the assistant's turn in front of it."""
+
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+
+    def add_to(self, messages: list[JsonObject]) -> None:
+        call: JsonObject = {
+            "id": self.call_id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        calls = messages[-1].setdefault("tool_calls", [])
+        assert isinstance(calls, list)
+        calls.append(call)
+
+
+class FunctionOutputItem(RequestModel):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
+
+    def add_to(self, messages: list[JsonObject]) -> None:
+        text = "\n".join(part.text for part in self.output)
+        messages.append({"role": "tool", "tool_call_id": self.call_id, "content": text})
+
+
+Item = Annotated[MessageItem | FunctionCallItem | FunctionOutputItem, Field(discriminator="type")]
+
+
+def _as_items(value: object) -> object:
+    """A text is one message of the user; an item without a type is a message."""
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if isinstance(value, list):
+        return [{"type": "message", **item} if isinstance(item, dict) and "role" in item else item for item in value]
+    return value
+
+
+Items = Annotated[
+    list[Item],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(_as_items, json_schema_input_type=str | list[MessageItem | FunctionCallItem | FunctionOutputItem]),
+]
+
+
+class TextFormat(RequestModel):
+    """The form that the text must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    json_schema: dict[str, JsonValue] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @property
+    def response_format(self) -> JsonObject:
+        """Chat's."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        schema: JsonObject = {"name": self.name, "schema": self.json_schema, "strict": self.strict}
+        return {"type": "json_schema", "json_schema": schema}
+
+
+class TextConfig(RequestModel):
+    """What is asked of the text."""
+
+    format: TextFormat | None = None
+
+
+class FunctionTool(RequestModel):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+    @property
+    def function(self) -> JsonObject:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+class NamedFunction(RequestModel):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: Name
+
+
+def _tool_choice(value: object) -> object:
+    if isinstance(value, str) and value not in ("none", "auto", "required"):
+        message = "'tool_choice' must be 'none', 'auto', 'required' or a function."
+        raise ApiError(message, param="tool_choice", code="invalid_value")
+    return {"type": value} if isinstance(value, str) else value
+
+
+class ToolChoice(RequestModel):
+    """Whether the model must call a function, and which."""
+
+    type: Literal["none", "auto", "required", "function"]
+    name: Name | None = None
+
+    @property
+    def told(self) -> JsonValue:
+        """As the reply repeats it."""
+        return {"type": "function", "name": self.name} if self.type == "function" else self.type
+
+    @property
+    def choice(self) -> JsonValue:
+        """Chat's."""
+        return {"type": "function", "function": {"name": self.name or ""}} if self.type == "function" else self.type
+
+
+class ResponsesRequest(TranslatedRequest):
+    """POST /v1/responses."""
+
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
+        "background": (False,),
+        "context_management": (),
+        "conversation": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "previous_response_id": (),
+        "prompt": (),
+        "reasoning": ({},),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    }
+
+    input: Items
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: (
+        Annotated[
+            ToolChoice,
+            BeforeValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFunction),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+        Field(max_length=MAX_METADATA),
+    ] = Field(default_factory=dict)
+    user: Name | None = None
+
+    def chat_body(self) -> JsonObject:
+        messages: list[JsonObject] = []
+        if self.instructions is not None:
+            messages.append({"role": "system", "content": self.instructions})
+        for item in self.input:
+            item.add_to(messages)
+        format_ = self.text.format if self.text else None
+        return {
+            **self.shared_body(),
+            "messages": list(messages),
+            "max_completion_tokens": self.max_output_tokens,
+            "response_format": format_.response_format if format_ else None,
+            "tools": [tool.function for tool in self.tools] or None,
+            "tool_choice": self.tool_choice.choice if self.tool_choice else None,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "user": self.user,
+        }

@@ -1,0 +1,36 @@
+"""What the endpoints that are translations of chat have in common: fields that chat has under the same name."""
+
+from abc import abstractmethod
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+
+from server.schemas.generation import Name, Seconds
+from server.validation import RequestModel
+
+JsonObject = dict[str, JsonValue]
+
+MAX_TOOLS = 128
+
+
+class TranslatedRequest(RequestModel):
+    """A request that is answered as the chat of `chat_body` is."""
+
+    model: Name
+    stream: bool = False
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    seed: int | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Name | None = None
+    timeout_s: Seconds | None = None
+    queue_timeout_s: Seconds | None = None
+
+    @abstractmethod
+    def chat_body(self) -> JsonObject:
+        """The body of the same request to /v1/chat/completions; null members are absent ones."""
+
+    def shared_body(self) -> JsonObject:
+        """Its part that needs no translation."""
+        return self.model_dump(include=set(TranslatedRequest.model_fields))

@@ -1,0 +1,96 @@
+"""Endpoints that are translations of chat: the request becomes a chat's, the reply is made of the chat's choices."""
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, Protocol
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.choice import Delta, joined
+from server.disconnect import unless_disconnected
+from server.errors import ApiError
+from server.generation import Usage
+from server.prepare import off_loop
+from server.routes.chat import ChatTurn, turn_of
+from server.schemas import ChatCompletionRequest, TranslatedRequest, validate
+from server.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+
+
+class TypedReply(Protocol):
+    """One endpoint's reply: events, which name their type, and the whole that they build."""
+
+    def begin(self, usage: Usage) -> list[dict[str, Any]]: ...
+    def chunk(self, choice: Mapping[str, Any]) -> list[dict[str, Any]]: ...
+    def end(self, usage: Usage) -> list[dict[str, Any]]: ...
+
+
+async def chat_of(http: HttpRequest, body: dict[str, Any], renamed: Mapping[str, str]) -> ChatCompletionRequest:
+    """The chat of a translated body. Raises ApiError 400, which calls fields as this endpoint does (`renamed`)."""
+    num_bytes = len(await http.body())
+    with renaming(renamed):
+        return await off_loop(num_bytes, lambda: validate(ChatCompletionRequest, body))
+
+
+async def chat_turn(
+    http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
+) -> ChatTurn:
+    """The request as a chat that is ready to be generated. Raises ApiError, as `chat_of` does."""
+    chat = await chat_of(http, request.chat_body(), renamed)
+    with renaming(renamed):
+        return await turn_of(http, chat, arrival_s)
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors that leave this block name fields as another endpoint calls them: messages[0] is input[0]."""
+    try:
+        yield
+    except ApiError as error:
+        name, bracket, rest = (error.param or "").partition("[")
+        if name in names:
+            error.message = error.message.replace(f"'{name}", f"'{names[name]}")
+            error.param = names[name] + bracket + rest
+        raise
+
+
+def stream(turn: ChatTurn, reply: TypedReply, headers: Mapping[str, str], dialect: Dialect) -> Response:
+    """The reply as events."""
+    return EventStream(_events(turn, reply), {**headers, **turn.headers}, dialect)
+
+
+async def whole(http: HttpRequest, turn: ChatTurn, reply: TypedReply) -> None:
+    """Feeds `reply` everything, unless the client goes first."""
+    await unless_disconnected(http.receive, _feed(turn, reply))
+
+
+def json_response(body: Mapping[str, object], turn: ChatTurn, headers: Mapping[str, str]) -> Response:
+    """A reply in one piece."""
+    return Response(orjson.dumps(body), headers={**headers, **turn.headers}, media_type="application/json")
+
+
+async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[bytes], None]:
+    has_begun = False
+    async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
+        async for deltas in batches:
+            events: list[dict[str, Any]] = []
+            if deltas and not has_begun:
+                has_begun = True
+                events += reply.begin(turn.generation.usage())
+            for delta in deltas:
+                for choice, _ in turn.layout.chunks(delta):
+                    events += reply.chunk(choice)
+            if events or not deltas:
+                yield list(map(named, events))
+    yield list(map(named, reply.end(turn.generation.usage())))
+
+
+async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
+    everything: list[Delta] = []
+    async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
+        async for deltas in batches:
+            everything += deltas
+    reply.begin(turn.generation.usage())
+    reply.chunk(turn.layout.whole(joined(everything)))
+    reply.end(turn.generation.usage())
