@@ -61,6 +61,7 @@ def serve_command(
     max_num_queued_reqs: Annotated[Text, _option("Most requests waiting before 429. [1024]", "N")] = None,
     block_size: Annotated[Text, _option("Tokens per KV block. [16]", "N")] = None,
     kv_cache_memory_bytes: Annotated[Text, _option("Memory for the KV cache: bytes, or 1GiB.", "SIZE")] = None,
+    kv_cache_dtype: Annotated[Text, _option("auto (as the weights) or int8. [auto]")] = None,
     num_kv_blocks: Annotated[Text, _option("Blocks in the KV cache, instead of a size.", "N")] = None,
     no_enable_prefix_caching: Annotated[Switch, _switch("Never share prefixes.", "no-enable-prefix-caching")] = None,
     scheduling_policy: Annotated[Text, _option("priority (lower first, then arrival) or fcfs. [priority]")] = None,
