@@ -11,7 +11,8 @@ bool isa_available(int isa) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (isa == AVX512) return avx512;
-    if (isa == AVX512BF16) return avx512 && __builtin_cpu_supports("avx512bf16");
+    if (isa == AVX512BF16)
+        return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #endif
     return false;
 }

@@ -29,7 +29,7 @@
 namespace smoe {
 
 enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
-enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };  // INT8: of KV caches
+enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: of KV caches and weights; INT4: of weights
 
 // Whether this library holds the kernels and this CPU runs them.
 bool isa_available(int isa);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "exp.h"
-#include "routing.h"
+#include "experts.h"
 #include "vec.h"
 
 namespace smoe {
@@ -70,66 +70,6 @@ Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E,
     return choice;
 }
 
-// silu(a) * b, to a.
-void gate_with(float* a, const float* b, int count) {
-    for (int i = 0; i < count; i += LANES) {
-        const Vec x = load(a + i);
-        store(a + i, x / (exp(-x) + 1.0f) * load(b + i));
-    }
-}
-
-// Columns first_unit .. of sums [rows][PANEL] become units of a tile, as pack_tile would write them. Columns behind the
-// matrix's end are zeros, as their weights are.
-void store_units(int dtype, const float* sums, int rows, int64_t first_unit, int64_t depth, uint32_t* tile) {
-    const int columns_per_unit = dtype == BFLOAT16 ? 2 : 1;
-    const auto count = static_cast<int>(std::min<int64_t>(PANEL / columns_per_unit, depth - first_unit));
-    for (int m = 0; m < rows; ++m) {
-        uint32_t units[PANEL];
-        if (dtype == BFLOAT16) {
-            uint16_t halves[PANEL];
-            for (int n = 0; n < PANEL; n += LANES) store(halves + n, load(sums + m * PANEL + n));
-            std::memcpy(units, halves, sizeof halves);
-        } else {
-            std::memcpy(units, sums + m * PANEL, sizeof units);
-        }
-        for (int n = 0; n < count; ++n) tile[(first_unit + n) * rows + m] = units[n];
-    }
-}
-
-// hidden = silu(w1 x) * (w3 x), in tiles like x.
-void multiply_up(Pool& pool, int dtype, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
-                 uint32_t* hidden) {
-    const int64_t depth = depth_of(dtype, weights.D), hidden_depth = depth_of(dtype, weights.F);
-    const int64_t units = panel_units(dtype, weights.D), num_pairs = ceil_div(weights.F, PANEL);
-    const int64_t units_per_panel = PANEL / (dtype == BFLOAT16 ? 2 : 1);  // of hidden
-    for_each_product(pool, tiles, num_pairs, 2 * units, [&](const Tile& tile, int64_t pair) {
-        alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
-        const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * units;
-        const uint32_t* rows = x + tile.first_row * depth;
-        multiply(dtype, tile.rows, rows, panels, depth, a);
-        multiply(dtype, tile.rows, rows, panels + units, depth, b);
-        gate_with(a, b, tile.rows * PANEL);
-        store_units(dtype, a, tile.rows, pair * units_per_panel, hidden_depth, hidden + tile.first_row * hidden_depth);
-    });
-}
-
-// y [P, D] = w2 hidden, in float32.
-void multiply_down(Pool& pool, int dtype, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
-                   float* y) {
-    const int64_t depth = depth_of(dtype, weights.F), units = panel_units(dtype, weights.F);
-    const int64_t num_panels = ceil_div(weights.D, PANEL);
-    for_each_product(pool, tiles, num_panels, units, [&](const Tile& tile, int64_t panel) {
-        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
-        const uint32_t* w2 = weights.w2 + (tile.expert * num_panels + panel) * units;
-        multiply(dtype, tile.rows, hidden + tile.first_row * depth, w2, depth, sums);
-        const int64_t columns = std::min<int64_t>(PANEL, weights.D - panel * PANEL);
-        for (int m = 0; m < tile.rows; ++m) {
-            float* row = y + (tile.first_row + m) * weights.D + panel * PANEL;
-            std::memcpy(row, sums + m * PANEL, columns * sizeof(float));
-        }
-    });
-}
-
 // Row y = sum over i of shares[i] * outputs[place[i]], i ascending.
 template <class T>
 void combine_row(const float* outputs, const int64_t* place, const float* shares, int64_t k, int64_t D, T* y) {
@@ -159,14 +99,7 @@ void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, 
 
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
     const Pairs pairs = sort_pairs(choice, weights.E);
-    const auto P = static_cast<int64_t>(pairs.rows.size());
-    const int64_t x_units = P * depth_of(dtype, weights.D), hidden_units = P * depth_of(dtype, weights.F);
-    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch((x_units + hidden_units + P * weights.D) * 4));
-    uint32_t* hidden = rows + x_units;
-    auto* outputs = reinterpret_cast<float*>(hidden + hidden_units);
-    pack_tiles(pool, dtype, x, pairs.rows, pairs.tiles, weights.D, rows);
-    multiply_up(pool, dtype, rows, weights, pairs.tiles, hidden);
-    multiply_down(pool, dtype, hidden, weights, pairs.tiles, outputs);
+    const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
     combine(pool, dtype, outputs, choice, pairs, weights.D, y);
 }
 

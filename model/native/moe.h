@@ -3,17 +3,9 @@
 
 #include <cstdint>
 
-#include "gemm.h"
-#include "routing.h"
+#include "experts.h"
 
 namespace smoe {
-
-// The experts' packed matrices, one expert's after the other's.
-struct Experts {
-    const uint32_t* w13;  // E of pack_pair(w1, w3), [F, D] each
-    const uint32_t* w2;   // E of pack(w2), [D, F]
-    int64_t E, D, F;
-};
 
 // One expert that takes every row.
 SMOE_PER_ISA(void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T))

@@ -32,29 +32,36 @@ void pack_panel(int dtype, const void* weight, int64_t first_output, int64_t O, 
     const int64_t row_bytes = row_bytes_of(dtype, K);
     const auto outputs = static_cast<int>(std::min<int64_t>(PANEL, O - first_output));
     const auto* rows = static_cast<const std::byte*>(weight) + first_output * row_bytes;
-    interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, depth_of(dtype, K), panel);
+    interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, row_words(dtype, K), panel);
+}
+
+void pack_panel(int isa, int dtype, int format, const void* weight, int64_t first_output, int64_t O, int64_t K,
+                uint32_t* panel) {
+    if (format == dtype) return pack_panel(dtype, weight, first_output, O, K, panel);
+    SMOE_CALL(isa, quantize_panel(dtype, format, weight, first_output, O, K, panel));
 }
 
 }  // namespace
 
-void pack(Pool& pool, int dtype, const void* weight, void* packed, int64_t O, int64_t K) {
-    const int64_t units = panel_units(dtype, K);
+void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t O, int64_t K) {
+    const int64_t words = panel_words(format, K);
     pool.parallel_for(ceil_div(O, PANEL), [=](int64_t panel) {
-        pack_panel(dtype, weight, panel * PANEL, O, K, static_cast<uint32_t*>(packed) + panel * units);
+        pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * words);
     });
 }
 
-void pack_pair(Pool& pool, int dtype, const void* w1, const void* w3, void* packed, int64_t F, int64_t K) {
-    const int64_t units = panel_units(dtype, K);
+void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
+               int64_t K) {
+    const int64_t words = panel_words(format, K);
     pool.parallel_for(2 * ceil_div(F, PANEL), [=](int64_t panel) {
-        pack_panel(dtype, panel % 2 ? w3 : w1, panel / 2 * PANEL, F, K, static_cast<uint32_t*>(packed) + panel * units);
+        pack_panel(isa, dtype, format, panel % 2 ? w3 : w1, panel / 2 * PANEL, F, K, packed + panel * words);
     });
 }
 
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     const int64_t row_bytes = row_bytes_of(dtype, K);
     const auto* first = static_cast<const std::byte*>(x);
-    interleave([=](int m) { return first + row_ids[m] * row_bytes; }, rows, rows, row_bytes, depth_of(dtype, K), tile);
+    interleave([=](int m) { return first + row_ids[m] * row_bytes; }, rows, rows, row_bytes, row_words(dtype, K), tile);
 }
 
 }  // namespace smoe

@@ -5,9 +5,8 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t CACHED_UNITS = (512 << 10) / 4;
+constexpr int64_t CACHED_WORDS = (512 << 10) / 4;
 constexpr int64_t TASKS_PER_THREAD = 4;
-constexpr int64_t FEW_UNITS = 1 << 14;  // packed by one thread: waking another costs more
 
 int64_t end_of_expert(const std::vector<Tile>& tiles, int64_t first) {
     int64_t end = first;
@@ -26,9 +25,9 @@ void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int ex
     }
 }
 
-std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel, int threads) {
+std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads) {
     const int64_t wanted = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
-    const int64_t fitting = std::max<int64_t>(1, CACHED_UNITS / units_per_panel);
+    const int64_t fitting = std::max<int64_t>(1, CACHED_WORDS / words_per_panel);
     const int64_t panels = std::clamp<int64_t>(num_panels / wanted, 1, fitting);
     const int64_t parts = ceil_div(wanted, ceil_div(num_panels, panels));  // of an expert's tiles
     std::vector<Task> tasks;
@@ -41,19 +40,6 @@ std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, 
                                  std::min(tile + step, end)});
     }
     return tasks;
-}
-
-void pack_tiles(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids,
-                const std::vector<Tile>& tiles, int64_t K, uint32_t* packed) {
-    const int64_t depth = depth_of(dtype, K);
-    const auto num_tiles = static_cast<int64_t>(tiles.size());
-    const int64_t num_tasks = static_cast<int64_t>(row_ids.size()) * depth < FEW_UNITS ? 1 : num_tiles;
-    pool.parallel_for(num_tasks, [&](int64_t task) {
-        for (int64_t i = task; i < num_tiles; i += num_tasks) {
-            const Tile& tile = tiles[i];
-            pack_tile(dtype, x, row_ids.data() + tile.first_row, tile.rows, K, packed + tile.first_row * depth);
-        }
-    });
 }
 
 }  // namespace smoe

@@ -8,7 +8,7 @@
 
 namespace smoe {
 
-// Rows first_row .. first_row + rows - 1. Packed, with `depth` units a row, they start at unit first_row * depth.
+// Rows first_row .. first_row + rows - 1. Packed, with so many words a row, they start at word first_row * words.
 struct Tile {
     int64_t first_row;
     int rows;
@@ -27,17 +27,24 @@ void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int ex
 
 // Every tile times every panel of its expert's matrix, once: enough tasks to fill the threads several times over, and
 // few enough panels in each to stay in the second-level cache while the tiles pass by.
-std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel, int threads);
+std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads);
 
-// Rows row_ids[first_row + ..] of x [.., K], tile by tile, to `packed`.
-void pack_tiles(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids,
-                const std::vector<Tile>& tiles, int64_t K, uint32_t* packed);
+// pack(tile) for every tile; `words` in all.
+template <class Pack>
+void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pack&& pack) {
+    constexpr int64_t FEW_WORDS = 1 << 14;  // packed by one thread: waking another costs more
+    const auto num_tiles = static_cast<int64_t>(tiles.size());
+    const int64_t num_tasks = words < FEW_WORDS ? 1 : num_tiles;
+    pool.parallel_for(num_tasks, [&](int64_t task) {
+        for (int64_t i = task; i < num_tiles; i += num_tasks) pack(tiles[i]);
+    });
+}
 
 // product(tile, panel) for every tile and panel.
 template <class Product>
-void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t units_per_panel,
+void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       Product&& product) {
-    const std::vector<Task> tasks = cut_tasks(tiles, num_panels, units_per_panel, pool.threads());
+    const std::vector<Task> tasks = cut_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
         const Task& task = tasks[index];
         for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile)

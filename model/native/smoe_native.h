@@ -1,6 +1,7 @@
 /* The C interface of the CPU backend, as model/ops/native.py calls it.
  *
- * dtype: 0 float32, 1 bfloat16. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products.
+ * dtype, of activations and of weights before they are packed: 0 float32, 1 bfloat16. format, of packed weights: dtype's
+ * own, or 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI.
  * Every row's result depends on that row alone, for a given isa. Functions that return int: 0, or 1 where memory is
  * short. Shape letters as in model/ops/__init__.py; matrices are row-major and contiguous.
  */
@@ -32,24 +33,27 @@ SMOE_API int smoe_isa_available(int isa);
 SMOE_API smoe_pool* smoe_pool_create(int threads);
 SMOE_API void smoe_pool_destroy(smoe_pool*);
 
-/* Elements of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
-SMOE_API int64_t smoe_packed_size(int dtype, int64_t O, int64_t K);
-SMOE_API int64_t smoe_packed_pair_size(int dtype, int64_t F, int64_t K);
-SMOE_API void smoe_pack(smoe_pool*, int dtype, const void* weight, void* packed, int64_t O, int64_t K);
-SMOE_API void smoe_pack_pair(smoe_pool*, int dtype, const void* w1, const void* w3, void* packed, int64_t F, int64_t K);
+/* Bytes of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
+SMOE_API int64_t smoe_packed_size(int format, int64_t O, int64_t K);
+SMOE_API int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K);
+/* What is packed is the same for every isa. */
+SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* weight, void* packed, int64_t O,
+                        int64_t K);
+SMOE_API void smoe_pack_pair(smoe_pool*, int isa, int dtype, int format, const void* w1, const void* w3, void* packed,
+                             int64_t F, int64_t K);
 
 /* y[T, O] = x[T, K] weight^T; y in dtype, or in float32 where wide_output is set. */
-SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const void* packed, void* y, int64_t T,
-                         int64_t O, int64_t K, int wide_output);
+SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, int format, const void* x, const void* packed, void* y,
+                         int64_t T, int64_t O, int64_t K, int wide_output);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). */
-SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const void* w13, const void* w2, void* y, int64_t T,
-                      int64_t D, int64_t F);
+SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
+                      int64_t T, int64_t D, int64_t F);
 /* gate [E, D] float32; w13 and w2 hold E packed experts one after the other. experts_per_token [T], each 1 .. max_k;
  * allowed [T, E] (0: not this one; at least that many are), or NULL; chosen [T, max_k] is written: the ids in descending
  * order of their gate logits, -1 behind the row's own. */
-SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const void* w13, const void* w2,
-                      void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T,
-                      int64_t D, int64_t F, int64_t E, int64_t max_k);
+SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
+                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen,
+                      int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
 SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,

@@ -23,6 +23,8 @@ constexpr int LANES = 4;
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));  // bfloat16
 
 inline Vec load(const float* p) {
@@ -48,6 +50,26 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 
 inline Words bits(Vec v) { return (Words)v; }
 inline Vec from_bits(Words w) { return (Vec)w; }
+
+inline Words load_words(const uint32_t* p) {
+    Words words;
+    std::memcpy(&words, p, sizeof words);
+    return words;
+}
+
+inline Words broadcast_word(uint32_t word) { return word - Words{}; }
+
+inline float float_of(uint32_t word) {
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+inline uint32_t word_of(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    return word;
+}
 
 inline float widen(uint16_t x) {
     const uint32_t word = static_cast<uint32_t>(x) << 16;

@@ -1,4 +1,5 @@
-"""The CPU backend: the C++ of model/native. Float32 and bfloat16; a row's result depends on that row alone.
+"""The CPU backend: the C++ of model/native. Float32 and bfloat16, with weights of the same kind, int8 or int4; a row's
+result depends on that row alone.
 
 What is a product or a reduction happens in the library, in an order that is fixed for each instruction set. Torch
 holds the memory, gathers rows and adds the residuals: that is exact, or rounds each number by itself.
@@ -17,16 +18,19 @@ from model.ops import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native_sampling import sampling_arguments
+from model.ops.quantized import Quantization
 from model.sampling import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
+QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantised weight's format is its dtype
 
 
 @dataclass(frozen=True)
 class NativeLinear:
     """A packed [O, D] matrix."""
 
-    panels: Tensor
+    panels: Tensor  # bytes
+    format: int
     num_outputs: int
     num_inputs: int
 
@@ -35,8 +39,9 @@ class NativeLinear:
 class NativeExperts:
     """E packed SwiGLU FFNs one after the other; a dense layer's is a single one."""
 
-    w13: Tensor
-    w2: Tensor
+    w13: Tensor  # bytes
+    w2: Tensor  # bytes
+    format: int
     num_experts: int
     dim: int
     hidden_dim: int
@@ -67,13 +72,17 @@ class NativePlan:
 class NativeOps:
     """Implements model.ops.Ops for tensors on the CPU. One caller at a time."""
 
-    def __init__(self, library: NativeLibrary, threads: int, isa: str | None = None) -> None:
-        """`isa` None: the fastest that this CPU runs. Raises NativeUnavailableError."""
+    def __init__(
+        self, library: NativeLibrary, threads: int, isa: str | None = None, quantization: Quantization = "none"
+    ) -> None:
+        """`isa` None: the fastest that this CPU runs. `quantization`: of the weights that it packs; it computes with
+        whatever they were packed to. Raises NativeUnavailableError."""
         available = library.isas()
         self.isa = isa or available[-1]
         if self.isa not in available:
             raise NativeUnavailableError(f"no {self.isa} kernels here; there are {', '.join(available)}")
         self.threads = threads
+        self._quantization = quantization
         self._call = library.call
         self._isa = ISAS.index(self.isa)
         self._owner = ThreadPool(library, threads)
@@ -81,10 +90,11 @@ class NativeOps:
 
     def pack_linear(self, weight: Tensor) -> NativeLinear:
         num_outputs, num_inputs = weight.shape
-        code, weight = DTYPES[weight.dtype], weight.contiguous()
-        panels = empty(self._call.smoe_packed_size(code, num_outputs, num_inputs), weight.dtype)
-        self._call.smoe_pack(self._pool, code, weight.data_ptr(), panels.data_ptr(), num_outputs, num_inputs)
-        return NativeLinear(panels, num_outputs, num_inputs)
+        code, weight = self._format(weight.dtype), weight.contiguous()
+        panels = empty(self._call.smoe_packed_size(code, num_outputs, num_inputs), torch.uint8)
+        addresses = weight.data_ptr(), panels.data_ptr()
+        self._call.smoe_pack(self._pool, self._isa, DTYPES[weight.dtype], code, *addresses, num_outputs, num_inputs)
+        return NativeLinear(panels, code, num_outputs, num_inputs)
 
     def pack_ffn(self, weights: FfnWeights) -> NativeExperts:
         return self._pack_experts(1, iter([weights]))
@@ -144,7 +154,7 @@ class NativeOps:
         y = torch.empty_like(x)
         addresses = x.data_ptr(), weights.w13.data_ptr(), weights.w2.data_ptr(), y.data_ptr()
         sizes = len(x), weights.dim, weights.hidden_dim
-        _check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *addresses, *sizes))
+        _check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], weights.format, *addresses, *sizes))
         return y  # [T, D]
 
     def moe(self, x: Tensor, weights: NativeMoe, choice: ExpertChoice) -> Tensor:
@@ -154,7 +164,8 @@ class NativeOps:
         allowed = None if choice.allowed is None else choice.allowed.data_ptr()
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, choice.chosen.shape[1]
         routing = allowed, choice.chosen.data_ptr()
-        _check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *routing, *sizes))
+        dtypes = DTYPES[x.dtype], experts.format
+        _check(self._call.smoe_moe(self._pool, self._isa, *dtypes, *addresses, *routing, *sizes))
         return y  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
@@ -177,7 +188,8 @@ class NativeOps:
         addresses = x.data_ptr(), weight.panels.data_ptr(), y.data_ptr()
         sizes = len(x), weight.num_outputs, weight.num_inputs
         is_wide = dtype == torch.float32
-        _check(self._call.smoe_linear(self._pool, self._isa, DTYPES[x.dtype], *addresses, *sizes, is_wide))
+        dtypes = DTYPES[x.dtype], weight.format
+        _check(self._call.smoe_linear(self._pool, self._isa, *dtypes, *addresses, *sizes, is_wide))
         return y  # [T, O]
 
     def _pack_experts(self, num_experts: int, experts: Iterable[FfnWeights]) -> NativeExperts:
@@ -191,18 +203,22 @@ class NativeOps:
     def _pack_expert(
         self, packed: NativeExperts | None, index: int, num_experts: int, weights: FfnWeights
     ) -> NativeExperts:
-        (hidden_dim, dim), dtype = weights.w1.shape, weights.w1.dtype
-        code = DTYPES[dtype]
+        (hidden_dim, dim), dtype = weights.w1.shape, DTYPES[weights.w1.dtype]
+        code = self._format(weights.w1.dtype)
         w13_size = self._call.smoe_packed_pair_size(code, hidden_dim, dim)
         w2_size = self._call.smoe_packed_size(code, dim, hidden_dim)
         if packed is None:
-            w13, w2 = empty(num_experts * w13_size, dtype), empty(num_experts * w2_size, dtype)
-            packed = NativeExperts(w13, w2, num_experts, dim, hidden_dim)
+            w13, w2 = (empty(num_experts * size, torch.uint8) for size in (w13_size, w2_size))
+            packed = NativeExperts(w13, w2, code, num_experts, dim, hidden_dim)
         w1, w3, w2 = (weight.contiguous() for weight in (weights.w1, weights.w3, weights.w2))
-        to_w13, to_w2 = packed.w13[index * w13_size :].data_ptr(), packed.w2[index * w2_size :].data_ptr()
-        self._call.smoe_pack_pair(self._pool, code, w1.data_ptr(), w3.data_ptr(), to_w13, hidden_dim, dim)
-        self._call.smoe_pack(self._pool, code, w2.data_ptr(), to_w2, dim, hidden_dim)
+        up = w1.data_ptr(), w3.data_ptr(), packed.w13[index * w13_size :].data_ptr()
+        down = w2.data_ptr(), packed.w2[index * w2_size :].data_ptr()
+        self._call.smoe_pack_pair(self._pool, self._isa, dtype, code, *up, hidden_dim, dim)
+        self._call.smoe_pack(self._pool, self._isa, dtype, code, *down, dim, hidden_dim)
         return packed
+
+    def _format(self, dtype: torch.dtype) -> int:
+        return QUANTIZED_FORMATS.get(self._quantization, DTYPES[dtype])
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> Tensor:

@@ -14,7 +14,7 @@ ABI_VERSION = 3
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
 
-# pool, isa, dtype
+# pool, isa, dtype; kernels that work with packed weights take their format next
 _KERNEL = (c_void_p, c_int, c_int)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
@@ -23,11 +23,11 @@ _SIGNATURES = {
     "smoe_pool_destroy": (None, (c_void_p,)),
     "smoe_packed_size": (c_int64, (c_int, c_int64, c_int64)),
     "smoe_packed_pair_size": (c_int64, (c_int, c_int64, c_int64)),
-    "smoe_pack": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 2)),
-    "smoe_pack_pair": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 2)),
-    "smoe_linear": (c_int, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 3, c_int)),
-    "smoe_ffn": (c_int, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 3)),
-    "smoe_moe": (c_int, (*_KERNEL, *(c_void_p,) * 8, *(c_int64,) * 5)),
+    "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_pack_pair": (None, (*_KERNEL, c_int, *(c_void_p,) * 3, *(c_int64,) * 2)),
+    "smoe_linear": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 3, *(c_int64,) * 3, c_int)),
+    "smoe_ffn": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 4, *(c_int64,) * 3)),
+    "smoe_moe": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 8, *(c_int64,) * 5)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
     "smoe_rotate_and_store": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),

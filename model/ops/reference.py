@@ -1,4 +1,5 @@
-"""The definition of every function, in plain torch: any device, float32 and bfloat16. Not bit-stable between batches.
+"""The definition of every function, in plain torch: any device, float32 and bfloat16, with weights of the same kind,
+int8 or int4. Not bit-stable between batches.
 
 Shape letters as in model/ops/__init__.py; R = H / G query heads share a KV head, Kmax = the most experts per token of
 any row, P = the pairs of a row and an expert that it takes.
@@ -6,6 +7,7 @@ any row, P = the pairs of a row and an expert that it takes.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +17,20 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops import ExpertChoice, FfnWeights
 from model.ops.kv_rows import as_cached
+from model.ops.quantized import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference_attention import AttentionPlan, attend, plan_attention
 from model.ops.reference_sampling import sample
 from model.sampling import SampledRows, SamplingRows
+
+Matrix: TypeAlias = Tensor | QuantizedMatrix  # [O, D]
 
 
 @dataclass(frozen=True)
 class ReferenceFfn:
     """w1 and w3 in one matrix, as one product computes both."""
 
-    w13: Tensor  # [2F, D]
-    w2: Tensor  # [D, F]
+    w13: Matrix  # [2F, D]
+    w2: Matrix  # [D, F]
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,15 @@ class ReferencePlan:
 class ReferenceOps:
     """Implements model.ops.Ops."""
 
-    def pack_linear(self, weight: Tensor) -> Tensor:
-        return weight
+    def __init__(self, quantization: Quantization = "none") -> None:
+        """`quantization`: of the weights that it packs."""
+        self._quantization = quantization
+
+    def pack_linear(self, weight: Tensor) -> Matrix:
+        return weight if self._quantization == "none" else quantize(weight, self._quantization)
 
     def pack_ffn(self, weights: FfnWeights) -> ReferenceFfn:
-        return ReferenceFfn(torch.cat((weights.w1, weights.w3)), weights.w2)
+        return ReferenceFfn(self.pack_linear(torch.cat((weights.w1, weights.w3))), self.pack_linear(weights.w2))
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
@@ -73,8 +82,8 @@ class ReferenceOps:
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)  # [T, 1]
         return weight * (wide * scale).to(x.dtype)  # [T, D]
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)  # [T, O]
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
+        return product(x, weight).to(x.dtype)  # [T, O]
 
     def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
         heads = qkv.view(len(qkv), -1, plan.head_dim)  # [T, H + 2G, K]
@@ -89,8 +98,8 @@ class ReferenceOps:
         return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), plan.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: ReferenceFfn) -> Tensor:
-        w1, w3 = F.linear(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
-        return F.linear(F.silu(w1) * w3, weights.w2)  # [T, D]
+        w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
+        return product(F.silu(w1) * w3, weights.w2).to(x.dtype)  # [T, D]
 
     def moe(self, x: Tensor, weights: ReferenceMoe, choice: ExpertChoice) -> Tensor:
         num_experts = len(weights.experts)
@@ -104,8 +113,13 @@ class ReferenceOps:
         by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*chosen.shape, -1), share).to(x.dtype)  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Tensor) -> Tensor:
-        return F.linear(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
+        return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+
+
+def product(x: Tensor, weight: Matrix) -> Tensor:
+    """[T, D] -> [T, O]; in x's dtype, or in float32 where the weight is quantised: what follows rounds it once."""
+    return F.linear(x, weight) if isinstance(weight, Tensor) else multiply(x, weight)
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(logits, rows)

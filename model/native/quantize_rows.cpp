@@ -1,0 +1,99 @@
+#include <algorithm>
+
+#include "pack_rows.h"
+#include "quantize.h"
+#include "vec_part.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+template <class T>
+float largest_magnitude(const T* x, int64_t K) {
+    Words largest = {};
+    for (int64_t k = 0; k < K; k += LANES) {
+        const Words magnitude = bits(load_first(x + k, K - k)) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    uint32_t word = 0;
+    for (int i = 0; i < LANES; ++i) word = std::max(word, static_cast<uint32_t>(largest[i]));
+    return float_of(word);
+}
+
+// x[0] .. x[count - 1], zeros behind them -> GROUP numbers q; returns their sum.
+template <class T>
+uint32_t quantize_group(const T* x, int64_t count, float inverse, uint8_t* q) {
+    Words total = {};
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i += LANES) {
+        const Vec part = i < count ? load_first(x + i, count - i) : Vec{};
+        const Words rounded = round_to_integers(part * inverse);
+        const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+        std::memcpy(q + i, &bytes, sizeof bytes);
+        total += rounded - round_to_integers(Vec{});
+    }
+    uint32_t sum = 0;
+    for (int i = 0; i < LANES; ++i) sum += total[i];
+    return sum;
+}
+
+template <class T>
+void quantize_to_int8(const T* x, int64_t K, uint32_t* row) {
+    const Scale scale = scale_of(largest_magnitude(x, K));
+    const int64_t depth = ceil_div(K, 4);
+    uint32_t sum = 0, units[GROUP / 4];
+    for (int64_t k = 0; k < K; k += GROUP) {
+        sum += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
+        std::memcpy(row + 1 + k / 4, units, std::min<int64_t>(GROUP / 4, depth - k / 4) * 4);
+    }
+    row[0] = -128u * sum;
+    row[1 + depth] = word_of(scale.scale);
+}
+
+template <class T>
+void quantize_to_int4(const T* x, int64_t K, uint32_t* row) {
+    const Scale scale = scale_of(largest_magnitude(x, K));
+    for (int64_t k = 0; k < K; k += GROUP, row += INT4_ROW_WORDS)
+        row[0] = -8u * quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(row + 1));
+    row[0] = word_of(scale.scale);
+}
+
+template <class T>
+void quantize_row(int format, const T* x, int64_t K, uint32_t* row) {
+    format == INT8 ? quantize_to_int8(x, K, row) : quantize_to_int4(x, K, row);
+}
+
+void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, uint32_t* packed) {
+    if (dtype == BFLOAT16) return quantize_row(format, static_cast<const uint16_t*>(x) + row * K, K, packed);
+    quantize_row(format, static_cast<const float*>(x) + row * K, K, packed);
+}
+
+// Row by row to `memory`, from there to the tile.
+void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
+                   uint32_t* tile) {
+    const int64_t words = row_words(format, K);
+    int32_t in_order[MAX_TILE_ROWS];
+    for (int m = 0; m < rows; ++m) {
+        in_order[m] = m;
+        quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
+    }
+    if (rows > 1) pack_tile(FLOAT32, memory, in_order, rows, words, tile);
+}
+
+}  // namespace
+
+void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vector<int32_t>& row_ids,
+               const std::vector<Tile>& tiles, int64_t K, uint32_t* packed) {
+    const int64_t words = row_words(format, K), all_words = static_cast<int64_t>(row_ids.size()) * words;
+    for_each_tile(pool, tiles, all_words, [&](const Tile& tile) {
+        uint32_t* to = packed + tile.first_row * words;
+        const int32_t* ids = row_ids.data() + tile.first_row;
+        if (is_quantized(format))
+            quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
+        else
+            pack_tile(dtype, x, ids, tile.rows, K, to);
+    });
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,99 @@
+"""What int8 and int4 weights mean: the definition, in plain torch, of what model/native/quantized.h describes.
+
+int8: one float32 scale per output, q in -127 .. 127. int4: a bfloat16 scale per output and group of 32 inputs, q in
+-8 .. 7. A quantised matrix is multiplied with rows quantised to int8, each by its own largest magnitude.
+Shape letters as in model/ops/__init__.py; C groups of a row.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Quantization: TypeAlias = Literal["none", "int8", "int4"]
+
+GROUP = 32
+TINY = 1e-30  # rows whose numbers are all smaller become zeros
+# What the number farthest from zero may become in int4; other numbers follow by the scale, clipped to -8 .. 7.
+FARTHEST = (-8.0, -7.0, -8.6, -7.5, 7.0, -9.2)
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix [O, D]: weight = scale * q."""
+
+    q: Tensor  # int8: [O, D] int8; int4: [O, C * 16] uint8, the even of two inputs in the low half
+    scales: Tensor  # int8: [O, 1] float32; int4: [O, C] bfloat16
+    num_inputs: int
+
+    def weight(self) -> Tensor:
+        """[O, D] float64, exactly."""
+        if self.q.dtype == torch.int8:
+            return self.q.double() * self.scales.double()
+        halves = torch.stack((self.q & 15, self.q >> 4), dim=-1).flatten(1).double() - 8  # [O, C * 32]
+        groups = halves.view(*self.scales.shape, GROUP) * self.scales.double()[..., None]
+        return groups.flatten(1)[:, : self.num_inputs]
+
+
+def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
+    """weight [O, D], on any device; int8 or int4."""
+    return _to_int8(weight) if quantization == "int8" else _to_int4(weight)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, D] ~ scale * q -> q [T, D] int8, scale [T, 1] float32. Row by row; a row that is not finite: scale NaN."""
+    wide = x.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    scale = torch.where(largest < TINY, 0.0, largest / 127)
+    inverse = torch.where(largest < TINY, 0.0, 127 / largest)
+    is_finite = largest < torch.inf
+    q = torch.where(is_finite, wide * inverse, 0.0).round()
+    return q.to(torch.int8), torch.where(is_finite, scale, torch.nan)
+
+
+def multiply(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
+    """x [T, D] as quantised rows times the matrix: [T, O] float32, rounded once, at the end."""
+    q, scale = quantize_rows(x)
+    return (q.double() @ matrix.weight().T * scale).float()
+
+
+def _to_int8(weight: Tensor) -> QuantizedMatrix:
+    q, scales = quantize_rows(weight)
+    return QuantizedMatrix(q, scales, weight.shape[1])
+
+
+def _to_int4(weight: Tensor) -> QuantizedMatrix:
+    num_inputs = weight.shape[1]
+    groups = F.pad(weight.float(), (0, -num_inputs % GROUP)).unflatten(1, (-1, GROUP))  # [O, C, 32]
+    scales = _best_scales(groups)  # [O, C, 1]
+    halves = (_round_to_int4(groups, scales) + 8).to(torch.uint8).flatten(1)  # [O, C * 32]
+    return QuantizedMatrix(halves[:, ::2] | halves[:, 1::2] << 4, scales[..., 0].bfloat16(), num_inputs)
+
+
+def _best_scales(groups: Tensor) -> Tensor:
+    """Of the candidates FARTHEST the one with the least squared error, the first of equal ones: [O, C, 1] float32."""
+    most, least = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
+    farthest = torch.where(most >= -least, most, least)
+    best = torch.zeros_like(farthest)
+    least_error = torch.full_like(farthest, torch.inf)
+    for target in FARTHEST:
+        scales = (farthest / target).bfloat16().float()
+        error = _sum_by_halves((groups - scales * _round_to_int4(groups, scales)).square())
+        best = torch.where(error < least_error, scales, best)
+        least_error = torch.minimum(error, least_error)
+    return torch.where((groups * 0 == 0).all(-1, keepdim=True), best, torch.nan)
+
+
+def _round_to_int4(groups: Tensor, scales: Tensor) -> Tensor:
+    inverse = torch.where(scales == 0, 0.0, 1 / scales)
+    return (groups * inverse).round().clamp(-8, 7)
+
+
+def _sum_by_halves(x: Tensor) -> Tensor:
+    """[..., 32] -> [..., 1], in the order of additions that the native backend has."""
+    while x.shape[-1] > 1:
+        first, second = x.chunk(2, dim=-1)
+        x = first + second
+    return x
