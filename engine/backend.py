@@ -46,15 +46,20 @@ def _native(config: EngineConfig, device: torch.device) -> Backend:
             raise EngineConfigError(f"--backend native runs on the CPU, not on {device.type}: add --device cpu")
         return _reference(config, device)
     threads = config.threads or num_cores()
-    ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa)
+    ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, config.quantization)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native-{ops.isa}")
+    return Backend(ops, "native", f"native-{ops.isa}{_named(config.quantization)}")
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Backend(ReferenceOps(), "reference", f"reference-{device.type}", warnings)
+    numerics = f"reference-{device.type}{_named(config.quantization)}"
+    return Backend(ReferenceOps(config.quantization), "reference", numerics, warnings)
+
+
+def _named(quantization: str) -> str:
+    return "" if quantization == "none" else f"-{quantization}"
 
 
 def num_cores(cgroup: Path = CGROUP_V2) -> int:

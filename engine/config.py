@@ -15,6 +15,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         "auto"  # of the native backend; auto: the fastest
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
+    quantization: Literal["none", "int8", "int4"] = "none"  # of the weights, while they are loaded
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = (
         "auto"  # auto: as computed; int8: a scale per position and KV head
     )

@@ -182,6 +182,7 @@ class Engine:
             fingerprint=self.fingerprint(),
             phase_seconds=loaded.phase_seconds,
             warnings=list(loaded.warnings),
+            quantization=self.config.quantization,
         )
 
     def fingerprint(self) -> str:

@@ -32,7 +32,8 @@ from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.weight_names import checked_tensors, parameters_by_part
+from model.weight_bytes import weight_bytes as weight_bytes_by_part
+from model.weight_names import checked_tensors
 from model.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,8 +68,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
     device, dtype = _device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
-    weight_bytes = sum(parameters_by_part(stored.values()).values()) * dtype.itemsize
-    check_weights_fit(weight_bytes, _free_bytes(device), served_dtype(config, model_config))
+    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
+    check_weights_fit(weight_bytes, _free_bytes(device), served_dtype(config, model_config), config.quantization)
     backend = choose_backend(config, device)
     model = load_model(
         Path(config.model),

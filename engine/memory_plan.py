@@ -23,7 +23,10 @@ from engine.sizing import (
 from model.config import ModelConfig, load_config
 from model.errors import CheckpointError
 from model.kv_format import KvDtype
+from model.weight_bytes import weight_bytes
 from model.weight_names import checked_tensors, parameters_by_part
+
+WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class MemoryPlan:
     model: ModelConfig
     config: EngineConfig
     parameters: dict[str, int]  # by part of the network
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS, then by part
     memory_bytes: int  # for weights, KV cache and work
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # with which one request of the longest context fits
@@ -56,14 +60,24 @@ class MemoryPlan:
     @property
     def active_parameters(self) -> int:
         """Those that take part in one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
-        if not self.model.num_experts:
-            return self.total_parameters
-        idle = self.model.num_experts - self.model.experts_per_token
-        return self.total_parameters - self.parameters["experts"] * idle // self.model.num_experts
+        return self.total_parameters - self._idle_share(self.parameters["experts"])
+
+    @property
+    def weight_kind(self) -> str:
+        """What most of the weights are: one of WEIGHT_KINDS."""
+        return self.dtype if self.config.quantization == "none" else self.config.quantization
 
     @property
     def weight_bytes(self) -> int:
-        return self.total_parameters * ELEMENT_BYTES[self.dtype]
+        return self.total_bytes(self.weight_kind)
+
+    def total_bytes(self, kind: str) -> int:
+        """All weights, were they of this one of WEIGHT_KINDS."""
+        return sum(self.part_bytes[kind].values())
+
+    def active_bytes(self, kind: str) -> int:
+        """Those that take part in one token."""
+        return self.total_bytes(kind) - self._idle_share(self.part_bytes[kind]["experts"])
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -82,6 +96,12 @@ class MemoryPlan:
         """The null block included; 0 where it does not fit."""
         return 0 if self.limits is None else (self.limits.num_blocks + 1) * self.block_bytes
 
+    def _idle_share(self, of_experts: int) -> int:
+        """Of a number that all experts share alike, what those make up that one token does not choose."""
+        if not self.model.num_experts:
+            return 0
+        return of_experts * (self.model.num_experts - self.model.experts_per_token) // self.model.num_experts
+
     def room(self) -> list[Room]:
         """For a few lengths up to the longest; empty where it does not fit."""
         if self.limits is None:
@@ -98,32 +118,39 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """The plan of an engine that may use `memory_bytes`. EngineConfigError for a checkpoint that it could not load."""
     try:
         model, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
-        parameters = parameters_by_part(checked_tensors(Path(config.model), model).values())
+        stored = checked_tensors(Path(config.model), model)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    weight_bytes = sum(parameters.values()) * ELEMENT_BYTES[dtype]
+    part_bytes = {kind: weight_bytes(stored, *_stored_as(kind, dtype)) for kind in WEIGHT_KINDS}
+    total_bytes = sum(part_bytes[dtype if config.quantization == "none" else config.quantization].values())
     limits, refusal = None, ""
     try:
-        limits = _limits(config, model, weight_bytes, memory_bytes)
+        limits = _limits(config, model, total_bytes, memory_bytes)
     except EngineConfigError as error:
         refusal = str(error)
     return MemoryPlan(
         model=model,
         config=config,
-        parameters=parameters,
+        parameters=parameters_by_part(stored.values()),
+        part_bytes=part_bytes,
         memory_bytes=memory_bytes,
         dtype=dtype,
-        needed_bytes=weight_bytes + _kv_need(config, model),
+        needed_bytes=total_bytes + _kv_need(config, model),
         limits=limits,
         refusal=refusal,
         warnings=(*warnings, *(limits.warnings if limits else ())),
     )
 
 
-def _limits(config: EngineConfig, model: ModelConfig, weight_bytes: int, memory_bytes: int) -> Limits:
-    check_weights_fit(weight_bytes, memory_bytes, served_dtype(config, model))
-    free_bytes = memory_bytes - weight_bytes
+def _stored_as(kind: str, dtype: str) -> tuple[int, str]:
+    """Bytes of an element that is not quantised, and the quantisation: of one of WEIGHT_KINDS, served in `dtype`."""
+    return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
+
+
+def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> Limits:
+    check_weights_fit(total_bytes, memory_bytes, served_dtype(config, model), config.quantization)
+    free_bytes = memory_bytes - total_bytes
     limits = size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
     pool_bytes = (limits.num_blocks + 1) * kv_block_bytes(config, model)
     if pool_bytes > free_bytes:

@@ -58,12 +58,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     num_experts: int
     experts_per_token: int
     window: int | None
-    dtype: str
+    dtype: str  # of activations, and of weights that are not quantised
     device: str
     backend: str
     fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
+    quantization: str = "none"  # of the weights: none, int8 or int4
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -55,13 +55,18 @@ def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return config.block_size * model.kv_bytes_per_token(served_kv_dtype(config, model))
 
 
-def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str) -> None:
+def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str, quantization: str) -> None:
     """Raises EngineConfigError, before anything is read, where the weights alone are too large."""
     if weight_bytes > free_bytes:
-        way_out = "; --dtype bfloat16 halves them" if dtype == "float32" else ""
+        kind = dtype if quantization == "none" else quantization
+        ways_out = {
+            "float32": "; --dtype bfloat16 halves them",
+            "bfloat16": "; --quantization int8 halves them",
+            "int8": "; --quantization int4 nearly halves them",
+        }
         raise EngineConfigError(
-            f"the weights alone take {format_bytes(weight_bytes)} in {dtype}, and {format_bytes(free_bytes)} are free"
-            + way_out
+            f"the weights alone take {format_bytes(weight_bytes)} in {kind}, and {format_bytes(free_bytes)} are free"
+            + ways_out.get(kind, "")
         )
 
 

@@ -104,10 +104,10 @@ def parameters_by_part(tensors: Iterable[StoredTensor]) -> dict[str, int]:
     """How many numbers each of PARTS has. A tied head has none of its own."""
     counts = dict.fromkeys(PARTS, 0)
     for tensor in tensors:
-        counts[_part(tensor.name)] += math.prod(tensor.shape)
+        counts[part_of(tensor.name)] += math.prod(tensor.shape)
     return counts
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """model.layers.0.block_sparse_moe.experts.3.w1.weight is one of the experts."""
     return next(part for mark, part in PART_MARKS.items() if mark in name)

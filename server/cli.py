@@ -68,6 +68,7 @@ def serve_command(
     seed: Annotated[Text, _option("Makes the seeds of requests that bring none repeatable.", "N")] = None,
     sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
+    quantization: Annotated[Text, _option("none, int8 or int4: the weights, while they are loaded. [none]")] = None,
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,
     backend: Annotated[Text, _option("auto, native (CPU, C++) or reference (torch). [auto]")] = None,
     isa: Annotated[Text, _option("portable, avx2, avx512 or avx512bf16, for the native backend. [auto]")] = None,
@@ -120,13 +121,14 @@ def plan_command(
     memory: Annotated[Text, _option("Memory to plan for, as 80GiB. [what is available here]", "SIZE")] = None,
     max_model_len: Annotated[Text, _option("Longest prompt plus completion, in tokens.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
+    quantization: Annotated[Text, _option("none, int8 or int4: the weights, while they are loaded. [none]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, sizes in bytes.")] = False,
 ) -> None:
     """Say what MODEL takes, and what of it fits into the memory, from its headers alone.
 
     SMOE_* variables count as they do for serve: SMOE_BLOCK_SIZE, SMOE_MAX_NUM_SEQS.
     """
-    given = {"model": model, "max_model_len": max_model_len, "dtype": dtype}
+    given = {"model": model, "max_model_len": max_model_len, "dtype": dtype, "quantization": quantization}
     flags = {name: value for name, value in given.items() if value is not None}
     raise typer.Exit(_plan(flags, memory, as_json))
 

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from engine.errors import EngineConfigError
 from engine.memory import available_bytes, format_bytes
-from engine.memory_plan import MemoryPlan, plan_memory
-from engine.sizing import ELEMENT_BYTES
+from engine.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings import Settings, engine_config, hub_cache_dir
 
@@ -26,7 +25,7 @@ class Answer:
 
     model: str | None  # as the user called it
     plan: MemoryPlan
-    fitting: MemoryPlan | None  # `plan`, or the one in bfloat16 where float32 is too large and was not asked for
+    fitting: MemoryPlan | None  # `plan`, or the first that fits of those in smaller weights, which was not asked for
 
     @property
     def verdict(self) -> str:
@@ -36,7 +35,7 @@ class Answer:
             way_out = f"; {_rounded_up(self.plan.needed_bytes)} of memory would do" if short else ""
             return f"does not fit: {self.plan.refusal}{way_out}"
         if self.fitting is not self.plan:
-            return f"does not fit in {self.plan.dtype}, but in {self.fitting.dtype}"
+            return f"does not fit in {self.plan.weight_kind}, but in {self.fitting.weight_kind}"
         if self.plan.needed_bytes > self.plan.memory_bytes:
             return f"fits with a shorter context; {_rounded_up(self.plan.needed_bytes)} of memory would hold all of it"
         return "fits"
@@ -52,7 +51,10 @@ class Answer:
             size = ["--num-kv-blocks", str(plan.limits.num_blocks)]
         named = [] if self.model is None else [self.model]
         length = ["--max-model-len", str(plan.limits.max_model_len)]
-        return ["smoe", "serve", *named, "--dtype", plan.dtype, *length, *size]
+        weights = ["--dtype", plan.dtype]
+        if plan.config.quantization != "none":
+            weights += ["--quantization", plan.config.quantization]
+        return ["smoe", "serve", *named, *weights, *length, *size]
 
 
 def answer(settings: Settings, memory_bytes: int | None) -> Answer:
@@ -61,13 +63,21 @@ def answer(settings: Settings, memory_bytes: int | None) -> Answer:
     try:
         config = engine_config(settings, locate_model(settings.model, hub_cache_dir()))
         plan = plan_memory(config, memory_bytes)
-        fitting = plan if plan.limits else None
-        if not fitting and config.dtype == "auto" and plan.dtype != "bfloat16":
-            smaller = plan_memory(replace(config, dtype="bfloat16"), memory_bytes)
-            fitting = smaller if smaller.limits else None
+        fitting = next((one for one in (plan, *_smaller(plan)) if one.limits), None)
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return Answer(settings.model, plan, fitting)
+
+
+def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:
+    """The same in bfloat16, int8 and int4, as far as the user left that open."""
+    config = plan.config
+    if config.dtype == "auto" and plan.dtype != "bfloat16":
+        config = replace(config, dtype="bfloat16")
+        yield plan_memory(config, plan.memory_bytes)
+    if config.quantization == "none" and config.dtype != "float32":
+        yield plan_memory(replace(config, quantization="int8"), plan.memory_bytes)
+        yield plan_memory(replace(config, quantization="int4"), plan.memory_bytes)
 
 
 def as_json(found: Answer) -> str:
@@ -81,8 +91,11 @@ def as_json(found: Answer) -> str:
         "parameters": plan.parameters,
         "dtype": plan.dtype,
         "weight_bytes": plan.weight_bytes,
-        "weight_bytes_float32": plan.total_parameters * ELEMENT_BYTES["float32"],
-        "weight_bytes_bf16": plan.total_parameters * ELEMENT_BYTES["bfloat16"],
+        "quantization": plan.config.quantization,
+        "weight_bytes_float32": plan.total_bytes("float32"),
+        "weight_bytes_bf16": plan.total_bytes("bfloat16"),
+        "weight_bytes_int8": plan.total_bytes("int8"),
+        "weight_bytes_int4": plan.total_bytes("int4"),
         "kv_cache_dtype": plan.kv_dtype,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kv_block_bytes": plan.block_bytes,
@@ -122,14 +135,21 @@ def _heading(found: Answer) -> Iterator[str]:
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
     yield f"{model_id(found.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
-    yield f"{'':<18}{'parameters':>18}{'share':>9}{'float32':>12}{'bfloat16':>12}"
+    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in WEIGHT_KINDS)
 
 
 def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
-    rows = {part: count for part, count in plan.parameters.items() if count}
-    for label, count in (rows | {"total": plan.total_parameters, "active per token": plan.active_parameters}).items():
-        sizes = "".join(f"{format_bytes(count * ELEMENT_BYTES[dtype]):>12}" for dtype in ("float32", "bfloat16"))
-        yield f"{label:<18}{count:>18,}{count / plan.total_parameters:>9.1%}{sizes}"
+    for part, count in plan.parameters.items():
+        sizes = [plan.part_bytes[kind][part] for kind in WEIGHT_KINDS]
+        if count or any(sizes):
+            yield _parameter_line(plan, part, count, sizes)
+    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, WEIGHT_KINDS))
+    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, WEIGHT_KINDS))
+
+
+def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:
+    columns = "".join(f"{format_bytes(num_bytes):>12}" for num_bytes in sizes)
+    return f"{label:<18}{count:>18,}{count / plan.total_parameters:>9.1%}{columns}"
 
 
 def _memory_lines(plan: MemoryPlan) -> Iterator[str]:

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "reference", "native"] = "auto"
     isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "int8", "int4"] = "none"
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"
     threads: PositiveInt | None = None
     max_model_len: PositiveInt | None = None
@@ -182,6 +183,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         backend=settings.backend,
         isa=settings.isa,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         kv_cache_dtype=settings.kv_cache_dtype,
         threads=settings.threads,
         max_model_len=settings.max_model_len,

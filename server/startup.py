@@ -66,7 +66,7 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
     return [
-        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {ready.dtype}{experts}; "
+        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
         f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_room(ready)}",
@@ -83,6 +83,10 @@ def size(num_bytes: int) -> str:
             return f"{amount:.4g} {unit}"
         amount /= 1024
     return f"{amount:.4g} GiB"
+
+
+def _kind(ready: Ready) -> str:
+    return ready.dtype if ready.quantization == "none" else f"{ready.quantization} and {ready.dtype}"
 
 
 def _room(ready: Ready) -> str:

@@ -48,7 +48,7 @@ void quantize_row_to_int8(const T* row, int64_t K, int n, uint32_t* panel) {
 
 // What the number farthest from zero may become; other numbers follow by the scale, clipped to -8 .. 7. The larger ones
 // clip it, and leave finer steps to the rest of the group.
-constexpr float FARTHEST[] = {-8.0f, -7.0f, -8.6f, -7.5f, 7.0f, -9.2f};
+constexpr float FARTHEST[] = {-8.0f, -7.0f, -7.5f, -8.5f, -9.0f};
 
 float farthest_from_zero(const float* group) {
     float most = 0, least = 0;

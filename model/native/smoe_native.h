@@ -16,7 +16,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 3
+#define SMOE_ABI_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {

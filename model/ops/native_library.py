@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.ops.native_sampling import SamplingArguments
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
 

@@ -17,7 +17,7 @@ Quantization: TypeAlias = Literal["none", "int8", "int4"]
 GROUP = 32
 TINY = 1e-30  # rows whose numbers are all smaller become zeros
 # What the number farthest from zero may become in int4; other numbers follow by the scale, clipped to -8 .. 7.
-FARTHEST = (-8.0, -7.0, -8.6, -7.5, 7.0, -9.2)
+FARTHEST = (-8.0, -7.0, -7.5, -8.5, -9.0)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, D] ~ scale * q -> q [T, D] int8, scale [T, 1] float32. Row by row; a row that is not finite: scale NaN."""
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    scale = torch.where(largest < TINY, 0.0, largest / 127)
-    inverse = torch.where(largest < TINY, 0.0, 127 / largest)
+    most = torch.full_like(largest, 127)  # a tensor, as torch divides by plain numbers in two roundings
+    scale = torch.where(largest < TINY, 0.0, largest / most)
+    inverse = torch.where(largest < TINY, 0.0, most / largest)
     is_finite = largest < torch.inf
     q = torch.where(is_finite, wide * inverse, 0.0).round()
     return q.to(torch.int8), torch.where(is_finite, scale, torch.nan)
@@ -66,7 +67,7 @@ def _to_int8(weight: Tensor) -> QuantizedMatrix:
 
 def _to_int4(weight: Tensor) -> QuantizedMatrix:
     num_inputs = weight.shape[1]
-    groups = F.pad(weight.float(), (0, -num_inputs % GROUP)).unflatten(1, (-1, GROUP))  # [O, C, 32]
+    groups = F.pad(weight.float(), (0, -num_inputs % GROUP)).view(len(weight), -1, GROUP)  # [O, C, 32]
     scales = _best_scales(groups)  # [O, C, 1]
     halves = (_round_to_int4(groups, scales) + 8).to(torch.uint8).flatten(1)  # [O, C * 32]
     return QuantizedMatrix(halves[:, ::2] | halves[:, 1::2] << 4, scales[..., 0].bfloat16(), num_inputs)
@@ -79,7 +80,7 @@ def _best_scales(groups: Tensor) -> Tensor:
     best = torch.zeros_like(farthest)
     least_error = torch.full_like(farthest, torch.inf)
     for target in FARTHEST:
-        scales = (farthest / target).bfloat16().float()
+        scales = (farthest / torch.full_like(farthest, target)).bfloat16().float()
         error = _sum_by_halves((groups - scales * _round_to_int4(groups, scales)).square())
         best = torch.where(error < least_error, scales, best)
         least_error = torch.minimum(error, least_error)
@@ -87,7 +88,7 @@ def _best_scales(groups: Tensor) -> Tensor:
 
 
 def _round_to_int4(groups: Tensor, scales: Tensor) -> Tensor:
-    inverse = torch.where(scales == 0, 0.0, 1 / scales)
+    inverse = torch.where(scales == 0, 0.0, torch.ones_like(scales) / scales)
     return (groups * inverse).round().clamp(-8, 7)
 
 

@@ -41,6 +41,17 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
     assert "-reference-cpu-float32-" in engine.fingerprint
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_fingerprint_names_the_quantisation(tmp_path: Path, backend: str) -> None:
+    save_random_checkpoint(Shape(), tmp_path)
+    names = set()
+    for quantization in ("none", "int8", "int4"):
+        engine = LocalEngine(tmp_path, backend=backend, quantization=quantization, num_kv_blocks=40)
+        names.add(engine.fingerprint)
+        assert (f"-{quantization}-" in engine.fingerprint) == (quantization != "none")
+    assert len(names) == 3
+
+
 @pytest.mark.usefixtures("_no_library")
 def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> None:
     backend = choose_backend(EngineConfig(model=""), CPU)

@@ -1,9 +1,11 @@
 """The plan's numbers are the published ones for real shapes, and what a real load reports for small ones."""
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 import engine.loading
 from engine.config import EngineConfig
@@ -137,6 +139,33 @@ def test_the_kv_cache_takes_what_its_dtype_says(kv_cache_dtype: str, bytes_per_n
     model = planned.model
     assert model.head_dim == 32
     assert planned.kv_bytes_per_token == 2 * model.num_layers * model.num_kv_heads * 32 * bytes_per_number
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned(
+    backend: str, quantization: str
+) -> None:
+    config = EngineConfig(model=str(DEMO), backend=backend, quantization=quantization, threads=1)  # type: ignore[arg-type]
+    planned, loaded = plan_memory(config, 8 * GIB), Engine.load(config)
+    assert planned.weight_bytes == loaded.ready().weight_bytes
+    assert held_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
+
+
+def held_bytes(weights: object) -> int:
+    """Bytes of all tensors in a tree of dataclasses and lists."""
+    if isinstance(weights, torch.Tensor):
+        return weights.nbytes
+    if isinstance(weights, list):
+        return sum(map(held_bytes, weights))
+    return sum(held_bytes(getattr(weights, part.name)) for part in fields(weights)) if is_dataclass(weights) else 0
+
+
+def test_a_tied_head_is_a_matrix_of_its_own_where_weights_are_quantised(tmp_path: Path) -> None:
+    save_random_checkpoint(Shape(tied=True, vocab_size=101, dim=32), tmp_path)
+    found = plan(tmp_path, GIB)
+    assert found.parameters["head"] == 0
+    assert [found.part_bytes[kind]["head"] for kind in ("float32", "int8", "int4")] == [0, 101 * 36, 101 * 18]
 
 
 def assert_planned_as_loaded(path: Path, dtype: str, kv_cache_dtype: str = "auto") -> MemoryPlan:

@@ -65,19 +65,29 @@ def _crowded(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_cache_dtype"),
-    [("float32", "auto"), ("bfloat16", "auto"), ("float32", "bf16"), ("float32", "int8"), ("bfloat16", "int8")],
+    ("dtype", "kv_cache_dtype", "quantization"),
+    [
+        ("float32", "auto", "none"),
+        ("bfloat16", "auto", "none"),
+        ("float32", "bf16", "none"),
+        ("float32", "int8", "none"),
+        ("bfloat16", "int8", "none"),
+        ("bfloat16", "auto", "int8"),
+        ("float32", "int8", "int8"),
+        ("float32", "auto", "int4"),
+        ("bfloat16", "auto", "int4"),
+    ],
 )
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_request_gets_the_same_bits_alone_and_under_any_load(
-    checkpoint: tuple[Shape, Path], isa: str, dtype: str, kv_cache_dtype: str, scale: int
+    checkpoint: tuple[Shape, Path], isa: str, dtype: str, kv_cache_dtype: str, quantization: str, scale: int
 ) -> None:
     torch.set_num_threads(1)
     shape, path = checkpoint
-    rng = random.Random(f"{isa} {dtype} {shape.seed}")
+    rng = random.Random(f"{isa} {dtype} {quantization} {shape.seed}")
     work = _random_work(rng, 30 * scale)
-    common: dict[str, Any] = {"backend": "native", "isa": isa, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype}
-    common["max_model_len"] = MAX_MODEL_LEN
+    common: dict[str, Any] = {"backend": "native", "isa": isa, "dtype": dtype, "max_model_len": MAX_MODEL_LEN}
+    common |= {"kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
     lonely = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=512, **common)
     alone = [lonely.generate(prompt, params)[0] for prompt, params in work]
     num_preemptions = num_compared = 0

@@ -14,6 +14,7 @@ from model.ops import Ops
 from model.ops.kv_rows import as_cached
 from model.ops.native import NativeOps
 from model.ops.native_library import NativeLibrary
+from model.ops.quantized import Quantization
 from tests.model.paged import Running, make_batch
 
 LIBRARY = NativeLibrary()
@@ -27,8 +28,8 @@ def name_of(dtype: torch.dtype) -> KvDtype:
 
 
 @cache
-def native(isa: str, threads: int = 1) -> NativeOps:
-    return NativeOps(LIBRARY, threads, isa)
+def native(isa: str, threads: int = 1, quantization: Quantization = "none") -> NativeOps:
+    return NativeOps(LIBRARY, threads, isa, quantization)
 
 
 @dataclass(frozen=True)

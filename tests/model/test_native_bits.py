@@ -13,6 +13,7 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.ops import FfnWeights
 from model.ops.native import NativeOps
+from model.ops.quantized import Quantization
 from model.weights import load_model
 from tests.model.checkpoints import TINY_MOE, random_oracle, save_checkpoint
 from tests.model.expert_choices import choice, random_choice, uniform
@@ -108,6 +109,27 @@ def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
         alone = choice([k[row]], allowed[row : row + 1])
         assert torch.equal(native(isa).moe(rows[row : row + 1], packed, alone)[0], together[row])
         assert torch.equal(alone.chosen[0], asked.chosen[row, : k[row]])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dim", [37, 256])
+def test_a_row_times_quantised_weights_gives_the_same_bits_too(
+    isa: str, dtype: torch.dtype, kind: Quantization, dim: int
+) -> None:
+    """A row is quantised by itself."""
+    packer = native(ISAS[0], quantization=kind)
+    linear = packer.pack_linear(_random(75, dim, dtype=dtype))
+    experts = packer.pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
+    rows = torch.randn(MAX_ROWS, dim).to(dtype)
+
+    def function(ops: NativeOps, rows: Tensor) -> Tensor:
+        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform(len(rows), 2))), dim=1)
+
+    alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
+    for threads in (1, 2):
+        for count in BATCHES:
+            chosen = torch.randperm(MAX_ROWS)[:count]
+            assert torch.equal(function(native(isa, threads), rows[chosen]), alone[chosen]), (threads, count)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_a_program_reads_plain_numbers_in_bytes(mixtral: Path) -> None:
         "weight_bytes": 93_405_585_408,
         "weight_bytes_bf16": 93_405_585_408,
         "weight_bytes_float32": 186_811_170_816,
+        "weight_bytes_int8": 46_870_172_672,
+        "weight_bytes_int4": 26_460_626_944,
         "kv_bytes_per_token": 131_072,
         "memory_bytes": 160 * GIB,
         "max_model_len": 32768,
@@ -115,10 +117,24 @@ def test_where_float32_is_too_large_it_offers_bfloat16_unless_float32_was_asked_
     assert (asked["fits"], asked["command"]) == (False, [])
 
 
+@pytest.mark.parametrize(("memory", "quantization"), [("60GiB", "int8"), ("30GiB", "int4")])
+def test_where_bfloat16_is_too_large_it_offers_the_largest_weights_that_fit(
+    mixtral: Path, memory: str, quantization: str
+) -> None:
+    offered = as_json(mixtral, "--memory", memory)
+    assert (offered["quantization"], offered["fits"]) == ("none", False)
+    assert offered["verdict"] == f"does not fit in bfloat16, but in {quantization}"
+    served = served_with(offered["command"])
+    assert (served.dtype, served.quantization) == ("bfloat16", quantization)
+    assert as_json(mixtral, "--memory", memory, "--quantization", quantization)["fits"]
+    asked = as_json(mixtral, "--memory", "20GiB", "--quantization", "int4")
+    assert "the weights alone take 24.6 GiB in int4" in asked["verdict"]
+
+
 def test_what_does_not_fit_says_which_memory_would_do_and_that_memory_does(mixtral: Path) -> None:
-    refused = as_json(mixtral, "--memory", "40GiB")
+    refused = as_json(mixtral, "--memory", "20GiB")
     assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
-    assert "the weights alone take 87.0 GiB in bfloat16, and 40.0 GiB are free" in refused["verdict"]
+    assert "the weights alone take 87.0 GiB in bfloat16, and 20.0 GiB are free" in refused["verdict"]
     assert "; 95 GiB of memory would do" in refused["verdict"]
     assert as_json(mixtral, "--memory", "95GiB")["verdict"] == "fits"
     assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith("fits with a shorter context; 95 GiB")
@@ -191,6 +207,7 @@ def test_a_spoiled_checkpoint_exits_2_with_one_line(tmp_path: Path, spoil: Calla
         (("--memory", "0.1"), {}, "--memory: "),
         (("--max-model-len", "-1"), {}, "--max-model-len: "),
         (("--dtype", "int4"), {}, "--dtype: "),
+        (("--quantization", "int3"), {}, "--quantization: "),
         ((), {"SMOE_BLOCK_SIZE": "0"}, "SMOE_BLOCK_SIZE: "),
     ],
 )

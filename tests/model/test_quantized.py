@@ -1,0 +1,241 @@
+"""int8 and int4 by their definitions: the numbers against naive loops, the native backend against the reference, on
+every instruction set that this machine has."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops import FfnWeights
+from model.ops.quantized import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
+from model.ops.reference import ReferenceOps
+from tests.model import float64_oracle as oracle
+from tests.model.expert_choices import random_choice, uniform
+from tests.model.native_cases import DTYPES, ISAS, native
+
+KINDS: list[Quantization] = ["int8", "int4"]
+ERROR = {"int8": 0.015, "int4": 0.12}  # of a product of random numbers, relative
+# float32: roundings alone. bfloat16: an output between two of its numbers may go either way, and so may what comes
+# after it.
+AGREEMENT = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+
+on_every_isa = pytest.mark.parametrize("isa", ISAS)
+of_every_kind = pytest.mark.parametrize("kind", KINDS)
+in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
+    w1, w3 = torch.randn(2, hidden, dim).mul(dim**-0.5).to(dtype).unbind()
+    return FfnWeights(w1, w3, torch.randn(dim, hidden).mul(hidden**-0.5).to(dtype))
+
+
+def _naive_row(numbers: list[float]) -> tuple[list[int], float]:
+    """q and scale of a row, number by number."""
+    largest = max(map(abs, numbers))
+    return [round(number / largest * 127) for number in numbers], largest / 127
+
+
+def _naive_product(x: Tensor, matrix: QuantizedMatrix) -> list[list[float]]:
+    """Integers times integers, in Python's own."""
+    weights = matrix.weight().tolist()
+    products = []
+    for row in x.double().tolist():
+        q, scale = _naive_row(row)
+        products.append([math.fsum(a * b for a, b in zip(q, output, strict=True)) * scale for output in weights])
+    return products
+
+
+def test_rows_become_integers_of_their_largest_number() -> None:
+    x = torch.randn(20, 50)
+    q, scale = quantize_rows(x)
+    for row, integers, size in zip(x.tolist(), q.tolist(), scale.flatten().tolist(), strict=True):
+        naive, naive_scale = _naive_row(row)
+        assert integers == naive
+        assert size == pytest.approx(naive_scale, rel=1e-6)
+        assert max(map(abs, integers)) == 127
+
+
+@pytest.mark.parametrize("num_inputs", [1, 31, 32, 33, 100])
+def test_int8_weights_are_off_by_half_a_step_at_most(num_inputs: int) -> None:
+    weight = torch.randn(9, num_inputs)
+    matrix = quantize(weight, "int8")
+    assert ((matrix.weight() - weight).abs() <= matrix.scales.double() * 0.50001).all()
+
+
+@pytest.mark.parametrize("num_inputs", [1, 31, 32, 33, 100])
+def test_int4_weights_are_nearer_than_those_of_the_plain_scheme(num_inputs: int) -> None:
+    """Plain: the number farthest from zero becomes -8. What is chosen is as good or better, group by group."""
+    weight = torch.randn(40, num_inputs)
+    stored = quantize(weight, "int4").weight()
+    ours_total = plain_total = 0.0
+    for row, ours in zip(weight.tolist(), stored.tolist(), strict=True):
+        for first in range(0, num_inputs, GROUP):
+            group, mine = row[first : first + GROUP], ours[first : first + GROUP]
+            step = max(group, key=abs) / -8
+            plain = [step * min(7, max(-8, round(number / step))) for number in group]
+            ours_total += sum((a - b) ** 2 for a, b in zip(group, mine, strict=True))
+            plain_total += sum((a - b) ** 2 for a, b in zip(group, plain, strict=True))
+    assert ours_total < (0.97 if num_inputs > 1 else 1) * plain_total + 1e-4  # the scale is rounded to bfloat16
+
+
+@of_every_kind
+@pytest.mark.parametrize("dim", [1, 30, 64, 101])
+def test_the_reference_multiplies_integers_exactly(kind: Quantization, dim: int) -> None:
+    x, weight = torch.randn(5, dim), torch.randn(7, dim)
+    ops = ReferenceOps(kind)
+    ours = ops.linear(x, ops.pack_linear(weight))
+    assert torch.allclose(ours.double(), torch.tensor(_naive_product(x, quantize(weight, kind))).double(), rtol=1e-6)
+
+
+SHAPES = [(1, 1, 1), (1, 33, 7), (2, 64, 32), (7, 31, 65), (12, 100, 48), (13, 32, 200), (70, 257, 129), (3, 40, 1030)]
+
+
+@on_every_isa
+@of_every_kind
+@in_every_dtype
+@pytest.mark.parametrize(("num_rows", "outputs", "dim"), SHAPES)
+def test_native_products_are_the_references(
+    isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, outputs: int, dim: int
+) -> None:
+    x, weight = torch.randn(num_rows, dim).to(dtype), torch.randn(outputs, dim).to(dtype)
+    ours, reference = (
+        ops.linear(x, ops.pack_linear(weight)) for ops in (native(isa, quantization=kind), ReferenceOps(kind))
+    )
+    assert oracle.relative_error(ours, reference) < AGREEMENT[dtype]
+    assert oracle.relative_error(ours, oracle.linear(x, weight)) < ERROR[kind]
+
+
+@on_every_isa
+@of_every_kind
+@in_every_dtype
+@pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 1, 1), (1, 64, 96), (5, 24, 33), (70, 48, 100)])
+def test_native_ffns_are_the_references(
+    isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, dim: int, hidden: int
+) -> None:
+    x, weights = torch.randn(num_rows, dim).to(dtype), _random_ffn(dim, hidden, dtype)
+    ours, reference = (
+        ops.ffn(x, ops.pack_ffn(weights)) for ops in (native(isa, quantization=kind), ReferenceOps(kind))
+    )
+    _assert_near(ours, reference, oracle.ffn(x, weights), kind, dtype)
+
+
+@on_every_isa
+@of_every_kind
+@in_every_dtype
+@pytest.mark.parametrize(
+    ("num_rows", "dim", "hidden", "num_experts"), [(1, 32, 48, 8), (6, 24, 33, 4), (70, 40, 64, 8)]
+)
+def test_native_mixtures_are_the_references(
+    isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int
+) -> None:
+    """Rows of any k. The gate is not quantised: the same experts are chosen as without."""
+    x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
+    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    choices = [random_choice(num_rows, num_experts) for _ in range(3)]
+    ours, reference, plain = (
+        ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
+        for ops, choice in zip(
+            (native(isa, quantization=kind), ReferenceOps(kind), ReferenceOps()), choices, strict=True
+        )
+    )
+    _assert_near(ours, reference, plain, kind, dtype)
+    assert torch.equal(choices[0].chosen, choices[2].chosen)
+
+
+def _assert_near(ours: Tensor, reference: Tensor, exact: Tensor, kind: str, dtype: torch.dtype) -> None:
+    """A hidden number on the edge between two integers may fall to either side: a step of one of many."""
+    assert oracle.relative_error(ours, reference) < max(AGREEMENT[dtype], 1e-3)
+    assert oracle.relative_error(ours, exact.double()) < 3 * ERROR[kind]
+
+
+@on_every_isa
+@of_every_kind
+def test_logits_are_float32_of_the_quantised_head(isa: str, kind: Quantization) -> None:
+    x, norm, head = torch.randn(9, 64).bfloat16(), torch.rand(64).bfloat16(), torch.randn(101, 64).bfloat16()
+    rows = torch.tensor([8, 0, 3])
+    ours, reference = (
+        ops.logits(x, rows, norm, 1e-5, ops.pack_linear(head))
+        for ops in (native(isa, quantization=kind), ReferenceOps(kind))
+    )
+    assert ours.dtype == torch.float32
+    assert oracle.relative_error(ours, reference) < AGREEMENT[torch.bfloat16]
+
+
+def test_int8_products_have_the_same_bits_on_every_instruction_set() -> None:
+    x, weight = torch.randn(30, 333), torch.randn(70, 333)
+    packed = native(ISAS[0], quantization="int8").pack_linear(weight)
+    products = [native(isa).linear(x, packed) for isa in ISAS]
+    for isa in ISAS:
+        assert torch.equal(native(isa, quantization="int8").pack_linear(weight).panels, packed.panels), isa
+    for ours in products[1:]:
+        assert torch.equal(ours, products[0])
+
+
+@on_every_isa
+@of_every_kind
+def test_what_lies_between_two_integers_goes_to_the_same_one_as_in_the_reference(isa: str, kind: Quantization) -> None:
+    """bfloat16's few digits make many numbers fall just there."""
+    x, weight = torch.randint(-64, 65, (40, 96)) / 64.0, torch.randint(-64, 65, (50, 96)) / 64.0
+    x *= torch.randint(1, 65, (40, 1)) / 64.0
+    ours, reference = (
+        ops.linear(x, ops.pack_linear(weight)) for ops in (native(isa, quantization=kind), ReferenceOps(kind))
+    )
+    assert oracle.relative_error(ours, reference) < 1e-6
+
+
+@of_every_kind
+def test_packed_weights_are_the_same_bytes_on_every_instruction_set(kind: Quantization) -> None:
+    weight = torch.randn(70, 333).bfloat16()
+    packed = [native(isa, quantization=kind).pack_linear(weight).panels for isa in ISAS]
+    assert all(torch.equal(panels, packed[0]) for panels in packed)
+
+
+@on_every_isa
+@of_every_kind
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_there_are_do_not_saturate(isa: str, kind: Quantization, sign: int) -> None:
+    """All numbers at the ends of their ranges, over the longest rows that Mixtral has: 16,384."""
+    weight, x = torch.ones(33, 16384), sign * torch.ones(13, 16384)
+    ops = native(isa, quantization=kind)
+    assert torch.equal(ops.linear(x, ops.pack_linear(weight)).round(), torch.full((13, 33), sign * 16384.0))
+
+
+@on_every_isa
+@of_every_kind
+@in_every_dtype
+def test_a_row_of_zeros_gives_zeros_and_one_that_is_no_number_stays_none(
+    isa: str, kind: Quantization, dtype: torch.dtype
+) -> None:
+    x, weight = torch.randn(14, 40).to(dtype), torch.randn(33, 40).to(dtype)
+    x[1], x[2, 5], x[3, 39], x[4] = 0, math.nan, math.inf, 1e-37
+    healthy = x.clone()
+    healthy[2:4] = 0
+    ops, reference = native(isa, quantization=kind), ReferenceOps(kind)
+    packed, experts = ops.pack_linear(weight), [_random_ffn(40, 24, dtype) for _ in range(4)]
+    mixture, choice = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform(14, 2)
+    for function in (lambda rows: ops.linear(rows, packed), lambda rows: ops.moe(rows, mixture, choice)):
+        ours = function(x)
+        assert ours.isnan().all(1).tolist() == [row in (2, 3) for row in range(14)]
+        assert not ours[1].any() and not ours[4].any()
+        others = torch.tensor([row not in (2, 3) for row in range(14)])
+        assert torch.equal(ours[others], function(healthy)[others])
+    assert reference.linear(x, reference.pack_linear(weight)).isnan().all(1).tolist() == [
+        row in (2, 3) for row in range(14)
+    ]
+
+
+@on_every_isa
+@of_every_kind
+def test_a_weight_that_is_no_number_spoils_its_own_output_alone(isa: str, kind: Quantization) -> None:
+    weight = torch.randn(40, 70)
+    weight[7, 33], weight[35, 2] = math.nan, math.inf
+    for ops in (native(isa, quantization=kind), ReferenceOps(kind)):
+        ours = ops.linear(torch.randn(3, 70), ops.pack_linear(weight))
+        assert ours.isnan().any(0).nonzero().flatten().tolist() == [7, 35]
