@@ -14,9 +14,6 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-
 template <class Number>
 constexpr int64_t kv_row_bytes(int64_t head_dim) {
     return head_dim * sizeof(Number) + (sizeof(Number) == 1 ? sizeof(float) : 0);

@@ -24,7 +24,7 @@ constexpr int LANES = 4;
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));  // bfloat16
 
 inline Vec load(const float* p) {

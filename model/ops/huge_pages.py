@@ -31,4 +31,4 @@ def _mapped(num_elements: int, dtype: torch.dtype) -> Tensor:
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     first = -memory.data_ptr() % HUGE_PAGE_BYTES
-    return memory[first : first + num_bytes]
+    return memory[first : first + num_bytes].view(dtype)
