@@ -116,13 +116,13 @@ class ReferenceOps:
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
         return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
 
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        return sample(logits, rows)
+
 
 def product(x: Tensor, weight: Matrix) -> Tensor:
     """[T, D] -> [T, O]; in x's dtype, or in float32 where the weight is quantised: what follows rounds it once."""
     return F.linear(x, weight) if isinstance(weight, Tensor) else multiply(x, weight)
-
-    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        return sample(logits, rows)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
