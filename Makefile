@@ -70,6 +70,6 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json
-	$(PIP) install --editable ".[test,tokenizers]"
+	$(PIP) install --editable ".[test,tokenizers,cuda]"
 	$(if $(shell command -v npm),$(NPM_INSTALL))
 	@touch $@

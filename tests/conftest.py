@@ -1,6 +1,11 @@
 """What all tests share: how large their counts are."""
 
+import os
+
 import pytest
+
+# Triton's interpreter is chosen for a whole process; tests/model/test_triton.py starts the one that runs these.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,155 @@
+"""What attention computes once per batch, and how it starts its kernels. Nothing here asks the device for a number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.ops.triton_attention import LOG2_E, SPAN, WANTED_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton_launch import Launch, blocks, power_of_two
+from model.ops.triton_rotary import with_scales
+
+NO_WINDOW = 1 << 30
+MERGED_HEADS = 4
+
+
+@dataclass(frozen=True)
+class AttentionTiling:
+    """`tile` rows (queries times heads per KV head), `keys` at a time."""
+
+    tile: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+DECODE = AttentionTiling(tile=16, keys=64, num_warps=4, num_stages=3)
+CHUNK = AttentionTiling(tile=128, keys=32, num_warps=8, num_stages=2)
+FIXED = AttentionTiling(tile=64, keys=32, num_warps=8, num_stages=2)  # for both, where bits must not depend on which
+WIDE = AttentionTiling(tile=16, keys=16, num_warps=4, num_stages=1)  # float32 has no tensor cores
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The batch, its tiles of several rows, and the shape of the work."""
+
+    batch: ForwardBatch
+    tile_sequence: Tensor  # [tiles] int32: which sequence a tile of queries belongs to
+    tile_first_row: Tensor  # [tiles] int32: its first row of the T; behind the sequence's rows where a tile is empty
+    decode: AttentionTiling
+    chunk: AttentionTiling
+    fixed: bool
+    config: ModelConfig
+    block_size: int
+
+    @property
+    def window(self) -> int:
+        return self.config.window or NO_WINDOW
+
+
+def plan_attention(config: ModelConfig, batch: ForwardBatch, block_size: int, wide: bool, fixed: bool) -> AttentionPlan:
+    """`wide`: float32. `fixed`: the same tiling whatever the batch."""
+    decode, chunk = (WIDE, WIDE) if wide else (FIXED, FIXED) if fixed else (DECODE, CHUNK)
+    per_kv_head = config.num_heads // config.num_kv_heads
+    decode, chunk = _at_least(decode, per_kv_head), _at_least(chunk, per_kv_head)
+    queries = chunk.tile // per_kv_head
+    tiles = query_tiles(batch.query_start, len(batch.positions), queries)
+    return AttentionPlan(batch, *tiles, decode, chunk, fixed, config, block_size)
+
+
+def query_tiles(query_start: Tensor, num_rows: int, queries: int) -> tuple[Tensor, Tensor]:
+    """Sequence and first row of every tile of `queries` rows, of a number that the shapes alone bound.
+
+    Sequence s gets tiles from number query_start[s] // queries + s on, which is always enough. Example: 5 and 1 rows in
+    tiles of 2, query_start = [0, 5, 6]: tiles begin at 0 and 5 // 2 + 1 = 3; sequences [0, 0, 0, 1, 1], first rows
+    [0, 2, 4, 5, 7], the last of which is empty.
+    """
+    num_sequences = len(query_start) - 1
+    index = torch.arange(num_sequences, dtype=torch.int32, device=query_start.device)
+    starts = query_start[:-1] // queries + index
+    tiles = torch.arange(num_rows // queries + num_sequences, dtype=torch.int32, device=query_start.device)
+    sequence = torch.searchsorted(starts, tiles, right=True, out_int32=True) - 1
+    first_row = query_start[sequence] + (tiles - starts[sequence]) * queries
+    return sequence.to(torch.int32), first_row.to(torch.int32)
+
+
+def attention(launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> Tensor:
+    """[T, H, K], caches [num_blocks, block_size, G, K] -> [T, H * K]."""
+    out = torch.empty_like(q)
+    if len(q) > len(plan.batch.context_len):
+        _attend_chunks(launch, q, k_cache, v_cache, out, plan)
+    _attend_single_rows(launch, q, k_cache, v_cache, out, plan)
+    return out.flatten(1)
+
+
+def _attend_chunks(
+    launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, plan: AttentionPlan
+) -> None:
+    batch, (_, num_heads, head_dim), num_kv_heads = plan.batch, q.shape, k_cache.shape[2]
+    of_batch = batch.query_start, batch.context_len, batch.block_tables, plan.tile_sequence, plan.tile_first_row
+    sizes = batch.block_tables.shape[1], num_heads, num_kv_heads, plan.window, head_dim**-0.5 * LOG2_E
+    launch(
+        chunk_kernel,
+        (len(plan.tile_sequence), num_kv_heads),
+        *(q, *with_scales(k_cache, v_cache), out, *of_batch, *sizes),
+        **_constants(plan, plan.chunk, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
+        MERGES=plan.fixed,
+    )
+
+
+def _attend_single_rows(
+    launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, plan: AttentionPlan
+) -> None:
+    batch, (_, num_heads, head_dim), num_kv_heads = plan.batch, q.shape, k_cache.shape[2]
+    num_sequences, table_width = batch.block_tables.shape
+    num_spans = blocks(table_width * plan.block_size, SPAN)
+    if plan.config.window is not None:
+        num_spans = min(num_spans, blocks(plan.config.window, SPAN) + 1)
+    num_splits = max(1, min(num_spans, WANTED_PROGRAMS // (num_sequences * num_kv_heads)))
+    partial_values = q.new_empty(num_sequences, num_spans, num_heads, head_dim, dtype=torch.float32)
+    partial_sums = q.new_empty(num_sequences, num_spans, num_heads, 2, dtype=torch.float32)
+    of_batch = batch.query_start, batch.context_len
+    sizes = table_width, num_heads, num_kv_heads, plan.window, num_spans, num_splits, head_dim**-0.5 * LOG2_E
+    launch(
+        decode_kernel,
+        (num_sequences, num_kv_heads, num_splits),
+        *(q, *with_scales(k_cache, v_cache), partial_values, partial_sums, *of_batch, batch.block_tables, *sizes),
+        **_constants(plan, plan.decode, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
+    )
+    launch(
+        merge_kernel,
+        (num_sequences, blocks(num_heads, MERGED_HEADS)),
+        *(partial_values, partial_sums, out, *of_batch, num_heads, plan.window, num_spans),
+        HEAD_DIM=head_dim,
+        SPAN=SPAN,
+        BLOCK_HEADS=MERGED_HEADS,
+        BLOCK_DIM=power_of_two(head_dim, 16),
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+def _constants(
+    plan: AttentionPlan, tiling: AttentionTiling, per_kv_head: int, head_dim: int, row: int
+) -> dict[str, int]:
+    keys = tiling.keys if row == head_dim else max(16, tiling.keys // 2)  # int8 is widened in registers
+    return {
+        "BLOCK_SIZE": plan.block_size,
+        "PER_KV_HEAD": per_kv_head,
+        "HEAD_DIM": head_dim,
+        "ROW": row,
+        "SPAN": SPAN,
+        "TILE": tiling.tile,
+        "KEYS": keys,
+        "BLOCK_DIM": power_of_two(head_dim, 16),
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.num_stages,
+    }
+
+
+def _at_least(tiling: AttentionTiling, per_kv_head: int) -> AttentionTiling:
+    """A tile holds all query heads of a KV head, however many these are."""
+    tile = max(tiling.tile, power_of_two(per_kv_head))
+    return AttentionTiling(tile, tiling.keys, tiling.num_warps, tiling.num_stages)

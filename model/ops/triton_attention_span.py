@@ -1,0 +1,113 @@
+"""What both attention kernels do within a tile: load its queries, and take a span of keys into a partial softmax.
+
+Letters as in triton_attention.py.
+"""
+
+import triton
+import triton.language as tl
+
+# mypy: disable-error-code="untyped-decorator"
+
+
+@triton.jit
+def empty_partial(ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The softmax over nothing: maxima [ROWS], sums [ROWS], weighted values [ROWS, K]."""
+    best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    return best, tl.zeros((ROWS,), dtype=tl.float32), tl.zeros((ROWS, BLOCK_DIM), dtype=tl.float32)
+
+
+@triton.jit
+def merge(
+    best: tl.tensor,
+    total: tl.tensor,
+    values: tl.tensor,
+    other_best: tl.tensor,
+    other_total: tl.tensor,
+    other: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Two partial softmaxes as one (Milakov & Gimelshein 2018, eq. 4): maxima and sums [TILE], values [TILE, K]."""
+    maximum = tl.maximum(best, other_best)
+    reference = tl.where(maximum == float("-inf"), 0.0, maximum)
+    factor, other_factor = tl.exp2(best - reference), tl.exp2(other_best - reference)
+    merged = values * factor[:, None] + other * other_factor[:, None]
+    return maximum, total * factor + other_total * other_factor, merged
+
+
+@triton.jit
+def attend_span(
+    best: tl.tensor,
+    total: tl.tensor,
+    values: tl.tensor,
+    q: tl.tensor,
+    positions: tl.tensor,
+    window: tl.tensor,
+    table: tl.tensor,
+    k_cache: tl.tensor,
+    v_cache: tl.tensor,
+    k_scales: tl.tensor,
+    v_scales: tl.tensor,
+    kv_head: tl.tensor,
+    num_kv_heads: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    lowest: tl.tensor,
+    scale: tl.tensor,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROW: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Takes positions begin .. end - 1 into a partial softmax; none below `lowest` is read. `begin` is a multiple of
+    KEYS, scores are exponents of two. Cached rows are ROW wide, and HEAD_DIM + 4 means int8 with a scale behind."""
+    numbers = tl.arange(0, BLOCK_DIM)
+    is_number = numbers < HEAD_DIM
+    for start in range(begin, end, KEYS):
+        keys = start + tl.arange(0, KEYS)
+        readable = (keys >= lowest) & (keys < end)
+        block = tl.load(table + keys // BLOCK_SIZE, mask=readable, other=0).to(tl.int64)
+        rows = (block * BLOCK_SIZE + keys % BLOCK_SIZE) * num_kv_heads + kv_head
+        k_mask = readable[None, :] & is_number[:, None]
+        k = tl.load(k_cache + rows[None, :] * ROW + numbers[:, None], mask=k_mask, other=0.0)
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
+        if ROW != HEAD_DIM:
+            place = rows * (ROW // 4) + HEAD_DIM // 4
+            scores = scores * tl.load(k_scales + place, mask=readable, other=0.0)[None, :]
+        visible = (keys[None, :] <= positions[:, None]) & (keys[None, :] > positions[:, None] - window)
+        scores = tl.where(visible, scores, float("-inf"))
+        maximum = tl.maximum(best, tl.max(scores, 1))
+        reference = tl.where(maximum == float("-inf"), 0.0, maximum)
+        weights = tl.exp2(scores - reference[:, None])
+        factor = tl.exp2(best - reference)
+        total = total * factor + tl.sum(weights, 1)
+        if ROW != HEAD_DIM:
+            weights = weights * tl.load(v_scales + place, mask=readable, other=0.0)[None, :]
+        v_mask = readable[:, None] & is_number[None, :]
+        v = tl.load(v_cache + rows[:, None] * ROW + numbers[None, :], mask=v_mask, other=0.0)
+        values = values * factor[:, None] + tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee")
+        best = maximum
+    return best, total, values
+
+
+@triton.jit
+def load_queries(
+    q: tl.tensor,
+    first_row: tl.tensor,
+    num_rows: tl.tensor,
+    kv_head: tl.tensor,
+    num_heads: tl.tensor,
+    PER_KV_HEAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The tile's queries [TILE, K], their place in [T, H, K] (in numbers), which row of the chunk each belongs to, and
+    whether it is there at all."""
+    index = tl.arange(0, TILE)
+    numbers = tl.arange(0, BLOCK_DIM)
+    row = index // PER_KV_HEAD
+    there = (row < num_rows) & (row < TILE // PER_KV_HEAD)
+    head = kv_head * PER_KV_HEAD + index % PER_KV_HEAD
+    place = ((first_row + row).to(tl.int64) * num_heads + head) * HEAD_DIM
+    mask = there[:, None] & (numbers < HEAD_DIM)[None, :]
+    return tl.load(q + place[:, None] + numbers[None, :], mask=mask, other=0.0), place, row, there

@@ -1,0 +1,57 @@
+"""One linear layer for all rows: y = x w.T, weights plain or of 8 bits."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.triton_launch import Launch, blocks
+from model.ops.triton_tiles import Tiling, multiply_tile
+from model.ops.triton_weights import TritonMatrix
+
+# mypy: disable-error-code="untyped-decorator"
+
+
+@triton.jit
+def linear_kernel(
+    x: tl.tensor,
+    w: tl.tensor,
+    scales: tl.tensor,
+    y: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    dim: tl.tensor,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,
+) -> None:
+    """Programs that share weights follow each other, so that these are read once."""
+    row_tiles = tl.cdiv(num_rows, ROWS)
+    rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
+    outputs = (tl.program_id(0) // row_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row_mask, output_mask = rows < num_rows, outputs < num_outputs
+    x_rows, w_rows = x + rows.to(tl.int64) * dim, w + outputs.to(tl.int64) * dim
+    total = multiply_tile(x_rows, row_mask, w_rows, output_mask, dim, ROWS, OUTPUTS, INPUTS, FORMAT)
+    if FORMAT != "plain":
+        total = total * tl.load(scales + outputs, mask=output_mask, other=0.0)[:, None]
+    target = y + rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
+    tl.store(target, total.to(y.dtype.element_ty), mask=output_mask[:, None] & row_mask[None, :])
+
+
+def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtype: torch.dtype) -> Tensor:
+    """[T, D] -> [T, O] as `dtype`."""
+    num_rows, (num_outputs, dim) = len(x), weight.values.shape
+    y = x.new_empty(num_rows, num_outputs, dtype=dtype)
+    launch(
+        linear_kernel,
+        (blocks(num_rows, tiling.rows) * blocks(num_outputs, tiling.outputs),),
+        *(x.contiguous(), weight.values, weight.scale, y, num_rows, num_outputs, dim),
+        ROWS=tiling.rows,
+        OUTPUTS=tiling.outputs,
+        INPUTS=tiling.inputs,
+        FORMAT=weight.format,
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    return y

@@ -1,0 +1,178 @@
+"""The experts' products over routed tiles: gate-up with SiLU, down, and the weighted sum in the order of choice.
+
+No atomics: each pair's output has a place of its own, and one program adds up those of a row. Letters as in
+triton_route.py; F hidden dim of an expert.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.triton_launch import Launch, blocks
+from model.ops.triton_route import Routing
+from model.ops.triton_tiles import Tiling, load_weights, multiply_tile
+from model.ops.triton_weights import TritonMatrix
+
+# mypy: disable-error-code="untyped-decorator"
+
+COMBINED_COLUMNS = 512
+
+
+@dataclass(frozen=True)
+class TritonExperts:
+    """E SwiGLU FFNs; a dense layer's is a single one."""
+
+    w13: TritonMatrix  # [E, 2F, D]: w1 above w3
+    w2: TritonMatrix  # [E, D, F]
+
+
+@triton.jit
+def gate_up_kernel(
+    x: tl.tensor,
+    w13: tl.tensor,
+    scales: tl.tensor,
+    hidden: tl.tensor,
+    tile_pairs: tl.tensor,
+    tile_expert: tl.tensor,
+    num_tiles: tl.tensor,
+    num_pairs: tl.tensor,
+    most: tl.tensor,
+    hidden_dim: tl.tensor,
+    dim: tl.tensor,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,
+) -> None:
+    """hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS of the F hidden numbers."""
+    tile = tl.program_id(0) % num_tiles
+    expert = tl.load(tile_expert + tile).to(tl.int64)
+    if expert >= 0:
+        pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
+        row_mask, output_mask = pairs < num_pairs, outputs < hidden_dim
+        x_rows = x + (pairs // most) * dim
+        first_output = expert * 2 * hidden_dim + outputs
+        w1_rows = w13 + first_output * dim
+        w3_rows = w13 + (first_output + hidden_dim) * dim
+        inputs = tl.arange(0, INPUTS)
+        gate = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
+        up = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
+        for start in range(0, dim, INPUTS):
+            k = start + inputs
+            inside = k < dim
+            weight_mask = output_mask[:, None] & inside[None, :]
+            values = tl.load(x_rows[None, :] + k[:, None], mask=row_mask[None, :] & inside[:, None], other=0.0)
+            w1 = load_weights(w1_rows[:, None] + k[None, :], weight_mask, FORMAT, values.dtype)
+            gate = tl.dot(w1, values, gate, input_precision="ieee")
+            w3 = load_weights(w3_rows[:, None] + k[None, :], weight_mask, FORMAT, values.dtype)
+            up = tl.dot(w3, values, up, input_precision="ieee")
+        if FORMAT != "plain":
+            gate = gate * tl.load(scales + first_output, mask=output_mask, other=0.0)[:, None]
+            up = up * tl.load(scales + first_output + hidden_dim, mask=output_mask, other=0.0)[:, None]
+        activated = gate / (1.0 + tl.exp(-gate)) * up
+        target = hidden + pairs[None, :] * hidden_dim + outputs[:, None]
+        tl.store(target, activated.to(hidden.dtype.element_ty), mask=output_mask[:, None] & row_mask[None, :])
+
+
+@triton.jit
+def down_kernel(
+    hidden: tl.tensor,
+    w2: tl.tensor,
+    scales: tl.tensor,
+    by_pair: tl.tensor,
+    tile_pairs: tl.tensor,
+    tile_expert: tl.tensor,
+    num_tiles: tl.tensor,
+    num_pairs: tl.tensor,
+    dim: tl.tensor,
+    hidden_dim: tl.tensor,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    FORMAT: tl.constexpr,
+) -> None:
+    """by_pair[pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers."""
+    tile = tl.program_id(0) % num_tiles
+    expert = tl.load(tile_expert + tile).to(tl.int64)
+    if expert >= 0:
+        pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
+        row_mask, output_mask = pairs < num_pairs, outputs < dim
+        first_output = expert * dim + outputs
+        w_rows = w2 + first_output * hidden_dim
+        h_rows = hidden + pairs * hidden_dim
+        total = multiply_tile(h_rows, row_mask, w_rows, output_mask, hidden_dim, ROWS, OUTPUTS, INPUTS, FORMAT)
+        if FORMAT != "plain":
+            total = total * tl.load(scales + first_output, mask=output_mask, other=0.0)[:, None]
+        target = by_pair + pairs[None, :] * dim + outputs[:, None]
+        tl.store(target, total, mask=output_mask[:, None] & row_mask[None, :])
+
+
+@triton.jit
+def combine_kernel(
+    by_pair: tl.tensor,
+    shares: tl.tensor,
+    chosen: tl.tensor,
+    y: tl.tensor,
+    dim: tl.tensor,
+    most: tl.tensor,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """y[row] = the sum over its choices, in their order, of share times output. Places behind k are never read."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < dim
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for choice in range(most):
+        pair = row * most + choice
+        taken = tl.load(chosen + pair) >= 0
+        read = columns < tl.where(taken, dim, 0)
+        output = tl.load(by_pair + pair * dim + columns, mask=read, other=0.0)
+        share = tl.load(shares + pair)
+        total += tl.where(taken, share * output, 0.0)
+    tl.store(y + row * dim + columns, total.to(y.dtype.element_ty), mask=inside)
+
+
+def experts(
+    launch: Launch, x: Tensor, weights: TritonExperts, routing: Routing, tilings: tuple[Tiling, Tiling]
+) -> Tensor:
+    """[T, D] -> [T, D]. `tilings` of gate-up and of down; their rows are the routing's."""
+    (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]
+    most = routing.chosen.shape[1]
+    num_pairs, num_tiles = num_rows * most, len(routing.tile_expert)
+    hidden = x.new_empty(num_pairs, hidden_dim)
+    by_pair = x.new_empty(num_pairs, dim, dtype=torch.float32)
+    y = torch.empty_like(x)
+    up, down = tilings
+    tiles = routing.tile_pairs, routing.tile_expert, num_tiles, num_pairs
+    launch(
+        gate_up_kernel,
+        (num_tiles * blocks(hidden_dim, up.outputs),),
+        *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, most, hidden_dim, dim),
+        **_constants(up, weights.w13),
+    )
+    launch(
+        down_kernel,
+        (num_tiles * blocks(dim, down.outputs),),
+        *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim),
+        **_constants(down, weights.w2),
+    )
+    grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
+    arguments = (by_pair, routing.shares, routing.chosen, y, dim, most)
+    launch(combine_kernel, grid, *arguments, COLUMNS=COMBINED_COLUMNS, num_warps=4, num_stages=1)
+    return y
+
+
+def _constants(tiling: Tiling, weight: TritonMatrix) -> dict[str, int | str]:
+    return {
+        "ROWS": tiling.rows,
+        "OUTPUTS": tiling.outputs,
+        "INPUTS": tiling.inputs,
+        "FORMAT": weight.format,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.num_stages,
+    }

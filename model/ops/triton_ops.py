@@ -1,0 +1,129 @@
+"""The CUDA backend: Triton kernels for sm_80 and newer; where weights are plain, torch's own products for the linear
+layers. Nothing here waits for the device, so that a decode step can be captured in a CUDA graph.
+
+`fixed` (--deterministic) takes one tiling whatever the batch, so that a row's result depends on that row alone.
+Shape letters as in model/ops/__init__.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.ops import ExpertChoice, FfnWeights
+from model.ops.reference_sampling import sample
+from model.ops.triton_attention_plan import AttentionPlan, attention, plan_attention
+from model.ops.triton_launch import Launch, launch_on_device
+from model.ops.triton_linear import linear
+from model.ops.triton_moe import TritonExperts, experts
+from model.ops.triton_norm import rms_norm
+from model.ops.triton_rotary import rotary_angles, rotate_and_store
+from model.ops.triton_route import one_expert, route
+from model.ops.triton_tiles import Tiling, choose_tiling
+from model.ops.triton_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
+from model.sampling import SampledRows, SamplingRows
+
+
+@dataclass(frozen=True)
+class TritonMoe:
+    """The gate is kept in float32: which experts a token gets should not hang on its rounding."""
+
+    gate: Tensor  # [E, D] float32
+    experts: TritonExperts
+
+
+@dataclass(frozen=True)
+class TritonPlan:
+    """One batch's rotary angles, slots and attention tiles."""
+
+    angles: tuple[Tensor, Tensor]  # cos and sin, [T, K/2] float32 each
+    attention: AttentionPlan
+
+
+class TritonOps:
+    """Implements model.ops.Ops."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        weight_format: WeightFormat = "plain",
+        fixed: bool = False,
+        launch: Launch = launch_on_device,
+    ) -> None:
+        self.dtype = dtype
+        self.weight_format = weight_format
+        self.fixed = fixed
+        self._launch = launch
+
+    def pack_linear(self, weight: Tensor) -> TritonMatrix:
+        return pack(weight, self.weight_format)
+
+    def pack_ffn(self, weights: FfnWeights) -> TritonExperts:
+        return self._pack_experts(1, iter([weights]))
+
+    def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> TritonMoe:
+        return TritonMoe(gate.float().contiguous(), self._pack_experts(len(gate), experts))
+
+    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonPlan:
+        angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
+        return TritonPlan(angles, plan_attention(config, batch, block_size, self.dtype == torch.float32, self.fixed))
+
+    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(token_ids, table)  # [T, D]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(self._launch, x, weight, eps)  # [T, D]
+
+    def linear(self, x: Tensor, weight: TritonMatrix) -> Tensor:
+        if weight.format == "plain" and not self.fixed:
+            return F.linear(x, weight.values)
+        return linear(self._launch, x, weight, self._tiling(len(x)), x.dtype)  # [T, O]
+
+    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
+        slots = plan.attention.batch.slot_mapping
+        return rotate_and_store(self._launch, qkv, plan.angles, slots, k_cache, v_cache)  # [T, H, K]
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
+        return attention(self._launch, q, k_cache, v_cache, plan.attention)  # [T, H * K]
+
+    def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
+        up, down = self._tilings(len(x))
+        return experts(self._launch, x, weights, one_expert(len(x), up.rows, x.device), (up, down))  # [T, D]
+
+    def moe(self, x: Tensor, weights: TritonMoe, choice: ExpertChoice) -> Tensor:
+        up, down = self._tilings(len(x) * choice.chosen.shape[1] // len(weights.gate))
+        routing = route(self._launch, x, weights.gate, choice, up.rows)
+        return experts(self._launch, x, weights.experts, routing, (up, down))  # [T, D]
+
+    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: TritonMatrix) -> Tensor:
+        normed = self.rms_norm(x.index_select(0, rows), norm, eps)  # [N, D]
+        return linear(self._launch, normed, head, self._tiling(len(normed)), torch.float32)  # [N, V]
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        return sample(logits, rows)
+
+    def _tiling(self, num_rows: int) -> Tiling:
+        return choose_tiling(num_rows, self.dtype, self.fixed)
+
+    def _tilings(self, rows_per_expert: int) -> tuple[Tiling, Tiling]:
+        """Of gate-up, which has two weight tiles at once, and of down. Both have the same rows."""
+        return choose_tiling(rows_per_expert, self.dtype, self.fixed, paired=True), self._tiling(rows_per_expert)
+
+    def _pack_experts(self, num_experts: int, weights: Iterable[FfnWeights]) -> TritonExperts:
+        """The first expert tells the sizes. Each is quantised where it lies, and dropped before the next is read."""
+        packed: TritonExperts | None = None
+        for expert, ffn in enumerate(weights):
+            hidden_dim, dim = ffn.w1.shape
+            if packed is None:
+                w13 = empty_matrix((num_experts, 2 * hidden_dim, dim), ffn.w1, self.weight_format)
+                packed = TritonExperts(w13, empty_matrix((num_experts, dim, hidden_dim), ffn.w2, self.weight_format))
+            store(ffn.w1, packed.w13, slice(0, hidden_dim), expert)
+            store(ffn.w3, packed.w13, slice(hidden_dim, 2 * hidden_dim), expert)
+            store(ffn.w2, packed.w2, slice(0, dim), expert)
+            del ffn
+        assert packed is not None
+        return packed

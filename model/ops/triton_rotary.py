@@ -1,0 +1,135 @@
+"""Rotary positions, and K and V into their slots, in one pass over the rows' q, k and v.
+
+Pair i of a head is the numbers i and i + K/2. Shape letters as in model/ops/__init__.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.triton_launch import Launch, blocks, power_of_two
+
+# mypy: disable-error-code="untyped-decorator"
+
+HEADS_PER_PROGRAM = 8
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position / theta^(2i/K) for pair i: [T, K/2] float32 each."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float()[:, None] * (1.0 / theta**exponents)  # [T, K/2]
+    return angles.cos(), angles.sin()
+
+
+@triton.jit
+def store_rows(
+    cache: tl.tensor,
+    scales: tl.tensor,
+    rows: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    mask: tl.tensor,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    ROW: tl.constexpr,
+) -> None:
+    """Both halves of heads, [heads, pairs] each, to the cached rows [heads]. ROW beyond the numbers: int8, as
+    model/ops/kv_rows.py defines it."""
+    pairs = tl.arange(0, BLOCK_HALF)
+    target = cache + rows[:, None] * ROW + pairs[None, :]
+    if ROW != 2 * HALF:
+        a, b = tl.where(mask, first.to(tl.float32), 0.0), tl.where(mask, second.to(tl.float32), 0.0)
+        largest = tl.max(tl.maximum(tl.abs(a), tl.abs(b)), 1)
+        poison = tl.sum(a * 0.0 + b * 0.0, 1)  # 0, or NaN where a number is not finite
+        scaled = largest >= 1e-30
+        inverse = tl.where(scaled, tl.div_rn(127.0, tl.where(scaled, largest, 1.0)), 0.0) + poison
+        a, b = to_bytes(a * inverse[:, None]), to_bytes(b * inverse[:, None])
+        tl.store(target, a, mask=mask)
+        tl.store(target + HALF, b, mask=mask)
+        scale = tl.where(scaled, tl.div_rn(largest, 127.0), 0.0) + poison
+        has_pairs = tl.max(mask.to(tl.int32), 1) != 0
+        tl.store(scales + rows * (ROW // 4) + HALF // 2, scale, mask=has_pairs)
+    else:
+        tl.store(target, first.to(cache.dtype.element_ty), mask=mask)
+        tl.store(target + HALF, second.to(cache.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def to_bytes(numbers: tl.tensor) -> tl.tensor:
+    """Rounded half to even, by a sum that has no room for a fraction: numbers are within -127 .. 127, or NaN (0)."""
+    rounded = (numbers + 12582912.0) - 12582912.0
+    return tl.where(rounded == rounded, rounded, 0.0).to(tl.int8)
+
+
+@triton.jit
+def rotate_kernel(
+    qkv: tl.tensor,
+    cosines: tl.tensor,
+    sines: tl.tensor,
+    slots: tl.tensor,
+    q: tl.tensor,
+    k_cache: tl.tensor,
+    v_cache: tl.tensor,
+    k_scales: tl.tensor,
+    v_scales: tl.tensor,
+    num_heads: tl.tensor,
+    num_kv_heads: tl.tensor,
+    HALF: tl.constexpr,
+    ROW: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+) -> None:
+    """One program turns BLOCK_HEADS of the H + 2G heads of one row, and puts each where it belongs."""
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)  # [heads]
+    pairs = tl.arange(0, BLOCK_HALF)  # [pairs]
+    total = num_heads + 2 * num_kv_heads
+    inside = (heads < total)[:, None] & (pairs < HALF)[None, :]
+    source = qkv + (row * total + heads[:, None]) * (2 * HALF) + pairs[None, :]
+    first = tl.load(source, mask=inside, other=0.0)
+    second = tl.load(source + HALF, mask=inside, other=0.0)
+    cosine = tl.load(cosines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
+    sine = tl.load(sines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    turned_first = (a * cosine - b * sine).to(first.dtype)
+    turned_second = (b * cosine + a * sine).to(first.dtype)
+
+    is_q = inside & (heads < num_heads)[:, None]
+    to_q = q + (row * num_heads + heads[:, None]) * (2 * HALF) + pairs[None, :]
+    tl.store(to_q, turned_first, mask=is_q)
+    tl.store(to_q + HALF, turned_second, mask=is_q)
+
+    cached = tl.load(slots + row).to(tl.int64) * num_kv_heads + heads - num_heads
+    is_k = inside & ((heads >= num_heads) & (heads < num_heads + num_kv_heads))[:, None]
+    store_rows(k_cache, k_scales, cached, turned_first, turned_second, is_k, HALF, BLOCK_HALF, ROW)
+    is_v = inside & (heads >= num_heads + num_kv_heads)[:, None]
+    store_rows(v_cache, v_scales, cached - num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, ROW)
+
+
+def rotate_and_store(
+    launch: Launch, qkv: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    """qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] (written at slots [T]) -> q [T, H, K]."""
+    num_rows, head_dim, (num_kv_heads, row) = len(qkv), 2 * angles[0].shape[1], k_cache.shape[2:]
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    q = qkv.new_empty(num_rows, num_heads, head_dim)
+    launch(
+        rotate_kernel,
+        (num_rows, blocks(num_heads + 2 * num_kv_heads, HEADS_PER_PROGRAM)),
+        *(qkv, *angles, slots, q, *with_scales(k_cache, v_cache), num_heads, num_kv_heads),
+        HALF=head_dim // 2,
+        ROW=row,
+        BLOCK_HALF=power_of_two(head_dim // 2),
+        BLOCK_HEADS=HEADS_PER_PROGRAM,
+        num_warps=4,
+        num_stages=1,
+    )
+    return q
+
+
+def with_scales(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """K, V, and the same memory as float32, where int8 rows have their scales (others have none to read)."""
+    if k_cache.dtype != torch.int8:
+        return k_cache, v_cache, k_cache, v_cache
+    return k_cache, v_cache, k_cache.view(torch.float32), v_cache.view(torch.float32)

@@ -1,0 +1,179 @@
+"""Which experts a row gets, and the rows of each expert gathered into tiles: on the device, without a word to the host.
+
+Letters: T rows, E experts, J = the most experts that any row may have, P = T * J pairs (row, choice).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops import ExpertChoice
+from model.ops.triton_launch import Launch, blocks, power_of_two
+
+# mypy: disable-error-code="untyped-decorator"
+
+
+@triton.jit
+def gate_kernel(
+    x: tl.tensor,
+    gate: tl.tensor,
+    experts_per_token: tl.tensor,
+    allowed: tl.tensor,
+    chosen: tl.tensor,
+    shares: tl.tensor,
+    dim: tl.tensor,
+    num_experts: tl.tensor,
+    most: tl.tensor,
+    MASKED: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PLACES: tl.constexpr,
+    INPUTS: tl.constexpr,
+) -> None:
+    """One row: its gate logits in float32, its k largest in descending order (ties to the lower id), and the softmax
+    over these. A logit that is NaN is chosen last and makes all shares of its row NaN; ids stay in range."""
+    row = tl.program_id(0).to(tl.int64)
+    experts = tl.arange(0, EXPERTS)
+    inputs = tl.arange(0, INPUTS)
+    exists = experts < num_experts
+    total = tl.zeros((EXPERTS, INPUTS), dtype=tl.float32)
+    for start in range(0, dim, INPUTS):
+        k = start + inputs
+        values = tl.load(x + row * dim + k, mask=k < dim, other=0.0).to(tl.float32)
+        weights = tl.load(
+            gate + experts[:, None] * dim + k[None, :], mask=exists[:, None] & (k < dim)[None, :], other=0.0
+        )
+        total += weights * values[None, :]
+    logits = tl.sum(total, axis=1)
+    ranked = tl.where(logits == logits, logits, float("-inf"))
+    free = exists
+    if MASKED:
+        free = free & (tl.load(allowed + row * num_experts + experts, mask=exists, other=0) != 0)
+    count = tl.load(experts_per_token + row)
+    largest = tl.max(tl.where(free, ranked, float("-inf")))
+    places = tl.arange(0, PLACES)
+    ids = tl.full((PLACES,), -1, dtype=tl.int32)
+    weights_of = tl.zeros((PLACES,), dtype=tl.float32)
+    for choice in range(most):
+        best = tl.max(tl.where(free, ranked, float("-inf")))
+        expert = tl.min(tl.where(free & (ranked == best), experts, EXPERTS))
+        taken = (choice < count) & (expert < num_experts)
+        weight = tl.exp(tl.sum(tl.where(experts == expert, logits, 0.0)) - largest)
+        ids = tl.where((places == choice) & taken, expert, ids)
+        weights_of = tl.where((places == choice) & taken, weight, weights_of)
+        free = free & (experts != expert)
+    target = row * most + places
+    tl.store(chosen + target, ids, mask=places < most)
+    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < most)
+
+
+@triton.jit
+def align_kernel(
+    chosen: tl.tensor,
+    tile_pairs: tl.tensor,
+    tile_expert: tl.tensor,
+    num_pairs: tl.tensor,
+    num_tiles: tl.tensor,
+    num_experts: tl.tensor,
+    EXPERTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> None:
+    """Program e writes the tiles of expert e: its pairs in ascending order, padded with num_pairs to whole tiles. The
+    program behind the last expert marks the tiles that stay empty with expert -1."""
+    expert = tl.program_id(0)
+    experts = tl.arange(0, EXPERTS)
+    pairs = tl.arange(0, PAIRS)
+    counts = tl.zeros((EXPERTS,), dtype=tl.int32)
+    for start in range(0, num_pairs, PAIRS):
+        ids = tl.load(chosen + start + pairs, mask=start + pairs < num_pairs, other=-1)
+        counts += tl.sum((ids[None, :] == experts[:, None]).to(tl.int32), axis=1)
+    tiles = (counts + ROWS - 1) // ROWS
+    first_tile = tl.sum(tl.where(experts < expert, tiles, 0))
+    if expert == num_experts:
+        for start in range(0, num_tiles, PAIRS):
+            tile = start + pairs
+            tl.store(tile_expert + tile, -1, mask=(tile >= first_tile) & (tile < num_tiles))
+    else:
+        own_tiles = tl.sum(tl.where(experts == expert, tiles, 0))
+        for start in range(0, own_tiles, PAIRS):
+            tl.store(tile_expert + first_tile + start + pairs, expert, mask=start + pairs < own_tiles)
+        done = first_tile * ROWS
+        for start in range(0, num_pairs, PAIRS):
+            pair = start + pairs
+            ids = tl.load(chosen + pair, mask=pair < num_pairs, other=-1)
+            mine = (ids == expert).to(tl.int32)
+            tl.store(tile_pairs + done + tl.cumsum(mine) - mine, pair, mask=mine != 0)
+            done += tl.sum(mine)
+        end = (first_tile + own_tiles) * ROWS
+        padding = done + tl.arange(0, ROWS)
+        tl.store(tile_pairs + padding, num_pairs, mask=padding < end)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Every pair stands in one tile; the pairs of a tile share an expert. Example in `route`."""
+
+    chosen: Tensor  # [T, J] int32: the experts of a row in its order of choice, -1 behind its own k
+    shares: Tensor  # [T, J] float32: the weight of each, 0 behind k
+    tile_pairs: Tensor  # [tiles * rows] int32: pair row * J + choice, or P where a tile is not full
+    tile_expert: Tensor  # [tiles] int32, -1: nothing in this tile
+
+
+def route(launch: Launch, x: Tensor, gate: Tensor, choice: ExpertChoice, rows: int) -> Routing:
+    """x [T, D], gate [E, D] float32, tiles of `rows`; writes choice.chosen.
+
+    Example, tiles of 2 rows, 3 rows of x with one expert each, chosen = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
+    tile_pairs = [1, 3, 0, 2, ...].
+    """
+    (num_rows, dim), num_experts, chosen = x.shape, len(gate), choice.chosen
+    most = chosen.shape[1]
+    shares = x.new_empty(num_rows, most, dtype=torch.float32)
+    padded, allowed = power_of_two(num_experts), choice.allowed
+    launch(
+        gate_kernel,
+        (num_rows,),
+        *(
+            x,
+            gate,
+            choice.experts_per_token,
+            gate if allowed is None else allowed,
+            chosen,
+            shares,
+            dim,
+            num_experts,
+            most,
+        ),
+        MASKED=allowed is not None,
+        EXPERTS=padded,
+        PLACES=power_of_two(most),
+        INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
+        num_warps=4,
+        num_stages=1,
+    )
+    num_pairs = num_rows * most
+    num_tiles = num_pairs // rows + min(num_experts, num_pairs)
+    tile_pairs = torch.empty(num_tiles * rows, dtype=torch.int32, device=x.device)
+    tile_expert = torch.empty(num_tiles, dtype=torch.int32, device=x.device)
+    launch(
+        align_kernel,
+        (num_experts + 1,),
+        *(chosen, tile_pairs, tile_expert, num_pairs, num_tiles, num_experts),
+        EXPERTS=power_of_two(num_experts, 2),
+        ROWS=rows,
+        PAIRS=min(1024, power_of_two(num_pairs, 16)),
+        num_warps=4,
+        num_stages=1,
+    )
+    return Routing(chosen, shares, tile_pairs, tile_expert)
+
+
+def one_expert(num_rows: int, rows: int, device: torch.device) -> Routing:
+    """All rows to expert 0 with weight 1: a dense FFN."""
+    num_tiles = blocks(num_rows, rows)
+    pairs = torch.arange(num_tiles * rows, dtype=torch.int32, device=device).clamp(max=num_rows)
+    expert = torch.zeros(num_tiles, dtype=torch.int32, device=device)
+    chosen = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
+    return Routing(chosen, torch.ones(num_rows, 1, device=device), pairs, expert)

@@ -1,0 +1,74 @@
+"""Matrices as the Triton kernels read them: in the compute dtype, or in 8 bits with one scale per output.
+
+int8 holds round(w / scale) with scale = max |w| / 127 of the row. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
+scale = max |w| / 448; the kernels widen its bits by shifting them into a float16, which is smaller by 2^8, on any card.
+Shape letters as in model/ops/__init__.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+WeightFormat = Literal["plain", "int8", "fp8"]
+INT8_MAX = 127.0
+FP8_MAX = 448.0
+FP8_SHIFT = 256.0  # e4m3 has exponent bias 7, float16 15: bits moved over as they are read 2^8 too small
+
+
+@dataclass(frozen=True)
+class TritonMatrix:
+    """[..., O, D]: one matrix, or one per expert."""
+
+    values: Tensor  # [..., O, D] in the compute dtype, int8, or the bits of e4m3 as uint8
+    scale: Tensor  # [..., O] float32; of a plain matrix an empty tensor, which no kernel reads
+    format: WeightFormat
+
+
+def empty_matrix(shape: tuple[int, ...], like: Tensor, weight_format: WeightFormat) -> TritonMatrix:
+    """Uninitialised, on the device of `like`, to be filled with `store`."""
+    dtype = {"plain": like.dtype, "int8": torch.int8, "fp8": torch.uint8}[weight_format]
+    num_scales = 0 if weight_format == "plain" else 1
+    values = torch.empty(shape, dtype=dtype, device=like.device)
+    scale = torch.empty([*shape[:-1]] if num_scales else [0], dtype=torch.float32, device=like.device)
+    return TritonMatrix(values, scale, weight_format)
+
+
+def pack(weight: Tensor, weight_format: WeightFormat) -> TritonMatrix:
+    """One matrix [O, D]. A plain one is kept as it is."""
+    if weight_format == "plain":
+        return TritonMatrix(weight.contiguous(), torch.empty(0, dtype=torch.float32, device=weight.device), "plain")
+    matrix = empty_matrix(tuple(weight.shape), weight, weight_format)
+    store(weight, matrix, slice(0, len(weight)))
+    return matrix
+
+
+def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | None = None) -> None:
+    """Writes weight [O', D] to rows `outputs` of the matrix, or of one expert's; quantised where the matrix is."""
+    at = outputs if expert is None else (expert, outputs)
+    if matrix.format == "plain":
+        matrix.values[at] = weight
+        return
+    values, scale = quantise(weight, matrix.format)
+    matrix.values[at] = values
+    matrix.scale[at] = scale
+
+
+def quantise(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
+    """[O, D] -> int8 or the bits of e4m3 [O, D], and what a kernel multiplies its sums by, [O]."""
+    largest = weight.abs().amax(-1, keepdim=True).float()  # [O, 1]
+    scale = torch.where(largest > 0, largest / (INT8_MAX if weight_format == "int8" else FP8_MAX), 1.0)
+    scaled = weight.float() / scale
+    if weight_format == "int8":
+        return scaled.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale[:, 0]
+    return scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8), scale[:, 0] * FP8_SHIFT
+
+
+def dequantise(matrix: TritonMatrix) -> Tensor:
+    """The numbers that the kernels multiply by, float32 [..., O, D]: the definition of both formats."""
+    if matrix.format == "plain":
+        return matrix.values.float()
+    if matrix.format == "int8":
+        return matrix.values.float() * matrix.scale[..., None]
+    return matrix.values.view(torch.float8_e4m3fn).float() * (matrix.scale / FP8_SHIFT)[..., None]

@@ -1,0 +1,17 @@
+"""The Triton kernels, in a process of their own: the interpreter is chosen when triton is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_every_triton_kernel_equals_the_reference_under_the_interpreter(scale: int) -> None:
+    """Runs tests/triton; what fails there is in the output."""
+    command = [sys.executable, "-m", "pytest", "tests/triton", "-p", "no:cacheprovider", "--scale", str(scale)]
+    run = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]

@@ -1,0 +1,42 @@
+"""The whole network on Triton kernels: the reference's logits, and under fixed tilings the same bits in any batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.mixtral import Mixtral
+from model.ops import Ops
+from model.ops.reference import ReferenceOps
+from model.ops.triton_ops import TritonOps
+from model.random_weights import random_model
+from tests.model.native_cases import Heads
+from tests.model.paged import teacher_forced
+from tests.triton.cases import row_by_row
+
+SEQUENCES = [[3, 7, 1, 9, 12, 5, 8, 8, 2, 30, 11], [4, 4, 1], [17, 2, 9, 26, 13, 6, 7]]
+
+
+def _model(ops: Ops, num_experts: int, window: int | None) -> Mixtral:
+    config = replace(Heads(4, 2, 16, window).config, num_layers=2, num_experts=num_experts, experts_per_token=2)
+    return random_model(config, torch.float32, torch.device("cpu"), ops, seed=5)
+
+
+@pytest.mark.parametrize(("num_experts", "window"), [(4, None), (4, 5), (0, None)])
+def test_logits_equal_the_references(num_experts: int, window: int | None) -> None:
+    ours = teacher_forced(_model(TritonOps(torch.float32), num_experts, window), SEQUENCES, [3, 1, 7])
+    reference = teacher_forced(_model(ReferenceOps(), num_experts, window), SEQUENCES, [3, 1, 7])
+    for mine, expected in zip(ours, reference, strict=True):
+        assert torch.allclose(mine, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_under_fixed_tilings_logits_are_the_same_bits_alone_and_together_and_however_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("numpy.matmul", row_by_row)
+    model = _model(TritonOps(torch.float32, fixed=True), 4, 5)
+    sequences = [SEQUENCES[0][:7], SEQUENCES[1]]
+    together = teacher_forced(model, sequences, [3, 1])
+    for expected, sequence, chunk in zip(together, sequences, [7, 2], strict=True):
+        [alone] = teacher_forced(model, [sequence], [chunk], seed=chunk)
+        assert torch.equal(alone, expected)

@@ -1,0 +1,73 @@
+"""Norm, rotation and the way into the KV cache, against float64 by the formulas and against the reference's rows."""
+
+import pytest
+import torch
+
+from model.ops.kv_rows import as_cached, as_numbers
+from model.ops.reference import ReferenceOps
+from model.ops.triton_ops import TritonOps
+from tests.model import float64_oracle as oracle
+from tests.model.native_cases import Heads
+from tests.model.paged import Running, make_batch
+from tests.triton.cases import DTYPES, assert_close
+
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EPS = 1e-5
+
+
+@pytest.mark.parametrize(("num_rows", "dim"), [(1, 1), (2, 7), (3, 64), (5, 1000), (2, 4096)])
+def test_rms_norm(dtype: torch.dtype, num_rows: int, dim: int) -> None:
+    x, weight = (3 * torch.randn(num_rows, dim)).to(dtype), torch.rand(dim).to(dtype)
+    assert_close(TritonOps(dtype).rms_norm(x, weight, EPS), oracle.rms_norm(x, weight, EPS), dtype)
+
+
+def test_the_norm_of_a_row_of_zeros_is_zero(dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 40, dtype=dtype)
+    assert torch.equal(TritonOps(dtype).rms_norm(x, torch.ones(40, dtype=dtype), EPS), x)
+
+
+@pytest.mark.parametrize("heads", [Heads(1, 1, 2), Heads(4, 2, 64), Heads(6, 2, 128), Heads(9, 3, 20)], ids=str)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> None:
+    """Queries turned; keys turned and values as they are, in their slots; every other slot as it was."""
+    if int8 and heads.head_dim % 4:
+        heads = Heads(heads.num_heads, heads.num_kv_heads, 4)
+    block_size, num_blocks = 4, 8
+    runs = [(Running([0] * 13, [7, 2, 5, 1], 9), 4), (Running([0] * 300, [0] * 74 + [3], 299), 1)]
+    batch = make_batch(runs, block_size)
+    total = heads.num_heads + 2 * heads.num_kv_heads
+    qkv = torch.randn(5, total * heads.head_dim).to(dtype)
+    cached = torch.int8 if int8 else dtype
+    row = as_cached(torch.zeros(heads.head_dim), cached).shape[-1]
+    before = torch.randint(-9, 9, (2, num_blocks, block_size, heads.num_kv_heads, row)).to(cached)
+    caches = before.clone()
+    ops = TritonOps(dtype)
+    q = ops.rotate_and_store(qkv, caches[0], caches[1], ops.plan_step(heads.config, batch, block_size))
+    q_in, k_in, v_in = qkv.view(5, total, -1).split_with_sizes(
+        [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1
+    )
+    assert_close(q, oracle.rotate(q_in, batch.positions, heads.config.rope_theta), dtype, 10)
+    slots = caches.flatten(1, 2)[:, batch.slot_mapping]
+    exact = oracle.rotate(k_in, batch.positions, heads.config.rope_theta)
+    tolerance = 4e-3 if int8 else 10 * {torch.float32: 3e-6, torch.float16: 2e-3}[dtype]
+    assert float((as_numbers(slots[0]) - exact).norm() / exact.norm()) < 2 * tolerance
+    assert torch.equal(slots[1], as_cached(v_in, cached))
+    others = torch.ones(num_blocks * block_size, dtype=torch.bool)
+    others[batch.slot_mapping] = False
+    assert torch.equal(caches.flatten(1, 2)[:, others], before.flatten(1, 2)[:, others])
+
+
+def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stores_them(dtype: torch.dtype) -> None:
+    heads = Heads(1, 1, 8)
+    batch = make_batch([(Running([0] * 4, [1], 0), 4)], 4)
+    qkv = torch.randn(4, 24).to(dtype)
+    qkv[0] = 0.0
+    qkv[1, 17], qkv[2, 18], qkv[3, 9] = float("nan"), float("inf"), float("nan")
+    stored = []
+    for ops in (TritonOps(dtype), ReferenceOps()):
+        caches = torch.zeros(2, 2, 4, 1, 12, dtype=torch.int8)
+        ops.rotate_and_store(qkv, caches[0], caches[1], ops.plan_step(heads.config, batch, 4))
+        stored.append(as_numbers(caches[:, 1, :, 0]))
+    ours, reference = stored
+    assert torch.equal(ours.isnan().any(-1), reference.isnan().any(-1))
+    assert torch.allclose(ours, reference, atol=0.05, equal_nan=True)

@@ -1,0 +1,121 @@
+"""Linear layers and experts, plain and in 8 bits, against float64."""
+
+import pytest
+import torch
+
+from model.ops import FfnWeights
+from model.ops.triton_launch import launch_on_device
+from model.ops.triton_linear import linear
+from model.ops.triton_ops import TritonMoe, TritonOps
+from model.ops.triton_tiles import FEW, MANY, SOME, Tiling
+from model.ops.triton_weights import TritonMatrix, WeightFormat, dequantise, pack
+from tests.model import float64_oracle as oracle
+from tests.model.expert_choices import naive_choice, random_choice, uniform
+from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn
+
+FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("tiling", [FEW, SOME, MANY], ids=["few", "some", "many"])
+@pytest.mark.parametrize(("num_rows", "outputs", "dim"), [(1, 1, 1), (3, 130, 70), (130, 70, 129)])
+def test_linear(
+    dtype: torch.dtype, weight_format: WeightFormat, tiling: Tiling, num_rows: int, outputs: int, dim: int
+) -> None:
+    x, weight = torch.randn(num_rows, dim).to(dtype), pack(torch.randn(outputs, dim).to(dtype), weight_format)
+    exact = oracle.linear(x, dequantise(weight))
+    assert_close(linear(launch_on_device, x, weight, tiling, torch.float32), exact, dtype)
+    assert_close(linear(launch_on_device, x, weight, tiling, dtype), exact, dtype)
+
+
+@pytest.mark.parametrize(("weight_format", "error"), [("int8", 0.015), ("fp8", 0.04)])
+def test_quantised_weights_are_near_the_weights(dtype: torch.dtype, weight_format: WeightFormat, error: float) -> None:
+    weight = torch.randn(40, 300).to(dtype) * torch.logspace(-3, 2, 40).to(dtype)[:, None]
+    weight[7] = 0.0
+    ours = dequantise(pack(weight, weight_format))
+    assert torch.equal(ours[7], torch.zeros(300))
+    relative = (ours - weight.float()).norm(dim=1) / weight.float().norm(dim=1).clamp(1e-9)
+    assert float(relative.max()) < error
+
+
+def _dequantised(matrix: TritonMatrix) -> list[torch.Tensor]:
+    return list(dequantise(matrix))
+
+
+def _experts_of(packed: TritonMoe) -> list[FfnWeights]:
+    pairs = zip(_dequantised(packed.experts.w13), _dequantised(packed.experts.w2), strict=True)
+    return [FfnWeights(*w13.chunk(2), w2) for w13, w2 in pairs]
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_experts_over_random_shapes_counts_and_masks(
+    dtype: torch.dtype, weight_format: WeightFormat, scale: int
+) -> None:
+    """Uneven experts, empty ones, any k beside any other, experts switched off, one row."""
+    for case in range(3 * scale):
+        num_rows, num_experts = (1, 8) if case == 0 else (integers(2, 90), integers(2, 9))
+        dim, hidden = integers(1, 150), integers(1, 150)
+        x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
+        gate[0] *= 4.0  # the crowd goes to one expert or avoids it
+        choice = random_choice(num_rows, num_experts, seed=case)
+        ops = TritonOps(dtype, weight_format, fixed=case == 1)
+        weights = ops.pack_moe(gate, (random_ffn(dim, hidden, dtype) for _ in range(num_experts)))
+        ours = ops.moe(x, weights, choice)
+        assert choice.allowed is not None
+        exact = oracle.moe(x, gate, _experts_of(weights), choice.experts_per_token, choice.allowed)
+        assert_close(ours, exact, dtype, 3)
+        logits = (x.double() @ gate.double().T).tolist()
+        for row, k in enumerate(choice.experts_per_token.tolist()):
+            expected = naive_choice(logits[row], k, choice.allowed[row].tolist())
+            assert choice.chosen[row].tolist() == expected + [-1] * (choice.chosen.shape[1] - k)
+
+
+def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
+    x, gate = torch.rand(150, 20).to(dtype), torch.stack((torch.ones(20), -torch.ones(20), torch.zeros(20))).to(dtype)
+    experts = [random_ffn(20, 30, dtype) for _ in range(3)]
+    for ops in both_tilings(dtype):
+        choice = uniform(150, 1)
+        ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
+        assert choice.chosen.unique().tolist() == [0]
+        assert_close(ours, oracle.ffn(x, experts[0]), dtype)
+
+
+def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:
+    ops, choice = TritonOps(dtype), uniform(3, 2)
+    gate = torch.zeros(5, 8).to(dtype)
+    gate[4, 0] = 1.0
+    x = torch.zeros(3, 8).to(dtype)
+    x[1, 0], x[2, 0] = 1.0, -1.0
+    ops.moe(x, ops.pack_moe(gate, (random_ffn(8, 8, dtype) for _ in range(5))), choice)
+    assert choice.chosen.tolist() == [[0, 1], [4, 0], [0, 1]]
+
+
+def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> None:
+    ops = TritonOps(dtype)
+    x, gate = torch.randn(6, 40).to(dtype), torch.randn(4, 40).to(dtype)
+    weights = ops.pack_moe(gate, (random_ffn(40, 24, dtype) for _ in range(4)))
+    clean = ops.moe(x, weights, uniform(6, 2))
+    x[2, 5] = float("nan")
+    choice = uniform(6, 2)
+    ours = ops.moe(x, weights, choice)
+    others = [0, 1, 3, 4, 5]
+    assert ours[2].isnan().all()
+    assert torch.equal(ours[others], clean[others])
+    assert ((choice.chosen >= 0) & (choice.chosen < 4)).all()
+
+
+def test_the_dense_ffn_is_one_expert_that_everybody_gets(dtype: torch.dtype) -> None:
+    x, ffn = torch.randn(70, 33).to(dtype), random_ffn(33, 65, dtype)
+    for ops in both_tilings(dtype):
+        assert_close(ops.ffn(x, ops.pack_ffn(ffn)), oracle.ffn(x, ffn), dtype)
+
+
+def test_no_rows_are_no_work(dtype: torch.dtype) -> None:
+    ops = TritonOps(dtype, fixed=True)
+    empty = torch.empty(0, 8, dtype=dtype)
+    head = ops.pack_linear(torch.randn(12, 8).to(dtype))
+    logits = ops.logits(
+        torch.randn(3, 8).to(dtype), torch.empty(0, dtype=torch.int64), torch.ones(8).to(dtype), 1e-5, head
+    )
+    assert logits.shape == (0, 12) and ops.linear(empty, head).shape == (0, 12)

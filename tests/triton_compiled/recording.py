@@ -1,0 +1,137 @@
+"""What would run on a card, recorded from the backend itself and compiled without one.
+
+The backend computes on torch's meta device, which has shapes and no numbers; its launcher writes down every kernel with
+the types of its arguments, as Triton's own would specialise them. Each is then compiled to machine code.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
+MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One kernel as it was started."""
+
+    kernel: Any
+    signature: dict[str, str]  # argument -> "*bf16", "i32", "constexpr"
+    constants: dict[str, Any]
+    divisible: tuple[int, ...]  # arguments known to be multiples of 16
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.constants} {self.signature} {self.num_warps} warps, {self.num_stages} stages"
+
+
+class Recorder:
+    """A model.ops.triton_launch.Launch that runs nothing. Launches that differ only in what their sizes are divisible
+    by are kept once."""
+
+    def __init__(self) -> None:
+        self.launched: dict[object, Launched] = {}
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        types = {name: _type(value) for name, value in named.items()}
+        ones = {name: value for name, value in named.items() if isinstance(value, int) and value == 1}
+        constants = {**ones, **options}
+        divisible = tuple(index for index, value in enumerate(arguments) if _is_multiple_of_16(value))
+        signature = types | dict.fromkeys(constants, "constexpr")
+        assert list(signature) == kernel.arg_names, f"{kernel.__name__} is started with other arguments than it has"
+        key = kernel, tuple(types.items()), tuple(options.items()), num_warps, num_stages
+        self.launched.setdefault(key, Launched(kernel, signature, constants, divisible, num_warps, num_stages))
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    assert isinstance(value, int)
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _is_multiple_of_16(value: Any) -> bool:
+    """Allocated tensors are aligned to more than 16 bytes."""
+    return isinstance(value, Tensor) or (isinstance(value, int) and value != 1 and value % 16 == 0)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the assembler says of one kernel on one architecture."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
+    """To machine code, by the compiler and the assembler that come with Triton."""
+    source = ASTSource(
+        launched.kernel,
+        signature=launched.signature,
+        constexprs=launched.constants,
+        attrs={(index,): [["tt.divisibility", 16]] for index in launched.divisible},
+    )
+    options = {"num_warps": launched.num_warps, "num_stages": launched.num_stages, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spilled = _assemble(compiled.asm["ptx"], arch, scratch)
+    return Compiled(registers, spilled, compiled.metadata.shared)
+
+
+def _assemble(ptx: str, arch: int, scratch: Path) -> tuple[int, int]:
+    """Registers per thread and bytes spilled, as ptxas reports them."""
+    file = scratch / "kernel.ptx"
+    file.write_text(ptx)
+    target = re.search(r"\.target (sm_\w+)", ptx)
+    assert target and target[1].startswith(f"sm_{arch}")
+    command = [f"--gpu-name={target[1]}", "--fmad=false", "-v", str(file), "-o", str(scratch / "kernel.cubin")]
+    reports = [
+        subprocess.run([ptxas, *command], capture_output=True, text=True, check=False) for ptxas in _assemblers()
+    ]
+    [report, *_] = [run.stderr for run in reports if run.returncode == 0]
+    [registers] = re.findall(r"Used (\d+) registers", report)
+    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", report)]
+    assert spills, report
+    return int(registers), sum(spills)
+
+
+def _assemblers() -> list[Path]:
+    """Triton brings one per generation of its output's language, or one for all."""
+    return sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+
+
+def kernels_of(module: Any) -> Iterator[str]:
+    """Names of the module's own kernels: the jitted functions that are started, not called from others."""
+    for name, value in vars(module).items():
+        if isinstance(value, triton.JITFunction) and name.endswith("_kernel") and value.__module__ == module.__name__:
+            yield name

@@ -1,0 +1,96 @@
+"""Every kernel, as the backend starts it for Mixtral-8x7B, is compiled for the A100 and the H100 without either."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import model.ops
+from model.forward_batch import ForwardBatch
+from model.kv_pool import DTYPES as KV_DTYPES
+from model.ops import ExpertChoice
+from model.ops.triton_ops import TritonOps
+from model.ops.triton_weights import WeightFormat
+from tests.model.native_cases import Heads
+from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, Recorder, compile_for, kernels_of
+
+META = torch.device("meta")
+CONFIG = replace(
+    Heads(32, 8, 128).config, dim=4096, hidden_dim=14336, num_experts=8, experts_per_token=2, vocab_size=32000
+)
+DECODES, CHUNKS = [(1, 1), (64, 64)], [(2048, 4)]  # rows, sequences
+
+
+def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+    """One layer's functions and the head on tensors without numbers."""
+    batch = _batch(num_rows, num_sequences)
+    plan = ops.plan_step(CONFIG, batch, 16)
+    x = ops.rms_norm(_empty(num_rows, CONFIG.dim, dtype=dtype), _empty(CONFIG.dim, dtype=dtype), 1e-5)
+    qkv = ops.linear(x, ops.pack_linear(_empty(6144, CONFIG.dim, dtype=dtype)))
+    row = 132 if kv_dtype == torch.int8 else 128
+    k_cache, v_cache = _empty(2, 100, 16, 8, row, dtype=kv_dtype)
+    x = ops.attention(ops.rotate_and_store(qkv, k_cache, v_cache, plan), k_cache, v_cache, plan)
+    packed = _experts(ops, dtype)
+    for allowed in (None, _empty(num_rows, 8, dtype=torch.bool)):
+        k, chosen = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
+        x = ops.moe(x, packed, ExpertChoice(k, allowed, chosen))
+    head = ops.pack_linear(_empty(CONFIG.vocab_size, CONFIG.dim, dtype=dtype))
+    ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
+
+
+def _experts(ops: TritonOps, dtype: torch.dtype) -> object:
+    w1, w2 = _empty(14336, 4096, dtype=dtype), _empty(4096, 14336, dtype=dtype)
+    return ops.pack_moe(_empty(8, 4096, dtype=dtype), (model.ops.FfnWeights(w1, w1, w2) for _ in range(8)))
+
+
+def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
+    rows, small = _empty(num_rows, dtype=torch.int64), _empty(num_sequences, dtype=torch.int32)
+    starts, tables = _empty(num_sequences + 1, dtype=torch.int32), _empty(num_sequences, 64, dtype=torch.int32)
+    return ForwardBatch(rows, rows, rows, starts, small, tables, _empty(num_sequences, dtype=torch.int64))
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device=META)
+
+
+@cache
+def launched() -> list[Launched]:
+    """What the served combinations of dtype, weights and KV cache start: for one row, many rows, and chunks."""
+    recorder = Recorder()
+    wide, half, int8 = torch.float32, torch.bfloat16, KV_DTYPES["int8"]
+    combinations: list[tuple[torch.dtype, WeightFormat, bool, torch.dtype, list[tuple[int, int]]]] = [
+        (half, "plain", False, half, DECODES + CHUNKS),
+        (half, "int8", False, int8, DECODES + CHUNKS),
+        (half, "fp8", False, half, DECODES + CHUNKS),
+        (half, "plain", True, half, CHUNKS),
+        (half, "int8", True, int8, CHUNKS),
+        (wide, "plain", False, wide, CHUNKS),
+    ]
+    for dtype, weight_format, fixed, kv_dtype, sizes in combinations:
+        ops = TritonOps(dtype, weight_format, fixed, recorder)
+        for num_rows, num_sequences in sizes:
+            _run(ops, num_rows, num_sequences, dtype, kv_dtype)
+    return list(recorder.launched.values())
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_kernel_compiles_without_spills_and_within_shared_memory(
+    arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for launch in launched():
+        compiled = compile_for(launch, arch, tmp_path)
+        assert compiled.spill_bytes == 0, f"{launch} spills {compiled.spill_bytes} bytes"
+        assert compiled.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} wants {compiled.shared_bytes} bytes"
+
+
+def test_no_kernel_is_left_out() -> None:
+    modules = [module.name for module in pkgutil.iter_modules(model.ops.__path__) if module.name.startswith("triton_")]
+    kernels = {name for module in modules for name in kernels_of(importlib.import_module(f"model.ops.{module}"))}
+    assert len(kernels) >= 9
+    assert {launch.name for launch in launched()} == kernels
