@@ -4,7 +4,7 @@ llguidance does the parsing. Here are its limits, and a matcher that is a functi
 that preemption, chunking and batch mates cannot shift it. Knows neither torch nor scheduling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import llguidance
@@ -45,11 +45,6 @@ class GrammarCompiler:
 
     def check(self, grammar: str) -> None:
         """Raises GrammarError unless the grammar is one, within the limits, that some text fulfils."""
-        is_error, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
-            grammar, self._tokenizer, limits=LIMITS
-        )
-        if is_error:
-            raise GrammarError(messages[0])
         self.matcher(grammar).bitmask((), 0)
 
     @cached_property
@@ -92,22 +87,7 @@ class _Tokens:
         self.bos_token_id = None
         self.tokens = vocabulary.tokens + [b""] * (vocab_size - len(vocabulary.tokens))
         self.special_token_ids = vocabulary.special_ids
-        self._encode = _encoder(vocabulary)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The ids of plain text inside a text: without the space that SentencePiece puts in front of a whole one."""
-        return self._encode(text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text)
-
-
-def _encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Where a grammar leaves one text only, that text's own tokens are forced: those the model was trained on."""
-    if vocabulary.encoder_kind == "sentencepiece":
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(vocabulary.encoder)
-        return lambda text: list(processor.encode(text))
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_str(vocabulary.encoder.decode())
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+        """Never asked for: grammars come with `no_forcing`, so that each token is the model's own choice."""
+        raise NotImplementedError

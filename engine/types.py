@@ -60,8 +60,6 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
     tokens: list[bytes]  # what each id stands for; nothing for ids that never stand in a text
     special_ids: list[int]  # control tokens: no part of any text
-    encoder_kind: Literal["sentencepiece", "tokenizers"]
-    encoder: bytes  # the tokenizer's own file, with no space put in front of a text
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -80,8 +80,12 @@ async def jobs_of(
     *,
     seed: int,
     arrival_s: float,
+    grammar: str | None = None,
 ) -> list[Job]:
-    """One per prompt and choice, the choices of a prompt together. `limits` has each prompt's completion limit."""
+    """One per prompt and choice, the choices of a prompt together.
+
+    `limits` has each prompt's completion limit, `grammar` the form that every choice must have.
+    """
     num_choices = len(prompts) * request.n
     if num_choices > state.max_num_queued:
         message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
@@ -89,7 +93,7 @@ async def jobs_of(
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
         INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
-        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s),
+        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, grammar=grammar),
     )
 
 
@@ -102,6 +106,7 @@ def _jobs(
     *,
     seed: int,
     arrival_s: float,
+    grammar: str | None,
 ) -> list[Job]:
     jobs: list[Job] = []
     bad_words = texts.tokenizer.spellings_of(request.bad_words)
@@ -126,8 +131,9 @@ def _jobs(
                 arrival_s=arrival_s,
                 deadline_s=_after(arrival_s, request.timeout_s),
                 queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
+                grammar=grammar,
             )
-            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt)))
+            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt, has_form=grammar is not None)))
     return jobs
 
 
@@ -135,8 +141,9 @@ def _after(arrival_s: float, timeout_s: float | None) -> float | None:
     return None if timeout_s is None else arrival_s + timeout_s
 
 
-def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt) -> Choice:
-    context = prompt.token_ids if prompt.is_continued else ()
+def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt, *, has_form: bool) -> Choice:
+    """`has_form`: a grammar gave the text, to the first byte, so no space in front of it is the tokenizer's own."""
+    context = prompt.token_ids if prompt.is_continued or has_form else ()
     ending = Ending(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
     return Choice(
         index,

@@ -4,7 +4,7 @@ import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -15,6 +15,7 @@ from server.access_log import AccessLog
 from server.chat import ChatTemplate
 from server.engine_client import EngineStatus
 from server.errors import ApiError, model_not_found, unavailable
+from server.grammar_check import GrammarChecker
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults
 from server.throughput import Throughput
@@ -53,6 +54,11 @@ class Texts:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     defaults: GenerationDefaults
+
+    @cached_property
+    def grammars(self) -> GrammarChecker:
+        """Made when first needed: it holds a copy of the vocabulary."""
+        return GrammarChecker(self.tokenizer)
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 
@@ -25,8 +25,6 @@ class TextEncoder(Protocol):
     eos_id: int | None
     unk_id: int | None
     has_dummy_prefix: bool  # text is encoded as if a space stood in front of it
-    kind: Literal["sentencepiece", "tokenizers"]
-    plain_file: bytes  # the tokenizer's own file, without the rule that puts a space in front of a text
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         """Ids of the text. `with_prefix`: with the leading space, where the model has that rule."""
@@ -36,13 +34,10 @@ class TextEncoder(Protocol):
 class SentencePieceEncoder:
     """A SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
 
-    kind: Literal["sentencepiece", "tokenizers"] = "sentencepiece"
-
     def __init__(self, path: Path) -> None:
         model = _read_model(path)
         self._with_prefix = _load_model(model, path)
-        self.plain_file = model + NO_DUMMY_PREFIX
-        self._without_prefix = _load_model(self.plain_file, path)
+        self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
         processor = self._with_prefix
         ids = range(processor.vocab_size())
         self.pieces = [processor.id_to_piece(i) for i in ids]
@@ -61,8 +56,6 @@ class SentencePieceEncoder:
 class JsonEncoder:
     """A tokenizer.json of the same kind (byte-pair pieces with byte fallback), through the tokenizers package."""
 
-    kind: Literal["sentencepiece", "tokenizers"] = "tokenizers"
-
     def __init__(self, path: Path) -> None:
         description = read_json(path) or {}
         model = description.get("model")
@@ -71,9 +64,7 @@ class JsonEncoder:
         self.added_tokens = _listed_tokens(description)
         plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._with_prefix = _build(plain, path)
-        without_prefix = _without_prefix(plain)
-        self.plain_file = json.dumps(without_prefix).encode()
-        self._without_prefix = _build(without_prefix, path)
+        self._without_prefix = _build(_without_prefix(plain), path)
         vocabulary = self._with_prefix.get_vocab()
         self.pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
         for piece, token_id in vocabulary.items():

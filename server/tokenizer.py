@@ -100,8 +100,7 @@ class Tokenizer:
 
     def vocabulary(self) -> Vocabulary:
         """What the engine's grammars need of it."""
-        special_ids = sorted(self._specials)
-        return Vocabulary(list(self._bytes), special_ids, self._encoder.kind, self._encoder.plain_file)
+        return Vocabulary(list(self._bytes), sorted(self._specials))
 
     def id_of_special(self, text: str) -> int | None:
         """The id of the control token spelled `text`."""

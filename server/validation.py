@@ -25,6 +25,7 @@ _NESTED_FIELDS = frozenset(
         "metadata",
         "response_format",
         "stream_options",
+        "structured_outputs",
         "system",
         "text",
         "tool_choice",

@@ -55,8 +55,9 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     token_ids, repair_headers = await rendered(request, state, texts)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
+    grammar = await texts.grammars.grammar_of(request)
     seed = seed_of(state, request)
-    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s)
+    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, grammar=grammar)
     http_id = http.state.request_id
     return ChatTurn(
         Generation(state, jobs, http_id, request.user),

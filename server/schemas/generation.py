@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.errors import ApiError, invalid_value
+from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.strict_json import JsonValue
 from server.validation import RequestModel
 
@@ -33,7 +34,6 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "multi_modal_data": ({},),
     "prompt_embeds": (),
     "prompt_logprobs": (),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 
@@ -57,18 +57,6 @@ class StreamOptions(RequestModel):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-
-
-class ResponseFormat(RequestModel):
-    """Plain text. A grammar that cannot be honoured is refused."""
-
-    type: Literal["text", "json_object", "json_schema"]
-
-    @model_validator(mode="after")
-    def _text_only(self) -> "ResponseFormat":
-        if self.type != "text":
-            raise unsupported_parameter("response_format", "'response_format' can only be of type 'text' here.")
-        return self
 
 
 class GenerationRequest(RequestModel):
@@ -108,6 +96,7 @@ class GenerationRequest(RequestModel):
     cache_salt: Name = ""
     user: Name | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> "GenerationRequest":

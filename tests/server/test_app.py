@@ -54,7 +54,7 @@ async def test_a_body_must_be_strict_json_and_say_so(
         ({"temperature": "hot"}, 400, "invalid_type", "temperature"),
         ({"logit_bias": {"32000": 1}}, 400, "integer_above_max_value", "logit_bias"),
         ({"stop_token_ids": [32000]}, 400, "integer_above_max_value", "stop_token_ids"),
-        ({"structured_outputs": {"regex": "a"}}, 400, "unsupported_parameter", "structured_outputs"),
+        ({"structured_outputs": {"regex": "["}}, 400, "invalid_value", "structured_outputs.regex"),
     ],
 )
 async def test_a_refused_request_never_reaches_the_engine_nor_the_ledger(

@@ -84,8 +84,6 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("stream_options", {}, "invalid_value"),
     ("priority", 2**40, ABOVE),
     ("user", "a" * 1_000_000, "string_above_max_length"),
-    ("response_format", {"type": "json_object"}, "unsupported_parameter"),
-    ("structured_outputs", {"regex": "a"}, "unsupported_parameter"),
     ("bad_words", [""], "empty_string"),
     ("bad_words", ["x"] * 65, "array_above_max_length"),
     ("prompt_embeds", "x", "unsupported_parameter"),

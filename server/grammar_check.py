@@ -1,0 +1,106 @@
+"""Grammars are tried out before a request is queued: one that cannot be followed is a 400, not an error later on."""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+from engine.errors import GrammarError
+from engine.grammar import GrammarCompiler
+from server.errors import ApiError, invalid_value
+from server.grammars import Constraint, constraint_of, too_large
+from server.schemas.generation import GenerationRequest
+from server.tokenizer import Tokenizer
+
+NUM_THREADS = 2
+MAX_REMEMBERED = 4096
+
+# Words of llguidance's messages, and ours for them: its own may quote the client's text.
+REASONS = {
+    "too big": "it is too large",
+    "too large": "it is too large",
+    "limit": "it takes more work than this server does",
+    "nsatisfiable": "no text can fulfil it",
+    "NoExtension": "no text can fulfil it",
+    "not present in a registry": "it refers to something outside itself",
+    "look-around": "looking ahead or behind is not supported",
+    "Unknown format": "it names a format that is not supported",
+    "egex": "it is not a regular expression that is supported here",
+    "end token": "the model has no end token",
+}
+SCHEMA_KEYWORDS = frozenset(
+    {"contains", "contentEncoding", "contentMediaType", "contentSchema", "dependentRequired", "dependentSchemas", "if"}
+    | {"dependencies", "else", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"}
+    | {"unevaluatedProperties", "uniqueItems", "oneOf", "minProperties", "maxProperties", "patternProperties"}
+)
+
+
+class GrammarChecker:
+    """Tries grammars out, beside the event loop, under the limits that hold in the engine as well.
+
+    The limits are counts of work; a grammar at their edge takes some 0.3 s. What is known is remembered.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._compiler = GrammarCompiler(tokenizer.vocabulary(), tokenizer.vocab_size, tokenizer.eos_ids)
+        self._end_ids = frozenset(tokenizer.eos_ids)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
+        self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> what is wrong with it
+
+    async def grammar_of(self, request: GenerationRequest, constraint: Constraint | None = None) -> str | None:
+        """The grammar of the answer, ready for the engine; None where any text will do.
+
+        `constraint`: one that the request implies otherwise. Raises ApiError 400 for one that cannot be followed, or
+        that another parameter contradicts.
+        """
+        constraint = constraint or constraint_of(request)
+        if constraint is None:
+            return None
+        check_no_contradiction(request, self._end_ids)
+        grammar = constraint.grammar
+        digest = hashlib.sha256(grammar.encode("utf-8", errors="surrogatepass")).digest()
+        if digest not in self._known:
+            loop = asyncio.get_running_loop()
+            self._remember(digest, await loop.run_in_executor(self._threads, self._fault, grammar))
+        self._known.move_to_end(digest)
+        fault = self._known[digest]
+        if fault is not None:
+            raise _refusal(fault, constraint.param)
+        return grammar
+
+    def _fault(self, grammar: str) -> str | None:
+        try:
+            self._compiler.check(grammar)
+        except GrammarError as error:
+            return str(error)
+        return None
+
+    def _remember(self, digest: bytes, fault: str | None) -> None:
+        self._known[digest] = None if fault is None else fault[:1000]
+        while len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def check_no_contradiction(request: GenerationRequest, end_ids: Collection[int]) -> None:
+    """A grammar says itself where a text may end. Raises ApiError 400 where another parameter says otherwise."""
+    because = "cannot be combined with a form of the answer, which says itself where the text ends."
+    if request.ignore_eos:
+        raise invalid_value(f"'ignore_eos' {because}", "ignore_eos")
+    if request.min_tokens:
+        raise invalid_value(f"'min_tokens' {because}", "min_tokens")
+    allowed = request.allowed_token_ids
+    if allowed is not None and not set(allowed) & set(end_ids):
+        message = "'allowed_token_ids' lacks the end token, with which a text of a given form ends."
+        raise invalid_value(message, "allowed_token_ids")
+
+
+def _refusal(fault: str, param: str) -> ApiError:
+    if "too big" in fault or "too large" in fault:
+        return too_large(param)
+    reason = next((ours for theirs, ours in REASONS.items() if theirs in fault), None)
+    if "Unimplemented keys" in fault:
+        keys = sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS)
+        reason = f"it uses what is not supported ({', '.join(keys)})" if keys else "it uses keywords not supported"
+    return invalid_value(f"'{param}' cannot be followed: {reason or 'it is not valid'}.", param)

@@ -1,0 +1,108 @@
+"""From what a request says of its answer's form to a grammar, in llguidance's notation (a dialect of Lark's)."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import llguidance
+
+from server.errors import ApiError, invalid_value
+from server.schemas.generation import GenerationRequest
+from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
+from server.strict_json import JsonValue
+
+# Each token is the model's own choice among those that fit. Forcing the usual tokens of a text that the grammar leaves
+# no choice about would cost time in proportion to that text's length, at each of its tokens.
+OPTIONS = '%llguidance {"no_forcing": true}\n'
+# Compact: where spaces are allowed a small model may write nothing else. What cannot be followed is an error.
+JSON_OPTIONS: dict[str, JsonValue] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
+MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: the work grows with the square of it
+MAX_MEMBERS = 2500
+MAX_MULTIPLE_OF = 10_000.0  # the states of a number's digits are as many
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A form that an answer must have, and the parameter that asked for it."""
+
+    lark: str
+    param: str
+
+    @property
+    def grammar(self) -> str:
+        """As the engine takes it."""
+        serialised: str = llguidance.LLMatcher.grammar_from_lark(f"{self.lark}\n{OPTIONS}")
+        return serialised
+
+
+def constraint_of(request: GenerationRequest) -> Constraint | None:
+    """What `response_format` or `structured_outputs` ask for; None where any text will do. Raises ApiError 400."""
+    structured, response_format = request.structured_outputs, request.response_format
+    asked = None if response_format is None else _of_response_format(response_format)
+    if structured is None:
+        return asked
+    if asked is not None:
+        message = "'structured_outputs' and 'response_format' exclude each other."
+        raise invalid_value(message, "structured_outputs")
+    return _of_structured_outputs(structured)
+
+
+def json_rule(schema: dict[str, JsonValue], param: str) -> str:
+    """The right side of a rule for JSON that fulfils the schema. Raises ApiError 400 where it is too large."""
+    text = json.dumps({**schema, "x-guidance": JSON_OPTIONS})
+    _check_size(schema, len(text), param)
+    return f"%json {text}"
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """The right side of a rule for one of the texts."""
+    return " | ".join(map(json.dumps, texts))
+
+
+def _of_response_format(asked: ResponseFormat) -> Constraint | None:
+    if asked.type == "text":
+        return None
+    param = "response_format.json_schema.schema" if asked.json_schema else "response_format"
+    schema = asked.json_schema.json_schema if asked.json_schema else ANY_OBJECT
+    return Constraint(f"start: {json_rule(schema, param)}", param)
+
+
+def _of_structured_outputs(asked: StructuredOutputs) -> Constraint:
+    if asked.json_schema is not None:
+        param = "structured_outputs.json"
+        return Constraint(f"start: {json_rule(asked.json_schema, param)}", param)
+    if asked.regex is not None:
+        return Constraint(f"start: /{llguidance.regex_to_lark(asked.regex)}/", "structured_outputs.regex")
+    if asked.choice is not None:
+        param = "structured_outputs.choice"
+        if sum(map(len, asked.choice)) > MAX_GRAMMAR_CHARS:
+            raise too_large(param)
+        return Constraint(f"start: {any_of(asked.choice)}", param)
+    assert asked.grammar is not None
+    return Constraint(asked.grammar, "structured_outputs.grammar")
+
+
+def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
+    sizes = [len(value) for _, value in _members(schema) if isinstance(value, dict)]
+    if num_chars > MAX_GRAMMAR_CHARS or max(sizes) > MAX_MEMBERS_OF_ONE or sum(sizes) > MAX_MEMBERS:
+        raise too_large(param)
+    for name, value in _members(schema):
+        if name == "multipleOf" and isinstance(value, int | float) and value > MAX_MULTIPLE_OF:
+            raise invalid_value(f"'multipleOf' in '{param}' can be at most {MAX_MULTIPLE_OF:g} here.", param)
+
+
+def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Every value inside, each with its name in the object that holds it."""
+    yield name, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _members(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _members(item)
+
+
+def too_large(param: str) -> ApiError:
+    """More than this server makes a grammar of."""
+    return ApiError(f"'{param}' is too large: this server bounds the work it takes.", param=param, code="invalid_value")
