@@ -1,40 +1,27 @@
 """Conversations to token ids: the checkpoint's own chat template, or Mistral's format where it has none."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from jinja2 import TemplateError
 
 from server.errors import ApiError
-from server.repair import Message, SystemPlace
+from server.mistral_template import CALLS_MARKER, has_control_tokens, mistral_format
+from server.repair import SystemPlace
+from server.schemas.tools import Tool
+from server.strict_json import JsonValue
 from server.template_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
 from server.tokenizer import Tokenizer, TokenizerError
+from server.turns import Message, Turn
 
 MAX_TEMPLATE_CHARS = 1 << 20
 PRIVATE_USE = range(0xE000, 0xF900)  # Unicode's characters without a meaning; two that no one used serve as marks
 SYSTEM_PROBE = "Be brief."
+TOOL_PROBE = "probe_of_tools"
 NO_KWARGS: Mapping[str, str | bool] = MappingProxyType({})
-
-MISTRAL_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}"
-    "{% if not loop.first %}{{ raise_exception('the system message must come first') }}{% endif %}"
-    "{% if loop.last %}{{ raise_exception('a message of the user must follow the system message') }}{% endif %}"
-    "{% elif message['role'] == 'user' %}"
-    "{% if loop.previtem is defined and loop.previtem['role'] == 'user' %}"
-    "{{ raise_exception('roles must alternate: user, assistant, user, ...') }}{% endif %}"
-    "{{ '[INST]' + START }}"
-    "{% if messages[0]['role'] == 'system' and HAS_SYSTEM %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
-    "{{ message['content'] + END + '[/INST]' }}"
-    "{% else %}"
-    "{% if loop.previtem is not defined or loop.previtem['role'] != 'user' %}"
-    "{{ raise_exception('roles must alternate: user, assistant, user, ...') }}{% endif %}"
-    "{{ START + message['content'] + eos_token }}"
-    "{% endif %}"
-    "{% endfor %}"
-)
 
 
 class ChatTemplate:
@@ -43,13 +30,14 @@ class ChatTemplate:
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
         """`source`: jinja; None for Mistral's own format. Raises TokenizerError where it is no usable template."""
         self._tokenizer = tokenizer
-        self.source = source if source is not None else _mistral_format(tokenizer)
+        self.source = source if source is not None else mistral_format(tokenizer)
         self._template = _compiled(self.source)
         self._inside_spelling = re.compile(f"(?=(?:{tokenizer.special_pattern.pattern})).", re.DOTALL)
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
         self._try_out()
         self.system_place = self._system_place()
+        self.takes_tools = self._takes_tools()
 
     def render(
         self,
@@ -58,20 +46,23 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         kwargs: Mapping[str, str | bool] = NO_KWARGS,
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
-        """The conversation's ids, bos included where the template writes it. `kwargs` are more of its variables.
+        """The conversation's ids, bos included where the template writes it.
+
+        `kwargs` are more of the template's variables; `tools` only where it `takes_tools`.
 
         Raises ApiError 400, param "messages": the template's own words where it refuses the conversation, else that the
         template failed on it.
         """
-        given = [value for value in kwargs.values() if isinstance(value, str)]
-        guard, end = self._unused_characters([*(message.text for message in messages), *given])
-        turns = [{"role": message.template_role, "content": self._guarded(message.text, guard)} for message in messages]
+        turns = [_turn(message) for message in messages]
+        texts: dict[str, Any] = {**kwargs, "messages": turns, "tools": [tool.as_mistral() for tool in tools]}
+        guard, end = self._unused_characters(json.dumps(texts, ensure_ascii=False))
+        guarded = {name: self._guarded(value, guard) for name, value in texts.items()}
         if continue_final_message:
-            turns[-1]["content"] += end
-        variables = self._variables(turns, add_generation_prompt, continue_final_message)
-        texts = {name: self._guarded(value, guard) for name, value in kwargs.items() if isinstance(value, str)}
-        rendered = self._rendered({**variables, **kwargs, **texts})
+            guarded["messages"][-1]["content"] += end
+        variables = self._variables(guarded["messages"], add_generation_prompt, continue_final_message)
+        rendered = self._rendered({**variables, **guarded, "tools": guarded["tools"] or None})
         if continue_final_message:
             rendered = _cut_at(rendered, end)
         return self._tokenizer.encode_with_specials(rendered, guard=guard)
@@ -94,10 +85,22 @@ class ChatTemplate:
             is_taken = False
         if is_taken:
             return "own_message"
-        return "last_user_turn" if _has_control_inst(self._tokenizer) else "first_user_turn"
+        return "last_user_turn" if has_control_tokens(self._tokenizer) else "first_user_turn"
+
+    def _takes_tools(self) -> bool:
+        """Whether the model was taught to call tools: it has a token for it, and the template writes the tools down."""
+        if self._tokenizer.id_of_special(CALLS_MARKER) is None:
+            return False
+        function: dict[str, JsonValue] = {"name": TOOL_PROBE, "description": "", "parameters": {}}
+        tools = [{"type": "function", "function": function}]
+        variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
+        try:
+            return TOOL_PROBE in self._template.render({**variables, "tools": tools})
+        except (TemplateRefusal, TemplateRunsAway, TemplateError):
+            return False
 
     def _variables(
-        self, turns: list[dict[str, str]], add_generation_prompt: bool, continue_final_message: bool
+        self, turns: Sequence[Mapping[str, object]], add_generation_prompt: bool, continue_final_message: bool
     ) -> dict[str, object]:
         return {
             "messages": turns,
@@ -124,16 +127,26 @@ class ChatTemplate:
     def _spelling_of(self, token_id: int | None) -> str:
         return "" if token_id is None else self._tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
 
-    def _unused_characters(self, texts: Iterable[str]) -> tuple[str, str]:
+    def _unused_characters(self, texts: str) -> tuple[str, str]:
         """Two private-use characters that stand nowhere in the conversation or the template."""
-        used = set(self.source).union(*texts)
+        used = set(self.source).union(texts)
         unused = [character for character in map(chr, PRIVATE_USE) if character not in used]
         if len(unused) < 2:
             message = "The messages use every private-use character; this server needs two of them."
             raise ApiError(message, param="messages", code="invalid_value")
         return unused[0], unused[1]
 
-    def _guarded(self, text: str, guard: str) -> str:
+    def _guarded(self, value: Any, guard: str) -> Any:
+        """The same value, in whose texts no control token's spelling is left, names of members included."""
+        if isinstance(value, str):
+            return self._guarded_text(value, guard)
+        if isinstance(value, list):
+            return [self._guarded(item, guard) for item in value]
+        if isinstance(value, dict):
+            return {self._guarded_text(key, guard): self._guarded(item, guard) for key, item in value.items()}
+        return value
+
+    def _guarded_text(self, text: str, guard: str) -> str:
         """The text with the guard inside each spelling of a control token, also where one only begins at its end."""
         guarded = text
         for length in range(1, min(self._max_beginning, len(text)) + 1):
@@ -141,6 +154,19 @@ class ChatTemplate:
             if text[start:] in self._beginnings:
                 guarded = guarded[: start + 1] + guard + guarded[start + 1 :]
         return self._inside_spelling.sub(lambda match: match.group() + guard, guarded)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """As templates know it: Hugging Face's names, and `calls` and `result` as Mistral writes them."""
+    turn: dict[str, Any] = {"role": message.template_role, "content": message.text}
+    if message.calls:
+        functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
+        turn["tool_calls"] = [{"id": i, "type": "function", "function": function} for i, function in functions]
+        turn["calls"] = [call.as_mistral() for call in message.calls]
+    if message.template_role == "tool":
+        turn["tool_call_id"] = message.call_id
+        turn["result"] = Turn("tool", message.text, (), message.call_id).result()
+    return turn
 
 
 def _compiled(source: str) -> SandboxedTemplate:
@@ -153,24 +179,6 @@ def _compiled(source: str) -> SandboxedTemplate:
         raise TokenizerError(f"the chat template is not valid jinja (line {line})") from None
     except TemplateRunsAway as error:
         raise TokenizerError(f"the chat template cannot be used: {error}") from None
-
-
-def _mistral_format(tokenizer: Tokenizer) -> str:
-    """Version 1 where [INST] is plain text: `[INST] user [/INST] answer`, the system text in the first user turn.
-
-    Where [INST] is a control token the texts stand between such tokens, and the system text is in the last user turn.
-    """
-    if _has_control_inst(tokenizer):
-        has_system = "(loop.last or loop.index0 == messages | length - 2)"
-        start, end = "" if tokenizer.prefixes_each_text else " ", ""
-    else:
-        has_system, start, end = "loop.index0 == 1", " ", " "
-    template = MISTRAL_TEMPLATE.replace("HAS_SYSTEM", has_system)
-    return template.replace("START", repr(start)).replace("END", repr(end))
-
-
-def _has_control_inst(tokenizer: Tokenizer) -> bool:
-    return tokenizer.id_of_special("[INST]") is not None
 
 
 def _cut_at(rendered: str, end: str) -> str:

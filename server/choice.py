@@ -43,7 +43,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)  # generated ones
     positions: list[Position] = field(default_factory=list)  # echoed and generated ones, where logprobs are wanted
     is_first: bool = False
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None
 
     @property

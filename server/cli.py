@@ -77,6 +77,9 @@ def serve_command(
     generation_config: Annotated[Text, _option("auto, or none to ignore the checkpoint's defaults. [auto]")] = None,
     strict_params: Annotated[Switch, _switch("Refuse what would be ignored.", "strict-params")] = None,
     strict_roles: Annotated[Switch, _switch("Refuse conversations whose roles need repair.", "strict-roles")] = None,
+    tool_emulation: Annotated[
+        Switch, _switch("Let a model that was taught no tools call some.", "tool-emulation")
+    ] = None,
     shutdown_timeout: Annotated[Text, _option("Time for running requests at SIGTERM. [60]", "SECONDS")] = None,
     max_body_bytes: Annotated[Text, _option("Longest request body. [1MiB]", "SIZE")] = None,
     allowed_origins: Annotated[Several, _option("Origin that browsers may call from. May be repeated.")] = None,

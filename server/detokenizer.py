@@ -1,7 +1,7 @@
 """Token ids of one choice to text, as they come."""
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from server.tokenizer import Tokenizer
 
@@ -18,10 +18,17 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        prompt_token_ids: Sequence[int] = (),
+        shown_ids: Collection[int] = (),
     ) -> None:
+        """`shown_ids`: special tokens whose spelling is part of the text all the same."""
         self._tokenizer = tokenizer
         self._bytes = tokenizer.bytes_by_id(skip_special_tokens=skip_special_tokens)
+        if shown_ids:
+            self._bytes = [tokenizer.token_bytes(i) if i in shown_ids else shown for i, shown in enumerate(self._bytes)]
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._has_started = any(self._shown(token_id) for token_id in prompt_token_ids)
         for token_id in prompt_token_ids[-MAX_UTF8_TAIL:]:

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler
 from server.errors import ApiError, invalid_value
-from server.grammars import Constraint, constraint_of, too_large
+from server.grammars import Constraint, Form, constraint_of, too_large
 from server.schemas.generation import GenerationRequest
 from server.tokenizer import Tokenizer
 
@@ -49,16 +49,21 @@ class GrammarChecker:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> what is wrong with it
 
-    async def grammar_of(self, request: GenerationRequest, constraint: Constraint | None = None) -> str | None:
-        """The grammar of the answer, ready for the engine; None where any text will do.
+    async def form_of(self, request: GenerationRequest, constraints: Sequence[Constraint] = ()) -> Form | None:
+        """The form of the answer, ready for the engine; None where any text will do.
 
-        `constraint`: one that the request implies otherwise. Raises ApiError 400 for one that cannot be followed, or
-        that another parameter contradicts.
+        `constraints`: what the request implies otherwise, the last being the answer's own. Raises ApiError 400 for one
+        that cannot be followed, or that another parameter contradicts.
         """
-        constraint = constraint or constraint_of(request)
-        if constraint is None:
-            return None
-        check_no_contradiction(request, self._end_ids)
+        constraint = None if constraints else constraint_of(request)
+        form: Form | None = None
+        for asked in [*constraints, *([constraint] if constraint else [])]:
+            form = await self._checked(asked)
+        if form is not None:
+            check_no_contradiction(request, self._end_ids)
+        return form
+
+    async def _checked(self, constraint: Constraint) -> Form:
         grammar = constraint.grammar
         digest = hashlib.sha256(grammar.encode("utf-8", errors="surrogatepass")).digest()
         if digest not in self._known:
@@ -68,7 +73,7 @@ class GrammarChecker:
         fault = self._known[digest]
         if fault is not None:
             raise _refusal(fault, constraint.param)
-        return grammar
+        return Form(grammar, constraint.is_exact, constraint.shown_ids)
 
     def _fault(self, grammar: str) -> str | None:
         try:

@@ -1,7 +1,7 @@
 """From what a request says of its answer's form to a grammar, in llguidance's notation (a dialect of Lark's)."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import llguidance
@@ -19,21 +19,40 @@ JSON_OPTIONS: dict[str, JsonValue] = {"whitespace_flexible": False, "lenient": F
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: the work grows with the square of it
 MAX_MEMBERS = 2500
+GRAMMAR_PARAM = "structured_outputs.grammar"
+COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
 MAX_MULTIPLE_OF = 10_000.0  # the states of a number's digits are as many
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A form that an answer must have, and the parameter that asked for it."""
+    """A form that an answer must have (Lark's notation; the rule `start` is all of it), and what asked for it."""
 
     lark: str
     param: str
+    is_exact: bool = True  # a space in front belongs to the text, and is not the tokenizer's own
+    shown_ids: tuple[int, ...] = ()  # special tokens that are part of the text
+
+    def as_rule(self, name: str) -> str:
+        """The same as a rule of another grammar. Raises ApiError 400 where it is a whole grammar of the client's."""
+        if not self.lark.startswith("start: ") or self.param == GRAMMAR_PARAM:
+            raise invalid_value(f"'{self.param}' cannot be combined with 'tools'.", self.param)
+        return name + self.lark.removeprefix("start")
 
     @property
     def grammar(self) -> str:
         """As the engine takes it."""
         serialised: str = llguidance.LLMatcher.grammar_from_lark(f"{self.lark}\n{OPTIONS}")
         return serialised
+
+
+@dataclass(frozen=True)
+class Form:
+    """A constraint that can be followed. The fields are the constraint's."""
+
+    grammar: str
+    is_exact: bool = True
+    shown_ids: tuple[int, ...] = ()
 
 
 def constraint_of(request: GenerationRequest) -> Constraint | None:
@@ -48,9 +67,12 @@ def constraint_of(request: GenerationRequest) -> Constraint | None:
     return _of_structured_outputs(structured)
 
 
-def json_rule(schema: dict[str, JsonValue], param: str) -> str:
-    """The right side of a rule for JSON that fulfils the schema. Raises ApiError 400 where it is too large."""
-    text = json.dumps({**schema, "x-guidance": JSON_OPTIONS})
+def json_rule(schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT) -> str:
+    """The right side of a rule for JSON that fulfils the schema; `style` has its separators.
+
+    Raises ApiError 400 where it is too large.
+    """
+    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **style}})
     _check_size(schema, len(text), param)
     return f"%json {text}"
 
@@ -80,7 +102,7 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Constraint:
             raise too_large(param)
         return Constraint(f"start: {any_of(asked.choice)}", param)
     assert asked.grammar is not None
-    return Constraint(asked.grammar, "structured_outputs.grammar")
+    return Constraint(asked.grammar, GRAMMAR_PARAM)
 
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:

@@ -11,6 +11,7 @@ from server.choice import Choice, Echo, Ending
 from server.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.generation import Job
+from server.grammars import Form
 from server.sampling import check_bad_words, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts
@@ -80,11 +81,11 @@ async def jobs_of(
     *,
     seed: int,
     arrival_s: float,
-    grammar: str | None = None,
+    form: Form | None = None,
 ) -> list[Job]:
     """One per prompt and choice, the choices of a prompt together.
 
-    `limits` has each prompt's completion limit, `grammar` the form that every choice must have.
+    `limits` has each prompt's completion limit; every choice must have the `form`.
     """
     num_choices = len(prompts) * request.n
     if num_choices > state.max_num_queued:
@@ -93,7 +94,7 @@ async def jobs_of(
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
         INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
-        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, grammar=grammar),
+        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, form=form),
     )
 
 
@@ -106,7 +107,7 @@ def _jobs(
     *,
     seed: int,
     arrival_s: float,
-    grammar: str | None,
+    form: Form | None,
 ) -> list[Job]:
     jobs: list[Job] = []
     bad_words = texts.tokenizer.spellings_of(request.bad_words)
@@ -131,9 +132,9 @@ def _jobs(
                 arrival_s=arrival_s,
                 deadline_s=_after(arrival_s, request.timeout_s),
                 queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
-                grammar=grammar,
+                grammar=None if form is None else form.grammar,
             )
-            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt, has_form=grammar is not None)))
+            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt, form)))
     return jobs
 
 
@@ -141,13 +142,14 @@ def _after(arrival_s: float, timeout_s: float | None) -> float | None:
     return None if timeout_s is None else arrival_s + timeout_s
 
 
-def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt, *, has_form: bool) -> Choice:
-    """`has_form`: a grammar gave the text, to the first byte, so no space in front of it is the tokenizer's own."""
-    context = prompt.token_ids if prompt.is_continued or has_form else ()
+def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt, form: Form | None) -> Choice:
+    has_all_spaces = prompt.is_continued or (form is not None and form.is_exact)
+    context = prompt.token_ids if has_all_spaces else ()
+    shown_ids = () if form is None else form.shown_ids
     ending = Ending(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
     return Choice(
         index,
-        Detokenizer(texts.tokenizer, request.skip_special_tokens, context),
+        Detokenizer(texts.tokenizer, request.skip_special_tokens, context, shown_ids),
         StopMatcher(request.stop, request.include_stop_str_in_output),
         ending,
         prompt.echo,

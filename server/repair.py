@@ -5,34 +5,18 @@ stand before an answer that comes first. Knows neither templates nor tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, takewhile
 from operator import attrgetter
-from typing import Literal, Protocol
+from typing import Literal
 
 from server.errors import ApiError, invalid_value
+from server.turns import Call, Message, Turn, mistral_id
 
 BLANK_LINE = "\n\n"
 
 SystemPlace = Literal["own_message", "first_user_turn", "last_user_turn"]
-
-
-class Message(Protocol):
-    """What a template sees of a message."""
-
-    @property
-    def template_role(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A message of a repaired conversation. `template_role` is "system", "user" or "assistant"."""
-
-    template_role: str
-    text: str
 
 
 def repaired(messages: Sequence[Message], system_place: SystemPlace) -> tuple[list[Turn], list[str]]:
@@ -42,13 +26,14 @@ def repaired(messages: Sequence[Message], system_place: SystemPlace) -> tuple[li
     assistant keep their order. Repairing what is repaired changes nothing.
     """
     repairs: dict[str, Callable[[list[Turn]], list[Turn]]] = {
+        "mapped-tool-ids": _with_short_ids,
         "system-as-user": _closing_system_as_user,
         "moved-system": _system_first,
         "joined-turns": _joined,
         "added-user": _begun_by_user,
         "folded-system": partial(_system_folded, place=system_place),
     }
-    turns = [Turn(message.template_role, message.text) for message in messages]
+    turns = [Turn(message.template_role, message.text, message.calls, message.call_id) for message in messages]
     names: list[str] = []
     for name, repair in repairs.items():
         before, turns = turns, repair(turns)
@@ -66,6 +51,18 @@ def roles_out_of_order(repairs: Sequence[str]) -> ApiError:
     return invalid_value(message, "messages")
 
 
+def _with_short_ids(turns: list[Turn]) -> list[Turn]:
+    """Ids of calls that another server made up, as the 9 letters and digits that Mistral's models know."""
+    return [
+        replace(
+            turn,
+            calls=tuple(Call(mistral_id(call.id), call.name, call.arguments) for call in turn.calls),
+            call_id=mistral_id(turn.call_id) if turn.call_id else "",
+        )
+        for turn in turns
+    ]
+
+
 def _closing_system_as_user(turns: list[Turn]) -> list[Turn]:
     """A system text after the last answer is what is to be answered: [u, a, s] is [u, a, u]."""
     start = len(turns) - sum(1 for _ in takewhile(_is_system, reversed(turns)))
@@ -80,9 +77,16 @@ def _system_first(turns: list[Turn]) -> list[Turn]:
 
 
 def _joined(turns: list[Turn]) -> list[Turn]:
-    """[s, s, u, u, a] is [s, u, a], with a blank line between the texts that are not empty."""
-    runs = [(role, list(run)) for role, run in groupby(turns, key=attrgetter("template_role"))]
-    return [Turn(role, BLANK_LINE.join(turn.text for turn in run if turn.text)) for role, run in runs]
+    """[s, s, u, u, a] is [s, u, a], with a blank line between the texts that are not empty. Results of tools stay."""
+    joined: list[Turn] = []
+    for role, run in groupby(turns, key=attrgetter("template_role")):
+        members = list(run)
+        if role == "tool":
+            joined += members
+        else:
+            text = BLANK_LINE.join(turn.text for turn in members if turn.text)
+            joined.append(Turn(role, text, tuple(call for turn in members for call in turn.calls)))
+    return joined
 
 
 def _begun_by_user(turns: list[Turn]) -> list[Turn]:

@@ -128,6 +128,7 @@ class Server:
             by_priority=settings.scheduling_policy == "priority",
             strict_params=settings.strict_params,
             strict_roles=settings.strict_roles,
+            tool_emulation=settings.tool_emulation,
         )
         self._in_flight = InFlight(self._guarded_app())
         self._texts: Texts | None = None

@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     generation_config: Literal["auto", "none"] = "auto"
     strict_params: bool = False
     strict_roles: bool = False
+    tool_emulation: bool = False
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

@@ -82,6 +82,7 @@ class AppState:
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests that bring none
     by_priority: bool = True  # else requests run in the order of their arrival
     strict_params: bool = False  # what would be ignored is refused
+    tool_emulation: bool = False  # a model that was not taught to call tools may decide to, asked in words
     strict_roles: bool = False  # conversations whose roles do not alternate are refused, not repaired
     texts: Texts | None = None
     throughput: Throughput = field(default_factory=Throughput)

@@ -32,7 +32,7 @@ def parse_object(body: bytes) -> dict[str, JsonValue]:
     for an integer beyond 64 bits, invalid_type where the document is no object.
     """
     text = _text(body)
-    _check_nesting(text)
+    check_nesting(text)
     parsed = _parse(text)
     if _SUSPECT.search(text):
         _check_leaves(parsed, None)
@@ -53,7 +53,7 @@ def _text(body: bytes) -> str:
     return text
 
 
-def _check_nesting(text: str) -> None:
+def check_nesting(text: str) -> None:
     """Counts brackets outside strings, so that the parser, which recurses, never sees a deep document."""
     depth = num_containers = 0
     for match in _STRING_OR_BRACKETS.finditer(text):

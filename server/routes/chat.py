@@ -11,7 +11,9 @@ from starlette.responses import Response
 from server.body import read_request
 from server.choice import Delta
 from server.generation import Generation
+from server.grammars import Constraint
 from server.logprobs import chat_logprobs
+from server.mistral_template import CALLS_MARKER
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
@@ -19,6 +21,9 @@ from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
 from server.state import AppState, Texts, state_of
 from server.tokenizer import Tokenizer
+from server.tool_calls import CallFormat
+from server.tool_emulation import emulated
+from server.tools import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of
 
 REPAIRED_HEADER = "x-smoe-repaired"
 
@@ -52,36 +57,54 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, request.contents, "messages")
-    token_ids, repair_headers = await rendered(request, state, texts)
+    use = tool_use_of(request)
+    constraints = _tool_constraints(use, request, state, texts)
+    token_ids, repair_headers = await rendered(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
-    grammar = await texts.grammars.grammar_of(request)
+    form = await texts.grammars.form_of(request, constraints)
     seed = seed_of(state, request)
-    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, grammar=grammar)
+    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, form=form)
     http_id = http.state.request_id
     return ChatTurn(
         Generation(state, jobs, http_id, request.user),
-        ChatFormat(request, prompt, texts.tokenizer),
+        ChatFormat(request, prompt, texts.tokenizer, None if use is None else CallFormat(http_id)),
         common_fields("chatcmpl", http_id, request.model, ready, seed),
         repair_headers,
     )
 
 
-async def rendered(conversation: Conversation, state: AppState, texts: Texts) -> tuple[list[int], dict[str, str]]:
+def _tool_constraints(
+    use: ToolUse | None, request: ChatCompletionRequest, state: AppState, texts: Texts
+) -> list[Constraint]:
+    if use is None:
+        return []
+    if not texts.chat_template.takes_tools:
+        check_can_be_emulated(use, is_allowed=state.tool_emulation)
+    marker_id = texts.tokenizer.id_of_special(CALLS_MARKER) if texts.chat_template.takes_tools else None
+    return tool_constraints(use, request, marker_id)
+
+
+async def rendered(
+    conversation: Conversation, state: AppState, texts: Texts, use: ToolUse | None = None
+) -> tuple[list[int], dict[str, str]]:
     """The conversation's token ids, as the checkpoint's template writes it, and the headers that name its repairs.
 
     Raises ApiError 400.
     """
-    turns, repairs = repaired(conversation.messages, texts.chat_template.system_place)
+    template = texts.chat_template
+    messages = conversation.messages if template.takes_tools else emulated(conversation.messages, use)
+    turns, repairs = repaired(messages, template.system_place)
     if repairs and state.strict_roles:
         raise roles_out_of_order(repairs)
     token_ids = await off_loop(
         sum(map(len, conversation.contents)),
-        lambda: texts.chat_template.render(
+        lambda: template.render(
             turns,
             add_generation_prompt=conversation.with_generation_prompt,
             continue_final_message=conversation.continue_final_message,
             kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
+            tools=use.tools if use and template.takes_tools else (),
         ),
     )
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
@@ -93,11 +116,15 @@ class ChatFormat:
     stream_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def __init__(self, request: ChatCompletionRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: ChatCompletionRequest, prompt: Prompt, tokenizer: Tokenizer, calls: CallFormat | None = None
+    ) -> None:
+        """`calls` reads the calls of tools, where there may be some."""
         self._request = request
+        self._calls = calls
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self.tells_text_alone = not request.logprobs and not request.return_token_ids
+        self.tells_text_alone = calls is None and not request.logprobs and not request.return_token_ids
         self._has_begun = False
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
@@ -108,17 +135,24 @@ class ChatFormat:
             chunks.append((self._chunk(Delta(delta.index), role), {} if self._has_begun else self.beside_choices()))
             self._has_begun = True
         for part in delta.split() if delta.text or delta.finish_reason else []:
-            chunks.append((self._chunk(part, {"content": part.text} if part.text else {}), {}))
+            chunks += [(self._chunk(piece, added), {}) for piece, added in self._pieces(part)]
         return chunks
 
+    def _pieces(self, part: Delta) -> list[tuple[Delta, Mapping[str, object]]]:
+        if self._calls is not None:
+            return self._calls.pieces(part)
+        return [(part, {"content": part.text} if part.text else {})]
+
     def whole(self, delta: Delta) -> Mapping[str, object]:
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        message: Mapping[str, object] = {"role": "assistant", "content": delta.text, "refusal": None}
+        if self._calls is not None:
+            delta, message = self._calls.whole(delta)
         return {"index": delta.index, "message": message, **self._rest(delta)}
 
     def beside_choices(self) -> Mapping[str, object]:
         return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
 
-    def _chunk(self, part: Delta, added: Mapping[str, str]) -> Mapping[str, object]:
+    def _chunk(self, part: Delta, added: Mapping[str, object]) -> Mapping[str, object]:
         return {"index": part.index, "delta": added, **self._rest(part, is_chunk=True)}
 
     def _rest(self, delta: Delta, *, is_chunk: bool = False) -> Mapping[str, object]:

@@ -33,14 +33,14 @@ async def completions(http: HttpRequest) -> Response:
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     prompts = await _prompts(request, ready, texts)
-    grammar = await texts.grammars.grammar_of(request)
+    form = await texts.grammars.form_of(request)
     seed = seed_of(state, request)
     is_default = "max_tokens" not in request.model_fields_set
     limits = [
         completion_limit(len(prompt.token_ids), request.max_tokens, ready, "prompt", is_default=is_default)
         for prompt in prompts
     ]
-    jobs = await jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, grammar=grammar)
+    jobs = await jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, form=form)
     http_id = http.state.request_id
     fields = common_fields("cmpl", http_id, request.model, ready, seed)
     layout = CompletionFormat(request, prompts, texts.tokenizer)

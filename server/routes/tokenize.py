@@ -11,6 +11,7 @@ from server.prepare import check_prompt_chars, off_loop
 from server.routes.chat import rendered
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.state import AppState, Texts, state_of
+from server.tools import offered
 
 router = APIRouter()
 
@@ -36,7 +37,7 @@ async def _tokens(
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
-        return await rendered(conversation, state, texts)
+        return await rendered(conversation, state, texts, offered(conversation.tools))
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from server.errors import invalid_value
 from server.schemas.conversation import Conversation
 from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.tools import Choice, check_tools
 from server.strict_json import JsonValue
 
 UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
@@ -17,9 +18,6 @@ UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "web_search_options": (),
 }
 
@@ -33,6 +31,8 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatCompletionRequest":
@@ -42,6 +42,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
         if len(limits) > 1:
             message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
             raise invalid_value(message, "max_completion_tokens")
+        check_tools(self.tools, self.tool_choice)
         return self
 
     @property

@@ -6,7 +6,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
 from server.strict_json import JsonValue
+from server.turns import Call
 from server.validation import RequestModel, refuse_unsupported_members
 
 MAX_MESSAGES = 10_000
@@ -31,17 +33,30 @@ class ChatMessage(RequestModel):
         "audio": (),
         "function_call": (),
         "prefix": (False,),
-        "tool_call_id": (),
-        "tool_calls": ([],),
     }
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] = Field(default_factory=list)
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
 
     @property
     def text(self) -> str:
         """The parts' texts, one per line."""
-        return "\n".join(part.text or "" for part in self.content)
+        return "\n".join(part.text or "" for part in self.content or [])
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of tools that the assistant asked for. Raises ApiError 400 where arguments are no JSON object."""
+        return tuple(
+            Call(call.id, call.function.name, parsed_arguments(call.function.arguments, "function.arguments"))
+            for call in self.tool_calls
+        )
+
+    @property
+    def call_id(self) -> str:
+        """Of a tool's message: the call that it answers."""
+        return self.tool_call_id or ""
 
     @property
     def template_role(self) -> str:
@@ -81,11 +96,13 @@ class Conversation(RequestModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=ChatTemplateKwargs)
+    tools: Tools = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_ending(self) -> "Conversation":
         for index, message in enumerate(self.messages):
-            _check_parts(index, message)
+            _check_message(index, message)
+        check_calls(self.messages)
         if self.continue_final_message and self.add_generation_prompt:
             reason = "'continue_final_message' and 'add_generation_prompt' exclude each other."
             raise invalid_value(reason, "continue_final_message")
@@ -96,8 +113,10 @@ class Conversation(RequestModel):
 
     @property
     def contents(self) -> list[str]:
-        """The messages' texts."""
-        return [message.text for message in self.messages]
+        """The messages' texts, with what is called in them, and the texts of the tools."""
+        texts = [message.text for message in self.messages]
+        texts += [call.function.arguments for message in self.messages for call in message.tool_calls]
+        return texts + [tool.model_dump_json() for tool in self.tools]
 
     @property
     def with_generation_prompt(self) -> bool:
@@ -105,12 +124,30 @@ class Conversation(RequestModel):
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
 
 
+def _check_message(index: int, message: ChatMessage) -> None:
+    param = f"messages[{index}]"
+    if message.content is None and not message.tool_calls:
+        raise _missing(f"{param}.content")
+    if message.role == "tool" and message.tool_call_id is None:
+        raise _missing(f"{param}.tool_call_id")
+    if message.role != "tool" and message.tool_call_id is not None:
+        raise invalid_value(f"'{param}.tool_call_id' belongs in messages of a tool.", f"{param}.tool_call_id")
+    if message.role != "assistant" and message.tool_calls:
+        raise invalid_value(f"'{param}.tool_calls' belong in messages of the assistant.", f"{param}.tool_calls")
+    for position, call in enumerate(message.tool_calls):
+        parsed_arguments(call.function.arguments, f"{param}.tool_calls[{position}].function.arguments")
+    _check_parts(index, message)
+
+
+def _missing(param: str) -> ApiError:
+    return ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
+
+
 def _check_parts(index: int, message: ChatMessage) -> None:
-    for position, part in enumerate(message.content):
+    for position, part in enumerate(message.content or []):
         param = f"messages[{index}].content[{position}]"
         if part.type != "text":
             code = "unsupported_value"
             raise ApiError("Only parts of type 'text' are supported.", param=f"{param}.type", code=code)
         if part.text is None:
-            code = "missing_required_parameter"
-            raise ApiError(f"'{param}.text' is required.", param=f"{param}.text", code=code)
+            raise _missing(f"{param}.text")

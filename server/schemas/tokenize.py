@@ -9,6 +9,7 @@ from server.errors import ApiError
 from server.schemas.chat import UNSUPPORTED_IN_CHAT
 from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
+from server.schemas.tools import Tools
 from server.strict_json import JsonValue
 from server.validation import RequestModel
 
@@ -25,6 +26,7 @@ class TokenizeRequest(RequestModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=ChatTemplateKwargs)
+    tools: Tools = Field(default_factory=list)
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -45,6 +47,7 @@ class TokenizeRequest(RequestModel):
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             chat_template_kwargs=self.chat_template_kwargs,
+            tools=self.tools,
         )
 
 

@@ -83,3 +83,9 @@ def _pair_of_references() -> Schema:
         "items": False,
         "minItems": 2,
     }
+
+
+def random_parameters(rng: random.Random) -> Schema:
+    """What a tool takes: always an object."""
+    definitions = {f"d{i}": _leaf(rng) for i in range(2)} | {"pair": _pair_of_references()}
+    return {**_object(rng, 0), "$defs": definitions}

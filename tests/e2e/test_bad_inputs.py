@@ -122,8 +122,10 @@ CHAT_CASES: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 5, "max_completion_tokens": 6}, ""),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"chat_template": "x"}, "chat_template"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"structured_outputs": {"regex": "["}}, "structured_outputs.regex"),
 ]
 
 

@@ -11,8 +11,9 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest as Mi
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from server.chat import ChatTemplate
-from server.repair import SystemPlace, Turn, repaired
+from server.repair import SystemPlace, repaired
 from server.tokenizer import Tokenizer
+from server.turns import Turn
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
