@@ -50,7 +50,7 @@ class Request(msgspec.Struct, frozen=True):
     expert_mask: list[list[bool]] | None = None  # [layers][experts], False: switched off; None: all are on
     expert_usage: bool = False  # count the experts of the prompt's positions; they are all computed, not cached
     expert_routing: bool = False  # tell which experts each computed position of the completion took
-    grammar: str | None = None  # what the text must match, in llguidance's serialised form
+    grammar: str | None = None  # what the text must match: llguidance's serialised form, with its option no_forcing
     deadline_s: float | None = None  # time.monotonic() when it ends, finished or not
     queue_deadline_s: float | None = None  # likewise, where no step has computed anything of it by then
 
