@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.backend import choose_backend
+from engine.backend import Backend, choose_backend
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
@@ -32,6 +32,9 @@ from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.packed_bytes import packed_bytes
+from model.random_weights import random_model
 from model.weight_bytes import weight_bytes as weight_bytes_by_part
 from model.weight_names import checked_tensors
 from model.weights import load_model
@@ -66,7 +69,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
-    device, dtype = _device(config), DTYPES[served_dtype(config, model_config)]
+    device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     check_weights_fit(weight_bytes, _free_bytes(device), served_dtype(config, model_config), config.quantization)
@@ -80,6 +83,36 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
         lambda done, total: on_progress("weights", done, total),
     )
     weights_s = time.monotonic() - start
+    return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
+
+
+def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
+    """A model of this shape with random weights, made on the device: to measure, without a checkpoint.
+
+    Raises EngineConfigError.
+    """
+    start = time.monotonic()
+    device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
+    backend = choose_backend(config, device)
+    model = random_model(model_config, dtype, device, backend.ops, seed=0)
+    weights_s = time.monotonic() - start
+    return _made_ready(
+        config, model, backend, device, packed_bytes(model.weights), weights_s, [], lambda phase, done, total: None
+    )
+
+
+def _made_ready(
+    config: EngineConfig,
+    model: Mixtral,
+    backend: Backend,
+    device: torch.device,
+    weight_bytes: int,
+    weights_s: float,
+    warnings: list[str],
+    on_progress: ProgressCallback,
+) -> LoadedModel:
+    """The loaded network with a KV pool in the memory that is left, and a measured budget."""
+    model_config = model.config
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     limits = size_engine(config, model_config, _free_bytes(device), default_budget)
@@ -97,7 +130,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
         runner=runner,
         kv_pool=kv_pool,
         limits=limits,
-        dtype=dtype,
+        dtype=DTYPES[served_dtype(config, model_config)],
         kv_dtype=kv_dtype,
         device=device,
         backend=backend.name,
@@ -141,7 +174,8 @@ def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunn
     return max(MIN_CPU_BUDGET, min(MAX_CPU_BUDGET, tokens // 32 * 32))
 
 
-def _device(config: EngineConfig) -> torch.device:
+def chosen_device(config: EngineConfig) -> torch.device:
+    """Raises EngineConfigError where the one asked for is not there."""
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
         raise EngineConfigError("--device cuda: no CUDA device is to be had here; --device cpu works")

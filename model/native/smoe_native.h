@@ -95,6 +95,12 @@ typedef struct {
 } smoe_sampling;
 SMOE_API int smoe_sample(smoe_pool*, int isa, const smoe_sampling*);
 
+/* What the machine can do at most. smoe_read_all reads a buffer once, on all threads, and returns the sum of its words.
+ * smoe_peak_operations does `rounds` rounds of multiply-adds in registers on each thread and returns the operations that
+ * were, two per multiply-add; arithmetic: 0 float32, 1 bfloat16, 2 int8; 0 where the isa has none. */
+SMOE_API uint32_t smoe_read_all(smoe_pool*, int isa, const void* buffer, int64_t num_bytes);
+SMOE_API int64_t smoe_peak_operations(smoe_pool*, int isa, int arithmetic, int64_t rounds);
+
 #ifdef __cplusplus
 }
 #endif

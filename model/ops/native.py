@@ -183,6 +183,14 @@ class NativeOps:
         _check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
         return result
 
+    def read_all(self, buffer: Tensor) -> int:
+        """Reads a buffer once, on all threads; the sum of its 32-bit words and last bytes, modulo 2^32."""
+        return int(self._call.smoe_read_all(self._pool, self._isa, buffer.data_ptr(), buffer.nbytes))
+
+    def peak_operations(self, arithmetic: int, rounds: int) -> int:
+        """Multiplies in registers for a while; how many operations that were. 0 float32, 1 bfloat16, 2 int8."""
+        return int(self._call.smoe_peak_operations(self._pool, self._isa, arithmetic, rounds))
+
     def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)
         addresses = x.data_ptr(), weight.panels.data_ptr(), y.data_ptr()

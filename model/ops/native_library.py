@@ -5,7 +5,7 @@ Knows addresses and numbers only; what they mean is in model/native/smoe_native.
 
 import ctypes
 import weakref
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 from model.ops.native_sampling import SamplingArguments
@@ -32,6 +32,8 @@ _SIGNATURES = {
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
     "smoe_rotate_and_store": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
     "smoe_attention": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 7)),
+    "smoe_read_all": (c_uint32, (c_void_p, c_int, c_void_p, c_int64)),
+    "smoe_peak_operations": (c_int64, (c_void_p, c_int, c_int, c_int64)),
     "smoe_sample": (c_int, (c_void_p, c_int, POINTER(SamplingArguments))),
 }
 

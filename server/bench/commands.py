@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -103,6 +103,76 @@ def chart_command(
         chart.draw([chart.read(path) for path in results], plot)
     except chart.ChartError as error:
         raise typer.Exit(_refused(error)) from None
+
+
+DeviceFlag = Annotated[str, typer.Option(help="cpu or cuda.")]
+PresetFlag = Annotated[
+    str | None, typer.Option(help="Random weights of this shape: bench-400m, mixtral-8x7b or tiny. [by the device]")
+]
+RowsFlag = Annotated[str | None, typer.Option(help="Rows per call, or batch sizes, as 1,16,64.")]
+ContextsFlag = Annotated[str | None, typer.Option(help="Positions that attention sees, as 256,4096.")]
+SettingFlag = Annotated[str | None, typer.Option(help="As of smoe serve.")]
+
+
+@app.command("kernels")
+def kernels_command(
+    device: DeviceFlag = "cpu",
+    preset: PresetFlag = None,
+    rows: RowsFlag = None,
+    contexts: ContextsFlag = None,
+    quantization: SettingFlag = None,
+    kv_cache_dtype: SettingFlag = None,
+    dtype: SettingFlag = None,
+    backend: SettingFlag = None,
+    isa: SettingFlag = None,
+    threads: SettingFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time every kernel against memory's and arithmetic's limits, measured in the same run."""
+    settings = {"device": device, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype, "dtype": dtype}
+    settings |= {"backend": backend, "isa": isa, "threads": threads}
+    raise typer.Exit(_offline("kernels", settings, as_json, preset=preset, rows=rows, contexts=contexts))
+
+
+@app.command("engine")
+def engine_command(
+    model: Annotated[str | None, typer.Argument(help="Checkpoint's directory. [random weights]")] = None,
+    device: DeviceFlag = "cpu",
+    preset: PresetFlag = None,
+    batches: RowsFlag = None,
+    contexts: ContextsFlag = None,
+    prefills: Annotated[str | None, typer.Option(help="Prompt lengths, as 128,512.")] = None,
+    quantization: SettingFlag = None,
+    kv_cache_dtype: SettingFlag = None,
+    sliding_window: SettingFlag = None,
+    dtype: SettingFlag = None,
+    backend: SettingFlag = None,
+    isa: SettingFlag = None,
+    threads: SettingFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time whole steps, decode and prefill, against memory's and arithmetic's limits, measured in the same run."""
+    settings = {"device": device, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype, "dtype": dtype}
+    settings |= {"backend": backend, "isa": isa, "threads": threads, "model": model, "sliding_window": sliding_window}
+    given = {"preset": preset, "rows": batches, "contexts": contexts, "prefills": prefills}
+    raise typer.Exit(_offline("engine", settings, as_json, **given))
+
+
+def _offline(
+    what: Literal["kernels", "engine"], settings: dict[str, Any], as_json: bool, preset: str | None, **lists: str | None
+) -> int:
+    from server.bench import offline
+
+    try:
+        counts = {
+            name: None if lists.get(name) is None else offline.numbers(f"--{name}", lists[name] or "")
+            for name in ("rows", "contexts", "prefills")
+        }
+        answer = offline.measure(offline.task_of(what, settings, preset, **counts))
+    except offline.BenchError as error:
+        return _refused(error)
+    typer.echo(json.dumps(answer) if as_json else offline.table(answer))
+    return 0
 
 
 def _refused(error: Exception) -> int:

@@ -1,0 +1,115 @@
+"""`python -m engine.bench TASK`: what `smoe bench kernels` and `smoe bench engine` run, as a process that has torch.
+
+TASK is the JSON of a Task. One JSON object goes to standard output, a line per figure to standard error. Exit code 2
+and one line where the settings cannot work.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from engine.backend import choose_backend
+from engine.bench.steps import StepBench
+from engine.bench.task import Task
+from engine.engine import Engine
+from engine.errors import EngineConfigError
+from engine.loading import DTYPES, chosen_device, load_random
+from engine.sizing import served_dtype, served_kv_dtype
+from model.bench.kernels import Setting, measure_kernels
+from model.bench.roofline import Roofline, measure
+from model.bench.shapes import PRESETS
+from model.errors import CheckpointError
+
+
+def run(task: Task) -> dict[str, Any]:
+    """The answer to a task. Raises EngineConfigError and CheckpointError."""
+    return _kernels(task) if task.what == "kernels" else _steps(task)
+
+
+def _kernels(task: Task) -> dict[str, Any]:
+    config = PRESETS[task.preset]
+    device = chosen_device(task.engine)
+    backend = choose_backend(task.engine, device)
+    roofline = measure(backend.ops, device)
+    _tell(task, roofline)
+    setting = Setting(
+        ops=backend.ops,
+        config=config,
+        dtype=DTYPES[served_dtype(task.engine, config)],
+        kv_dtype=served_kv_dtype(task.engine, config),
+        arithmetic=_arithmetic(task, served_dtype(task.engine, config), roofline),
+        device=device,
+        roofline=roofline,
+    )
+    rows = [asdict(_told(row)) for row in measure_kernels(setting, task.rows, task.contexts)]
+    return _answer(task, backend.numerics, roofline) | {"kernels": rows}
+
+
+def _steps(task: Task) -> dict[str, Any]:
+    engine = (
+        Engine.load(task.engine)
+        if task.engine.model
+        else Engine(task.engine, load_random(task.engine, PRESETS[task.preset]))
+    )
+    loaded = engine.loaded
+    roofline = measure(loaded.runner.model.ops, loaded.device)
+    _tell(task, roofline)
+    bench = StepBench(engine, roofline, _arithmetic(task, served_dtype(task.engine, loaded.config), roofline))
+    steps = [asdict(_told(step)) for step in _each_step(bench, task)]
+    return _answer(task, loaded.numerics, roofline) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
+
+
+def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:
+    yield from bench.prefill(task.prefills)
+    for context in task.contexts:
+        yield from bench.decode(task.rows, context)
+
+
+def _answer(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
+    return {
+        "kind": task.what,
+        "model": task.engine.model or task.preset,
+        "numerics": numerics,
+        "quantization": task.engine.quantization,
+        "kv_cache_dtype": task.engine.kv_cache_dtype,
+        "roofline": roofline.as_fields(),
+    }
+
+
+def _arithmetic(task: Task, dtype: str, roofline: Roofline) -> str:
+    """What products are done in: int8 where weights are quantised and the device has it."""
+    is_quantized = task.engine.quantization != "none"
+    return "int8" if is_quantized and "int8" in roofline.operations_per_s else dtype
+
+
+def _tell(task: Task, roofline: Roofline) -> None:
+    peaks = ", ".join(f"{name} {peak / 1e9:,.0f} G/s" for name, peak in roofline.operations_per_s.items())
+    sys.stderr.write(f"{task.what}: memory {roofline.bytes_per_s / 1e9:.1f} GB/s, {peaks}\n")
+
+
+def _told(row: Any) -> Any:
+    name = row.kernel if hasattr(row, "kernel") else row.kind
+    size = f"{row.rows} rows" if hasattr(row, "rows") else f"batch {row.batch}"
+    sys.stderr.write(
+        f"  {name}, {size}, context {row.context}: {1e3 * row.seconds:.3f} ms, {row.share:.0%} of the limit\n"
+    )
+    return row
+
+
+def main() -> int:
+    """Entry point of the process."""
+    task = msgspec.json.decode(sys.argv[1], type=Task)
+    try:
+        answer = run(task)
+    except (EngineConfigError, CheckpointError) as error:
+        sys.stderr.write(f"smoe: {error}\n")
+        return 2
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

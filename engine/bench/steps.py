@@ -1,0 +1,160 @@
+"""Whole steps of an engine: decode at several batch sizes, prefill at several lengths, each against its limit."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from engine.engine import Engine
+from engine.errors import EngineConfigError
+from engine.types import Request, SamplingParams
+from model.bench.kernels import distinct_experts
+from model.bench.roofline import Roofline
+from model.config import ModelConfig
+from model.packed_bytes import packed_bytes
+
+WARM_UP_STEPS = 2
+DECODE_STEPS = 12
+PREFILL_RUNS = 3
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One kind of step. `share`: the time of its limit over its own."""
+
+    kind: str  # decode or prefill
+    batch: int
+    context: int  # positions before the step's row; of a prefill its length
+    seconds: float
+    tokens_per_s: float
+    gigabytes_per_s: float
+    gigaops_per_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step reads and computes, from the packed weights and the network's shape."""
+
+    config: ModelConfig
+    dense_bytes: int  # attention, norms and head: read in every step
+    expert_bytes: int  # all experts, or the dense FFN
+    kv_bytes_per_token: float
+
+    @classmethod
+    def of(cls, engine: Engine) -> "Costs":
+        weights, config = engine.loaded.runner.model.weights, engine.loaded.config
+        expert_bytes = sum(packed_bytes(layer.ffn) for layer in weights.layers)
+        others = sum(packed_bytes((layer.qkv, layer.output)) for layer in weights.layers)
+        per_token = engine.loaded.kv_block_bytes / engine.config.block_size
+        return cls(config, others + packed_bytes(weights.head), expert_bytes, per_token)
+
+    def num_bytes(self, num_rows: int, num_visible: int) -> float:
+        """Read by a step of so many rows, which see so many positions in all."""
+        config = self.config
+        share = (
+            distinct_experts(config.num_experts, config.experts_per_token, num_rows) / config.num_experts
+            if config.num_experts
+            else 1.0
+        )
+        return self.dense_bytes + self.expert_bytes * share + self.kv_bytes_per_token * num_visible
+
+    def num_operations(self, num_rows: int, num_seen: int, num_logits: int) -> float:
+        """Done by a step of so many rows; `num_seen`: positions seen, summed over the rows."""
+        config = self.config
+        heads = 2 * config.num_heads + 2 * config.num_kv_heads
+        experts = 3 * config.hidden_dim * max(config.experts_per_token, 1) + config.num_experts
+        per_layer = config.dim * (heads * config.head_dim + experts)
+        attention = 4.0 * num_seen * config.num_heads * config.head_dim
+        head = 2.0 * num_logits * config.vocab_size * config.dim
+        return config.num_layers * (2.0 * num_rows * per_layer + attention) + head
+
+
+class StepBench:
+    """Drives one engine; its prefix cache must be off."""
+
+    def __init__(self, engine: Engine, roofline: Roofline, arithmetic: str) -> None:
+        self._engine = engine
+        self._roofline = roofline
+        self._arithmetic = arithmetic
+        self._costs = Costs.of(engine)
+        self._rng = random.Random(0)
+        self._last_id = 0
+
+    def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
+        """The steps in which `batch` sequences, of about `context` positions, gain one token each."""
+        window = self._costs.config.window
+        for batch in batches:
+            seconds = self._decode_s(batch, context)
+            seen = batch * min(context, window or context)
+            yield self._judged("decode", batch, context, seconds, batch, seen, seen)
+
+    def prefill(self, lengths: Sequence[int]) -> Iterator[StepTime]:
+        """Prompts of these lengths, computed alone, in as many steps as the engine's budget makes of them."""
+        window = self._costs.config.window
+        for length in lengths:
+            seconds = self._prefill_s(length)
+            seen = sum(min(position + 1, window or length) for position in range(length))
+            yield self._judged("prefill", 1, length, seconds, length, length, seen)
+
+    def _judged(
+        self, kind: str, batch: int, context: int, seconds: float, num_rows: int, num_visible: int, num_seen: int
+    ) -> StepTime:
+        num_bytes = self._costs.num_bytes(num_rows, num_visible)
+        operations = self._costs.num_operations(num_rows, num_seen, batch)
+        return StepTime(
+            kind=kind,
+            batch=batch,
+            context=context,
+            seconds=seconds,
+            tokens_per_s=num_rows / seconds,
+            gigabytes_per_s=num_bytes / seconds / 1e9,
+            gigaops_per_s=operations / seconds / 1e9,
+            share=self._roofline.limit_s(num_bytes, operations, self._arithmetic) / seconds,
+        )
+
+    def _decode_s(self, batch: int, context: int) -> float:
+        """The median step, once all prompts are computed."""
+        num_prompt = max(1, context - DECODE_STEPS // 2)
+        limits = self._engine.loaded.limits
+        prefill_steps = batch * (1 + num_prompt // limits.max_num_batched_tokens)
+        num_tokens = WARM_UP_STEPS + DECODE_STEPS + prefill_steps  # the first decode while the last are computed
+        self._check_room(batch, num_prompt + num_tokens)
+        ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
+        while (stats := self._engine.step().stats).num_prefill_tokens or stats.num_running < batch:
+            assert self._engine.has_work(), "a sequence ended before the last one began"
+        seconds = [self._step_s() for _ in range(WARM_UP_STEPS + DECODE_STEPS)]
+        for request_id in ids:
+            self._engine.abort(request_id)
+        return median(seconds[WARM_UP_STEPS:])
+
+    def _check_room(self, batch: int, length: int) -> None:
+        """Nothing may be preempted or wait while it is measured."""
+        limits, block_size = self._engine.loaded.limits, self._engine.config.block_size
+        num_blocks = batch * (1 + length // block_size)
+        if num_blocks > limits.num_blocks or length > limits.max_model_len or batch > self._engine.config.max_num_seqs:
+            raise EngineConfigError(f"a batch of {batch} with {length} positions each does not fit the KV cache here")
+
+    def _prefill_s(self, length: int) -> float:
+        times = []
+        for _ in range(PREFILL_RUNS):
+            self._add(length, 1)
+            start = time.perf_counter()
+            while self._engine.has_work():
+                self._engine.step()
+            times.append(time.perf_counter() - start)
+        return median(times)
+
+    def _step_s(self) -> float:
+        start = time.perf_counter()
+        self._engine.step()
+        return time.perf_counter() - start
+
+    def _add(self, num_prompt: int, num_tokens: int) -> int:
+        self._last_id += 1
+        vocab_size = self._costs.config.vocab_size
+        prompt = [self._rng.randrange(3, vocab_size) for _ in range(num_prompt)]
+        params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        self._engine.add(Request(self._last_id, prompt, params))
+        return self._last_id

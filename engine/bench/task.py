@@ -1,0 +1,20 @@
+"""What `python -m engine.bench` is asked for. Free of torch."""
+
+from typing import Literal
+
+import msgspec
+
+from engine.config import EngineConfig
+
+Preset = Literal["mixtral-8x7b", "bench-400m", "tiny"]
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement. An engine config without a model means random weights of the preset's shape."""
+
+    what: Literal["kernels", "engine"]
+    engine: EngineConfig
+    preset: Preset
+    rows: list[int]  # rows of the kernels, batch sizes of decode steps
+    contexts: list[int]  # positions that attention and decode see
+    prefills: list[int] = []  # prompt lengths

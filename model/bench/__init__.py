@@ -1,0 +1,1 @@
+"""What the machine can do, and what each kernel makes of it. Only `smoe bench` imports it."""

@@ -1,0 +1,103 @@
+"""The machine's limits, measured: how fast memory is read, and how fast numbers are multiplied."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from model.ops import Ops
+from model.ops.huge_pages import empty
+from model.ops.native import NativeOps
+
+BUFFER_BYTES = 512 << 20  # larger than caches
+MIN_ROUND_S = 0.05
+NUM_ROUNDS = 5
+ARITHMETICS = ("float32", "bfloat16", "int8")
+PEAK_ROUNDS = 1 << 20
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Bytes per second of a read that streams, operations per second of each arithmetic (two per multiply-add)."""
+
+    bytes_per_s: float
+    operations_per_s: dict[str, float]  # of those in ARITHMETICS that this device has
+
+    def limit_s(self, num_bytes: float, num_operations: float, arithmetic: str) -> float:
+        """The shortest time in which so many bytes are read and so many operations done (Williams et al. 2009)."""
+        return max(num_bytes / self.bytes_per_s, num_operations / self.operations_per_s[arithmetic])
+
+    def as_fields(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def seconds_of(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
+    """The time of one call: the median of some rounds, each of which makes all calls in turn, and does that until it
+    has lasted. The calls do the same on different memory: what one reads, the last one has not left in a cache."""
+    _timed(calls, 1, device)  # warms up
+    repeats = 1
+    while (elapsed := _timed(calls, repeats, device)) < MIN_ROUND_S:
+        repeats = max(2 * repeats, int(repeats * MIN_ROUND_S / max(elapsed, 1e-6)))
+    rounds = [elapsed, *(_timed(calls, repeats, device) for _ in range(NUM_ROUNDS - 1))]
+    return median(rounds) / (repeats * len(calls))
+
+
+def _timed(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:
+    _finish(device)
+    start = perf_counter()
+    for _ in range(repeats):
+        for call in calls:
+            call()
+    _finish(device)
+    return perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(ops: Ops, device: torch.device) -> Roofline:
+    """With the native backend's own threads and instructions; else with what torch does best."""
+    if isinstance(ops, NativeOps):
+        return Roofline(_native_bandwidth(ops), _native_peaks(ops))
+    return Roofline(_copy_bandwidth(device), _matmul_peaks(device))
+
+
+def _native_bandwidth(ops: NativeOps) -> float:
+    buffer = empty(BUFFER_BYTES, torch.uint8).fill_(1)
+    return BUFFER_BYTES / seconds_of([lambda: ops.read_all(buffer)], torch.device("cpu"))
+
+
+def _native_peaks(ops: NativeOps) -> dict[str, float]:
+    cpu = torch.device("cpu")
+    peaks = {}
+    for number, name in enumerate(ARITHMETICS):
+        if count := ops.peak_operations(number, 1):
+            count = ops.peak_operations(number, PEAK_ROUNDS)
+            peaks[name] = count / seconds_of([partial(ops.peak_operations, number, PEAK_ROUNDS)], cpu)
+    return peaks
+
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """A copy reads as much as it writes."""
+    source = torch.ones(BUFFER_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * BUFFER_BYTES / seconds_of([lambda: target.copy_(source)], device)
+
+
+def _matmul_peaks(device: torch.device) -> dict[str, float]:
+    """Of large square matrices. int8 counts where torch multiplies it on this device: on CUDA."""
+    size = MATMUL_SIZE[device.type]
+    peaks = {}
+    for name in ("float32", "bfloat16"):
+        matrix = torch.randn(size, size, device=device, dtype=getattr(torch, name))
+        peaks[name] = 2 * size**3 / seconds_of([partial(torch.mm, matrix, matrix)], device)
+    if device.type == "cuda":
+        numbers = torch.randint(-100, 100, (size, size), dtype=torch.int8, device=device)
+        peaks["int8"] = 2 * size**3 / seconds_of([lambda: torch._int_mm(numbers, numbers.T)], device)
+    return peaks

@@ -1,0 +1,99 @@
+"""`smoe bench kernels` and `smoe bench engine`: a process with torch measures, this one asks and shows."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from engine.bench.task import Task
+from engine.config import EngineConfig
+
+CONTEXTS = {"kernels": [256, 1024, 4096], "engine": [256]}
+ROWS = {
+    ("kernels", "cpu"): [1, 4, 16, 64, 256],
+    ("kernels", "cuda"): [1, 8, 64, 256, 2048],
+    ("engine", "cpu"): [1, 4, 8, 16, 64],
+    ("engine", "cuda"): [1, 4, 8, 16, 64, 256],
+}
+PREFILLS = [128, 512, 2048]
+PRESET = {"cpu": "bench-400m", "cuda": "mixtral-8x7b"}
+
+
+class BenchError(Exception):
+    """A measurement that cannot be made. One line."""
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """From "1,4,16". Raises BenchError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BenchError(f"{flag} {text}: should be numbers, as 1,4,16") from None
+    if min(values) < 1:
+        raise BenchError(f"{flag} {text}: each should be 1 or more")
+    return values
+
+
+def task_of(
+    what: Literal["kernels", "engine"],
+    settings: Mapping[str, Any],
+    preset: str | None,
+    rows: Sequence[int] | None,
+    contexts: Sequence[int] | None,
+    prefills: Sequence[int] | None,
+) -> Task:
+    """What to measure. `settings` are EngineConfig's, None: its default. Raises BenchError."""
+    given = {name: _number_or_text(value) for name, value in settings.items() if value is not None}
+    device = "cuda" if given["device"] == "cuda" else "cpu"
+    task = {
+        "what": what,
+        "engine": {"model": "", "enable_prefix_caching": False, **given},
+        "preset": preset or PRESET[device],
+        "rows": rows or ROWS[what, device],
+        "contexts": contexts or CONTEXTS[what],
+        "prefills": prefills or PREFILLS,
+    }
+    if unknown := set(given) - set(EngineConfig.__struct_fields__):
+        raise BenchError(f"this engine knows no {', '.join(sorted(unknown))}")
+    try:
+        return msgspec.convert(task, Task)
+    except msgspec.ValidationError as error:
+        raise BenchError(str(error)) from None
+
+
+def _number_or_text(value: str) -> int | str:
+    return int(value) if value.isdecimal() else value
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """The measuring process' answer; it tells its progress on standard error. Raises BenchError."""
+    command = [sys.executable, "-m", "engine.bench", msgspec.json.encode(task).decode()]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if result.returncode:
+        raise BenchError(f"the measurement ended with {result.returncode}")
+    answer = msgspec.json.decode(result.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def table(answer: Mapping[str, Any]) -> str:
+    """For the terminal: the limits, then a line per figure."""
+    limits = answer["roofline"]
+    peaks = ", ".join(f"{name} {peak / 1e9:,.0f} Gop/s" for name, peak in limits["operations_per_s"].items())
+    head = [
+        f"{answer['model']}, {answer['numerics']}, quantization {answer['quantization']}",
+        f"limits here and now: memory {limits['bytes_per_s'] / 1e9:.1f} GB/s, {peaks}",
+        f"{'':<10}{'rows':>6}{'context':>9}{'ms':>10}{'tokens/s':>11}{'GB/s':>8}{'Gop/s':>9}{'of limit':>10}",
+    ]
+    return "\n".join([*head, *map(_row, answer.get("kernels") or answer["steps"])])
+
+
+def _row(figures: Mapping[str, Any]) -> str:
+    name, rows = figures.get("kernel") or figures["kind"], figures.get("rows") or figures["batch"]
+    tokens = f"{figures['tokens_per_s']:,.0f}" if "tokens_per_s" in figures else ""
+    return (
+        f"{name:<10}{rows:>6}{figures['context'] or '':>9}{1e3 * figures['seconds']:>10.3f}{tokens:>11}"
+        f"{figures['gigabytes_per_s']:>8.1f}{figures['gigaops_per_s']:>9.0f}{figures['share']:>10.0%}"
+    )
