@@ -7,24 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engine.plan import Chunk, StepPlan
+from engine.request_rows import Int64s, RequestRows
 from engine.routing import build_routing
 from engine.sequence import Sequence
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 
-Int64s = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
-class LogitRow:
-    """One row of the logits: it predicts the token behind `position`."""
+class LogitRows:
+    """The rows of the logits: first those that are sampled, then those that score the prompt token behind them."""
 
-    sequence: Sequence
-    position: int
-    samples: bool  # else the row scores the prompt token at position + 1
+    sequences: list[Sequence]  # N of them, whose rows they are
+    rows: Int64s  # [N] their rows in RequestRows
+    positions: Int64s  # [N] absolute: each row predicts the token behind
+    num_sampled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +31,34 @@ class StepBatch:
     """The model's input, and what each row of its output is for."""
 
     forward: ForwardBatch
-    logit_rows: list[LogitRow]
+    logits: LogitRows
 
 
-def build_batch(plan: StepPlan, model: ModelConfig, block_size: int, device: torch.device) -> StepBatch:
+def build_batch(plan: StepPlan, requests: RequestRows, model: ModelConfig) -> StepBatch:
     """The rows are the plan's chunks in order, each in ascending positions."""
-    chunks = plan.chunks
-    lengths = np.array([chunk.length for chunk in chunks], dtype=np.int64)
-    starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+    chunks, device, block_size = plan.chunks, requests.device, requests.block_size
+    sequences = [chunk.sequence for chunk in chunks]
+    rows = requests.update(sequences)
+    lengths = np.fromiter((chunk.length for chunk in chunks), dtype=np.int64, count=len(chunks))
+    starts = np.fromiter((chunk.start for chunk in chunks), dtype=np.int64, count=len(chunks))
     query_start = np.concatenate(([0], lengths.cumsum()))
     positions = _positions(starts, lengths, query_start)
-    tables = _padded_tables(chunks)
+    tables = requests.tables_of(rows)
     owners = np.repeat(np.arange(len(chunks)), lengths)
-    slots = tables[owners, positions // block_size] * block_size + positions % block_size
-    logit_rows, logit_indices = _logit_rows(chunks, query_start)
+    slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    wanted, logit_rows = _logit_rows(chunks, rows, query_start)
+    placed = torch.from_numpy(rows[owners]).to(device), torch.from_numpy(positions).to(device)
     forward = ForwardBatch(
-        token_ids=_tensor(_token_ids(chunks), torch.int64, device),
-        positions=_tensor(positions, torch.int64, device),
-        slot_mapping=_tensor(slots, torch.int64, device),
-        query_start=_tensor(query_start, torch.int32, device),
-        context_len=_tensor(starts + lengths, torch.int32, device),
-        block_tables=_tensor(tables, torch.int32, device),
-        logit_rows=_tensor(np.array(logit_indices, dtype=np.int64), torch.int64, device),
+        token_ids=requests.tokens[placed].long(),
+        positions=placed[1],
+        slot_mapping=torch.from_numpy(slots).to(device),
+        query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
+        context_len=torch.from_numpy((starts + lengths).astype(np.int32)).to(device),
+        block_tables=torch.from_numpy(tables).to(device),
+        logit_rows=torch.from_numpy(logit_rows).to(device),
         routing=build_routing(chunks, model, device),
     )
-    return StepBatch(forward, logit_rows)
+    return StepBatch(forward, wanted)
 
 
 def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:
@@ -64,44 +66,27 @@ def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:
     return np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
 
 
-def _padded_tables(chunks: tuple[Chunk, ...]) -> Int64s:
-    """[S, M]; the null block fills up."""
-    width = max(len(chunk.sequence.block_table) for chunk in chunks)
-    tables = np.zeros((len(chunks), width), dtype=np.int64)
-    for row, chunk in enumerate(chunks):
-        table = chunk.sequence.block_table
-        tables[row, : len(table)] = table
-    return tables
-
-
-def _token_ids(chunks: tuple[Chunk, ...]) -> Int64s:
-    ids: list[int] = []
-    for chunk in chunks:
-        ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
-    return np.array(ids, dtype=np.int64)
-
-
-def _logit_rows(chunks: tuple[Chunk, ...], query_start: Int64s) -> tuple[list[LogitRow], list[int]]:
+def _logit_rows(chunks: tuple[Chunk, ...], rows: Int64s, query_start: Int64s) -> tuple[LogitRows, Int64s]:
     """Whose logits are wanted, and where those rows stand among the T."""
-    rows: list[LogitRow] = []
-    indices: list[int] = []
-    for chunk, first in zip(chunks, query_start.tolist(), strict=False):
-        for position in _wanted_positions(chunk):
-            last = position == chunk.start + chunk.length - 1
-            rows.append(LogitRow(chunk.sequence, position, samples=chunk.samples and last))
-            indices.append(first + position - chunk.start)
-    return rows, indices
+    sampled = [index for index, chunk in enumerate(chunks) if chunk.samples]
+    scored = [
+        (index, position)
+        for index, chunk in enumerate(chunks)
+        if chunk.sequence.request.params.prompt_logprobs
+        for position in _scoring_positions(chunk)
+    ]
+    ends = query_start[1:][sampled] - 1
+    starts = np.fromiter((chunk.start for chunk in chunks), dtype=np.int64, count=len(chunks))
+    owners = np.array([*sampled, *(index for index, _ in scored)], dtype=np.int64)
+    positions = starts[sampled] + ends - query_start[:-1][sampled]
+    positions = np.concatenate((positions, np.array([position for _, position in scored], dtype=np.int64)))
+    indices = query_start[owners] + positions - starts[owners]
+    sequences = [chunks[index].sequence for index in owners.tolist()]
+    return LogitRows(sequences, rows[owners], positions, len(sampled)), indices
 
 
-def _wanted_positions(chunk: Chunk) -> range:
-    """All that score a prompt token, where the request wants that and was not told yet; the last if it samples."""
-    end = chunk.start + chunk.length
-    sequence = chunk.sequence
-    if sequence.request.params.prompt_logprobs and not sequence.num_generated:
-        last_scoring = sequence.num_prompt_tokens - 1
-        return range(chunk.start, end if chunk.samples else min(end, last_scoring))
-    return range(end - 1, end) if chunk.samples else range(0)
-
-
-def _tensor(values: Int64s, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device=device, dtype=dtype)
+def _scoring_positions(chunk: Chunk) -> range:
+    """All that predict a prompt token, where the request was not told yet."""
+    if chunk.sequence.num_generated:
+        return range(0)
+    return range(chunk.start, min(chunk.start + chunk.length, chunk.sequence.num_prompt_tokens - 1))

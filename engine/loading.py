@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.expert_counts import ExpertCounts
 from engine.memory import available_bytes
+from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
@@ -119,8 +120,11 @@ def _made_ready(
     kv_dtype = served_kv_dtype(config, model_config)
     kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
     expert_counts = ExpertCounts(model_config, device) if model_config.num_experts else None
-    sampler = Sampler(model_config.eos_token_ids)
-    runner = ModelRunner(model, kv_pool, sampler, config.block_size, device, expert_counts)
+    requests = RequestRows(
+        config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
+    )
+    sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
+    runner = ModelRunner(model, kv_pool, requests, sampler, expert_counts)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":

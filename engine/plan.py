@@ -1,6 +1,7 @@
 """A step as plain data: what to compute (Scheduler -> runner), and what came of it (runner -> Scheduler)."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.experts import ExpertChoices
 from engine.sequence import Sequence
@@ -36,8 +37,7 @@ class StepPlan:
         return sum(chunk.length for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """The token that a chunk's last row gave."""
 
     token_id: int

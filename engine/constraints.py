@@ -1,0 +1,91 @@
+"""Biases and masks of the rows of one step: what may be sampled, where that is not just a matter of numbers.
+
+Only constrained requests come here, so a step of plain ones spends no time on it.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from engine.errors import GrammarError
+from engine.plan import RowFailed
+from engine.request_rows import Int64s
+from engine.sequence import Sequence
+from model.sampling import Whole
+
+GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
+FORBIDDEN = float("-inf")
+
+
+class Constraints:
+    """Collects, row by row in ascending order, and writes into each row which part is its own."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._num_words = -(-vocab_size // 32)
+        self._ids: list[int] = []
+        self._values: list[float] = []
+        self._masks: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
+        self.failed: dict[int, RowFailed] = {}  # request ids whose grammar cannot go on
+
+    def add(self, sequence: Sequence, num_generated: int, wholes: Int64s) -> None:
+        """`wholes` is the row's, written."""
+        first = len(self._ids)
+        for token_id, value in self._biases(sequence, num_generated):
+            if 0 <= token_id < self._vocab_size:
+                self._ids.append(token_id)
+                self._values.append(value)
+        wholes[Whole.FIRST_BIAS], wholes[Whole.END_BIAS] = first, len(self._ids)
+        mask = self._mask(sequence)
+        if mask is not None:
+            wholes[Whole.MASK_ROW] = len(self._masks)
+            self._masks.append(mask)
+
+    def _biases(self, sequence: Sequence, num_generated: int) -> Iterable[tuple[int, float]]:
+        params = sequence.request.params
+        yield from params.logit_bias.items()
+        if params.bad_words:
+            yield from ((token_id, FORBIDDEN) for token_id in _completing(params.bad_words, sequence))
+        if num_generated < params.min_tokens:
+            yield from ((token_id, FORBIDDEN) for token_id in (*self._eos_token_ids, *params.stop_token_ids))
+
+    def _mask(self, sequence: Sequence) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
+        allowed = sequence.request.params.allowed_token_ids
+        mask = None if allowed is None else _packed(allowed, self._num_words)
+        if sequence.matcher is None:
+            return mask
+        try:
+            octets = sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
+        except GrammarError:
+            self.failed[sequence.request_id] = GRAMMAR_FAILED
+            return mask
+        of_grammar = np.frombuffer(octets, dtype="<u4")
+        return of_grammar if mask is None else mask & of_grammar
+
+    def biases(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [B] int32 and what is added to them [B] float32."""
+        ids, values = torch.tensor(self._ids, dtype=torch.int32), torch.tensor(self._values, dtype=torch.float32)
+        return ids.to(device), values.to(device)
+
+    def masks(self, device: torch.device) -> torch.Tensor | None:
+        """[M, ceil(V / 32)] int32."""
+        if not self._masks:
+            return None
+        return torch.from_numpy(np.stack(self._masks).view(np.int32)).to(device)
+
+
+def _packed(token_ids: Iterable[int], num_words: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """Bit i % 32 of word i // 32 is token i's."""
+    bits = np.zeros(num_words * 32, dtype=np.uint8)
+    bits[[token_id for token_id in token_ids if 0 <= token_id < len(bits)]] = 1
+    return np.packbits(bits, bitorder="little").view("<u4")
+
+
+def _completing(bad_words: tuple[tuple[int, ...], ...], sequence: Sequence) -> list[int]:
+    """The last ids of those words whose other ids were just generated: behind 5 6, of (5, 6, 7), (6, 8) and (9,) all
+    three."""
+    generated = sequence.token_ids[sequence.num_prompt_tokens :]
+    starts = ((word[:-1], word[-1]) for word in bad_words)
+    return [last for start, last in starts if tuple(generated[len(generated) - len(start) :]) == start]

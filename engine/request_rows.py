@@ -1,0 +1,143 @@
+"""What stays of a running request from step to step, in one row of each array: tokens, blocks, how it is sampled.
+
+A request's row is written when it starts. From then on a step that decodes adds to it only what is new: a block now and
+then. Tokens are kept on the model's device, where the sampler writes each one behind those before it and the next step
+reads it: a step can be prepared before the host knows the tokens of the one in flight.
+Letters: R rows, L tokens of the longest request, M blocks of it, V vocabulary.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.sequence import Sequence, Status
+from model.sampling import Real, Whole
+
+Int64s = NDArray[np.int64]
+Int32s = NDArray[np.int32]
+
+
+class RequestRows:
+    """Owns the arrays. A row is given back when its request has ended and no step in flight uses it."""
+
+    def __init__(
+        self, num_running: int, max_tokens: int, block_size: int, vocab_size: int, device: torch.device
+    ) -> None:
+        """`num_running` requests at once, and as many that have ended in a step still in flight."""
+        num_rows = 2 * num_running
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.device = device
+        self.tokens = torch.zeros(num_rows, max_tokens + 1, dtype=torch.int32, device=device)  # [R, L]
+        self.block_tables = np.zeros(
+            (num_rows, -(-max_tokens // block_size)), dtype=np.int32
+        )  # [R, M], 0 behind the end
+        self.reals = np.zeros((num_rows, len(Real)), dtype=np.float32)
+        self.wholes = np.zeros((num_rows, len(Whole)), dtype=np.int64)
+        self.is_constrained = np.zeros(num_rows, dtype=bool)  # what may be sampled changes from step to step
+        self._num_blocks = np.zeros(num_rows, dtype=np.int64)  # written so far
+        self._num_slid = np.zeros(num_rows, dtype=np.int64)
+        self._num_preemptions = np.zeros(num_rows, dtype=np.int64)
+        self._row_of: dict[Sequence, int] = {}
+        self._free = list(range(num_rows))
+        self._last: list[Sequence] = []
+        self._last_rows = np.zeros(0, dtype=np.int64)
+
+    def update(self, sequences: list[Sequence]) -> Int64s:
+        """The rows of a step's sequences, brought up to date."""
+        if sequences != self._last:
+            self._last_rows = np.array([self._row(sequence) for sequence in sequences], dtype=np.int64)
+            self._last = sequences
+        rows = self._last_rows
+        preemptions = _counts((sequence.num_preemptions for sequence in sequences), rows)
+        restarted = rows[preemptions != self._num_preemptions[rows]]  # their blocks are others now
+        self._num_blocks[restarted] = self._num_slid[restarted] = 0
+        self._num_preemptions[rows] = preemptions
+        self._write_new_blocks(sequences, rows)
+        return rows
+
+    def _row(self, sequence: Sequence) -> int:
+        row = self._row_of.get(sequence)
+        return self._place(sequence) if row is None else row
+
+    def _place(self, sequence: Sequence) -> int:
+        self._reclaim()
+        row = self._row_of[sequence] = self._free.pop()
+        ids = torch.tensor(sequence.token_ids, dtype=torch.int32)
+        self.tokens[row, : len(ids)] = ids.to(self.device)
+        self.reals[row] = _reals(sequence)
+        self.wholes[row] = _wholes(sequence, row)
+        self.is_constrained[row] = is_constrained(sequence)
+        self._num_blocks[row] = self._num_slid[row] = 0
+        self._num_preemptions[row] = sequence.num_preemptions
+        return row
+
+    def _reclaim(self) -> None:
+        ended = [s for s in self._row_of if s.status is not Status.RUNNING and not s.num_chunks_in_flight]
+        for sequence in ended:
+            self._free.append(self._row_of.pop(sequence))
+
+    def _write_new_blocks(self, sequences: SequenceOf[Sequence], rows: Int64s) -> None:
+        counts = _counts((len(sequence.block_table) for sequence in sequences), rows)
+        for index in (counts != self._num_blocks[rows]).nonzero()[0].tolist():
+            row, table = rows[index], sequences[index].block_table
+            first = int(self._num_blocks[row])
+            self.block_tables[row, first : len(table)] = table[first:]
+            self.block_tables[row, len(table) :] = 0
+        self._num_blocks[rows] = counts
+        slid = _counts((sequence.num_slid_blocks for sequence in sequences), rows)
+        for index in (slid != self._num_slid[rows]).nonzero()[0].tolist():
+            self.block_tables[rows[index], : slid[index]] = 0
+        self._num_slid[rows] = slid
+
+    def tables_of(self, rows: Int64s) -> Int32s:
+        """The block tables of these rows, as wide as the longest, 0 behind an end: [S, M]."""
+        return np.take(self.block_tables[:, : int(self._num_blocks[rows].max())], rows, axis=0)
+
+
+def _counts(values: Iterable[int], rows: Int64s) -> Int64s:
+    return np.fromiter(values, dtype=np.int64, count=len(rows))
+
+
+def _reals(sequence: Sequence) -> list[float]:
+    params = sequence.request.params
+    return [
+        params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+    ]
+
+
+def _wholes(sequence: Sequence, row: int) -> list[int]:
+    """Columns that change from step to step are filled in by the sampler."""
+    params = sequence.request.params
+    wholes = dict.fromkeys(Whole, 0) | {
+        Whole.TOP_K: params.top_k,
+        Whole.NUM_LOGPROBS: -1 if params.num_logprobs is None else params.num_logprobs,
+        Whole.SEED: (params.seed + 2**63) % 2**64 - 2**63,
+        Whole.PROMPT_INDEX: params.prompt_index,
+        Whole.CHOICE_INDEX: params.choice_index,
+        Whole.NUM_PROMPT_TOKENS: sequence.num_prompt_tokens,
+        Whole.GIVEN: -1,
+        Whole.HISTORY_ROW: row,
+        Whole.MASK_ROW: -1,
+    }
+    return list(wholes.values())
+
+
+def is_constrained(sequence: Sequence) -> bool:
+    """Whether biases or masks say what may be sampled. Everything else is numbers in the row."""
+    params = sequence.request.params
+    return bool(
+        params.logit_bias
+        or params.allowed_token_ids is not None
+        or params.bad_words
+        or params.min_tokens
+        or sequence.matcher is not None
+    )
