@@ -61,7 +61,7 @@ class Constraints:
         except GrammarError:
             self.failed[sequence.request_id] = GRAMMAR_FAILED
             return mask
-        of_grammar = np.frombuffer(octets, dtype="<u4")
+        of_grammar = np.frombuffer(octets, dtype="<u4")[: self._num_words]
         return of_grammar if mask is None else mask & of_grammar
 
     def biases(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,9 @@ PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled ch
 ENGINE_MODULES_WITH_TORCH = {
     "engine.backend",
     "engine.batch",
+    "engine.constraints",
     "engine.expert_counts",
+    "engine.request_rows",
     "engine.routing",
     "engine.sampler",
     "engine.runner",

@@ -8,10 +8,12 @@ import torch
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.plan import RowFailed
+from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
+from model.ops.reference import ReferenceOps
 from tests.model.native_cases import Heads
 
 VOCAB = 10
@@ -38,7 +40,8 @@ def test_a_score_that_is_no_number_fails_its_request_alone(bad: float, max_token
     params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=True, num_logprobs=1)
     scheduler.add(Request(1, [3, 7, 3], params))
     scheduler.add(Request(2, [3, 4, 3], params))
-    runner = ModelRunner(OneBadRow(bad), None, Sampler(()), 4, torch.device("cpu"))  # type: ignore[arg-type]
+    requests = RequestRows(4, 64, 4, VOCAB, torch.device("cpu"))
+    runner = ModelRunner(OneBadRow(bad), None, requests, Sampler(ReferenceOps(), requests, ()))  # type: ignore[arg-type]
     plan = scheduler.plan(0.0)
     result = runner.run(plan)
     assert isinstance(result.sampled[1], RowFailed)

@@ -1,26 +1,38 @@
 """Sampling against naive definitions, and the promise that a draw depends on its own row alone."""
 
+import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
-import engine.sampler as sampler_module
+from engine.batch import LogitRows
 from engine.plan import RowFailed, Sampled
-from engine.sampler import Sampler, token_logprobs
+from engine.request_rows import RequestRows
+from engine.sampler import Sampler, Scores
 from engine.sequence import Sequence
 from engine.types import Request, SamplingParams
+from model.ops import Ops
+from model.ops.native import NativeOps
+from model.ops.native_library import NativeLibrary
+from model.ops.reference import ReferenceOps
 from model.philox import philox4x32, uniforms
 
 VOCAB = 50
 EOS = 2
+BACKENDS: dict[str, Ops] = {"reference": ReferenceOps(), "native": NativeOps(NativeLibrary(), 1)}
+REQUEST_IDS = itertools.count()
+
+pytestmark = pytest.mark.parametrize("ops", BACKENDS.values(), ids=BACKENDS)
 
 
 def sequence(prompt: list[int] | None = None, generated: list[int] | None = None, **params: object) -> Sequence:
-    request = Request(0, prompt or [1, 4, 4], SamplingParams(**params))  # type: ignore[arg-type]
+    request = Request(next(REQUEST_IDS), prompt or [1, 4, 4], SamplingParams(**params))  # type: ignore[arg-type]
     made = Sequence(request, (0, 0), 100)
     made.token_ids += generated or []
+    made.num_chunks_in_flight = 1
     return made
 
 
@@ -28,8 +40,25 @@ def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    outcomes = Sampler((EOS,)).sample(logits, sequences)
+def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | RowFailed]:
+    requests = RequestRows(len(sequences), 100, 16, VOCAB, torch.device("cpu"))
+    positions = np.array([len(s.token_ids) - 1 for s in sequences])
+    wanted = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
+    sampler = Sampler(ops, requests, (EOS,))
+    outcomes, _ = sampler.finish(sampler.launch(logits.contiguous(), wanted))
+    return [outcomes[s.request_id] for s in sequences]
+
+
+def score(ops: Ops, logits: torch.Tensor, scored: Sequence) -> Scores:
+    """Of the prompt's tokens but the first: logits [tokens - 1, V]."""
+    requests = RequestRows(1, 100, 16, VOCAB, torch.device("cpu"))
+    rows = requests.update([scored]).repeat(len(logits))
+    sampler = Sampler(ops, requests, (EOS,))
+    return sampler.finish(sampler.launch(logits, LogitRows([scored] * len(rows), rows, np.arange(len(rows)), 0)))[1]
+
+
+def draw(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    outcomes = sample(ops, logits, sequences)
     return [outcome.token_id for outcome in outcomes if isinstance(outcome, Sampled)]
 
 
@@ -107,11 +136,7 @@ def random_params(rng: random.Random) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("num_candidates", [1, 3, 256])
-def test_every_parameter_does_what_its_definition_says(
-    scale: int, num_candidates: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampler_module, "NUM_CANDIDATES", num_candidates)
+def test_every_parameter_does_what_its_definition_says(ops: Ops, scale: int) -> None:
     rng = random.Random(0)
     for trial in range(150 * scale):
         rows = [
@@ -120,27 +145,29 @@ def test_every_parameter_does_what_its_definition_says(
         logits = random_logits(trial, 4)
         if trial % 3 == 0:
             logits = logits.round()  # many ties
-        assert draw(logits, rows) == [naive(row.tolist(), s) for row, s in zip(logits, rows, strict=True)]
+        assert draw(ops, logits, rows) == [naive(row.tolist(), s) for row, s in zip(logits, rows, strict=True)]
 
 
-def test_a_row_draws_the_same_alone_and_in_any_batch() -> None:
+def test_a_row_draws_the_same_alone_and_in_any_batch(ops: Ops) -> None:
     rng = random.Random(1)
     rows = [sequence(generated=rng.choices(range(VOCAB), k=5), **random_params(rng)) for _ in range(16)]
     logits = random_logits(5, 16)
-    assert draw(logits, rows) == [draw(logits[i : i + 1], [s])[0] for i, s in enumerate(rows)]
+    assert draw(ops, logits, rows) == [draw(ops, logits[i : i + 1], [s])[0] for i, s in enumerate(rows)]
 
 
-def test_draws_follow_the_distribution() -> None:
+def test_draws_follow_the_distribution(ops: Ops) -> None:
     logits = random_logits(3)
     probs = torch.softmax(logits[0].double(), -1)
     n = 20_000
-    rows = [sequence(seed=i) for i in range(n)]
-    counts = torch.bincount(torch.tensor(draw(logits.expand(n, -1), rows)), minlength=VOCAB)
+    counts = torch.zeros(VOCAB)
+    for first in range(0, n, 200):
+        rows = [sequence(seed=i) for i in range(first, first + 200)]
+        counts += torch.bincount(torch.tensor(draw(ops, logits.expand(200, -1), rows)), minlength=VOCAB)
     deviation = (counts - n * probs) / (n * probs * (1 - probs)).sqrt()
     assert deviation.abs().max() < 4.5
 
 
-def test_seed_position_prompt_and_choice_each_change_the_draw() -> None:
+def test_seed_position_prompt_and_choice_each_change_the_draw(ops: Ops) -> None:
     base = uniforms([1], [2], [3], [4])[0]
     for other in ([2], [2], [3], [4]), ([1], [3], [3], [4]), ([1], [2], [4], [4]), ([1], [2], [3], [5]):
         assert uniforms(*other)[0] != base
@@ -154,7 +181,7 @@ def test_seed_position_prompt_and_choice_each_change_the_draw() -> None:
     ],
 )
 def test_philox_gives_its_published_answers(
-    counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
+    ops: Ops, counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     import numpy as np
 
@@ -163,37 +190,37 @@ def test_philox_gives_its_published_answers(
     assert tuple(int(word[0]) for word in got) == expected
 
 
-def test_greedy_ties_go_to_the_lower_id() -> None:
+def test_greedy_ties_go_to_the_lower_id(ops: Ops) -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [30, 8, 41]] = 1.0
-    assert draw(logits, [sequence(temperature=0.0)]) == [8]
+    assert draw(ops, logits, [sequence(temperature=0.0)]) == [8]
 
 
 WAYS_TO_DRAW = [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 5, "top_p": 1e-9}]
 
 
 @pytest.mark.parametrize("params", WAYS_TO_DRAW, ids=str)
-def test_a_row_with_nan_or_infinity_fails_alone(params: dict[str, float]) -> None:
+def test_a_row_with_nan_or_infinity_fails_alone(ops: Ops, params: dict[str, float]) -> None:
     logits = random_logits(0, 5)
     logits[1, 5] = float("nan")
     logits[2, 0] = float("inf")
     logits[3] = float("-inf")
-    outcomes = Sampler((EOS,)).sample(logits, [sequence(seed=i, **params) for i in range(5)])
+    outcomes = sample(ops, logits, [sequence(seed=i, **params) for i in range(5)])
     assert [isinstance(outcome, RowFailed) for outcome in outcomes] == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("params", WAYS_TO_DRAW, ids=str)
-def test_constraints_that_leave_no_token_fail_the_row_and_say_so(params: dict[str, float]) -> None:
+def test_constraints_that_leave_no_token_fail_the_row_and_say_so(ops: Ops, params: dict[str, float]) -> None:
     impossible = sequence(allowed_token_ids=(EOS,), min_tokens=5, **params)
-    outcome = Sampler((EOS,)).sample(random_logits(0), [impossible])[0]
+    outcome = sample(ops, random_logits(0), [impossible])[0]
     assert isinstance(outcome, RowFailed)
     assert "no token" in outcome.message
 
 
-def test_logprobs_come_from_the_raw_logits_and_ties_go_to_the_lower_id() -> None:
+def test_logprobs_come_from_the_raw_logits_and_ties_go_to_the_lower_id(ops: Ops) -> None:
     logits = random_logits(0, 1)
     logits[0, [3, 40]] = 20.0
-    outcome = Sampler((EOS,)).sample(logits, [sequence(temperature=0.2, logit_bias={3: -50.0}, num_logprobs=2)])[0]
+    outcome = sample(ops, logits, [sequence(temperature=0.2, logit_bias={3: -50.0}, num_logprobs=2)])[0]
     assert isinstance(outcome, Sampled) and outcome.logprobs is not None
     values = logits[0].double()
     expected = (values - values.logsumexp(-1)).tolist()
@@ -202,6 +229,24 @@ def test_logprobs_come_from_the_raw_logits_and_ties_go_to_the_lower_id() -> None
     assert outcome.logprobs.logprob == pytest.approx(expected[outcome.token_id], abs=1e-6)
 
 
-def test_zero_logprobs_give_the_sampled_token_alone() -> None:
-    scored = token_logprobs(random_logits(0)[0], 5, 0)
-    assert scored.top_ids == [] and scored.token_id == 5
+def test_zero_logprobs_give_the_token_alone(ops: Ops) -> None:
+    [outcome] = sample(ops, random_logits(0), [sequence(num_logprobs=0)])
+    assert isinstance(outcome, Sampled) and outcome.logprobs is not None and outcome.logprobs.top_ids == []
+
+
+def test_a_prompt_is_scored_by_the_raw_logits(ops: Ops) -> None:
+    prompt, logits = [5, 9, 0, 49], random_logits(1, 3)
+    scored = sequence(prompt, prompt_logprobs=True, num_logprobs=2, temperature=0.3, logit_bias={9: -100.0})
+    scores = score(ops, logits, scored)[scored.request_id]
+    expected = torch.log_softmax(logits.double(), -1)
+    assert [position.token_id for position in scores] == prompt[1:]
+    for row, position in zip(expected, scores, strict=True):
+        assert position.logprob == pytest.approx(float(row[position.token_id]), abs=1e-6)
+        assert position.top_ids == row.topk(2).indices.tolist()
+
+
+def test_ids_beyond_the_vocabulary_are_passed_over(ops: Ops) -> None:
+    odd = sequence(
+        temperature=0.0, logit_bias={VOCAB: 5.0, 10**9: 100.0}, allowed_token_ids=(VOCAB + 40, 7), stop_token_ids=(99,)
+    )
+    assert draw(ops, random_logits(0), [odd]) == [7]
