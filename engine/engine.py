@@ -30,6 +30,7 @@ class Engine:
         model = loaded.config
         self.expert_shape = ExpertShape(model.num_layers, model.num_experts, model.experts_per_token)
         self._expert_counts = loaded.runner.expert_counts
+        self._new_expert_tokens()  # the warm-up's are nobody's
         self.reset_experts()
         self._rejected: list[RequestOutput] = []
         self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)

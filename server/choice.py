@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from engine.types import RequestOutput, TokenLogprobs
+from engine.types import ExpertIds, RequestOutput, TokenLogprobs
 
 
 class TextDecoder(Protocol):
@@ -42,6 +42,9 @@ class Delta:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)  # generated ones
     positions: list[Position] = field(default_factory=list)  # echoed and generated ones, where logprobs are wanted
+    routing: list[list[ExpertIds]] = field(
+        default_factory=list
+    )  # [position][layers][k], of generated tokens but the last
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None
@@ -66,6 +69,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         text="".join(delta.text for delta in deltas),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         positions=[position for delta in deltas for position in delta.positions],
+        routing=[position for delta in deltas for position in delta.routing],
         is_first=True,
         finish_reason=deltas[-1].finish_reason,
         stop_reason=deltas[-1].stop_reason,
@@ -99,6 +103,7 @@ class Choice:
         self.index = index
         self.finish_reason: Literal["stop", "length"] | None = None
         self.num_tokens = 0  # generated, the end token included
+        self.num_routed = 0  # of those, whose experts are known: all but the last, where the engine tells them
         self._decoder = decoder
         self._matcher = matcher
         self._ending = ending
@@ -115,6 +120,8 @@ class Choice:
             self._start_echo(self._echo, output.prompt_logprobs or [])
             self._echo = None
         self._take_all(output)
+        if output.expert_routing:
+            self._take_routing(output.expert_routing)
         if self.finish_reason is None and output.finish_reason in ("stop", "length"):
             self._finish(output)
         return self._flush()
@@ -139,6 +146,12 @@ class Choice:
             self._match(text)
             if self.finish_reason:
                 return
+
+    def _take_routing(self, routing: Sequence[list[ExpertIds]]) -> None:
+        """Of tokens that were computed as input: not of the last one, nor of any behind a stop string."""
+        taken = routing[: self.num_tokens - 1 - self.num_routed]
+        self._pending.routing += taken
+        self.num_routed += len(taken)
 
     def _match(self, text: str) -> None:
         if self.num_tokens <= self._ending.min_tokens:

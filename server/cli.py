@@ -67,6 +67,7 @@ def serve_command(
     scheduling_policy: Annotated[Text, _option("priority (lower first, then arrival) or fcfs. [priority]")] = None,
     seed: Annotated[Text, _option("Makes the seeds of requests that bring none repeatable.", "N")] = None,
     sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
+    experts_per_token: Annotated[Text, _option("Of requests that name no number; else the checkpoint's.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
     quantization: Annotated[Text, _option("none, int8 or int4: the weights, while they are loaded. [none]")] = None,
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,

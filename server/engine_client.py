@@ -22,6 +22,8 @@ from engine.config import EngineConfig
 from engine.messages import (
     Abort,
     Add,
+    AskExperts,
+    Experts,
     Failed,
     FrameReader,
     FromEngine,
@@ -32,7 +34,7 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
-from engine.types import Request, RequestOutput, StepStats, Vocabulary
+from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
 
 logger = logging.getLogger("smoe.engine")
 
@@ -145,6 +147,8 @@ def merge_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
         logprobs=logprobs if any(output.logprobs is not None for output in outputs) else None,
         prompt_logprobs=with_prompt[0] if with_prompt else None,
         num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+        expert_prompt_tokens=outputs[0].expert_prompt_tokens,
+        expert_routing=[position for output in outputs for position in output.expert_routing or []] or None,
     )
 
 
@@ -166,6 +170,9 @@ class EngineClient:
         self._on_status = on_status
         self._command = command
         self._mailboxes: dict[int, Mailbox] = {}
+        self._questions: dict[tuple[float | None, bool], asyncio.Future[ExpertReport]] = {}  # about experts
+        self._asked: dict[int, tuple[float | None, bool]] = {}  # by query id
+        self._last_query_id = 0
         self._last_request_id = 0
         self._process: Process | None = None
         self._transport: asyncio.Transport | None = None
@@ -228,6 +235,19 @@ class EngineClient:
         if known:
             self._send(Abort(known))
 
+    async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport:
+        """What the experts took, of the last `window_s` or since the start; with `reset` it is forgotten first. Those
+        who ask the same at the same time get one answer. Raises EngineDied."""
+        if self._status.phase == "dead":
+            raise EngineDied(GONE)
+        question = window_s, reset
+        if question not in self._questions:
+            self._questions[question] = asyncio.get_running_loop().create_future()
+            self._last_query_id += 1
+            self._asked[self._last_query_id] = question
+            self._send(AskExperts(self._last_query_id, window_s, reset))
+        return await asyncio.shield(self._questions[question])
+
     def drain(self) -> None:
         """From now on the status says "draining"; what runs goes on."""
         if self._status.phase != "dead":
@@ -257,6 +277,9 @@ class EngineClient:
                 self.ready = message
                 total = message.weight_bytes
                 self._set_status(EngineStatus("ready", "", total, total))
+            case Experts():
+                answer = self._questions.pop(self._asked.pop(message.query_id))
+                answer.set_result(message.report)
             case Failed():
                 self._die(message.message, exit_code=message.exit_code)
 
@@ -289,6 +312,9 @@ class EngineClient:
         mailboxes, self._mailboxes = self._mailboxes, {}
         for mailbox in mailboxes.values():
             mailbox.fail(told_clients)
+        for answer in self._questions.values():
+            answer.set_exception(EngineDied(told_clients))
+            answer.exception()  # seen, though nobody may be waiting any more
         if self._transport is not None:
             self._transport.close()
 

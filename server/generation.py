@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.choice import Choice, Delta
@@ -22,6 +22,7 @@ from server.errors import (
     queue_timeout,
     unavailable,
 )
+from server.experts import ExpertTally, ExpertTokens
 from server.ledger import Account
 from server.metric_families import Outcome
 from server.state import GONE_RETRY_S, AppState
@@ -48,6 +49,7 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    expert_tokens: NotRequired[ExpertTokens]  # where asked for, when the generation has ended
 
 
 class Generation:
@@ -60,6 +62,7 @@ class Generation:
         self._http_id = http_id
         self._user = user
         self._accounts: dict[int, Account] = {}
+        self._tally = self._new_tally()
 
     @property
     def num_choices(self) -> int:
@@ -67,7 +70,7 @@ class Generation:
         return len(self._jobs)
 
     def usage(self) -> Usage:
-        """So far; complete when `deltas` has ended."""
+        """So far."""
         firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
         num_prompt = sum(len(job.request.prompt_token_ids) for job in firsts)
         num_completion = sum(job.choice.num_tokens for job in self._jobs.values())
@@ -78,6 +81,16 @@ class Generation:
             "total_tokens": num_prompt + num_completion,
             "prompt_tokens_details": {"cached_tokens": sum(account.num_cached_tokens for account in accounts)},
         }
+
+    def final_usage(self) -> Usage:
+        """When `deltas` has ended."""
+        usage = self.usage()
+        return usage if self._tally is None else {**usage, "expert_tokens": self._tally.tokens()}
+
+    def _new_tally(self) -> ExpertTally | None:
+        ready = self._state.engine.ready
+        asked = any(job.request.expert_usage for job in self._jobs.values())
+        return ExpertTally(ready.num_layers, ready.num_experts) if asked and ready else None
 
     async def deltas(self, idle_s: float) -> AsyncGenerator[list[Delta], None]:
         """Queues the choices, then yields what they gain, as it comes; an empty list after each `idle_s` of nothing.
@@ -157,7 +170,12 @@ class Generation:
     def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
         choice = self._jobs[output.request_id].choice
         account = self._accounts[output.request_id]
+        num_routed = choice.num_routed
         delta = choice.push(output)
+        if self._tally is not None:
+            if output.expert_prompt_tokens is not None:
+                self._tally.add_prompt(output.expert_prompt_tokens)
+            self._tally.add_completion((output.expert_routing or [])[: choice.num_routed - num_routed])
         account.saw(output, choice.num_tokens, now_s)
         if choice.finish_reason:
             account.close(choice.finish_reason, now_s)

@@ -108,6 +108,12 @@ class EngineFamilies(_Families):
             "smoe_kv_blocks", "KV blocks that choices hold, that only the prefix cache knows, and unused ones.", "state"
         )
         self.cache_config = _gauge("smoe_cache_config_info", "Shape of the KV cache.", *CACHE_CONFIG_LABELS)
+        self.expert_tokens = _counter(
+            "smoe_expert_tokens_total", "Positions computed, by the experts that took them.", "layer", "expert"
+        )
+        self.expert_imbalance = _gauge(
+            "smoe_expert_imbalance_ratio", "The busiest expert's tokens over the mean, last minute; 0: none.", "layer"
+        )
         self.startup = _gauge("smoe_startup_seconds", "How long each phase of the start took.", "phase")
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
 

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client import EngineStatus
+from server.expert_window import ExpertWindow
 from server.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
 from server.metrics_compat import aliased
 
@@ -41,6 +42,7 @@ class Metrics(Collector):
         self._engine = EngineFamilies()
         self._server = ServerFamilies()
         self._stats = StepStats()
+        self._experts = ExpertWindow(clock)
         self._num_open = 0
         self._rendered = b""
         self._rendered_at_s = -MIN_RENDER_INTERVAL_S
@@ -93,6 +95,15 @@ class Metrics(Collector):
         families.prefix_hits.inc(stats.num_prefix_hits)
         families.preemptions.inc(stats.num_preemptions)
         families.window_blocks_freed.inc(stats.num_window_blocks_freed)
+        if stats.expert_tokens is not None:
+            self._record_experts(stats.expert_tokens)
+
+    def _record_experts(self, tokens: list[list[int]]) -> None:
+        """[layers][experts], new ones."""
+        self._experts.add(tokens)
+        for layer, of_layer in enumerate(tokens):
+            for expert, count in enumerate(of_layer):
+                self._engine.expert_tokens.labels(str(layer), str(expert)).inc(count)
 
     def engine_status(self, status: EngineStatus) -> None:
         """The engine's phase changed."""
@@ -151,6 +162,8 @@ class Metrics(Collector):
         self._engine.kv_usage.set(stats.num_blocks_held / max(1, stats.num_blocks_total))
         for state, num_blocks in _blocks_by_state(stats):
             self._engine.kv_blocks.labels(state).set(num_blocks)
+        for layer, ratio in enumerate(self._experts.imbalance()):
+            self._engine.expert_imbalance.labels(str(layer)).set(ratio)
 
     def _exposed(self, family: Metric) -> Metric:
         """The family with the model's name on each sample, without prometheus_client's _created series."""

@@ -10,6 +10,7 @@ from engine.types import Request
 from server.choice import Choice, Echo, Ending
 from server.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
+from server.experts import check_experts
 from server.generation import Job
 from server.grammars import Form
 from server.sampling import check_bad_words, sampling_params
@@ -91,6 +92,7 @@ async def jobs_of(
     if num_choices > state.max_num_queued:
         message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
         raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
+    check_experts(request, state.serving()[0])
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
         INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
@@ -133,6 +135,10 @@ def _jobs(
                 deadline_s=_after(arrival_s, request.timeout_s),
                 queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
                 grammar=None if form is None else form.grammar,
+                experts_per_token=request.experts_per_token,
+                expert_mask=request.expert_mask,
+                expert_usage=request.expert_usage and choice_index == 0,  # a prompt counts once, whatever n is
+                expert_routing=request.expert_usage or request.expert_routing,
             )
             jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt, form)))
     return jobs

@@ -101,14 +101,14 @@ async def reply(
     if request.stream:
         envelope = Envelope({**fields, "object": layout.stream_object})
         options = request.stream_options or StreamOptions()
-        return EventStream(_stream(generation, layout, envelope, options), headers)
+        return EventStream(_stream(generation, layout, envelope, options, request.expert_usage), headers)
     envelope = Envelope({**fields, "object": layout.whole_object})
     body = await unless_disconnected(http.receive, _whole(generation, layout, envelope))
     return Response(body, headers=dict(headers), media_type="application/json")
 
 
 async def _stream(
-    generation: Generation, layout: Format, envelope: Envelope, options: StreamOptions
+    generation: Generation, layout: Format, envelope: Envelope, options: StreamOptions, expert_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
     usage_per_chunk = options.continuous_usage_stats
     no_usage: Mapping[str, object] = {"usage": None} if options.include_usage else {}
@@ -122,8 +122,8 @@ async def _stream(
             chunks = [chunk for delta in deltas for chunk in layout.chunks(delta)]
             if chunks or not deltas:
                 yield [envelope.chunk([choice], {**beside, **more}) for choice, beside in chunks]
-    if options.include_usage:
-        yield [envelope.chunk([], {"usage": generation.usage()})]
+    if options.include_usage or expert_usage:
+        yield [envelope.chunk([], {"usage": generation.final_usage()})]
 
 
 async def _whole(generation: Generation, layout: Format, envelope: Envelope) -> bytes:
@@ -133,4 +133,4 @@ async def _whole(generation: Generation, layout: Format, envelope: Envelope) -> 
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
     choices = [layout.whole(joined(deltas)) for deltas in deltas_of]
-    return envelope.whole(choices, {**layout.beside_choices(), "usage": generation.usage()})
+    return envelope.whole(choices, {**layout.beside_choices(), "usage": generation.final_usage()})

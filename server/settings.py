@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     scheduling_policy: Literal["priority", "fcfs"] = "priority"
     seed: int | None = None
     sliding_window: Literal["model", "none"] | PositiveInt = "model"
+    experts_per_token: PositiveInt | None = None
 
     metrics_compat: Literal["vllm", "none"] = "vllm"
     metrics_auth: bool = False
@@ -196,6 +197,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         enable_prefix_caching=not settings.no_enable_prefix_caching,
         scheduling_policy=settings.scheduling_policy,
         sliding_window=settings.sliding_window,
+        experts_per_token=settings.experts_per_token,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from starlette.requests import Request as HttpRequest
 
 from engine.messages import Ready
-from engine.types import Request, RequestOutput, StepStats
+from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.chat import ChatTemplate
 from server.engine_client import EngineStatus
@@ -45,6 +45,7 @@ class Engine(Protocol):
     def new_request_id(self) -> int: ...
     def submit(self, requests: Sequence[Request]) -> Inbox: ...
     def abort(self, request_ids: Iterable[int]) -> None: ...
+    async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ class ChatFormat:
         self._calls = calls
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self.tells_text_alone = calls is None and not request.logprobs and not request.return_token_ids
+        tells_more = bool(request.logprobs or request.return_token_ids or request.expert_routing)
+        self.tells_text_alone = calls is None and not tells_more
         self._has_begun = False
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
@@ -163,6 +164,8 @@ class ChatFormat:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
+        if self._request.expert_routing:
+            rest["expert_routing"] = delta.routing
         if self._request.return_token_ids:
             rest["token_ids"] = delta.token_ids
         return rest

@@ -86,7 +86,8 @@ class CompletionFormat:
         self._request = request
         self._prompts = prompts
         self._tokenizer = tokenizer
-        self.tells_text_alone = request.logprobs is None and not request.return_token_ids
+        tells_more = request.return_token_ids or request.expert_routing
+        self.tells_text_alone = request.logprobs is None and not tells_more
         self._has_prompt_ids: set[int] = set()  # choices that have told their prompt's ids
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
@@ -102,6 +103,8 @@ class CompletionFormat:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
+        if self._request.expert_routing:
+            choice["expert_routing"] = delta.routing
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
             choice |= self._prompt_token_ids(delta.index)

@@ -22,10 +22,6 @@ MAX_NAME_CHARS = 512
 # What clients may ask for elsewhere and this server does not do, with the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "documents": ([],),
-    "expert_mask": (),
-    "expert_routing": (False,),
-    "expert_usage": (False,),
-    "experts_per_token": (),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
@@ -92,6 +88,10 @@ class GenerationRequest(RequestModel):
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
+    experts_per_token: Annotated[int, Field(ge=1)] | None = None
+    expert_mask: list[list[bool]] | None = None
+    expert_usage: bool = False
+    expert_routing: bool = False
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Name = ""
     user: Name | None = None

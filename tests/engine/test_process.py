@@ -11,7 +11,21 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.messages import Abort, Add, Failed, FrameReader, FromEngine, Progress, Ready, Start, Step, encode_frame
+from engine.messages import (
+    Abort,
+    Add,
+    AskExperts,
+    Experts,
+    Failed,
+    FrameReader,
+    FromEngine,
+    Progress,
+    Ready,
+    Start,
+    Step,
+    ToEngine,
+    encode_frame,
+)
 from engine.types import Request, RequestOutput, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint
 
@@ -27,7 +41,7 @@ class Peer:
         self.reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         self.pending: list[FromEngine] = []
 
-    def send(self, message: Start | Add | Abort) -> None:
+    def send(self, message: ToEngine) -> None:
         self.connection.sendall(encode_frame(message))
 
     def receive(self) -> FromEngine:
@@ -102,6 +116,26 @@ def test_a_prompt_that_never_fits_gets_an_error_and_nobody_else_does(checkpoint:
         [refused] = peer.outputs_until_end(1)
         assert refused.finish_reason == "error" and "1 to 19" in (refused.error or "")
         assert peer.outputs_until_end(2)[-1].finish_reason == "length"
+
+
+def test_what_the_experts_took_is_told_without_being_asked_and_when_asked(checkpoint: Path) -> None:
+    """3 prompt tokens and 4 of the completion, each by 2 experts in each of 2 layers."""
+    with engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=50)))
+        peer.receive_past_progress()
+        peer.send(Add([Request(1, [5, 6, 7], SamplingParams(max_tokens=5, ignore_eos=True))]))
+        told = 0
+        while told < 2 * 2 * 7:
+            message = peer.receive()
+            assert isinstance(message, Step)
+            told += sum(map(sum, message.step.stats.expert_tokens or []))
+        assert told == 2 * 2 * 7
+        for window_s, reset, expected in ((None, False, 14), (60.0, False, 14), (None, True, 0), (60.0, False, 0)):
+            peer.send(AskExperts(9, window_s, reset))
+            while not isinstance(message := peer.receive(), Experts):
+                pass
+            assert message.query_id == 9
+            assert [sum(layer.tokens) for layer in message.report.layers] == [expected] * 2
 
 
 @pytest.mark.parametrize(

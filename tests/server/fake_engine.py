@@ -6,8 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from engine.messages import Ready
-from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput, StepStats, Timing, TokenLogprobs
-from server.engine_client import EngineStatus, Mailbox, Phase
+from engine.types import (
+    NOTHING_TO_SAMPLE,
+    ExpertReport,
+    LayerExperts,
+    Request,
+    RequestOutput,
+    StepStats,
+    Timing,
+    TokenLogprobs,
+)
+from server.engine_client import EngineDied, EngineStatus, Mailbox, Phase
 
 EOS = 2
 MAX_MODEL_LEN = 256
@@ -42,6 +51,17 @@ def entry(token_id: int, num_top: int) -> TokenLogprobs:
     return TokenLogprobs(token_id, -0.5 - token_id % 7, top_ids, [-0.25 * (rank + 1) for rank in range(num_top)])
 
 
+def experts_of(token_id: int) -> list[int]:
+    """The two of eight that a token takes in this engine's only layer."""
+    return [token_id % 8, (token_id + 3) % 8]
+
+
+def prompt_experts(token_ids: Sequence[int]) -> list[list[int]]:
+    """[layers][experts], as the engine counts a prompt."""
+    taken = [expert for token_id in token_ids for expert in experts_of(token_id)]
+    return [[taken.count(expert) for expert in range(8)]]
+
+
 def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutput]:
     """One output per token of the script, up to its end token or the request's own limit."""
     params = request.params
@@ -49,8 +69,15 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
     prompt_logprobs = [entry(i, want or 0) for i in request.prompt_token_ids[1:]] if params.prompt_logprobs else None
     timing = Timing(request.arrival_s, request.arrival_s, request.arrival_s, request.arrival_s)
     rid = request.request_id
+    of_prompt = prompt_experts(request.prompt_token_ids) if request.expert_usage else None
     if params.max_tokens == 0:
-        yield RequestOutput(rid, prompt_logprobs=prompt_logprobs, finish_reason="length", timing=timing)
+        yield RequestOutput(
+            rid,
+            prompt_logprobs=prompt_logprobs,
+            finish_reason="length",
+            timing=timing,
+            expert_prompt_tokens=of_prompt,
+        )
     for position, token_id in enumerate(script[: params.max_tokens]):
         ends = token_id == EOS or token_id in params.stop_token_ids
         is_last = position == params.max_tokens - 1
@@ -63,6 +90,8 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
             stop_token_id=token_id if ends else None,
             num_cached_tokens=1,
             timing=timing if ends or is_last else None,
+            expert_prompt_tokens=of_prompt if position == 0 else None,
+            expert_routing=[[experts_of(script[position - 1])]] if position and request.expert_routing else None,
         )
         if ends:
             return
@@ -110,6 +139,14 @@ class FakeEngine:
     def abort(self, request_ids: Iterable[int]) -> None:
         self.aborted |= set(request_ids)
         self.changed.set()
+
+    async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport:
+        """An expert took token 7 nine times since the start, once in any window, and never after a reset."""
+        if self.phase == "dead":
+            raise EngineDied("gone")
+        count = 0 if reset else 9 if window_s is None else 1
+        top = [[(7, count)] if count and expert == 2 else [] for expert in range(8)]
+        return ExpertReport(5.0, [LayerExperts([0, 0, count, 0, 0, 0, 0, 0], [[0] * 8] * 8, top)])
 
     def step(self) -> bool:
         """One output for each request that still has one. False once there is nothing left."""

@@ -1,8 +1,8 @@
 """A stand-in for `python -m engine.process`: speaks the frames, computes nothing. Run as SCRIPT MODE FD.
 
 Each request counts up from its prompt's length. MODE: "count" gives every token in one step, "slowly" one at a time,
-"hold" the first token only; "fail" and "crash" end while loading, "mute" stops reading and writing, "die" exits at the
-first request.
+"hold" the first token only and no word of the experts; "fail" and "crash" end while loading, "mute" stops reading and
+writing, "die" exits at the first request.
 """
 
 import os
@@ -12,8 +12,21 @@ import sys
 import time
 from collections.abc import Iterator
 
-from engine.messages import Abort, Add, Failed, FrameReader, Progress, Ready, Start, Step, ToEngine, encode_frame
-from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
+from engine.messages import (
+    Abort,
+    Add,
+    AskExperts,
+    Experts,
+    Failed,
+    FrameReader,
+    Progress,
+    Ready,
+    Start,
+    Step,
+    ToEngine,
+    encode_frame,
+)
+from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing
 
 VOCAB_SIZE = 4096
 READY = Ready(
@@ -79,12 +92,17 @@ def load(connection: socket.socket, mode: str) -> None:
 
 def main(mode: str, connection: socket.socket) -> None:
     reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+    num_asked = 0
     while chunk := connection.recv(1 << 16):
         for message in reader.feed(chunk):
             if isinstance(message, Start):
                 load(connection, mode)
             elif mode == "die":
                 os._exit(9)
+            elif isinstance(message, AskExperts) and mode != "hold":
+                num_asked += 1
+                report = ExpertReport(float(num_asked), [])
+                connection.sendall(encode_frame(Experts(message.query_id, report)))
             for step in steps_of(message, mode):
                 connection.sendall(encode_frame(step))
 

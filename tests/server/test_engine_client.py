@@ -276,3 +276,32 @@ def test_a_wait_ends_at_its_time_with_nothing_and_the_next_one_has_its_own() -> 
         assert len(await mailbox.get()) == 1
 
     run(scenario)
+
+
+def test_those_who_ask_for_the_experts_at_the_same_time_get_one_answer() -> None:
+    """The fake engine's reports say how many it has made."""
+
+    async def scenario() -> None:
+        async with started("count") as watched:
+            await watched.reach("ready")
+            ask = watched.client.experts
+            reports = await asyncio.gather(ask(None), ask(60.0), ask(None), ask(None, reset=True))
+            assert [report.since for report in reports] == [1.0, 2.0, 1.0, 3.0]
+            assert (await ask(None)).since == 4.0
+
+    run(scenario)
+
+
+def test_who_asks_a_dying_engine_for_the_experts_is_told() -> None:
+    async def scenario() -> None:
+        async with started("hold") as watched:
+            await watched.reach("ready")
+            asked = asyncio.create_task(watched.client.experts(None))
+            await asyncio.sleep(0)
+            os.kill(watched.pid, signal.SIGKILL)
+            with pytest.raises(EngineDied):
+                await asked
+            with pytest.raises(EngineDied):
+                await watched.client.experts(None)
+
+    run(scenario)
