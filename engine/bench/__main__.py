@@ -19,7 +19,7 @@ from engine.errors import EngineConfigError
 from engine.loading import DTYPES, chosen_device, load_random
 from engine.sizing import served_dtype, served_kv_dtype
 from model.bench.kernels import Setting, measure_kernels
-from model.bench.roofline import Roofline, measure
+from model.bench.roofline import Limits, Roofline
 from model.bench.shapes import PRESETS
 from model.errors import CheckpointError
 
@@ -33,19 +33,19 @@ def _kernels(task: Task) -> dict[str, Any]:
     config = PRESETS[task.preset]
     device = chosen_device(task.engine)
     backend = choose_backend(task.engine, device)
-    roofline = measure(backend.ops, device)
-    _tell(task, roofline)
+    limits = Limits(backend.ops, device)
+    _tell(task, limits.at_start)
     setting = Setting(
         ops=backend.ops,
         config=config,
         dtype=DTYPES[served_dtype(task.engine, config)],
         kv_dtype=served_kv_dtype(task.engine, config),
-        arithmetic=_arithmetic(task, served_dtype(task.engine, config), roofline),
+        arithmetic=_arithmetic(task, served_dtype(task.engine, config), limits.at_start),
         device=device,
-        roofline=roofline,
+        limits=limits,
     )
     rows = [asdict(_told(row)) for row in measure_kernels(setting, task.rows, task.contexts)]
-    return _answer(task, backend.numerics, roofline) | {"kernels": rows}
+    return _answer(task, backend.numerics, limits.at_start) | {"kernels": rows}
 
 
 def _steps(task: Task) -> dict[str, Any]:
@@ -55,11 +55,11 @@ def _steps(task: Task) -> dict[str, Any]:
         else Engine(task.engine, load_random(task.engine, PRESETS[task.preset]))
     )
     loaded = engine.loaded
-    roofline = measure(loaded.runner.model.ops, loaded.device)
-    _tell(task, roofline)
-    bench = StepBench(engine, roofline, _arithmetic(task, served_dtype(task.engine, loaded.config), roofline))
+    limits = Limits(loaded.runner.model.ops, loaded.device)
+    _tell(task, limits.at_start)
+    bench = StepBench(engine, limits, _arithmetic(task, served_dtype(task.engine, loaded.config), limits.at_start))
     steps = [asdict(_told(step)) for step in _each_step(bench, task)]
-    return _answer(task, loaded.numerics, roofline) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
+    return _answer(task, loaded.numerics, limits.at_start) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
 
 
 def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:

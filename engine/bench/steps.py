@@ -10,7 +10,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.types import Request, SamplingParams
 from model.bench.kernels import distinct_experts
-from model.bench.roofline import Roofline
+from model.bench.roofline import Limits
 from model.config import ModelConfig
 from model.packed_bytes import packed_bytes
 
@@ -74,9 +74,9 @@ class Costs:
 class StepBench:
     """Drives one engine; its prefix cache must be off."""
 
-    def __init__(self, engine: Engine, roofline: Roofline, arithmetic: str) -> None:
+    def __init__(self, engine: Engine, limits: Limits, arithmetic: str) -> None:
         self._engine = engine
-        self._roofline = roofline
+        self._limits = limits
         self._arithmetic = arithmetic
         self._costs = Costs.of(engine)
         self._rng = random.Random(0)
@@ -111,7 +111,7 @@ class StepBench:
             tokens_per_s=num_rows / seconds,
             gigabytes_per_s=num_bytes / seconds / 1e9,
             gigaops_per_s=operations / seconds / 1e9,
-            share=self._roofline.limit_s(num_bytes, operations, self._arithmetic) / seconds,
+            share=self._limits.now().limit_s(num_bytes, operations, self._arithmetic) / seconds,
         )
 
     def _decode_s(self, batch: int, context: int) -> float:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model.bench.roofline import Roofline, seconds_of
+from model.bench.roofline import Limits, seconds_of
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.kv_format import NUMBER_BYTES, KvDtype, row_bytes
@@ -38,7 +38,7 @@ class Setting:
     kv_dtype: KvDtype
     arithmetic: str  # that the products are done in: float32, bfloat16 or int8
     device: torch.device
-    roofline: Roofline
+    limits: Limits
 
     @property
     def number_bytes(self) -> int:
@@ -88,7 +88,7 @@ def measure_kernels(setting: Setting, rows: Sequence[int], contexts: Sequence[in
 
 def _time(setting: Setting, case: Case) -> KernelTime:
     seconds = seconds_of(case.calls, setting.device)
-    limit_s = setting.roofline.limit_s(case.num_bytes, case.num_operations, case.arithmetic)
+    limit_s = setting.limits.now().limit_s(case.num_bytes, case.num_operations, case.arithmetic)
     return KernelTime(
         kernel=case.kernel,
         rows=case.rows,

@@ -68,6 +68,20 @@ def measure(ops: Ops, device: torch.device) -> Roofline:
     return Roofline(_copy_bandwidth(device), _matmul_peaks(device))
 
 
+class Limits:
+    """The machine's limits when they are asked for. A CPU's change with its neighbours, from one second to the next, so
+    there they are measured anew each time; a GPU is nobody else's."""
+
+    def __init__(self, ops: Ops, device: torch.device) -> None:
+        self.at_start = measure(ops, device)
+        self._ops = ops
+        self._device = device
+
+    def now(self) -> Roofline:
+        """Takes about a second on a CPU."""
+        return measure(self._ops, self._device) if self._device.type == "cpu" else self.at_start
+
+
 def _native_bandwidth(ops: NativeOps) -> float:
     buffer = empty(BUFFER_BYTES, torch.uint8).fill_(1)
     return BUFFER_BYTES / seconds_of([lambda: ops.read_all(buffer)], torch.device("cpu"))
