@@ -8,16 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from server.bench.commands import app as bench_app
+from server.terminal.commands import add_to
 
 app = typer.Typer(
     name="smoe",
     help="An OpenAI-style server for Mixtral, Mistral's sparse mixture-of-experts model.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
 app.add_typer(bench_app)
+add_to(app)
 
 Text = str | None
 Several = list[str] | None
@@ -92,16 +93,30 @@ def serve_command(
     log_level: Annotated[Text, _option("debug, info, warning or error. [info]")] = None,
     log_format: Annotated[Text, _option("text or json. [text]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings.", metavar="FILE")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Say what each setting is and where it comes from, and exit.")
+    ] = False,
 ) -> None:
     """Serve MODEL, or the bundled demo, over an OpenAI-style API.
 
     Each flag is also an environment variable: --max-model-len is SMOE_MAX_MODEL_LEN.
     """
     started_s = time.monotonic()
-    given = {name: value for name, value in locals().items() if name not in ("config", "started_s")}
-    raise typer.Exit(
-        _serve({name: value for name, value in given.items() if value not in (None, [])}, config, started_s)
-    )
+    given = {name: value for name, value in locals().items() if name not in ("config", "print_config", "started_s")}
+    flags = {name: value for name, value in given.items() if value not in (None, [])}
+    raise typer.Exit(_print_config(flags, config) if print_config else _serve(flags, config, started_s))
+
+
+def _print_config(flags: dict[str, Any], config: Path | None) -> int:
+    from server.settings import SettingsError, load_settings, origins, shown
+
+    try:
+        settings = load_settings(flags, config)
+    except SettingsError as error:
+        return _refused(error)
+    for name, origin in origins(flags, config).items():
+        typer.echo(f"{name.replace('_', '-'):<26} {shown(settings, name):<24} {origin}")
+    return 0
 
 
 def _serve(flags: dict[str, Any], config: Path | None, started_s: float) -> int:
@@ -157,4 +172,4 @@ def _refused(error: Exception) -> int:
 
 def main() -> None:
     """Entry point of the `smoe` command."""
-    sys.exit(app())
+    sys.exit(app(prog_name="smoe"))

@@ -157,13 +157,29 @@ def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> 
 
     Raises SettingsError.
     """
-    if config_file is None and os.environ.get(f"{PREFIX}CONFIG"):
-        config_file = Path(os.environ[f"{PREFIX}CONFIG"])
+    config_file = _config_file(config_file)
     from_file = {} if config_file is None else _read_yaml(config_file)
     try:
         return Settings(flags=flags, file=from_file)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError(_one_line(error, flags, config_file)) from None
+
+
+def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[str, str]:
+    """Where each setting's value comes from: "--port", "SMOE_PORT", the file's name or "default"."""
+    config_file = _config_file(config_file)
+    from_file = {} if config_file is None else _read_yaml(config_file)
+    return {name: _origin(name, flags, config_file if name in from_file else None) for name in Settings.model_fields}
+
+
+def shown(settings: Settings, name: str) -> str:
+    """A setting's value in one line. Keys stay secret; what is derived when the server starts is "-"."""
+    value = getattr(settings, name)
+    if value in (None, (), ""):
+        return "-"
+    if name == "api_key":
+        return f"{len(value)} of them"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def size_flag(name: str, text: str) -> int:
@@ -209,6 +225,25 @@ def hub_cache_dir() -> Path:
         return Path(home) / "hub"
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache_home) / "huggingface" / "hub"
+
+
+def state_dir() -> Path:
+    """Where what outlives a command is kept, such as the lines of earlier chats."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "smoe"
+
+
+def _config_file(given: Path | None) -> Path | None:
+    """The file that was given, or that SMOE_CONFIG names."""
+    named = os.environ.get(f"{PREFIX}CONFIG")
+    return Path(named) if given is None and named else given
+
+
+def _origin(name: str, flags: Mapping[str, Any], file_with_it: Path | None) -> str:
+    if name in flags:
+        return f"--{name.replace('_', '-')}"
+    if os.environ.get(PREFIX + name.upper()):
+        return PREFIX + name.upper()
+    return "default" if file_with_it is None else str(file_with_it)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled checkpoint lies
 ENGINE_MODULES_WITH_TORCH = {
     "engine.backend",
+    "engine.probe",
     "engine.batch",
     "engine.constraints",
     "engine.expert_counts",

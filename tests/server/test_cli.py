@@ -28,7 +28,7 @@ def smoe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
-    assert set(inspect.signature(serve_command).parameters) - {"config"} == set(Settings.model_fields)
+    assert set(inspect.signature(serve_command).parameters) - {"config", "print_config"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("--version",)])
@@ -78,3 +78,18 @@ def test_an_unknown_flag_exits_2() -> None:
     result = smoe("serve", "--no-such-flag")
     assert result.returncode == 2
     assert "--no-such-flag" in result.stderr
+
+
+def test_the_configuration_is_printed_with_where_it_comes_from_and_nothing_starts() -> None:
+    result = smoe("serve", "--print-config", "--port", "1", "--api-key", "hush", SMOE_HOST="::1")
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert result.returncode == 0
+    assert rows["port"] == ["1", "--port"] and rows["host"] == ["::1", "SMOE_HOST"]
+    assert rows["log-level"] == ["info", "default"]
+    assert "hush" not in result.stdout
+
+
+def test_the_shell_completes_commands() -> None:
+    assert "complete -o default -F _smoe_completion smoe" in smoe("--show-completion", "bash").stdout
+    offered = smoe(_SMOE_COMPLETE="complete_bash", COMP_WORDS="smoe do", COMP_CWORD="1").stdout
+    assert offered.split() == ["doctor"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings, SettingsError, engine_config, hub_cache_dir, load_settings
+from server.settings import Settings, SettingsError, engine_config, hub_cache_dir, load_settings, origins, shown
 
 
 @pytest.fixture(autouse=True)
@@ -180,3 +180,18 @@ def test_the_hub_cache_is_where_hugging_face_keeps_it(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert hub_cache_dir() == Path(expected)
+
+
+def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "port: 1003\nmax-num-seqs: 3\nblock_size: 33\n")
+    monkeypatch.setenv("SMOE_PORT", "1002")
+    monkeypatch.setenv("SMOE_MAX_NUM_SEQS", "2")
+    found = origins({"port": "1001"}, config)
+    assert found.keys() == Settings.model_fields.keys()
+    assert (found["port"], found["max_num_seqs"], found["block_size"]) == ("--port", "SMOE_MAX_NUM_SEQS", str(config))
+    assert found["host"] == "default"
+
+
+def test_a_key_is_never_shown() -> None:
+    settings = load_settings({"api_key": ["secret", "other"]})
+    assert [shown(settings, name) for name in ("api_key", "port", "threads")] == ["2 of them", "8000", "-"]

@@ -1,0 +1,153 @@
+"""`smoe chat` and `smoe complete` against a real server, the chat on a terminal of its own."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.running import MODEL, RunningServer, free_port, start_server
+
+COUNT = "Count from 3 to 7."
+TIMEOUT_S = 60.0
+UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
+
+
+class Terminal:
+    """A chat that believes a person sits before it."""
+
+    def __init__(self, url: str, state: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "server", "chat", "--url", url, *flags]
+        self._fd, theirs = pty.openpty()
+        environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        )
+        os.close(theirs)
+        self._seen = ""
+
+    def expect(self, pattern: str) -> str:
+        """What is shown up to and with the first match of `pattern` since the last one."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (match := re.search(pattern, self._seen)):
+            readable, _, _ = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))
+            assert readable, self._seen
+            self._seen += os.read(self._fd, 4096).decode()
+        shown, self._seen = self._seen[: match.end()], self._seen[match.end() :]
+        return shown
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
+
+
+@contextmanager
+def chat(server: RunningServer, state: Path, *flags: str) -> Iterator[Terminal]:
+    terminal = Terminal(server.url, state, *flags)
+    try:
+        terminal.expect(f"{MODEL}.*\r\n> ")
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def complete(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", "complete", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def test_an_answer_comes_and_its_figures_follow(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--stats", "--temperature", "0") as terminal:
+        terminal.type(f"{COUNT}\n")
+        assert "3 4 5 6 7" in terminal.expect(r"\[15 \+ 11 tokens, first after \d+ ms.*, stop, seed -?\d+\]\r\n> ")
+        terminal.type("/stats\n")
+        terminal.expect(r"15 \+ 11 tokens")
+
+
+def test_a_question_is_asked_in_its_conversation_until_a_reset(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--stats", "--temperature", "0") as terminal:
+        for message, num_tokens in ((COUNT, 15), (COUNT, 40), ("/reset", 0), (COUNT, 15)):
+            terminal.type(f"{message}\n")
+            shown = terminal.expect(r"a new conversation" if not num_tokens else r"\[(\d+) \+ \d+ tokens")
+            if num_tokens == 15:
+                assert "[15 +" in shown
+            elif num_tokens:
+                assert int(shown.rsplit("[", 1)[1].split(" ")[0]) > 30
+
+
+def test_the_arrow_key_brings_back_what_an_earlier_chat_asked(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--temperature", "0") as terminal:
+        terminal.type(f"{COUNT}\n")
+        terminal.expect("3 4 5 6 7\r\n> ")
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    with chat(server, tmp_path, "--temperature", "0") as terminal:
+        terminal.type(f"{UP}\n")
+        terminal.expect("3 4 5 6 7\r\n> ")
+
+
+def test_ctrl_c_stops_an_answer_and_its_work_but_not_the_chat(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--stats", "--experts-per-token", "8") as terminal:
+        terminal.type("Write a sentence about a house.\n")
+        terminal.expect("\r\n")
+        terminal.process.send_signal(2)
+        terminal.expect(r"(stopped.*\]|stop.*\]|no tokens\])\r\n> ")
+        deadline = time.monotonic() + TIMEOUT_S
+        while httpx.get(server.url + "/load").json()["server_load"]:
+            assert time.monotonic() < deadline
+        terminal.type("/quit\n")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+def test_the_experts_are_shown_layer_by_layer(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--temperature", "0") as terminal:
+        terminal.type(f"{COUNT}\n")
+        terminal.expect("7\r\n> ")
+        terminal.type("/experts\n")
+        shown = terminal.expect(r"layer 4 .*\r\n")
+        assert all(re.search(rf"layer {layer}  \|.{{8}}\|  most: expert \d, \d+%", shown) for layer in range(5))
+
+
+def test_a_completion_goes_to_standard_output_and_its_figures_do_not(server: RunningServer) -> None:
+    expected = server.complete("It was", max_tokens=20, temperature=0).json()["choices"][0]["text"]
+    result = complete("-", "--url", server.url, "--max-tokens", "20", "--temperature", "0", "--stats", stdin="It was")
+    assert (result.returncode, result.stdout) == (0, expected + "\n")
+    assert "+ 20 tokens" in result.stderr
+
+
+def test_what_the_server_refuses_is_said_in_its_words(server: RunningServer) -> None:
+    result = complete("It was", "--url", server.url, "--max-tokens", "9999")
+    assert (result.returncode, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("smoe: ") and "2048" in line.replace(",", "")
+
+
+def test_no_server_is_one_line_that_says_how_to_start_one() -> None:
+    result = complete("It was", "--url", f"127.0.0.1:{free_port()}")
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert "smoe serve" in line
+
+
+def test_a_server_with_a_key_says_which_flag_is_missing() -> None:
+    with start_server("--threads", "1", "--api-key", "secret") as running:
+        refused = complete("It was", "--url", running.url)
+        assert refused.returncode == 2 and "--api-key" in refused.stderr
+        assert complete("It was", "--url", running.url, "--api-key", "secret", "--max-tokens", "2").returncode == 0
