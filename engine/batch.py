@@ -6,12 +6,12 @@ Letters: T positions computed in the step, S sequences, M blocks of the longest 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from engine.plan import Chunk, StepPlan
 from engine.request_rows import Int64s, RequestRows
 from engine.routing import build_routing
 from engine.sequence import Sequence
+from engine.transfer import send
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 
@@ -47,15 +47,15 @@ def build_batch(plan: StepPlan, requests: RequestRows, model: ModelConfig) -> St
     owners = np.repeat(np.arange(len(chunks)), lengths)
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
     wanted, logit_rows = _logit_rows(chunks, rows, query_start)
-    placed = torch.from_numpy(rows[owners]).to(device), torch.from_numpy(positions).to(device)
+    placed = send(rows[owners], device), send(positions, device)
     forward = ForwardBatch(
         token_ids=requests.tokens[placed].long(),
         positions=placed[1],
-        slot_mapping=torch.from_numpy(slots).to(device),
-        query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
-        context_len=torch.from_numpy((starts + lengths).astype(np.int32)).to(device),
-        block_tables=torch.from_numpy(tables).to(device),
-        logit_rows=torch.from_numpy(logit_rows).to(device),
+        slot_mapping=send(slots, device),
+        query_start=send(query_start.astype(np.int32), device),
+        context_len=send((starts + lengths).astype(np.int32), device),
+        block_tables=send(tables, device),
+        logit_rows=send(logit_rows, device),
         routing=build_routing(chunks, model, device),
     )
     return StepBatch(forward, wanted)

@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None  # usable blocks; goes before kv_cache_memory_bytes
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival alone
+    async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
     experts_per_token: int | None = None  # of requests that name no number; None: as the checkpoint's config says
     check_integrity: bool = False  # audit the block pool after every step (tests)

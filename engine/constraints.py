@@ -12,6 +12,7 @@ from engine.errors import GrammarError
 from engine.plan import RowFailed
 from engine.request_rows import Int64s
 from engine.sequence import Sequence
+from engine.transfer import send
 from model.sampling import Whole
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
@@ -66,14 +67,14 @@ class Constraints:
 
     def biases(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [B] int32 and what is added to them [B] float32."""
-        ids, values = torch.tensor(self._ids, dtype=torch.int32), torch.tensor(self._values, dtype=torch.float32)
-        return ids.to(device), values.to(device)
+        ids, values = np.array(self._ids, dtype=np.int32), np.array(self._values, dtype=np.float32)
+        return send(ids, device), send(values, device)
 
     def masks(self, device: torch.device) -> torch.Tensor | None:
         """[M, ceil(V / 32)] int32."""
         if not self._masks:
             return None
-        return torch.from_numpy(np.stack(self._masks).view(np.int32)).to(device)
+        return send(np.stack(self._masks).view(np.int32), device)
 
 
 def _packed(token_ids: Iterable[int], num_words: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from engine.config import EngineConfig
@@ -12,12 +13,23 @@ from engine.grammar_builds import GrammarBuilds
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import RowFailed, StepPlan, StepResult
+from engine.runner import InFlight
 from engine.sequence import Matcher
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look
 
+STEP_FAILED = "a step failed; the %d requests in it end with an error"
+
 log = logging.getLogger("smoe.engine")
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step that was launched, or what is left of it where that failed."""
+
+    plan: StepPlan
+    step: InFlight | StepResult
 
 
 class Engine:
@@ -33,6 +45,9 @@ class Engine:
         self._new_expert_tokens()  # the warm-up's are nobody's
         self.reset_experts()
         self._rejected: list[RequestOutput] = []
+        self._in_flight: list[_Flight] = []  # at most one step
+        on_gpu = loaded.device.type != "cpu"
+        self._is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
@@ -82,32 +97,54 @@ class Engine:
             self.scheduler.abort(request_id)
 
     def has_work(self) -> bool:
-        return bool(self._rejected or self._grammars) or self.scheduler.has_work()
+        return bool(self._rejected or self._grammars or self._in_flight) or self.scheduler.has_work()
 
     def step(self) -> StepOutput:
-        """Computes one step. An exception in it ends the requests that were part of it; the others go on."""
+        """Computes one step. An exception in it ends the requests that were part of it; the others go on.
+
+        With asynchronous scheduling it launches one step and tells of the one before, so that the device has work while
+        the host plans. The tokens are those of the plain loop.
+        """
         start = time.monotonic()
         freed_before = self.scheduler.tables.num_window_blocks_freed
         self._queue_built()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
-        result = self._run(plan)
+        landing = self._launch(plan)
+        results = [(flight.plan, self._finish(flight)) for flight in landing]
         end = time.monotonic()
-        outputs = self._take_rejected() + expired + self.scheduler.apply(plan, result, end)
+        outputs = self._take_rejected() + expired
+        for landed, result in results:
+            outputs += self.scheduler.apply(landed, result, end)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         freed = self.scheduler.tables.num_window_blocks_freed - freed_before
         return StepOutput(outputs, self._stats(plan, end - start, freed, self._new_expert_tokens(only_if_due=True)))
 
-    def _run(self, plan: StepPlan) -> StepResult:
-        if not plan.chunks:
-            return StepResult({})
+    def _launch(self, plan: StepPlan) -> list[_Flight]:
+        """Gives the plan to the device; returns what is to land now. That is every step where a request found no block:
+        those that could make room for it must not be in flight when the next step is planned."""
+        launched = [self._take_off(plan)] if plan.chunks else []
+        landing = self._in_flight + launched
+        keeps_one = self._is_asynchronous and launched and not plan.num_starved
+        self._in_flight = landing[-1:] if keeps_one else []
+        return landing[:-1] if keeps_one else landing
+
+    def _take_off(self, plan: StepPlan) -> _Flight:
         try:
-            return self.loaded.runner.run(plan)
+            return _Flight(plan, self.loaded.runner.launch(plan))
         except Exception:
-            log.exception("a step failed; the %d requests in it end with an error", len(plan.chunks))
-            failed = RowFailed("the engine failed while computing this request")
-            return StepResult({chunk.sequence.request_id: failed for chunk in plan.chunks})
+            log.exception(STEP_FAILED, len(plan.chunks))
+            return _Flight(plan, _failed(plan))
+
+    def _finish(self, flight: _Flight) -> StepResult:
+        if isinstance(flight.step, StepResult):
+            return flight.step
+        try:
+            return self.loaded.runner.finish(flight.step)
+        except Exception:
+            log.exception(STEP_FAILED, len(flight.plan.chunks))
+            return _failed(flight.plan)
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -193,6 +230,12 @@ class Engine:
         window = "none" if loaded.config.window is None else loaded.config.window
         k = "" if self.config.experts_per_token is None else f"-k-{self.config.experts_per_token}"
         return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{loaded.kv_dtype}-window-{window}{k}"
+
+
+def _failed(plan: StepPlan) -> StepResult:
+    """What became of a step that could not be computed."""
+    failed = RowFailed("the engine failed while computing this request")
+    return StepResult({chunk.sequence.request_id: failed for chunk in plan.chunks})
 
 
 def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:

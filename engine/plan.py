@@ -8,8 +8,7 @@ from engine.sequence import Sequence
 from engine.types import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Positions start .. start+length-1 of one sequence, to be computed in this step.
 
     A sequence of 5 prompt tokens under a budget of 3: Chunk(start=0, length=3, samples=False), then Chunk(3, 2, True),
@@ -31,6 +30,7 @@ class StepPlan:
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
     num_preemptions: int = 0
+    num_starved: int = 0  # requests that got no block, since those that could give one are in flight
 
     @property
     def num_tokens(self) -> int:

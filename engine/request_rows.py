@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.sequence import Sequence, Status
+from engine.transfer import send
 from model.sampling import Real, Whole
 
 Int64s = NDArray[np.int64]
@@ -66,8 +67,8 @@ class RequestRows:
     def _place(self, sequence: Sequence) -> int:
         self._reclaim()
         row = self._row_of[sequence] = self._free.pop()
-        ids = torch.tensor(sequence.token_ids, dtype=torch.int32)
-        self.tokens[row, : len(ids)] = ids.to(self.device)
+        ids = np.array(sequence.token_ids, dtype=np.int32)
+        self.tokens[row, : len(ids)] = send(ids, self.device)
         self.reals[row] = _reals(sequence)
         self.wholes[row] = _wholes(sequence, row)
         self.is_constrained[row] = is_constrained(sequence)

@@ -6,16 +6,16 @@ The mathematics is the backend's: model.ops.Ops.sample. Letters: N rows of logit
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from engine.batch import LogitRows
 from engine.constraints import Constraints
 from engine.plan import RowFailed, Sampled
 from engine.request_rows import RequestRows
+from engine.transfer import Fetch, send
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops import Ops
-from model.sampling import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole
 
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
@@ -31,7 +31,7 @@ class Sampling:
     rows: LogitRows
     num_logprobs: list[int]  # of each row, -1: none
     failed: dict[int, RowFailed]  # what was found before the device was asked
-    answers: SampledRows
+    answers: Fetch  # the fields of SampledRows; those of log probabilities only where a row wants them
 
 
 class Sampler:
@@ -45,7 +45,11 @@ class Sampler:
     def launch(self, logits: Tensor, wanted: LogitRows) -> Sampling:
         """logits [N, V] float32, a row for each that is wanted. Waits for no device."""
         sampling_rows, num_logprobs, failed = self._fill(wanted)
-        return Sampling(wanted, num_logprobs, failed, self._ops.sample(logits, sampling_rows))
+        answers = self._ops.sample(logits, sampling_rows)
+        fetched = [answers.token_ids, answers.status]
+        if sampling_rows.max_logprobs >= 0:
+            fetched += [answers.logprob, answers.top_ids, answers.top_logprobs]
+        return Sampling(wanted, num_logprobs, failed, Fetch(fetched))
 
     def _fill(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         rows, device = self._rows, self._rows.device
@@ -60,8 +64,8 @@ class Sampler:
         bias_ids, bias_values = constraints.biases(device)
         penalties = reals[:, Real.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
-            reals=torch.from_numpy(reals).to(device),
-            wholes=torch.from_numpy(wholes).to(device),
+            reals=send(reals, device),
+            wholes=send(wholes, device),
             history=rows.tokens[:, : int(wanted.positions.max()) + 2],
             bias_ids=bias_ids,
             bias_values=bias_values,
@@ -81,10 +85,10 @@ class Sampler:
 
     def finish(self, sampling: Sampling) -> tuple[Outcomes, Scores]:
         """Waits for the device. A row without a token fails its own request alone."""
-        wanted, answers = sampling.rows, sampling.answers
+        wanted = sampling.rows
         ids = [sequence.request_id for sequence in wanted.sequences]
-        token_ids, status = answers.token_ids.tolist(), answers.status.tolist()
-        logprobs = _logprobs(token_ids, sampling)
+        token_ids, status, *scored = sampling.answers.lists()
+        logprobs = _logprobs(sampling.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
         count = wanted.num_sampled
         outcomes: Outcomes = dict(zip(ids[:count], map(Sampled, token_ids[:count], logprobs), strict=True))
         scores: Scores = {}
@@ -101,11 +105,13 @@ class Sampler:
         return outcomes, scores
 
 
-def _logprobs(token_ids: list[int], sampling: Sampling) -> list[TokenLogprobs | None]:
-    counts, answers = sampling.num_logprobs, sampling.answers
-    if max(counts) < 0:
-        return [None] * len(counts)
-    logprob, top_ids, top = answers.logprob.tolist(), answers.top_ids.tolist(), answers.top_logprobs.tolist()
+def _logprobs(
+    counts: list[int],
+    token_ids: list[int],
+    logprob: list[float],
+    top_ids: list[list[int]],
+    top: list[list[float]],
+) -> list[TokenLogprobs | None]:
     return [
         None if count < 0 else TokenLogprobs(token_ids[i], logprob[i], top_ids[i][:count], top[i][:count])
         for i, count in enumerate(counts)

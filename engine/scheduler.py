@@ -107,30 +107,36 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """What to compute next; empty if nothing can be. Allocates blocks, may preempt, moves requests to running."""
         step = _Draft(self.max_num_batched_tokens)
-        self._plan_decodes(step)
-        self._plan_prefills(step)
+        decoding, others = self._by_need()
+        for sequence in decoding:  # there are never more of them than budget: max_running
+            if sequence.status is Status.RUNNING:  # not preempted for one before it
+                self._schedule(step, sequence, 1)
+        for sequence in others:
+            wanted = min(sequence.num_to_schedule, step.budget)
+            if wanted > 0 and sequence.status is Status.RUNNING:
+                self._schedule(step, sequence, wanted)
         if not step.num_preemptions:
             self._admit(step, now)
         return step.finish()
 
-    def _plan_decodes(self, step: "_Draft") -> None:
-        """One position each for those that need just one. There are never more of them than budget: max_running."""
-        for sequence in [s for s in self.running if s.num_to_schedule == 1]:
-            if sequence.status is Status.RUNNING:  # not preempted for one before it
-                self._schedule(step, sequence, 1)
-
-    def _plan_prefills(self, step: "_Draft") -> None:
-        for sequence in list(self.running):
-            wanted = min(sequence.num_to_schedule, step.budget)
-            if wanted > 0 and sequence.status is Status.RUNNING and sequence.request_id not in step.chunks:
-                self._schedule(step, sequence, wanted)
+    def _by_need(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Those that need one position, and those that need more, each in order."""
+        decoding, others = [], []
+        for sequence in self.running:
+            count = sequence.num_to_schedule
+            if count == 1:
+                decoding.append(sequence)
+            elif count:
+                others.append(sequence)
+        return decoding, others
 
     def _schedule(self, step: "_Draft", sequence: Sequence, wanted: int) -> None:
         """Gives the sequence a chunk of up to `wanted`, preempting from the end of the order until some of it fits."""
         while not (length := self.tables.grow(sequence, wanted)):
             victim = self._last_idle()
             if victim is None or victim.order < sequence.order:
-                return  # everyone behind it is in flight: it waits for the next step
+                step.num_starved += 1  # everyone behind it is in flight: it waits for the next step
+                return
             self._preempt(victim)
             step.preempted(victim)
             if victim is sequence:
@@ -288,6 +294,7 @@ class _Draft:
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self.num_preemptions = 0
+        self.num_starved = 0
 
     def add(self, sequence: Sequence, length: int) -> None:
         reaches_end = sequence.num_to_schedule == length
@@ -310,5 +317,9 @@ class _Draft:
             chunk.sequence.num_pending_tokens += chunk.samples
             chunk.sequence.num_chunks_in_flight += 1
         return StepPlan(
-            tuple(self.chunks.values()), self.num_prefix_queries, self.num_prefix_hits, self.num_preemptions
+            tuple(self.chunks.values()),
+            self.num_prefix_queries,
+            self.num_prefix_hits,
+            self.num_preemptions,
+            self.num_starved,
         )

@@ -34,6 +34,7 @@ class Sequence:
     ) -> None:
         self.request = request
         self.matcher = matcher  # follows the generated tokens, which a preemption keeps
+        self.follows_tokens = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
         self.order = order  # lower goes first; unique
         self.max_generated = max_generated  # max_tokens, or what the context leaves
         self.status = Status.WAITING
@@ -68,10 +69,12 @@ class Sequence:
 
     @property
     def num_to_schedule(self) -> int:
-        """Positions still to be computed before the next token can be sampled; none if the last one is on its way."""
-        if self.num_pending_tokens and self.num_generated + self.num_pending_tokens >= self.max_generated:
+        """Positions still to be computed before the next token can be sampled; none if the last one is on its way, or
+        if the next cannot be sampled before that one is known."""
+        pending, length = self.num_pending_tokens, len(self.token_ids)
+        if pending and (self.follows_tokens or length - self.num_prompt_tokens + pending >= self.max_generated):
             return 0
-        return len(self.token_ids) + self.num_pending_tokens - self.num_scheduled
+        return length + pending - self.num_scheduled
 
     @property
     def reads_prefix_cache(self) -> bool:

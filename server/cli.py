@@ -66,6 +66,9 @@ def serve_command(
     num_kv_blocks: Annotated[Text, _option("Blocks in the KV cache, instead of a size.", "N")] = None,
     no_enable_prefix_caching: Annotated[Switch, _switch("Never share prefixes.", "no-enable-prefix-caching")] = None,
     scheduling_policy: Annotated[Text, _option("priority (lower first, then arrival) or fcfs. [priority]")] = None,
+    async_scheduling: Annotated[
+        Switch, _switch("Plan a step while the one before is computed. [on a GPU]", "async-scheduling")
+    ] = None,
     seed: Annotated[Text, _option("Makes the seeds of requests that bring none repeatable.", "N")] = None,
     sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
     experts_per_token: Annotated[Text, _option("Of requests that name no number; else the checkpoint's.", "N")] = None,

@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     num_kv_blocks: PositiveInt | None = None
     no_enable_prefix_caching: bool = False
     scheduling_policy: Literal["priority", "fcfs"] = "priority"
+    async_scheduling: bool | None = None  # None: on a GPU
     seed: int | None = None
     sliding_window: Literal["model", "none"] | PositiveInt = "model"
     experts_per_token: PositiveInt | None = None
@@ -212,6 +213,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         num_kv_blocks=settings.num_kv_blocks,
         enable_prefix_caching=not settings.no_enable_prefix_caching,
         scheduling_policy=settings.scheduling_policy,
+        async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         experts_per_token=settings.experts_per_token,
     )

@@ -29,6 +29,7 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.constraints",
     "engine.expert_counts",
     "engine.request_rows",
+    "engine.transfer",
     "engine.routing",
     "engine.sampler",
     "engine.runner",

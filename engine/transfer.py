@@ -1,0 +1,37 @@
+"""Arrays to the device and back, without waiting for what it is computing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def send(array: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> Tensor:
+    """The array on the device. On a CPU it shares the array's memory. On a GPU it is on its way, behind what the device
+    has to do before; memory that is not pinned would be waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Fetch:
+    """Results on their way to the host: asked for at once, so that steps launched later do not hold them up."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._arrived: torch.cuda.Event | None = None
+        if self._tensors[0].is_cuda:
+            self._tensors = [_to_pinned(tensor) for tensor in self._tensors]
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def lists(self) -> list[list[Any]]:
+        """The results, in order; waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [tensor.tolist() for tensor in self._tensors]
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
