@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +14,13 @@ from engine.memory import CGROUP_V2
 from model.ops import Ops
 from model.ops.native import NativeOps
 from model.ops.native_library import NativeLibrary, NativeUnavailableError
+from model.ops.quantized import Quantization
 from model.ops.reference import ReferenceOps
+
+if TYPE_CHECKING:
+    from model.ops.triton_weights import WeightFormat
+
+OLDEST_MAJOR = 8  # compute capability that the Triton kernels are made for
 
 
 @dataclass(frozen=True)
@@ -20,42 +28,75 @@ class Backend:
     """A backend, and how it calls itself."""
 
     ops: Ops
-    name: str  # native or reference
+    name: str  # native, triton or reference
     numerics: str  # the name, and whatever else of the backend decides about bits
     warnings: tuple[str, ...] = ()
 
 
-def choose_backend(config: EngineConfig, device: torch.device) -> Backend:
-    """Also sets torch's own number of threads: one beside the native backend's, which would only get in their way.
+def choose_backend(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
+    """For weights and activations in `dtype`. Also sets torch's own number of threads: one beside the native backend's,
+    which would only get in their way.
 
     Raises EngineConfigError where the backend asked for is not to be had.
     """
+    if config.deterministic and config.backend == "reference":
+        raise EngineConfigError("--deterministic: the reference backend's bits change with the batch")
+    if config.backend == "triton" or (config.backend == "auto" and device.type == "cuda"):
+        return _triton(config, device, dtype)
     try:
         if config.backend != "reference":
             return _native(config, device)
     except NativeUnavailableError as error:
-        if config.backend == "native" or config.isa != "auto":
+        if config.backend == "native" or config.isa != "auto" or config.deterministic:
             raise EngineConfigError(f"--backend native: {error}") from None
         return _reference(config, device, f"{error}; the reference backend serves, and it is slow")
     return _reference(config, device)
 
 
 def _native(config: EngineConfig, device: torch.device) -> Backend:
+    """Its bits change with nothing: --deterministic asks for no more."""
     if device.type != "cpu":
-        if config.backend == "native":
-            raise EngineConfigError(f"--backend native runs on the CPU, not on {device.type}: add --device cpu")
-        return _reference(config, device)
+        raise EngineConfigError(f"--backend native runs on the CPU, not on {device.type}: add --device cpu")
     threads = config.threads or num_cores()
-    ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, config.quantization)
+    ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, _quantization(config))
     torch.set_num_threads(1)
     return Backend(ops, "native", f"native-{ops.isa}{_named(config.quantization)}")
+
+
+def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
+    if device.type != "cuda":
+        raise EngineConfigError(f"--backend triton runs on a CUDA device, not on {device.type}")
+    if config.quantization == "int4":
+        raise EngineConfigError("--quantization int4 does not run on the triton backend; int8 and fp8 do")
+    try:
+        from model.ops.triton_ops import TritonOps
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        if config.backend == "triton" or config.deterministic or config.quantization == "fp8":
+            raise EngineConfigError("--backend triton: the package triton is not installed") from None
+        return _reference(config, device, "triton is not installed; the reference backend serves, and it is slow")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < OLDEST_MAJOR:
+        raise EngineConfigError(f"--backend triton: this card is sm_{major}{minor}, the kernels need sm_80 or newer")
+    formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
+    ops = TritonOps(dtype, formats[config.quantization], config.deterministic)
+    kind = "-deterministic" if config.deterministic else ""
+    compiler = f"triton-{version('triton')}-sm{major}{minor}"
+    return Backend(ops, "triton", f"{compiler}{kind}{_named(config.quantization)}")
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     numerics = f"reference-{device.type}{_named(config.quantization)}"
-    return Backend(ReferenceOps(config.quantization), "reference", numerics, warnings)
+    return Backend(ReferenceOps(_quantization(config)), "reference", numerics, warnings)
+
+
+def _quantization(config: EngineConfig) -> Quantization:
+    if config.quantization == "fp8":
+        raise EngineConfigError("--quantization fp8 runs on the triton backend alone; int8 runs here too")
+    return config.quantization
 
 
 def _named(quantization: str) -> str:

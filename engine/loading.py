@@ -11,9 +11,9 @@ from engine.backend import Backend, choose_backend
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
+from engine.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
 from engine.expert_counts import ExpertCounts
-from engine.memory import available_bytes
 from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -31,6 +31,7 @@ from engine.sizing import (
 )
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
+from model.full_step import run_full_step
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
@@ -58,7 +59,7 @@ class LoadedModel:
     dtype: torch.dtype
     kv_dtype: KvDtype
     device: torch.device
-    backend: str  # native or reference
+    backend: str  # native, triton or reference
     numerics: str  # what of the backend decides about bits
     weight_bytes: int
     kv_block_bytes: int
@@ -73,16 +74,18 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
-    check_weights_fit(weight_bytes, _free_bytes(device), served_dtype(config, model_config), config.quantization)
-    backend = choose_backend(config, device)
-    model = load_model(
-        Path(config.model),
-        model_config,
-        dtype,
-        device,
-        backend.ops,
-        lambda done, total: on_progress("weights", done, total),
-    )
+    memory = memory_of(device)
+    check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
+    backend = choose_backend(config, device, dtype)
+    with explained(config, "the weights are loaded", memory):
+        model = load_model(
+            Path(config.model),
+            model_config,
+            dtype,
+            device,
+            backend.ops,
+            lambda done, total: on_progress("weights", done, total),
+        )
     weights_s = time.monotonic() - start
     return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
 
@@ -94,8 +97,9 @@ def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
     """
     start = time.monotonic()
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
-    backend = choose_backend(config, device)
-    model = random_model(model_config, dtype, device, backend.ops, seed=0)
+    backend = choose_backend(config, device, dtype)
+    with explained(config, "weights are made", memory_of(device)):
+        model = random_model(model_config, dtype, device, backend.ops, seed=0)
     weights_s = time.monotonic() - start
     return _made_ready(
         config, model, backend, device, packed_bytes(model.weights), weights_s, [], lambda phase, done, total: None
@@ -113,12 +117,18 @@ def _made_ready(
     on_progress: ProgressCallback,
 ) -> LoadedModel:
     """The loaded network with a KV pool in the memory that is left, and a measured budget."""
-    model_config = model.config
+    model_config, memory = model.config, memory_of(device)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
-    limits = size_engine(config, model_config, _free_bytes(device), default_budget)
     kv_dtype = served_kv_dtype(config, model_config)
-    kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
+    num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
+    with explained(config, "a full step is measured", memory):
+        free_bytes = memory.bytes_beside(
+            lambda: run_full_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
+        )
+    limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
+    with explained(config, "the KV cache is made", memory):
+        kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
     expert_counts = ExpertCounts(model_config, device) if model_config.num_experts else None
     requests = RequestRows(
         config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
@@ -184,11 +194,3 @@ def chosen_device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not has_cuda:
         raise EngineConfigError("--device cuda: no CUDA device is to be had here; --device cpu works")
     return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
-
-
-def _free_bytes(device: torch.device) -> int:
-    """The card's free memory, or the machine's."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
-    return available_bytes()

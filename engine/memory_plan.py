@@ -45,7 +45,7 @@ class MemoryPlan:
     model: ModelConfig
     config: EngineConfig
     parameters: dict[str, int]  # by part of the network
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS, then by part
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS and fp8, if that is served, then by part
     memory_bytes: int  # for weights, KV cache and work
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # with which one request of the longest context fits
@@ -122,8 +122,9 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    part_bytes = {kind: weight_bytes(stored, *_stored_as(kind, dtype)) for kind in WEIGHT_KINDS}
-    total_bytes = sum(part_bytes[dtype if config.quantization == "none" else config.quantization].values())
+    own_kind = dtype if config.quantization == "none" else config.quantization
+    part_bytes = {kind: weight_bytes(stored, *_stored_as(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
+    total_bytes = sum(part_bytes[own_kind].values())
     limits, refusal = None, ""
     try:
         limits = _limits(config, model, total_bytes, memory_bytes)

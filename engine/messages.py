@@ -64,7 +64,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
-    quantization: str = "none"  # of the weights: none, int8 or int4
+    quantization: str = "none"  # of the weights: none, int8, int4 or fp8
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

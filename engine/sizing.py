@@ -70,10 +70,17 @@ def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str, quantizati
         )
 
 
-def size_engine(config: EngineConfig, model: ModelConfig, free_bytes: int, default_budget: int) -> Limits:
-    """The limits of an engine that has `free_bytes` left after its weights. Raises EngineConfigError."""
+def size_engine(
+    config: EngineConfig,
+    model: ModelConfig,
+    free_bytes: int,
+    default_budget: int,
+    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+) -> Limits:
+    """The limits of an engine that has `free_bytes` left after its weights. `share_of_pool`: what the KV pool takes of
+    them where the user sets no size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
-    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes)
+    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, share_of_pool)
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
     return Limits(num_blocks, max_model_len, budget, warnings)
 
@@ -104,8 +111,15 @@ def example_lengths(max_model_len: int) -> list[int]:
     return [*(length for length in EXAMPLE_LENGTHS if length < max_model_len), max_model_len]
 
 
-def pool_blocks(config: EngineConfig, model: ModelConfig, budget: int, block_bytes: int, free_bytes: int) -> int:
-    """How many usable blocks the KV pool gets: as many as asked for, or what half of the free memory holds, but never
+def pool_blocks(
+    config: EngineConfig,
+    model: ModelConfig,
+    budget: int,
+    block_bytes: int,
+    free_bytes: int,
+    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+) -> int:
+    """How many usable blocks the KV pool gets: as many as asked for, or what its share of the memory holds, but never
     more than all sequences at their longest could use. Raises EngineConfigError where not one block fits."""
     if config.num_kv_blocks is not None:
         return _checked(config.num_kv_blocks, block_bytes, "--num-kv-blocks")
@@ -113,7 +127,7 @@ def pool_blocks(config: EngineConfig, model: ModelConfig, budget: int, block_byt
         return _checked(config.kv_cache_memory_bytes // block_bytes - 1, block_bytes, "--kv-cache-memory-bytes")
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
-    fits = int(free_bytes * SHARE_OF_FREE_MEMORY) // block_bytes - 1
+    fits = int(free_bytes * share_of_pool) // block_bytes - 1
     return _checked(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
 
 

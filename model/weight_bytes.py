@@ -11,7 +11,7 @@ GROUP = 32  # of int4
 
 
 def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantization: str) -> dict[str, int]:
-    """Bytes of each of PARTS. `element_bytes`: of the dtype served; `quantization`: none, int8 or int4.
+    """Bytes of each of PARTS. `element_bytes`: of the dtype served; `quantization`: none, int8, int4 or fp8.
 
     A tied head has none of its own, unless weights are quantised: the embedding it shares is not.
     """
@@ -25,10 +25,10 @@ def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantiz
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
-    """int8: a byte per number, and a float32 scale per output. int4: of 32 numbers 16 bytes and a bfloat16 scale."""
+    """int8, fp8: a byte per number, a float32 scale per output. int4: of 32 numbers 16 bytes and a bfloat16 scale."""
     outputs, inputs = math.prod(shape[:-1]), shape[-1]
     if part not in QUANTIZED_PARTS or quantization == "none":
         return outputs * inputs * element_bytes
-    if quantization == "int8":
+    if quantization in ("int8", "fp8"):
         return outputs * (inputs + 4)
     return outputs * math.ceil(inputs / GROUP) * (GROUP // 2 + 2)

@@ -73,9 +73,10 @@ def serve_command(
     sliding_window: Annotated[Text, _option("none, or N tokens; instead of the checkpoint's own.", "none|N")] = None,
     experts_per_token: Annotated[Text, _option("Of requests that name no number; else the checkpoint's.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
-    quantization: Annotated[Text, _option("none, int8 or int4: the weights, while they are loaded. [none]")] = None,
+    quantization: Annotated[Text, _option("none, int8, int4 (CPU) or fp8 (GPU): the weights. [none]")] = None,
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,
-    backend: Annotated[Text, _option("auto, native (CPU, C++) or reference (torch). [auto]")] = None,
+    backend: Annotated[Text, _option("auto, native (CPU), triton (GPU) or reference (torch). [auto]")] = None,
+    deterministic: Annotated[Switch, _switch("GPU: the same bits in any batch.", "deterministic")] = None,
     isa: Annotated[Text, _option("portable, avx2, avx512 or avx512bf16, for the native backend. [auto]")] = None,
     threads: Annotated[Text, _option("CPU threads; default one per core.", "N")] = None,
     chat_template: Annotated[Text, _option("Jinja file to use instead of the checkpoint's.", "FILE")] = None,
@@ -143,7 +144,7 @@ def plan_command(
     memory: Annotated[Text, _option("Memory to plan for, as 80GiB. [what is available here]", "SIZE")] = None,
     max_model_len: Annotated[Text, _option("Longest prompt plus completion, in tokens.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
-    quantization: Annotated[Text, _option("none, int8 or int4: the weights, while they are loaded. [none]")] = None,
+    quantization: Annotated[Text, _option("none, int8, int4 (CPU) or fp8 (GPU): the weights. [none]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, sizes in bytes.")] = False,
 ) -> None:
     """Say what MODEL takes, and what of it fits into the memory, from its headers alone.

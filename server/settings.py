@@ -85,10 +85,11 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "reference", "native"] = "auto"
+    backend: Literal["auto", "reference", "native", "triton"] = "auto"
+    deterministic: bool = False
     isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["none", "int8", "int4"] = "none"
+    quantization: Literal["none", "int8", "int4", "fp8"] = "none"
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"
     threads: PositiveInt | None = None
     max_model_len: PositiveInt | None = None
@@ -200,6 +201,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         model=str(model_dir),
         device=settings.device,
         backend=settings.backend,
+        deterministic=settings.deterministic,
         isa=settings.isa,
         dtype=settings.dtype,
         quantization=settings.quantization,

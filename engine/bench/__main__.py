@@ -32,13 +32,14 @@ def run(task: Task) -> dict[str, Any]:
 def _kernels(task: Task) -> dict[str, Any]:
     config = PRESETS[task.preset]
     device = chosen_device(task.engine)
-    backend = choose_backend(task.engine, device)
+    dtype = DTYPES[served_dtype(task.engine, config)]
+    backend = choose_backend(task.engine, device, dtype)
     limits = Limits(backend.ops, device)
     _tell(task, limits.at_start)
     setting = Setting(
         ops=backend.ops,
         config=config,
-        dtype=DTYPES[served_dtype(task.engine, config)],
+        dtype=dtype,
         kv_dtype=served_kv_dtype(task.engine, config),
         arithmetic=_arithmetic(task, served_dtype(task.engine, config), limits.at_start),
         device=device,

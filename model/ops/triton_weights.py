@@ -1,6 +1,6 @@
 """Matrices as the Triton kernels read them: in the compute dtype, or in 8 bits with one scale per output.
 
-int8 holds round(w / scale) with scale = max |w| / 127 of the row. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
+int8 is that of model/ops/quantized.py. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
 scale = max |w| / 448; the kernels widen its bits by shifting them into a float16, which is smaller by 2^8, on any card.
 Shape letters as in model/ops/__init__.py.
 """
@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.ops.quantized import quantize_rows
+
 WeightFormat = Literal["plain", "int8", "fp8"]
-INT8_MAX = 127.0
 FP8_MAX = 448.0
 FP8_SHIFT = 256.0  # e4m3 has exponent bias 7, float16 15: bits moved over as they are read 2^8 too small
 
@@ -57,12 +58,13 @@ def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | No
 
 def quantise(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
     """[O, D] -> int8 or the bits of e4m3 [O, D], and what a kernel multiplies its sums by, [O]."""
-    largest = weight.abs().amax(-1, keepdim=True).float()  # [O, 1]
-    scale = torch.where(largest > 0, largest / (INT8_MAX if weight_format == "int8" else FP8_MAX), 1.0)
-    scaled = weight.float() / scale
     if weight_format == "int8":
-        return scaled.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale[:, 0]
-    return scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8), scale[:, 0] * FP8_SHIFT
+        values, scale = quantize_rows(weight)
+        return values, scale[:, 0]
+    largest = weight.abs().amax(-1, keepdim=True).float()  # [O, 1]
+    scale = torch.where(largest > 0, largest / FP8_MAX, 1.0)
+    values = (weight.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return values.view(torch.uint8), scale[:, 0] * FP8_SHIFT
 
 
 def dequantise(matrix: TritonMatrix) -> Tensor:

@@ -1,5 +1,6 @@
 """Which backend serves: the library where it is to be had, torch's slow path with a word of warning where it is not."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def _no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_auto_takes_the_native_backend_on_a_cpu() -> None:
-    assert choose_backend(EngineConfig(model=""), CPU).name == "native"
+    assert choose_backend(EngineConfig(model=""), CPU, torch.float32).name == "native"
 
 
 def test_the_native_engine_leaves_torch_one_thread(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_the_fingerprint_names_the_quantisation(tmp_path: Path, backend: str) ->
 
 @pytest.mark.usefixtures("_no_library")
 def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> None:
-    backend = choose_backend(EngineConfig(model=""), CPU)
+    backend = choose_backend(EngineConfig(model=""), CPU, torch.float32)
     assert backend.name == "reference"
     [warning] = backend.warnings
     assert "no C++ compiler" in warning and "slow" in warning and "\n" not in warning
@@ -64,13 +65,13 @@ def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> Non
 @pytest.mark.parametrize("asked", [{"backend": "native"}, {"isa": "avx2"}])
 def test_without_the_library_nobody_gets_another_backend_than_asked_for(asked: dict[str, str]) -> None:
     with pytest.raises(EngineConfigError, match="not built"):
-        choose_backend(EngineConfig(model="", **asked), CPU)  # type: ignore[arg-type]
+        choose_backend(EngineConfig(model="", **asked), CPU, torch.float32)  # type: ignore[arg-type]
 
 
 def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NativeLibrary, "isas", lambda self: ["portable"])
     with pytest.raises(EngineConfigError, match="no avx2 kernels here; there are portable"):
-        choose_backend(EngineConfig(model="", isa="avx2"), CPU)
+        choose_backend(EngineConfig(model="", isa="avx2"), CPU, torch.float32)
 
 
 def test_a_file_that_is_no_library_is_no_traceback(tmp_path: Path) -> None:
@@ -89,3 +90,59 @@ def test_the_cgroups_quota_limits_the_threads(tmp_path: Path, quota: str, cores:
     unlimited = num_cores(tmp_path)
     (tmp_path / "cpu.max").write_text(quota)
     assert num_cores(tmp_path) == (cores or unlimited)
+
+
+CUDA = torch.device("cuda")
+HALF = torch.bfloat16
+
+
+@pytest.fixture
+def _h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.usefixtures("_h100")
+def test_auto_takes_the_triton_backend_on_a_card_and_its_fingerprint_names_what_decides_about_bits() -> None:
+    backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
+    assert backend.name == "triton" and backend.numerics.endswith("-sm90")
+    fixed = choose_backend(EngineConfig(model="", deterministic=True, quantization="fp8"), CUDA, HALF)
+    assert fixed.numerics == f"{backend.numerics}-deterministic-fp8"
+
+
+@pytest.mark.usefixtures("_h100")
+def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "model.ops.triton_ops", raising=False)
+    for module in [name for name in sys.modules if name.startswith("model.ops.triton_")]:
+        monkeypatch.delitem(sys.modules, module)
+    backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
+    assert backend.name == "reference" and "triton is not installed" in backend.warnings[0]
+    for asked in ({"backend": "triton"}, {"deterministic": True}, {"quantization": "fp8"}):
+        with pytest.raises(EngineConfigError, match="triton is not installed"):
+            choose_backend(EngineConfig(model="", **asked), CUDA, HALF)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "message"),
+    [
+        ({"backend": "triton"}, CPU, "runs on a CUDA device, not on cpu"),
+        ({"backend": "native"}, CUDA, "add --device cpu"),
+        ({"quantization": "int4"}, CUDA, "int4 does not run on the triton backend"),
+        ({"quantization": "fp8"}, CPU, "fp8 runs on the triton backend alone"),
+        ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs on the triton backend alone"),
+        ({"deterministic": True, "backend": "reference"}, CUDA, "bits change with the batch"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused(asked: dict[str, object], device: torch.device, message: str) -> None:
+    with pytest.raises(EngineConfigError, match=message):
+        choose_backend(EngineConfig(model="", **asked), device, HALF)  # type: ignore[arg-type]
+
+
+def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(EngineConfigError, match="this card is sm_75, the kernels need sm_80"):
+        choose_backend(EngineConfig(model="", backend="triton"), CUDA, HALF)
+
+
+def test_deterministic_on_a_cpu_is_what_the_native_backend_always_is() -> None:
+    assert choose_backend(EngineConfig(model="", deterministic=True), CPU, torch.float32).name == "native"

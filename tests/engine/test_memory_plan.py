@@ -7,6 +7,7 @@ from typing import NoReturn
 import pytest
 import torch
 
+import engine.device_memory
 import engine.loading
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -188,7 +189,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_read(
     def reads_nothing(*arguments: object) -> NoReturn:
         pytest.fail("weights are read")
 
-    monkeypatch.setattr(engine.loading, "available_bytes", lambda: 100 * GIB)
+    monkeypatch.setattr(engine.device_memory, "available_bytes", lambda: 100 * GIB)
     monkeypatch.setattr(engine.loading, "load_model", reads_nothing)
     with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
         Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))

@@ -1,0 +1,28 @@
+"""A step as large as any: what its intermediate results take is what the KV pool must leave free."""
+
+import torch
+
+from model.forward_batch import ForwardBatch
+from model.kv_format import KvDtype
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+
+
+def run_full_step(model: Mixtral, num_rows: int, num_logits: int, block_size: int, kv_dtype: KvDtype) -> None:
+    """One prompt of `num_rows` tokens, and the logits of its last `num_logits` rows, over a pool that holds just that.
+
+    What it computes is of no account, and is gone when it returns."""
+    device = model.weights.embedding.device
+    num_blocks = -(-num_rows // block_size)
+    pool = KvPool(model.config, num_blocks + 1, block_size, kv_dtype, device)
+    positions = torch.arange(num_rows, device=device)
+    batch = ForwardBatch(
+        token_ids=positions % model.config.vocab_size,
+        positions=positions,
+        slot_mapping=positions + block_size,  # block 0 is the null block
+        query_start=torch.tensor([0, num_rows], dtype=torch.int32, device=device),
+        context_len=torch.tensor([num_rows], dtype=torch.int32, device=device),
+        block_tables=torch.arange(1, num_blocks + 1, dtype=torch.int32, device=device)[None],
+        logit_rows=positions[-num_logits:],
+    )
+    model.forward(batch, pool)

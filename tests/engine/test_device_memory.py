@@ -1,0 +1,101 @@
+"""A card's memory, without a card: what the pool gets beside a full step, and what a failed allocation says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.device_memory import CardMemory, HostMemory, explained
+from engine.errors import EngineConfigError
+from engine.sizing import kv_block_bytes, size_engine
+from model.config import ModelConfig
+from model.full_step import run_full_step
+from model.ops.reference import ReferenceOps
+from model.random_weights import random_model
+from tests.model.native_cases import Heads
+
+CARD = torch.device("cuda")
+CONFIG = EngineConfig(model="", max_num_seqs=4)
+
+
+class FakeCard:
+    """torch.cuda's counters of a card of 1,000 bytes on which 300 are allocated, and a step allocates 200 more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peak = 900  # of what was before: it must be forgotten
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._forget)
+
+    def _forget(self, device: torch.device) -> None:
+        self.peak = 300
+
+    def step(self) -> None:
+        self.peak = max(self.peak, 500)
+
+
+def test_the_pool_gets_what_is_left_beside_a_full_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCard(monkeypatch)
+    assert CardMemory(CARD).bytes_beside(card.step) == 700 - 200
+
+
+def test_on_a_cpu_no_step_is_run_to_size_the_pool() -> None:
+    def step() -> None:
+        raise AssertionError("run")
+
+    assert HostMemory().bytes_beside(step) > 0
+
+
+def test_a_pool_sized_by_a_share_takes_no_more_than_that() -> None:
+    model = replace(_model_config(), context_len=1 << 20)
+    block = kv_block_bytes(CONFIG, model)
+    for share in (0.5, 0.95):
+        limits = size_engine(CONFIG, model, 1000 * block, 64, share)
+        assert limits.num_blocks + 1 == int(1000 * share)
+
+
+@pytest.mark.parametrize(
+    ("given", "offered", "not_offered"),
+    [
+        ({}, ["--quantization int8", "--kv-cache-dtype int8", "--max-num-batched-tokens 1024"], []),
+        ({"quantization": "fp8", "max_num_batched_tokens": 512}, ["--max-num-batched-tokens 256"], ["--quantization"]),
+        ({"kv_cache_dtype": "int8"}, ["--quantization int8"], ["--kv-cache-dtype"]),
+    ],
+)
+def test_out_of_memory_names_the_flags_that_ask_for_less(
+    given: dict[str, object], offered: list[str], not_offered: list[str]
+) -> None:
+    config = EngineConfig(model="", **given)  # type: ignore[arg-type]
+    with (
+        pytest.raises(EngineConfigError, match="out of memory while the weights are loaded") as caught,
+        explained(config, "the weights are loaded", HostMemory()),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert all(flag in str(caught.value) for flag in offered)
+    assert not any(flag in str(caught.value) for flag in not_offered)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_full_step_computes_as_many_rows_and_logits_as_it_is_told() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(ReferenceOps):
+        def logits(
+            self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, eps: float, head: object
+        ) -> torch.Tensor:
+            result = super().logits(x, rows, norm, eps, head)  # type: ignore[arg-type]
+            seen.append((len(x), *result.shape))
+            assert result.isfinite().all()
+            return result
+
+    model = random_model(_model_config(), torch.float32, torch.device("cpu"), Watched(), seed=0)
+    run_full_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
+    assert seen == [(50, 7, 32)]
+
+
+def _model_config() -> ModelConfig:
+    return replace(Heads(4, 2, 16).config, num_experts=4, experts_per_token=2)
