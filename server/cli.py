@@ -169,6 +169,29 @@ def _plan(flags: dict[str, Any], memory: str | None, as_json: bool) -> int:
     return 0
 
 
+@app.command("experts")
+def experts_command(
+    model: Annotated[Text, typer.Argument(help="Directory, or org/name in the local Hugging Face cache.")] = None,
+    text: Annotated[list[Path], typer.Option(help="A text of one kind. May be repeated.", metavar="FILE")] = [],  # noqa: B006 (typer's way)
+    max_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Of each text, at most.")] = 20_000,
+    dial: Annotated[
+        bool, typer.Option("--dial", help="Quality and speed with 1 expert per token up to all of them.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Draw it as well: needs matplotlib.", metavar="FILE.png")] = None,
+) -> None:
+    """Say which of MODEL's experts take which kind of text.
+
+    SMOE_* variables count as they do for serve: SMOE_DTYPE, SMOE_EXPERTS_PER_TOKEN.
+    """
+    from server import experts_command
+
+    if not text:
+        raise typer.Exit(_refused(ValueError("give at least one --text FILE")))
+    flags = {} if model is None else {"model": model}
+    raise typer.Exit(experts_command.run(flags, text, max_tokens, dial=dial, as_json=as_json, png=png))
+
+
 def _refused(error: Exception) -> int:
     typer.echo(f"smoe: {error}", err=True)
     return 2

@@ -1,0 +1,48 @@
+"""`smoe experts`, from its flags to its exit code."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+import uvloop
+
+from engine.config import EngineConfig
+from server import expert_texts, expert_views
+from server.expert_texts import ExpertTextError
+from server.model_location import ModelNotFoundError, locate_model
+from server.settings import SettingsError, engine_config, hub_cache_dir, load_settings
+from server.tokenizer import TokenizerError, load_tokenizer
+
+
+def run(
+    flags: Mapping[str, Any], paths: Sequence[Path], max_tokens: int, *, dial: bool, as_json: bool, png: Path | None
+) -> int:
+    """The exit code: 0, or 2 where something is wrong with what was asked."""
+    try:
+        if png is not None:
+            expert_views.check_drawable()
+        settings = load_settings(flags)
+        model_dir = locate_model(settings.model, hub_cache_dir())
+        texts = expert_texts.read_texts(paths, load_tokenizer(model_dir), max_tokens)
+        config = engine_config(settings, model_dir)
+        answer = _turn_dial(config, texts, as_json, png) if dial else _count(config, texts, as_json, png)
+    except (SettingsError, ModelNotFoundError, TokenizerError, ExpertTextError) as error:
+        typer.echo(f"smoe: {error}", err=True)
+        return 2
+    typer.echo(answer)
+    return 0
+
+
+def _count(config: EngineConfig, texts: Sequence[expert_texts.Text], as_json: bool, png: Path | None) -> str:
+    counts = uvloop.run(expert_texts.count(config, texts))
+    if png is not None:
+        expert_views.draw_counts(counts, png)
+    return expert_views.count_json(counts) if as_json else expert_views.count_table(counts)
+
+
+def _turn_dial(config: EngineConfig, texts: Sequence[expert_texts.Text], as_json: bool, png: Path | None) -> str:
+    points = uvloop.run(expert_texts.turn_dial(config, texts))
+    if png is not None:
+        expert_views.draw_dial(points, png)
+    return expert_views.dial_json(points) if as_json else expert_views.dial_table(points)
