@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
+
+
+@cache
+def oracle() -> MistralTokenizer:
+    return MistralTokenizer.v3()
 
 
 def words(rng: random.Random, least: int = 1) -> str:
@@ -115,7 +121,7 @@ def mistral_ids(body: dict[str, Any]) -> list[int]:
         messages.append(kinds[message["role"]](**fields))
     tools = [MistralTool.from_openai(tool) for tool in body["tools"]]
     request = MistralRequest(messages=messages, tools=tools)
-    return list(MistralTokenizer.v3().encode_chat_completion(request).tokens)
+    return list(oracle().encode_chat_completion(request).tokens)
 
 
 def our_ids(tokenizer: Tokenizer, body: dict[str, Any]) -> tuple[list[int], list[str]]:
@@ -186,3 +192,28 @@ def test_version_1_is_told_of_tools_calls_and_results_in_words(v1: Tokenizer) ->
     assert '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}]' in text
     assert '[INST] [TOOL_RESULTS] {"content": 1, "call_id": "abcdefghi"} [/INST]' in text
     assert "mapped-tool-ids" not in repairs
+
+
+def test_a_checkpoints_own_template_is_given_tools_calls_and_results(v3: Tokenizer) -> None:
+    """By Hugging Face's names: `tools`, `tool_calls` with arguments as objects, and `tool_call_id`."""
+    source = (
+        "{{ bos_token }}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+        "{% for m in messages %}"
+        "{% if m.role == 'tool' %}[TOOL_RESULTS]{{ m.tool_call_id }}={{ m.content }}[/TOOL_RESULTS]"
+        "{% elif m.tool_calls is defined %}[TOOL_CALLS]"
+        "{% for c in m.tool_calls %}{{ c.id }}:{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{% else %}[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(source, v3)
+    assert template.takes_tools
+    request = validate(ChatCompletionRequest, with_ids("abcdefghi"))
+    text = v3.decode(template.render(request.messages, tools=request.tools), skip_special_tokens=False)
+    tools = '[{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]'
+    calls = "[INST] a[/INST][TOOL_CALLS] abcdefghi:f{}[TOOL_RESULTS] abcdefghi=1[/TOOL_RESULTS]"
+    assert text == f"<s>[AVAILABLE_TOOLS] {tools}[/AVAILABLE_TOOLS]{calls}"
+
+
+def test_a_template_or_a_tokenizer_without_tools_takes_none(v1: Tokenizer, v3: Tokenizer) -> None:
+    assert not ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", v3).takes_tools
+    assert not ChatTemplate(None, v1).takes_tools
+    assert ChatTemplate(None, v3).takes_tools
