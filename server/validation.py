@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
 from server.strict_json import JsonValue
@@ -50,6 +51,24 @@ class RequestModel(BaseModel):
         if not isinstance(value, dict):
             return value
         return {key: item for key, item in value.items() if item is not None or key == "stream"}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """What is accepted, to the letter: null for what may be absent, and the values that ask for nothing."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        members = schema.setdefault("properties", {})
+        for name in members.keys() - {*schema.get("required", ()), "stream"}:
+            members[name] = _or_null(members[name])
+        for name, harmless in cls.unsupported.items():
+            members[name] = {"enum": [*harmless, None]}
+        return schema
+
+
+def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    described: JsonSchemaValue = {key: schema.pop(key) for key in ("default", "description") if key in schema}
+    return {"anyOf": [schema, {"type": "null"}], **described}
 
 
 Model = TypeVar("Model", bound=RequestModel)

@@ -1,6 +1,7 @@
 """GET /v1/models: what is served here. Answered from memory, also while the model loads."""
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +20,8 @@ async def models(http: HttpRequest) -> Response:
 @router.get("/v1/models/{model_id:path}")
 async def model(http: HttpRequest, model_id: str) -> Response:
     """One entry, by its name as it is spelled."""
+    if not model_id:
+        raise RoutingError(404)
     state = state_of(http)
     state.check_model(model_id)
     return JSONResponse(_entry(state, model_id))

@@ -44,12 +44,18 @@ def _prompt_type() -> PydanticCustomError:
     return PydanticCustomError("prompt_type", "")
 
 
+Text = Annotated[str, Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1)]
+Several = Field(min_length=1, max_length=MAX_PROMPTS)
+AnyPrompts = Text | Annotated[list[Text], Several] | Ids | Annotated[list[Ids], Several]
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, "suffix": ("",)}
 
-    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts)]
+    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=AnyPrompts)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False

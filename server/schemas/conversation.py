@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
@@ -15,19 +16,48 @@ MAX_MESSAGES = 10_000
 MAX_KWARG_CHARS = 64
 
 
+TEXT_PART: JsonSchemaValue = {
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
+
+
 class TextPart(RequestModel):
     """One part of a message's content. Other kinds, images for one, are refused by their type."""
 
     type: str
     text: str | None = None
 
+    model_config = ConfigDict(json_schema_extra=TEXT_PART)
+
 
 def _as_parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
+NonemptyParts = Annotated[list[TextPart], Field(min_length=1)]
+
+
+SPOKEN: JsonSchemaValue = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+MESSAGE: JsonSchemaValue = {  # what the roles demand
+    "anyOf": [
+        {
+            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": SPOKEN},
+            "required": ["role", "content"],
+        },
+        {"properties": {"role": {"const": "assistant"}}, "required": ["role"]},
+        {
+            "properties": {"role": {"const": "tool"}, "content": SPOKEN, "tool_call_id": {"type": "string"}},
+            "required": ["role", "content", "tool_call_id"],
+        },
+    ]
+}
+
+
 class ChatMessage(RequestModel):
     """One turn. "developer" is OpenAI's newer word for "system"."""
+
+    model_config = ConfigDict(json_schema_extra=MESSAGE)
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
         "audio": (),
@@ -36,7 +66,7 @@ class ChatMessage(RequestModel):
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts)] | None = None
+    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | NonemptyParts)] | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] = Field(default_factory=list)
     tool_call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
 
@@ -67,6 +97,8 @@ class ChatMessage(RequestModel):
 class ChatTemplateKwargs(RequestModel):
     """What a template may be told besides the messages. A fixed list: other names are refused, not passed on."""
 
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
     date_string: Annotated[str, Field(max_length=MAX_KWARG_CHARS)] | None = None
     enable_thinking: bool | None = None
     reasoning_effort: Annotated[str, Field(max_length=MAX_KWARG_CHARS)] | None = None
@@ -86,7 +118,8 @@ def _turns(value: object) -> object:
     return value
 
 
-Turns = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_turns)]
+NonemptyTurns = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+Turns = Annotated[NonemptyTurns, BeforeValidator(_turns, json_schema_input_type=NonemptyTurns)]
 
 
 class Conversation(RequestModel):

@@ -16,6 +16,7 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
 MAX_BAD_WORDS = 64
+MAX_SECONDS = 365 * 24 * 3600.0
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
 
@@ -39,8 +40,10 @@ def _one_or_many(value: object) -> object:
 
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+NonemptyName = Annotated[Name, Field(json_schema_extra={"minLength": 1})]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Seconds = Annotated[float, Field(gt=0.0)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
+Seconds = Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 DecimalId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
@@ -60,7 +63,7 @@ class GenerationRequest(RequestModel):
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
 
-    model: Name
+    model: NonemptyName
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -72,8 +75,8 @@ class GenerationRequest(RequestModel):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_one_or_many)] = Field(
-        default_factory=list
+    stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
+        Field(default_factory=list)
     )
     stop_token_ids: list[int] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
     include_stop_str_in_output: bool = False

@@ -27,8 +27,11 @@ class TextBlock(RequestModel):
         return {"type": "text", "text": self.text}
 
 
+TextBlocks = Annotated[list[TextBlock], Field(min_length=1)]
 Text = Annotated[
-    list[TextBlock], Field(min_length=1), BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])
+    list[TextBlock],
+    Field(min_length=1),
+    BeforeValidator(_as_blocks, json_schema_input_type=str | TextBlocks),
 ]
 
 
@@ -63,8 +66,11 @@ class ToolResultBlock(RequestModel):
 
 
 Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+NonemptyBlocks = Annotated[list[Block], Field(min_length=1)]
 Blocks = Annotated[
-    list[Block], Field(min_length=1), BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block])
+    list[Block],
+    Field(min_length=1),
+    BeforeValidator(_as_blocks, json_schema_input_type=str | NonemptyBlocks),
 ]
 
 

@@ -25,7 +25,11 @@ def _as_parts(value: object) -> object:
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
 
-Parts = Annotated[list[Part], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
+Parts = Annotated[
+    list[Part],
+    Field(min_length=1),
+    BeforeValidator(_as_parts, json_schema_input_type=str | Annotated[list[Part], Field(min_length=1)]),
+]
 
 
 class MessageItem(RequestModel):
@@ -73,7 +77,11 @@ class FunctionOutputItem(RequestModel):
         messages.append({"role": "tool", "tool_call_id": self.call_id, "content": text})
 
 
+AnyItem = MessageItem | FunctionCallItem | FunctionOutputItem
 Item = Annotated[MessageItem | FunctionCallItem | FunctionOutputItem, Field(discriminator="type")]
+
+
+Several = Field(min_length=1, max_length=MAX_MESSAGES)
 
 
 def _as_items(value: object) -> object:
@@ -81,14 +89,18 @@ def _as_items(value: object) -> object:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if isinstance(value, list):
-        return [{"type": "message", **item} if isinstance(item, dict) and "role" in item else item for item in value]
+        return [_typed(item) if isinstance(item, dict) and "role" in item else item for item in value]
     return value
+
+
+def _typed(item: dict[str, object]) -> dict[str, object]:
+    return {**item, "type": "message"} if item.get("type") is None else item
 
 
 Items = Annotated[
     list[Item],
-    Field(min_length=1, max_length=MAX_MESSAGES),
-    BeforeValidator(_as_items, json_schema_input_type=str | list[MessageItem | FunctionCallItem | FunctionOutputItem]),
+    Several,
+    BeforeValidator(_as_items, json_schema_input_type=str | Annotated[list[AnyItem], Several]),
 ]
 
 

@@ -1,0 +1,57 @@
+"""Bounds that request models leave to the running model, and to the strict reading of JSON, put into their schemas."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.strict_json import INT64_MAX, INT64_MIN
+
+Schema = dict[str, Any]
+
+_ID_FIELDS = frozenset({"allowed_token_ids", "prompt", "stop_token_ids", "tokens"})
+_LENGTH_FIELDS = frozenset({"max_completion_tokens", "max_output_tokens", "max_tokens", "min_tokens"})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the bounds depend on. Zero: not known yet, the model is still loading."""
+
+    model_names: tuple[str, ...]
+    vocab_size: int = 0
+    max_model_len: int = 0
+
+
+def bounded(schema: Mapping[str, Any], facts: Facts) -> Schema:
+    """The schema of a model, or a path's parameter, with every bound that holds."""
+    walked: Schema = _walked(dict(schema), facts, None)
+    return walked
+
+
+def _walked(schema: Any, facts: Facts, field: str | None) -> Any:
+    """`field`: whose value this describes."""
+    if isinstance(schema, list):
+        return [_walked(item, facts, field) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("in") == "path" and schema.get("name") == "model_id":
+        return {**schema, "schema": {"enum": list(facts.model_names)}}
+    walked = {key: item for key, item in schema.items() if key != "title" or not isinstance(item, str)}
+    for key in ("anyOf", "oneOf", "allOf", "items", "additionalProperties", "propertyNames"):
+        if key in walked:
+            walked[key] = _walked(walked[key], facts, field)
+    if "properties" in walked:
+        walked["properties"] = {name: _walked(item, facts, name) for name, item in walked["properties"].items()}
+    if "patternProperties" in walked:
+        walked.setdefault("additionalProperties", False)
+    if field == "model" and walked.get("type") == "string":
+        return {"type": "string", "enum": list(facts.model_names)}
+    return _with_limits(walked, facts, field) if walked.get("type") == "integer" else walked
+
+
+def _with_limits(schema: Schema, facts: Facts, field: str | None) -> Schema:
+    lowest, highest = INT64_MIN, INT64_MAX
+    if field in _ID_FIELDS:
+        lowest, highest = 0, facts.vocab_size - 1 if facts.vocab_size else INT64_MAX
+    if field in _LENGTH_FIELDS and facts.max_model_len:
+        highest = facts.max_model_len
+    return {"minimum": lowest, "maximum": highest, **schema}

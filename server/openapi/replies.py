@@ -1,0 +1,99 @@
+"""What the operations answer, as JSON Schema: the members that a client may rely on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+NULLABLE_STRING: Schema = {"type": ["string", "null"]}
+IDS: Schema = {"type": "array", "items": INTEGER}
+
+
+def an_object(**properties: Schema) -> Schema:
+    """An object that always has these members."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def an_array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def one_of(*values: object) -> Schema:
+    return {"enum": list(values)}
+
+
+USAGE = an_object(
+    prompt_tokens=INTEGER,
+    completion_tokens=INTEGER,
+    total_tokens=INTEGER,
+    prompt_tokens_details=an_object(cached_tokens=INTEGER),
+)
+FINISH_REASON = one_of("stop", "length", "tool_calls", None)
+STOP_REASON: Schema = {"type": ["string", "integer", "null"]}
+ENVELOPE = {
+    "id": STRING,
+    "created": INTEGER,
+    "model": STRING,
+    "system_fingerprint": STRING,
+    "seed": INTEGER,
+    "usage": USAGE,
+}
+COMPLETION_CHOICE = an_object(
+    index=INTEGER,
+    text=STRING,
+    logprobs={"type": ["object", "null"]},
+    finish_reason=FINISH_REASON,
+    stop_reason=STOP_REASON,
+)
+COMPLETION = an_object(**ENVELOPE, object=one_of("text_completion"), choices=an_array(COMPLETION_CHOICE))
+CHAT_CHOICE = an_object(
+    index=INTEGER,
+    message=an_object(role=one_of("assistant"), content=NULLABLE_STRING, refusal={"type": "null"}),
+    logprobs={"type": ["object", "null"]},
+    finish_reason=FINISH_REASON,
+    stop_reason=STOP_REASON,
+)
+CHAT = an_object(**ENVELOPE, object=one_of("chat.completion"), choices=an_array(CHAT_CHOICE))
+RESPONSE = an_object(
+    id=STRING,
+    object=one_of("response"),
+    created_at=INTEGER,
+    model=STRING,
+    status=one_of("completed", "incomplete"),
+    output=an_array(an_object(id=STRING, type=one_of("message", "function_call"), status=STRING)),
+    usage=an_object(input_tokens=INTEGER, output_tokens=INTEGER, total_tokens=INTEGER),
+)
+MESSAGE = an_object(
+    id=STRING,
+    type=one_of("message"),
+    role=one_of("assistant"),
+    model=STRING,
+    content=an_array(an_object(type=one_of("text", "tool_use"))),
+    stop_reason=one_of("end_turn", "max_tokens", "stop_sequence", "tool_use"),
+    stop_sequence=NULLABLE_STRING,
+    usage=an_object(input_tokens=INTEGER, output_tokens=INTEGER, cache_read_input_tokens=INTEGER),
+)
+TOKEN_COUNT = an_object(input_tokens=INTEGER)
+MODEL = an_object(
+    id=STRING,
+    object=one_of("model"),
+    created=INTEGER,
+    owned_by=STRING,
+    root=STRING,
+    max_model_len={"type": ["integer", "null"]},
+)
+MODELS = an_object(object=one_of("list"), data=an_array(MODEL))
+TOKENS = an_object(tokens=IDS, count=INTEGER, max_model_len=INTEGER)
+PROMPT = an_object(prompt=STRING)
+TOKENIZER_INFO = an_object(
+    bos_token=NULLABLE_STRING, eos_token=NULLABLE_STRING, chat_template=NULLABLE_STRING, vocab_size=INTEGER
+)
+HEALTH = an_object(status=STRING)
+VERSION = an_object(version=STRING)
+LOAD = an_object(server_load=INTEGER, running=INTEGER, waiting=INTEGER)
+ERROR = an_object(
+    error=an_object(message=STRING, type=STRING, param=NULLABLE_STRING, code=NULLABLE_STRING),
+)
+ANTHROPIC_ERROR = an_object(type=one_of("error"), error=an_object(type=STRING, message=STRING))

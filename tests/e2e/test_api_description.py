@@ -1,0 +1,135 @@
+"""The server keeps what its description promises: for random valid requests, random invalid ones, and NULs in both.
+
+schemathesis makes the requests. What a schema cannot say (fields that depend on each other, tokens of a text) is judged
+by `refusable` alone, from the request's body.
+"""
+
+import json
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+from server.openapi.operations import OPERATIONS
+from tests.e2e.running import RunningServer
+
+MAX_MODEL_LEN, VOCAB = 2048, 3072
+NUM_TOKENS = 3  # generated at most, so that a thousand requests take minutes
+LENGTHS = {
+    "/v1/completions": "max_tokens",
+    "/v1/chat/completions": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+    "/v1/messages": "max_tokens",
+}
+CONFORMANCE = [response_schema_conformance, content_type_conformance]
+DEPENDENT = {"tools", "tool_choice", "response_format", "structured_outputs", "text", "parallel_tool_calls"}
+TOOL_WORDS = ("function_call", "function_call_output", "tool", "tool_calls", "tool_result", "tool_use")
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+CASES = [
+    (operation.method.upper(), operation.path, mode)
+    for operation in OPERATIONS
+    for mode in (POSITIVE, NEGATIVE)
+    if mode is POSITIVE or operation.request  # without a body nothing can be wrong with one
+]
+
+
+def spelled_as_integers(value: Any) -> Any:
+    """JSON Schema calls 3.0 an integer; this server wants it written as 3."""
+    if isinstance(value, list):
+        return [spelled_as_integers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: spelled_as_integers(item) for name, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
+
+
+def shortened(path: str, body: Any) -> Any:
+    """The same request with less to do: what was valid stays valid, what was not stays so."""
+    if path not in LENGTHS or not isinstance(body, dict):
+        return body
+    body = dict(body)
+    name = LENGTHS[path]
+    if body.get(name) is None or (type(body[name]) is int and NUM_TOKENS < body[name] <= MAX_MODEL_LEN):
+        body[name] = NUM_TOKENS
+    if type(body.get("min_tokens")) is int and NUM_TOKENS < body["min_tokens"] <= MAX_MODEL_LEN:
+        body["min_tokens"] = NUM_TOKENS
+    for timeout in ("timeout_s", "queue_timeout_s"):
+        if isinstance(body.get(timeout), int | float) and 0 < body[timeout] < 600:
+            body[timeout] = 600
+    return body
+
+
+def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
+    """Whether a body that fits its schema may still be refused, by a rule that the description states in words."""
+    if has_long_integer(sent):
+        return True
+    body = {name: value for name, value in sent.items() if name in known}
+    limit = body.get(LENGTHS.get(path, ""))
+    rules = [
+        len(json.dumps(body)) + 16 * len(body.get("messages") or ()) > MAX_MODEL_LEN,  # may not fit as tokens
+        body.get("stream_options") is not None and not body.get("stream"),
+        body.get("top_logprobs") is not None and not body.get("logprobs"),
+        body.get("best_of") is not None and (body["best_of"] != (body.get("n") or 1) or body.get("stream")),
+        limit == 0 and not body.get("echo"),
+        limit is not None and (body.get("min_tokens") or 0) > limit,
+        body.get("max_completion_tokens") not in (None, body.get("max_tokens")),
+        (body.get("min_tokens") or 0) > 0 and body.get("allowed_token_ids") is not None,
+        any(int(token) >= VOCAB for token in body.get("logit_bias") or {}),
+        bool(body.get("continue_final_message")),
+        body.get("bad_words") and body.get("allowed_token_ids") is not None,
+        (body.get("prompt") is None) == (body.get("messages") is None) and path == "/tokenize",
+        any(body.get(name) is not None for name in DEPENDENT),
+        uses_tools(body.get("messages")) or uses_tools(body.get("input")),
+    ]
+    return any(rules)
+
+
+def uses_tools(turns: Any) -> bool:
+    return any(f'"{word}"' in json.dumps(turns) for word in TOOL_WORDS)
+
+
+def has_long_integer(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(has_long_integer, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+@pytest.fixture(scope="module")
+def description(server: RunningServer) -> Any:
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema.config.generation.update(allow_x00=True)
+    return schema
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), CASES, ids=lambda value: getattr(value, "value", value))
+def test_random_requests_get_what_the_description_promises(
+    server: RunningServer, description: Any, scale: int, method: str, path: str, mode: GenerationMode
+) -> None:
+    operation = description[path][method]
+    [request] = [o.request for o in OPERATIONS if (o.method.upper(), o.path) == (method, path)]
+    known = set(request.model_fields) if request else set()
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=(15 if scale == 1 else 50 * scale) if request else 2,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[hypothesis.Phase.generate],
+    )
+    def keeps_its_word(case: Any) -> None:
+        case.body = shortened(path, spelled_as_integers(case.body))
+        response = case.call(timeout=60)
+        documented = set(operation.definition.raw["responses"])
+        assert str(response.status_code) in documented and response.status_code < 500, (response.status_code, case.body)
+        if mode is GenerationMode.NEGATIVE:
+            assert response.status_code >= 400, case.body
+        elif response.status_code != 200:
+            assert isinstance(case.body, dict) and refusable(path, case.body, known), (response.text, case.body)
+        case.validate_response(response, checks=CONFORMANCE)
+
+    keeps_its_word()
