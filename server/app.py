@@ -8,7 +8,19 @@ from starlette.responses import JSONResponse, Response
 from server.disconnect import ClientGone
 from server.error_shapes import error_body
 from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
-from server.routes import chat, completions, docs, experts, health, messages, metrics, models, playground, responses, tokenize
+from server.routes import (
+    chat,
+    completions,
+    docs,
+    experts,
+    health,
+    messages,
+    metrics,
+    models,
+    playground,
+    responses,
+    tokenize,
+)
 from server.state import AppState
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
@@ -18,7 +30,19 @@ def create_app(state: AppState) -> FastAPI:
     """The app around `state`. Serve it behind server.limits.guarded, which gives each request its id."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.smoe = state
-    for module in (completions, chat, responses, messages, models, tokenize, experts, health, metrics, docs, playground):
+    for module in (
+        completions,
+        chat,
+        responses,
+        messages,
+        models,
+        tokenize,
+        experts,
+        health,
+        metrics,
+        docs,
+        playground,
+    ):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RoutingError, _on_routing_error)

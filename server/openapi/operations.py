@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.expert_window import WINDOW_S
 from server.openapi import replies
 from server.routes import playground
+from server.routes.experts import MIN_WINDOW_S
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -61,6 +63,12 @@ FILE_NAME: Schema = {
     "in": "path",
     "required": True,
     "schema": {"enum": sorted(playground.files())},
+}
+
+WINDOW: Schema = {
+    "name": "window",
+    "in": "query",
+    "schema": {"type": "number", "minimum": MIN_WINDOW_S, "maximum": WINDOW_S},
 }
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -122,6 +130,12 @@ OPERATIONS: tuple[Operation, ...] = (
         "The tokenizer's special tokens and the chat template in use.",
         replies.TOKENIZER_INFO,
         statuses=(503,),
+    ),
+    Operation(
+        "get", "/experts", "Which experts took which tokens.", replies.EXPERTS, statuses=(503,), parameters=(WINDOW,)
+    ),
+    Operation(
+        "post", "/experts/reset", "The same, and counted from zero from now on.", replies.EXPERTS, statuses=(503,)
     ),
     Operation("get", "/health", "Whether new requests are taken.", replies.HEALTH, statuses=(503,)),
     Operation("get", "/health/ready", "The same.", replies.HEALTH, statuses=(503,)),

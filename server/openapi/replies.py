@@ -90,6 +90,7 @@ PROMPT = an_object(prompt=STRING)
 TOKENIZER_INFO = an_object(
     bos_token=NULLABLE_STRING, eos_token=NULLABLE_STRING, chat_template=NULLABLE_STRING, vocab_size=INTEGER
 )
+EXPERTS = an_object(since={"type": "number"}, layers=an_array(an_object(layer=INTEGER, tokens=IDS)))
 HEALTH = an_object(status=STRING)
 VERSION = an_object(version=STRING)
 LOAD = an_object(server_load=INTEGER, running=INTEGER, waiting=INTEGER)

@@ -39,15 +39,27 @@ NonemptyParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
 SPOKEN: JsonSchemaValue = {"anyOf": [{"type": "string"}, {"type": "array"}]}
-MESSAGE: JsonSchemaValue = {  # what the roles demand
+NO_CALL_ID: JsonSchemaValue = {"tool_call_id": {"type": "null"}}
+NO_CALLS: JsonSchemaValue = {"tool_calls": {"enum": [[], None]}}
+ROLES: JsonSchemaValue = {  # what each demands and refuses
     "anyOf": [
         {
-            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": SPOKEN},
+            "properties": {
+                "role": {"enum": ["system", "developer", "user"]},
+                "content": SPOKEN,
+                **NO_CALL_ID,
+                **NO_CALLS,
+            },
             "required": ["role", "content"],
         },
-        {"properties": {"role": {"const": "assistant"}}, "required": ["role"]},
+        {"properties": {"role": {"const": "assistant"}, **NO_CALL_ID}, "required": ["role"]},
         {
-            "properties": {"role": {"const": "tool"}, "content": SPOKEN, "tool_call_id": {"type": "string"}},
+            "properties": {
+                "role": {"const": "tool"},
+                "content": SPOKEN,
+                "tool_call_id": {"type": "string"},
+                **NO_CALLS,
+            },
             "required": ["role", "content", "tool_call_id"],
         },
     ]
@@ -57,7 +69,7 @@ MESSAGE: JsonSchemaValue = {  # what the roles demand
 class ChatMessage(RequestModel):
     """One turn. "developer" is OpenAI's newer word for "system"."""
 
-    model_config = ConfigDict(json_schema_extra=MESSAGE)
+    model_config = ConfigDict(json_schema_extra=ROLES)
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
         "audio": (),
@@ -66,7 +78,12 @@ class ChatMessage(RequestModel):
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | NonemptyParts)] | None = None
+    content: (
+        Annotated[
+            list[TextPart], Field(min_length=1), BeforeValidator(_as_parts, json_schema_input_type=str | NonemptyParts)
+        ]
+        | None
+    ) = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] = Field(default_factory=list)
     tool_call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
 

@@ -26,7 +26,15 @@ LENGTHS = {
     "/v1/messages": "max_tokens",
 }
 CONFORMANCE = [response_schema_conformance, content_type_conformance]
-DEPENDENT = {"tools", "tool_choice", "response_format", "structured_outputs", "text", "parallel_tool_calls"}
+DEPENDENT = {
+    "expert_mask",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "structured_outputs",
+    "text",
+    "parallel_tool_calls",
+}
 TOOL_WORDS = ("function_call", "function_call_output", "tool", "tool_calls", "tool_result", "tool_use")
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 CASES = [

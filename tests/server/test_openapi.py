@@ -7,14 +7,26 @@ from fastapi.routing import APIRoute
 
 from server.openapi import Facts, document, page
 from server.openapi.operations import OPERATIONS
-from server.routes import chat, completions, docs, health, messages, metrics, models, playground, responses, tokenize
+from server.routes import (
+    chat,
+    completions,
+    docs,
+    experts,
+    health,
+    messages,
+    metrics,
+    models,
+    playground,
+    responses,
+    tokenize,
+)
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, client_of, saying, state_around
 
 FACTS = Facts((MODEL,), vocab_size=100, max_model_len=50)
 
 
-ROUTERS = (chat, completions, docs, health, messages, metrics, models, playground, responses, tokenize)
+ROUTERS = (chat, completions, docs, experts, health, messages, metrics, models, playground, responses, tokenize)
 
 
 def routes_of(app: object) -> set[tuple[str, str]]:
