@@ -6,6 +6,7 @@ Letters: T positions computed in the step, S sequences, M blocks of the longest 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.plan import Chunk, StepPlan
 from engine.request_rows import Int64s, RequestRows
@@ -14,6 +15,8 @@ from engine.sequence import Sequence
 from engine.transfer import send
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,15 @@ class StepBatch:
 def build_batch(plan: StepPlan, requests: RequestRows, model: ModelConfig) -> StepBatch:
     """The rows are the plan's chunks in order, each in ascending positions."""
     chunks, device, block_size = plan.chunks, requests.device, requests.block_size
-    sequences = [chunk.sequence for chunk in chunks]
-    rows = requests.update(sequences)
-    lengths = np.fromiter((chunk.length for chunk in chunks), dtype=np.int64, count=len(chunks))
-    starts = np.fromiter((chunk.start for chunk in chunks), dtype=np.int64, count=len(chunks))
+    of_sequences, of_starts, of_lengths, samples, _ = zip(*chunks, strict=True)  # as Chunk has them
+    rows = requests.update(list(of_sequences))
+    starts, lengths = np.array(of_starts, dtype=np.int64), np.array(of_lengths, dtype=np.int64)
     query_start = np.concatenate(([0], lengths.cumsum()))
     positions = _positions(starts, lengths, query_start)
     tables = requests.tables_of(rows)
     owners = np.repeat(np.arange(len(chunks)), lengths)
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    wanted, logit_rows = _logit_rows(chunks, rows, query_start)
+    wanted, logit_rows = _logit_rows(chunks, np.array(samples), requests.scores_prompt, rows, starts, query_start)
     placed = send(rows[owners], device), send(positions, device)
     forward = ForwardBatch(
         token_ids=requests.tokens[placed].long(),
@@ -66,20 +68,25 @@ def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:
     return np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)
 
 
-def _logit_rows(chunks: tuple[Chunk, ...], rows: Int64s, query_start: Int64s) -> tuple[LogitRows, Int64s]:
+def _logit_rows(
+    chunks: tuple[Chunk, ...],
+    samples: Flags,
+    scores_prompt: Flags,
+    rows: Int64s,
+    starts: Int64s,
+    query_start: Int64s,
+) -> tuple[LogitRows, Int64s]:
     """Whose logits are wanted, and where those rows stand among the T."""
-    sampled = [index for index, chunk in enumerate(chunks) if chunk.samples]
+    sampled = samples.nonzero()[0]
     scored = [
         (index, position)
-        for index, chunk in enumerate(chunks)
-        if chunk.sequence.request.params.prompt_logprobs
-        for position in _scoring_positions(chunk)
+        for index in scores_prompt[rows].nonzero()[0].tolist()
+        for position in _scoring_positions(chunks[index])
     ]
-    ends = query_start[1:][sampled] - 1
-    starts = np.fromiter((chunk.start for chunk in chunks), dtype=np.int64, count=len(chunks))
-    owners = np.array([*sampled, *(index for index, _ in scored)], dtype=np.int64)
-    positions = starts[sampled] + ends - query_start[:-1][sampled]
-    positions = np.concatenate((positions, np.array([position for _, position in scored], dtype=np.int64)))
+    of_scored = np.array(scored, dtype=np.int64).reshape(-1, 2)
+    owners = np.concatenate((sampled, of_scored[:, 0]))
+    last = starts[sampled] + (query_start[1:] - query_start[:-1])[sampled] - 1
+    positions = np.concatenate((last, of_scored[:, 1]))
     indices = query_start[owners] + positions - starts[owners]
     sequences = [chunks[index].sequence for index in owners.tolist()]
     return LogitRows(sequences, rows[owners], positions, len(sampled)), indices

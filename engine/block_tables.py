@@ -119,7 +119,7 @@ class BlockTables:
 
     def commit(self, sequence: Sequence) -> None:
         """After positions were computed: full blocks become findable, what slid out of the window is given back."""
-        if self.prefix_caching:
+        if self.prefix_caching and sequence.num_computed // self.block_size > sequence.num_published_blocks:
             self._publish_full_blocks(sequence)
         if self.window is not None:
             self._slide(sequence)

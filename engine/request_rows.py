@@ -8,6 +8,7 @@ Letters: R rows, L tokens of the longest request, M blocks of it, V vocabulary.
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 from engine.sequence import Sequence, Status
 from engine.transfer import send
 from model.sampling import Real, Whole
+
+# A step asks this of all its sequences, so it is asked without a line of Python for each.
+BLOCK_TABLE, NUM_SLID_BLOCKS = attrgetter("block_table"), attrgetter("num_slid_blocks")
+NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -39,6 +44,7 @@ class RequestRows:
         self.reals = np.zeros((num_rows, len(Real)), dtype=np.float32)
         self.wholes = np.zeros((num_rows, len(Whole)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # what may be sampled changes from step to step
+        self.scores_prompt = np.zeros(num_rows, dtype=bool)
         self._num_blocks = np.zeros(num_rows, dtype=np.int64)  # written so far
         self._num_slid = np.zeros(num_rows, dtype=np.int64)
         self._num_preemptions = np.zeros(num_rows, dtype=np.int64)
@@ -53,7 +59,7 @@ class RequestRows:
             self._last_rows = np.array([self._row(sequence) for sequence in sequences], dtype=np.int64)
             self._last = sequences
         rows = self._last_rows
-        preemptions = _counts((sequence.num_preemptions for sequence in sequences), rows)
+        preemptions = _counts(map(NUM_PREEMPTIONS, sequences), rows)
         restarted = rows[preemptions != self._num_preemptions[rows]]  # their blocks are others now
         self._num_blocks[restarted] = self._num_slid[restarted] = 0
         self._num_preemptions[rows] = preemptions
@@ -72,6 +78,7 @@ class RequestRows:
         self.reals[row] = _reals(sequence)
         self.wholes[row] = _wholes(sequence, row)
         self.is_constrained[row] = is_constrained(sequence)
+        self.scores_prompt[row] = sequence.request.params.prompt_logprobs
         self._num_blocks[row] = self._num_slid[row] = 0
         self._num_preemptions[row] = sequence.num_preemptions
         return row
@@ -82,14 +89,14 @@ class RequestRows:
             self._free.append(self._row_of.pop(sequence))
 
     def _write_new_blocks(self, sequences: SequenceOf[Sequence], rows: Int64s) -> None:
-        counts = _counts((len(sequence.block_table) for sequence in sequences), rows)
+        counts = _counts(map(len, map(BLOCK_TABLE, sequences)), rows)
         for index in (counts != self._num_blocks[rows]).nonzero()[0].tolist():
             row, table = rows[index], sequences[index].block_table
             first = int(self._num_blocks[row])
             self.block_tables[row, first : len(table)] = table[first:]
             self.block_tables[row, len(table) :] = 0
         self._num_blocks[rows] = counts
-        slid = _counts((sequence.num_slid_blocks for sequence in sequences), rows)
+        slid = _counts(map(NUM_SLID_BLOCKS, sequences), rows)
         for index in (slid != self._num_slid[rows]).nonzero()[0].tolist():
             self.block_tables[rows[index], : slid[index]] = 0
         self._num_slid[rows] = slid

@@ -204,7 +204,8 @@ class Scheduler:
             sequence.experts.take(chunk.start, result.expert_choices[sequence.request_id])
         sequence.num_computed += chunk.length
         self.tables.commit(sequence)
-        sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
+        if result.prompt_logprobs:
+            sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
         if outcome is not None:
             return self._append(sequence, outcome, now)
         if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
@@ -232,10 +233,14 @@ class Scheduler:
     def _output(self, sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
         request, params, experts = sequence.request, sequence.request.params, sequence.experts
         is_first = sequence.num_generated <= 1
+        token_ids = [sampled.token_id] if sampled else []
+        logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
+        if not is_first and not experts:  # nearly all: the rest of them need not be asked
+            return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
         return RequestOutput(
             request_id=sequence.request_id,
-            token_ids=[sampled.token_id] if sampled else [],
-            logprobs=[sampled.logprobs] if sampled and sampled.logprobs else None,
+            token_ids=token_ids,
+            logprobs=logprobs,
             prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
             num_cached_tokens=sequence.num_cached_tokens,
             expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,

@@ -1,0 +1,105 @@
+"""What a decode step costs beside the network: python -m tests.engine.host_cost [REQUESTS ...]
+
+The network and the sampling kernel are fakes that answer at once; the rest is the product's own code. For each number
+of running requests: microseconds per part, the median over the steps, and per request.
+"""
+
+import gc
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.messages import Step, encode_frame
+from engine.plan import StepPlan, StepResult
+from engine.request_rows import RequestRows
+from engine.runner import InFlight, ModelRunner
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler
+from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
+from model.config import ModelConfig
+from model.sampling import SampledRows, SamplingRows
+from tests.model.native_cases import Heads
+
+BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000
+
+
+class NoNetwork:
+    """Answers with logits that nobody reads."""
+
+    config: ModelConfig = Heads().config
+
+    def forward(self, batch: Any, _pool: object) -> Tensor:
+        return torch.empty(len(batch.logit_rows), 1)
+
+
+class NoSampling:
+    """Answers with token 3."""
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        count, nothing = len(logits), torch.empty(len(logits), 0)
+        ids = torch.full((count,), 3)
+        return SampledRows(ids, torch.zeros(count, dtype=torch.uint8), torch.zeros(count), nothing.int(), nothing)
+
+
+class Timed:
+    """The seconds that each named call took."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        self.seconds[name].append(time.perf_counter() - start)
+        return result
+
+
+def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
+    plan: StepPlan = timed("plan", lambda: scheduler.plan(0.0))
+    flight: InFlight = timed("launch", lambda: runner.launch(plan))
+    result: StepResult = timed("finish", lambda: runner.finish(flight))
+    outputs: list[RequestOutput] = timed("apply", lambda: scheduler.apply(plan, result, 0.0))
+    timed("encode", lambda: encode_frame(Step(StepOutput(outputs, StepStats()))))
+
+
+def measure(num_requests: int) -> dict[str, float]:
+    """Median microseconds per part and step."""
+    pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
+    tables = BlockTables(pool, BLOCK_SIZE, None, 2048, prefix_caching=True)
+    scheduler = Scheduler(
+        tables, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
+    )
+    for index in range(num_requests):
+        params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index)
+        scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params))
+    rows = RequestRows(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
+    runner = ModelRunner(NoNetwork(), None, rows, Sampler(NoSampling(), rows, (2,)))  # type: ignore[arg-type]
+    while len(scheduler.running) < num_requests:
+        one_step(scheduler, runner, Timed())
+    gc.collect()
+    gc.freeze()
+    timed = Timed()
+    for _ in range(NUM_STEPS):
+        one_step(scheduler, runner, timed)
+    return {name: 1e6 * statistics.median(seconds) for name, seconds in timed.seconds.items()}
+
+
+def main(sizes: list[int]) -> None:
+    torch.set_num_threads(1)
+    for num_requests in sizes:
+        parts = measure(num_requests)
+        total = sum(parts.values())
+        listed = "  ".join(f"{name} {us:6.0f}" for name, us in parts.items())
+        sys.stdout.write(f"{num_requests:4d} running: {listed}  all {total:6.0f} us, {total / num_requests:.2f} each\n")
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or [1, 16, 64, 256])
