@@ -55,13 +55,19 @@ class GrammarChecker:
         `constraints`: what the request implies otherwise, the last being the answer's own. Raises ApiError 400 for one
         that cannot be followed, or that another parameter contradicts.
         """
-        constraint = None if constraints else constraint_of(request)
+        constraint = None if constraints else await self._asked(request)
         form: Form | None = None
         for asked in [*constraints, *([constraint] if constraint else [])]:
             form = await self._checked(asked)
         if form is not None:
             check_no_contradiction(request, self._end_ids)
         return form
+
+    async def _asked(self, request: GenerationRequest) -> Constraint | None:
+        """In a thread: writing a schema of a megabyte down takes a while, even to find it too large."""
+        if request.response_format is None and request.structured_outputs is None:
+            return None
+        return await asyncio.to_thread(constraint_of, request)
 
     async def _checked(self, constraint: Constraint) -> Form:
         grammar = constraint.grammar

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 
 from server.mistral_template import CALLS_MARKER
+from server.repair import BLANK_LINE
 from server.tools import ToolUse
 from server.turns import Message, Turn
 
@@ -16,14 +18,24 @@ def emulated(messages: Sequence[Message], use: ToolUse | None) -> list[Turn]:
 
     With `use`, the tools stand in front as a text of the system.
     """
-    turns = [_in_words(message) for message in messages]
-    return turns if use is None else [Turn("system", _instructions(use)), *turns]
+    turns: list[Turn] = []
+    for is_result, run in groupby(messages, key=lambda message: message.template_role == "tool"):
+        members = list(run)
+        turns += [Turn("user", "\n".join(map(_result, members)))] if is_result else map(_in_words, members)
+    return turns if use is None else _instructed(turns, _instructions(use))
+
+
+def _instructed(turns: list[Turn], instructions: str) -> list[Turn]:
+    if turns and turns[0].template_role == "system":
+        return [Turn("system", f"{instructions}{BLANK_LINE}{turns[0].text}"), *turns[1:]]
+    return [Turn("system", instructions), *turns]
+
+
+def _result(message: Message) -> str:
+    return f"{RESULTS_MARKER} {_json(Turn('tool', message.text, (), message.call_id).result())}"
 
 
 def _in_words(message: Message) -> Turn:
-    if message.template_role == "tool":
-        result = Turn("tool", message.text, (), message.call_id).result()
-        return Turn("user", f"{RESULTS_MARKER} {_json(result)}")
     if not message.calls:
         return Turn(message.template_role, message.text)
     calls = f"{CALLS_MARKER} {_json([call.as_mistral() for call in message.calls])}"

@@ -58,7 +58,7 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, request.contents, "messages")
     use = tool_use_of(request)
-    constraints = _tool_constraints(use, request, state, texts)
+    constraints = await off_loop(sum(map(len, request.contents)), lambda: _tool_constraints(use, request, state, texts))
     token_ids, repair_headers = await rendered(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")

@@ -1,5 +1,6 @@
 """Structured output from the bundled model at temperature 1: what ends has the form that was asked for."""
 
+import enum
 import json
 import random
 import re
@@ -8,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
+import openai
+import pydantic
 import pytest
 
 from tests.e2e.random_schemas import random_schema
@@ -121,6 +124,36 @@ def test_the_same_request_gives_the_same_answer_beside_others_and_streamed(
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         text = "".join(c["delta"].get("content", "") for c in mine)
         assert (text, mine[-1]["finish_reason"]) == (choice["message"]["content"], choice["finish_reason"])
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "dark blue"
+
+
+class Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    name: str = pydantic.Field(max_length=8)
+    colour: Colour
+    size: int | None = pydantic.Field(ge=0, le=99)
+
+
+class Machine(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    parts: list[Part] = pydantic.Field(min_length=1, max_length=2)
+    is_new: bool
+
+
+def test_openais_client_parses_answers_into_its_own_classes(server: RunningServer) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    messages: list[Any] = [{"role": "user", "content": "A machine, please."}]
+    reply = client.chat.completions.parse(
+        model=MODEL, messages=messages, response_format=Machine, n=4, seed=2, max_tokens=300
+    )
+    machines = [choice.message.parsed for choice in reply.choices if choice.finish_reason == "stop"]
+    assert machines and all(isinstance(machine, Machine) and machine.parts for machine in machines)
 
 
 def test_a_completion_with_echo_keeps_its_prompt_in_front_of_the_form(server: RunningServer) -> None:

@@ -194,6 +194,18 @@ def test_version_1_is_told_of_tools_calls_and_results_in_words(v1: Tokenizer) ->
     assert "mapped-tool-ids" not in repairs
 
 
+def test_version_1_needs_no_repair_for_tools_beside_a_system_text_or_for_several_results(v1: Tokenizer) -> None:
+    body = with_ids("abcdefghi")
+    body["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    body["messages"][2]["tool_calls"].append({**body["messages"][2]["tool_calls"][0], "id": "second"})
+    body["messages"].append({"role": "tool", "tool_call_id": "second", "content": "two"})
+    ids, repairs = our_ids(v1, body)
+    assert repairs == []
+    text = v1.decode(ids)
+    assert text.startswith("[INST] These functions can be called") and "\n\nBe brief.\n\na [/INST]" in text
+    assert '"call_id": "abcdefghi"}\n[TOOL_RESULTS] {"content": "two", "call_id": "second"} [/INST]' in text
+
+
 def test_a_checkpoints_own_template_is_given_tools_calls_and_results(v3: Tokenizer) -> None:
     """By Hugging Face's names: `tools`, `tool_calls` with arguments as objects, and `tool_call_id`."""
     source = (
