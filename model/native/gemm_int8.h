@@ -57,9 +57,8 @@ struct Int8Block {
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = ceil_div(K, 4);
         const uint32_t* w = panel + column;
-        Words sums[ROWS][2];
-#pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) sums[m][0] = sums[m][1] = broadcast_word(Int8Unit::IS_BIASED ? x[m] : 0);
+        const uint32_t* starts = x;
+        Words sums[ROWS][2] = {};
         for (int64_t k = 0; k < depth; ++k) {
             x += stride;
             __builtin_prefetch(w + PREFETCH_WORDS);
@@ -77,9 +76,10 @@ struct Int8Block {
         const Vec scale0 = from_bits(load_words(w)), scale1 = from_bits(load_words(w + LANES));
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m) {
+            const Words start = broadcast_word(Int8Unit::IS_BIASED ? starts[m] : 0);
             const Vec scale = broadcast(float_of(x[m]));
-            store(out + m * PANEL + column, to_float(sums[m][0]) * scale0 * scale);
-            store(out + m * PANEL + column + LANES, to_float(sums[m][1]) * scale1 * scale);
+            store(out + m * PANEL + column, to_float(sums[m][0] + start) * scale0 * scale);
+            store(out + m * PANEL + column + LANES, to_float(sums[m][1] + start) * scale1 * scale);
         }
     }
 };

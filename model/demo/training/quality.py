@@ -1,0 +1,135 @@
+"""Measures what quantised weights cost in quality: perplexity, and how near the predictions are to float32's.
+
+    python -m model.demo.training.quality [CHECKPOINT] [--text FILE ...]
+
+Texts are cut into contexts of their own that begin with <s>; every position of each is scored. Without --text they
+are the held-out texts that the bundled model was not trained on, which needs the same Debian packages as training. KL
+is the mean over positions of KL(float32 || this), in nats; top-1 the share of positions whose likeliest token is the
+same. Prints a Markdown table.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import load_config
+from model.demo.training.corpus import load_domains
+from model.forward_batch import ForwardBatch
+from model.kv_format import KvDtype
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.ops.native import NativeOps
+from model.ops.native_library import NativeLibrary
+from model.ops.quantized import Quantization
+from model.weights import load_model
+
+CPU = torch.device("cpu")
+CONTEXT_LEN = 512
+CONTEXTS_PER_TEXT = 20  # spread over all of it
+
+Variant = tuple[KvDtype, Quantization]
+EXACT: Variant = ("float32", "none")
+VARIANTS: list[Variant] = [
+    ("bfloat16", "none"),
+    ("float32", "int8"),
+    ("bfloat16", "int8"),
+    ("float32", "int4"),
+    ("bfloat16", "int4"),
+]
+
+
+@dataclass
+class Score:
+    """Sums over positions."""
+
+    nats: float = 0.0
+    kl: float = 0.0
+    num_same: int = 0
+    num_positions: int = 0
+
+    def add(self, ours: Tensor, exact: Tensor, token_ids: Tensor) -> None:
+        """Log probabilities [T, V] of ours and of float32's; the tokens [T] that came."""
+        self.nats += float(F.nll_loss(ours, token_ids, reduction="sum"))
+        self.kl += float(F.kl_div(ours, exact, reduction="sum", log_target=True))
+        self.num_same += int((ours.argmax(-1) == exact.argmax(-1)).sum())
+        self.num_positions += len(token_ids)
+
+    @property
+    def perplexity(self) -> float:
+        return float(torch.tensor(self.nats / self.num_positions).exp())
+
+
+def measure(checkpoint: Path, texts: list[str]) -> dict[Variant, Score]:
+    """Scores of EXACT and of each of VARIANTS."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
+    networks = {variant: _load(checkpoint, *variant) for variant in [EXACT, *VARIANTS]}
+    scores = {variant: Score() for variant in networks}
+    for ids in _contexts(tokenizer, texts):
+        exact = _logprobs(networks[EXACT], "float32", ids)
+        for variant, network in networks.items():
+            ours = exact if variant == EXACT else _logprobs(network, variant[0], ids)
+            scores[variant].add(ours[:-1], exact[:-1], torch.tensor(ids[1:]))
+    return scores
+
+
+def _load(checkpoint: Path, dtype: KvDtype, quantization: Quantization) -> Mixtral:
+    config, _ = load_config(checkpoint)
+    ops = NativeOps(NativeLibrary(), len(os.sched_getaffinity(0)), None, quantization)
+    return load_model(checkpoint, config, getattr(torch, dtype), CPU, ops, lambda done, total: None)
+
+
+def _contexts(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> Iterator[list[int]]:
+    for text in texts:
+        ids = tokenizer.encode(text)
+        starts = range(0, len(ids), CONTEXT_LEN)
+        for start in starts[:: max(1, len(starts) // CONTEXTS_PER_TEXT)]:
+            yield [tokenizer.bos_id(), *ids[start : start + CONTEXT_LEN]]
+
+
+def _logprobs(network: Mixtral, dtype: KvDtype, ids: list[int]) -> Tensor:
+    """[T, V] of one sequence, computed in one step over a pool of one block."""
+    length = len(ids)
+    pool = KvPool(network.config, 2, length, dtype, CPU)
+    batch = ForwardBatch(
+        token_ids=torch.tensor(ids),
+        positions=torch.arange(length),
+        slot_mapping=torch.arange(length) + length,
+        query_start=torch.tensor([0, length], dtype=torch.int32),
+        context_len=torch.tensor([length], dtype=torch.int32),
+        block_tables=torch.tensor([[1]], dtype=torch.int32),
+        logit_rows=torch.arange(length),
+    )
+    return network.forward(batch, pool).log_softmax(-1)
+
+
+def table(scores: dict[Variant, Score]) -> str:
+    """Markdown."""
+    base = scores[EXACT].perplexity
+    lines = [
+        f"{scores[EXACT].num_positions:,} positions",
+        "",
+        "| activations | weights | perplexity | against float32 | top-1 | KL |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (dtype, quantization), score in scores.items():
+        weights = dtype if quantization == "none" else quantization
+        change = f"{100 * (score.perplexity / base - 1):+.2f} %"
+        same, kl = score.num_same / score.num_positions, score.kl / score.num_positions
+        lines.append(f"| {dtype} | {weights} | {score.perplexity:.3f} | {change} | {same:.1%} | {kl:.5f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=Path("model/demo"))
+    parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE")
+    arguments = parser.parse_args()
+    files = [file.read_text() for file in arguments.text]
+    print(table(measure(arguments.checkpoint, files or ["\n".join(d.held_out) for d in load_domains()])))
