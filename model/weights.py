@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops import FfnWeights, Ops
+from model.ops.huge_pages import empty
 from model.weight_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
@@ -46,15 +47,15 @@ def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) 
     dtype = DTYPES[tensor.dtype]
     shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
     entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    content = bytearray(shape[0] * entry_bytes)
+    content = empty(shape[0] * entry_bytes, torch.uint8)  # in huge pages: a fault per 4 KB would cost more than reading
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + first * entry_bytes)
-            if not _fill(file, memoryview(content)):
+            if not _fill(file, content.numpy().data):
                 raise CheckpointError(f"{tensor.file}: ends within tensor {tensor.name}")
     except OSError as error:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
-    return torch.frombuffer(content, dtype=dtype).view(shape)
+    return content.view(dtype).view(shape)
 
 
 def _fill(file: FileIO, content: memoryview) -> bool:

@@ -10,7 +10,7 @@ same. Prints a Markdown table.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,10 @@ class Score:
         return float(torch.tensor(self.nats / self.num_positions).exp())
 
 
-def measure(checkpoint: Path, texts: list[str]) -> dict[Variant, Score]:
-    """Scores of EXACT and of each of VARIANTS."""
+def measure(checkpoint: Path, texts: list[str], variants: Sequence[Variant] = VARIANTS) -> dict[Variant, Score]:
+    """Scores of EXACT and of each of the variants."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
-    networks = {variant: _load(checkpoint, *variant) for variant in [EXACT, *VARIANTS]}
+    networks = {variant: _load(checkpoint, *variant) for variant in [EXACT, *variants]}
     scores = {variant: Score() for variant in networks}
     for ids in _contexts(tokenizer, texts):
         exact = _logprobs(networks[EXACT], "float32", ids)
