@@ -1,0 +1,287 @@
+"""Every parameter of completions and chat does something: each row would fail if the parameter were ignored.
+
+A row has the fields it starts from, the parameter's value, and what must be true of the replies without and with it.
+The rows are compared with the schemas, so that a new parameter without a row fails.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.types import Request
+from server.chat import ChatTemplate
+from server.schemas import ChatCompletionRequest, CompletionRequest
+from tests.e2e.running import MODEL, RunningServer
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL as FAKE_MODEL
+from tests.server.serving import client_of, saying, state_around, tokenizer
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+EOS = "2"
+ALWAYS_EOS = {"logit_bias": {EOS: 100}}
+NO_EOS = {"logit_bias": {EOS: -100}}
+CHANCE = {"temperature": 1.5, "seed": 5}
+LONG = {"max_tokens": 48}
+BASE: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"model": MODEL, "prompt": "It was not in her power to", "max_tokens": 12},
+    CHAT: {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me of the sea."}],
+        "max_tokens": 12,
+        **NO_EOS,
+    },
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@dataclass
+class Reply:
+    """What came of a request."""
+
+    http: httpx.Response
+    body: dict[str, Any] = field(default_factory=dict)  # of the whole reply
+    events: list[dict[str, Any]] = field(default_factory=list)  # of the stream
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        choice: dict[str, Any] = self.body["choices"][0]
+        return choice
+
+    @property
+    def text(self) -> str:
+        return str(self.choice["text"] if "text" in self.choice else self.choice["message"]["content"])
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self.choice["token_ids"])
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        usage: dict[str, Any] = self.body["usage"]
+        return usage
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return list(self.choice["prompt_token_ids"] if "text" in self.choice else self.body["prompt_token_ids"])
+
+
+Check = Callable[[Reply, Reply], bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`value` may be made of the reply without the parameter. `paths`: where it is a parameter."""
+
+    value: Any
+    check: Check
+    start: dict[str, Any] = field(default_factory=dict)
+    paths: tuple[str, ...] = (COMPLETIONS, CHAT)
+
+
+def differs(before: Reply, after: Reply) -> bool:
+    return before.ids != after.ids
+
+
+def is_greedy(before: Reply, after: Reply) -> bool:
+    """Of the draws only the likeliest token is left: all logprobs are those of the top."""
+    entries = after.choice["logprobs"]
+    if "content" in entries:
+        tops = [[top["logprob"] for top in e["top_logprobs"] if top["token"] != "</s>"] for e in entries["content"]]
+        likeliest = [e["logprob"] == top[0] for e, top in zip(entries["content"], tops, strict=True)]
+    else:
+        tops = map(max, (top.values() for top in entries["top_logprobs"]))
+        likeliest = [p == top for p, top in zip(entries["token_logprobs"], tops, strict=True)]
+    return before.ids != after.ids and all(likeliest)
+
+
+def refused(status: int, param: str | None) -> Check:
+    def check(_: Reply, after: Reply) -> bool:
+        return after.http.status_code == status and after.http.json()["error"]["param"] == param
+
+    return check
+
+
+def a_word_of(reply: Reply) -> str:
+    return max(re.findall(r"[A-Za-z]+", reply.text), key=len)
+
+
+COMPLETION_SCORES, CHAT_SCORES = {"logprobs": 1}, {"logprobs": True, "top_logprobs": 1}
+SHARED: dict[str, Row] = {
+    "model": Row("nope", refused(404, "model")),
+    "stream": Row(True, lambda b, a: a.http.headers["content-type"].startswith("text/event-stream") and not b.events),
+    "stream_options": Row(
+        {"continuous_usage_stats": True},
+        lambda b, a: all(e["usage"]["prompt_tokens"] for e in a.events),
+        {"stream": True},
+    ),
+    "max_tokens": Row(3, lambda b, a: a.usage["completion_tokens"] == 3 != b.usage["completion_tokens"]),
+    "min_tokens": Row(8, lambda b, a: len(b.ids) == 1 and len(a.ids) == 9, ALWAYS_EOS),
+    "temperature": Row(0, differs, {**CHANCE}),
+    "frequency_penalty": Row(2, differs, LONG),
+    "presence_penalty": Row(2, differs, LONG),
+    "repetition_penalty": Row(2, differs, LONG),
+    "stop": Row(a_word_of, lambda b, a: b.text.startswith(a.text) and a_word_of(b) not in a.text),
+    "stop_token_ids": Row(lambda b: [b.ids[4]], lambda b, a: a.ids == b.ids[: b.ids.index(b.ids[4]) + 1]),
+    "include_stop_str_in_output": Row(True, lambda b, a: a.text == b.text + b.choice["stop_reason"], {"stop": "e"}),
+    "ignore_eos": Row(True, lambda b, a: len(b.ids) == 1 and len(a.ids) == 12, ALWAYS_EOS),
+    "seed": Row(6, lambda b, a: differs(b, a) and (b.body["seed"], a.body["seed"]) == (5, 6), CHANCE),
+    "n": Row(3, lambda b, a: len(a.body["choices"]) == 3),
+    "logit_bias": Row({"300": 100}, lambda b, a: set(a.ids) == {300}),
+    "allowed_token_ids": Row([300, 301], lambda b, a: set(a.ids) <= {300, 301}),
+    "bad_words": Row(lambda b: [a_word_of(b)], lambda b, a: a_word_of(b) not in a.text and differs(b, a)),
+    "skip_special_tokens": Row(
+        False, lambda b, a: "</s>" in a.text and "</s>" not in b.text, {**ALWAYS_EOS, "ignore_eos": True}
+    ),
+    "return_token_ids": Row(False, lambda b, a: "token_ids" in b.choice and "token_ids" not in a.choice),
+    "truncate_prompt_tokens": Row(3, lambda b, a: a.prompt_ids == b.prompt_ids[-3:]),
+    "timeout_s": Row(1e-6, refused(504, "timeout_s")),
+    "queue_timeout_s": Row(1e-6, refused(503, "queue_timeout_s")),
+    "response_format": Row({"type": "json_object"}, lambda b, a: a.text.startswith("{") and not b.text.startswith("{")),
+    "structured_outputs": Row({"regex": "[0-9]{5}"}, lambda b, a: re.fullmatch("[0-9]{5}", a.text) is not None),
+    "experts_per_token": Row(1, lambda b, a: b.choice["logprobs"] != a.choice["logprobs"]),
+    "expert_mask": Row([[True, True, *[False] * 6]] * 99, lambda b, a: b.choice["logprobs"] != a.choice["logprobs"]),
+    "expert_usage": Row(True, lambda b, a: "expert_tokens" in a.usage and "expert_tokens" not in b.usage),
+    "expert_routing": Row(True, lambda b, a: len(a.choice["expert_routing"]) == len(a.ids) - 1),
+}
+LIKELIEST: dict[str, Any] = {"top_p": 1e-9, "top_k": 1, "min_p": 1.0}
+COMPLETION_ROWS: dict[str, Row] = {
+    "prompt": Row("And God said", lambda b, a: b.prompt_ids != a.prompt_ids),
+    "logprobs": Row(2, lambda b, a: min(map(len, a.choice["logprobs"]["top_logprobs"])) >= 2),
+    "echo": Row(True, lambda b, a: a.text == BASE[COMPLETIONS]["prompt"] + b.text),
+    "best_of": Row(2, refused(400, "best_of")),
+    "add_special_tokens": Row(False, lambda b, a: a.prompt_ids == b.prompt_ids[1:]),
+    **{name: Row(value, is_greedy, CHANCE) for name, value in LIKELIEST.items()},
+}
+CHAT_ROWS: dict[str, Row] = {
+    "messages": Row([{"role": "user", "content": "Hello"}], lambda b, a: b.prompt_ids != a.prompt_ids),
+    "max_completion_tokens": Row(3, lambda b, a: a.usage["completion_tokens"] == 3, {"max_tokens": None}),
+    "logprobs": Row(
+        False,
+        lambda b, a: bool(b.choice["logprobs"]["content"]) and a.choice["logprobs"] is None,
+        {"top_logprobs": None},
+    ),
+    "top_logprobs": Row(3, lambda b, a: {len(e["top_logprobs"]) for e in a.choice["logprobs"]["content"]} == {3}),
+    "tools": Row(
+        lambda b: [TOOL], refused(400, "tool_choice"), {"tool_choice": {"type": "function", "function": {"name": "g"}}}
+    ),
+    "tool_choice": Row(
+        "required", lambda b, a: bool(a.choice["message"]["tool_calls"]), {"tools": [TOOL], "max_tokens": 64}
+    ),
+    **{name: Row(value, is_greedy, {**CHANCE, "top_logprobs": 2}) for name, value in LIKELIEST.items()},
+}
+# What does not show in a reply: what reaches the engine, the template or the log tells.
+ELSEWHERE = {
+    "parallel_tool_calls",
+    "priority",
+    "cache_salt",
+    "user",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+}
+ROWS = [
+    *((path, name, row) for name, row in SHARED.items() for path in row.paths),
+    *((COMPLETIONS, name, row) for name, row in COMPLETION_ROWS.items()),
+    *((CHAT, name, row) for name, row in CHAT_ROWS.items()),
+]
+
+
+def test_every_parameter_of_the_schemas_has_a_row() -> None:
+    for model, rows in ((CompletionRequest, COMPLETION_ROWS), (ChatCompletionRequest, CHAT_ROWS)):
+        assert set(model.model_fields) - ELSEWHERE == set(SHARED) | set(rows)
+
+
+def asked(server: RunningServer, path: str, fields: dict[str, Any]) -> Reply:
+    response = httpx.post(server.url + path, json=fields, timeout=120)
+    if response.headers["content-type"].startswith("text/event-stream"):
+        payloads = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: {")]
+        return Reply(response, events=list(map(json.loads, payloads)))
+    return Reply(response, response.json())
+
+
+@pytest.mark.parametrize(("path", "name", "row"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_parameter_is_not_ignored(server: RunningServer, path: str, name: str, row: Row) -> None:
+    scores = COMPLETION_SCORES if path == COMPLETIONS else CHAT_SCORES
+    start = {**BASE[path], "temperature": 0, "return_token_ids": True, **scores, **row.start}
+    before = asked(server, path, start)
+    value = row.value(before) if callable(row.value) else row.value
+    if name == "expert_mask":
+        value = value[: len(httpx.get(server.url + "/experts").json()["layers"])]
+    after = asked(server, path, {**start, name: value})
+    assert row.check(before, after), (before.body or before.events[-1:], after.body or after.events[-1:])
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_a_salt_keeps_cached_blocks_apart(server: RunningServer, path: str) -> None:
+    words = {COMPLETIONS: {"prompt": "salt " * 50}, CHAT: {"messages": [{"role": "user", "content": "salt " * 50}]}}[
+        path
+    ]
+    fields = {**BASE[path], **words, "max_tokens": 1, "cache_salt": f"first {path}"}
+    cached = [
+        asked(server, path, {**fields, "cache_salt": salt}).usage["prompt_tokens_details"]["cached_tokens"]
+        for salt in (f"first {path}", f"first {path}", f"other {path}")
+    ]
+    assert cached[0] == cached[2] == 0 < cached[1]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_the_user_is_named_in_the_log(server: RunningServer, path: str) -> None:
+    asked(server, path, {**BASE[path], "max_tokens": 1, "user": f"somebody{path}"})
+    server.settled_metrics()
+    assert f"user=somebody{path}" in server.log.read_text()
+
+
+TEMPLATE = (
+    "{{ messages[0]['content'] }}{% if add_generation_prompt %} GO{% endif %}{{ date_string or '' }}"
+    "{% if messages[1] is defined %}{{ messages[1]['content'] }} over{% endif %}"
+)
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+async def submitted(fields: dict[str, Any]) -> Request:
+    """What the engine is given for a chat under a template that shows its variables."""
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine)
+    assert state.texts is not None
+    texts = type(state.texts)(tokenizer(), ChatTemplate(TEMPLATE, tokenizer()), state.texts.defaults)
+    state.texts = texts
+    async with client_of(state) as client:
+        response = await client.post(CHAT, json={"model": FAKE_MODEL, "messages": TURNS[:1], **fields})
+        assert response.status_code == 200, response.text
+    return engine.submitted[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("fields", "rendered"),
+    [
+        ({}, "a GO"),
+        ({"add_generation_prompt": False}, "a"),
+        ({"chat_template_kwargs": {"date_string": " today"}}, "a GO today"),
+        ({"messages": TURNS}, "a GOb over"),
+        ({"messages": TURNS, "continue_final_message": True}, "ab"),
+    ],
+    ids=str,
+)
+async def test_what_the_template_is_told_reaches_the_prompt(fields: dict[str, Any], rendered: str) -> None:
+    request = await submitted(fields)
+    assert tokenizer().decode(request.prompt_token_ids) == rendered
+
+
+@pytest.mark.anyio
+async def test_one_call_or_several_is_a_matter_of_the_grammar() -> None:
+    fields = {"tools": [TOOL], "tool_choice": "required"}
+    several, one = [await submitted({**fields, "parallel_tool_calls": parallel}) for parallel in (True, False)]
+    assert several.grammar is not None and one.grammar is not None
+    assert several.grammar != one.grammar
+
+
+@pytest.mark.anyio
+async def test_the_priority_reaches_the_scheduler() -> None:
+    assert (await submitted({"priority": -7})).priority == -7
+    assert (await submitted({})).priority == 0
