@@ -25,9 +25,10 @@ empty :=
 space := $(empty) $(empty)
 
 # Tests that need a program which is not here are left out, and that is said.
-LEFT_OUT := $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node)
+LEFT_OUT := $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
+    $(if $(shell command -v chromium),,browser)
 ifneq ($(strip $(LEFT_OUT)),)
-PYTEST += -m "$(subst $(space), and ,$(addprefix not$(space),$(strip $(LEFT_OUT))))"
+PYTEST += -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(strip $(LEFT_OUT)))))"
 NOTE := @echo "not found here, so their tests are left out: $(strip $(LEFT_OUT)) (.ci/run installs them)"
 endif
 

@@ -8,7 +8,6 @@ export class ServerLoad {
   #api;
   #health = byId("health");
   #values = {};
-  #bar = element("i");
   #before = null; // {positions, ms} of the last reading
 
   constructor(api) {
@@ -17,8 +16,7 @@ export class ServerLoad {
       this.#values[name] = element("dd", {}, "–");
       byId("load").append(element("div", {}, element("dt", {}, name), this.#values[name]));
     }
-    this.#values["KV cache"].parentElement.append(this.#bar);
-    this.#bar.className = "bar";
+    this.#values["KV cache"].className = "gauge";
   }
 
   /** Asks the server and shows what it says. Throws ApiError where the metrics need a key. */
@@ -29,7 +27,7 @@ export class ServerLoad {
     this.#put("Running", samples.get("smoe_requests_running") ?? 0);
     this.#put("Waiting", samples.get("smoe_requests_waiting") ?? 0);
     this.#put("KV cache", percent(used));
-    this.#bar.style.setProperty("--share", used);
+    this.#values["KV cache"].style.setProperty("--share", used);
     this.#pace(samples.get("smoe_step_tokens_sum") ?? 0);
   }
 

@@ -60,7 +60,7 @@ export class Playground {
     this.#showButtons();
     try {
       const meter = await generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
-      this.#summarise(meter, meter.finishReason === "length" ? "cut off" : "complete");
+      this.#summarise(meter, meter.finishReason === "length" ? "length limit" : "complete");
     } catch (error) {
       this.#onEnd(error);
     } finally {

@@ -84,7 +84,7 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         running = RunningServer(process, f"http://127.0.0.1:{port}", log)
         try:
-            _wait_until_ready(running)
+            wait_until_ready(running)
             yield running
             running.sigterm()
             assert process.wait(STOP_TIMEOUT_S) == 0, log.read_text()
@@ -93,7 +93,7 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
             process.wait()
 
 
-def _wait_until_ready(running: RunningServer) -> None:
+def wait_until_ready(running: RunningServer) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         assert running.process.poll() is None, running.log.read_text()

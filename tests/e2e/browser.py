@@ -1,0 +1,117 @@
+"""Debian's Chromium on the playground: what it sees, and whatever goes wrong that a person would not see."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, sync_playwright
+
+# Without these Chromium calls its makers' servers at every start.
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+TIMEOUT_MS = 60_000
+DESKTOP, PHONE = (1360, 820), (390, 800)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser of its own. Its driver runs an event loop: nothing else may run one meanwhile in this process."""
+    path = shutil.which("chromium")
+    assert path, "Debian: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """One look at the page. `problems` are errors on the console and requests that leave the server."""
+
+    page: Page
+    origin: str
+    problems: list[str] = field(default_factory=list)
+    expected_statuses: set[int] = field(default_factory=set)  # of replies that are errors on purpose
+
+    def get(self, selector: str) -> Locator:
+        return self.page.locator(selector)
+
+    def write(self, prompt: str) -> None:
+        """Sends a prompt by keyboard and waits for the end of the text."""
+        self.get("#prompt").fill(prompt)
+        self.page.keyboard.press("Control+Enter")
+        self.finished()
+
+    def finished(self) -> None:
+        self.get("#summary .seed").wait_for()
+
+    def set_slider(self, selector: str, value: float) -> None:
+        """As a drag does."""
+        script = "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }"
+        self.get(selector).evaluate(script, value)
+
+    def choose(self, name: str, value: str) -> None:
+        """One of a group of radio buttons, by its visible part."""
+        self.get(f"label:has(input[name={name}][value={value}])").click()
+
+    @property
+    def seed(self) -> int:
+        """Of the last answer."""
+        return int((self.get("#summary .seed").get_attribute("title") or "").partition(":")[0])
+
+    @property
+    def text(self) -> str:
+        return "".join(self.get("#continuation .t").all_text_contents())
+
+    def heat(self) -> list[list[int]]:
+        """Tokens by layer and expert, as the map shows them."""
+        rows = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => Number(cell.dataset.tokens)))"
+        counts: list[list[int]] = self.get("#heat tbody tr").evaluate_all(rows)
+        return counts
+
+    def note_console(self, message: ConsoleMessage) -> None:
+        is_expected = any(f"status of {status}" in message.text for status in self.expected_statuses)
+        if message.type in ("error", "warning") and not is_expected:
+            self.problems.append(message.text)
+
+    def note_request(self, request: Request) -> None:
+        if urlsplit(request.url)._replace(path="", query="", fragment="").geturl() != self.origin:
+            self.problems.append(f"a request to {request.url}")
+
+
+@contextmanager
+def visiting(
+    browser: Browser,
+    url: str,
+    *,
+    size: tuple[int, int] = DESKTOP,
+    scheme: str = "light",
+    statuses: tuple[int, ...] = (),
+) -> Iterator[Visit]:
+    """The page at `url`, opened; checks when left that nothing went wrong behind the scenes."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(TIMEOUT_MS)
+    page = context.new_page()
+    visit = Visit(page, url, expected_statuses=set(statuses))
+    page.on("console", visit.note_console)
+    page.on("pageerror", lambda error: visit.problems.append(str(error)))
+    page.on("request", visit.note_request)
+    page.goto(url)
+    try:
+        yield visit
+        assert not visit.problems
+    finally:
+        context.close()
+
+
+def abort(route: Route) -> None:
+    """As if the server were gone."""
+    route.abort()

@@ -1,0 +1,267 @@
+"""The playground as a person meets it: Chromium against a real server, compared with what the API says."""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.browser import PHONE, Visit, abort, chromium, visiting
+from tests.e2e.running import MODEL, RunningServer, free_port, start_server, wait_until_ready
+
+pytestmark = pytest.mark.browser
+PROMPT = "It was not in her power to"
+HOLDING_SERVER = Path(__file__).parents[1] / "server" / "serve_with_fake_engine.py"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Browser, server: RunningServer) -> Iterator[Visit]:
+    with visiting(browser, server.url) as page:
+        page.get("#heat td").first.wait_for()
+        yield page
+
+
+def answered(server: RunningServer, visit: Visit, **fields: object) -> dict[str, Any]:
+    """The same request, asked by another client: same seed, same text."""
+    body = {"max_tokens": 256, "seed": visit.seed, "logprobs": 5, "expert_routing": True, **fields}
+    choice: dict[str, Any] = server.complete(PROMPT, **body).json()["choices"][0]
+    return choice
+
+
+def test_a_text_is_what_the_api_gives_for_its_seed(visit: Visit, server: RunningServer) -> None:
+    visit.write(PROMPT)
+    choice = answered(server, visit)
+    assert visit.text == choice["text"]
+    figures = visit.get("#summary").inner_text()
+    assert re.search(r"\d+ m?s first token", figures) and "tokens/s" in figures
+    assert f"{len(choice['logprobs']['tokens'])} tokens" in figures
+
+
+def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: RunningServer) -> None:
+    visit.set_slider("#experts-per-token", 3)
+    visit.write(PROMPT)
+    choice = answered(server, visit, experts_per_token=3)
+    visit.get("#continuation .t").nth(4).hover()
+    card = visit.get("#card")
+    expect(card).to_be_visible()
+    assert f"logprob {choice['logprobs']['token_logprobs'][4]:.3f}" in card.inner_text()
+    likeliest = max(choice["logprobs"]["top_logprobs"][4].values())
+    assert card.locator(".others span").first.inner_text() == shown_percent(math.exp(likeliest))
+    lit = "cells => cells.map(cell => cell.className !== '')"
+    cells = card.locator(".routes i").evaluate_all(lit)
+    layers = [[i for i, is_lit in enumerate(cells[start : start + 8]) if is_lit] for start in range(0, len(cells), 8)]
+    assert layers == [sorted(chosen) for chosen in choice["expert_routing"][4]]
+    visit.page.mouse.move(0, 0)
+    expect(card).to_be_hidden()
+
+
+def shown_percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{round(100 * share)} %"
+
+
+def test_the_keyboard_goes_through_tokens_and_says_what_they_are(visit: Visit) -> None:
+    visit.write(PROMPT)
+    visit.get("#continuation .tokens").focus()
+    for _ in range(3):
+        visit.page.keyboard.press("ArrowRight")
+    third = visit.get("#continuation .t").nth(2).inner_text()
+    expect(visit.get("#spoken")).to_contain_text("Instead: ")
+    expect(visit.get("#spoken")).to_contain_text(third.strip())
+    expect(visit.get("#spoken")).to_contain_text("First expert in each layer")
+
+
+def test_the_heat_map_moves_with_the_work(visit: Visit, server: RunningServer) -> None:
+    with visit.page.expect_response("**/experts"):
+        visit.get("#window").select_option("since start")
+    before = [layer["tokens"] for layer in httpx.get(server.url + "/experts").json()["layers"]]
+    visit.write("def read_lines(path):")
+    deadline = time.monotonic() + 30
+    while visit.heat() != [layer["tokens"] for layer in httpx.get(server.url + "/experts").json()["layers"]]:
+        assert time.monotonic() < deadline
+        visit.page.wait_for_timeout(200)
+    added = {sum(new) - sum(old) for new, old in zip(visit.heat(), before, strict=True)}
+    assert len(added) == 1 and min(added) > 0, "every layer sees every token"
+
+
+def test_the_text_is_coloured_by_surprise_and_by_expert(visit: Visit) -> None:
+    visit.write(PROMPT)
+    token = visit.get("#continuation .t").nth(1)
+    background = "token => getComputedStyle(token).backgroundColor"
+    plain = token.evaluate(background)
+    visit.choose("tint", "surprise")
+    surprised = token.evaluate(background)
+    visit.choose("tint", "expert")
+    by_first_layer = [token.evaluate(background) for token in visit.get("#continuation .routed").all()[:12]]
+    visit.set_slider("#layer", 3)
+    by_fourth_layer = [token.evaluate(background) for token in visit.get("#continuation .routed").all()[:12]]
+    assert len({plain, surprised, by_first_layer[1]}) == 3
+    assert by_first_layer != by_fourth_layer
+
+
+def test_go_on_makes_the_text_the_prompt(visit: Visit) -> None:
+    visit.write(PROMPT)
+    text = visit.text
+    visit.get("#again").click()
+    expect(visit.get("#prompt")).to_have_value(PROMPT + text)
+    visit.finished()
+
+
+def test_a_conversation_keeps_its_turns(visit: Visit) -> None:
+    visit.choose("mode", "chat")
+    visit.set_slider("#temperature", 0)
+    for turn in (1, 2):
+        visit.get("#message").fill("Count from 3 to 7.")
+        visit.page.keyboard.press("Control+Enter")
+        expect(visit.get("article.assistant")).to_have_count(turn)
+        visit.finished()
+    assert visit.get("article.assistant .tokens").first.inner_text().strip() == "3 4 5 6 7"
+    visit.get("#again").click()
+    visit.finished()
+    expect(visit.get("article")).to_have_count(4)
+
+
+def test_the_request_as_curl_and_as_python_gives_the_same_text(visit: Visit, server: RunningServer) -> None:
+    visit.write(PROMPT)
+    seed, text = visit.seed, visit.text
+    visit.get("#summary .seed").click()  # the seed is now set for what follows
+    visit.set_slider("#experts-per-token", 2)
+    visit.get("#copy-curl").click()
+    expect(visit.get("#toast")).to_have_text("Copied as curl")
+    arguments = shlex.split(visit.page.evaluate("navigator.clipboard.readText()"))
+    body = json.loads(arguments[arguments.index("-d") + 1])
+    assert (arguments[:3], body["seed"]) == (["curl", "-N", f"{server.url}/v1/completions"], seed)
+    assert server.post("/v1/completions", body | {"stream": False}).json()["choices"][0]["text"] == text
+    visit.get("#copy-python").click()
+    expect(visit.get("#toast")).to_have_text("Copied as Python")
+    program = visit.page.evaluate("navigator.clipboard.readText()")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.stdout, ran.stderr) == (text, "")
+
+
+def test_what_the_server_refuses_is_said_in_its_words(browser: Browser, server: RunningServer) -> None:
+    with visiting(browser, server.url, statuses=(400,)) as visit:
+        long_prompt = "word " * 3000
+        refusal = server.complete(long_prompt, max_tokens=256).json()["error"]
+        visit.get("#prompt").fill(long_prompt)
+        visit.get("#run").click()
+        expect(visit.get("#failure")).to_contain_text(refusal["message"])
+        expect(visit.get("#stop")).to_be_hidden()
+        visit.write(PROMPT)
+        expect(visit.get("#failure")).to_be_hidden()
+
+
+def test_a_server_that_is_gone_is_said_to_be(browser: Browser, server: RunningServer) -> None:
+    with visiting(browser, server.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.page.route("**/v1/completions", abort)
+        visit.get("#prompt").fill(PROMPT)
+        visit.get("#run").click()
+        expect(visit.get("#failure")).to_contain_text("cannot be reached")
+        visit.problems.clear()  # the browser's own word for it
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+def test_a_stop_keeps_the_text_and_ends_the_work(browser: Browser, way: str) -> None:
+    """The engine gives one token and no more: what is seen was streamed, and only a stop ends it."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, str(HOLDING_SERVER), "hold", f"port={port}", "shutdown_timeout=0"], stderr=subprocess.DEVNULL
+    )
+    running = RunningServer(process, f"http://127.0.0.1:{port}", Path("/dev/null"))
+    try:
+        wait_until_ready(running)
+        with visiting(browser, running.url, statuses=(503, 504)) as visit:
+            visit.get("#model").get_by_text(MODEL).wait_for()
+            visit.get("#details").uncheck()
+            visit.get("#prompt").fill("And he said")
+            visit.get("#run").click()
+            visit.get("#continuation .t").first.wait_for()
+            assert httpx.get(running.url + "/load").json()["running"] == 1
+            visit.get("#stop").click() if way == "button" else visit.page.keyboard.press("Escape")
+            expect(visit.get("#summary")).to_contain_text("stopped")
+            expect(visit.get("#run")).to_be_visible()
+            assert visit.text
+            deadline = time.monotonic() + 30
+            while httpx.get(running.url + "/load").json()["server_load"]:
+                assert time.monotonic() < deadline
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser) -> None:
+    with (
+        start_server("--threads", "1", "--api-key", "secret") as running,
+        visiting(browser, running.url, statuses=(401,)) as visit,
+    ):
+        expect(visit.get("#key-panel")).to_be_visible()
+        visit.get("#key").fill("secret")
+        visit.page.keyboard.press("Enter")
+        visit.get("#heat td").first.wait_for()
+        visit.write(PROMPT)
+        assert visit.text
+        assert "secret" not in visit.page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_a_theme_stays_chosen(visit: Visit) -> None:
+    paper = "getComputedStyle(document.getElementById('write')).backgroundColor"
+    light = visit.page.evaluate(paper)
+    visit.get("#theme").click()
+    visit.get("#theme").click()
+    dark = visit.page.evaluate(paper)
+    visit.page.reload()
+    assert visit.page.evaluate(paper) == dark != light
+
+
+def test_a_phone_shows_one_part_at_a_time_and_nothing_wider_than_itself(
+    browser: Browser, server: RunningServer
+) -> None:
+    with visiting(browser, server.url, size=PHONE) as visit:
+        visit.get("#heat td").first.wait_for(state="attached")
+        for view in ("sampling", "inside", "write"):
+            visit.get(f".views button[data-view={view}]").click()
+            shown = [part for part in ("write", "sampling", "inside") if visit.get(f"#{part}").is_visible()]
+            assert shown == [view]
+            assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        visit.write(PROMPT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1360, 820), PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(browser: Browser, server: RunningServer, scheme: str, size: tuple[int, int]) -> None:
+    with visiting(browser, server.url, scheme=scheme, size=size) as visit:
+        visit.get("#heat td").first.wait_for(state="attached")
+        visit.write(PROMPT)
+        visit.get("#continuation .t").nth(2).hover()
+        found = violations(visit)
+        visit.choose("mode", "chat")
+        visit.get("#message").fill("Count from 3 to 7.")
+        visit.get("#run").click()
+        visit.finished()
+        found += violations(visit)
+        for view in ("sampling", "inside") if size == PHONE else ():
+            visit.get(f".views button[data-view={view}]").click()
+            found += violations(visit)
+        assert not found
+
+
+def violations(visit: Visit) -> list[str]:
+    """Rule and place of each, whatever its weight."""
+    found = Axe().run(visit.page).response["violations"]
+    return [f"{rule['id']} ({rule['impact']}): {node['target']}" for rule in found for node in rule["nodes"]]
