@@ -240,6 +240,13 @@ def test_a_phone_shows_one_part_at_a_time_and_nothing_wider_than_itself(
             assert shown == [view]
             assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         visit.write(PROMPT)
+        assert font_of(visit, "#prompt") == font_of(visit, "#continuation .t"), "one text, on the same lines"
+
+
+def font_of(visit: Visit, selector: str) -> list[str]:
+    style = "node => { const { font, lineHeight } = getComputedStyle(node); return [font, lineHeight] }"
+    font: list[str] = visit.get(selector).first.evaluate(style)
+    return font
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
