@@ -81,7 +81,7 @@ def _answer(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
 
 
 def _arithmetic(task: Task, dtype: str, roofline: Roofline) -> str:
-    """What products are done in: int8 where weights are quantised and the device has it."""
+    """What products are done in: int8 where weights are quantised and the backend multiplies int8."""
     is_quantized = task.engine.quantization != "none"
     return "int8" if is_quantized and "int8" in roofline.operations_per_s else dtype
 

@@ -23,6 +23,7 @@ from model.packed_bytes import packed_bytes
 COLD_BYTES = 192 << 20  # more than caches hold
 BLOCK_SIZE = 16
 NUM_MATRICES = 64  # at most, of small weights
+MAX_SEQUENCES = 256  # that decode together
 INT8_FILL = 60  # as an int8 row's scale: 0.0115
 
 Calls: TypeAlias = Sequence[Callable[[], object]]
@@ -181,7 +182,7 @@ def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -
     config = setting.config
     row = row_bytes(setting.kv_dtype, config.head_dim)
     for context in contexts:
-        for count in rows:
+        for count in (count for count in rows if count <= MAX_SEQUENCES):
             visible = min(context, config.window or context)
             size = 2 * count * visible * config.num_kv_heads * row
             pool = _pool(setting, count, context, num_layers=_copies(size))
