@@ -2,12 +2,16 @@
 whatever else runs beside it, in what chunks, after how many preemptions and on how many threads."""
 
 import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from engine.types import StepStats
 from model.ops.native_library import NativeLibrary
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint
@@ -16,7 +20,49 @@ ISAS = NativeLibrary().isas()
 
 Work = tuple[list[int], SamplingParams]
 
-MAX_MODEL_LEN = 400
+MAX_MODEL_LEN = 640
+SPAN, MAX_TILE_ROWS = (
+    256,
+    12,
+)  # of attention.h and gemm.h: where partial results meet, rows that are multiplied together
+
+NUMERICS = {
+    "float32": ("float32", "auto", "none"),
+    "bf16": ("bfloat16", "auto", "none"),
+    "float32, bf16 kv": ("float32", "bf16", "none"),
+    "float32, int8 kv": ("float32", "int8", "none"),
+    "bf16, int8 kv": ("bfloat16", "int8", "none"),
+    "int8": ("bfloat16", "auto", "int8"),
+    "int8 in float32, int8 kv": ("float32", "int8", "int8"),
+    "int4 in float32": ("float32", "auto", "int4"),
+    "int4": ("bfloat16", "auto", "int4"),
+}
+
+
+@dataclass
+class Census:
+    """How often a run passed the places where bits could change."""
+
+    requests: int = 0
+    preemptions: int = 0
+    prefix_hits: int = 0
+    window_slides: int = 0
+    span_merges: int = 0  # generated tokens behind the first span
+    tile_rows: Counter[int] = field(default_factory=Counter)  # steps with a tile of so many rows in its linear layers
+
+    def take(self, stats: StepStats) -> None:
+        self.preemptions += stats.num_preemptions
+        self.prefix_hits += stats.num_prefix_hits
+        self.window_slides += stats.num_window_blocks_freed
+        if stats.num_tokens:
+            num_tiles = -(-stats.num_tokens // MAX_TILE_ROWS)
+            smaller, larger = stats.num_tokens // num_tiles, -(-stats.num_tokens // num_tiles)
+            self.tile_rows.update({smaller, larger})
+
+    def assert_went_everywhere(self, shape: Shape) -> None:
+        assert self.prefix_hits and self.span_merges, self
+        assert self.window_slides if shape.window else self.preemptions, self
+        assert len(self.tile_rows) >= MAX_TILE_ROWS - 2, self
 
 
 @pytest.fixture(
@@ -33,10 +79,12 @@ def _random_work(rng: random.Random, count: int) -> list[Work]:
     work: list[Work] = []
     for _ in range(count):
         stem = rng.choice(work)[0][: rng.randint(0, 200)] if work and rng.random() < 0.4 else []
-        prompt = stem + [rng.randrange(3, 101) for _ in range(rng.choice((1, 17, 100, 140)))]
+        prompt = stem + [rng.randrange(3, 101) for _ in range(rng.choice((1, 2, 17, 100, 250)))]
         params = SamplingParams(
             max_tokens=rng.randint(1, 40),
             temperature=rng.choice((0.0, 1.0)),
+            top_p=rng.choice((1.0, 0.9)),
+            frequency_penalty=rng.choice((0.0, 0.5)),
             seed=rng.randrange(2**63),
             num_logprobs=3,
             ignore_eos=True,
@@ -45,15 +93,41 @@ def _random_work(rng: random.Random, count: int) -> list[Work]:
     return work
 
 
-def _crowded(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[int, Completion]:
+ALL_AT_ONCE, SCATTERED = (5, 9), (0, 0, 1, 3)  # how many arrive between two steps
+
+
+def _random_load(rng: random.Random) -> dict[str, Any]:
+    """The pool is often too small for all that run, but never for one request."""
+    block_size = rng.choice((4, 16, 24))
+    smallest = -(-MAX_MODEL_LEN // block_size) + 1
+    return {
+        "threads": rng.choice((1, 2)),
+        "max_num_batched_tokens": rng.choice((13, 40, 100, 300)),
+        "max_num_seqs": rng.choice((5, 11, 64)),
+        "block_size": block_size,
+        "num_kv_blocks": rng.choice((smallest, smallest, 3 * smallest)),
+        "async_scheduling": rng.random() < 0.5,
+    }
+
+
+def _tight_load(rng: random.Random) -> dict[str, Any]:
+    """One in which requests preempt each other, where no window spares them."""
+    return _random_load(rng) | {"max_num_seqs": 64, "block_size": 16, "num_kv_blocks": MAX_MODEL_LEN // 16}
+
+
+def _crowded(
+    engine: LocalEngine, work: list[Work], arrivals: tuple[int, ...], rng: random.Random, census: Census
+) -> dict[int, Completion]:
     """Requests arrive a few at a time, every fifth is given up on its way -> the others, by their place in `work`."""
     ids: list[int] = []
     completions: dict[int, Completion] = {}
     while len(ids) < len(work) or engine.has_work():
-        for prompt, params in work[len(ids) : len(ids) + rng.choice((0, 0, 1, 3))]:
+        for prompt, params in work[len(ids) : len(ids) + rng.choice(arrivals)]:
             ids.append(engine.add(prompt, params))
             completions[ids[-1]] = Completion(prompt)
-        for output in engine.step():
+        step = engine._engine.step()
+        census.take(step.stats)
+        for output in step.outputs:
             completions[output.request_id].token_ids += output.token_ids
             completions[output.request_id].logprobs += output.logprobs or []
         doomed = rng.choice(ids) if ids else 0
@@ -64,41 +138,31 @@ def _crowded(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[
     return {ids.index(request_id): completion for request_id, completion in completions.items()}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_cache_dtype", "quantization"),
-    [
-        ("float32", "auto", "none"),
-        ("bfloat16", "auto", "none"),
-        ("float32", "bf16", "none"),
-        ("float32", "int8", "none"),
-        ("bfloat16", "int8", "none"),
-        ("bfloat16", "auto", "int8"),
-        ("float32", "int8", "int8"),
-        ("float32", "auto", "int4"),
-        ("bfloat16", "auto", "int4"),
-    ],
-)
+@pytest.mark.parametrize("numerics", NUMERICS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_request_gets_the_same_bits_alone_and_under_any_load(
-    checkpoint: tuple[Shape, Path], isa: str, dtype: str, kv_cache_dtype: str, quantization: str, scale: int
+    checkpoint: tuple[Shape, Path], isa: str, numerics: str, scale: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)
     shape, path = checkpoint
-    rng = random.Random(f"{isa} {dtype} {shape.seed}")
-    work = _random_work(rng, 30 * scale)
-    common: dict[str, Any] = {"backend": "native", "isa": isa, "dtype": dtype, "max_model_len": MAX_MODEL_LEN}
-    common |= {"kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
-    lonely = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=512, **common)
+    rng, census = random.Random(f"{isa} {numerics} {shape.seed}"), Census()
+    dtype, kv_cache_dtype, quantization = NUMERICS[numerics]
+    common: dict[str, Any] = {"backend": "native", "isa": isa, "max_model_len": MAX_MODEL_LEN}
+    common |= {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
+    work = _random_work(rng, 14 if scale == 1 else 12 * scale)
+    lonely = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=1024, **common)
     alone = [lonely.generate(prompt, params)[0] for prompt, params in work]
-    num_preemptions = num_compared = 0
-    for threads, budget, num_kv_blocks in ((2, 100, 30), (1, 300, 300)):
-        engine = LocalEngine(
-            path, threads=threads, max_num_batched_tokens=budget, num_kv_blocks=num_kv_blocks, **common
-        )
-        for index, completion in _crowded(engine, work, rng).items():
-            assert completion.token_ids == alone[index].token_ids, index
-            assert completion.logprobs == alone[index].logprobs, index
-            num_compared += 1
-        num_preemptions += engine.num_preemptions
-    assert num_compared > len(work), "too few requests were left to compare"
-    assert num_preemptions > 0 or shape.window, "the smaller pool was meant to be too small"
+    loads = [(_tight_load(rng), ALL_AT_ONCE)] + [(_random_load(rng), SCATTERED) for _ in range(min(scale, 2))]
+    for load, arrivals in loads:
+        engine = LocalEngine(path, **load, **common)
+        for index, completion in _crowded(engine, work, arrivals, rng, census).items():
+            assert completion.token_ids == alone[index].token_ids, (index, load)
+            assert completion.logprobs == alone[index].logprobs, (index, load)
+            census.requests += 1
+            length = len(completion.prompt_token_ids) + len(completion.token_ids)
+            census.span_merges += min(len(completion.token_ids), max(0, length - SPAN))
+    assert census.requests > len(work), "too few requests were left to compare"
+    if scale > 1:
+        census.assert_went_everywhere(shape)
+        with capsys.disabled():
+            sys.stdout.write(f"\n{isa}, {numerics}, window {shape.window}: {census}\n")
