@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
 from engine.types import StepStats
+from server.app import create_app
 from server.expert_window import WINDOW_S, ExpertWindow
+from server.limits import guarded
 from server.metrics import Metrics
 from tests.server.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
 from tests.server.serving import MODEL, client_of, events, state_around
@@ -191,3 +194,20 @@ def test_metrics_count_what_each_expert_took() -> None:
     counts = {(layer, expert): found["smoe_expert_tokens_total", layer, expert] for layer in "01" for expert in "01"}
     assert counts == {("0", "0"): 3, ("0", "1"): 5, ("1", "0"): 6, ("1", "1"): 2}
     assert found["smoe_expert_imbalance_ratio", "1", None] == 1.5
+
+
+async def test_experts_need_a_key_where_there_is_one() -> None:
+    state = state_around(an_engine())
+    app = guarded(
+        create_app(state),
+        api_keys=("key",),
+        metrics_auth=False,
+        max_body_bytes=1 << 20,
+        allowed_origins=(),
+        root_path="",
+        on_http=state.metrics.http,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
+        for headers, status in (({}, 401), ({"authorization": "Bearer key"}, 200)):
+            assert (await client.get("/experts", headers=headers)).status_code == status
+            assert (await client.post("/experts/reset", headers=headers)).status_code == status
