@@ -8,6 +8,8 @@ h11 parses, because it stops reading heads at a size; httptools buffers whatever
 import asyncio
 import secrets
 import sys
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -32,6 +34,7 @@ class Connection(H11Protocol):
     while there is more to send than the buffers hold: an answer then waits, and what it would tell is put together."""
 
     head_timeout_s = HEAD_TIMEOUT_S
+    on_refusal: Callable[[int], None] = staticmethod(lambda status: None)  # told the status of each such answer
     stall_timeout_s = STALL_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -112,6 +115,7 @@ class Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason.encode())
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            self.on_refusal(error.status)
         self.transport.close()
 
 
@@ -124,8 +128,12 @@ class SmallReads(asyncio.BufferedProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        on_http: Callable[[str, str, int], None],
     ) -> None:
+        """`on_http` is told of the answers that no route gave: (route, method, status)."""
         self._connection = Connection(config, server_state, app_state, _loop)
+        self._connection.on_refusal = partial(on_http, "other", "other")
         self._buffer = bytearray(READ_BYTES)
 
     def get_buffer(self, sizehint: int) -> bytearray:

@@ -14,6 +14,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -176,7 +177,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._in_flight,
-            http=SmallReads,  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=partial(SmallReads, on_http=self._metrics.http),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",

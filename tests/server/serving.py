@@ -6,7 +6,7 @@ import json
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ async def listening(state: AppState, *, send_buffer_bytes: int | None = None) ->
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         config = uvicorn.Config(
             app_around(state),
-            http=SmallReads,  # type: ignore[arg-type]
+            http=partial(SmallReads, on_http=state.metrics.http),  # type: ignore[arg-type]
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             log_config=None,

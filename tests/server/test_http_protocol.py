@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from server.http_protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
 from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, listening, outcomes, saying, state_around
+from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +76,7 @@ async def test_bytes_that_are_no_request_get_an_error_in_the_shape_of_all_others
     async with listening(state) as url:
         assert error_of(await exchange(url, sent), b"400") == "malformed_request"
     assert outcomes(state) == {"received": 0}
+    assert http_counts(state) == {("other", "other", "400"): 1}
 
 
 async def test_a_body_with_two_lengths_never_hides_a_second_request() -> None:
