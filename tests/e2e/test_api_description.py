@@ -122,7 +122,7 @@ def test_random_requests_get_what_the_description_promises(
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=(15 if scale == 1 else 50 * scale) if request else 2,
+        max_examples=(15 if scale == 1 else 100 * scale) if request else 2,
         deadline=None,
         derandomize=True,
         database=None,
