@@ -32,6 +32,7 @@ from engine.sizing import (
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
 from model.full_step import run_full_step
+from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
@@ -134,6 +135,8 @@ def _made_ready(
         config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
     )
     sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
+    if backend.name == "triton":
+        model = GraphedMixtral(model, kv_pool, CudaRecorder())
     runner = ModelRunner(model, kv_pool, requests, sampler, expert_counts)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()

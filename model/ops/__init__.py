@@ -38,7 +38,7 @@ class ExpertChoice:
     chosen = [[1, 3], [0, -1]].
     """
 
-    experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax
+    experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax (0: a padding row of model/graphs.py)
     allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are
     chosen: Tensor  # [T, Kmax] int32, WRITTEN: ids in descending order of their gate logits, -1 behind the row's own k
 

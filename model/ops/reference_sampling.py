@@ -19,23 +19,23 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     """logits [N, V] float32; see model.ops.Ops.sample."""
     given = rows.wholes[:, Whole.GIVEN]
     finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
-    shaped = _shape(torch.where(finite.unsqueeze(-1), logits, 0.0), rows)
+    shaped = shape_logits(torch.where(finite.unsqueeze(-1), logits, 0.0), rows)
     possible = (shaped > -INF).any(-1) | (given >= 0)
     drawn = _draw(torch.where(possible.unsqueeze(-1), shaped, 0.0), rows)
     token_ids = torch.where(finite & possible, torch.where(given >= 0, given, drawn), 0)
-    _write_history(rows, token_ids)
+    write_history(rows, token_ids)
     status = torch.where(possible, Status.DONE, Status.NO_TOKEN)
     status = torch.where(finite, status, Status.NOT_FINITE).to(torch.uint8)
     return SampledRows(token_ids, status, *_logprobs(logits, token_ids, rows.max_logprobs))
 
 
-def _write_history(rows: SamplingRows, token_ids: Tensor) -> None:
+def write_history(rows: SamplingRows, token_ids: Tensor) -> None:
     is_sampled = rows.wholes[:, Whole.GIVEN] < 0
     place = rows.wholes[:, Whole.HISTORY_ROW], rows.wholes[:, Whole.NUM_TOKENS]
     rows.history[place] = torch.where(is_sampled, token_ids.int(), rows.history[place])
 
 
-def _shape(logits: Tensor, rows: SamplingRows) -> Tensor:
+def shape_logits(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Penalties, bias and masks. [N, V] -> [N, V]."""
     if rows.has_penalties:
         logits = _bounded(_penalise(logits, rows))

@@ -15,7 +15,6 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops import ExpertChoice, FfnWeights
-from model.ops.reference_sampling import sample
 from model.ops.triton_attention_plan import AttentionPlan, attention, plan_attention
 from model.ops.triton_launch import Launch, launch_on_device
 from model.ops.triton_linear import linear
@@ -23,6 +22,7 @@ from model.ops.triton_moe import TritonExperts, experts
 from model.ops.triton_norm import rms_norm
 from model.ops.triton_rotary import rotary_angles, rotate_and_store
 from model.ops.triton_route import one_expert, route
+from model.ops.triton_sampling import sample
 from model.ops.triton_tiles import Tiling, choose_tiling
 from model.ops.triton_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
 from model.sampling import SampledRows, SamplingRows
@@ -104,7 +104,7 @@ class TritonOps:
         return linear(self._launch, normed, head, self._tiling(len(normed)), torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        return sample(logits, rows)
+        return sample(self._launch, logits, rows)
 
     def _tiling(self, num_rows: int) -> Tiling:
         return choose_tiling(num_rows, self.dtype, self.fixed)

@@ -16,6 +16,7 @@ from model.kv_pool import DTYPES as KV_DTYPES
 from model.ops import ExpertChoice
 from model.ops.triton_ops import TritonOps
 from model.ops.triton_weights import WeightFormat
+from model.sampling import Real, SamplingRows, Whole
 from tests.model.native_cases import Heads
 from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, Recorder, compile_for, kernels_of
 
@@ -40,7 +41,8 @@ def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, 
         k, chosen = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
         x = ops.moe(x, packed, ExpertChoice(k, allowed, chosen))
     head = ops.pack_linear(_empty(CONFIG.vocab_size, CONFIG.dim, dtype=dtype))
-    ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
+    logits = ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
+    ops.sample(logits, _sampling_rows(num_sequences))
 
 
 def _experts(ops: TritonOps, dtype: torch.dtype) -> object:
@@ -52,6 +54,12 @@ def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
     rows, small = _empty(num_rows, dtype=torch.int64), _empty(num_sequences, dtype=torch.int32)
     starts, tables = _empty(num_sequences + 1, dtype=torch.int32), _empty(num_sequences, 64, dtype=torch.int32)
     return ForwardBatch(rows, rows, rows, starts, small, tables, _empty(num_sequences, dtype=torch.int64))
+
+
+def _sampling_rows(count: int) -> SamplingRows:
+    wholes, history = _empty(count, len(Whole), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
+    nothing = _empty(0, dtype=torch.int32), _empty(0, dtype=torch.float32)
+    return SamplingRows(_empty(count, len(Real), dtype=torch.float32), wholes, history, *nothing, None, 5, False, False)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

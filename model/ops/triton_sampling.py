@@ -1,0 +1,233 @@
+"""Sampling and log probabilities on the device: one program per row, nothing sorted, nothing asked of the device.
+
+What model/ops/reference_sampling.py defines, in float64 like it. A row's choice is the part of its tokens whose logit
+is greater than a threshold, and the first few of those equal to it. Thresholds are found bit by bit: 32 times over the
+vocabulary. Letters: N rows, V vocabulary.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.ops.reference_sampling import INF, shape_logits, write_history
+from model.ops.triton_launch import Launch, power_of_two
+from model.sampling import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
+
+# mypy: disable-error-code="untyped-decorator"
+
+BLOCK = 2048
+
+
+@triton.jit
+def keys_of(logits: tl.tensor) -> tl.tensor:
+    """float32 to integers 0 .. 2^32 - 1 in the same order; -0.0 as 0.0."""
+    bits = (logits + 0.0).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+
+
+@triton.jit
+def masses_of(logits: tl.tensor, largest: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
+    """Probabilities over that of the likeliest token, those below min_p as 0."""
+    masses = tl.exp((logits.to(tl.float64) - largest.to(tl.float64)) / temperature)
+    return tl.where(masses >= min_p, masses, 0.0)
+
+
+@triton.jit
+def weigh(
+    row: tl.tensor,
+    threshold: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    vocab_size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """How many tokens have a key of `threshold` or more, and what mass."""
+    count = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
+    mass = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        logits = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+        above = (keys_of(logits) >= threshold) & (ids < vocab_size)
+        count += tl.sum(above.to(tl.int32))
+        mass += tl.sum(tl.where(above, masses_of(logits, largest, temperature, min_p), 0.0))
+    return count, mass
+
+
+@triton.jit
+def draw_kernel(
+    logits: tl.tensor,
+    temperatures: tl.tensor,
+    top_ps: tl.tensor,
+    min_ps: tl.tensor,
+    top_ks: tl.tensor,
+    seeds: tl.tensor,
+    positions: tl.tensor,
+    prompts: tl.tensor,
+    choices: tl.tensor,
+    tokens: tl.tensor,
+    vocab_size: tl.tensor,
+    MIN_TEMPERATURE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """tokens[row]: the best of finite logits, or a random one of those that min_p, top_k and top_p leave."""
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * vocab_size
+    largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
+    best = tl.min(tl.full((BLOCK,), 2147483647, dtype=tl.int32))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+        top = tl.max(block)
+        first = tl.min(tl.where((block == top) & (ids < vocab_size), ids, 2147483647))
+        best = tl.where(top > largest, first, tl.where(top == largest, tl.minimum(best, first), best))
+        largest = tl.maximum(largest, top)
+    temperature = tl.load(temperatures + index)
+    if temperature < MIN_TEMPERATURE:
+        tl.store(tokens + index, best.to(tl.int64))
+    else:
+        divisor = temperature.to(tl.float64)
+        min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
+        top_k = tl.load(top_ks + index)
+        top_k = tl.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
+        cut = top_k * 0  # the k-th largest key, int64
+        for bit in range(32):
+            candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
+            count, _ = weigh(row, candidate, largest, divisor, min_p, vocab_size, BLOCK)
+            cut = tl.where(count >= top_k, candidate, cut)
+        count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
+        at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
+        of_each = (with_cut - mass) / (at_cut - count)
+        kept_at_cut = (top_k - count).to(tl.float64)
+        if top_p < 1.0:
+            limit = top_p * (mass + of_each * kept_at_cut)
+            least = cut  # no key below this is kept anyway
+            cut = top_k * 0
+            for bit in range(32):
+                candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
+                _, reached = weigh(row, candidate, largest, divisor, min_p, vocab_size, BLOCK)
+                cut = tl.where(reached >= limit, candidate, cut)
+            cut = tl.maximum(cut, least)
+            count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
+            at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
+            of_each = (with_cut - mass) / (at_cut - count)
+            wanted = tl.ceil((limit - mass) / tl.where(of_each > 0.0, of_each, 1.0))
+            most = tl.where(cut == least, kept_at_cut, (at_cut - count).to(tl.float64))
+            kept_at_cut = tl.minimum(tl.maximum(wanted, tl.where(count == 0, 1.0, 0.0)), most)
+        total = mass + of_each * kept_at_cut
+        word, _, _, _ = tl.philox(
+            tl.load(seeds + index),
+            tl.load(positions + index).to(tl.uint32),
+            tl.load(prompts + index).to(tl.uint32),
+            tl.load(choices + index).to(tl.uint32),
+            tl.full((), 0, dtype=tl.uint32),
+        )
+        target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
+        token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
+        cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
+        ties = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
+        for start in range(0, vocab_size, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+            keys = keys_of(block)
+            ties_here = ((keys == cut) & (ids < vocab_size)).to(tl.int32)
+            tie = ties + tl.cumsum(ties_here)
+            kept = (keys > cut) | ((ties_here != 0) & (tie.to(tl.float64) <= kept_at_cut))
+            masses = tl.where(kept & (ids < vocab_size), masses_of(block, largest, divisor, min_p), 0.0)
+            running = cumulative + tl.cumsum(masses)
+            token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
+            cumulative += tl.sum(masses)
+            ties += tl.sum(ties_here)
+        tl.store(tokens + index, tl.minimum(token, vocab_size - 1).to(tl.int64))
+
+
+@triton.jit
+def logprobs_kernel(
+    logits: tl.tensor,
+    tokens: tl.tensor,
+    logprob: tl.tensor,
+    top_ids: tl.tensor,
+    top_logprobs: tl.tensor,
+    vocab_size: tl.tensor,
+    num_top: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """log_softmax of one row in float64: of its token, and of its num_top likeliest, ties to the lower id."""
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * vocab_size
+    largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        largest = tl.maximum(largest, tl.max(tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))))
+    total = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+        total += tl.sum(tl.exp(block.to(tl.float64) - largest.to(tl.float64)))
+    reference = largest.to(tl.float64) + tl.log(total)
+    own = tl.load(row + tl.load(tokens + index)).to(tl.float64)
+    tl.store(logprob + index, (own - reference).to(tl.float32))
+    last_key, last_id = tl.full((), 4294967296, dtype=tl.int64), tl.full((), -1, dtype=tl.int32)
+    for place in range(num_top):
+        key, token = tl.full((), -1, dtype=tl.int64), tl.full((), 0, dtype=tl.int32)
+        for start in range(0, vocab_size, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            keys = keys_of(tl.load(row + ids, mask=ids < vocab_size, other=float("-inf")))
+            left = (ids < vocab_size) & ((keys < last_key) | ((keys == last_key) & (ids > last_id)))
+            keys = tl.where(left, keys, -1)
+            best = tl.max(keys)
+            first = tl.min(tl.where(left & (keys == best), ids, 2147483647))
+            token = tl.where(best > key, first, token)
+            key = tl.maximum(key, best)
+        value = tl.load(row + token).to(tl.float64) - reference
+        tl.store(top_ids + index * num_top + place, token)
+        tl.store(top_logprobs + index * num_top + place, value.to(tl.float32))
+        last_key, last_id = key, token
+
+
+def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
+    """logits [N, V] float32; see model.ops.Ops.sample."""
+    given = rows.wholes[:, Whole.GIVEN]
+    finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
+    clean = torch.where(finite.unsqueeze(-1), logits, 0.0)
+    shaped = shape_logits(clean, rows)
+    possible = (shaped > -INF).any(-1) | (given >= 0)
+    drawn = _draw(launch, torch.where(possible.unsqueeze(-1), shaped, 0.0), rows)
+    token_ids = torch.where(finite & possible, torch.where(given >= 0, given, drawn), 0)
+    write_history(rows, token_ids)
+    status = torch.where(possible, Status.DONE, Status.NO_TOKEN)
+    status = torch.where(finite, status, Status.NOT_FINITE).to(torch.uint8)
+    return SampledRows(token_ids, status, *_logprobs(launch, clean, token_ids, rows.max_logprobs))
+
+
+def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
+    num_rows, vocab_size = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    reals = [rows.reals[:, column].contiguous() for column in (Real.TEMPERATURE, Real.TOP_P, Real.MIN_P)]
+    columns = Whole.TOP_K, Whole.SEED, Whole.NUM_TOKENS, Whole.PROMPT_INDEX, Whole.CHOICE_INDEX
+    wholes = [rows.wholes[:, column].contiguous() for column in columns]
+    launch(
+        draw_kernel,
+        (num_rows,),
+        *(logits, *reals, *wholes, tokens, vocab_size),
+        MIN_TEMPERATURE=MIN_TEMPERATURE,
+        BLOCK=min(BLOCK, power_of_two(vocab_size, 16)),
+        num_warps=8,
+        num_stages=1,
+    )
+    return tokens
+
+
+def _logprobs(launch: Launch, logits: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens' [N], and the `count` likeliest's ids and log probabilities [N, count]; -1: nobody asks."""
+    num_rows, vocab_size = logits.shape
+    logprob = logits.new_zeros(num_rows)
+    num_top = max(0, min(count, vocab_size))
+    top_ids = torch.zeros(num_rows, num_top, dtype=torch.int32, device=logits.device)
+    top_logprobs = logits.new_zeros(num_rows, num_top)
+    if count >= 0:
+        block = min(BLOCK, power_of_two(vocab_size, 16))
+        arguments = (logits, token_ids, logprob, top_ids, top_logprobs, vocab_size, num_top)
+        launch(logprobs_kernel, (num_rows,), *arguments, BLOCK=block, num_warps=8, num_stages=1)
+    return logprob, top_ids, top_logprobs

@@ -1,0 +1,87 @@
+"""What tests ask of a sampler: random logits, with all that can be wrong with them, and random wishes."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.sampling import Real, SampledRows, SamplingRows, Status, Whole
+
+NUM_ROWS, HISTORY_LEN = 5, 30
+
+
+def random_logits(rng: random.Random, vocab_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    logits = torch.randn(NUM_ROWS, vocab_size, generator=generator) * rng.choice((0.0, 0.01, 1.0, 4.0, 100.0))
+    kind = rng.randrange(4)
+    if kind == 0:
+        logits = logits.round()  # many ties, 0 and -0 among them
+    elif kind == 1:
+        logits[rng.randrange(NUM_ROWS), rng.randrange(vocab_size)] = rng.choice((float("nan"), float("inf")))
+        logits[rng.randrange(NUM_ROWS)] = float("-inf")
+    elif kind == 2:
+        logits[:, rng.randrange(vocab_size)] = rng.choice((3e38, -3e38, float("-inf")))
+    return logits
+
+
+def _random_row(rng: random.Random, row: int, vocab_size: int) -> tuple[list[float], list[int]]:
+    penalties = [rng.choice((1.0, 1.3, 0.7)), rng.choice((0.0, 0.5, -0.5)), rng.choice((0.0, 1.0))]
+    penalties = rng.choice(([1.0, 0.0, 0.0], penalties))
+    num_tokens = rng.randint(1, HISTORY_LEN - 1)
+    reals = [rng.choice((0.0, 0.3, 1.0, 1.7)), rng.choice((1.0, 0.9, 0.3, 1e-9)), rng.choice((0.0, 0.05, 0.5, 1.0))]
+    wholes = [
+        rng.choice((0, 1, 5, vocab_size - 1, 10**6)),
+        rng.choice((-1, 0, 3)),
+        rng.randrange(-(2**63), 2**63),
+        rng.randrange(3),
+        rng.randrange(8),
+        rng.randint(1, num_tokens),
+        num_tokens,
+        rng.choice((-1, -1, rng.randrange(vocab_size))),
+        NUM_ROWS - 1 - row,
+        rng.choice((-1, 0, 1)),
+    ]
+    return reals + penalties, wholes
+
+
+def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
+    reals, wholes = zip(*(_random_row(rng, row, vocab_size) for row in range(NUM_ROWS)), strict=True)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    masks = torch.randint(-(2**31), 2**31, (2, -(-vocab_size // 32)), generator=generator, dtype=torch.int64).int()
+    masks[1] = 1 << rng.randrange(min(31, vocab_size)) if rng.random() < 0.5 else 0
+    is_plain = rng.random() < 0.3
+    bounds = sorted(rng.choices(range(NUM_ROWS + 1), k=NUM_ROWS - 1))
+    biases = list(zip([0, *bounds], [*bounds, NUM_ROWS], strict=True))
+    return SamplingRows(
+        reals=torch.tensor(reals),
+        wholes=torch.tensor(
+            [[*row[:9], -1, 0, 0] if is_plain else [*row, *bias] for row, bias in zip(wholes, biases, strict=True)]
+        ),
+        history=torch.randint(vocab_size, (NUM_ROWS, HISTORY_LEN), generator=generator, dtype=torch.int32),
+        bias_ids=torch.randint(vocab_size, (0 if is_plain else NUM_ROWS,), generator=generator, dtype=torch.int32),
+        bias_values=torch.tensor([0.0, 5.0, -100.0, float("-inf"), 1e30])[: 0 if is_plain else NUM_ROWS],
+        masks=None if is_plain else masks,
+        max_logprobs=max(row[Whole.NUM_LOGPROBS] for row in wholes),
+        is_greedy=all(row[Real.TEMPERATURE] == 0 for row in reals),
+        has_penalties=True,
+    )
+
+
+def sampled_by(ops: object, logits: torch.Tensor, rows: SamplingRows) -> tuple[SampledRows, torch.Tensor]:
+    history = torch.zeros(NUM_ROWS, HISTORY_LEN + 7, dtype=torch.int32)[:, :HISTORY_LEN]  # a part of wider rows
+    history.copy_(rows.history)
+    return ops.sample(logits, replace(rows, history=history)), history  # type: ignore[attr-defined, no-any-return]
+
+
+def assert_same(got: SampledRows, expected: SampledRows, rows: SamplingRows, vocab_size: int) -> None:
+    """Status and tokens; log probabilities of rows that are done and ask for them."""
+    assert torch.equal(got.status, expected.status)
+    assert torch.equal(got.token_ids, expected.token_ids)
+    for row in range(NUM_ROWS):
+        count = int(rows.wholes[row, Whole.NUM_LOGPROBS])
+        if got.status[row] == Status.DONE and count >= 0:
+            count = min(count, vocab_size)
+            assert got.logprob[row] == pytest.approx(float(expected.logprob[row]), rel=1e-6, abs=1e-6)
+            assert torch.equal(got.top_ids[row, :count], expected.top_ids[row, :count])
+            torch.testing.assert_close(got.top_logprobs[row, :count], expected.top_logprobs[row, :count])

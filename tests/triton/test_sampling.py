@@ -1,0 +1,28 @@
+"""Sampling on the device against its definition in torch: the same tokens, histories and log probabilities."""
+
+import random
+
+import pytest
+import torch
+
+from model.ops import triton_sampling
+from model.ops.reference import ReferenceOps
+from model.ops.triton_ops import TritonOps
+from model.sampling import Status
+from tests.model.sampling_cases import assert_same, random_logits, random_rows, sampled_by
+
+
+@pytest.mark.parametrize("vocab_size", [1, 50, 300])
+def test_the_same_tokens_as_the_definition(vocab_size: int, scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies of one block and of several."""
+    monkeypatch.setattr(triton_sampling, "BLOCK", 128)
+    rng = random.Random(vocab_size)
+    statuses = set()
+    for trial in range(3 * scale):
+        logits, rows = random_logits(rng, vocab_size), random_rows(rng, vocab_size)
+        expected, expected_history = sampled_by(ReferenceOps(), logits, rows)
+        got, history = sampled_by(TritonOps(torch.float32), logits, rows)
+        assert_same(got, expected, rows, vocab_size)
+        assert torch.equal(history, expected_history), trial
+        statuses |= set(got.status.tolist())
+    assert Status.DONE in statuses
