@@ -20,6 +20,8 @@ app = typer.Typer(
 app.add_typer(bench_app)
 add_to(app)
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, of which typer carries a copy
+
 Text = str | None
 Several = list[str] | None
 Switch = bool | None
@@ -198,5 +200,13 @@ def _refused(error: Exception) -> int:
 
 
 def main() -> None:
-    """Entry point of the `smoe` command."""
-    sys.exit(app(prog_name="smoe"))
+    """Entry point of the `smoe` command. A flag that is none gets one line, as a value that is none does."""
+    try:
+        code = app(prog_name="smoe", standalone_mode=False)
+    except USAGE_ERROR as error:
+        message = error.format_message()
+        typer.echo(message if "\n" in message else f"smoe: {message} (see smoe --help)", err=True)
+        code = 2
+    except typer.Abort:
+        code = 130  # Ctrl-C
+    sys.exit(code)

@@ -93,3 +93,11 @@ def test_the_shell_completes_commands() -> None:
     assert "complete -o default -F _smoe_completion smoe" in smoe("--show-completion", "bash").stdout
     offered = smoe(_SMOE_COMPLETE="complete_bash", COMP_WORDS="smoe do", COMP_CWORD="1").stdout
     assert offered.split() == ["doctor"]
+
+
+@pytest.mark.parametrize("arguments", [("serve", "--nope"), ("serve", "--port"), ("nope",)], ids=str)
+def test_a_command_line_that_is_none_gets_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
+    refused = smoe(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("smoe: ") and refused.stderr.count("\n") == 1
+    assert "Traceback" not in refused.stderr
