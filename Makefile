@@ -66,6 +66,7 @@ $(BIN)/python:
 
 # An index of torch's own is asked first and alone, so that no other one can offer a bigger build.
 $(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "Installing smoe and what it needs into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
 	$(PIP) install --editable .
 	@touch $@

@@ -70,7 +70,8 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
         f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
         f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_room(ready)}",
-        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)})",
+        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
+        "open it in a browser, or ask it:",
         f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
     ]
 
