@@ -140,6 +140,7 @@ export class Playground {
   }
 
   async #copy(write, name) {
+    if (!this.#sampling.check()) return undefined;
     const request = this.#request();
     if (!request) return this.#toast("Write something first");
     await copy(write(request, document.baseURI, Boolean(this.#keyOf())));

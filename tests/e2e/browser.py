@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright
 
 # Without these Chromium calls its makers' servers at every start.
 FLAGS = (
@@ -22,6 +22,7 @@ def chromium() -> Iterator[Browser]:
     """A browser of its own. Its driver runs an event loop: nothing else may run one meanwhile in this process."""
     path = shutil.which("chromium")
     assert path, "Debian: apt-get install chromium"
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
