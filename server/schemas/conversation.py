@@ -53,7 +53,18 @@ ROLES: JsonSchemaValue = {  # what each demands and refuses
             },
             "required": ["role", "content"],
         },
-        {"properties": {"role": {"const": "assistant"}, **NO_CALL_ID}, "required": ["role"]},
+        {
+            "properties": {"role": {"const": "assistant"}, "content": SPOKEN, **NO_CALL_ID},
+            "required": ["role", "content"],
+        },
+        {
+            "properties": {
+                "role": {"const": "assistant"},
+                "tool_calls": {"type": "array", "minItems": 1},
+                **NO_CALL_ID,
+            },
+            "required": ["role", "tool_calls"],
+        },
         {
             "properties": {
                 "role": {"const": "tool"},
