@@ -17,17 +17,21 @@ class ExpertWindow:
         self._sums: Counts = []
 
     def add(self, counts: Counts) -> None:
-        """New tokens."""
+        """New tokens. What is too old goes now, too: nobody may ever ask."""
         self._parts.append((self._clock(), counts))
         self._sums = self._sums or [[0] * len(layer) for layer in counts]
         self._shift(counts, 1)
+        self._forget()
 
     def imbalance(self) -> list[float]:
         """Per layer, tokens of the busiest expert over the experts' mean: 1 where all are alike, 0 without tokens."""
+        self._forget()
+        return [imbalance(layer) for layer in self._sums]
+
+    def _forget(self) -> None:
         oldest_s = self._clock() - WINDOW_S
         while self._parts and self._parts[0][0] < oldest_s:
             self._shift(self._parts.popleft()[1], -1)
-        return [imbalance(layer) for layer in self._sums]
 
     def _shift(self, counts: Counts, sign: int) -> None:
         for layer, new in zip(self._sums, counts, strict=True):

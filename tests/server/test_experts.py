@@ -1,5 +1,6 @@
 """The experts over HTTP: what a request may ask of them, what its reply tells, /experts, and the metrics."""
 
+import weakref
 from typing import Any
 
 import httpx
@@ -178,6 +179,22 @@ def test_the_imbalance_is_that_of_the_last_minute() -> None:
     assert window.imbalance() == [4.0, 4.0]
     now[0] = 2 * WINDOW_S
     assert window.imbalance() == [0.0, 0.0]
+
+
+def test_counts_are_forgotten_after_a_minute_though_nobody_asks() -> None:
+    class Counts(list[list[int]]):
+        """One that can be watched."""
+
+    now = [0.0]
+    window = ExpertWindow(lambda: now[0])
+    old = Counts([[1, 2]])
+    watched = weakref.ref(old)
+    window.add(old)
+    del old
+    now[0] = WINDOW_S + 1
+    window.add([[0, 3]])
+    assert watched() is None
+    assert window.imbalance() == [2.0]
 
 
 def test_metrics_count_what_each_expert_took() -> None:
