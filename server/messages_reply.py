@@ -6,9 +6,9 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
+from server.errors import ApiError
 from server.generation import Usage
+from server.strict_json import JsonValue, parse_object
 
 Event = dict[str, Any]
 
@@ -88,11 +88,20 @@ class MessagesReply:
         if not blocks:
             return []
         if blocks[-1]["type"] == "tool_use":
-            blocks[-1]["input"], self._arguments = orjson.loads(self._arguments or "{}"), ""
+            blocks[-1]["input"], self._arguments = _input(self._arguments), ""
         return [{"type": "content_block_stop", "index": len(blocks) - 1}]
 
     def _delta(self, delta: Event) -> Event:
         return {"type": "content_block_delta", "index": len(self.message["content"]) - 1, "delta": delta}
+
+
+def _input(arguments: str) -> dict[str, JsonValue]:
+    """A call's arguments as an object: an empty one where a limit cut them off, or where they could not be sent back
+    to this server."""
+    try:
+        return parse_object(arguments.encode()) if arguments else {}
+    except ApiError:
+        return {}
 
 
 def _usage(usage: Usage) -> Event:

@@ -293,6 +293,17 @@ def test_a_messages_stream_builds_what_the_whole_reply_is() -> None:
     assert reply.message["usage"]["input_tokens"] + reply.message["usage"]["cache_read_input_tokens"] == 9
 
 
+@pytest.mark.parametrize("arguments", ['{"x": "y', "", '{"x": 1e999}', r'{"x": "\ud800"}'])
+def test_a_call_whose_arguments_are_no_json_has_an_empty_input(arguments: str) -> None:
+    reply = MessagesReply("msg_1", "m")
+    call = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    events = events_of(reply, [{"delta": {"tool_calls": [call]}}, {"delta": {}, "finish_reason": "length"}])
+    assert [block["input"] for block in reply.message["content"]] == [{}]
+    assert reply.message["stop_reason"] == "max_tokens"
+    told = [event["delta"]["partial_json"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(told) == arguments
+
+
 @pytest.mark.parametrize(
     ("finish_reason", "stop_reason", "told"),
     [
