@@ -28,7 +28,9 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._bytes = tokenizer.bytes_by_id(skip_special_tokens=skip_special_tokens)
         if shown_ids:
-            self._bytes = [tokenizer.token_bytes(i) if i in shown_ids else shown for i, shown in enumerate(self._bytes)]
+            self._bytes = [*self._bytes]
+            for token_id in shown_ids:
+                self._bytes[token_id] = tokenizer.token_bytes(token_id)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._has_started = any(self._shown(token_id) for token_id in prompt_token_ids)
         for token_id in prompt_token_ids[-MAX_UTF8_TAIL:]:

@@ -152,7 +152,12 @@ class CallFormat:
         untold = self._untold.pop(part.index, None)
         if untold is None:
             return part
-        return replace(part, token_ids=untold.token_ids + part.token_ids, positions=untold.positions + part.positions)
+        return replace(
+            part,
+            token_ids=untold.token_ids + part.token_ids,
+            positions=untold.positions + part.positions,
+            routing=untold.routing + part.routing,
+        )
 
     def _chunk(self, choice_index: int, part: CallPart) -> Mapping[str, object]:
         """The first of a call has all its keys, later ones the arguments alone: clients add them up."""

@@ -14,6 +14,7 @@ from server.routes.chat import rendered
 from server.schemas import CountTokensRequest, MessagesRequest
 from server.sse import Dialect, named
 from server.state import state_of
+from server.tools import tool_use_of
 from server.translation import chat_of, chat_turn, json_response, stream, whole
 
 RENAMED = {"stop": "stop_sequences", "user": "metadata"}
@@ -44,5 +45,5 @@ async def count_tokens(http: HttpRequest) -> Response:
     state.check_model(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")
-    token_ids, repair_headers = await rendered(chat, state, texts)
+    token_ids, repair_headers = await rendered(chat, state, texts, tool_use_of(chat))
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

@@ -168,6 +168,14 @@ async def test_token_ids_and_logprobs_are_all_told_beside_calls() -> None:
     assert entries == choice["logprobs"]["content"] and len(entries) == len(choice["token_ids"])
 
 
+async def test_the_experts_of_all_tokens_are_told_beside_calls() -> None:
+    body, chunks, _ = await answered(TWO, expert_routing=True)
+    (choice,) = body["choices"]
+    streamed = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [layers for one in streamed for layers in one["expert_routing"]] == choice["expert_routing"]
+    assert len(choice["expert_routing"]) == body["usage"]["completion_tokens"] - 1
+
+
 def allows(grammar: str | None, text: str, *, version: int = 3) -> bool:
     assert grammar is not None
     vocabulary = (v3() if version == 3 else tokenizer()).vocabulary()
@@ -330,3 +338,18 @@ async def test_tokenize_writes_the_tools_as_the_chat_does() -> None:
             "tokens"
         ]
     assert tokens == engine.submitted[0].prompt_token_ids
+
+
+async def test_count_tokens_counts_the_tools_that_a_message_is_shown() -> None:
+    engine = FakeEngine(calling(ONE))
+    functions = [tool["function"] for tool in ASK["tools"]]
+    tools = [{"name": one["name"], "input_schema": one.get("parameters", {"type": "object"})} for one in functions]
+    prompt = {"model": MODEL, "messages": [{"role": "user", "content": "What is it like there?"}], "tools": tools}
+    async with client_of(v3_state(engine)) as client:
+        for choice in ("auto", "none"):
+            asked = {**prompt, "tool_choice": {"type": choice}}
+            await client.post("/v1/messages", json={**asked, "max_tokens": 60})
+            counted = (await client.post("/v1/messages/count_tokens", json=asked)).json()["input_tokens"]
+            assert counted == len(engine.submitted[-1].prompt_token_ids)
+    shown, not_shown = (len(request.prompt_token_ids) for request in engine.submitted)
+    assert shown > not_shown
