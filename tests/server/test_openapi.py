@@ -102,3 +102,12 @@ async def test_the_description_is_served_while_the_model_loads() -> None:
     async with client_of(state) as client:
         assert (await client.get("/openapi.json")).json()["openapi"] == "3.1.0"
         assert (await client.get("/docs")).headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.anyio
+async def test_the_description_is_made_once_and_not_at_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        first = (await client.get("/openapi.json")).content
+        monkeypatch.setattr(docs, "document", lambda *_: pytest.fail("made again"))
+        assert (await client.get("/openapi.json")).content == first
+        assert (await client.get("/docs")).status_code == 200
