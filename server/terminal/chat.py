@@ -3,7 +3,6 @@
 import readline
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from server.terminal.answers import Answer, read_answer
 from server.terminal.expert_bars import expert_lines
@@ -81,8 +80,10 @@ class ChatSession:
 
 def served_model(remote: Remote) -> str:
     """The first name that the server goes by. Raises RemoteError."""
-    models: list[dict[str, Any]] = remote.get("/v1/models")["data"]
-    return str(models[0]["id"])
+    try:
+        return str(remote.get("/v1/models")["data"][0]["id"])
+    except (LookupError, TypeError):
+        raise RemoteError("the server names no model at /v1/models") from None
 
 
 def converse(session: ChatSession, history: Path, *, with_stats: bool) -> None:

@@ -120,7 +120,8 @@ def _remote(url: str | None, api_key: str | None) -> Any:
         raise RemoteError(str(error)) from None
     key = api_key or next(iter(settings.api_key), None)
     scheme = "http" if settings.ssl_certfile is None else "https"
-    return Remote(url or f"{scheme}://{settings.host}:{settings.port}", key)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return Remote(url or f"{scheme}://{host}:{settings.port}", key)
 
 
 def _history_file() -> Path:
