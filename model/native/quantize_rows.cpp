@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <numeric>
 
 #include "pack_rows.h"
 #include "quantize.h"
+#include "transpose.h"
 #include "vec_part.h"
 
 namespace smoe {
@@ -68,16 +70,44 @@ void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, 
     quantize_row(format, static_cast<const float*>(x) + row * K, K, packed);
 }
 
+// Packed rows [rows][words] -> tile [words][rows], by squares. Whole vectors are stored: what is too much lies where the
+// next k's words come, but for those at the tile's end. Needs rows <= LANES.
+[[maybe_unused]] void interleave(const uint32_t* from, int rows, int64_t words, uint32_t* tile) {
+    const auto* numbers = reinterpret_cast<const float*>(from);
+    uint32_t* end = tile + words * rows;
+    for (int64_t k = 0; k < words; k += LANES) {
+        Vec square[LANES];
+#pragma GCC unroll 16
+        for (int m = 0; m < LANES; ++m)
+            square[m] = m < rows ? load_first(numbers + m * words + k, words - k) : Vec{};
+        transpose(square);
+        const int64_t count = std::min<int64_t>(LANES, words - k);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) {
+            if (i >= count) break;
+            uint32_t* to = tile + (k + i) * rows;
+            if (end - to >= LANES)
+                std::memcpy(to, &square[i], sizeof square[i]);
+            else
+                std::memcpy(to, &square[i], rows * sizeof *to);
+        }
+    }
+}
+
 // Row by row to `memory`, from there to the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
                    uint32_t* tile) {
     const int64_t words = row_words(format, K);
-    int32_t in_order[MAX_TILE_ROWS];
-    for (int m = 0; m < rows; ++m) {
-        in_order[m] = m;
+    for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
+    if (rows == 1) return;
+    if constexpr (LANES > MAX_TILE_ROWS) {
+        interleave(memory, rows, words, tile);
+    } else {
+        int32_t in_order[MAX_TILE_ROWS];
+        std::iota(in_order, in_order + rows, 0);
+        pack_tile(FLOAT32, memory, in_order, rows, words, tile);
     }
-    if (rows > 1) pack_tile(FLOAT32, memory, in_order, rows, words, tile);
 }
 
 }  // namespace
