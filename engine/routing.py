@@ -4,13 +4,19 @@ Letters: T rows of the step, L layers, E experts, M masks.
 """
 
 from collections.abc import Sequence as SequenceOf
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.experts import ExpertChoices
 from engine.plan import Chunk
+from engine.transfer import send
 from model.config import ModelConfig
 from model.forward_batch import Routing
+
+Number = TypeVar("Number", np.int32, np.int64)
 
 
 def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.device) -> Routing | None:
@@ -22,18 +28,16 @@ def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.d
     k_of_chunk = [request.experts_per_token or model.experts_per_token for request in requests]
     masks, mask_rows = _masks([request.expert_mask for request in requests], lengths, model)
     return Routing(
-        experts_per_token=_repeated(k_of_chunk, lengths, torch.int32).to(device),
-        masks=None if masks is None else masks.to(device),
-        mask_rows=None if mask_rows is None else mask_rows.to(device),
+        experts_per_token=send(_repeated(k_of_chunk, lengths, np.int32), device),
+        masks=None if masks is None else send(masks, device),
+        mask_rows=None if mask_rows is None else send(mask_rows, device),
         chosen=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
     )
 
 
-def _repeated(of_chunk: list[int], lengths: list[int], dtype: torch.dtype) -> torch.Tensor:
+def _repeated(of_chunk: list[int], lengths: list[int], dtype: type[Number]) -> NDArray[Number]:
     """(2, 1), lengths (1, 3) -> 2, 1, 1, 1."""
-    if len(set(of_chunk)) == 1:
-        return torch.full((sum(lengths),), of_chunk[0], dtype=dtype)
-    return torch.tensor(of_chunk, dtype=dtype).repeat_interleave(torch.tensor(lengths))
+    return np.repeat(np.array(of_chunk, dtype=dtype), lengths)
 
 
 def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[int, ExpertChoices]:
@@ -53,12 +57,12 @@ def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[i
 
 def _masks(
     masks: list[list[list[bool]] | None], lengths: list[int], model: ModelConfig
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.int64] | None]:
     """[M, L, E] and [T], where any chunk has a mask; mask 0, all on, is that of the chunks that have none."""
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None, None
-    all_on = torch.ones(1, model.num_layers, model.num_experts, dtype=torch.bool)
+    all_on = np.ones((1, model.num_layers, model.num_experts), dtype=np.bool_)
     numbers = iter(range(1, len(given) + 1))
     mask_of_chunk = [0 if mask is None else next(numbers) for mask in masks]
-    return torch.cat((all_on, torch.tensor(given))), _repeated(mask_of_chunk, lengths, torch.int64)
+    return np.concatenate((all_on, np.array(given, dtype=np.bool_))), _repeated(mask_of_chunk, lengths, np.int64)
