@@ -87,8 +87,10 @@ class _Tables:
     def _top_tokens(self) -> tuple[Tensor, Tensor]:
         """Counts and ids of each expert's most frequent tokens, [L, E, top] each; of equal ones the lower ids first."""
         low_ids_first = torch.arange(self._vocab_size - 1, -1, -1, device=self._pairs.device)
-        ranks = self._of_tokens[:, :-1] * self._vocab_size + low_ids_first
-        best = ranks.topk(min(NUM_TOP_TOKENS, self._vocab_size)).values
+        num_top = min(NUM_TOP_TOKENS, self._vocab_size)
+        best = torch.stack(  # layer by layer: a second table as large as this one may find no room on a card
+            [(counts * self._vocab_size + low_ids_first).topk(num_top).values for counts in self._of_tokens[:, :-1]]
+        )
         return best // self._vocab_size, self._vocab_size - 1 - best % self._vocab_size
 
 
