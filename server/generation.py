@@ -12,7 +12,6 @@ from typing import NotRequired, TypedDict
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.choice import Choice, Delta
-from server.engine_client import EngineDied
 from server.errors import (
     ApiError,
     deadline_exceeded,
@@ -24,6 +23,7 @@ from server.errors import (
 )
 from server.experts import ExpertTally, ExpertTokens
 from server.ledger import Account
+from server.mailbox import EngineDied
 from server.metric_families import Outcome
 from server.state import GONE_RETRY_S, AppState
 

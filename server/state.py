@@ -26,7 +26,7 @@ GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself
 
 
 class Inbox(Protocol):
-    """The outputs of requests submitted together: server.engine_client.Mailbox."""
+    """The outputs of requests submitted together: server.mailbox.Mailbox."""
 
     async def get(self, until_s: float) -> list[RequestOutput]: ...
     def close(self) -> None: ...

@@ -8,9 +8,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.types import ExpertReport, LayerExperts
-from server.engine_client import EngineDied
 from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
+from server.mailbox import EngineDied
 from server.prepare import off_loop
 from server.state import GONE_RETRY_S, AppState, state_of
 from server.tokenizer import Tokenizer

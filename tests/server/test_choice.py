@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.types import Request, RequestOutput, SamplingParams
 from server.choice import Choice, Delta, Ending, joined
 from server.detokenizer import Detokenizer
-from server.engine_client import merge_outputs
+from server.mailbox import merge_outputs
 from server.stop import StopMatcher
 from tests.server.fake_engine import EOS, outputs_for
 from tests.server.serving import tokenizer

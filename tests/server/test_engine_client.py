@@ -12,7 +12,8 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.types import Request, RequestOutput, SamplingParams, StepStats, TokenLogprobs
-from server.engine_client import EngineClient, EngineDied, EngineStatus, Mailbox
+from server.engine_client import EngineClient, EngineStatus
+from server.mailbox import EngineDied, Mailbox
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
