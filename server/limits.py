@@ -45,8 +45,14 @@ def guarded(
             app,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "anthropic-version", "content-type", "x-api-key", "x-request-id"],
-            expose_headers=["x-request-id", "x-smoe-ignored-params", "x-smoe-repaired", "retry-after"],
+            allow_headers=["*"],  # the origin is what is checked; clients' own headers (x-stainless-...) are many
+            expose_headers=[
+                "x-request-id",
+                "x-smoe-ignored-params",
+                "x-smoe-repaired",
+                "retry-after",
+                "x-should-retry",
+            ],
         )
     return RootPath(RequestIds(HttpCounts(app, on_http)), root_path)
 

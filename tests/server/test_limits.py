@@ -271,8 +271,21 @@ def test_only_allowed_origins_get_cors_headers() -> None:
     assert "access-control-allow-credentials" not in good.headers
 
 
+def test_the_headers_that_openais_and_anthropics_clients_send_pass_a_preflight() -> None:
+    guard = client(api_keys=("k",), allowed_origins=("https://good.example",))
+    sent = "authorization,content-type,x-api-key,x-stainless-os,anthropic-dangerous-direct-browser-access"
+    headers = [
+        (b"origin", b"https://good.example"),
+        (b"access-control-request-method", b"POST"),
+        (b"access-control-request-headers", sent.encode()),
+    ]
+    reply = guard.send(method="OPTIONS", headers=headers)
+    assert reply.status == 200
+    assert set(sent.split(",")) <= {name.strip() for name in reply.headers["access-control-allow-headers"].split(",")}
+
+
 def test_a_browsers_script_may_read_what_was_ignored_and_repaired() -> None:
     guard = client(allowed_origins=("https://good.example",))
     shown = guard.send("/health", headers=[(b"origin", b"https://good.example")])
     exposed = shown.headers["access-control-expose-headers"].split(", ")
-    assert {"x-request-id", "x-smoe-ignored-params", "x-smoe-repaired"} <= set(exposed)
+    assert {"x-request-id", "x-smoe-ignored-params", "x-smoe-repaired", "retry-after", "x-should-retry"} <= set(exposed)
