@@ -31,6 +31,7 @@ from engine.config import EngineConfig
 
 PREFIX = "SMOE_"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+MAX_SIZE_DIGITS = 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 
 
@@ -46,6 +47,8 @@ def byte_size(value: object) -> object:
     if match is None:
         raise ValueError("should be a number of bytes, or one with a unit such as 512MiB or 1.5GiB")
     number, unit = match.groups()
+    if len(number) > MAX_SIZE_DIGITS:
+        raise ValueError("is more than any machine has")
     return int(float(number) * UNITS[(unit or "").lower()])
 
 

@@ -195,3 +195,8 @@ def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.Monkey
 def test_a_key_is_never_shown() -> None:
     settings = load_settings({"api_key": ["secret", "other"]})
     assert [shown(settings, name) for name in ("api_key", "port", "threads")] == ["2 of them", "8000", "-"]
+
+
+def test_a_size_beyond_all_memory_is_an_error_and_no_traceback() -> None:
+    with pytest.raises(SettingsError, match="--max-body-bytes: is more than any machine has"):
+        load_settings({"max_body_bytes": "9" * 400})
