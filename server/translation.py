@@ -1,5 +1,6 @@
 """Endpoints that are translations of chat: the request becomes a chat's, the reply is made of the chat's choices."""
 
+import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from server.prepare import off_loop
 from server.routes.chat import ChatTurn, turn_of
 from server.schemas import ChatCompletionRequest, TranslatedRequest, validate
 from server.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+
+_QUOTED = re.compile(r"'([^' ]+)'")
 
 
 class TypedReply(Protocol):
@@ -44,15 +47,22 @@ async def chat_turn(
 
 @contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors that leave this block name fields as another endpoint calls them: messages[0] is input[0]."""
+    """Errors that leave this block name fields as another endpoint calls them.
+
+    `names`: patterns of chat's paths, and what each is there. A path into what was translated piece by piece is no path
+    into what the client sent, so that the field's name has to do.
+    """
     try:
         yield
     except ApiError as error:
-        name, bracket, rest = (error.param or "").partition("[")
-        if name in names:
-            error.message = error.message.replace(f"'{name}", f"'{names[name]}")
-            error.param = names[name] + bracket + rest
+        error.param = error.param and _renamed(error.param, names)
+        error.message = _QUOTED.sub(lambda quoted: f"'{_renamed(quoted[1], names)}'", error.message)
         raise
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    matches = ((re.fullmatch(pattern, path), name) for pattern, name in names.items())
+    return next((match.expand(name) for match, name in matches if match), path)
 
 
 def stream(turn: ChatTurn, reply: TypedReply, headers: Mapping[str, str], dialect: Dialect) -> Response:

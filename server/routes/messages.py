@@ -17,7 +17,14 @@ from server.state import state_of
 from server.tools import tool_use_of
 from server.translation import chat_of, chat_turn, json_response, stream, whole
 
-RENAMED = {"stop": "stop_sequences", "user": "metadata"}
+RENAMED = {
+    r"stop": "stop_sequences",
+    r"user": "metadata.user_id",
+    r"messages\b.*|continue_final_message": "messages",
+    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
+    r"tool_choice\.function\.name": "tool_choice.name",
+}
 ANTHROPIC = Dialect(b"", b"", lambda error: named(anthropic_error(error)))
 
 router = APIRouter()

@@ -13,7 +13,13 @@ from server.schemas import ResponsesRequest
 from server.sse import Dialect, named
 from server.translation import chat_turn, json_response, stream, whole
 
-RENAMED = {"max_completion_tokens": "max_output_tokens", "messages": "input", "response_format": "text"}
+RENAMED = {
+    r"max_completion_tokens": "max_output_tokens",
+    r"messages\b.*": "input",
+    r"response_format\b.*": "text.format",
+    r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
+    r"tool_choice\.function\.name": "tool_choice.name",
+}
 
 router = APIRouter()
 
