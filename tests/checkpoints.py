@@ -1,10 +1,13 @@
-"""Random-weight checkpoints for tests, made by transformers, which is also the oracle."""
+"""Random-weight checkpoints for tests, made by transformers, which is also the oracle; in either layout of weights and
+either dialect of config."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 DEMO = Path(__file__).parent.parent / "model" / "demo"  # the bundled checkpoint
@@ -31,22 +34,21 @@ class Shape:
 
     @property
     def hf_config(self) -> MixtralConfig | MistralConfig:
-        common = dict(
-            vocab_size=self.vocab_size,
-            hidden_size=self.dim,
-            intermediate_size=self.hidden_dim,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_kv_heads,
-            head_dim=self.head_dim or self.dim // self.num_heads,
-            sliding_window=self.window,
-            max_position_embeddings=1024,
-            rope_parameters={"rope_type": "default", "rope_theta": self.theta},
-            tie_word_embeddings=self.tied,
-            bos_token_id=1,
-            eos_token_id=2,
-            **self.extra,
-        )
+        common: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.dim,
+            "intermediate_size": self.hidden_dim,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim or self.dim // self.num_heads,
+            "sliding_window": self.window,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        } | self.extra
         if not self.num_experts:
             return MistralConfig(**common)
         return MixtralConfig(num_local_experts=self.num_experts, num_experts_per_tok=self.experts_per_token, **common)
@@ -72,3 +74,35 @@ def save_random_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:
     model = random_model(shape)
     model.save_pretrained(path)
     return model
+
+
+def save_in_layout(model: Any, path: Path, fused: bool = False, modern: bool = False) -> Path:
+    """`fused`: the experts of a layer in one tensor; `modern`: the config as transformers 5 writes it."""
+    path.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(path)
+    if fused:
+        tensors = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
+        if model.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        save_file(tensors, path / "model.safetensors")
+    if not modern:
+        edit_config(path, **_classic_dialect(path))
+    return path
+
+
+def _classic_dialect(path: Path) -> dict[str, Any]:
+    config = json.loads((path / "config.json").read_text())
+    return {
+        "rope_parameters": ...,
+        "rope_theta": config["rope_parameters"]["rope_theta"],
+        "dtype": ...,
+        "torch_dtype": config["dtype"],
+    }
+
+
+def edit_config(path: Path, **changes: Any) -> Path:
+    """Sets keys of config.json; `...` removes one."""
+    file = path / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return path

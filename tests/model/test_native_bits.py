@@ -15,7 +15,7 @@ from model.ops import FfnWeights
 from model.ops.native import NativeOps
 from model.ops.quantized import Quantization
 from model.weights import load_model
-from tests.model.checkpoints import TINY_MOE, random_oracle, save_checkpoint
+from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.expert_choices import choice, random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
 from tests.model.paged import CPU, Running, make_batch
@@ -164,13 +164,13 @@ def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: tor
     """Random chunks of random sequences on one or two threads, against each sequence alone in one piece."""
     seed = 2 * ISAS.index(isa) + DTYPES.index(dtype)
     window = (None, 16, None, 300)[seed % 4]
-    shape = TINY_MOE | {"num_local_experts": 8, "sliding_window": window, "max_position_embeddings": 1024}
-    path = save_checkpoint(random_oracle(shape, seed), tmp_path)
+    shape = Shape(window=window, seed=seed)
+    path = save_in_layout(random_model(shape), tmp_path)
     config, _ = load_config(path)
     loaded = load_model(path, config, dtype, CPU, native(isa), lambda done, total: None)
     models = [Mixtral(config, loaded.weights, native(isa, threads)) for threads in (1, 2)]
     rng = random.Random(seed)
-    sequences = [[rng.randrange(97) for _ in range(length)] for length in (1, 2, 19, 64, 131, 300, 530)]
+    sequences = [[rng.randrange(shape.vocab_size) for _ in range(length)] for length in (1, 2, 19, 64, 131, 300, 530)]
     alone = [_scheduled([loaded], [ids], dtype, lambda run: len(run.token_ids), rng)[0] for ids in sequences]
     for _ in range(2):
         together = _scheduled(models, sequences, dtype, lambda run: rng.choice((0, 1, 1, 2, 7, 30, 64, 200)), rng)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,35 +13,35 @@ from model.mixtral import Mixtral
 from model.ops import Ops
 from model.ops.reference import ReferenceOps
 from model.weights import load_model
-from tests.model.checkpoints import TINY, TINY_MOE, random_oracle, save_checkpoint
+from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.native_cases import ISAS, native
 from tests.model.paged import CPU, Running, make_batch, teacher_forced
 
 PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
 
-MOE = TINY_MOE
-SHAPES: dict[str, dict[str, Any]] = {
+MOE, DENSE = Shape(num_experts=4), Shape(num_experts=0)
+SHAPES = {
     "moe": MOE,
-    "one KV head": MOE | {"num_key_value_heads": 1},
-    "as many KV heads as heads": MOE | {"num_key_value_heads": 4},
-    "six heads, three KV heads": MOE | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
-    "one head": MOE | {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32},
-    "head_dim larger than dim / heads": MOE | {"head_dim": 24},
-    "head_dim null": MOE | {"head_dim": None},
-    "one expert": MOE | {"num_local_experts": 1, "num_experts_per_tok": 1},
-    "eight experts, two": MOE | {"num_local_experts": 8},
-    "eight experts, one": MOE | {"num_local_experts": 8, "num_experts_per_tok": 1},
-    "eight experts, three": MOE | {"num_local_experts": 8, "num_experts_per_tok": 3},
-    "dense mixture, all four": MOE | {"num_experts_per_tok": 4},
-    "dense mixture, all eight": MOE | {"num_local_experts": 8, "num_experts_per_tok": 8},
-    "tied head": MOE | {"tie_word_embeddings": True},
-    "window 3": MOE | {"sliding_window": 3},
-    "window 16": MOE | {"sliding_window": 16, "num_key_value_heads": 1},
-    "window 1": MOE | {"sliding_window": 1},
-    "odd vocabulary": MOE | {"vocab_size": 1009, "num_hidden_layers": 1},
-    "dense FFN": TINY,
-    "dense FFN, window 16": TINY | {"sliding_window": 16, "num_key_value_heads": 4},
-    "dense FFN, tied head": TINY | {"tie_word_embeddings": True, "sliding_window": 3, "head_dim": 16},
+    "one KV head": replace(MOE, num_kv_heads=1),
+    "as many KV heads as heads": replace(MOE, num_kv_heads=4),
+    "six heads, three KV heads": replace(MOE, dim=48, num_heads=6, num_kv_heads=3),
+    "one head": replace(MOE, num_heads=1, num_kv_heads=1, head_dim=32),
+    "head_dim larger than dim / heads": replace(MOE, head_dim=24),
+    "head_dim null": replace(MOE, extra={"head_dim": None}),
+    "one expert": replace(MOE, num_experts=1, experts_per_token=1),
+    "eight experts, two": replace(MOE, num_experts=8),
+    "eight experts, one": replace(MOE, num_experts=8, experts_per_token=1),
+    "eight experts, three": replace(MOE, num_experts=8, experts_per_token=3),
+    "dense mixture, all four": replace(MOE, experts_per_token=4),
+    "dense mixture, all eight": replace(MOE, num_experts=8, experts_per_token=8),
+    "tied head": replace(MOE, tied=True),
+    "window 3": replace(MOE, window=3),
+    "window 16": replace(MOE, window=16, num_kv_heads=1),
+    "window 1": replace(MOE, window=1),
+    "odd vocabulary": replace(MOE, vocab_size=1009, num_layers=1),
+    "dense FFN": DENSE,
+    "dense FFN, window 16": replace(DENSE, window=16, num_kv_heads=4),
+    "dense FFN, tied head": replace(DENSE, tied=True, window=3, head_dim=16),
 }
 
 
@@ -54,12 +53,12 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=list(SHAPES))
 def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp_path: Path, scale: int) -> None:
     """On the reference backend, and on the native one with every instruction set in turn."""
-    shape = list(SHAPES.values())[number]
-    oracle = random_oracle(shape, seed=number)
-    fused = number % 2 == 0 and "num_local_experts" in shape
-    path = save_checkpoint(oracle, tmp_path, fused=fused, modern=number % 3 == 0)
-    sequences = _sequences(shape["vocab_size"], seed=number)
-    outputs = [_oracle_outputs(oracle, ids, shape.get("num_experts_per_tok", 0)) for ids in sequences]
+    shape = replace(list(SHAPES.values())[number], seed=number)
+    oracle = random_model(shape)
+    fused = number % 2 == 0 and shape.num_experts > 0
+    path = save_in_layout(oracle, tmp_path, fused=fused, modern=number % 3 == 0)
+    sequences = _sequences(shape.vocab_size, seed=number)
+    outputs = [_oracle_outputs(oracle, ids, shape.experts_per_token if shape.num_experts else 0) for ids in sequences]
     isas = ISAS if scale > 1 else [ISAS[number % len(ISAS)]]
     backends: list[Ops] = [ReferenceOps(), *map(native, isas)]
     for ops in backends:
@@ -112,7 +111,7 @@ def _assert_equal(ours: list[Tensor], outputs: list[tuple[Tensor, Tensor]]) -> N
 
 def test_the_oracle_itself_obeys_the_window() -> None:
     """Guards the tests above: a window that transformers ignored would make them say nothing."""
-    wide, narrow = (random_oracle(MOE | {"sliding_window": window}) for window in (None, 3))
+    wide, narrow = (random_model(replace(MOE, window=window)) for window in (None, 3))
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         a, b = (oracle(ids, use_cache=False).logits[0] for oracle in (wide, narrow))
@@ -121,16 +120,17 @@ def test_the_oracle_itself_obeys_the_window() -> None:
 
 
 def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
-    model = _load(save_checkpoint(random_oracle(MOE), tmp_path), ReferenceOps())
+    model = _load(save_in_layout(random_model(MOE), tmp_path), ReferenceOps())
     batch = make_batch([(Running([1, 2, 3], [1]), 3)], block_size=4)
     pool = KvPool(model.config, 2, 4, "float32", CPU)
-    assert model.forward(replace(batch, logit_rows=torch.empty(0, dtype=torch.int64)), pool).shape == (0, 97)
+    nothing = replace(batch, logit_rows=torch.empty(0, dtype=torch.int64))
+    assert model.forward(nothing, pool).shape == (0, MOE.vocab_size)
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
-    path = save_checkpoint(random_oracle(MOE | {"num_experts_per_tok": 4}), tmp_path)
+    path = save_in_layout(random_model(replace(MOE, experts_per_token=4)), tmp_path)
     config, _ = load_config(path)
-    ids = _sequences(97, seed=0)[:3]
+    ids = _sequences(MOE.vocab_size, seed=0)[:3]
     wide, narrow = (
         teacher_forced(load_model(path, config, dtype, CPU, ReferenceOps(), lambda loaded, total: None), ids, [7, 7, 7])
         for dtype in (torch.float32, torch.bfloat16)
