@@ -12,7 +12,7 @@ from model.ops.native_library import LIBRARY
 
 ROOT = Path(__file__).parent.parent.parent
 CMAKE = (sys.executable, "-m", "cmake")
-NATIVE_TESTS = ("test_native_ops.py", "test_int8_kv.py", "test_quantized.py")
+NATIVE_TESTS = ("test_native_ops.py", "test_int8_kv.py", "test_quantized.py", "test_native_sampling.py")
 
 
 @pytest.fixture(scope="module")
