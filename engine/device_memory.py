@@ -70,7 +70,7 @@ def explained(config: EngineConfig, phase: str, memory: DeviceMemory) -> Iterato
     """Turns an allocation that fails into an EngineConfigError with the flags that ask for less."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         free = format_bytes(memory.free_bytes())
         raise EngineConfigError(f"out of memory while {phase}, {free} are free: {_ways_out(config)}") from error
 
@@ -78,6 +78,10 @@ def explained(config: EngineConfig, phase: str, memory: DeviceMemory) -> Iterato
 def _ways_out(config: EngineConfig) -> str:
     """In the order of how much they free."""
     flags = []
+    if config.num_kv_blocks is not None:
+        flags.append("--num-kv-blocks asks for the KV cache")
+    elif config.kv_cache_memory_bytes is not None:
+        flags.append("--kv-cache-memory-bytes asks for the KV cache")
     if config.quantization == "none":
         flags.append("--quantization int8 halves the weights of bfloat16")
     if config.kv_cache_dtype != "int8":

@@ -17,8 +17,8 @@ class KvPool:
 
     `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K], or [.., K + 4] in int8: G KV heads of K numbers, in
     rows of model/kv_format.py. Everything starts as zeros.
-    On a CPU a block that was never written costs no resident memory, but for the rest of a huge page. Raises OSError or
-    RuntimeError where the memory is not to be had.
+    On a CPU a block that was never written costs no resident memory, but for the rest of a huge page. Raises
+    MemoryError or torch.OutOfMemoryError where the memory is not to be had.
     """
 
     def __init__(

@@ -23,10 +23,12 @@ def zeros(num_elements: int, dtype: torch.dtype) -> Tensor:
 
 
 def _mapped(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Fresh pages, which the kernel provides, zeroed, at their first write."""
+    """Fresh pages, which the kernel provides, zeroed, at their first write. Raises MemoryError."""
     num_bytes = num_elements * dtype.itemsize
-    # Private and anonymous: a shared mapping gets no huge pages.
-    pages = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:  # private and anonymous: a shared mapping gets no huge pages
+        pages = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{num_bytes} bytes are not to be had: {error.strerror}") from None
     with contextlib.suppress(OSError):  # a kernel without huge pages serves small ones
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)

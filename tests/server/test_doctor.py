@@ -84,3 +84,13 @@ def test_what_fails_is_the_exit_code_and_the_last_line() -> None:
     assert result.returncode == 1
     assert "fail  model        /no/where" in result.stdout
     assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 7 checks failed"
+
+
+def test_the_engine_is_looked_for_where_serve_looks_whatever_folder_this_is_run_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = f"import json, os; print(json.dumps({FOUND!r} | dict(torch_version=os.getcwd())))"
+    monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", code))
+    folder = found("torch").detail.partition(";")[0]
+    assert (Path(folder) / "engine" / "probe.py").is_file()
