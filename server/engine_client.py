@@ -117,7 +117,7 @@ class EngineClient:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=DEVNULL,
-                cwd=_package_root(),
+                cwd=package_root(),
                 start_new_session=True,
             )
         loop = asyncio.get_running_loop()
@@ -259,7 +259,7 @@ class _EngineProtocol(asyncio.Protocol):
         self._lost(None)
 
 
-def _package_root() -> Path:
+def package_root() -> Path:
     """Where `-m engine.process` finds this installation's engine, whatever folder the server was started in."""
     (package_folder,) = engine.__path__
     return Path(package_folder).parent

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.memory import available_bytes, format_bytes
+from server.engine_client import package_root
 from server.listening import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.plan import PlanError, answer
@@ -71,7 +72,9 @@ def _python() -> Finding:
 def _engine(settings: Settings) -> Iterator[Finding]:
     """What only the engine process can tell: torch, the GPUs, the native library."""
     try:
-        ran = subprocess.run(PROBE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
+        ran = subprocess.run(
+            PROBE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, cwd=package_root()
+        )
     except subprocess.TimeoutExpired:
         yield Finding("torch", "fail", f"did not load within {PROBE_TIMEOUT_S:.0f} s")
         return
