@@ -11,6 +11,7 @@ from engine.errors import EngineConfigError
 from engine.sizing import kv_block_bytes, size_engine
 from model.config import ModelConfig
 from model.full_step import run_full_step
+from model.ops.huge_pages import zeros
 from model.ops.reference import ReferenceOps
 from model.random_weights import random_model
 from tests.model.native_cases import Heads
@@ -78,6 +79,15 @@ def test_out_of_memory_names_the_flags_that_ask_for_less(
     assert all(flag in str(caught.value) for flag in offered)
     assert not any(flag in str(caught.value) for flag in not_offered)
     assert "\n" not in str(caught.value)
+
+
+def test_a_kv_cache_larger_than_the_machine_is_an_error_that_names_its_flag() -> None:
+    config = EngineConfig(model="", kv_cache_memory_bytes=1 << 60)
+    with (
+        pytest.raises(EngineConfigError, match=r"the KV cache is made.*--kv-cache-memory-bytes"),
+        explained(config, "the KV cache is made", HostMemory()),
+    ):
+        zeros(1 << 60, torch.int8)
 
 
 def test_the_full_step_computes_as_many_rows_and_logits_as_it_is_told() -> None:
