@@ -185,8 +185,9 @@ def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunn
         scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
         plan = scheduler.plan(0.0)
         start = time.monotonic()
-        runner.run(plan)
+        result = runner.run(plan)
         seconds = time.monotonic() - start
+        scheduler.apply(plan, result, 0.0)  # it ends here, and gives its row back
     tokens = int(count * CPU_STEP_S / max(seconds, 1e-6))
     return max(MIN_CPU_BUDGET, min(MAX_CPU_BUDGET, tokens // 32 * 32))
 
