@@ -90,4 +90,4 @@ class _Tokens:
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Never asked for: grammars come with `no_forcing`, so that each token is the model's own choice."""
-        raise NotImplementedError
+        raise AssertionError("a grammar asked for the tokens of a text")

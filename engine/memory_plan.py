@@ -5,7 +5,6 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.memory import format_bytes
 from engine.sizing import (
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
@@ -152,14 +151,7 @@ def _stored_as(kind: str, dtype: str) -> tuple[int, str]:
 def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> Limits:
     check_weights_fit(total_bytes, memory_bytes, served_dtype(config, model), config.quantization)
     free_bytes = memory_bytes - total_bytes
-    limits = size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
-    pool_bytes = (limits.num_blocks + 1) * kv_block_bytes(config, model)
-    if pool_bytes > free_bytes:
-        raise EngineConfigError(
-            f"the KV cache asked for takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
-            "after the weights"
-        )
-    return limits
+    return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

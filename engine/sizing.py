@@ -81,6 +81,12 @@ def size_engine(
     them where the user sets no size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
     num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, share_of_pool)
+    pool_bytes = (num_blocks + 1) * kv_block_bytes(config, model)
+    if pool_bytes > free_bytes:
+        raise EngineConfigError(
+            f"the KV cache asked for takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
+            "after the weights: a smaller --kv-cache-memory-bytes or --num-kv-blocks fits, or --kv-cache-dtype int8"
+        )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
     return Limits(num_blocks, max_model_len, budget, warnings)
 

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler
-from server.errors import ApiError, invalid_value
+from server.errors import ApiError, invalid_value, queue_full
 from server.grammars import Constraint, Form, constraint_of, too_large
 from server.schemas.generation import GenerationRequest
 from server.tokenizer import Tokenizer
 
 NUM_THREADS = 2
 MAX_REMEMBERED = 4096
+MAX_PENDING = 64  # grammars tried out, or waiting for it, at once
+MOST_S = 0.3  # that one takes at the limits
 
 # Words of llguidance's messages, and ours for them: its own may quote the client's text.
 REASONS = {
@@ -40,7 +42,8 @@ SCHEMA_KEYWORDS = frozenset(
 class GrammarChecker:
     """Tries grammars out, beside the event loop, under the limits that hold in the engine as well.
 
-    The limits are counts of work; a grammar at their edge takes some 0.3 s. What is known is remembered.
+    The limits are counts of work; a grammar at their edge takes some 0.3 s. What is known is remembered, what is being
+    tried out is not tried out a second time, and where too many wait the next is told to come again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -48,12 +51,13 @@ class GrammarChecker:
         self._end_ids = frozenset(tokenizer.eos_ids)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> what is wrong with it
+        self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # likewise, to be known
 
     async def form_of(self, request: GenerationRequest, constraints: Sequence[Constraint] = ()) -> Form | None:
         """The form of the answer, ready for the engine; None where any text will do.
 
         `constraints`: what the request implies otherwise, the last being the answer's own. Raises ApiError 400 for one
-        that cannot be followed, or that another parameter contradicts.
+        that cannot be followed, or that another parameter contradicts; 429 where too many are being tried out.
         """
         constraint = None if constraints else await self._asked(request)
         form: Form | None = None
@@ -72,14 +76,28 @@ class GrammarChecker:
     async def _checked(self, constraint: Constraint) -> Form:
         grammar = constraint.grammar
         digest = hashlib.sha256(grammar.encode("utf-8", errors="surrogatepass")).digest()
-        if digest not in self._known:
-            loop = asyncio.get_running_loop()
-            self._remember(digest, await loop.run_in_executor(self._threads, self._fault, grammar))
-        self._known.move_to_end(digest)
-        fault = self._known[digest]
+        fault = await self._fault_of(digest, grammar)
         if fault is not None:
             raise _refusal(fault, constraint.param)
         return Form(grammar, constraint.is_exact, constraint.shown_ids)
+
+    async def _fault_of(self, digest: bytes, grammar: str) -> str | None:
+        if digest in self._known:
+            self._known.move_to_end(digest)
+            return self._known[digest]
+        pending = self._pending.get(digest)
+        if pending is None:
+            if len(self._pending) >= MAX_PENDING:
+                raise queue_full(MAX_PENDING * MOST_S / NUM_THREADS)
+            pending = asyncio.get_running_loop().run_in_executor(self._threads, self._fault, grammar)
+            self._pending[digest] = pending
+            pending.add_done_callback(lambda done: self._landed(digest, done))
+        return await asyncio.shield(pending)  # others may wait for it as well
+
+    def _landed(self, digest: bytes, done: "asyncio.Future[str | None]") -> None:
+        del self._pending[digest]
+        if not done.cancelled() and done.exception() is None:
+            self._remember(digest, done.result())
 
     def _fault(self, grammar: str) -> str | None:
         try:

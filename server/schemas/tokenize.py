@@ -9,7 +9,7 @@ from server.errors import ApiError
 from server.schemas.chat import UNSUPPORTED_IN_CHAT
 from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
-from server.schemas.tools import Tools
+from server.schemas.tools import Tools, check_tools
 from server.strict_json import JsonValue
 from server.validation import RequestModel
 
@@ -34,6 +34,7 @@ class TokenizeRequest(RequestModel):
         if (self.prompt is None) == (self.messages is None):
             message = "Give either 'prompt' or 'messages'."
             raise ApiError(message, param="prompt", code="missing_required_parameter")
+        check_tools(self.tools, None)
         self.conversation  # noqa: B018 (checks what the messages' fields must satisfy together)
         return self
 

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import EngineConfigError
 from smoe import LocalEngine, SamplingParams
 
 DEMO = Path(__file__).parent.parent.parent / "model" / "demo"
@@ -15,3 +19,8 @@ def test_measuring_the_budget_takes_no_row_from_requests() -> None:
     for _ in range(3):
         [completion] = engine.generate([1, 5, 6], SamplingParams(max_tokens=2, ignore_eos=True))
         assert len(completion.token_ids) == 2
+
+
+def test_a_kv_cache_larger_than_what_is_free_is_refused_at_the_start() -> None:
+    with pytest.raises(EngineConfigError, match=r"takes 4\.0 TiB, and .* free after the weights: a smaller --kv-cache"):
+        Engine.load(EngineConfig(model=str(DEMO), threads=1, kv_cache_memory_bytes=1 << 42))

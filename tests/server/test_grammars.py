@@ -1,6 +1,8 @@
 """The form of an answer: what is asked for reaches the engine, and what cannot be followed is a 400 that says so."""
 
+import asyncio
 import json
+import threading
 from typing import Any
 
 import jsonschema
@@ -9,6 +11,8 @@ import pytest
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler
 from engine.types import Request
+from server.errors import ApiError
+from server.grammar_check import MAX_PENDING, GrammarChecker
 from tests.server.fake_engine import EOS, FakeEngine
 from tests.server.serving import MODEL, client_of, saying, state_around, tokenizer
 
@@ -204,3 +208,24 @@ async def test_an_answer_to_one_grammar_does_not_depend_on_what_was_asked_before
 
 def test_the_schemas_here_are_schemas() -> None:
     jsonschema.Draft202012Validator.check_schema(PERSON)
+
+
+async def test_grammars_that_wait_are_bounded_and_none_is_tried_out_twice() -> None:
+    checker = GrammarChecker(tokenizer())
+    may_go_on, seen = threading.Event(), []
+
+    def slow_fault(grammar: str) -> None:
+        seen.append(grammar)
+        assert may_go_on.wait(60)
+
+    checker._fault = slow_fault  # type: ignore[method-assign]
+    asked = [checker._fault_of(bytes([i]), str(i)) for i in range(MAX_PENDING)]
+    waiting = [asyncio.create_task(one) for one in [*asked, checker._fault_of(bytes([0]), "0")]]
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as refused:
+        await checker._fault_of(b"one more", "one more")
+    assert refused.value.status == 429 and int(refused.value.headers["retry-after"]) >= 1
+    may_go_on.set()
+    assert await asyncio.gather(*waiting) == [None] * (MAX_PENDING + 1)
+    assert sorted(seen) == sorted(map(str, range(MAX_PENDING)))
+    assert await checker._fault_of(b"one more", "one more") is None

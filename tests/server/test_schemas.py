@@ -325,3 +325,11 @@ def test_ids_inside_the_vocabulary_pass() -> None:
         "stop_token_ids": [99],
     }
     check_token_ids(validate(CompletionRequest, {**PROMPT, **fields}), 100, eos_ids=(2,))
+
+
+def test_tokenize_takes_the_tools_that_chat_takes_and_no_others() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool, tool]}
+    with pytest.raises(ApiError) as refused:
+        validate(TokenizeRequest, body)
+    assert refused.value.param == "tools[1].function.name"

@@ -1,0 +1,90 @@
+"""What Responses and Messages say of a request that cannot be served: in their own shapes, by their own fields."""
+
+from typing import Any
+
+import pytest
+
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL, client_of, saying, state_around
+
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/v1/messages", {"model": MODEL}, 400, "invalid_request_error"),
+        ("/v1/messages", {"model": "no", "messages": HELLO, "max_tokens": 1}, 404, "not_found_error"),
+        ("/v1/messages/count_tokens", {"model": "no", "messages": HELLO}, 404, "not_found_error"),
+        ("/v1/messages/nothing", {}, 404, "not_found_error"),
+    ],
+)
+async def test_errors_of_messages_have_anthropics_shape(
+    path: str, body: dict[str, Any], status: int, kind: str
+) -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        response = await client.post(path, json=body)
+        assert response.status_code == status
+        assert response.json()["type"] == "error"
+        assert set(response.json()["error"]) == {"type", "message"}
+        assert response.json()["error"]["type"] == kind
+
+
+BAD_SCHEMA = {"type": "object", "properties": {"x": {"type": "no type"}}}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": BAD_SCHEMA}}},
+            "text.format",
+        ),
+        (
+            "/v1/responses",
+            {"tools": [{"type": "function", "name": "f", "parameters": BAD_SCHEMA}], "tool_choice": "required"},
+            "tools[0].parameters",
+        ),
+        ("/v1/responses", {"tools": [{"type": "function", "name": "no name"}]}, "tools[0].name"),
+        (
+            "/v1/responses",
+            {"instructions": "x", "input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "{"}]},
+            "input",
+        ),
+        (
+            "/v1/messages",
+            {"tools": [{"name": "f", "input_schema": BAD_SCHEMA}], "tool_choice": {"type": "any"}},
+            "tools[0].input_schema",
+        ),
+        (
+            "/v1/messages",
+            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "tool"}},
+            "tool_choice.name",
+        ),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "assistant", "content": "a"}], "tools": [{"name": "f", "input_schema": {}}]},
+            "messages",
+        ),
+    ],
+)
+async def test_what_chat_finds_wrong_is_named_by_a_field_of_this_endpoint(
+    path: str, body: dict[str, Any], named: str
+) -> None:
+    whole = {"input": "a"} if path == "/v1/responses" else {"messages": HELLO, "max_tokens": 1}
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        response = await client.post(path, json={"model": MODEL, **whole, **body})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert f"'{named}'" in error["message"] and error.get("param", named) == named
+
+
+@pytest.mark.anyio
+async def test_an_error_that_chat_finds_names_the_field_as_this_endpoint_does() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        too_long = {"model": MODEL, "input": "word " * 500}
+        error = (await client.post("/v1/responses", json=too_long)).json()["error"]
+        assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
