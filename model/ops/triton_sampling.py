@@ -56,6 +56,76 @@ def weigh(
 
 
 @triton.jit
+def likeliest(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The largest logit, and the lowest id that has it."""
+    largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
+    best = tl.min(tl.full((BLOCK,), 2147483647, dtype=tl.int32))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+        top = tl.max(block)
+        first = tl.min(tl.where((block == top) & (ids < vocab_size), ids, 2147483647))
+        best = tl.where(top > largest, first, tl.where(top == largest, tl.minimum(best, first), best))
+        largest = tl.maximum(largest, top)
+    return largest, best
+
+
+@triton.jit
+def threshold_of(
+    row: tl.tensor,
+    wanted: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    vocab_size: tl.tensor,
+    BY_MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The largest key, bit by bit, whose tokens and those above it are `wanted` or more: in number, or in mass."""
+    cut = tl.full((), 0, dtype=tl.int64)
+    for bit in range(32):
+        candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
+        count, mass = weigh(row, candidate, largest, temperature, min_p, vocab_size, BLOCK)
+        reached = mass if BY_MASS else count
+        cut = tl.where(reached >= wanted, candidate, cut)
+    return cut
+
+
+@triton.jit
+def token_at(
+    row: tl.tensor,
+    target: tl.tensor,
+    cut: tl.tensor,
+    kept_at_cut: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    vocab_size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The first token, by ascending id, at which the mass kept so far exceeds `target`.
+
+    Kept are the keys above the cut, and the first `kept_at_cut` of those at it.
+    """
+    token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
+    cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
+    ties = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+        keys = keys_of(block)
+        ties_here = ((keys == cut) & (ids < vocab_size)).to(tl.int32)
+        tie = ties + tl.cumsum(ties_here)
+        kept = (keys > cut) | ((ties_here != 0) & (tie.to(tl.float64) <= kept_at_cut))
+        masses = tl.where(kept & (ids < vocab_size), masses_of(block, largest, temperature, min_p), 0.0)
+        running = cumulative + tl.cumsum(masses)
+        token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
+        cumulative += tl.sum(masses)
+        ties += tl.sum(ties_here)
+    return tl.minimum(token, vocab_size - 1)
+
+
+@triton.jit
 def draw_kernel(
     logits: tl.tensor,
     temperatures: tl.tensor,
@@ -74,15 +144,7 @@ def draw_kernel(
     """tokens[row]: the best of finite logits, or a random one of those that min_p, top_k and top_p leave."""
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
-    largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
-    best = tl.min(tl.full((BLOCK,), 2147483647, dtype=tl.int32))
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
-        top = tl.max(block)
-        first = tl.min(tl.where((block == top) & (ids < vocab_size), ids, 2147483647))
-        best = tl.where(top > largest, first, tl.where(top == largest, tl.minimum(best, first), best))
-        largest = tl.maximum(largest, top)
+    largest, best = likeliest(row, vocab_size, BLOCK)
     temperature = tl.load(temperatures + index)
     if temperature < MIN_TEMPERATURE:
         tl.store(tokens + index, best.to(tl.int64))
@@ -91,11 +153,7 @@ def draw_kernel(
         min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
         top_k = tl.load(top_ks + index)
         top_k = tl.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
-        cut = top_k * 0  # the k-th largest key, int64
-        for bit in range(32):
-            candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
-            count, _ = weigh(row, candidate, largest, divisor, min_p, vocab_size, BLOCK)
-            cut = tl.where(count >= top_k, candidate, cut)
+        cut = threshold_of(row, top_k, largest, divisor, min_p, vocab_size, False, BLOCK)
         count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
         at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
         of_each = (with_cut - mass) / (at_cut - count)
@@ -103,11 +161,7 @@ def draw_kernel(
         if top_p < 1.0:
             limit = top_p * (mass + of_each * kept_at_cut)
             least = cut  # no key below this is kept anyway
-            cut = top_k * 0
-            for bit in range(32):
-                candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
-                _, reached = weigh(row, candidate, largest, divisor, min_p, vocab_size, BLOCK)
-                cut = tl.where(reached >= limit, candidate, cut)
+            cut = threshold_of(row, limit, largest, divisor, min_p, vocab_size, True, BLOCK)
             cut = tl.maximum(cut, least)
             count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
             at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
@@ -124,22 +178,8 @@ def draw_kernel(
             tl.full((), 0, dtype=tl.uint32),
         )
         target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
-        token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
-        cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
-        ties = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
-        for start in range(0, vocab_size, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
-            keys = keys_of(block)
-            ties_here = ((keys == cut) & (ids < vocab_size)).to(tl.int32)
-            tie = ties + tl.cumsum(ties_here)
-            kept = (keys > cut) | ((ties_here != 0) & (tie.to(tl.float64) <= kept_at_cut))
-            masses = tl.where(kept & (ids < vocab_size), masses_of(block, largest, divisor, min_p), 0.0)
-            running = cumulative + tl.cumsum(masses)
-            token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
-            cumulative += tl.sum(masses)
-            ties += tl.sum(ties_here)
-        tl.store(tokens + index, tl.minimum(token, vocab_size - 1).to(tl.int64))
+        token = token_at(row, target, cut, kept_at_cut, largest, divisor, min_p, vocab_size, BLOCK)
+        tl.store(tokens + index, token.to(tl.int64))
 
 
 @triton.jit
