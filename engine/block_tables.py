@@ -25,6 +25,7 @@ class BlockTables:
         self.max_chunk = max_chunk
         self.prefix_caching = prefix_caching
         self.num_window_blocks_freed = 0
+        self._to_scrub: list[int] = []
 
     def peak_blocks(self, num_tokens: int) -> int:
         """Blocks that a sequence of `num_tokens` holds at most at once.
@@ -140,11 +141,20 @@ class BlockTables:
             self.num_window_blocks_freed += first - slid
 
     def forget(self, sequence: Sequence) -> None:
-        """No later request finds what this sequence computed, nor what it took for a prefix."""
+        """No later request finds what this sequence computed, nor what it took for a prefix; its blocks are cleared."""
+        sequence.is_suspect = True
         published = range(sequence.num_published_blocks)
         self.pool.forget(sequence.block_key(index, self.block_size) for index in published)
 
     def release_all(self, sequence: Sequence) -> None:
-        """Takes every block back, the last first."""
+        """Takes every block back, the last first. What a suspect one alone held is scrubbed before its next use."""
         self.pool.release(reversed(sequence.block_table))
+        if sequence.is_suspect:
+            self._to_scrub += [block for block in sequence.block_table if block and not self.pool.is_held(block)]
         sequence.block_table = []
+
+    def take_to_scrub(self) -> tuple[int, ...]:
+        """The blocks that the next step has to fill with zeros before it computes anything: a NaN times nothing is
+        still a NaN, should anyone ever read a position that he has not written."""
+        blocks, self._to_scrub = self._to_scrub, []
+        return tuple(blocks)

@@ -2,24 +2,27 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from engine.config import EngineConfig
-from engine.errors import RequestRejectedError
+from engine.errors import FatalEngineError, RequestRejectedError
 from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
-from engine.plan import RowFailed, StepPlan, StepResult
+from engine.plan import StepPlan, StepResult
 from engine.runner import InFlight
+from engine.salvage import salvage
 from engine.sequence import Matcher
+from engine.step_faults import Fault, attempt
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look
 
-STEP_FAILED = "a step failed; the %d requests in it end with an error"
+NOT_QUEUED = "the engine failed while it queued this request"
 
 log = logging.getLogger("smoe.engine")
 
@@ -35,9 +38,17 @@ class _Flight:
 class Engine:
     """Owns scheduler and model. Single-threaded: add(), abort() and step() are called in turn."""
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        vocabulary: Vocabulary | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: the one by which deadlines of requests are told."""
         self.config = config
         self.loaded = loaded
+        self._clock = clock
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
         model = loaded.config
         self.expert_shape = ExpertShape(model.num_layers, model.num_experts, model.experts_per_token)
@@ -72,12 +83,16 @@ class Engine:
 
     def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
+            _check_ids(request, self.loaded.config.vocab_size)
             self.scheduler.add(resolve_experts(request, self.expert_shape), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))
+        except Exception:
+            log.exception("request %d could not be queued; it ends with an error", request.request_id)
+            self._reject(request, NOT_QUEUED)
 
     def _reject(self, request: Request, message: str) -> None:
-        timing = Timing(request.arrival_s, finished_s=time.monotonic())
+        timing = Timing(request.arrival_s, finished_s=self._clock())
         output = RequestOutput(request.request_id, finish_reason="error", error=message, timing=timing)
         self._rejected.append(output)
 
@@ -100,19 +115,28 @@ class Engine:
         return bool(self._rejected or self._grammars or self._in_flight) or self.scheduler.has_work()
 
     def step(self) -> StepOutput:
-        """Computes one step. An exception in it ends the requests that were part of it; the others go on.
+        """Computes one step. An exception in it ends the requests that it can be blamed on (engine/salvage.py); the
+        others go on. Raises FatalEngineError where nothing can go on.
 
         With asynchronous scheduling it launches one step and tells of the one before, so that the device has work while
         the host plans. The tokens are those of the plain loop.
         """
-        start = time.monotonic()
+        try:
+            return self._step()
+        except FatalEngineError:
+            raise
+        except Exception as error:  # planning, or book-keeping: what it has left behind is not to be trusted
+            raise FatalEngineError(f"the engine's book-keeping failed: {type(error).__name__}: {error}") from error
+
+    def _step(self) -> StepOutput:
+        start = self._clock()
         freed_before = self.scheduler.tables.num_window_blocks_freed
         self._queue_built()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
         landing = self._launch(plan)
         results = [(flight.plan, self._finish(flight)) for flight in landing]
-        end = time.monotonic()
+        end = self._clock()
         outputs = self._take_rejected() + expired
         for landed, result in results:
             outputs += self.scheduler.apply(landed, result, end)
@@ -131,20 +155,18 @@ class Engine:
         return landing[:-1] if keeps_one else landing
 
     def _take_off(self, plan: StepPlan) -> _Flight:
-        try:
-            return _Flight(plan, self.loaded.runner.launch(plan))
-        except Exception:
-            log.exception(STEP_FAILED, len(plan.chunks))
-            return _Flight(plan, _failed(plan))
+        step = attempt(lambda: self.loaded.runner.launch(plan))
+        return _Flight(plan, self._salvage(plan, step) if isinstance(step, Fault) else step)
 
     def _finish(self, flight: _Flight) -> StepResult:
-        if isinstance(flight.step, StepResult):
-            return flight.step
-        try:
-            return self.loaded.runner.finish(flight.step)
-        except Exception:
-            log.exception(STEP_FAILED, len(flight.plan.chunks))
-            return _failed(flight.plan)
+        step = flight.step
+        if isinstance(step, StepResult):
+            return step
+        result = attempt(lambda: self.loaded.runner.finish(step))
+        return self._salvage(flight.plan, result) if isinstance(result, Fault) else result
+
+    def _salvage(self, plan: StepPlan, fault: Fault) -> StepResult:
+        return salvage(self.loaded.runner.run, plan, fault)
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -174,7 +196,12 @@ class Engine:
         counts, now_s = self._expert_counts, time.monotonic()
         if counts is None or (only_if_due and not counts.is_due(now_s)):
             return None
-        return counts.take_new(now_s)
+        new = attempt(lambda: counts.take_new(now_s))
+        if isinstance(new, Fault):  # requests do not depend on it: the counts end and they go on
+            log.error("experts are no longer counted: %s\n%s", new.summary, new.trace)
+            self._expert_counts = self.loaded.runner.expert_counts = None
+            return None
+        return new
 
     def _stats(
         self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None = None
@@ -232,10 +259,11 @@ class Engine:
         return f"smoe-{version('smoe')}-{loaded.numerics}-{dtype}-kv-{loaded.kv_dtype}-window-{window}{k}"
 
 
-def _failed(plan: StepPlan) -> StepResult:
-    """What became of a step that could not be computed."""
-    failed = RowFailed("the engine failed while computing this request")
-    return StepResult({chunk.sequence.request_id: failed for chunk in plan.chunks})
+def _check_ids(request: Request, vocab_size: int) -> None:
+    """An id that the network has no row for would make the whole step raise."""
+    ids = request.prompt_token_ids
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise RequestRejectedError(f"the prompt has token ids outside of the model's 0 to {vocab_size - 1}")
 
 
 def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:

@@ -16,6 +16,11 @@ class GrammarError(EngineError):
     """
 
 
+class FatalEngineError(EngineError):
+    """The engine cannot go on: its device is lost, or its own book-keeping is wrong. Whoever steps it must end it; what
+    it still holds gets no output any more."""
+
+
 class RequestRejectedError(EngineError):
     """A request that this engine can never run: too long for the model or for the whole KV pool, for one."""
 

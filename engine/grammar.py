@@ -69,14 +69,21 @@ class GrammarMatcher:
         Packed: bit i % 8 of byte i // 8 is token i's; as long as ceil(V / 32) int32. Raises GrammarError where the
         tokens break the grammar, or the step goes beyond the limits.
         """
-        fresh = token_ids[start + self._num_consumed :]
-        if fresh:
-            self._parser.consume_tokens(list(fresh))
-            self._num_consumed += len(fresh)
-        mask = self._parser.compute_bitmask()
+        try:
+            mask = self._mask(token_ids[start + self._num_consumed :])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise GrammarError(str(error)) from error
         if self._parser.is_error():  # the mask would then be that of a finished text
             raise GrammarError(self._parser.get_error())
         return mask
+
+    def _mask(self, fresh: Sequence[int]) -> bytes:
+        if fresh:
+            self._parser.consume_tokens(list(fresh))
+            self._num_consumed += len(fresh)
+        return self._parser.compute_bitmask()
 
 
 class _Tokens:

@@ -65,6 +65,6 @@ def _build(compiler: GrammarCompiler | None, request: Request) -> Built:
         return Built(request, compiler.matcher(request.grammar))
     except GrammarError:
         return Built(request, None, BROKEN)
-    except Exception:
+    except BaseException:  # a panic of the library is no Exception
         log.exception("a grammar could not be built; its request ends with an error")
         return Built(request, None, BROKEN)

@@ -72,7 +72,7 @@ class RequestRows:
 
     def _place(self, sequence: Sequence) -> int:
         self._reclaim()
-        row = self._row_of[sequence] = self._free.pop()
+        row = self._free[-1]
         ids = np.array(sequence.token_ids, dtype=np.int32)
         self.tokens[row, : len(ids)] = send(ids, self.device)
         self.reals[row] = _reals(sequence)
@@ -81,6 +81,7 @@ class RequestRows:
         self.scores_prompt[row] = sequence.request.params.prompt_logprobs
         self._num_blocks[row] = self._num_slid[row] = 0
         self._num_preemptions[row] = sequence.num_preemptions
+        self._row_of[sequence] = self._free.pop()  # now that all of it is written: a value that no array takes raises
         return row
 
     def _reclaim(self) -> None:

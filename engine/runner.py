@@ -1,6 +1,7 @@
 """Runs one step plan through the model and the sampler. The only place where scheduling meets tensors."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,10 +10,13 @@ from engine.expert_counts import ExpertCounts
 from engine.plan import StepPlan, StepResult
 from engine.request_rows import RequestRows
 from engine.routing import expert_choices
-from engine.sampler import Sampler, Sampling
-from model.forward_batch import Routing
+from engine.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
+from engine.transfer import Fetch
+from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+
+log = logging.getLogger("smoe.engine")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class InFlight:
     plan: StepPlan
     sampling: Sampling | None  # None where no row's logits are wanted
     routing: Routing | None
+    finite: Fetch | None  # whether the positions' numbers are any; None where the logits of all of them tell
 
 
 class ModelRunner:
@@ -49,14 +54,45 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> InFlight:
         """Gives the device a step that is not empty, and does not wait for it. Steps are computed in the order in which
         they are launched; what the one before samples is there for this one."""
+        if plan.scrub:
+            self.kv_pool.clear(plan.scrub)
         batch = build_batch(plan, self.requests, self.model.config)
-        logits = self.model.forward(batch.forward, self.kv_pool)  # [N, V] float32
-        routing = batch.forward.routing
-        if self.expert_counts is not None and routing is not None:
-            self.expert_counts.record(batch.forward.token_ids, routing.chosen)
-        return InFlight(plan, self.sampler.launch(logits, batch.logits) if len(logits) else None, routing)
+        forward, finite = batch.forward, None
+        num_rows = len(forward.token_ids)
+        if num_rows > batch.logits.num_sampled:  # a prompt's positions show no logits
+            finite = torch.ones(num_rows, dtype=torch.bool, device=forward.token_ids.device)
+            forward = replace(forward, finite=finite)
+        logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
+        self._count_experts(forward)
+        sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
+        return InFlight(plan, sampling, forward.routing, None if finite is None else Fetch([finite]))
+
+    def _count_experts(self, batch: ForwardBatch) -> None:
+        """Requests do not depend on it: where it fails, the counts end and they go on."""
+        if self.expert_counts is None or batch.routing is None:
+            return
+        try:
+            self.expert_counts.record(batch.token_ids, batch.routing.chosen)
+        except Exception:
+            log.exception("experts are no longer counted")
+            self.expert_counts = None
 
     def finish(self, step: InFlight) -> StepResult:
         """Waits for a step's results."""
         outcomes, scores = ({}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
+        if step.finite is not None:
+            outcomes |= _not_finite(step.plan, step.finite.lists()[0])
         return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.routing))
+
+
+def _not_finite(plan: StepPlan, finite: list[bool]) -> Outcomes:
+    """The requests of those chunks that have a position without numbers."""
+    found: Outcomes = {}
+    if all(finite):
+        return found
+    first = 0
+    for chunk in plan.chunks:
+        if not all(finite[first : first + chunk.length]):
+            found[chunk.sequence.request_id] = NOT_FINITE
+        first += chunk.length
+    return found

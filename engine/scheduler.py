@@ -5,19 +5,24 @@ now, under a budget of tokens. Decoding requests take one; prompts take chunks o
 a prompt again, a prefix hit a prompt that starts later.
 """
 
+import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-import msgspec
-
 from engine.block_tables import BlockTables
 from engine.deadlines import Deadlines
+from engine.draft import Draft
 from engine.errors import RequestRejectedError
 from engine.experts import SequenceExperts
+from engine.outputs import error_output, finish_reason, last_output, progress_output
 from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.sequence import Matcher, Sequence, Status
-from engine.types import FinishReason, Request, RequestOutput
+from engine.types import Request, RequestOutput
 from engine.waiting import WaitingQueue
+
+NOT_TAKEN = "the engine failed on what it computed for this request"
+
+log = logging.getLogger("smoe.engine")
 
 
 class Scheduler:
@@ -90,7 +95,8 @@ class Scheduler:
         for request_id, expiry in self._deadlines.passed(now):
             sequence = self.live.get(request_id)
             if sequence is not None and (expiry == "timeout" or sequence.first_scheduled_s is None):
-                outputs.append(self._finish(sequence, expiry, now))
+                self._end(sequence)
+                outputs.append(last_output(sequence, expiry, now))
         return outputs
 
     def has_work(self) -> bool:
@@ -106,7 +112,7 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """What to compute next; empty if nothing can be. Allocates blocks, may preempt, moves requests to running."""
-        step = _Draft(self.max_num_batched_tokens)
+        step = Draft(self.max_num_batched_tokens)
         decoding, others = self._by_need()
         for sequence in decoding:  # there are never more of them than budget: max_running
             if sequence.status is Status.RUNNING:  # not preempted for one before it
@@ -117,7 +123,7 @@ class Scheduler:
                 self._schedule(step, sequence, wanted)
         if not step.num_preemptions:
             self._admit(step, now)
-        return step.finish()
+        return step.finish(self.tables.take_to_scrub() if step.chunks else ())
 
     def _by_need(self) -> tuple[list[Sequence], list[Sequence]]:
         """Those that need one position, and those that need more, each in order."""
@@ -130,7 +136,7 @@ class Scheduler:
                 others.append(sequence)
         return decoding, others
 
-    def _schedule(self, step: "_Draft", sequence: Sequence, wanted: int) -> None:
+    def _schedule(self, step: Draft, sequence: Sequence, wanted: int) -> None:
         """Gives the sequence a chunk of up to `wanted`, preempting from the end of the order until some of it fits."""
         while not (length := self.tables.grow(sequence, wanted)):
             victim = self._last_idle()
@@ -153,7 +159,7 @@ class Scheduler:
         victim.restart()
         self.waiting.push(victim)
 
-    def _admit(self, step: "_Draft", now: float) -> None:
+    def _admit(self, step: Draft, now: float) -> None:
         """Lets waiting requests in, in order, while there is budget and their tokens fit; the first that does not fit
         holds the others back, so that a long prompt is never overtaken for ever."""
         while step.budget > 0 and len(self.running) < self.max_running:
@@ -166,7 +172,7 @@ class Scheduler:
             self.waiting.pop()
             self._start(step, sequence, hits, now)
 
-    def _start(self, step: "_Draft", sequence: Sequence, hits: list[int], now: float) -> None:
+    def _start(self, step: Draft, sequence: Sequence, hits: list[int], now: float) -> None:
         self.tables.adopt_prefix(sequence, hits)
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=lambda s: s.order)
@@ -198,8 +204,17 @@ class Scheduler:
             return None
         outcome = result.sampled.get(sequence.request_id)
         if isinstance(outcome, RowFailed):
-            self.tables.forget(sequence)
-            return self._finish(sequence, "error", now, error=outcome.message)
+            return self._fail(sequence, outcome.message, now)
+        try:
+            return self._land(chunk, outcome, result, now)
+        except AssertionError:
+            raise  # the book-keeping is wrong, which is nobody's own fault
+        except Exception:
+            log.exception("what a step gave request %d could not be taken; it ends with an error", sequence.request_id)
+            return self._fail(sequence, NOT_TAKEN, now)
+
+    def _land(self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float) -> RequestOutput | None:
+        sequence = chunk.sequence
         if sequence.experts and sequence.request_id in result.expert_choices:
             sequence.experts.take(chunk.start, result.expert_choices[sequence.request_id])
         sequence.num_computed += chunk.length
@@ -209,62 +224,26 @@ class Scheduler:
         if outcome is not None:
             return self._append(sequence, outcome, now)
         if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
-            return self._finish(sequence, "length", now)
+            self._end(sequence)
+            return last_output(sequence, "length", now)
         return None
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
         sequence.token_ids.append(sampled.token_id)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
-        reason, stop_token_id = self._finish_reason(sequence, sampled.token_id)
+        reason, stop_token_id = finish_reason(sequence, sampled.token_id, self.eos_token_ids)
         if reason is not None:
-            return self._finish(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
-        return self._output(sequence, sampled)
+            self._end(sequence)
+            return last_output(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
+        return progress_output(sequence, sampled)
 
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
-        params = sequence.request.params
-        ends = token_id in params.stop_token_ids or (token_id in self.eos_token_ids and not params.ignore_eos)
-        if ends and sequence.num_generated > params.min_tokens:
-            return "stop", token_id
-        if sequence.num_generated >= sequence.max_generated:
-            return "length", None
-        return None, None
-
-    def _output(self, sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
-        request, params, experts = sequence.request, sequence.request.params, sequence.experts
-        is_first = sequence.num_generated <= 1
-        token_ids = [sampled.token_id] if sampled else []
-        logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
-        if not is_first and not experts:  # nearly all: the rest of them need not be asked
-            return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
-        return RequestOutput(
-            request_id=sequence.request_id,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
-            num_cached_tokens=sequence.num_cached_tokens,
-            expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,
-            expert_routing=experts.told() if experts and request.expert_routing else None,
-        )
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        now: float,
-        *,
-        sampled: Sampled | None = None,
-        stop_token_id: int | None = None,
-        error: str | None = None,
-    ) -> RequestOutput:
-        self._end(sequence)
-        return msgspec.structs.replace(
-            self._output(sequence, sampled),
-            finish_reason=reason,
-            stop_token_id=stop_token_id,
-            error=error,
-            timing=sequence.timing(now),
-        )
+    def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
+        """Ends one whose own data is at fault, if it has not ended yet: nobody finds what it computed."""
+        self.tables.forget(sequence)
+        if sequence.status is not Status.FINISHED:
+            self._end(sequence)
+        return error_output(sequence, message, now)
 
     # Sequences end.
 
@@ -288,43 +267,3 @@ class Scheduler:
         index = bisect_left(self.running, sequence.order, key=lambda s: s.order)
         assert self.running[index] is sequence
         del self.running[index]
-
-
-class _Draft:
-    """A plan in the making: chunks can still be taken back, and no counter of a sequence has moved."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.chunks: dict[int, Chunk] = {}
-        self.num_prefix_queries = 0
-        self.num_prefix_hits = 0
-        self.num_preemptions = 0
-        self.num_starved = 0
-
-    def add(self, sequence: Sequence, length: int) -> None:
-        reaches_end = sequence.num_to_schedule == length
-        samples = reaches_end and sequence.max_generated > 0
-        is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
-        self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)
-        self.budget -= length
-
-    def preempted(self, victim: Sequence) -> None:
-        """Takes the victim's chunk, if it had one, out again."""
-        self.num_preemptions += 1
-        chunk = self.chunks.pop(victim.request_id, None)
-        if chunk is not None:
-            self.budget += chunk.length
-
-    def finish(self) -> StepPlan:
-        """The plan is settled: from here on its chunks are in flight."""
-        for chunk in self.chunks.values():
-            chunk.sequence.num_scheduled += chunk.length
-            chunk.sequence.num_pending_tokens += chunk.samples
-            chunk.sequence.num_chunks_in_flight += 1
-        return StepPlan(
-            tuple(self.chunks.values()),
-            self.num_prefix_queries,
-            self.num_prefix_hits,
-            self.num_preemptions,
-            self.num_starved,
-        )

@@ -39,3 +39,4 @@ class ForwardBatch:
     block_tables: Tensor  # [S, M] int32, 0 (the null block) behind the end and where the window has slid out
     logit_rows: Tensor  # [N] int64, may be empty
     routing: Routing | None = None  # None: every row takes the model's own number of experts, and nobody asks which
+    finite: Tensor | None = None  # [T] bool, WRITTEN where it is given: whether all that the row computed are numbers

@@ -103,7 +103,8 @@ def _is_decode(batch: ForwardBatch) -> bool:
     """One row per sequence and at most one wanted of each, no more than the largest bucket, all experts switched on."""
     num_rows = len(batch.token_ids)
     is_masked = batch.routing is not None and batch.routing.masks is not None
-    return num_rows == len(batch.context_len) <= ROW_BUCKETS[-1] and len(batch.logit_rows) <= num_rows and not is_masked
+    is_plain = not is_masked and batch.finite is None
+    return num_rows == len(batch.context_len) <= ROW_BUCKETS[-1] and len(batch.logit_rows) <= num_rows and is_plain
 
 
 def _key(batch: ForwardBatch, routing: Routing) -> Key:

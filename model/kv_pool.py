@@ -1,5 +1,6 @@
 """The K/V storage: what blocks hold. Who owns a block is the engine's business."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -30,6 +31,12 @@ class KvPool:
         shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, row)
         self.k = _zeros(shape, DTYPES[dtype], device)
         self.v = _zeros(shape, DTYPES[dtype], device)
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Fills these blocks with zeros, in every layer."""
+        ids = torch.tensor(block_ids, device=self.k.device)
+        self.k.index_fill_(1, ids, 0)
+        self.v.index_fill_(1, ids, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -53,8 +53,8 @@ class Mixtral:
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Writes the rows' K and V into their slots, and the experts they took into batch.routing.chosen; returns the
-        logits of batch.logit_rows, [N, V] float32."""
+        """Writes the rows' K and V into their slots, the experts they took into batch.routing.chosen, and batch.finite;
+        returns the logits of batch.logit_rows, [N, V] float32."""
         eps = self.config.norm_eps
         choices = self._expert_choices(batch)
         plan = self.ops.plan_step(self.config, batch, kv_pool.block_size)
@@ -62,6 +62,8 @@ class Mixtral:
         for layer, k_cache, v_cache, choice in zip(self.weights.layers, kv_pool.k, kv_pool.v, choices, strict=True):
             x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, plan)
             x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, choice)  # [T, D]
+        if batch.finite is not None:  # what is no number in K, V or an expert stays none in the row's sum
+            torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
         return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
 
     def _attention(self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:

@@ -34,6 +34,7 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.sampler",
     "engine.runner",
     "engine.loading",
+    "engine.step_faults",
     "engine.device_memory",
 }
 SANS_IO = ("engine.scheduler", "engine.blocks", "engine.plan", "engine.types", "engine.messages", "engine.config")

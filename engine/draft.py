@@ -1,0 +1,45 @@
+"""A step's plan in the making."""
+
+from engine.plan import Chunk, StepPlan
+from engine.sequence import Sequence
+
+
+class Draft:
+    """Chunks can still be taken back, and no counter of a sequence has moved."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.chunks: dict[int, Chunk] = {}
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self.num_preemptions = 0
+        self.num_starved = 0
+
+    def add(self, sequence: Sequence, length: int) -> None:
+        reaches_end = sequence.num_to_schedule == length
+        samples = reaches_end and sequence.max_generated > 0
+        is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
+        self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)
+        self.budget -= length
+
+    def preempted(self, victim: Sequence) -> None:
+        """Takes the victim's chunk, if it had one, out again."""
+        self.num_preemptions += 1
+        chunk = self.chunks.pop(victim.request_id, None)
+        if chunk is not None:
+            self.budget += chunk.length
+
+    def finish(self, scrub: tuple[int, ...]) -> StepPlan:
+        """The plan is settled: from here on its chunks are in flight."""
+        for chunk in self.chunks.values():
+            chunk.sequence.num_scheduled += chunk.length
+            chunk.sequence.num_pending_tokens += chunk.samples
+            chunk.sequence.num_chunks_in_flight += 1
+        return StepPlan(
+            tuple(self.chunks.values()),
+            self.num_prefix_queries,
+            self.num_prefix_hits,
+            self.num_preemptions,
+            self.num_starved,
+            scrub,
+        )

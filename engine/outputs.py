@@ -1,0 +1,67 @@
+"""What a request is told after a step, and whether that was its end. Pure functions of the sequence."""
+
+import msgspec
+
+from engine.plan import Sampled
+from engine.sequence import Sequence
+from engine.types import FinishReason, RequestOutput
+
+
+def finish_reason(
+    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int]
+) -> tuple[FinishReason | None, int | None]:
+    """Whether the token just appended is the sequence's last, and which end or stop token it is."""
+    params = sequence.request.params
+    ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
+    if ends and sequence.num_generated > params.min_tokens:
+        return "stop", token_id
+    if sequence.num_generated >= sequence.max_generated:
+        return "length", None
+    return None, None
+
+
+def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
+    """The token, and what has gathered since the last output."""
+    request, params, experts = sequence.request, sequence.request.params, sequence.experts
+    is_first = sequence.num_generated <= 1
+    token_ids = [sampled.token_id] if sampled else []
+    logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
+    if not is_first and not experts:  # nearly all: the rest of them need not be asked
+        return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
+    return RequestOutput(
+        request_id=sequence.request_id,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
+        num_cached_tokens=sequence.num_cached_tokens,
+        expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,
+        expert_routing=experts.told() if experts and request.expert_routing else None,
+    )
+
+
+def last_output(
+    sequence: Sequence,
+    reason: FinishReason,
+    now: float,
+    *,
+    sampled: Sampled | None = None,
+    stop_token_id: int | None = None,
+) -> RequestOutput:
+    """The end of a request that went well, or whose time is over."""
+    return msgspec.structs.replace(
+        progress_output(sequence, sampled),
+        finish_reason=reason,
+        stop_token_id=stop_token_id,
+        timing=sequence.timing(now),
+    )
+
+
+def error_output(sequence: Sequence, message: str, now: float) -> RequestOutput:
+    """The end of one that failed. Asks nothing of what may be what failed."""
+    return RequestOutput(
+        sequence.request_id,
+        finish_reason="error",
+        error=message,
+        num_cached_tokens=sequence.num_cached_tokens,
+        timing=sequence.timing(now),
+    )
