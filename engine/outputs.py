@@ -23,7 +23,7 @@ def finish_reason(
 def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
     """The token, and what has gathered since the last output."""
     request, params, experts = sequence.request, sequence.request.params, sequence.experts
-    is_first = sequence.num_generated <= 1
+    is_first = sequence.num_generated == (1 if sampled else 0)
     token_ids = [sampled.token_id] if sampled else []
     logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
     if not is_first and not experts:  # nearly all: the rest of them need not be asked

@@ -24,7 +24,8 @@ def salvage(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: Fault)
     """The plan's results by `run`, which computes and waits, after the whole plan raised `fault`. Every chunk that
     could not be computed is a RowFailed. Raises FatalEngineError."""
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
-    return _Salvage(run).parts_of(plan, fault)
+    attempts = _Salvage(run)
+    return attempts.parts_of(plan, fault) if _halves(plan, fault)[1] else attempts.whole(plan)
 
 
 class _Salvage:
@@ -32,6 +33,10 @@ class _Salvage:
         self._run = run
         self._num_alone = 0
         self._has_computed = False
+
+    def whole(self, plan: StepPlan) -> StepResult:
+        """Once more: what raises once may have been nobody's fault."""
+        return self._attempt(plan)
 
     def parts_of(self, plan: StepPlan, fault: Fault) -> StepResult:
         """Of a plan that raised."""

@@ -199,10 +199,12 @@ class Scheduler:
         sequence.num_chunks_in_flight -= 1
         if chunk.samples:
             sequence.num_pending_tokens -= 1
+        outcome = result.sampled.get(sequence.request_id)
         if sequence.status is Status.FINISHED:
+            if isinstance(outcome, RowFailed):
+                self.tables.forget(sequence)
             self._end_landed(sequence)
             return None
-        outcome = result.sampled.get(sequence.request_id)
         if isinstance(outcome, RowFailed):
             return self._fail(sequence, outcome.message, now)
         try:

@@ -1,0 +1,160 @@
+"""A model whose arithmetic is exact, so that a test of scheduling has no rounding to hide behind.
+
+A slot stores a 64-bit mix of (token, absolute position, the slot before it); the next token is a mix of all slots in
+the window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window
+off by one changes a token. What stands before position 0 is a mix of all that names a prefix, so that a block shared
+across salts, numbers of experts or masks changes tokens too. The oracle computes the same from the plain list of tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.errors import GrammarError
+from engine.experts import ExpertChoices
+from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
+from engine.sequence import Sequence
+from engine.types import Request
+
+POISON = 0xDEADBEEFDEADBEEF  # in blocks that nobody holds and nobody can find
+NAN = -1  # what is no number; whoever reads one computes none
+
+NO_NUMBER = RowFailed("the model computed no finite logits for this request")
+
+
+def mix(*values: int) -> int:
+    """64 bits; Python's hash of integers is the same in every process."""
+    return hash(values) & 0xFFFFFFFFFFFFFFFF
+
+
+def root_of(request: Request) -> int:
+    """What a block's contents depend on beside its tokens (and, here, the salt as well)."""
+    mask = request.expert_mask or []
+    switches = [int(on) for layer in mask for on in layer]
+    return mix(int.from_bytes(request.cache_salt.encode(), "big"), request.experts_per_token or 0, *switches)
+
+
+def experts_of(token: int, position: int, layer: int, k: int, num_experts: int) -> list[int]:
+    """Which experts a position takes."""
+    first = mix(token, position, layer)
+    return [(first + i) % num_experts for i in range(k)]
+
+
+def oracle(root: int, prompt: list[int], count: int, window: int | None, vocab: int) -> list[int]:
+    """`count` tokens after the prompt, from the plain list alone."""
+    values: list[int] = []
+    tokens: list[int] = []
+    for position in range(len(prompt) + count - 1):
+        token = prompt[position] if position < len(prompt) else tokens[position - len(prompt)]
+        values.append(mix(token, position, values[-1] if values else root))
+        if position >= len(prompt) - 1:
+            tokens.append(next_token(values[-window:] if window else values, vocab))
+    return tokens
+
+
+def next_token(values: Iterable[int], vocab: int) -> int:
+    return mix(*values) % vocab
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A step whose results nobody was told of yet."""
+
+    result: StepResult
+
+
+class ExactRunner:
+    """Stands where the ModelRunner stands. `nan_ids`: requests whose next chunk begins with what is no number."""
+
+    expert_counts = None
+
+    def __init__(self, num_blocks: int, block_size: int, window: int | None, vocab: int, num_layers: int = 1) -> None:
+        self.block_size = block_size
+        self.window = window
+        self.vocab = vocab
+        self.num_layers = num_layers
+        self.num_experts = 4
+        self.slots = [POISON] * ((num_blocks + 1) * block_size)
+        self.newest: dict[tuple[int, int], int] = {}  # tokens sampled, by request and position, as a device keeps them
+        self.nan_ids: set[int] = set()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        return self.finish(self.launch(plan))
+
+    def finish(self, step: Computed) -> StepResult:
+        return step.result
+
+    def launch(self, plan: StepPlan) -> Computed:
+        """Computes all chunks in order. A token the host does not have yet is taken from `newest`."""
+        self.fill(plan.scrub, 0)
+        sampled: dict[int, Sampled | RowFailed] = {}
+        choices: dict[int, ExpertChoices] = {}
+        for chunk in plan.chunks:
+            request_id = chunk.sequence.request_id
+            tokens = [self._token(chunk.sequence, p) for p in range(chunk.start, chunk.start + chunk.length)]
+            self._write(chunk, tokens)
+            outcome = self._outcome(chunk)
+            if outcome is not None:
+                sampled[request_id] = outcome
+            if chunk.sequence.experts:
+                choices[request_id] = self._choices(chunk, tokens)
+        return Computed(StepResult(sampled, {}, choices))
+
+    def _token(self, sequence: Sequence, position: int) -> int:
+        if position < len(sequence.token_ids):
+            return sequence.token_ids[position]
+        assert not sequence.follows_tokens, "a token was wanted that hangs on one the host does not have"
+        return self.newest.get((sequence.request_id, position), 0)  # 0: the step before it failed
+
+    def _write(self, chunk: Chunk, tokens: list[int]) -> None:
+        table, start = chunk.sequence.block_table, chunk.start
+        before = self.slots[self._slot(table, start - 1)] if start else root_of(chunk.sequence.request)
+        is_nan = chunk.sequence.request_id in self.nan_ids
+        for position, token in enumerate(tokens, start):
+            before = NAN if is_nan or before == NAN else mix(token, position, before)
+            self.slots[self._slot(table, position)] = before
+
+    def _outcome(self, chunk: Chunk) -> Sampled | RowFailed | None:
+        sequence, position = chunk.sequence, chunk.start + chunk.length - 1
+        if self._reads_a_nan(sequence.block_table):
+            return NO_NUMBER
+        if not chunk.samples:
+            return None
+        if sequence.matcher is not None:
+            try:
+                sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
+            except GrammarError:
+                return RowFailed("the request's grammar could not be followed any further")
+        token = next_token(self._visible(sequence.block_table, position), self.vocab)
+        self.newest[sequence.request_id, position + 1] = token
+        return Sampled(token)
+
+    def _reads_a_nan(self, table: list[int]) -> bool:
+        """A kernel may read whole blocks and multiply by nothing what it must not see: a NaN stays one."""
+        size = self.block_size
+        return any(NAN in self.slots[block * size : (block + 1) * size] for block in table if block)
+
+    def _visible(self, table: list[int], position: int) -> list[int]:
+        first = max(0, position - self.window + 1) if self.window else 0
+        return [self.slots[self._slot(table, p)] for p in range(first, position + 1)]
+
+    def _slot(self, table: list[int], position: int) -> int:
+        block = table[position // self.block_size]
+        assert block != 0, "the null block is read or written"
+        return block * self.block_size + position % self.block_size
+
+    def _choices(self, chunk: Chunk, tokens: list[int]) -> ExpertChoices:
+        k = chunk.sequence.request.experts_per_token or 1
+        return [
+            [experts_of(token, p, layer, k, self.num_experts) for p, token in enumerate(tokens, chunk.start)]
+            for layer in range(self.num_layers)
+        ]
+
+    def poison(self, block_ids: Iterable[int]) -> None:
+        """What nobody may read from here on; a NaN that was left there stays."""
+        size = self.block_size
+        self.fill((b for b in block_ids if NAN not in self.slots[b * size : (b + 1) * size]), POISON)
+
+    def fill(self, block_ids: Iterable[int], value: int) -> None:
+        size = self.block_size
+        for block in block_ids:
+            self.slots[block * size : (block + 1) * size] = [value] * size

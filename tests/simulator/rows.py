@@ -1,0 +1,102 @@
+"""The product's own runner, batch, rows and sampler over the exact model: slower, and closer to what serves."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.request_rows import RequestRows
+from engine.runner import ModelRunner
+from engine.sampler import Sampler
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.ops.reference_sampling import write_history
+from model.sampling import SampledRows, SamplingRows, Status
+from tests.simulator.exact import NAN, POISON, experts_of, mix, next_token
+
+
+class ExactPool:
+    """The slots, where the K/V pool stands."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots = [POISON] * ((num_blocks + 1) * block_size)
+
+    def clear(self, block_ids: tuple[int, ...]) -> None:
+        for block in block_ids:
+            self.slots[block * self.block_size : (block + 1) * self.block_size] = [0] * self.block_size
+
+
+class ExactNetwork:
+    """The exact model as a network over a ForwardBatch; a request's root is its number of experts alone.
+
+    `nan_rows`: rows of the next batch that compute what is no number.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.nan_rows: set[int] = set()
+
+    def forward(self, batch: ForwardBatch, pool: ExactPool) -> Tensor:
+        """Logits that are 1 at the next token."""
+        tokens, positions, slots = (t.tolist() for t in (batch.token_ids, batch.positions, batch.slot_mapping))
+        starts, tables = batch.query_start.tolist(), batch.block_tables.tolist()
+        assert batch.routing is not None
+        ks = batch.routing.experts_per_token.tolist()
+        wanted = {row: index for index, row in enumerate(batch.logit_rows.tolist())}
+        logits = torch.zeros(len(wanted), self.config.vocab_size)
+        for sequence, table in enumerate(tables):
+            for row in range(starts[sequence], starts[sequence + 1]):
+                position = positions[row]
+                before = pool.slots[_slot(pool, table, position - 1)] if position else mix(0, ks[row])
+                is_nan = row in self.nan_rows or before == NAN or self._reads_a_nan(pool, table)
+                assert slots[row] == _slot(pool, table, position)
+                pool.slots[slots[row]] = NAN if is_nan else mix(tokens[row], position, before)
+                for layer, chosen in enumerate(batch.routing.chosen[:, row]):
+                    ids = experts_of(tokens[row], position, layer, ks[row], self.config.num_experts)
+                    chosen[: len(ids)] = torch.tensor(ids)
+                if batch.finite is not None:
+                    batch.finite[row] = not is_nan
+                if row in wanted:
+                    self._write_logits(logits[wanted[row]], pool, table, position, is_nan)
+        self.nan_rows = set()
+        return logits
+
+    def _write_logits(self, row: Tensor, pool: ExactPool, table: list[int], position: int, is_nan: bool) -> None:
+        if is_nan:
+            row.fill_(float("nan"))
+            return
+        window = self.config.window
+        first = max(0, position - window + 1) if window else 0
+        values = [pool.slots[_slot(pool, table, p)] for p in range(first, position + 1)]
+        row[next_token(values, self.config.vocab_size)] = 1.0
+
+    def _reads_a_nan(self, pool: ExactPool, table: list[int]) -> bool:
+        size = pool.block_size
+        return any(NAN in pool.slots[block * size : (block + 1) * size] for block in table if block)
+
+
+def _slot(pool: ExactPool, table: list[int], position: int) -> int:
+    block = table[position // pool.block_size]
+    assert block != 0, "the null block is read or written"
+    return block * pool.block_size + position % pool.block_size
+
+
+class ExactSampling:
+    """The largest logit's token, and a NaN is found."""
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        is_nan = logits.isnan().any(1)
+        token_ids = torch.where(is_nan, 0, logits.argmax(1))
+        write_history(rows, token_ids)
+        status = torch.where(is_nan, Status.NOT_FINITE, Status.DONE).to(torch.uint8)
+        nothing = torch.empty(len(logits), 0)
+        return SampledRows(token_ids, status, torch.zeros(len(logits)), nothing.int(), nothing)
+
+
+def rows_runner(config: ModelConfig, num_blocks: int, block_size: int, max_num_seqs: int, max_len: int) -> ModelRunner:
+    network: Any = ExactNetwork(config)
+    pool: Any = ExactPool(num_blocks, block_size)
+    ops: Any = ExactSampling()
+    requests = RequestRows(max_num_seqs, max_len, block_size, config.vocab_size, torch.device("cpu"))
+    return ModelRunner(network, pool, requests, Sampler(ops, requests, config.eos_token_ids))

@@ -1,0 +1,139 @@
+"""One random schedule: a setup and rates drawn from the seed, chaos, then nothing fails and everything must finish."""
+
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import engine.sequence
+from engine.prefix import BlockKey
+from tests.simulator.faults import POINTS, Point
+from tests.simulator.simulation import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup, Simulation
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class ViolationError(AssertionError):
+    """A promise that a schedule found broken; the message is the line that shows it again."""
+
+
+def run_seed(seed: int) -> Simulation:
+    """Raises ViolationError."""
+    rng = random.Random(seed)
+    setup = _setup(rng)
+    simulation = Simulation(setup, rng, _rates(rng))
+    with _keys(weak=setup.window is None and rng.random() < 0.2):
+        try:
+            _chaos(simulation, rng)
+            simulation.heal()
+            simulation.run()
+        except Exception as error:
+            line = f"python -m tests.simulator --seed {seed}  # log {simulation.log_hash}, commit {_commit()}: {error!r}"
+            raise ViolationError(line) from error
+    return simulation
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _setup(rng: random.Random) -> Setup:
+    """Half of them are tight: many requests in a pool for little more than one."""
+    is_tight = rng.random() < 0.5
+    window = rng.choice([None, None, 3, 4, 7, 16])
+    block_size = rng.choice([1, 2, 4, 16])
+    max_model_len = rng.choice([30, 45] if is_tight else [12, 30, 45])
+    enough = -(-max_model_len // block_size)  # for one request
+    num_blocks = rng.choice([1, 2, 3]) if rng.random() < 0.1 else round(enough * rng.choice([1, 1.1, 1.4] if is_tight else [0.7, 1, 1.7, 3]))
+    if window and num_blocks < -(-window // block_size) + 1:
+        window = None
+    return Setup(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        window=window,
+        budget=rng.choice([5, 16, 64] if is_tight else [1, 2, 5, 16]),
+        max_num_seqs=rng.choice([4, 8] if is_tight else [1, 3, 8]),
+        max_model_len=max_model_len,
+        prefix_caching=rng.random() < 0.7,
+        by_priority=rng.random() < 0.5,
+        ahead=rng.random() < 0.5,
+        eos=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 3, 20]))),
+        with_rows=rng.random() < 0.12,
+        first_id=rng.choice([0, 10**9, 2**53]),
+    )
+
+
+def _rates(rng: random.Random) -> dict[Point, float]:
+    """Most runs have few kinds of faults, some have none, some have all."""
+    share = rng.choice([0.0, 0.15, 0.3, 1.0])
+    rates: dict[Point, float] = {p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if rng.random() < share}
+    for point in ("raise for all", "nan", "raise for one", "clock"):  # each ends requests: too many leave nothing to see
+        if point in rates:
+            rates[point] = min(rates[point], 0.03)
+    return rates
+
+
+def _chaos(simulation: Simulation, rng: random.Random) -> None:
+    stem = _tokens(rng, rng.randint(1, simulation.setup.max_model_len // 2))  # shared by some prompts
+    rate = rng.choice([0.2, 0.4, 1.0])
+    for _ in range(rng.randint(5, 50)):
+        if rng.random() < rate:
+            simulation.add(**_request(rng, stem, simulation.clock.now))
+        simulation.step()
+
+
+def _tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(VOCAB) for _ in range(count)]
+
+
+def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, object]:
+    """Many are plain; every field that scheduling knows is there now and then."""
+    prompt = stem[: rng.randint(0, len(stem))] + _tokens(rng, rng.randint(1, 10))
+    params: dict[str, object] = {}
+    if rng.random() < 0.2:
+        params = {
+            "min_tokens": rng.randint(0, 4),
+            "stop_token_ids": tuple(rng.sample(range(VOCAB), 20)),
+            "ignore_eos": rng.random() < 0.5,
+        }
+    request: dict[str, object] = {
+        "prompt": prompt,
+        "max_tokens": rng.choice([0, rng.randint(1, 6), rng.randint(5, 40)]),
+        "priority": rng.randint(-1, 1),
+        "params": params,
+    }
+    if rng.random() < 0.3:
+        request["cache_salt"] = rng.choice(["b", "c"])
+    if rng.random() < 0.3:
+        request["experts_per_token"] = rng.randint(1, 3)
+    if rng.random() < 0.15:
+        request["expert_usage"] = request["expert_routing"] = True
+    if rng.random() < 0.1:
+        request["expert_mask"] = [[True, True, True, expert] for expert in rng.choices((True, False), k=NUM_LAYERS)]
+        assert NUM_EXPERTS == 4
+    if rng.random() < 0.15:
+        request["grammar"] = str(rng.randint(0, 3))
+    if rng.random() < 0.2:
+        request["deadline_s"] = now + rng.randint(0, 30)
+    if rng.random() < 0.2:
+        request["queue_deadline_s"] = now + rng.randint(0, 20)
+    return request
+
+
+@contextmanager
+def _keys(weak: bool) -> Iterator[None]:
+    """Weak: blocks with different tokens often have one name, so that only their tokens tell them apart. (Without a
+    window alone: with one, a block is looked up whether the one before it was found or not.)"""
+    strong = engine.sequence.child_key
+    if weak:
+
+        def child_key(parent: BlockKey, token_ids: tuple[int, ...]) -> BlockKey:
+            return strong(parent, [token_ids[0] % 2])
+
+        engine.sequence.child_key = child_key  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        engine.sequence.child_key = strong
