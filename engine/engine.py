@@ -155,6 +155,8 @@ class Engine:
         return landing[:-1] if keeps_one else landing
 
     def _take_off(self, plan: StepPlan) -> _Flight:
+        if plan.scrub:  # once, however often the step is tried: the one behind it may write to these blocks
+            self.loaded.runner.clear(plan.scrub)
         step = attempt(lambda: self.loaded.runner.launch(plan))
         return _Flight(plan, self._salvage(plan, step) if isinstance(step, Fault) else step)
 

@@ -31,7 +31,7 @@ class StepPlan:
     num_prefix_hits: int = 0
     num_preemptions: int = 0
     num_starved: int = 0  # requests that got no block, since those that could give one are in flight
-    scrub: tuple[int, ...] = ()  # blocks to be filled with zeros before anything is computed
+    scrub: tuple[int, ...] = ()  # blocks to be filled with zeros, once, before the step is launched
 
     @property
     def num_tokens(self) -> int:

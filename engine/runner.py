@@ -50,12 +50,14 @@ class ModelRunner:
         """Computes every chunk of a plan that is not empty."""
         return self.finish(self.launch(plan))
 
+    def clear(self, block_ids: tuple[int, ...]) -> None:
+        """Fills the blocks with zeros, behind the steps that were launched and before the next."""
+        self.kv_pool.clear(block_ids)
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
         """Gives the device a step that is not empty, and does not wait for it. Steps are computed in the order in which
         they are launched; what the one before samples is there for this one."""
-        if plan.scrub:
-            self.kv_pool.clear(plan.scrub)
         batch = build_batch(plan, self.requests, self.model.config)
         forward, finite = batch.forward, None
         num_rows = len(forward.token_ids)

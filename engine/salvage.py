@@ -45,7 +45,7 @@ class _Salvage:
             return self._alone(plan, fault)
         result = self._attempt(replace(plan, chunks=first))
         rest = tuple(chunk for chunk in second if not _has_failed(chunk, result))
-        return _merged(result, self._attempt(replace(plan, chunks=rest, scrub=()))) if rest else result
+        return _merged(result, self._attempt(replace(plan, chunks=rest))) if rest else result
 
     def _attempt(self, plan: StepPlan) -> StepResult:
         if self._num_alone >= MAX_ALONE and not self._has_computed:

@@ -85,7 +85,6 @@ class ExactRunner:
 
     def launch(self, plan: StepPlan) -> Computed:
         """Computes all chunks in order. A token the host does not have yet is taken from `newest`."""
-        self.fill(plan.scrub, 0)
         sampled: dict[int, Sampled | RowFailed] = {}
         choices: dict[int, ExpertChoices] = {}
         for chunk in plan.chunks:
@@ -153,6 +152,9 @@ class ExactRunner:
         """What nobody may read from here on; a NaN that was left there stays."""
         size = self.block_size
         self.fill((b for b in block_ids if NAN not in self.slots[b * size : (b + 1) * size]), POISON)
+
+    def clear(self, block_ids: Iterable[int]) -> None:
+        self.fill(block_ids, 0)
 
     def fill(self, block_ids: Iterable[int], value: int) -> None:
         size = self.block_size

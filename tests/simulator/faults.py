@@ -130,6 +130,9 @@ class FaultyRunner:
         self.trouble = self._draw(plan)
         return self._attempt(plan)
 
+    def clear(self, block_ids: tuple[int, ...]) -> None:
+        self.inner.clear(block_ids)
+
     def finish(self, step: Any) -> StepResult:
         self.cancel()
         if self.faults.strikes("raise at the end"):
