@@ -25,6 +25,7 @@ class BlockTables:
         self.max_chunk = max_chunk
         self.prefix_caching = prefix_caching
         self.num_window_blocks_freed = 0
+        self._suspect: set[int] = set()  # blocks that failed requests shared with others, who still hold them
         self._to_scrub: list[int] = []
 
     def peak_blocks(self, num_tokens: int) -> int:
@@ -135,23 +136,30 @@ class BlockTables:
         """The next position to compute is num_computed; what it cannot see, no later one can."""
         first, slid = self._first_visible_block(sequence.num_computed), sequence.num_slid_blocks
         if first > slid:
-            self.pool.release(sequence.block_table[slid:first])
+            self._release(sequence.block_table[slid:first])
             sequence.block_table[slid:first] = [NULL_BLOCK] * (first - slid)
             sequence.num_slid_blocks = first
             self.num_window_blocks_freed += first - slid
 
     def forget(self, sequence: Sequence) -> None:
-        """No later request finds what this sequence computed, nor what it took for a prefix; its blocks are cleared."""
-        sequence.is_suspect = True
+        """No later request finds what this sequence computed, nor what it took for a prefix. Call it before the blocks
+        are released: they are scrubbed before their next use."""
+        self._suspect.update(block for block in sequence.block_table if block != NULL_BLOCK)
         published = range(sequence.num_published_blocks)
         self.pool.forget(sequence.block_key(index, self.block_size) for index in published)
 
     def release_all(self, sequence: Sequence) -> None:
-        """Takes every block back, the last first. What a suspect one alone held is scrubbed before its next use."""
-        self.pool.release(reversed(sequence.block_table))
-        if sequence.is_suspect:
-            self._to_scrub += [block for block in sequence.block_table if block and not self.pool.is_held(block)]
+        """Takes every block back, the last first."""
+        self._release(sequence.block_table[::-1])
         sequence.block_table = []
+
+    def _release(self, block_ids: list[int]) -> None:
+        """What a failed request has held is scrubbed once the last holder lets go."""
+        self.pool.release(block_ids)
+        if self._suspect:
+            freed = {block for block in self._suspect.intersection(block_ids) if not self.pool.is_held(block)}
+            self._suspect -= freed
+            self._to_scrub += sorted(freed)
 
     def take_to_scrub(self) -> tuple[int, ...]:
         """The blocks that the next step has to fill with zeros before it computes anything: a NaN times nothing is

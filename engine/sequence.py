@@ -49,7 +49,6 @@ class Sequence:
         self.num_published_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
-        self.is_suspect = False  # it failed: what its blocks hold may be no numbers
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.experts: SequenceExperts | None = None  # where the request wants to know
         self.first_scheduled_s: float | None = None

@@ -85,17 +85,21 @@ class ExactRunner:
 
     def launch(self, plan: StepPlan) -> Computed:
         """Computes all chunks in order. A token the host does not have yet is taken from `newest`."""
+        written: dict[int, int] = {}  # what one sequence writes in this step, no other can read in it
         sampled: dict[int, Sampled | RowFailed] = {}
         choices: dict[int, ExpertChoices] = {}
         for chunk in plan.chunks:
             request_id = chunk.sequence.request_id
             tokens = [self._token(chunk.sequence, p) for p in range(chunk.start, chunk.start + chunk.length)]
-            self._write(chunk, tokens)
-            outcome = self._outcome(chunk)
+            values = self._values(chunk, tokens)
+            written |= {self._slot(chunk.sequence.block_table, p): v for p, v in enumerate(values, chunk.start)}
+            outcome = self._outcome(chunk, values)
             if outcome is not None:
                 sampled[request_id] = outcome
             if chunk.sequence.experts:
                 choices[request_id] = self._choices(chunk, tokens)
+        for slot, value in written.items():
+            self.slots[slot] = value
         return Computed(StepResult(sampled, {}, choices))
 
     def _token(self, sequence: Sequence, position: int) -> int:
@@ -104,17 +108,20 @@ class ExactRunner:
         assert not sequence.follows_tokens, "a token was wanted that hangs on one the host does not have"
         return self.newest.get((sequence.request_id, position), 0)  # 0: the step before it failed
 
-    def _write(self, chunk: Chunk, tokens: list[int]) -> None:
+    def _values(self, chunk: Chunk, tokens: list[int]) -> list[int]:
+        """What the chunk's positions store."""
         table, start = chunk.sequence.block_table, chunk.start
         before = self.slots[self._slot(table, start - 1)] if start else root_of(chunk.sequence.request)
         is_nan = chunk.sequence.request_id in self.nan_ids
+        values = []
         for position, token in enumerate(tokens, start):
             before = NAN if is_nan or before == NAN else mix(token, position, before)
-            self.slots[self._slot(table, position)] = before
+            values.append(before)
+        return values
 
-    def _outcome(self, chunk: Chunk) -> Sampled | RowFailed | None:
+    def _outcome(self, chunk: Chunk, values: list[int]) -> Sampled | RowFailed | None:
         sequence, position = chunk.sequence, chunk.start + chunk.length - 1
-        if self._reads_a_nan(sequence.block_table):
+        if NAN in values or self._reads_a_nan(sequence.block_table):
             return NO_NUMBER
         if not chunk.samples:
             return None
@@ -123,7 +130,7 @@ class ExactRunner:
                 sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
             except GrammarError:
                 return RowFailed("the request's grammar could not be followed any further")
-        token = next_token(self._visible(sequence.block_table, position), self.vocab)
+        token = next_token(self._visible(chunk, values), self.vocab)
         self.newest[sequence.request_id, position + 1] = token
         return Sampled(token)
 
@@ -132,9 +139,12 @@ class ExactRunner:
         size = self.block_size
         return any(NAN in self.slots[block * size : (block + 1) * size] for block in table if block)
 
-    def _visible(self, table: list[int], position: int) -> list[int]:
-        first = max(0, position - self.window + 1) if self.window else 0
-        return [self.slots[self._slot(table, p)] for p in range(first, position + 1)]
+    def _visible(self, chunk: Chunk, values: list[int]) -> list[int]:
+        """What the chunk's last position sees: slots of earlier steps, then values of this one."""
+        first = max(0, chunk.start + chunk.length - self.window) if self.window else 0
+        table = chunk.sequence.block_table
+        earlier = [self.slots[self._slot(table, p)] for p in range(first, chunk.start)]
+        return earlier + values[max(0, first - chunk.start) :]
 
     def _slot(self, table: list[int], position: int) -> int:
         block = table[position // self.block_size]

@@ -25,6 +25,7 @@ Point = Literal[
     "raise at the end",  # ... when its results are fetched
     "no memory",  # ... with more than so many positions
     "nan",  # a chunk computes what is no number
+    "rotten block",  # what an earlier step computed is no number any more
     "bad experts",  # what a chunk's experts are said to be makes no sense
     "grammar",  # a matcher gives up
     "grammar panics",  # a matcher raises what it never should
@@ -115,6 +116,7 @@ class FaultyRunner:
     inner: Any
     faults: Faults
     set_nans: Callable[[StepPlan, set[int]], None]  # which requests of the plan compute no numbers
+    rot: Callable[[StepPlan], set[int]]  # spoils a block -> the requests that have it
     cancel: Callable[[], None]
     cursed: set[int] = field(default_factory=set)  # raise whenever they are in a step
     nan_ids: set[int] = field(default_factory=set)
@@ -152,6 +154,8 @@ class FaultyRunner:
                 self.nan_ids.add(chunk.sequence.request_id)
             if chunk.sequence.experts and self.faults.strikes("bad experts"):
                 self.bad_expert_ids.add(chunk.sequence.request_id)
+        if self.faults.strikes("rotten block"):
+            self.blamed |= self.rot(plan)
         self.blamed |= (self.cursed | self.nan_ids | self.bad_expert_ids) & set(ids)
         trouble = StepTrouble(raises_late=self.faults.rng.random() < 0.5)
         if self.faults.strikes("raise once"):

@@ -15,7 +15,7 @@ from engine.sequence import Sequence, Status
 from engine.sizing import Limits
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
 from model.config import ModelConfig
-from tests.simulator.exact import POISON, ExactRunner, experts_of, mix, oracle, root_of
+from tests.simulator.exact import NAN, POISON, ExactRunner, experts_of, mix, oracle, root_of
 from tests.simulator.faults import Clock, FakeBuilds, FaultyPool, FaultyRunner, Faults, Point
 from tests.simulator.rows import rows_runner
 
@@ -69,7 +69,7 @@ class Simulation:
         self._log = hashlib.blake2b(digest_size=8)
         self._model = _model_config(setup)
         self._exact = self._inner_runner()
-        self.runner = FaultyRunner(self._exact, self.faults, self._set_nans, self._cancel_somebody)
+        self.runner = FaultyRunner(self._exact, self.faults, self._set_nans, self._rot, self._cancel_somebody)
         self.engine = self._engine()
         self.scheduler = self.engine.scheduler
         pool = self.scheduler.tables.pool
@@ -134,6 +134,19 @@ class Simulation:
             if chunk.sequence.request_id in nan_ids:
                 self._exact.model.nan_rows |= set(range(first, first + chunk.length))
             first += chunk.length
+
+    def _rot(self, plan: Any) -> set[int]:
+        """One step ahead a request may take the block before anyone has seen that it is spoilt: not there."""
+        if self.setup.with_rows or self.setup.ahead:
+            return set()
+        chunk = self.faults.rng.choice(plan.chunks)
+        table = chunk.sequence.block_table[: chunk.start // self.setup.block_size]
+        blocks = [block for block in table if block]
+        if not blocks:
+            return set()
+        block = self.faults.rng.choice(blocks)
+        self._exact.slots[block * self.setup.block_size] = NAN
+        return {s.request_id for s in self.scheduler.live.values() if block in s.block_table}
 
     # What happens to it.
 
