@@ -320,6 +320,10 @@ class Simulation:
         assert len(scheduler.running) <= self.setup.max_num_seqs
         assert stats.num_running + stats.num_waiting == len(there)
         assert stats.num_blocks_held == self.pool.num_held <= self.setup.num_blocks
+        for flight in self.engine._in_flight:
+            for chunk in flight.plan.chunks:
+                has = len(chunk.sequence.block_table) * self.setup.block_size
+                assert has >= chunk.start + chunk.length, "blocks are given away while a step computes them"
         for sequence in scheduler.live.values():
             request = sequence.request
             assert request.deadline_s is None or request.deadline_s > start, "a deadline has passed unseen"
