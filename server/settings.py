@@ -218,6 +218,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         num_kv_blocks=settings.num_kv_blocks,
         enable_prefix_caching=not settings.no_enable_prefix_caching,
         scheduling_policy=settings.scheduling_policy,
+        num_tenants=max(1, len(settings.api_key)),
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         experts_per_token=settings.experts_per_token,
