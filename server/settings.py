@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     ssl_certfile: FilePath | None = None
     max_body_bytes: Bytes = 1 << 20
     max_num_queued_reqs: PositiveInt = 1024
+    max_num_queued_tokens: PositiveInt | None = None
     shutdown_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
