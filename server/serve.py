@@ -152,6 +152,9 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
+        self._metrics.watch(
+            num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
+        )
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))

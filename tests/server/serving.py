@@ -58,10 +58,10 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> AppState:
     )
 
 
-def app_around(state: AppState, connections: Connections | None = None) -> ASGIApp:
+def app_around(state: AppState, connections: Connections | None = None, *, api_keys: Sequence[str] = ()) -> ASGIApp:
     return guarded(
         create_app(state),
-        api_keys=(),
+        api_keys=api_keys,
         metrics_auth=False,
         max_body_bytes=1 << 20,
         allowed_origins=(),
