@@ -35,14 +35,13 @@ class Connections:
         return len(self._open) > self._max_open
 
     def opened(self, connection: Closable) -> None:
-        """A new one, which waits for its client."""
+        """A new one, which waits for its client. Where nearly all have work, the newest that wait are the reserve."""
         self._open.add(connection)
-        if self.is_full and self._waiting:
+        self._waiting[connection] = None
+        if self.is_full and len(self._waiting) > self._reserve:
             self._drop(next(iter(self._waiting)))
         elif len(self._open) > self._max_open + self._reserve:
             self._drop(connection)
-            return
-        self._waiting[connection] = None
 
     def waits(self, connection: Closable) -> None:
         """It waits for its client; one that did so before keeps its place."""

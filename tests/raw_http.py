@@ -1,6 +1,7 @@
 """Requests by hand over a socket, and the ways a client can leave: httpx leaves too politely for some tests."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -96,7 +97,8 @@ class RawClient:
                 pass
         elif how == "rst":
             linger = struct.pack("ii", 1, 0)
-            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            with contextlib.suppress(OSError):  # the server has closed it already
+                self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.writer.transport.abort()
         self.close()
 

@@ -67,7 +67,7 @@ def app_around(state: AppState, connections: Connections | None = None, *, api_k
         allowed_origins=(),
         root_path="",
         on_http=state.metrics.http,
-        outermost=lambda app: Overload(app, connections or Connections(), state.memory),
+        outermost=lambda app: Overload(app, Connections() if connections is None else connections, state.memory),
     )
 
 
@@ -82,7 +82,7 @@ async def listening(
     state: AppState, *, send_buffer_bytes: int | None = None, connections: Connections | None = None
 ) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
-    connections = connections or Connections()
+    connections = Connections() if connections is None else connections
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)

@@ -22,7 +22,7 @@ from tests.e2e.running import MODEL, RunningServer, start_server
 from tests.soak.clients import Clients
 
 KEYS = ["soak-one", "soak-two", "soak-three"]
-FLAGS = ("--dtype", "float32", "--threads", "1", "--num-kv-blocks", "400", "--max-num-seqs", "32")
+FLAGS = ("--dtype", "float32", "--threads", "1", "--num-kv-blocks", "150", "--max-num-seqs", "32")
 WARM_UP = 1 / 4  # of the time
 SCRAPE_S = 0.5
 MAX_MIB_PER_HOUR = 5.0
@@ -50,18 +50,19 @@ class Watcher:
         self.samples: list[Sample] = []
         self.num_scrapes = 0
         self.health_s: list[float] = []
-        self._server = server
         self._clients = clients
         self._started_s = time.monotonic()
+        self._http = httpx.AsyncClient(
+            base_url=server.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self._process = psutil.Process(server.process.pid)
 
     async def scrape(self) -> dict[tuple[str, str], float]:
         """Sample values by name and outcome."""
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=60) as http:
-            start = time.monotonic()
-            assert (await http.get("/health")).status_code == 200, "health is not 200"
-            self.health_s.append(time.monotonic() - start)
-            text = (await http.get("/metrics")).text
+        start = time.monotonic()
+        assert (await self._http.get("/health")).status_code == 200, "health is not 200"
+        self.health_s.append(time.monotonic() - start)
+        text = (await self._http.get("/metrics")).text
         self.num_scrapes += 1
         families = text_string_to_metric_families(text)
         return {(s.name, s.labels.get("outcome", "")): s.value for family in families for s in family.samples}
