@@ -135,6 +135,7 @@ async def test_connections_that_come_and_go_leave_nothing_open(scale: int) -> No
         for _ in range(500 * scale):
             (await RawClient.connect(url)).writer.transport.abort()
         async with httpx.AsyncClient(base_url=url) as client:
+            await client.get("/health")
             while len(connections) > 1:  # all but the one that asks
                 await client.get("/health")
             while psutil.Process().num_fds() > num_files + 2:  # its own connection, at both ends
@@ -169,13 +170,14 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
     async with asyncio.timeout(60), listening(state, send_buffer_bytes=4096, connections=connections) as url:
         client = await RawClient.connect(url, receive_bytes=4096)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        client.post("/v1/completions", {**COMPLETION, "max_tokens": 200, "logprobs": 1}, {"connection": "close"})
+        client.post("/v1/completions", {**COMPLETION, "max_tokens": 250, "logprobs": 5, "n": 2}, {"connection": "close"})
         await engine.until_played()
         async with httpx.AsyncClient(base_url=url) as other:
+            await other.get("/health")
             while len(connections) > 1:
                 await other.get("/health")
         client.writer.transport.abort()
-    assert outcomes(state) == {"received": 1, "length": 1}
+    assert outcomes(state) == {"received": 2, "length": 2}
 
 
 # A process with 64 descriptors.
