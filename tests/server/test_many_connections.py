@@ -170,7 +170,9 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
     async with asyncio.timeout(60), listening(state, send_buffer_bytes=4096, connections=connections) as url:
         client = await RawClient.connect(url, receive_bytes=4096)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        client.post("/v1/completions", {**COMPLETION, "max_tokens": 250, "logprobs": 5, "n": 2}, {"connection": "close"})
+        client.post(
+            "/v1/completions", {**COMPLETION, "max_tokens": 250, "logprobs": 5, "n": 2}, {"connection": "close"}
+        )
         await engine.until_played()
         async with httpx.AsyncClient(base_url=url) as other:
             await other.get("/health")
