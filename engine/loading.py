@@ -173,6 +173,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> 
         eos_token_ids=model.eos_token_ids,
         by_priority=config.scheduling_policy == "priority",
         num_experts=model.num_experts,
+        num_tenants=config.num_tenants,
     )
 
 

@@ -63,6 +63,7 @@ class Generation:
         self._user = user
         self._accounts: dict[int, Account] = {}
         self._tally = self._new_tally()
+        self._waiting: set[int] = set()  # admitted, and nothing has come of them yet
 
     @property
     def num_choices(self) -> int:
@@ -132,6 +133,16 @@ class Generation:
         if refusal:
             self._end(set(self._jobs), "rejected")
             raise refusal
+        for request_id, job in self._jobs.items():
+            self._state.backlog.add(job.request.tenant, len(job.request.prompt_token_ids))
+            self._waiting.add(request_id)
+
+    def _began(self, request_id: int) -> None:
+        """Something came of it, or it ended."""
+        if request_id in self._waiting:
+            self._waiting.remove(request_id)
+            request = self._jobs[request_id].request
+            self._state.backlog.remove(request.tenant, len(request.prompt_token_ids))
 
     def _account(self, request: Request) -> Account:
         return Account(
@@ -145,7 +156,10 @@ class Generation:
 
     def _queue_refusal(self) -> ApiError | None:
         engine = self._state.engine
-        if engine.num_waiting + self.num_choices <= self._state.max_num_queued:
+        tenant = next(iter(self._jobs.values())).request.tenant
+        if engine.num_waiting + self.num_choices <= self._state.max_num_queued and self._state.backlog.has_room(
+            tenant, self.num_choices
+        ):
             return None
         return queue_full(self._state.throughput.wait_s(engine.num_waiting + self.num_choices))
 
@@ -168,6 +182,7 @@ class Generation:
         return deltas
 
     def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
+        self._began(output.request_id)
         choice = self._jobs[output.request_id].choice
         account = self._accounts[output.request_id]
         num_routed = choice.num_routed
@@ -188,6 +203,7 @@ class Generation:
         if open_ids and outcome != "rejected":
             self._state.engine.abort(sorted(open_ids))
         for request_id in open_ids:
+            self._began(request_id)
             self._accounts[request_id].close(outcome, time.monotonic())
 
 

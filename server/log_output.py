@@ -12,6 +12,8 @@ from typing import Literal
 
 import orjson
 
+from server.log_limit import LogLimit
+
 STDERR = 2
 QUEUE_LENGTH = 10_000
 CLOSE_PATIENCE_S = 1.0
@@ -106,6 +108,7 @@ def logging_to(
     uvicorn's own starts at "error": its warnings tell of what clients sent, as often as they like.
     """
     handler = QueuedHandler(fd, queue_length)
+    handler.addFilter(LogLimit())
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.addHandler(handler)

@@ -126,6 +126,8 @@ class ServerFamilies(_Families):
             "smoe_http_requests_total", "HTTP requests answered, by route template.", "route", "method", "status"
         )
         self.event_loop_lag = _gauge("smoe_event_loop_lag_seconds", "Longest delay of the event loop, last 10 s.")
+        self.event_loop_tasks = _gauge("smoe_event_loop_tasks", "Tasks of the event loop.")
+        self.connections = _gauge("smoe_http_connections", "Open HTTP connections.")
 
 
 CACHE_CONFIG_LABELS = ("block_size", "num_blocks", "window", "enable_prefix_caching")

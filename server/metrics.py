@@ -126,6 +126,11 @@ class Metrics(Collector):
         """The longest delay of the event loop lately."""
         self._server.event_loop_lag.set(seconds)
 
+    def watch(self, *, num_connections: Callable[[], int], num_tasks: Callable[[], int]) -> None:
+        """Whom to ask at each scrape for what is open in this process."""
+        self._server.connections.set_function(num_connections)
+        self._server.event_loop_tasks.set_function(num_tasks)
+
     def render(self) -> bytes:
         """The scrape, in Prometheus' text format 0.0.4. Made at most once a second; in between, the same bytes."""
         now = self._clock()

@@ -82,6 +82,7 @@ async def jobs_of(
     *,
     seed: int,
     arrival_s: float,
+    tenant: int = 0,
     form: Form | None = None,
 ) -> list[Job]:
     """One per prompt and choice, the choices of a prompt together.
@@ -96,7 +97,7 @@ async def jobs_of(
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
         INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
-        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, form=form),
+        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant, form=form),
     )
 
 
@@ -109,6 +110,7 @@ def _jobs(
     *,
     seed: int,
     arrival_s: float,
+    tenant: int,
     form: Form | None,
 ) -> list[Job]:
     jobs: list[Job] = []
@@ -132,6 +134,7 @@ def _jobs(
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 arrival_s=arrival_s,
+                tenant=tenant,
                 deadline_s=_after(arrival_s, request.timeout_s),
                 queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
                 grammar=None if form is None else form.grammar,

@@ -25,14 +25,17 @@ from engine.messages import Ready
 from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
+from server.connections import Connections, max_connections, raise_file_limit
 from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
 from server.health import LagProbe
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.listening import ListenError, is_loopback, listen, url_of
 from server.log_output import logging_to
+from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.overload import Overload
 from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
@@ -117,11 +120,17 @@ class Server:
         self._client = EngineClient(
             on_step=self._metrics.record_step, on_status=self._on_status, command=engine_command
         )
+        self._connections = Connections(max_connections(raise_file_limit()))
+        limit_bytes = memory_limit_bytes()
+        self._memory = None if limit_bytes is None else MemoryWatch(limit_bytes)
         self._state = AppState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
+            max_num_queued_tokens=settings.max_num_queued_tokens,
+            num_tenants=max(1, len(settings.api_key)),
+            memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
             access_log=AccessLog(),
@@ -143,12 +152,18 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
-        probe = loop.create_task(LagProbe(self._metrics.event_loop_lag).run())
+        self._metrics.watch(
+            num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
+        )
+        probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
+        if self._memory is not None:
+            probes.append(loop.create_task(self._memory.run()))
         async with self._answering():
             await self._load()
             await self._ended.wait()
             code = await self._end()
-        probe.cancel()
+        for probe in probes:
+            probe.cancel()
         return code
 
     def _guarded_app(self) -> ASGIApp:
@@ -161,6 +176,7 @@ class Server:
             allowed_origins=settings.allowed_origins,
             root_path=settings.root_path,
             on_http=self._metrics.http,
+            outermost=lambda app: Overload(app, self._connections, self._memory),
         )
 
     @contextlib.asynccontextmanager
@@ -177,7 +193,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._in_flight,
-            http=partial(SmallReads, on_http=self._metrics.http),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",
@@ -226,6 +242,8 @@ class Server:
             self._fail(f"{self._model_dir}: {error}", 2)
             return
         self._state.texts = self._texts
+        if self._memory is not None:
+            self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
         gc.freeze()  # the tokenizer and the modules are never garbage: collections need not look at them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(

@@ -19,7 +19,7 @@ from server.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
-from server.state import AppState, Texts, state_of
+from server.state import AppState, Texts, state_of, tenant_of
 from server.tokenizer import Tokenizer
 from server.tool_calls import CallFormat
 from server.tool_emulation import emulated
@@ -64,7 +64,9 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
     form = await texts.grammars.form_of(request, constraints)
     seed = seed_of(state, request)
-    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, form=form)
+    jobs = await jobs_of(
+        state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
+    )
     http_id = http.state.request_id
     return ChatTurn(
         Generation(state, jobs, http_id, request.user),
