@@ -2,14 +2,16 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from engine.config import EngineConfig
-from engine.errors import RequestRejectedError
+from engine.errors import RequestRejectedError, raise_if_device_lost
 from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
+from engine.heartbeat import Heartbeat
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import RowFailed, StepPlan, StepResult
@@ -48,6 +50,7 @@ class Engine:
         self._in_flight: list[_Flight] = []  # at most one step
         on_gpu = loaded.device.type != "cpu"
         self._is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
+        self.on_start: Callable[[list[int]], None] = lambda request_ids: None  # told whose prompts a step will compute
         self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
@@ -57,10 +60,12 @@ class Engine:
         on_progress: ProgressCallback = lambda phase, done, total: None,
         *,
         vocabulary: Vocabulary | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> "Engine":
-        """`vocabulary`: what requests with a grammar need. Raises model.errors.CheckpointError or EngineConfigError,
-        one line each for the person at the terminal."""
-        return cls(config, load(config, on_progress), vocabulary)
+        """`vocabulary`: what requests with a grammar need. `heartbeat` is moved on while it loads and computes.
+
+        Raises model.errors.CheckpointError or EngineConfigError, one line each for the person at the terminal."""
+        return cls(config, load(config, on_progress, heartbeat), vocabulary)
 
     def add(self, request: Request) -> None:
         """Queues a request, one with a grammar once its matcher is built. One that can never run gets its error with
@@ -101,6 +106,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Computes one step. An exception in it ends the requests that were part of it; the others go on.
+        Raises DeviceLostError, after which there is no going on.
 
         With asynchronous scheduling it launches one step and tells of the one before, so that the device has work while
         the host plans. The tokens are those of the plain loop.
@@ -110,6 +116,8 @@ class Engine:
         self._queue_built()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
+        if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:
+            self.on_start(starting)
         landing = self._launch(plan)
         results = [(flight.plan, self._finish(flight)) for flight in landing]
         end = time.monotonic()
@@ -133,7 +141,8 @@ class Engine:
     def _take_off(self, plan: StepPlan) -> _Flight:
         try:
             return _Flight(plan, self.loaded.runner.launch(plan))
-        except Exception:
+        except Exception as error:
+            raise_if_device_lost(error)
             log.exception(STEP_FAILED, len(plan.chunks))
             return _Flight(plan, _failed(plan))
 
@@ -142,7 +151,8 @@ class Engine:
             return flight.step
         try:
             return self.loaded.runner.finish(flight.step)
-        except Exception:
+        except Exception as error:
+            raise_if_device_lost(error)
             log.exception(STEP_FAILED, len(flight.plan.chunks))
             return _failed(flight.plan)
 

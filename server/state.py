@@ -21,8 +21,8 @@ from server.sampling import GenerationDefaults
 from server.throughput import Throughput
 from server.tokenizer import Tokenizer
 
-LOADING_RETRY_S = 5.0
-GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself
+LOADING_RETRY_S = 5.0  # also for an engine that is started again
+GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, a stuck engine not soon
 
 
 class Inbox(Protocol):
@@ -98,11 +98,14 @@ class AppState:
         """Why no request is taken now, whatever it is; None where requests are taken."""
         reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
             "loading": "loading",
+            "stuck": "engine_dead",
+            "restarting": "engine_dead",
             "draining": "draining",
             "dead": "engine_dead",
         }
-        reason = reasons.get(self.engine.status.phase)
-        return unavailable(reason, LOADING_RETRY_S if reason == "loading" else GONE_RETRY_S) if reason else None
+        phase = self.engine.status.phase
+        retry_s = LOADING_RETRY_S if phase in ("loading", "restarting") else GONE_RETRY_S
+        return unavailable(reasons[phase], retry_s) if phase in reasons else None
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a name that is not served, compared as it is spelled."""

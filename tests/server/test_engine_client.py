@@ -47,8 +47,8 @@ class Watched:
 
     @property
     def pid(self) -> int:
-        assert self.client._process is not None
-        return self.client._process.pid
+        assert self.client.pid is not None
+        return self.client.pid
 
 
 @contextlib.asynccontextmanager
