@@ -40,9 +40,7 @@ TIMEOUT_S = 60.0
 class Peer:
     """The API process's end of the socket."""
 
-    def __init__(
-        self, connection: socket.socket, process: subprocess.Popen[bytes], heartbeat: Heartbeat
-    ) -> None:
+    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes], heartbeat: Heartbeat) -> None:
         self.connection = connection
         self.process = process
         self.reader: FrameReader[FromEngine] = FrameReader(FromEngine)
