@@ -289,7 +289,7 @@ class EngineClient:
         """As long as this process is the one."""
         while link is self._link and self._status.phase != "dead":
             now_s = time.monotonic()
-            self._judge(watchdog.look(link.heartbeat.count, now_s))
+            self._judge(watchdog.look(link.num_beats, now_s))
             outputs, in_engine = self._book.expire(now_s)
             for mailbox, output in outputs:
                 mailbox.put(output)
@@ -311,4 +311,11 @@ class EngineClient:
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._settle)
+
+    def _settle(self, task: "asyncio.Task[None]") -> None:
+        """What looks after the engine must not fail unseen."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("looking after the engine failed", exc_info=error)
+            self._end("looking after the engine failed")

@@ -43,7 +43,7 @@ class EngineLink:
         self, command: Sequence[str], on_message: Callable[[FromEngine], None], on_death: Callable[[Death], None]
     ) -> None:
         """`command` gets the numbers of the socket and of the heartbeat's memory."""
-        self.heartbeat = Heartbeat()
+        self._heartbeat: Heartbeat | None = None
         self._command = command
         self._on_message = on_message
         self._on_death = on_death
@@ -57,6 +57,11 @@ class EngineLink:
         """The process' id, once there is one."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def num_beats(self) -> int:
+        """What the process' counter stands at; see server/watchdog.py."""
+        return 0 if self._heartbeat is None else self._heartbeat.count
+
     async def start(self, message: Start) -> None:
         """Starts the process and tells it what to load. Returns at once. Raises OSError.
 
@@ -64,28 +69,25 @@ class EngineLink:
         drain.
         """
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        log_reader, log_writer = os.pipe()
-        try:
-            with theirs:
-                fds = theirs.fileno(), self.heartbeat.fd
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    *map(str, fds),
-                    pass_fds=fds,
-                    stdin=DEVNULL,
-                    stderr=log_writer,
-                    cwd=package_root(),
-                    start_new_session=True,
-                )
-        except BaseException:
-            ours.close()
-            os.close(log_reader)
-            raise
-        finally:
-            os.close(log_writer)
-            self.heartbeat.close()
-        await loop.connect_read_pipe(EngineLog, os.fdopen(log_reader, "rb", buffering=0))
+        with contextlib.ExitStack() as theirs_too, contextlib.ExitStack() as on_error:
+            self._heartbeat = Heartbeat()
+            theirs_too.callback(self._heartbeat.close)
+            ours, theirs = map(on_error.enter_context, socket.socketpair())
+            theirs_too.enter_context(theirs)
+            log_reader, log_writer = (on_error.enter_context(os.fdopen(fd, "rb", 0)) for fd in os.pipe())
+            theirs_too.enter_context(log_writer)
+            fds = theirs.fileno(), self._heartbeat.fd
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *map(str, fds),
+                pass_fds=fds,
+                stdin=DEVNULL,
+                stderr=log_writer.fileno(),
+                cwd=package_root(),
+                start_new_session=True,
+            )
+            on_error.pop_all()
+        await loop.connect_read_pipe(EngineLog, log_reader)
         self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self.die), sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
         self.send(message)

@@ -14,7 +14,7 @@ class Patience:
     """
 
     look_s: float = 0.25  # between two looks
-    stuck_after_s: float = 9.25
+    stuck_after_s: float = 9.0
     kill_after_s: float = 60.0  # until then it may go on: a debugger stopped it, or a machine short of memory
     kill_loading_after_s: float = 600.0  # importing from a slow disk moves no counter
 
