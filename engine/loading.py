@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
 from engine.expert_counts import ExpertCounts
+from engine.heartbeat import Heartbeat
 from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -68,8 +69,10 @@ class LoadedModel:
     warnings: tuple[str, ...]
 
 
-def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
-    """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
+def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
+    """`heartbeat` is moved on by whatever the model computes, from now on.
+
+    Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
@@ -77,7 +80,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     memory = memory_of(device)
     check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
-    backend = choose_backend(config, device, dtype)
+    backend = choose_backend(config, device, dtype, heartbeat)
     with explained(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
@@ -87,6 +90,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
             backend.ops,
             lambda done, total: on_progress("weights", done, total),
         )
+    if heartbeat is not None:
+        model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
     return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
 

@@ -25,7 +25,7 @@ from server.experts import ExpertTally, ExpertTokens
 from server.ledger import Account
 from server.mailbox import EngineDied
 from server.metric_families import Outcome
-from server.state import GONE_RETRY_S, AppState
+from server.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Generation:
                     yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
-            raise unavailable("engine_dead", GONE_RETRY_S) from None
+            raise self._state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
         except RequestTimedOut as timeout:
             outcome = "timeout"
             raise self._timeout_error(timeout) from None

@@ -108,8 +108,12 @@ class Metrics(Collector):
     def engine_status(self, status: EngineStatus) -> None:
         """The engine's phase changed."""
         self._engine.up.set(status.phase in ("ready", "draining"))
-        if status.phase == "dead":
+        if status.phase in ("restarting", "dead"):
             self._stats = StepStats(num_blocks_total=self._stats.num_blocks_total)
+
+    def engine_restarted(self) -> None:
+        """Another engine process is started in place of one that died."""
+        self._engine.restarts.inc()
 
     def engine_ready(self, ready: Ready, *, version: str, enable_prefix_caching: bool, startup_s: float) -> None:
         """The engine serves: its fixed properties. `startup_s` is the whole start's duration."""

@@ -11,7 +11,6 @@ import importlib.metadata
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
@@ -26,12 +25,13 @@ from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
-from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
+from server.engine_client import EngineClient, EngineStatus
+from server.engine_link import ENGINE_COMMAND
 from server.health import LagProbe
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.listening import ListenError, is_loopback, listen, url_of
-from server.log_output import logging_to
+from server.log_output import logging_to, open_standard_streams
 from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
@@ -55,13 +55,14 @@ def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = 
 
     `started_s`: time.monotonic() when the command began. `engine_command`: see EngineClient.
     """
+    open_standard_streams()
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
         listener = listen(settings.host, settings.port)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
-    with listener, logging_to(level=settings.log_level, style=settings.log_format):
-        server = Server(settings, model_dir, listener, started_s, engine_command)
+    with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
+        server = Server(settings, model_dir, listener, started_s, engine_command, StartupReport(output))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
 
@@ -109,16 +110,21 @@ class Server:
         listener: socket.socket,
         started_s: float,
         engine_command: Sequence[str],
+        report: StartupReport,
     ) -> None:
         self._settings = settings
         self._model_dir = model_dir
         self._listener = listener
         self._started_s = started_s
-        self._report = StartupReport(sys.stderr)
+        self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
-            on_step=self._metrics.record_step, on_status=self._on_status, command=engine_command
+            on_step=self._metrics.record_step,
+            on_status=self._on_status,
+            on_restart=self._metrics.engine_restarted,
+            command=engine_command,
+            restarts=True,
         )
         self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()

@@ -23,9 +23,9 @@ from server.sampling import GenerationDefaults
 from server.throughput import Throughput
 from server.tokenizer import Tokenizer
 
-LOADING_RETRY_S = 5.0
+LOADING_RETRY_S = 5.0  # also for an engine that is started again
 MEMORY_RETRY_S = 10.0
-GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself
+GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, a stuck engine not soon
 
 
 class Inbox(Protocol):
@@ -109,13 +109,17 @@ class AppState:
         """Why no request is taken now, whatever it is; None where requests are taken."""
         reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
             "loading": "loading",
+            "stuck": "engine_dead",
+            "restarting": "engine_dead",
             "draining": "draining",
             "dead": "engine_dead",
         }
-        reason = reasons.get(self.engine.status.phase)
-        if reason is None and self.memory is not None and self.memory.level == "critical":
+        phase = self.engine.status.phase
+        if phase in reasons:
+            return unavailable(reasons[phase], LOADING_RETRY_S if phase in ("loading", "restarting") else GONE_RETRY_S)
+        if self.memory is not None and self.memory.level == "critical":
             return overloaded(MEMORY_RETRY_S)
-        return unavailable(reason, LOADING_RETRY_S if reason == "loading" else GONE_RETRY_S) if reason else None
+        return None
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a name that is not served, compared as it is spelled."""

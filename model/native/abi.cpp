@@ -28,6 +28,8 @@ smoe_pool* smoe_pool_create(int threads) {
 
 void smoe_pool_destroy(smoe_pool* pool) { delete reinterpret_cast<Pool*>(pool); }
 
+void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).beat_in(counter); }
+
 int64_t smoe_packed_size(int format, int64_t O, int64_t K) { return ceil_div(O, PANEL) * panel_words(format, K) * 4; }
 
 int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K) { return 2 * smoe_packed_size(format, F, K); }

@@ -23,6 +23,9 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // The calling thread moves this counter on with each task that it runs: whoever reads it sees that work goes on.
+    void beat_in(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
+
     // Runs f(0) .. f(n - 1), each once, and returns when all are done. f must not throw. Needs n < 2^32 - 1.
     template <class F>
     void parallel_for(int64_t n, F&& f) {
@@ -41,7 +44,7 @@ class Pool {
     void run(int64_t n, Task task, void* context);
     void work();
     void stop();
-    uint64_t run_open_tasks();
+    uint64_t run_open_tasks(std::atomic<uint64_t>* heartbeat);
     void finish(Task task, void* context, int64_t index);
     void await_job_after(uint64_t seen);
     void await_completion();
@@ -61,6 +64,7 @@ class Pool {
     std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stopping_{false};
     std::vector<std::thread> workers_;
+    std::atomic<uint64_t>* heartbeat_ = nullptr;  // read and written by the calling thread alone
 
     std::unique_ptr<std::byte[]> scratch_;
     size_t scratch_bytes_ = 0;

@@ -16,7 +16,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 4
+#define SMOE_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +32,8 @@ SMOE_API int smoe_isa_available(int isa);
 /* NULL where threads cannot be started. */
 SMOE_API smoe_pool* smoe_pool_create(int threads);
 SMOE_API void smoe_pool_destroy(smoe_pool*);
+/* From now on the calling thread moves this counter on with each task that it runs; NULL: none. It writes it alone. */
+SMOE_API void smoe_pool_heartbeat(smoe_pool*, uint64_t* counter);
 
 /* Bytes of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
 SMOE_API int64_t smoe_packed_size(int format, int64_t O, int64_t K);

@@ -7,6 +7,7 @@ Shape letters as in model/ops/__init__.py.
 """
 
 from collections.abc import Iterable
+from ctypes import c_uint64
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,11 @@ class NativeOps:
         self._isa = ISAS.index(self.isa)
         self._owner = ThreadPool(library, threads)
         self._pool = self._owner.handle
+
+    def beat_in(self, counter: c_uint64) -> None:
+        """From now on the kernels move this counter on while they work."""
+        self._heartbeat = counter  # the library keeps its address
+        self._call.smoe_pool_heartbeat(self._pool, counter)
 
     def pack_linear(self, weight: Tensor) -> NativeLinear:
         num_outputs, num_inputs = weight.shape

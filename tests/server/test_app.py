@@ -116,7 +116,16 @@ async def test_a_clients_request_id_is_kept_and_is_part_of_the_replys_id() -> No
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("phase", "code"), [("loading", "loading"), ("draining", "draining"), ("dead", "engine_dead")])
+@pytest.mark.parametrize(
+    ("phase", "code"),
+    [
+        ("loading", "loading"),
+        ("draining", "draining"),
+        ("dead", "engine_dead"),
+        ("stuck", "engine_dead"),
+        ("restarting", "engine_dead"),
+    ],
+)
 async def test_a_server_that_cannot_serve_says_when_to_come_back(phase: Phase, code: str, streamed: bool) -> None:
     engine = FakeEngine(saying("a"))
     engine.phase = phase
@@ -222,7 +231,15 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "ready", "live"), [("loading", 503, 200), ("ready", 200, 200), ("draining", 503, 200), ("dead", 503, 503)]
+    ("phase", "ready", "live"),
+    [
+        ("loading", 503, 200),
+        ("ready", 200, 200),
+        ("stuck", 503, 503),
+        ("restarting", 503, 200),
+        ("draining", 503, 200),
+        ("dead", 503, 503),
+    ],
 )
 async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: int) -> None:
     engine = FakeEngine(saying("a"))
