@@ -13,7 +13,7 @@ from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.experts import check_experts
 from server.generation import Job
 from server.grammars import Form
-from server.sampling import check_bad_words, sampling_params
+from server.sampling import check_bad_words, check_listed_ids, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts
 from server.stop import StopMatcher
@@ -116,6 +116,7 @@ def _jobs(
     jobs: list[Job] = []
     bad_words = texts.tokenizer.spellings_of(request.bad_words)
     check_bad_words(request, bad_words)
+    check_listed_ids(request, bad_words, len(prompts) * request.n)
     for prompt_index, prompt in enumerate(prompts):
         for choice_index in range(request.n):
             params = sampling_params(

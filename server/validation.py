@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
 from server.strict_json import JsonValue
@@ -95,6 +95,12 @@ def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonVal
         value = body.get(name)
         if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
             raise unsupported_parameter(name if path is None else f"{path}.{name}")
+
+
+def check_length(items: list[object], limit: int) -> None:
+    """For a validator that goes before: a list that is too long is refused before any of its items is looked at."""
+    if len(items) > limit:
+        raise PydanticCustomError("too_long", "", {"max_length": limit})
 
 
 def refuse_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:
