@@ -93,7 +93,7 @@ async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[byte
                     events += reply.chunk(choice)
             if events or not deltas:
                 yield list(map(named, events))
-    yield list(map(named, reply.end(turn.generation.usage())))
+    yield list(map(named, reply.end(turn.generation.final_usage())))
 
 
 async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
@@ -103,4 +103,4 @@ async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
             everything += deltas
     reply.begin(turn.generation.usage())
     reply.chunk(turn.layout.whole(joined(everything)))
-    reply.end(turn.generation.usage())
+    reply.end(turn.generation.final_usage())
