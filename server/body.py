@@ -1,5 +1,6 @@
 """From a request's bytes to a request model: the headers that a JSON body needs, then strict JSON, then the schema."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -27,7 +28,15 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
         ignored.append("priority")
     if ignored and state.strict_params:
         raise unknown_parameter(ignored[0] if ignored[0] != UNPRINTABLE else None)
-    return request, {IGNORED_PARAMS_HEADER: ", ".join(ignored)} if ignored else {}
+    return request, ignoring({}, ignored)
+
+
+def ignoring(headers: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The headers, telling of these names as well."""
+    if not names:
+        return headers
+    told = headers.get(IGNORED_PARAMS_HEADER)
+    return headers | {IGNORED_PARAMS_HEADER: ", ".join([told, *names] if told else names)}
 
 
 def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:

@@ -191,7 +191,9 @@ CHAT_ROWS: dict[str, Row] = {
         {"messages": [{"role": "user", "content": "Hello"}]},
     ),
     "max_completion_tokens": Row(
-        3, lambda b, a: a.usage["completion_tokens"] == 3, {"max_tokens": None, "logit_bias": {}}
+        3,
+        lambda b, a: (b.usage["completion_tokens"], a.usage["completion_tokens"]) == (9, 3),
+        {"max_tokens": None, "max_completion_tokens": 9},
     ),
     "logprobs": Row(
         False,
