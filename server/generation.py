@@ -52,6 +52,11 @@ class Usage(TypedDict):
     expert_tokens: NotRequired[ExpertTokens]  # where asked for, when the generation has ended
 
 
+def expert_tokens(usage: Usage) -> dict[str, ExpertTokens]:
+    """That member, where there is one, for usage in another API's words."""
+    return {"expert_tokens": usage["expert_tokens"]} if "expert_tokens" in usage else {}
+
+
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: that is what ends the engine's work."""
 

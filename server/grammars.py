@@ -17,6 +17,7 @@ from server.strict_json import JsonValue
 OPTIONS = '%llguidance {"no_forcing": true}\n'
 # Compact: where spaces are allowed a small model may write nothing else. What cannot be followed is an error.
 JSON_OPTIONS: dict[str, JsonValue] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+LOOSE: dict[str, JsonValue] = {"lenient": True, "coerce_one_of": True}  # what cannot be followed is left out
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: the work grows with the square of it
 MAX_MEMBERS = 2500
@@ -72,12 +73,14 @@ def constraint_of(request: GenerationRequest) -> Constraint | None:
     return _of_structured_outputs(structured)
 
 
-def json_rule(schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT) -> str:
+def json_rule(
+    schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT, *, is_loose: bool = False
+) -> str:
     """The right side of a rule for JSON that fulfils the schema; `style` has its separators.
 
-    Raises ApiError 400 where it is too large.
+    `is_loose`: the JSON fulfils what of the schema a grammar can say. Raises ApiError 400 where it is too large.
     """
-    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **style}})
+    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **(LOOSE if is_loose else {}), **style}})
     _check_size(schema, len(text), param)
     return f"%json {text}"
 

@@ -86,8 +86,13 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Names at the top of `body` that mean nothing here, fit for a header; unfit ones appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    names = [name if _PLAIN_NAME.fullmatch(name) else UNPRINTABLE for name in body if name not in known]
+    names = [name if printable(name) else UNPRINTABLE for name in body if name not in known]
     return sorted(set(names))[:MAX_UNKNOWN_FIELDS]
+
+
+def printable(name: str) -> bool:
+    """Whether a client's name is fit for a header."""
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:

@@ -12,6 +12,7 @@ from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
 from server.mailbox import EngineDied
 from server.prepare import off_loop
+from server.routes import READ
 from server.state import LOADING_RETRY_S, AppState, state_of
 from server.tokenizer import Tokenizer
 
@@ -20,7 +21,7 @@ MIN_WINDOW_S = 1.0
 router = APIRouter()
 
 
-@router.get("/experts")
+@router.api_route("/experts", methods=READ)
 async def experts(http: HttpRequest) -> Response:
     """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
     window_s = _window_s(http.query_params.get("window"))

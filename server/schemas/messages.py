@@ -57,7 +57,6 @@ class ToolResultBlock(RequestModel):
     content: Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])] = (
         Field(default_factory=list)
     )
-    is_error: bool = False
 
     @property
     def message(self) -> JsonObject:

@@ -180,11 +180,11 @@ class ResponsesRequest(TranslatedRequest):
         "background": (False,),
         "context_management": (),
         "conversation": (),
-        "include": ([],),
+        "include": ([], ["reasoning.encrypted_content"]),  # there is never any reasoning to include
         "max_tool_calls": (),
         "previous_response_id": (),
         "prompt": (),
-        "reasoning": ({},),
+        "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
