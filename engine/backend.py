@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.memory import CGROUP_V2
 from model.ops import Ops
-from model.ops.native import NativeOps
+from model.ops.native import NUMERICS, NativeOps
 from model.ops.native_library import NativeLibrary, NativeUnavailableError
 from model.ops.quantized import Quantization
 from model.ops.reference import ReferenceOps
@@ -60,7 +60,7 @@ def _native(config: EngineConfig, device: torch.device) -> Backend:
     threads = config.threads or num_cores()
     ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, _quantization(config))
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native-{ops.isa}{_named(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:

@@ -23,6 +23,7 @@ from model.ops.quantized import Quantization
 from model.sampling import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
+NUMERICS = 2  # counts up when a kernel's bits change
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantised weight's format is its dtype
 
 
