@@ -13,7 +13,7 @@ from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
 from engine.memory import CGROUP_V2
 from model.ops import Ops
-from model.ops.native import NativeOps
+from model.ops.native import NUMERICS, NativeOps
 from model.ops.native_library import NativeLibrary, NativeUnavailableError
 from model.ops.quantized import Quantization
 from model.ops.reference import ReferenceOps
@@ -65,7 +65,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     if heartbeat is not None:
         ops.beat_in(heartbeat.counter)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native-{ops.isa}{_named(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:

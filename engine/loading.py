@@ -37,6 +37,8 @@ from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+from model.native_network import NativeMixtral
+from model.ops.native import NativeOps
 from model.packed_bytes import packed_bytes
 from model.random_weights import random_model
 from model.weight_bytes import weight_bytes as weight_bytes_by_part
@@ -123,6 +125,8 @@ def _made_ready(
     on_progress: ProgressCallback,
 ) -> LoadedModel:
     """The loaded network with a KV pool in the memory that is left, and a measured budget."""
+    if isinstance(backend.ops, NativeOps):
+        model = NativeMixtral(model, backend.ops)
     model_config, memory = model.config, memory_of(device)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET

@@ -62,3 +62,9 @@ int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, con
     const Routing routing{experts_per_token, allowed, chosen, max_k};
     return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
 }
+
+int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const int32_t* experts_per_token,
+               const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D, int64_t E, int64_t max_k) {
+    const Routing routing{experts_per_token, allowed, chosen, max_k};
+    return out_of_memory([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
+}

@@ -83,15 +83,15 @@ void Pool::stop() {
     workers_.clear();
 }
 
-std::byte* Pool::scratch(size_t bytes) {
-    if (bytes > scratch_bytes_) {
-        scratch_.reset();
-        scratch_bytes_ = 0;
-        scratch_.reset(new std::byte[bytes + ALIGNMENT]);
-        scratch_bytes_ = bytes;
+std::byte* Memory::room(size_t bytes) {
+    if (bytes > bytes_) {
+        memory_.reset();
+        bytes_ = 0;
+        memory_.reset(new std::byte[bytes + ALIGNMENT]);
+        bytes_ = bytes;
     }
-    const auto address = reinterpret_cast<uintptr_t>(scratch_.get());
-    return scratch_.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
 }
 
 void Pool::run(int64_t n, Task task, void* context) {

@@ -13,6 +13,17 @@
 
 namespace smoe {
 
+// Grows and is kept: fresh pages would cost more than what is computed in them.
+class Memory {
+  public:
+    // Aligned to 64 bytes; valid until the next call. Throws std::bad_alloc.
+    std::byte* room(size_t bytes);
+
+  private:
+    std::unique_ptr<std::byte[]> memory_;
+    size_t bytes_ = 0;
+};
+
 // One caller at a time. Which thread runs a task is left to chance, so a task's result must not hang on it.
 class Pool {
   public:
@@ -34,9 +45,11 @@ class Pool {
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 
-    // Memory for one call's intermediate results, aligned to 64 bytes; valid until the next call of scratch().
-    // Grows and is kept: fresh pages would cost more than what is computed in them. Throws std::bad_alloc.
-    std::byte* scratch(size_t bytes);
+    // Memory for one call's intermediate results; valid until the next call of scratch(). Throws std::bad_alloc.
+    std::byte* scratch(size_t bytes) { return scratch_.room(bytes); }
+
+    // Likewise for what outlives such calls; valid until the next call of activations().
+    std::byte* activations(size_t bytes) { return activations_.room(bytes); }
 
   private:
     using Task = void (*)(void* context, int64_t task);
@@ -66,8 +79,8 @@ class Pool {
     std::vector<std::thread> workers_;
     std::atomic<uint64_t>* heartbeat_ = nullptr;  // read and written by the calling thread alone
 
-    std::unique_ptr<std::byte[]> scratch_;
-    size_t scratch_bytes_ = 0;
+    Memory scratch_;
+    Memory activations_;
 };
 
 }  // namespace smoe
