@@ -186,6 +186,8 @@ class EngineClient:
             # Requests were prepared, and streams begun, in the name of other numerics: promise nothing for these.
             self._end("the engine that was started again computes other numbers: start the server again")
             return
+        if self.ready is not None:
+            logger.warning("the engine is ready again")
         self.ready, self._serves, self._ready_s = ready, True, time.monotonic()
         self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
         self._send_what_is_due()

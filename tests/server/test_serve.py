@@ -166,7 +166,7 @@ def test_a_stream_that_outlasts_the_timeout_gets_an_error_event(checkpoint: Path
             next(lines)
             server.process.terminate()
             last = events(lines)
-        assert "error" in json.loads(last[-2])
+        assert json.loads(last[-2])["error"]["code"] == "draining"
         assert last[-1] == "[DONE]"
         assert server.exit_code() == 0
 
