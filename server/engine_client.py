@@ -114,7 +114,7 @@ class EngineClient:
         """
         self._start = Start(config, vocabulary)
         await self._link.start(self._start)
-        self._watch_over()
+        self._spawn(self._look_after())
 
     def submit(self, requests: Sequence[Request]) -> Mailbox:
         """Queue requests, in order, whose outputs come to one mailbox. Of a dead engine it raises EngineDied."""
@@ -186,6 +186,8 @@ class EngineClient:
             # Requests were prepared, and streams begun, in the name of other numerics: promise nothing for these.
             self._end("the engine that was started again computes other numbers: start the server again")
             return
+        if self.ready is not None:
+            logger.warning("the engine is ready again")
         self.ready, self._serves, self._ready_s = ready, True, time.monotonic()
         self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
         self._send_what_is_due()
@@ -218,10 +220,9 @@ class EngineClient:
             mailbox.put(output)
         delay_s = self._delay_s(is_explained=casualties.killer is not None)
         if delay_s is None:
-            again = (
-                f"{MAX_USELESS} engines in a row came to nothing; of the last: " if self._backoff and self.ready else ""
-            )
-            self._end(f"{again}{death.message}", exit_code=death.exit_code)
+            gave_up = self._backoff is not None and self.ready is not None
+            why = f"{MAX_USELESS} engines in a row came to nothing; of the last: " if gave_up else ""
+            self._end(f"{why}{death.message}", exit_code=death.exit_code)
             return
         logger.warning(
             "%s: %d requests end with an error, %d are kept%s; it is started again in %.1f s",
@@ -263,8 +264,6 @@ class EngineClient:
             await self._link.start(self._start_as_before())
         except OSError as error:
             self._link.die(Death(f"the engine process cannot be started: {error.strerror}"))
-            return
-        self._watch_over()
 
     def _start_as_before(self) -> Start:
         """With the limits that the first process derived: requests were accepted by them."""
@@ -282,13 +281,13 @@ class EngineClient:
             mailbox.fail(told_clients)
         self._link.die(Death(message))
 
-    def _watch_over(self) -> None:
-        self._spawn(self._look_after(self._link, Watchdog(time.monotonic())))
-
-    async def _look_after(self, link: EngineLink, watchdog: Watchdog) -> None:
-        """As long as this process is the one."""
-        while link is self._link and self._status.phase != "dead":
+    async def _look_after(self) -> None:
+        """The process that there is, and the requests' deadlines, for which there need not be one."""
+        link = watchdog = None
+        while self._status.phase != "dead":
             now_s = time.monotonic()
+            if watchdog is None or link is not self._link:
+                link, watchdog = self._link, Watchdog(now_s)
             self._judge(watchdog.look(link.num_beats, now_s))
             outputs, in_engine = self._book.expire(now_s)
             for mailbox, output in outputs:

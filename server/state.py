@@ -114,7 +114,9 @@ class AppState:
             "draining": "draining",
             "dead": "engine_dead",
         }
-        phase = self.engine.status.phase
+        phase, exit_code = self.engine.status.phase, self.engine.status.exit_code
+        if phase == "dead" and exit_code == 0:
+            phase = "draining"  # it was told to go
         if phase in reasons:
             return unavailable(reasons[phase], LOADING_RETRY_S if phase in ("loading", "restarting") else GONE_RETRY_S)
         if self.memory is not None and self.memory.level == "critical":

@@ -17,8 +17,8 @@ def logged(caplog: pytest.LogCaptureFixture, *chunks: bytes) -> list[tuple[str, 
 
 
 def test_lines_keep_their_logger_and_level_and_a_traceback_that_of_its_line(caplog: pytest.LogCaptureFixture) -> None:
-    text = b"INFO smoe.engine: it loads\nERROR smoe.step: it failed\nTraceback (most recent call last):\nValueError: 100 %s\n"
-    assert logged(caplog, text) == [
+    first = b"INFO smoe.engine: it loads\nERROR smoe.step: it failed\n"
+    assert logged(caplog, first + b"Traceback (most recent call last):\nValueError: 100 %s\n") == [
         ("smoe.engine", logging.INFO, "it loads"),
         ("smoe.step", logging.ERROR, "it failed"),
         ("smoe.step", logging.ERROR, "Traceback (most recent call last):"),

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.types import RequestOutput
@@ -173,6 +174,36 @@ def test_an_engine_that_stays_stopped_is_killed_and_what_stopped_it_is_found_out
             await engine.reach("ready")
             assert engine.num_restarts == 2
             assert engine.phases[:5] == ["loading", "ready", "stuck", "restarting", "ready"]
+
+    run(scenario)
+
+
+def test_a_deadline_passes_while_there_is_no_engine(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with started(f"then-mute:{tmp_path / 'lived'}", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            moment = asyncio.get_running_loop().time()  # time.monotonic()
+            request = msgspec.structs.replace(engine.request(), deadline_s=moment)
+            [output] = await engine.client.submit([request]).get()
+            assert output.finish_reason == "timeout"
+            assert engine.client.num_open == 0
+
+    run(scenario)
+
+
+def test_an_engine_that_is_stopped_speaks_for_no_deadline_and_hears_of_it_later() -> None:
+    async def scenario() -> None:
+        async with started("hold", restarts=True, patience=STEADY) as engine:
+            await engine.reach("ready")
+            moment = asyncio.get_running_loop().time()
+            request = msgspec.structs.replace(engine.request(marker=STOPS), deadline_s=moment)
+            [output] = await engine.client.submit([request]).get()
+            assert output.finish_reason == "timeout"
+            assert engine.client.pid is not None
+            os.kill(engine.client.pid, signal.SIGCONT)
+            later = engine.client.submit([engine.request(9)])
+            assert (await later.get())[0].token_ids == [9]
 
     run(scenario)
 
