@@ -35,6 +35,7 @@ from model.full_step import run_full_step
 from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
+from model.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.packed_bytes import packed_bytes
 from model.random_weights import random_model
@@ -72,6 +73,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
+    if config.verify:
+        verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
@@ -86,6 +89,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
             device,
             backend.ops,
             lambda done, total: on_progress("weights", done, total),
+            check_values=config.verify,
         )
     weights_s = time.monotonic() - start
     return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
