@@ -191,6 +191,30 @@ def test_a_deadline_that_has_passed_is_told_at_once(client: httpx.Client, field:
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, field)
 
 
+@pytest.mark.parametrize("path", ["Zebra", "%2e%2e%2f", "C:%5C", f"{MODEL}%00", f"{MODEL}%20", MODEL.upper(), "%FF"])
+def test_b073_only_a_served_model_is_shown(client: httpx.Client, path: str) -> None:
+    reply = client.get(f"/v1/models/{path}")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+    assert "Zebra" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        *[
+            (text, "invalid_type")
+            for text in ("", "Zebra", "nan", "inf", "1_0", "%D9%A3", "%2B5", "%205", "%00", "0x5")
+        ],
+        *[(text, "decimal_above_max_value") for text in ("61", "1e300", "1e999")],
+        *[(text, "decimal_below_min_value") for text in ("0", "-1", "-0", "5e-324")],
+    ],
+)
+def test_a_window_of_experts_is_a_number_in_plain_decimal(client: httpx.Client, text: str, code: str) -> None:
+    reply = client.get(f"/experts?window={text}")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, "window", code)
+
+
 def test_a_body_over_the_limit_is_refused_unread(client: httpx.Client) -> None:
     reply = client.post(COMPLETIONS.path, content=b" " * ((1 << 20) + 1))
     assert reply.status_code == 413
