@@ -23,6 +23,7 @@ from tests.e2e.bad_inputs.rows import (
     TOKENIZE,
     Body,
     Endpoint,
+    bodies,
 )
 from tests.e2e.running import MODEL, RunningServer
 
@@ -95,14 +96,6 @@ def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
     return error
-
-
-def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
-    """The good body with the change, whole and, where that is possible, streamed."""
-    body = {name: value for name, value in (endpoint.good | change).items() if value is not ...}
-    yield body if "stream_options" not in change else body | {"stream": True}
-    if endpoint.can_stream:
-        yield body | {"stream": True}
 
 
 @pytest.mark.parametrize("row", ROWS)
