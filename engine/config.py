@@ -9,6 +9,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One engine's settings. None means: derive it from the checkpoint or the machine."""
 
     model: str  # directory of the checkpoint
+    verify: bool = False  # check its files against SHA256SUMS, and that all weights are finite
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
     deterministic: bool = False  # on a GPU: a row's bits do not change with the batch (on a CPU native's never do)

@@ -36,6 +36,7 @@ from model.full_step import run_full_step
 from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
+from model.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.native_network import NativeMixtral
 from model.ops.native import NativeOps
@@ -77,6 +78,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
+    if config.verify:
+        verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
@@ -91,6 +94,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
             device,
             backend.ops,
             lambda done, total: on_progress("weights", done, total),
+            check_values=config.verify,
         )
     if heartbeat is not None:
         model.on_layer = heartbeat.beat

@@ -18,7 +18,7 @@ from model.errors import CheckpointError
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops import FfnWeights, Ops
 from model.ops.huge_pages import empty
-from model.weight_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors
+from model.weight_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors, part_of
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 
@@ -30,15 +30,18 @@ def load_model(
     device: torch.device,
     ops: Ops,
     on_progress: Callable[[int, int], None],
+    *,
+    check_values: bool = False,
 ) -> Mixtral:
     """The network of the checkpoint in directory `path`, its weights as `dtype` on `device`, packed by `ops`.
 
     All headers are checked against the config before the first weight is allocated; then tensor after tensor is read,
     converted and packed, so that at the peak one copy of the weights and one tensor are held. `on_progress` is told
-    (loaded bytes, total bytes) of the files after each tensor. Raises CheckpointError.
+    (loaded bytes, total bytes) of the files after each tensor. `check_values`: refuse numbers that are not finite, and
+    experts of zeros. Raises CheckpointError.
     """
     stored = checked_tensors(path, config)
-    source = WeightSource(stored, dtype, device, on_progress)
+    source = WeightSource(stored, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
 
 
@@ -78,8 +81,11 @@ class WeightSource:
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
+        *,
+        check_values: bool,
     ) -> None:
         self._stored = stored
+        self._check_values = check_values
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
@@ -100,9 +106,19 @@ class WeightSource:
     def _read(self, name: str, first: int, count: int) -> Tensor:
         tensor = self._stored[name]
         weight = read_tensor(tensor, first, count).to(self._device, self._dtype)
+        if self._check_values:
+            _check_numbers(tensor, weight)
         self._loaded_bytes += tensor.num_bytes * count // tensor.shape[0]
         self._on_progress(self._loaded_bytes, self._total_bytes)
         return weight
+
+
+def _check_numbers(tensor: StoredTensor, weight: Tensor) -> None:
+    """Of what is served: a float32 number beyond bfloat16's range counts as well."""
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has numbers that are not finite")
+    if part_of(tensor.name) == "experts" and not bool(weight.any()):
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has an expert of zeros alone")
 
 
 def _build(config: ModelConfig, source: WeightSource, ops: Ops) -> MixtralWeights:

@@ -77,6 +77,9 @@ def serve_command(
     experts_per_token: Annotated[Text, _option("Of requests that name no number; else the checkpoint's.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
     quantization: Annotated[Text, _option("none, int8, int4 (CPU) or fp8 (GPU): the weights. [none]")] = None,
+    verify: Annotated[
+        Switch, _switch("Check the files against their SHA256SUMS, and every weight, before serving.", "verify")
+    ] = None,
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,
     backend: Annotated[Text, _option("auto, native (CPU), triton (GPU) or reference (torch). [auto]")] = None,
     deterministic: Annotated[Switch, _switch("GPU: the same bits in any batch.", "deterministic")] = None,
@@ -148,6 +151,9 @@ def plan_command(
     max_model_len: Annotated[Text, _option("Longest prompt plus completion, in tokens.", "N")] = None,
     dtype: Annotated[Text, _option("auto (the checkpoint's), float32 or bfloat16. [auto]")] = None,
     quantization: Annotated[Text, _option("none, int8, int4 (CPU) or fp8 (GPU): the weights. [none]")] = None,
+    write_manifest: Annotated[
+        bool, typer.Option("--write-manifest", help="Write SHA256SUMS beside the files, for serve --verify.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, sizes in bytes.")] = False,
 ) -> None:
     """Say what MODEL takes, and what of it fits into the memory, from its headers alone.
@@ -156,16 +162,18 @@ def plan_command(
     """
     given = {"model": model, "max_model_len": max_model_len, "dtype": dtype, "quantization": quantization}
     flags = {name: value for name, value in given.items() if value is not None}
-    raise typer.Exit(_plan(flags, memory, as_json))
+    raise typer.Exit(_plan(flags, memory, as_json=as_json, write_manifest=write_manifest))
 
 
-def _plan(flags: dict[str, Any], memory: str | None, as_json: bool) -> int:
+def _plan(flags: dict[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
     from server import plan
     from server.settings import SettingsError, load_settings, size_flag
 
     try:
         settings = load_settings(flags)
         answer = plan.answer(settings, None if memory is None else size_flag("--memory", memory))
+        if write_manifest:
+            typer.echo(plan.write_manifest(settings), err=True)
     except (SettingsError, plan.PlanError) as error:
         return _refused(error)
     typer.echo(plan.as_json(answer) if as_json else plan.as_table(answer))

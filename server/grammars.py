@@ -27,6 +27,9 @@ MAX_MULTIPLE_OF = 10_000.0  # the states of a number's digits are as many
 # Of one regular expression or grammar: the work grows with the square of those in a row, 0.3 s for a thousand of \w*.
 MAX_OPTIONAL_PARTS = 1000
 _OPTIONAL_PART = re.compile(r"[?*{]|\(\||\|\)|\|\||\(\)")
+MAX_TERMINAL_DEPTH = 100
+_NAME = re.compile(r"[A-Z_][A-Z_0-9]*")
+_TERMINAL = re.compile(r"^[ \t]*+([A-Z_][A-Z_0-9]*+)[^:\n]*+:(.*(?:\n[ \t]*+\|.*)*+)", re.MULTILINE)
 _VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
 
@@ -113,6 +116,7 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Constraint:
         return Constraint(f"start: {any_of(asked.choice)}", param)
     assert asked.grammar is not None
     _check_optional_parts(asked.grammar, GRAMMAR_PARAM)
+    _check_terminals(asked.grammar)
     return Constraint(asked.grammar, GRAMMAR_PARAM)
 
 
@@ -127,6 +131,25 @@ def _check_regex(regex: str, param: str) -> None:
 def _check_optional_parts(text: str, param: str) -> None:
     if sum(1 for _ in _OPTIONAL_PART.finditer(text)) > MAX_OPTIONAL_PARTS:
         raise too_large(param)
+
+
+def _check_terminals(grammar: str) -> None:
+    """Terminals are expressions that may name each other: A: /x?/, B: A A, C: B B has four optional parts."""
+    terminals = {match[1]: match[2] for match in _TERMINAL.finditer(grammar)}
+    counts: dict[str, int] = {}
+
+    def count(name: str, depth: int) -> int:
+        if name not in counts:
+            if depth > MAX_TERMINAL_DEPTH:
+                raise too_large(GRAMMAR_PARAM)
+            counts[name] = 0  # one that names itself is no terminal, which the parser will say
+            inside = [other for other in _NAME.findall(terminals[name]) if other in terminals]
+            own = sum(1 for _ in _OPTIONAL_PART.finditer(terminals[name]))
+            counts[name] = min(MAX_OPTIONAL_PARTS + 1, own + sum(count(other, depth + 1) for other in inside))
+        return counts[name]
+
+    if any(count(name, 0) > MAX_OPTIONAL_PARTS for name in terminals):
+        raise too_large(GRAMMAR_PARAM)
 
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
@@ -152,6 +175,13 @@ def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]
     elif isinstance(value, list):
         for item in value:
             yield from _members(item)
+
+
+def form_too_large(request: GenerationRequest, num_choices: int) -> ApiError:
+    """A form that fits one choice, asked of more choices than are worth the work."""
+    params = {"structured_outputs": request.structured_outputs, "response_format": request.response_format}
+    param = next((name for name, asked in params.items() if asked is not None), "tools")
+    return invalid_value(f"'{param}' is too large for {num_choices} choices: ask for fewer at a time.", param)
 
 
 def too_large(param: str) -> ApiError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from engine import checksums
 from engine.errors import EngineConfigError
 from engine.memory import available_bytes, format_bytes
 from engine.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
@@ -67,6 +68,15 @@ def answer(settings: Settings, memory_bytes: int | None) -> Answer:
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return Answer(settings.model, plan, fitting)
+
+
+def write_manifest(settings: Settings) -> str:
+    """Writes the sums of the checkpoint's files, for serve --verify; a line that says where. Raises PlanError."""
+    try:
+        path, num_files = checksums.write_manifest(locate_model(settings.model, hub_cache_dir()))
+    except (ModelNotFoundError, EngineConfigError) as error:
+        raise PlanError(str(error)) from None
+    return f"{path}: SHA-256 sums of {num_files} files"
 
 
 def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:

@@ -12,7 +12,7 @@ from server.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.experts import check_experts
 from server.generation import Job
-from server.grammars import Form
+from server.grammars import Form, form_too_large
 from server.sampling import check_bad_words, check_listed_ids, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts
@@ -20,6 +20,7 @@ from server.stop import StopMatcher
 
 INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on
 INLINE_CHOICES = 32  # likewise, of more choices to be made
+MAX_FORM_CHARS = 2**21  # of a grammar, in all choices of a request together: each is sent and built by itself
 
 T = TypeVar("T")
 
@@ -93,6 +94,8 @@ async def jobs_of(
     if num_choices > state.max_num_queued:
         message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
         raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
+    if form is not None and len(form.grammar) * num_choices > MAX_FORM_CHARS:
+        raise form_too_large(request, num_choices)
     check_experts(request, state.serving()[0])
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(

@@ -36,7 +36,7 @@ def load_generation_defaults(path: Path) -> GenerationDefaults:
     return GenerationDefaults(
         temperature=_number(file, config, "temperature", 1.0, 0.0, 2.0),
         top_p=_number(file, config, "top_p", 1.0, 1e-9, 1.0),
-        top_k=round(_number(file, config, "top_k", 0, -1, MAX_TOP_K)),
+        top_k=_integer(file, config, "top_k", 0, -1, MAX_TOP_K),
         min_p=_number(file, config, "min_p", 0.0, 0.0, 1.0),
         repetition_penalty=_number(file, config, "repetition_penalty", 1.0, 1e-9, 2.0),
     )
@@ -132,6 +132,13 @@ def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
 
 def _given(value: float | None, default: float) -> float:
     return default if value is None else float(value)
+
+
+def _integer(file: Path, config: dict[str, object], name: str, default: int, low: int, high: int) -> int:
+    value = _number(file, config, name, default, low, high)
+    if value != int(value):
+        raise TokenizerError(f"{file}: {name} must be an integer")
+    return int(value)
 
 
 def _number(file: Path, config: dict[str, object], name: str, default: float, low: float, high: float) -> float:

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     model: str | None = None
+    verify: bool = False
     served_model_name: Names = ()
     chat_template: FilePath | None = None
     generation_config: Literal["auto", "none"] = "auto"
@@ -203,6 +204,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
     """The engine's share of the settings."""
     return EngineConfig(
         model=str(model_dir),
+        verify=settings.verify,
         device=settings.device,
         backend=settings.backend,
         deterministic=settings.deterministic,

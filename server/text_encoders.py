@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 
-from server.tokenizer_files import AddedToken, TokenizerError, read_json
+from server.tokenizer_files import AddedToken, TokenizerError, check_first_bytes, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -85,8 +85,7 @@ def _read_model(path: Path) -> bytes:
         model = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
-    if model.startswith(b"version https://git-lfs"):
-        raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
+    check_first_bytes(path, model)
     return model
 
 

@@ -64,12 +64,22 @@ def read_json(path: Path) -> Json | None:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise TokenizerError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        check_first_bytes(path, content)
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise TokenizerError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: a JSON object was expected")
     return value
+
+
+def check_first_bytes(path: Path, content: bytes) -> None:
+    """Raises TokenizerError that names what is often found in a file's place."""
+    if content.startswith(b"version https://git-lfs"):
+        raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
+    if content.lstrip()[:1] == b"<":
+        raise TokenizerError(f"{path}: an HTML or XML page; the download went wrong")
 
 
 def _token_text(value: object) -> str | None:

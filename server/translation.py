@@ -16,7 +16,7 @@ from server.errors import ApiError
 from server.generation import Usage
 from server.prepare import off_loop
 from server.routes.chat import ChatTurn, turn_of
-from server.schemas import ChatCompletionRequest, TranslatedRequest, validate
+from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 from server.sse import KEEP_ALIVE_S, Dialect, EventStream, named
 
 _QUOTED = re.compile(r"'([^' ]+)'")
@@ -30,18 +30,20 @@ class TypedReply(Protocol):
     def end(self, usage: Usage) -> list[dict[str, Any]]: ...
 
 
-async def chat_of(http: HttpRequest, body: dict[str, Any], renamed: Mapping[str, str]) -> ChatCompletionRequest:
-    """The chat of a translated body. Raises ApiError 400, which calls fields as this endpoint does (`renamed`)."""
+async def chat_of(
+    http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
+) -> ChatCompletionRequest:
+    """The chat of a translated request. Raises ApiError 400, which calls fields as this endpoint does (`renamed`)."""
     num_bytes = len(await http.body())
     with renaming(renamed):
-        return await off_loop(num_bytes, lambda: validate(ChatCompletionRequest, body))
+        return await off_loop(num_bytes, lambda: validate(ChatCompletionRequest, request.chat_body()))
 
 
 async def chat_turn(
     http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
     """The request as a chat that is ready to be generated. Raises ApiError, as `chat_of` does."""
-    chat = await chat_of(http, request.chat_body(), renamed)
+    chat = await chat_of(http, request, renamed)
     with renaming(renamed):
         turn = await turn_of(http, chat, arrival_s)
     return replace(turn, ignored=[_renamed(path, renamed) for path in turn.ignored])

@@ -5,7 +5,7 @@ by name so that no constraint is silently dropped; and unknown ones, which are i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -108,6 +108,15 @@ def check_length(items: list[object], limit: int) -> None:
         raise PydanticCustomError("too_long", "", {"max_length": limit})
 
 
+def text_or_list(value: object, as_item: Callable[[str], object]) -> object:
+    """For a validator that goes before: a text stands for a list of the one item that `as_item` makes of it."""
+    if isinstance(value, str):
+        return [as_item(value)]
+    if not isinstance(value, list):
+        raise PydanticCustomError("text_or_list_type", "")
+    return value
+
+
 def refuse_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:
     """The same for a list of objects: what one of them asks for and this server does not do is a 400 by name."""
     for index, item in enumerate(items):
@@ -164,6 +173,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "prompt_type": "a string, an array of strings, of token ids, or of arrays of token ids",
     "list_type": "an array",
+    "text_or_list_type": "a string or an array",
     "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",

@@ -28,6 +28,8 @@ from server.tools import ToolUse, check_can_be_emulated, tool_constraints, tool_
 
 REPAIRED_HEADER = "x-smoe-repaired"
 
+CHARS_OF_A_MESSAGE = 32  # that take as long as a message itself
+
 router = APIRouter()
 
 
@@ -107,20 +109,27 @@ async def rendered(
     """
     template = texts.chat_template
     messages = conversation.messages if template.takes_tools else emulated(conversation.messages, use)
-    turns, repairs = repaired(messages, template.system_place)
-    if repairs and state.strict_roles:
-        raise roles_out_of_order(repairs)
-    token_ids = await off_loop(
-        sum(map(len, conversation.contents)),
-        lambda: template.render(
+
+    def render() -> tuple[list[int], list[str]]:
+        turns, repairs = repaired(messages, template.system_place)
+        if repairs and state.strict_roles:
+            raise roles_out_of_order(repairs)
+        token_ids = template.render(
             turns,
             add_generation_prompt=conversation.with_generation_prompt,
             continue_final_message=conversation.continue_final_message,
             kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
             tools=use.tools if use and template.takes_tools else (),
-        ),
-    )
+        )
+        return token_ids, repairs
+
+    token_ids, repairs = await off_loop(_num_chars(conversation), render)
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
+
+
+def _num_chars(conversation: Conversation) -> int:
+    """As far as work goes: an empty message is some as well."""
+    return sum(map(len, conversation.contents)) + CHARS_OF_A_MESSAGE * len(conversation.messages)
 
 
 class ChatFormat:

@@ -48,7 +48,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     """How many tokens the prompt of such a message has."""
     state = state_of(http)
     request, headers = await read_request(http, CountTokensRequest)
-    chat = await chat_of(http, request.chat_body(), RENAMED)
+    chat = await chat_of(http, request, RENAMED)
     state.check_model(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")

@@ -10,7 +10,7 @@ from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
 from server.strict_json import JsonValue
 from server.turns import Call
-from server.validation import RequestModel, check_length, refuse_unsupported_members
+from server.validation import RequestModel, check_length, refuse_unsupported_members, text_or_list
 
 MAX_MESSAGES = 10_000
 MAX_KWARG_CHARS = 64
@@ -32,7 +32,7 @@ class TextPart(RequestModel):
 
 
 def _as_parts(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    return text_or_list(value, lambda text: {"type": "text", "text": text})
 
 
 NonemptyParts = Annotated[list[TextPart], Field(min_length=1)]

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from server.errors import ApiError, invalid_value
 from server.schemas.structured import ResponseFormat, StructuredOutputs
 from server.strict_json import JsonValue
-from server.validation import RequestModel
+from server.validation import RequestModel, text_or_list
 
 MAX_CHOICES = 8
 MAX_STOP_STRINGS = 4
@@ -36,7 +36,7 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
 
 
 def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return text_or_list(value, str)
 
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]

@@ -9,11 +9,11 @@ from pydantic import BeforeValidator, Field, JsonValue
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel, check_length
+from server.validation import RequestModel, check_length, text_or_list
 
 
 def _as_blocks(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    return text_or_list(value, lambda text: {"type": "text", "text": text})
 
 
 class TextBlock(RequestModel):

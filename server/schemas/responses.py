@@ -9,7 +9,7 @@ from server.errors import ApiError
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel, check_length
+from server.validation import RequestModel, check_length, text_or_list
 
 MAX_METADATA = 16
 
@@ -22,7 +22,7 @@ class Part(RequestModel):
 
 
 def _as_parts(value: object) -> object:
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+    return text_or_list(value, lambda text: {"type": "input_text", "text": text})
 
 
 Parts = Annotated[
@@ -86,12 +86,10 @@ Several = Field(min_length=1, max_length=MAX_MESSAGES)
 
 def _as_items(value: object) -> object:
     """A text is one message of the user; an item without a type is a message."""
-    if isinstance(value, str):
-        return [{"type": "message", "role": "user", "content": value}]
-    if isinstance(value, list):
-        check_length(value, MAX_MESSAGES)
-        return [_typed(item) if isinstance(item, dict) and "role" in item else item for item in value]
-    return value
+    items = text_or_list(value, lambda text: {"type": "message", "role": "user", "content": text})
+    assert isinstance(items, list)
+    check_length(items, MAX_MESSAGES)
+    return [_typed(item) if isinstance(item, dict) and "role" in item else item for item in items]
 
 
 def _typed(item: dict[str, object]) -> dict[str, object]:

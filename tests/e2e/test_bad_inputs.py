@@ -23,6 +23,7 @@ from tests.e2e.bad_inputs.rows import (
     TOKENIZE,
     Body,
     Endpoint,
+    bodies,
 )
 from tests.e2e.running import MODEL, RunningServer
 
@@ -95,14 +96,6 @@ def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
     return error
-
-
-def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
-    """The good body with the change, whole and, where that is possible, streamed."""
-    body = {name: value for name, value in (endpoint.good | change).items() if value is not ...}
-    yield body if "stream_options" not in change else body | {"stream": True}
-    if endpoint.can_stream:
-        yield body | {"stream": True}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -189,6 +182,30 @@ def test_a_deadline_that_has_passed_is_told_at_once(client: httpx.Client, field:
     for body in bodies(COMPLETIONS, {field: 5e-324}):
         reply = client.post(COMPLETIONS.path, json=body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, field)
+
+
+@pytest.mark.parametrize("path", ["Zebra", "%2e%2e%2f", "C:%5C", f"{MODEL}%00", f"{MODEL}%20", MODEL.upper(), "%FF"])
+def test_b073_only_a_served_model_is_shown(client: httpx.Client, path: str) -> None:
+    reply = client.get(f"/v1/models/{path}")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+    assert "Zebra" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        *[
+            (text, "invalid_type")
+            for text in ("", "Zebra", "nan", "inf", "1_0", "%D9%A3", "%2B5", "%205", "%00", "0x5")
+        ],
+        *[(text, "decimal_above_max_value") for text in ("61", "1e300", "1e999")],
+        *[(text, "decimal_below_min_value") for text in ("0", "-1", "-0", "5e-324")],
+    ],
+)
+def test_a_window_of_experts_is_a_number_in_plain_decimal(client: httpx.Client, text: str, code: str) -> None:
+    reply = client.get(f"/experts?window={text}")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, "window", code)
 
 
 def test_a_body_over_the_limit_is_refused_unread(client: httpx.Client) -> None:

@@ -16,10 +16,11 @@ import model.weights
 from model.checkpoint import StoredTensor, read_headers
 from model.config import load_config
 from model.errors import CheckpointError
+from model.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.ops.reference import ReferenceOps
 from model.weights import load_model, read_tensor
-from tests.checkpoints import Shape, edit_config, random_model, save_in_layout
+from tests.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
 from tests.model.paged import CPU, teacher_forced
 
 FILE = "model.safetensors"
@@ -257,3 +258,7 @@ def test_an_expert_is_dropped_before_the_next_is_read(tmp_path: Path, monkeypatc
     monkeypatch.setattr(model.weights, "read_tensor", watched)
     _load(save_in_layout(random_model(Shape(num_experts=4)), tmp_path))
     assert most_alive == 2  # w1 and w3 of one expert
+
+
+def test_the_bundled_models_files_have_their_sums() -> None:
+    verify_manifest(DEMO, lambda done, total: None)

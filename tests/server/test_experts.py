@@ -147,7 +147,7 @@ async def test_experts_are_reported_since_the_start_and_over_a_window() -> None:
         ("0", "decimal_below_min_value"),
         ("-1", "decimal_below_min_value"),
         ("61", "decimal_above_max_value"),
-        ("nan", "decimal_above_max_value"),
+        ("nan", "invalid_type"),
         ("1e999", "decimal_above_max_value"),
         ("", "invalid_type"),
         ("minute", "invalid_type"),

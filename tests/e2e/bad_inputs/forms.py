@@ -3,6 +3,7 @@
 from typing import Any
 
 from tests.e2e.bad_inputs.rows import (
+    COMPLETIONS,
     MISSING,
     NO_ITEM,
     NO_TEXT,
@@ -61,7 +62,10 @@ BAD_REGEXES = [
     *("\\", "Zebra\\", "a\\\\\\", "(?x)a # Zebra\nb", "(" * 5000 + ")" * 5000, "[^\\x00-\\x{10FFFF}]"),
     *("\\w*" * 4000, "a?" * 30_000, "(a|b|c)*" * 3000, "(\\w|)" * 4000),
 ]
+DOUBLING = "\n".join(f"A{number}: A{number - 1} A{number - 1}" for number in range(1, 13))
 BAD_GRAMMARS = [
+    "start: A12\nA0: /\\w*/\n" + DOUBLING,
+    "start: A0\n" + "\n".join(f"A{number}: A{number + 1}" for number in range(3000)) + "\nA3000: /a/",
     *("Zebra", "start: Zebra", "start: start", "start: a\na: b\nb: a", "start: /(/", "start: %json {"),
     *('start: %json {"type":"Zebra"}', "start: <[999999]>", "start: <|Zebra|>", "start: @Zebra", "%import Zebra", "\0"),
     *('start: "\\ud800"', "START: /a/", "start: " + "(" * 3000, "start: " + '"a"? ' * 5000, '{"grammars":[]}'),
@@ -77,6 +81,16 @@ def formed(**outputs: Any) -> Body:
 
 
 FORM_ROWS: dict[str, Row] = {
+    "B-066 a large form, times the choices": Row(
+        (COMPLETIONS,),
+        [
+            ({"prompt": ["a"] * 128, "n": 8, **form}, VALUE, next(iter(form)))
+            for form in (
+                formed(choice=[f"{number:060}" for number in range(1000)]),
+                with_schema({"enum": ["a" * 60_000]}),
+            )
+        ],
+    ),
     "B-065 response_format": Row(
         OPENAI,
         [

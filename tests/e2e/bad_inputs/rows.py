@@ -1,5 +1,6 @@
 """What a row of the catalogue is, and the values that are wrong for every field of a kind."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,14 @@ TOO_MANY, TOO_LONG, NO_TEXT, NO_ITEM = (
     "empty_array",
 )
 CONTEXT_CODE, UNSUPPORTED, UNKNOWN = "context_length_exceeded", "unsupported_parameter", "unknown_parameter"
+
+
+def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
+    """The good body with the change, whole and, where that is possible, streamed."""
+    body = {name: value for name, value in (endpoint.good | change).items() if value is not ...}
+    yield body if "stream_options" not in change else body | {"stream": True}
+    if endpoint.can_stream:
+        yield body | {"stream": True}
 
 
 def each(name: str, values: list[Any], code: str, param: str | None = None) -> list[tuple[Body, str, str | None]]:

@@ -1,0 +1,104 @@
+"""The checksums of a checkpoint's files: a file beside them, in the format that `sha256sum -c` reads. Free of torch.
+
+safetensors has no checksum of its own: a bit that flipped on the way is a weight like any other.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from model.errors import CheckpointError
+from model.json_file import shown
+
+MANIFEST_NAME = "SHA256SUMS"
+MAX_MANIFEST_BYTES = 1 << 20
+NUM_THREADS = 4  # hashing gives up the interpreter's lock, so that one reads while another computes
+SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+
+
+def write_manifest(directory: Path) -> tuple[Path, int]:
+    """Writes the sums of all files that serving may read; returns where, and of how many. Raises CheckpointError."""
+    sums = dict(_sums(sorted(_files(directory)), lambda done, total: None))
+    path = directory / MANIFEST_NAME
+    unfinished = path.with_name(f".{MANIFEST_NAME}.{os.getpid()}")
+    try:
+        unfinished.write_text("".join(f"{sums[file]}  {file.name}\n" for file in sorted(sums)), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    return path, len(sums)
+
+
+def verify_manifest(directory: Path, on_progress: Callable[[int, int], None]) -> None:
+    """Raises CheckpointError unless each file that serving may read is listed and has the sum that is listed.
+
+    `on_progress` is told (bytes checked, bytes in all). Files are read at the speed of the disk, once.
+    """
+    listed = _read_manifest(directory)
+    files = _files(directory)
+    for file in files:
+        if file.name not in listed:
+            raise CheckpointError(f"{file} is not listed in {MANIFEST_NAME}{_way_out(directory)}")
+    names = {file.name for file in files}
+    missing = [name for name in listed if name.endswith(SUFFIXES) and "/" not in name and name not in names]
+    if missing:
+        raise CheckpointError(f"{directory}: {shown(missing[0])} is missing, though {MANIFEST_NAME} lists it")
+    for file, digest in _sums(files, on_progress):
+        if digest != listed[file.name]:
+            raise CheckpointError(f"{file} is damaged: its SHA-256 sum is not the one in {MANIFEST_NAME}")
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        found = [file for file in directory.iterdir() if file.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
+    return sorted(file for file in found if file.name.endswith(SUFFIXES) or ".model.v" in file.name)
+
+
+def _sums(files: list[Path], on_progress: Callable[[int, int], None]) -> Iterator[tuple[Path, str]]:
+    """Each file with its sum, as they are done."""
+    total = sum(file.stat().st_size for file in files)
+    done = 0
+    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="sha256") as threads:
+        running = {threads.submit(_sum, file): file for file in files}
+        try:
+            for future in as_completed(running):
+                file = running[future]
+                done += file.stat().st_size
+                on_progress(done, total)
+                yield file, future.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _sum(file: Path) -> str:
+    try:
+        with file.open("rb", buffering=0) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _read_manifest(directory: Path) -> dict[str, str]:
+    path = directory / MANIFEST_NAME
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        raise CheckpointError(f"--verify: {path} is missing{_way_out(directory)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line[:1] not in ("", "#")]
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if not lines or not all(matches) or len(content) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{path} is not a list of SHA-256 sums{_way_out(directory)}")
+    return {match[2]: match[1].lower() for match in matches if match}
+
+
+def _way_out(directory: Path) -> str:
+    return f"; write it, where the files are known to be good, with: smoe plan {directory} --write-manifest"
