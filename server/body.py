@@ -10,9 +10,10 @@ from server.ignored import ignored_fields
 from server.prepare import off_loop
 from server.state import state_of
 from server.strict_json import parse_object
-from server.validation import UNPRINTABLE, RequestModel, validate
+from server.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
+SEPARATOR = ", "
 
 Model = TypeVar("Model", bound=RequestModel)
 
@@ -32,11 +33,10 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
 
 
 def ignoring(headers: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The headers, telling of these names as well."""
-    if not names:
-        return headers
+    """The headers, telling of these names as well; of no more than a header should carry."""
     told = headers.get(IGNORED_PARAMS_HEADER)
-    return headers | {IGNORED_PARAMS_HEADER: ", ".join([told, *names] if told else names)}
+    all_names = [*(told.split(SEPARATOR) if told else []), *names][:MAX_UNKNOWN_FIELDS]
+    return headers | {IGNORED_PARAMS_HEADER: SEPARATOR.join(all_names)} if all_names else headers
 
 
 def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:

@@ -9,14 +9,13 @@ from typing import Any
 from server.errors import ApiError
 from server.generation import Usage, expert_tokens
 from server.strict_json import JsonValue, parse_object
-
-Event = dict[str, Any]
+from server.typed_reply import Event, TypedReply
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
 
-class MessagesReply:
-    """Feed it chat chunks, or a whole choice, in order; `message` is then what they make."""
+class MessagesReply(TypedReply):
+    """What the chunks make is `message`."""
 
     def __init__(self, message_id: str, model: str) -> None:
         self.message: Event = {
@@ -32,24 +31,10 @@ class MessagesReply:
         self._arguments = ""  # of the open call
 
     def begin(self, usage: Usage) -> list[Event]:
-        """Before anything else."""
         self.message["usage"] = _usage(usage)
         return [{"type": "message_start", "message": {**self.message, "content": []}}]
 
-    def chunk(self, choice: Mapping[str, Any]) -> list[Event]:
-        """A chunk's choice, or a whole one."""
-        added = choice.get("delta") or choice.get("message") or {}
-        events: list[Event] = []
-        if added.get("content"):
-            events += self._text(added["content"])
-        for call in added.get("tool_calls") or []:
-            events += self._call(call)
-        if choice.get("finish_reason"):
-            self._end_of_text(choice)
-        return events
-
     def end(self, usage: Usage) -> list[Event]:
-        """After everything else."""
         events = self._close()
         self.message["usage"] = _usage(usage)
         reasons = {"stop_reason": self.message["stop_reason"], "stop_sequence": self.message["stop_sequence"]}
@@ -71,7 +56,7 @@ class MessagesReply:
         self._arguments += arguments
         return [*events, self._delta({"type": "input_json_delta", "partial_json": arguments})] if arguments else events
 
-    def _end_of_text(self, choice: Mapping[str, Any]) -> None:
+    def _ended(self, choice: Mapping[str, Any]) -> None:
         self.message["stop_reason"] = _STOP_REASONS[choice["finish_reason"]]
         stop = choice.get("stop_reason")
         if choice["finish_reason"] == "stop" and isinstance(stop, str):

@@ -8,12 +8,11 @@ from typing import Any
 
 from server.generation import Usage, expert_tokens
 from server.schemas.responses import ResponsesRequest
+from server.typed_reply import Event, TypedReply
 
-Event = dict[str, Any]
 
-
-class ResponsesReply:
-    """Feed it chat chunks, or a whole choice, in order; `response` is then what they make."""
+class ResponsesReply(TypedReply):
+    """What the chunks make is `response`."""
 
     def __init__(self, response_id: str, created_s: int, request: ResponsesRequest) -> None:
         self._id = response_id
@@ -36,24 +35,11 @@ class ResponsesReply:
         }
 
     def begin(self, usage: Usage) -> list[Event]:
-        """Before anything else."""
         told = {**self.response, "output": []}
         return [self._event("response.created", response=told), self._event("response.in_progress", response=told)]
 
-    def chunk(self, choice: Mapping[str, Any]) -> list[Event]:
-        """A chunk's choice, or a whole one."""
-        added = choice.get("delta") or choice.get("message") or {}
-        events: list[Event] = []
-        if added.get("content"):
-            events += self._text(added["content"])
-        for call in added.get("tool_calls") or []:
-            events += self._call(call)
-        if choice.get("finish_reason") == "length":
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        return events
-
     def end(self, usage: Usage) -> list[Event]:
-        """After everything else. There is always an item, if only an empty text."""
+        """There is always an item, if only an empty text."""
         events = self._close() if self.response["output"] else [*self._open_text(), *self._close()]
         self.response["status"] = "incomplete" if self.response["incomplete_details"] else "completed"
         self.response["usage"] = _usage(usage)
@@ -62,6 +48,10 @@ class ResponsesReply:
     def error(self, error: Mapping[str, str | None]) -> Event:
         """The last event of a stream that fails. Clients look for `error`, the documentation has its fields beside."""
         return self._event("error", **{**error, "error": error})
+
+    def _ended(self, choice: Mapping[str, Any]) -> None:
+        if choice["finish_reason"] == "length":
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
     def _text(self, text: str) -> list[Event]:
         is_open = self._is_open and self._item["type"] == "message"

@@ -4,7 +4,6 @@ import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
 
 import orjson
 from starlette.requests import Request as HttpRequest
@@ -13,21 +12,13 @@ from starlette.responses import Response
 from server.choice import Delta, joined
 from server.disconnect import unless_disconnected
 from server.errors import ApiError
-from server.generation import Usage
 from server.prepare import off_loop
 from server.routes.chat import ChatTurn, turn_of
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 from server.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+from server.typed_reply import Event, TypedReply
 
 _QUOTED = re.compile(r"'([^' ]+)'")
-
-
-class TypedReply(Protocol):
-    """One endpoint's reply: events, which name their type, and the whole that they build."""
-
-    def begin(self, usage: Usage) -> list[dict[str, Any]]: ...
-    def chunk(self, choice: Mapping[str, Any]) -> list[dict[str, Any]]: ...
-    def end(self, usage: Usage) -> list[dict[str, Any]]: ...
 
 
 async def chat_of(
@@ -88,7 +79,7 @@ async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[byte
     has_begun = False
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            events: list[dict[str, Any]] = []
+            events: list[Event] = []
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())

@@ -5,7 +5,7 @@ by name so that no constraint is silently dropped; and unknown ones, which are i
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -86,8 +86,12 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Names at the top of `body` that mean nothing here, fit for a header; unfit ones appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    names = [name if printable(name) else UNPRINTABLE for name in body if name not in known]
-    return sorted(set(names))[:MAX_UNKNOWN_FIELDS]
+    return fit_for_header(body.keys() - known)
+
+
+def fit_for_header(names: Iterable[str]) -> list[str]:
+    """A client's names, in order; unfit ones appear as one UNPRINTABLE."""
+    return sorted({name if printable(name) else UNPRINTABLE for name in names})[:MAX_UNKNOWN_FIELDS]
 
 
 def printable(name: str) -> bool:

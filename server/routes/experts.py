@@ -9,6 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.types import ExpertReport, LayerExperts
+from server.body import ignoring
 from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
 from server.mailbox import EngineDied
@@ -16,6 +17,7 @@ from server.prepare import off_loop
 from server.routes import READ
 from server.state import LOADING_RETRY_S, AppState, state_of
 from server.tokenizer import Tokenizer
+from server.validation import fit_for_header
 
 MIN_WINDOW_S = 1.0
 
@@ -27,7 +29,9 @@ router = APIRouter()
 async def experts(http: HttpRequest) -> Response:
     """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
     window_s = _window_s(http.query_params.get("window"))
-    return await _answer(state_of(http), window_s)
+    response = await _answer(state_of(http), window_s)
+    response.headers.update(ignoring({}, fit_for_header(http.query_params.keys() - {"window"})))
+    return response
 
 
 @router.post("/experts/reset")

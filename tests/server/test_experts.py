@@ -160,6 +160,14 @@ async def test_a_window_is_one_to_sixty_seconds(window: str, code: str) -> None:
     assert (response.status_code, error["param"], error["code"]) == (400, "window", code)
 
 
+async def test_a_misspelled_window_is_named() -> None:
+    async with client_of(state_around(an_engine())) as client:
+        response = await client.get("/experts", params={"windw": 60, "a b": 1})
+        spelled = await client.get("/experts", params={"window": 60})
+    assert response.headers["x-smoe-ignored-params"] == "?, windw"
+    assert "x-smoe-ignored-params" not in spelled.headers
+
+
 async def test_experts_of_an_engine_that_is_gone_are_a_503() -> None:
     engine = an_engine()
     engine.phase = "dead"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.validation import MAX_UNKNOWN_FIELDS
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, client_of
 from tests.server.test_tool_calls import allows, calling, v3_state
@@ -69,6 +70,15 @@ async def test_a_strict_tool_or_a_strict_server_refuses_it(keyword: dict[str, An
     for refused in (strict, by_server):
         error = refused.json()["error"]
         assert (refused.status_code, error["param"]) == (400, "tools[0].function.parameters")
+
+
+async def test_many_such_tools_do_not_make_a_header_that_proxies_refuse() -> None:
+    functions = [{"name": f"f{i}", "parameters": {"not": {}}} for i in range(33)]
+    tools = [{"type": "function", "function": function} for function in functions]
+    async with client_of(v3_state(FakeEngine(calling(CALL)))) as client:
+        reply = await client.post(CHAT, json={"model": MODEL, "messages": HELLO, "tools": tools})
+    assert reply.status_code == 200, reply.text
+    assert len(reply.headers["x-smoe-ignored-params"].split(", ")) == MAX_UNKNOWN_FIELDS
 
 
 async def test_a_schema_that_can_be_followed_is_and_nothing_is_said() -> None:
