@@ -35,7 +35,7 @@ from server.log_output import logging_to
 from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.overload import Overload
+from server.overload import Overload, Turns
 from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
@@ -176,7 +176,7 @@ class Server:
             allowed_origins=settings.allowed_origins,
             root_path=settings.root_path,
             on_http=self._metrics.http,
-            outermost=lambda app: Overload(app, self._connections, self._memory),
+            outermost=lambda app: Turns(Overload(app, self._connections, self._memory)),
         )
 
     @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from server.connections import Connections
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.metrics import Metrics
-from server.overload import Overload
+from server.overload import Overload, Turns
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
 from server.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def app_around(state: AppState, connections: Connections | None = None, *, api_k
         allowed_origins=(),
         root_path="",
         on_http=state.metrics.http,
-        outermost=lambda app: Overload(app, Connections() if connections is None else connections, state.memory),
+        outermost=lambda app: Turns(Overload(app, Connections() if connections is None else connections, state.memory)),
     )
 
 

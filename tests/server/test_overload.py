@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from server.backlog import TOKENS_PER_CHOICE, Backlog
 from server.log_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.memory_watch import MemoryWatch, memory_limit_bytes, tree_bytes
+from server.overload import Turns
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 
@@ -243,3 +245,57 @@ async def test_a_scrape_is_rendered_once_a_second_at_most(monkeypatch: pytest.Mo
             now[0] = 100 + tick / 100
             await client.get("/metrics")
     assert num_rendered == 3
+
+
+# Crowds.
+
+
+async def test_of_a_crowd_a_few_begin_in_each_turn_of_the_loop_in_their_order() -> None:
+    order: list[str] = []
+    turns: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        order.append(scope["path"])
+
+    async def count_turns() -> None:
+        while len(order) < 101:
+            turns.append(len(order))
+            await asyncio.sleep(0)
+
+    gate = Turns(app, per_turn=16)
+    crowd = [asyncio.create_task(gate({"type": "http", "path": f"/{number}"}, None, None)) for number in range(100)]
+    counting = asyncio.create_task(count_turns())
+    await asyncio.sleep(0)
+    await gate({"type": "http", "path": "/health"}, None, None)
+    assert order.index("/health") <= 32, "health does not queue"
+    await asyncio.gather(*crowd, counting)
+    order.remove("/health")
+    assert order == [f"/{number}" for number in range(100)]
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 17
+
+
+async def test_a_client_that_leaves_the_crowd_costs_nobody_a_turn() -> None:
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        order.append(scope["path"])
+
+    gate = Turns(app, per_turn=1)
+    crowd = [asyncio.create_task(gate({"type": "http", "path": f"/{number}"}, None, None)) for number in range(5)]
+    await asyncio.sleep(0)
+    crowd[2].cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+    assert order == ["/0", "/1", "/3", "/4"]
+    await gate({"type": "http", "path": "/later"}, None, None)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_with_a_full_queue_a_request_is_refused_before_it_is_read(path: str) -> None:
+    engine = FakeEngine(saying("a"))
+    engine.num_waiting = 4
+    state = state_around(engine, max_num_queued=4)
+    async with client_of(state) as client:
+        response = await client.post(path, content=b"{ no JSON", headers={"content-type": "application/json"})
+        assert response.status_code == 429 and 0 < int(response.headers["retry-after"]) <= 120
+        assert (await client.post("/tokenize", json={"model": MODEL, "prompt": "a"})).status_code == 200
+    assert outcomes(state) == {"received": 1, "rejected": 1}
