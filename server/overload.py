@@ -1,8 +1,4 @@
-"""What is not taken on while the server holds all it can: too many connections, or too little memory. And who comes at
-the same moment as thousands takes turns with them."""
-
-import asyncio
-from collections import deque
+"""What is not taken on while the server holds all it can: too many connections, or too little memory."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +9,6 @@ from server.limits import OPEN_PATHS, send_error
 from server.memory_watch import MemoryWatch
 
 RETRY_S = 5.0
-PER_TURN = 16  # a request costs a millisecond or two until it is with the engine or refused
 ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
 
 
@@ -35,44 +30,6 @@ class Overload:
             await self._app(scope, receive, _closing(send))
         else:
             await self._app(scope, receive, send)
-
-
-class Turns:
-    """Pure ASGI middleware. Of the requests that are there at once, so many begin in each turn of the event loop: a
-    crowd then never holds the loop for longer than these few take, and health is asked in between. First come, first
-    served; health and metrics do not queue."""
-
-    def __init__(self, app: ASGIApp, per_turn: int = PER_TURN) -> None:
-        self._app = app
-        self._per_turn = per_turn
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._num_begun = 0  # in this turn
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in ALWAYS_ANSWERED:
-            await self._turn()
-        await self._app(scope, receive, send)
-
-    async def _turn(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._num_begun:
-            loop.call_soon(self._next_turn, loop)
-        if self._num_begun < self._per_turn:
-            self._num_begun += 1
-            return
-        waits = loop.create_future()
-        self._queue.append(waits)
-        await waits
-
-    def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._num_begun = 0
-        while self._queue and self._num_begun < self._per_turn:
-            waits = self._queue.popleft()
-            if not waits.done():  # its task may have been cancelled
-                waits.set_result(None)
-                self._num_begun += 1
-        if self._num_begun:
-            loop.call_soon(self._next_turn, loop)
 
 
 def _closing(send: Send) -> Send:

@@ -26,6 +26,7 @@ from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
+from server.crowd import Crowd
 from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
 from server.health import LagProbe
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
@@ -35,7 +36,7 @@ from server.log_output import logging_to
 from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.overload import Overload, Turns
+from server.overload import Overload
 from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
@@ -176,7 +177,7 @@ class Server:
             allowed_origins=settings.allowed_origins,
             root_path=settings.root_path,
             on_http=self._metrics.http,
-            outermost=lambda app: Turns(Overload(app, self._connections, self._memory)),
+            outermost=lambda app: Overload(app, self._connections, self._memory),
         )
 
     @contextlib.asynccontextmanager
@@ -193,7 +194,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._in_flight,
-            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections, crowd=Crowd()),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",

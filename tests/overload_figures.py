@@ -6,13 +6,20 @@ are for docs/reliability.md; nothing here is asserted, for the machine may be bu
 
 import asyncio
 import contextlib
+import http.client
 import itertools
+import json
 import os
+import select
+import selectors
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -40,25 +47,68 @@ def rss_mib(server: RunningServer) -> float:
     return psutil.Process(server.process.pid).memory_info().rss / 2**20
 
 
-async def health(server: RunningServer, stop: asyncio.Event, waits: list[float]) -> None:
-    """Asks on a fresh connection ten times a second."""
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        while not stop.is_set():
-            start = time.monotonic()
-            status = (await client.get("/health")).status_code
-            waits.append(time.monotonic() - start if status == 200 else float("inf"))
-            await asyncio.sleep(0.1)
+def probe(url: str) -> None:
+    """Asks for health on a fresh connection ten times a second until its input ends, then says how long that took."""
+    parts = urlsplit(url)
+    waits: list[float] = []
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        start = time.monotonic()
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+        connection.close()
+        waits.append(time.monotonic() - start if status == 200 else float("inf"))
+    say(
+        f"  health: {len(waits)} asked, p50 {1000 * percentile(waits, 0.5):.0f} ms, "
+        f"p99 {1000 * percentile(waits, 0.99):.0f} ms, worst {1000 * max(waits):.0f} ms"
+    )
 
 
-@contextlib.asynccontextmanager
-async def health_watched(server: RunningServer) -> Any:
-    stop, waits = asyncio.Event(), list[float]()
-    task = asyncio.create_task(health(server, stop, waits))
-    yield waits
-    stop.set()
-    await task
-    say(f"  health: {len(waits)} asked, p99 {1000 * percentile(waits, 0.99):.0f} ms, worst {1000 * max(waits):.0f} ms")
+@contextlib.contextmanager
+def health_watched(server: RunningServer) -> Iterator[None]:
+    """Probes from a process of its own: this one is busy being thousands of clients."""
+    command = [sys.executable, "-m", "tests.overload_figures", "probe", server.url]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    yield
+    process.communicate()
+
+
+def exchange_all(url: str, request: bytes, count: int) -> list[tuple[int, float]]:
+    """Sends the request on so many connections at once, by the cheapest means: status and seconds from the last byte
+    sent to the last one read, of each. Status 0: no whole answer."""
+    parts = urlsplit(url)
+    selector = selectors.DefaultSelector()
+    sent_s: dict[int, float] = {}
+    read: dict[int, bytes] = {}
+    answers = []
+    for _ in range(count):
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex((parts.hostname, parts.port))
+        selector.register(client, selectors.EVENT_WRITE)
+        read[client.fileno()] = b""
+    while len(answers) < count:
+        for key, events in selector.select():
+            client, number = key.fileobj, key.fd
+            try:
+                if events & selectors.EVENT_WRITE:
+                    client.send(request)  # type: ignore[union-attr]
+                    sent_s[number] = time.monotonic()
+                    selector.modify(client, selectors.EVENT_READ)
+                    continue
+                chunk = client.recv(1 << 16)  # type: ignore[union-attr]
+            except OSError:
+                chunk = b""
+            read[number] += chunk
+            head, _, rest = read[number].partition(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            if chunk and (not length or len(rest) < int(length)):
+                continue
+            status = int(head.split(b" ")[1]) if chunk else 0
+            answers.append((status, time.monotonic() - sent_s.get(number, time.monotonic())))
+            selector.unregister(client)
+            client.close()  # type: ignore[union-attr]
+    return answers
 
 
 async def gaps(url: str, max_tokens: int) -> list[float]:
@@ -93,34 +143,32 @@ async def stalled(server: RunningServer) -> None:
 async def burst(server: RunningServer, count: int = 10_000) -> None:
     """So many requests at once, each on a connection of its own."""
 
-    async def one() -> tuple[int, float]:
-        try:
-            client = await RawClient.connect(server.url)
-            client.post("/v1/completions", body(2))
-            await client.writer.drain()
-            start = time.monotonic()
-            answer = await client.answer()
-            client.close()
-        except (OSError, asyncio.IncompleteReadError):
-            return 0, 0.0
-        return answer.status, time.monotonic() - start
+    content = json.dumps(body(2)).encode()
+    request = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n" % len(content)
+    ) + content
 
-    async def alone() -> float:
-        return percentile([(await one())[1] for _ in range(10)], 0.5)
+    def alone() -> float:
+        return percentile([exchange_all(server.url, request, 1)[0][1] for _ in range(10)], 0.5)
 
-    baseline = await alone()
-    async with health_watched(server):
+    baseline = alone()
+    with health_watched(server):
         start = time.monotonic()
-        answers = await asyncio.gather(*(one() for _ in range(count)))
+        answers = exchange_all(server.url, request, count)
         took = time.monotonic() - start
-    ended = time.monotonic()
-    while (back := await alone()) > 2 * baseline and time.monotonic() < ended + 60:
-        pass
+        ended = time.monotonic()
+        while (back := alone()) > 2 * baseline and time.monotonic() < ended + 60:
+            pass
+        recovered = time.monotonic() - ended
     refused = [wait for status, wait in answers if status == 429]
+    values = server.metrics()
+    ledger = {key[1][0][1]: value for key, value in values.items() if key[0] == "smoe_requests_total" and value}
     say(
         f"  {count} at once: {dict(Counter(status for status, _ in answers))} in {took:.1f} s; 429 after p50 "
         f"{percentile(refused, 0.5):.2f} s, p99 {percentile(refused, 0.99):.2f} s; alone {1000 * baseline:.0f} ms "
-        f"before, {1000 * back:.0f} ms {time.monotonic() - ended:.1f} s after; RSS {rss_mib(server):.0f} MiB"
+        f"before, {1000 * back:.0f} ms {recovered:.1f} s after; RSS {rss_mib(server):.0f} MiB; "
+        f"received {values['smoe_requests_received_total', ()]:.0f} = {ledger}"
     )
 
 
@@ -138,13 +186,15 @@ async def slowloris(server: RunningServer, count: int = 2000) -> None:
             client.close()
 
     holders = [asyncio.create_task(hold()) for _ in range(count)]
-    async with health_watched(server), httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    health = health_watched(server)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         waits = []
-        for _ in range(200):
-            start = time.monotonic()
-            assert (await client.post("/v1/completions", json=body(2))).status_code == 200
-            waits.append(time.monotonic() - start)
-            await asyncio.sleep(0.05)
+        with health:
+            for _ in range(200):
+                start = time.monotonic()
+                assert (await client.post("/v1/completions", json=body(2))).status_code == 200
+                waits.append(time.monotonic() - start)
+                await asyncio.sleep(0.05)
         open_now = server.metrics()["smoe_http_connections", ()]
     stop.set()
     for task in holders:
@@ -218,6 +268,9 @@ PARTS: dict[str, tuple[Callable[[RunningServer], Awaitable[None]], tuple[str, ..
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["probe"]:
+        probe(sys.argv[2])
+        return
     for name in sys.argv[1:] or PARTS:
         part, flags = PARTS[name]
         say(f"{name} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import httpx
 import pytest
 
 from server.backlog import TOKENS_PER_CHOICE, Backlog
+from server.crowd import Crowd
 from server.log_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.memory_watch import MemoryWatch, memory_limit_bytes, tree_bytes
-from server.overload import Turns
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 
@@ -250,43 +251,22 @@ async def test_a_scrape_is_rendered_once_a_second_at_most(monkeypatch: pytest.Mo
 # Crowds.
 
 
-async def test_of_a_crowd_a_few_begin_in_each_turn_of_the_loop_in_their_order() -> None:
-    order: list[str] = []
+async def test_of_a_crowd_a_few_go_in_each_turn_of_the_loop_in_their_order() -> None:
+    order: list[int] = []
     turns: list[int] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        order.append(scope["path"])
-
-    async def count_turns() -> None:
-        while len(order) < 101:
-            turns.append(len(order))
-            await asyncio.sleep(0)
-
-    gate = Turns(app, per_turn=16)
-    crowd = [asyncio.create_task(gate({"type": "http", "path": f"/{number}"}, None, None)) for number in range(100)]
-    counting = asyncio.create_task(count_turns())
+    crowd = Crowd(per_turn=16)
+    for number in range(100):
+        if crowd.may_go():
+            order.append(number)
+        else:
+            crowd.wait(partial(order.append, number))
+    while len(order) < 100:
+        turns.append(len(order))
+        await asyncio.sleep(0)
+    assert order == list(range(100))
+    assert max(after - before for before, after in itertools.pairwise(turns)) == 16
     await asyncio.sleep(0)
-    await gate({"type": "http", "path": "/health"}, None, None)
-    assert order.index("/health") <= 32, "health does not queue"
-    await asyncio.gather(*crowd, counting)
-    order.remove("/health")
-    assert order == [f"/{number}" for number in range(100)]
-    assert max(after - before for before, after in itertools.pairwise(turns)) <= 17
-
-
-async def test_a_client_that_leaves_the_crowd_costs_nobody_a_turn() -> None:
-    order: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        order.append(scope["path"])
-
-    gate = Turns(app, per_turn=1)
-    crowd = [asyncio.create_task(gate({"type": "http", "path": f"/{number}"}, None, None)) for number in range(5)]
-    await asyncio.sleep(0)
-    crowd[2].cancel()
-    await asyncio.gather(*crowd, return_exceptions=True)
-    assert order == ["/0", "/1", "/3", "/4"]
-    await gate({"type": "http", "path": "/later"}, None, None)
+    assert crowd.may_go()
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
