@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take and on that
 in which a client may read nothing, errors in the API's shape for bytes that are no request, a limit on how many
-connections there are, and small reads, so that none holds the event loop for long.
+connections there are, and small reads that take turns, so that no client and no crowd holds the event loop for long.
 
 h11 parses, because it stops reading heads at a size; httptools buffers whatever comes.
 """
@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from server.connections import Connections
+from server.crowd import Crowd
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 
 HEAD_TIMEOUT_S = 10.0
@@ -28,6 +29,8 @@ MAX_HEAD_BYTES = 64 << 10
 # A body in chunks of one byte costs the parser some 10 us for 6 bytes read, and libuv reads up to 32 times before the
 # loop goes on: with 1 KiB each that is at most 60 ms, where 256 KiB each took over a second.
 READ_BYTES = 1024
+LATE_S = 0.05  # after a head's time is over: until the loop has looked once more whether something had come
+NEVER_QUEUE = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))  # how such a request begins
 
 
 class Connection(H11Protocol):
@@ -64,6 +67,11 @@ class Connection(H11Protocol):
         if self._stall_timer is None and self.transport.get_write_buffer_size():
             self._watch_reader()
 
+    def stop_waiting(self) -> None:
+        """Something came, that will be parsed when its turn has come."""
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+
     def abort(self) -> None:
         """Closes, whatever is unsent."""
         self.transport.abort()
@@ -87,6 +95,10 @@ class Connection(H11Protocol):
             self._head_timer = None
 
     def _head_is_late(self) -> None:
+        """If the loop was slow, the head may have come long ago: timers go before reads."""
+        self._head_timer = self.loop.call_later(LATE_S, self._head_is_missing)
+
+    def _head_is_missing(self) -> None:
         """An answer where a head has begun; a client that never sent a byte asked for none."""
         if self.conn.trailing_data[0]:
             self._refuse(request_timeout())
@@ -146,7 +158,11 @@ class Connection(H11Protocol):
 
 
 class SmallReads(asyncio.BufferedProtocol):
-    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time."""
+    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time, in its turn. While
+    it waits for that nothing more is read."""
+
+    _transport: asyncio.Transport | None = None  # None before and after the connection
+    _unparsed = b""
 
     def __init__(
         self,
@@ -157,8 +173,11 @@ class SmallReads(asyncio.BufferedProtocol):
         *,
         on_http: Callable[[str, str, int], None],
         connections: Connections,
+        crowd: Crowd,
     ) -> None:
-        """`on_http` is told of the answers that no route gave: (route, method, status). `connections` counts them."""
+        """`on_http` is told of the answers that no route gave: (route, method, status). `connections` counts them,
+        `crowd` says whose turn it is."""
+        self._crowd = crowd
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_refusal = partial(on_http, "other", "other")
         self._connection.open_connections = connections
@@ -168,12 +187,31 @@ class SmallReads(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.data_received(bytes(self._buffer[:nbytes]))
+        data = bytes(self._buffer[:nbytes])
+        if self._unparsed:
+            self._unparsed += data
+        elif self._crowd.may_go() or data.startswith(NEVER_QUEUE):
+            self._connection.data_received(data)
+        elif self._transport is not None:
+            self._unparsed = data
+            self._transport.pause_reading()
+            self._connection.stop_waiting()
+            self._crowd.wait(self._parse)
+
+    def _parse(self) -> None:
+        data, self._unparsed = self._unparsed, b""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._connection.flow.read_paused:
+            self._transport.resume_reading()
+        self._connection.data_received(data)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
         self._connection.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
         self._connection.connection_lost(exc)
 
     def eof_received(self) -> None:

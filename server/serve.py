@@ -25,6 +25,7 @@ from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
+from server.crowd import Crowd
 from server.engine_client import EngineClient, EngineStatus
 from server.engine_link import ENGINE_COMMAND
 from server.health import LagProbe
@@ -199,7 +200,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._in_flight,
-            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections, crowd=Crowd()),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",

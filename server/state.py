@@ -15,7 +15,7 @@ from server.access_log import AccessLog
 from server.backlog import Backlog
 from server.chat import ChatTemplate
 from server.engine_client import EngineStatus
-from server.errors import ApiError, model_not_found, overloaded, unavailable
+from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
 from server.grammar_check import GrammarChecker
 from server.memory_watch import MemoryWatch
 from server.metrics import Metrics
@@ -122,6 +122,18 @@ class AppState:
         if self.memory is not None and self.memory.level == "critical":
             return overloaded(MEMORY_RETRY_S)
         return None
+
+    def check_queue(self, http_id: str) -> None:
+        """Raises ApiError 429 where not one choice more would be taken, before a request costs anything. It counts as
+        one choice: how many it asks for is not known."""
+        num_waiting = self.engine.num_waiting
+        if num_waiting < self.max_num_queued and self.backlog.num_tokens < self.backlog.max_tokens:
+            return
+        if self.refusal() is None:
+            self.metrics.received(1)
+            self.metrics.finished("rejected")
+            self.access_log.finished(http_id, "rejected")
+            raise queue_full(self.throughput.wait_s(num_waiting + 1))
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a name that is not served, compared as it is spelled."""

@@ -37,6 +37,7 @@ router = APIRouter()
 async def chat_completions(http: HttpRequest) -> Response:
     """Answers with a message per choice."""
     arrival_s = time.monotonic()
+    state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await turn_of(http, request, arrival_s)
     return await reply(http, request, turn.generation, turn.layout, turn.fields, turn.headers_beside(headers))

@@ -28,6 +28,7 @@ async def completions(http: HttpRequest) -> Response:
     """Answers with a text per prompt and choice."""
     arrival_s = time.monotonic()
     state = state_of(http)
+    state.check_queue(http.state.request_id)
     request, headers = await read_request(http, CompletionRequest)
     state.check_model(request.model)
     ready, texts = state.serving()

@@ -34,6 +34,7 @@ router = APIRouter()
 async def messages(http: HttpRequest) -> Response:
     """Answers with a message of content blocks."""
     arrival_s = time.monotonic()
+    state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, MessagesRequest)
     turn = await chat_turn(http, request, arrival_s, RENAMED)
     reply = MessagesReply(f"msg_{http.state.request_id}", request.model)

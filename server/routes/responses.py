@@ -11,6 +11,7 @@ from server.errors import ApiError
 from server.responses_reply import ResponsesReply
 from server.schemas import ResponsesRequest
 from server.sse import Dialect, named
+from server.state import state_of
 from server.translation import chat_turn, json_response, stream, whole
 
 RENAMED = {
@@ -28,6 +29,7 @@ router = APIRouter()
 async def responses(http: HttpRequest) -> Response:
     """Answers with a list of items: a message, or calls of functions."""
     arrival_s = time.monotonic()
+    state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ResponsesRequest)
     turn = await chat_turn(http, request, arrival_s, RENAMED)
     reply = ResponsesReply(f"resp_{http.state.request_id}", int(turn.fields["created"]), request)

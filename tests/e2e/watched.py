@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.messages import AskExperts, Experts, FromEngine
 from engine.types import RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.chat import ChatTemplate
@@ -21,31 +22,39 @@ from tests.server.serving import listening
 
 
 class WatchedEngine(EngineClient):
-    """Counts steps, and those in which something still came of a request that was aborted."""
+    """Counts steps, and what still came of requests that were aborted: the question that follows each abort is answered
+    when the engine has read it, and what comes after that answer was computed for somebody who had left."""
 
     def __init__(self) -> None:
         self.is_ready = asyncio.Event()
         super().__init__(on_status=lambda status: self.is_ready.set() if status.phase == "ready" else None)
         self.num_steps = 0
         self.num_preemptions = 0
-        self.steps_after_abort: dict[int, int] = {}
-        self._aborted_at: dict[int, int] = {}
+        self.aborted: set[int] = set()
+        self.computed_in_vain: set[int] = set()
+        self._stopped: set[int] = set()
+        self._marks: dict[int, set[int]] = {}  # by query id
         self._stepped = asyncio.Condition()
 
     def abort(self, request_ids: Iterable[int]) -> None:
-        ids = list(request_ids)
-        for request_id in ids:
-            if request_id in self._mailboxes:
-                self._aborted_at[request_id] = self.num_steps
-                self.steps_after_abort[request_id] = 0
+        ids = set(request_ids) & self._mailboxes.keys()
         super().abort(ids)
+        if ids:
+            self.aborted |= ids
+            self._last_query_id += 1
+            self._marks[self._last_query_id] = ids
+            self._send(AskExperts(self._last_query_id))
+
+    def _receive(self, message: FromEngine) -> None:
+        if isinstance(message, Experts):
+            self._stopped |= self._marks.pop(message.query_id)
+        else:
+            super()._receive(message)
 
     def _take_step(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.num_steps += 1
         self.num_preemptions += stats.num_preemptions
-        for output in outputs:
-            if output.request_id in self._aborted_at:
-                self.steps_after_abort[output.request_id] = self.num_steps - self._aborted_at[output.request_id]
+        self.computed_in_vain |= self._stopped & {output.request_id for output in outputs}
         super()._take_step(outputs, stats)
         self._wake = asyncio.ensure_future(self._tell())
 

@@ -19,6 +19,7 @@ from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
 from server.connections import Connections
+from server.crowd import Crowd
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.metrics import Metrics
@@ -79,7 +80,11 @@ def client_of(state: AppState) -> httpx.AsyncClient:
 
 @contextlib.asynccontextmanager
 async def listening(
-    state: AppState, *, send_buffer_bytes: int | None = None, connections: Connections | None = None
+    state: AppState,
+    *,
+    send_buffer_bytes: int | None = None,
+    connections: Connections | None = None,
+    crowd: Crowd | None = None,
 ) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
     connections = Connections() if connections is None else connections
@@ -88,7 +93,7 @@ async def listening(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         config = uvicorn.Config(
             app_around(state, connections),
-            http=partial(SmallReads, on_http=state.metrics.http, connections=connections),  # type: ignore[arg-type]
+            http=partial(SmallReads, on_http=state.metrics.http, connections=connections, crowd=crowd or Crowd()),  # type: ignore[arg-type]
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             log_config=None,

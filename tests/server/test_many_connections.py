@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from server.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
+from server.crowd import Crowd
 from server.http_protocol import Connection
 from tests.e2e.running import free_port
 from tests.raw_http import LEAVINGS, Leaving, RawClient
@@ -180,6 +181,21 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
                 await other.get("/health")
         client.writer.transport.abort()
     assert outcomes(state) == {"received": 2, "length": 2}
+
+
+async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
+    monkeypatch.setattr(Connection, "head_timeout_s", 0.2)
+    state = state_around(FakeEngine(saying("a")))
+    async with asyncio.timeout(60), listening(state, crowd=Crowd(per_turn=1)) as url, clients(url, 200) as crowd:
+        big = {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5}  # several reads each
+        for client in crowd[:-1]:
+            client.post("/v1/completions", big)
+        crowd[-1].writer.write(HEALTH)
+        assert (await crowd[-1].answer()).status == 200
+        assert outcomes(state)["received"] < 190
+        assert [(await client.answer()).status for client in crowd[:-1]] == [200] * 199
+    assert outcomes(state) == {"received": 199, "stop": 199}
 
 
 # A process with 64 descriptors.

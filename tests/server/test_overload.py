@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 
 from server.backlog import TOKENS_PER_CHOICE, Backlog
+from server.crowd import Crowd
 from server.log_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.memory_watch import MemoryWatch, memory_limit_bytes, tree_bytes
 from tests.server.fake_engine import FakeEngine
@@ -243,3 +246,36 @@ async def test_a_scrape_is_rendered_once_a_second_at_most(monkeypatch: pytest.Mo
             now[0] = 100 + tick / 100
             await client.get("/metrics")
     assert num_rendered == 3
+
+
+# Crowds.
+
+
+async def test_of_a_crowd_a_few_go_in_each_turn_of_the_loop_in_their_order() -> None:
+    order: list[int] = []
+    turns: list[int] = []
+    crowd = Crowd(per_turn=16)
+    for number in range(100):
+        if crowd.may_go():
+            order.append(number)
+        else:
+            crowd.wait(partial(order.append, number))
+    while len(order) < 100:
+        turns.append(len(order))
+        await asyncio.sleep(0)
+    assert order == list(range(100))
+    assert max(after - before for before, after in itertools.pairwise(turns)) == 16
+    await asyncio.sleep(0)
+    assert crowd.may_go()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_with_a_full_queue_a_request_is_refused_before_it_is_read(path: str) -> None:
+    engine = FakeEngine(saying("a"))
+    engine.num_waiting = 4
+    state = state_around(engine, max_num_queued=4)
+    async with client_of(state) as client:
+        response = await client.post(path, content=b"{ no JSON", headers={"content-type": "application/json"})
+        assert response.status_code == 429 and 0 < int(response.headers["retry-after"]) <= 120
+        assert (await client.post("/tokenize", json={"model": MODEL, "prompt": "a"})).status_code == 200
+    assert outcomes(state) == {"received": 1, "rejected": 1}
