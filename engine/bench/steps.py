@@ -12,6 +12,7 @@ from engine.types import Request, SamplingParams
 from model.bench.kernels import distinct_experts
 from model.bench.roofline import Limits
 from model.config import ModelConfig
+from model.native_network import NativeMixtral
 from model.packed_bytes import packed_bytes
 
 WARM_UP_STEPS = 2
@@ -41,6 +42,7 @@ class Costs:
     dense_bytes: int  # attention, norms and head: read in every step
     expert_bytes: int  # all experts, or the dense FFN
     kv_bytes_per_token: float
+    skips_unread: bool  # the last layer's experts are computed for rows with logits alone
 
     @classmethod
     def of(cls, engine: Engine) -> "Costs":
@@ -48,7 +50,8 @@ class Costs:
         expert_bytes = sum(packed_bytes(layer.ffn) for layer in weights.layers)
         others = sum(packed_bytes((layer.qkv, layer.output)) for layer in weights.layers)
         per_token = engine.loaded.kv_block_bytes / engine.config.block_size
-        return cls(config, others + packed_bytes(weights.head), expert_bytes, per_token)
+        skips_unread = isinstance(engine.loaded.runner.model, NativeMixtral)
+        return cls(config, others + packed_bytes(weights.head), expert_bytes, per_token, skips_unread)
 
     def num_bytes(self, num_rows: int, num_visible: int) -> float:
         """Read by a step of so many rows, which see so many positions in all."""
@@ -64,11 +67,12 @@ class Costs:
         """Done by a step of so many rows; `num_seen`: positions seen, summed over the rows."""
         config = self.config
         heads = 2 * config.num_heads + 2 * config.num_kv_heads
-        experts = 3 * config.hidden_dim * max(config.experts_per_token, 1) + config.num_experts
-        per_layer = config.dim * (heads * config.head_dim + experts)
+        per_layer = config.dim * (heads * config.head_dim + config.num_experts)
+        ffn = config.dim * 3 * config.hidden_dim * max(config.experts_per_token, 1)
+        ffn_rows = (config.num_layers - 1) * num_rows + (num_logits if self.skips_unread else num_rows)
         attention = 4.0 * num_seen * config.num_heads * config.head_dim
         head = 2.0 * num_logits * config.vocab_size * config.dim
-        return config.num_layers * (2.0 * num_rows * per_layer + attention) + head
+        return config.num_layers * (2.0 * num_rows * per_layer + attention) + 2.0 * ffn_rows * ffn + head
 
 
 class StepBench:

@@ -27,6 +27,7 @@ class SpanAttention : SpanBlock {
         for (int64_t i = 0; i < num_queries_; ++i)
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
         for (int64_t first = keys.begin / TILE_WIDTH * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
+            cache.prefetch_values(first, first + TILE_WIDTH);
             cache.template pack_keys<TILE_WIDTH>(first, panel_);
             score({first, first + TILE_WIDTH});
         }

@@ -49,6 +49,7 @@ class PairAttention : SpanBlock {
         for (int64_t i = 0; i < num_queries_; ++i)
             std::memcpy(queries_ + i * dims_, query<uint16_t>(i), args_.head_dim * sizeof(uint16_t));
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
+            cache.prefetch_values(first, first + TILE_WIDTH);
             cache.pack_key_pairs<TILE_WIDTH>(first, panel_);
             for_tiles(first, [&](auto tile, int64_t i) { score<tile.value>(i, first); });
         }

@@ -13,7 +13,7 @@ namespace SMOE_ISA {
 // Positions begin .. end - 1 of the span that starts at span_start; no other slot is read.
 //
 // A head's numbers of one position are two or four cache lines among those of other heads, which no hardware prefetcher
-// follows; so all of them are asked for at once, and arrive while the first are worked on.
+// follows; so all keys are asked for at once, and arrive while the first are worked on, and values beside the keys' work.
 template <class Number>
 class SpanCache {
   public:
@@ -28,7 +28,12 @@ class SpanCache {
             prefetch(args.k_cache, offsets_[j], row_bytes);
             if (++slot == args.block_size) slot = 0, ++index;
         }
-        for (int64_t j = begin; j < end; ++j) prefetch(args.v_cache, offsets_[j], row_bytes);
+    }
+
+    // Asks for the values of positions first .. last - 1, while others are worked on.
+    void prefetch_values(int64_t first, int64_t last) const {
+        for (int64_t j = first < begin_ ? begin_ : first; j < last && j < end_; ++j)
+            prefetch(args_.v_cache, offsets_[j], kv_row_bytes<Number>(args_.head_dim));
     }
 
     // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there

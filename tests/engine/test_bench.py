@@ -95,7 +95,7 @@ def tiny_engine() -> Engine:
 
 
 def test_what_a_step_reads_and_computes_is_what_its_matrices_say() -> None:
-    """Every matrix of the tiny network written out: [outputs, inputs]."""
+    """Every matrix of the tiny network written out, [outputs, inputs]. The last layer's experts see 2 rows."""
     costs = Costs.of(tiny_engine())
     attention = [(64 + 2 * 32, 64), (64, 64)]
     expert = [(96, 64), (96, 64), (64, 96)]
@@ -106,9 +106,10 @@ def test_what_a_step_reads_and_computes_is_what_its_matrices_say() -> None:
     kv = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, numbers, bytes
     assert costs.num_bytes(10**6, 7) == pytest.approx(read + 7 * kv)
     assert costs.num_bytes(1, 0) == pytest.approx(read - 2 * 2 * 6 * sum(o * i for o, i in expert) - gates * 0.75)
-    per_row = sum(o * i for o, i in [*attention, gate]) + 2 * sum(o * i for o, i in expert)
+    per_row, experts = sum(o * i for o, i in [*attention, gate]), 2 * sum(o * i for o, i in expert)
     seen = 4 * 64 * 5  # scores and sums, all heads' numbers, positions
-    assert costs.num_operations(3, 5, 2) == 2 * (2 * 3 * per_row + seen) + 2 * 2 * head[0] * head[1]
+    products = 2 * 3 * per_row + (3 + 2) * experts + 2 * head[0] * head[1]
+    assert costs.num_operations(3, 5, 2) == 2 * products + 2 * seen
 
 
 def test_packed_bytes_counts_each_tensor_of_nested_weights() -> None:

@@ -12,7 +12,13 @@ from model.ops.native_library import LIBRARY
 
 ROOT = Path(__file__).parent.parent.parent
 CMAKE = (sys.executable, "-m", "cmake")
-NATIVE_TESTS = ("test_native_ops.py", "test_int8_kv.py", "test_quantized.py", "test_native_sampling.py")
+NATIVE_TESTS = (
+    "test_native_ops.py",
+    "test_int8_kv.py",
+    "test_quantized.py",
+    "test_native_sampling.py",
+    "test_native_network.py::test_one_call_gives_the_bits_of_the_lines_over_int8_caches",
+)
 
 
 @pytest.fixture(scope="module")

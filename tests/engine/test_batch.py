@@ -1,0 +1,77 @@
+"""A decode step's batch is kept from step to step; it is the one that would be made anew."""
+
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from engine.batch import BatchBuilder, build_batch
+from engine.block_tables import BlockTables
+from engine.blocks import BlockPool
+from engine.plan import Sampled, StepPlan, StepResult
+from engine.request_rows import RequestRows
+from engine.scheduler import Scheduler
+from engine.types import Request, SamplingParams
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from tests.model.native_cases import Heads
+
+CONFIG: ModelConfig = Heads().config
+BLOCK_SIZE, MAX_LEN, NUM_REQUESTS = 4, 60, 6
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("num_blocks", [90, 24], ids=["room for all", "preemptions"])
+def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) -> None:
+    """Requests come, end, cross blocks, slide and are preempted; after each step both batches say the same."""
+    rng = random.Random(num_blocks)
+    tables = BlockTables(BlockPool(num_blocks), BLOCK_SIZE, window, 16, prefix_caching=False)
+    scheduler = Scheduler(
+        tables, max_num_seqs=NUM_REQUESTS, max_num_batched_tokens=16, max_model_len=MAX_LEN, eos_token_ids=[2]
+    )
+    rows = RequestRows(NUM_REQUESTS, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
+    builder = BatchBuilder(rows, CONFIG)
+    num_added = num_kept = num_preemptions = 0
+    last_rows = np.zeros(0, dtype=np.int64)
+    while num_added < 40 or scheduler.has_work():
+        if num_added < 40 and rng.random() < 0.2:
+            params = SamplingParams(max_tokens=rng.randint(1, 30), ignore_eos=True)
+            scheduler.add(Request(num_added, [rng.randrange(3, 32) for _ in range(rng.randint(1, 20))], params))
+            num_added += 1
+        plan = scheduler.plan(0.0)
+        if not plan.chunks:
+            continue
+        ours = builder.build(plan)
+        num_kept += ours.logits.rows is last_rows
+        last_rows = ours.logits.rows
+        num_preemptions += plan.num_preemptions
+        _assert_same(ours.forward, _made_anew(plan, rows))
+        rows.tokens[last_rows, ours.logits.positions + 1] = 5  # as the sampling kernel does
+        results = {chunk.sequence.request_id: Sampled(5) for chunk in plan.chunks if chunk.samples}
+        scheduler.apply(plan, StepResult(dict(results)), 0.0)
+    assert num_kept > 50
+    assert (num_preemptions > 0) == (num_blocks == 24 and window is None)
+
+
+def _made_anew(plan: StepPlan, rows: RequestRows) -> ForwardBatch:
+    """From what the sequences themselves say."""
+    chunks = plan.chunks
+    starts = np.array([chunk.start for chunk in chunks])
+    lengths = np.array([chunk.length for chunk in chunks])
+    made = build_batch(chunks, rows.update([chunk.sequence for chunk in chunks]), starts, lengths, rows, CONFIG).forward
+    ids = [chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length] for chunk in chunks]
+    assert made.token_ids.tolist() == [token for of_chunk in ids for token in of_chunk]
+    for table, chunk in zip(made.block_tables.tolist(), chunks, strict=True):
+        assert table == chunk.sequence.block_table + [0] * (len(table) - len(chunk.sequence.block_table))
+    return made
+
+
+def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:
+    for field in fields(ForwardBatch):
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            assert mine.dtype == other.dtype, field.name
+            assert torch.equal(mine, other), field.name
