@@ -10,9 +10,10 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.heartbeat import Heartbeat
 from engine.memory import CGROUP_V2
 from model.ops import Ops
-from model.ops.native import NativeOps
+from model.ops.native import NUMERICS, NativeOps
 from model.ops.native_library import NativeLibrary, NativeUnavailableError
 from model.ops.quantized import Quantization
 from model.ops.reference import ReferenceOps
@@ -33,9 +34,11 @@ class Backend:
     warnings: tuple[str, ...] = ()
 
 
-def choose_backend(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, heartbeat: Heartbeat | None = None
+) -> Backend:
     """For weights and activations in `dtype`. Also sets torch's own number of threads: one beside the native backend's,
-    which would only get in their way.
+    which would only get in their way. Where kernels can show that they go on, they do it in `heartbeat`.
 
     Raises EngineConfigError where the backend asked for is not to be had.
     """
@@ -45,7 +48,7 @@ def choose_backend(config: EngineConfig, device: torch.device, dtype: torch.dtyp
         return _triton(config, device, dtype)
     try:
         if config.backend != "reference":
-            return _native(config, device)
+            return _native(config, device, heartbeat)
     except NativeUnavailableError as error:
         if config.backend == "native" or config.isa != "auto" or config.deterministic:
             raise EngineConfigError(f"--backend native: {error}") from None
@@ -53,14 +56,16 @@ def choose_backend(config: EngineConfig, device: torch.device, dtype: torch.dtyp
     return _reference(config, device)
 
 
-def _native(config: EngineConfig, device: torch.device) -> Backend:
+def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | None) -> Backend:
     """Its bits change with nothing: --deterministic asks for no more."""
     if device.type != "cpu":
         raise EngineConfigError(f"--backend native runs on the CPU, not on {device.type}: add --device cpu")
     threads = config.threads or num_cores()
     ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, _quantization(config))
+    if heartbeat is not None:
+        ops.beat_in(heartbeat.counter)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native-{ops.isa}{_named(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:

@@ -11,22 +11,12 @@ from numpy.typing import NDArray
 from engine.plan import Chunk, StepPlan
 from engine.request_rows import Int64s, RequestRows
 from engine.routing import build_routing
-from engine.sequence import Sequence
+from engine.standing import LogitRows, StandingBatch
 from engine.transfer import send
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class LogitRows:
-    """The rows of the logits: first those that are sampled, then those that score the prompt token behind them."""
-
-    sequences: list[Sequence]  # N of them, whose rows they are
-    rows: Int64s  # [N] their rows in RequestRows
-    positions: Int64s  # [N] absolute: each row predicts the token behind
-    num_sampled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +27,49 @@ class StepBatch:
     logits: LogitRows
 
 
-def build_batch(plan: StepPlan, requests: RequestRows, model: ModelConfig) -> StepBatch:
-    """The rows are the plan's chunks in order, each in ascending positions."""
-    chunks, device, block_size = plan.chunks, requests.device, requests.block_size
-    of_sequences, of_starts, of_lengths, samples, _ = zip(*chunks, strict=True)  # as Chunk has them
-    rows = requests.update(list(of_sequences))
-    starts, lengths = np.array(of_starts, dtype=np.int64), np.array(of_lengths, dtype=np.int64)
+class BatchBuilder:
+    """Makes the batch of each step. What stays from one decode step to the next is kept."""
+
+    def __init__(self, requests: RequestRows, model: ModelConfig) -> None:
+        self._requests = requests
+        self._model = model
+        self._standing: StandingBatch | None = None
+
+    def build(self, plan: StepPlan) -> StepBatch:
+        """The rows are the plan's chunks in order, each in ascending positions."""
+        of_sequences, of_starts, of_lengths, samples, _ = zip(*plan.chunks, strict=True)  # as Chunk has them
+        rows = self._requests.update(list(of_sequences))
+        starts = np.array(of_starts, dtype=np.int64)
+        if max(of_lengths) > 1 or not all(samples):
+            return build_batch(plan.chunks, rows, starts, np.array(of_lengths), self._requests, self._model)
+        if self._standing is None or self._standing.rows is not rows:
+            self._standing = StandingBatch(plan.chunks, rows, self._requests, self._model)
+        return StepBatch(*self._standing.at(starts))
+
+
+def build_batch(
+    chunks: tuple[Chunk, ...],
+    rows: Int64s,
+    starts: Int64s,
+    lengths: Int64s,
+    requests: RequestRows,
+    model: ModelConfig,
+) -> StepBatch:
+    """Of chunks of any kind. rows, starts and lengths are theirs."""
+    device, block_size = requests.device, requests.block_size
     query_start = np.concatenate(([0], lengths.cumsum()))
     positions = _positions(starts, lengths, query_start)
-    tables = requests.tables_of(rows)
+    tables, sent_tables = requests.tables_of(rows)
     owners = np.repeat(np.arange(len(chunks)), lengths)
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    wanted, logit_rows = _logit_rows(chunks, np.array(samples), requests.scores_prompt, rows, starts, query_start)
-    placed = send(rows[owners], device), send(positions, device)
+    wanted, logit_rows = _logit_rows(chunks, requests.scores_prompt, rows, starts, query_start)
     forward = ForwardBatch(
-        token_ids=requests.tokens[placed].long(),
-        positions=placed[1],
+        token_ids=requests.tokens_at(rows[owners], positions),
+        positions=send(positions, device),
         slot_mapping=send(slots, device),
         query_start=send(query_start.astype(np.int32), device),
         context_len=send((starts + lengths).astype(np.int32), device),
-        block_tables=send(tables, device),
+        block_tables=sent_tables,
         logit_rows=send(logit_rows, device),
         routing=build_routing(chunks, model, device),
     )
@@ -70,14 +83,13 @@ def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:
 
 def _logit_rows(
     chunks: tuple[Chunk, ...],
-    samples: Flags,
     scores_prompt: Flags,
     rows: Int64s,
     starts: Int64s,
     query_start: Int64s,
 ) -> tuple[LogitRows, Int64s]:
     """Whose logits are wanted, and where those rows stand among the T."""
-    sampled = samples.nonzero()[0]
+    sampled = np.array([chunk.samples for chunk in chunks]).nonzero()[0]
     scored = [
         (index, position)
         for index in scores_prompt[rows].nonzero()[0].tolist()

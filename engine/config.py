@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival alone
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
+    num_tenants: int = 1  # among whom the places are shared out; with one, requests run by priority and arrival
     sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
     experts_per_token: int | None = None  # of requests that name no number; None: as the checkpoint's config says
     check_integrity: bool = False  # audit the block pool after every step (tests)

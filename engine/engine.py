@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from engine.config import EngineConfig
-from engine.errors import FatalEngineError, RequestRejectedError
+from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
 from engine.expert_counts import ExpertCounts
 from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
+from engine.heartbeat import Heartbeat
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import StepPlan, StepResult
@@ -59,6 +60,7 @@ class Engine:
         self._in_flight: list[_Flight] = []  # at most one step
         on_gpu = loaded.device.type != "cpu"
         self._is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
+        self.on_start: Callable[[list[int]], None] = lambda request_ids: None  # told whose prompts a step will compute
         self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
@@ -68,10 +70,12 @@ class Engine:
         on_progress: ProgressCallback = lambda phase, done, total: None,
         *,
         vocabulary: Vocabulary | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> "Engine":
-        """`vocabulary`: what requests with a grammar need. Raises model.errors.CheckpointError or EngineConfigError,
-        one line each for the person at the terminal."""
-        return cls(config, load(config, on_progress), vocabulary)
+        """`vocabulary`: what requests with a grammar need. `heartbeat` is moved on while it loads and computes.
+
+        Raises model.errors.CheckpointError or EngineConfigError, one line each for the person at the terminal."""
+        return cls(config, load(config, on_progress, heartbeat), vocabulary)
 
     def add(self, request: Request) -> None:
         """Queues a request, one with a grammar once its matcher is built. One that can never run gets its error with
@@ -123,7 +127,7 @@ class Engine:
         """
         try:
             return self._step()
-        except FatalEngineError:
+        except (FatalEngineError, PeerGoneError):
             raise
         except Exception as error:  # planning, or book-keeping: what it has left behind is not to be trusted
             raise FatalEngineError(f"the engine's book-keeping failed: {type(error).__name__}: {error}") from error
@@ -134,6 +138,8 @@ class Engine:
         self._queue_built()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
+        if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:
+            self.on_start(starting)
         landing = self._launch(plan)
         results = [(flight.plan, self._finish(flight)) for flight in landing]
         end = self._clock()

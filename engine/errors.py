@@ -21,6 +21,10 @@ class FatalEngineError(EngineError):
     it still holds gets no output any more."""
 
 
+class PeerGoneError(EngineError):
+    """The API process closed its end of the socket, or died."""
+
+
 class RequestRejectedError(EngineError):
     """A request that this engine can never run: too long for the model or for the whole KV pool, for one."""
 

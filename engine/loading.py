@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
 from engine.expert_counts import ExpertCounts
+from engine.heartbeat import Heartbeat
 from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
@@ -36,6 +37,8 @@ from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+from model.native_network import NativeMixtral
+from model.ops.native import NativeOps
 from model.packed_bytes import packed_bytes
 from model.random_weights import random_model
 from model.weight_bytes import weight_bytes as weight_bytes_by_part
@@ -68,8 +71,10 @@ class LoadedModel:
     warnings: tuple[str, ...]
 
 
-def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
-    """Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
+def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
+    """`heartbeat` is moved on by whatever the model computes, from now on.
+
+    Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
     device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
@@ -77,7 +82,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     memory = memory_of(device)
     check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
-    backend = choose_backend(config, device, dtype)
+    backend = choose_backend(config, device, dtype, heartbeat)
     with explained(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
@@ -87,6 +92,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback) -> LoadedModel:
             backend.ops,
             lambda done, total: on_progress("weights", done, total),
         )
+    if heartbeat is not None:
+        model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
     return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
 
@@ -118,6 +125,8 @@ def _made_ready(
     on_progress: ProgressCallback,
 ) -> LoadedModel:
     """The loaded network with a KV pool in the memory that is left, and a measured budget."""
+    if isinstance(backend.ops, NativeOps):
+        model = NativeMixtral(model, backend.ops)
     model_config, memory = model.config, memory_of(device)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
@@ -173,6 +182,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> 
         eos_token_ids=model.eos_token_ids,
         by_priority=config.scheduling_policy == "priority",
         num_experts=model.num_experts,
+        num_tenants=config.num_tenants,
     )
 
 

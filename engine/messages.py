@@ -74,6 +74,13 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     exit_code: int = 1
 
 
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a step: it computes these requests' prompts. What an engine died of is among those started
+    and those whose grammar it was building."""
+
+    request_ids: list[int]
+
+
 class Step(msgspec.Struct, frozen=True, tag=True):
     """Engine to API: one per step that had something to tell."""
 
@@ -97,7 +104,7 @@ class Experts(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = Start | Add | Abort | AskExperts
-FromEngine = Progress | Ready | Failed | Step | Experts
+FromEngine = Progress | Ready | Failed | Started | Step | Experts
 
 _encoder = msgspec.msgpack.Encoder()
 

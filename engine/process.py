@@ -1,9 +1,11 @@
-"""The engine as a process of its own: `python -m engine.process FD`, FD one end of a socket pair.
+"""The engine as a process of its own: `python -m engine.process FD [HEARTBEAT_FD]`, FD one end of a socket pair,
+HEARTBEAT_FD the memory of the counter that shows that it goes on.
 
 It reads Start, loads, sends Ready, and then: drains the socket, steps, sends what the step gave, until the other end is
-gone. It stops at once when its parent does, for then the socket reads end of file.
+gone. It never outlives its parent, whatever it is doing: the kernel sees to that.
 """
 
+import ctypes
 import gc
 import logging
 import select
@@ -13,8 +15,9 @@ import sys
 from collections.abc import Iterable
 
 from engine.engine import Engine
-from engine.errors import EngineConfigError
+from engine.errors import EngineConfigError, FatalEngineError, PeerGoneError
 from engine.expert_counts import FOLD_S
+from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
@@ -25,6 +28,7 @@ from engine.messages import (
     FromEngine,
     Progress,
     Start,
+    Started,
     Step,
     ToEngine,
     encode_frame,
@@ -33,14 +37,11 @@ from engine.types import StepOutput
 from model.errors import CheckpointError
 
 RECEIVE_BYTES = 1 << 18
-IDLE_AUDIT_S = 1.0  # an engine idle for this long audits its block pool, once
+IDLE_S = 0.5  # so often an idle engine shows that it lives; after the first time it audits its block pool, once
+PR_SET_PDEATHSIG = 1
 USER_ERROR, CRASH = 2, 1  # exit codes
 
 log = logging.getLogger("smoe.engine")
-
-
-class PeerGoneError(Exception):
-    """The API process closed its end, or died."""
 
 
 class Channel:
@@ -56,8 +57,8 @@ class Channel:
         except OSError:
             raise PeerGoneError from None
 
-    def receive(self, timeout_s: float | None) -> list[ToEngine]:
-        """What has arrived; waits up to `timeout_s` (None: without limit) if that is nothing."""
+    def receive(self, timeout_s: float) -> list[ToEngine]:
+        """What has arrived; waits up to `timeout_s` if that is nothing."""
         readable, _, _ = select.select([self._connection], [], [], timeout_s)
         if not readable:
             return []
@@ -73,8 +74,9 @@ class Channel:
 class EngineProcess:
     """The loop around one engine."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, heartbeat: Heartbeat) -> None:
         self.channel = channel
+        self.heartbeat = heartbeat
 
     def run(self) -> int:
         """Serves until the peer is gone (0), or until the engine cannot start or go on (the exit code then)."""
@@ -86,6 +88,9 @@ class EngineProcess:
             return 0
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
+        except FatalEngineError as error:
+            log.exception("every request ends, and so does this process")
+            return self._fail(str(error), CRASH)
         except MemoryError:
             return self._fail("out of memory: --kv-cache-memory-bytes and --max-model-len make it smaller", CRASH)
         return 0
@@ -98,29 +103,34 @@ class EngineProcess:
         """The loaded engine, and what arrived behind Start."""
         messages: list[ToEngine] = []
         while not messages:
-            messages = self.channel.receive(None)
+            self.heartbeat.beat()
+            messages = self.channel.receive(IDLE_S)
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
-        engine = Engine.load(
-            first.config, lambda *progress: self.channel.send(Progress(*progress)), vocabulary=first.vocabulary
-        )
+        engine = Engine.load(first.config, self._tell_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
+        engine.on_start = lambda request_ids: self.channel.send(Started(request_ids))
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections need not look at them
         return engine, early
+
+    def _tell_progress(self, phase: str, loaded_bytes: int, total_bytes: int) -> None:
+        self.heartbeat.beat()
+        self.channel.send(Progress(phase, loaded_bytes, total_bytes))
 
     def _serve(self, engine: Engine, early: Iterable[ToEngine]) -> None:
         self._handle(engine, early)
         audited = False
         while True:
+            self.heartbeat.beat()
             busy = engine.has_work()
-            idle_s = FOLD_S if engine.has_untold_experts() else None if audited else IDLE_AUDIT_S
+            idle_s = FOLD_S if engine.has_untold_experts() else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
                 self.channel.send(Step(engine.step()))
                 audited = False
             elif changed or engine.has_untold_experts():
                 self.channel.send(Step(StepOutput([], engine.stats())))
-            elif not busy:
+            elif not busy and not audited:
                 engine.scheduler.check_integrity()
                 audited = True
 
@@ -141,13 +151,22 @@ class EngineProcess:
         return arrived
 
 
+def die_with_parent() -> None:
+    """From now on this process is killed when the one that started it ends: also in a long step, also where it is
+    stopped. (Elsewhere than on Linux it goes when it next looks at its socket.)"""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> int:
-    """Entry point of the process; its standard error is the server's."""
+    """Entry point of the process; its standard error is read by the server."""
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    return EngineProcess(Channel(connection)).run()
+    heartbeat = Heartbeat(*map(int, sys.argv[2:3]))
+    return EngineProcess(Channel(connection), heartbeat).run()
 
 
 if __name__ == "__main__":

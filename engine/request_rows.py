@@ -6,8 +6,6 @@ reads it: a step can be prepared before the host knows the tokens of the one in 
 Letters: R rows, L tokens of the longest request, M blocks of it, V vocabulary.
 """
 
-from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 from operator import attrgetter
 
 import numpy as np
@@ -21,6 +19,8 @@ from model.sampling import Real, Whole
 # A step asks this of all its sequences, so it is asked without a line of Python for each.
 BLOCK_TABLE, NUM_SLID_BLOCKS = attrgetter("block_table"), attrgetter("num_slid_blocks")
 NUM_PREEMPTIONS = attrgetter("num_preemptions")
+
+BlocksState = tuple[int, int, int]  # a sequence's blocks, slid ones among them, preemptions so far
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -38,6 +38,7 @@ class RequestRows:
         self.vocab_size = vocab_size
         self.device = device
         self.tokens = torch.zeros(num_rows, max_tokens + 1, dtype=torch.int32, device=device)  # [R, L]
+        self._host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
         self.block_tables = np.zeros(
             (num_rows, -(-max_tokens // block_size)), dtype=np.int32
         )  # [R, M], 0 behind the end
@@ -45,26 +46,27 @@ class RequestRows:
         self.wholes = np.zeros((num_rows, len(Whole)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # what may be sampled changes from step to step
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
-        self._num_blocks = np.zeros(num_rows, dtype=np.int64)  # written so far
-        self._num_slid = np.zeros(num_rows, dtype=np.int64)
-        self._num_preemptions = np.zeros(num_rows, dtype=np.int64)
+        self._written: list[BlocksState] = [(0, 0, 0)] * num_rows  # what block_tables has of each row
         self._row_of: dict[Sequence, int] = {}
         self._free = list(range(num_rows))
         self._last: list[Sequence] = []
         self._last_rows = np.zeros(0, dtype=np.int64)
+        self._last_states: list[BlocksState] = []  # of these sequences
+        self._last_tables: tuple[Int32s, torch.Tensor] | None = None  # None: not made since something changed
 
     def update(self, sequences: list[Sequence]) -> Int64s:
-        """The rows of a step's sequences, brought up to date."""
+        """The rows of a step's sequences, brought up to date. The same object as before for the same sequences."""
         if sequences != self._last:
             self._last_rows = np.array([self._row(sequence) for sequence in sequences], dtype=np.int64)
-            self._last = sequences
-        rows = self._last_rows
-        preemptions = _counts(map(NUM_PREEMPTIONS, sequences), rows)
-        restarted = rows[preemptions != self._num_preemptions[rows]]  # their blocks are others now
-        self._num_blocks[restarted] = self._num_slid[restarted] = 0
-        self._num_preemptions[rows] = preemptions
-        self._write_new_blocks(sequences, rows)
-        return rows
+            self._last, self._last_states = sequences, []
+        lengths = map(len, map(BLOCK_TABLE, sequences))
+        states = list(zip(lengths, map(NUM_SLID_BLOCKS, sequences), map(NUM_PREEMPTIONS, sequences), strict=True))
+        if states != self._last_states:
+            for row, sequence, state in zip(self._last_rows.tolist(), sequences, states, strict=True):
+                if state != self._written[row]:
+                    self._write_blocks(row, sequence, state)
+            self._last_states, self._last_tables = states, None
+        return self._last_rows
 
     def _row(self, sequence: Sequence) -> int:
         row = self._row_of.get(sequence)
@@ -79,8 +81,7 @@ class RequestRows:
         self.wholes[row] = _wholes(sequence, row)
         self.is_constrained[row] = is_constrained(sequence)
         self.scores_prompt[row] = sequence.request.params.prompt_logprobs
-        self._num_blocks[row] = self._num_slid[row] = 0
-        self._num_preemptions[row] = sequence.num_preemptions
+        self._written[row] = 0, 0, sequence.num_preemptions
         self._row_of[sequence] = self._free.pop()  # now that all of it is written: a value that no array takes raises
         return row
 
@@ -89,26 +90,33 @@ class RequestRows:
         for sequence in ended:
             self._free.append(self._row_of.pop(sequence))
 
-    def _write_new_blocks(self, sequences: SequenceOf[Sequence], rows: Int64s) -> None:
-        counts = _counts(map(len, map(BLOCK_TABLE, sequences)), rows)
-        for index in (counts != self._num_blocks[rows]).nonzero()[0].tolist():
-            row, table = rows[index], sequences[index].block_table
-            first = int(self._num_blocks[row])
-            self.block_tables[row, first : len(table)] = table[first:]
-            self.block_tables[row, len(table) :] = 0
-        self._num_blocks[rows] = counts
-        slid = _counts(map(NUM_SLID_BLOCKS, sequences), rows)
-        for index in (slid != self._num_slid[rows]).nonzero()[0].tolist():
-            self.block_tables[rows[index], : slid[index]] = 0
-        self._num_slid[rows] = slid
+    def _write_blocks(self, row: int, sequence: Sequence, state: BlocksState) -> None:
+        """What is new of the table since it was last written."""
+        (num_blocks, num_slid, num_preemptions), table = state, sequence.block_table
+        written, slid, preemptions_before = self._written[row]
+        if num_preemptions != preemptions_before:  # its blocks are others now
+            written = slid = 0
+        if num_blocks != written:
+            self.block_tables[row, written:num_blocks] = table[written:]
+            self.block_tables[row, num_blocks:] = 0
+        if num_slid != slid:
+            self.block_tables[row, :num_slid] = 0
+        self._written[row] = state
 
-    def tables_of(self, rows: Int64s) -> Int32s:
-        """The block tables of these rows, as wide as the longest, 0 behind an end: [S, M]."""
-        return np.take(self.block_tables[:, : int(self._num_blocks[rows].max())], rows, axis=0)
+    def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
+        """The block tables of the rows that update() returned last, as wide as the longest, 0 behind an end: [S, M].
+        Here, and on the device; nobody writes to them."""
+        if self._last_tables is None:
+            width = max(num_blocks for num_blocks, _, _ in self._last_states)
+            tables = np.take(self.block_tables[:, :width], rows, axis=0)
+            self._last_tables = tables, send(tables, self.device)
+        return self._last_tables
 
-
-def _counts(values: Iterable[int], rows: Int64s) -> Int64s:
-    return np.fromiter(values, dtype=np.int64, count=len(rows))
+    def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:
+        """The tokens at these positions of these rows, [T] int64 on the device, where the last may be still to come."""
+        if self._host_tokens is not None:
+            return torch.from_numpy(self._host_tokens[rows, positions].astype(np.int64))
+        return self.tokens[send(rows, self.device), send(positions, self.device)].long()
 
 
 def _reals(sequence: Sequence) -> list[float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.batch import build_batch
+from engine.batch import BatchBuilder
 from engine.expert_counts import ExpertCounts
 from engine.plan import StepPlan, StepResult
 from engine.request_rows import RequestRows
@@ -43,6 +43,7 @@ class ModelRunner:
         self.model = model
         self.kv_pool = kv_pool
         self.requests = requests
+        self._batches = BatchBuilder(requests, model.config)
         self.sampler = sampler
         self.expert_counts = expert_counts  # None where the network has no experts
 
@@ -58,7 +59,7 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> InFlight:
         """Gives the device a step that is not empty, and does not wait for it. Steps are computed in the order in which
         they are launched; what the one before samples is there for this one."""
-        batch = build_batch(plan, self.requests, self.model.config)
+        batch = self._batches.build(plan)
         forward, finite = batch.forward, None
         num_rows = len(forward.token_ids)
         if num_rows > batch.logits.num_sampled:  # a prompt's positions show no logits

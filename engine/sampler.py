@@ -3,15 +3,15 @@
 The mathematics is the backend's: model.ops.Ops.sample. Letters: N rows of logits, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
-from engine.batch import LogitRows
 from engine.constraints import Constraints
 from engine.plan import RowFailed, Sampled
-from engine.request_rows import RequestRows
+from engine.request_rows import Int64s, RequestRows
+from engine.standing import LogitRows
 from engine.transfer import Fetch, send
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops import Ops
@@ -34,13 +34,25 @@ class Sampling:
     answers: Fetch  # the fields of SampledRows; those of log probabilities only where a row wants them
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """What rows ask for. Where all of them are sampled and none is constrained, only positions change until the next
+    step of other rows."""
+
+    of: Int64s  # LogitRows.rows
+    wholes: Int64s
+    sent: SamplingRows
+    num_logprobs: list[int]
+
+
 class Sampler:
-    """Stateless but for the ids that end a text."""
+    """Keeps what the last step's rows asked for."""
 
     def __init__(self, ops: Ops, rows: RequestRows, eos_token_ids: tuple[int, ...]) -> None:
         self._ops = ops
         self._rows = rows
         self._eos_token_ids = eos_token_ids
+        self._standing: _Standing | None = None
 
     def launch(self, logits: Tensor, wanted: LogitRows) -> Sampling:
         """logits [N, V] float32, a row for each that is wanted. Waits for no device."""
@@ -52,12 +64,20 @@ class Sampler:
         return Sampling(wanted, num_logprobs, failed, Fetch(fetched))
 
     def _fill(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
+        standing = self._standing
+        if standing is None or standing.of is not wanted.rows:
+            return self._fill_anew(wanted)
+        standing.wholes[:, Whole.NUM_TOKENS] = wanted.positions + 1
+        return self._sent(standing, wanted), standing.num_logprobs, {}
+
+    def _fill_anew(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         rows, device = self._rows, self._rows.device
         reals, wholes = rows.reals[wanted.rows], rows.wholes[wanted.rows]
         wholes[:, Whole.NUM_TOKENS] = wanted.positions + 1
         self._fill_scores(wanted, wholes)
         constraints = Constraints(rows.vocab_size, self._eos_token_ids)
-        for index in rows.is_constrained[wanted.rows[: wanted.num_sampled]].nonzero()[0].tolist():
+        constrained = rows.is_constrained[wanted.rows[: wanted.num_sampled]].nonzero()[0].tolist()
+        for index in constrained:
             sequence = wanted.sequences[index]
             num_generated = int(wanted.positions[index]) + 1 - sequence.num_prompt_tokens
             constraints.add(sequence, num_generated, wholes[index])
@@ -66,7 +86,7 @@ class Sampler:
         sampling_rows = SamplingRows(
             reals=send(reals, device),
             wholes=send(wholes, device),
-            history=rows.tokens[:, : int(wanted.positions.max()) + 2],
+            history=rows.tokens,
             bias_ids=bias_ids,
             bias_values=bias_values,
             masks=constraints.masks(device),
@@ -74,7 +94,18 @@ class Sampler:
             is_greedy=bool((reals[:, Real.TEMPERATURE] < MIN_TEMPERATURE).all()),
             has_penalties=bool(penalties.any()),
         )
-        return sampling_rows, wholes[:, Whole.NUM_LOGPROBS].tolist(), constraints.failed
+        filled = _Standing(wanted.rows, wholes, sampling_rows, wholes[:, Whole.NUM_LOGPROBS].tolist())
+        self._standing = filled if wanted.num_sampled == len(wholes) and not constrained else None
+        return self._sent(filled, wanted), filled.num_logprobs, constraints.failed
+
+    def _sent(self, standing: "_Standing", wanted: LogitRows) -> SamplingRows:
+        """With the numbers as they stand now; only penalties look at the history, at no more than there is of it."""
+        rows, device = standing.sent, self._rows.device
+        if device.type != "cpu":
+            rows = replace(rows, wholes=send(standing.wholes, device))
+        if rows.has_penalties:
+            rows = replace(rows, history=self._rows.tokens[:, : int(wanted.positions.max()) + 2])
+        return rows
 
     @staticmethod
     def _fill_scores(wanted: LogitRows, wholes: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:

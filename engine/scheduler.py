@@ -17,6 +17,7 @@ from engine.experts import SequenceExperts
 from engine.outputs import error_output, finish_reason, last_output, progress_output
 from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.sequence import Matcher, Sequence, Status
+from engine.tenants import Tenants, share_of_places
 from engine.types import Request, RequestOutput
 from engine.waiting import WaitingQueue
 
@@ -29,8 +30,9 @@ class Scheduler:
     """plan() -> StepPlan, apply(plan, result) -> outputs. plan() may be called once more before apply(), with one step
     in flight; requests are added and aborted between calls.
 
-    The order of service is (priority, arrival), or arrival alone. The first in that order can never be preempted by a
-    later one, and only the last is ever a victim: so the first always finishes, and then the next is first.
+    Who waits is let in by priority, then tenant by tenant (engine.waiting), or by arrival alone; from then on the order
+    of service is (priority, turn). The first in that order can never be preempted by a later one, and only the last is
+    ever a victim: so the first always finishes, and then the next is first.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Scheduler:
         eos_token_ids: Iterable[int],
         by_priority: bool = True,
         num_experts: int = 0,
+        num_tenants: int = 1,
     ) -> None:
+        """`num_tenants`: with more than one, none may have all places, so that another's first request finds one."""
         self.tables = tables
         self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -51,7 +55,8 @@ class Scheduler:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.by_priority = by_priority
         self.num_experts = num_experts
-        self.waiting = WaitingQueue()
+        self.tenants = Tenants(share_of_places(self.max_running) if num_tenants > 1 else self.max_running)
+        self.waiting = WaitingQueue(self.tenants)
         self.running: list[Sequence] = []  # in scheduling order
         self.live: dict[int, Sequence] = {}
         self._ending: dict[int, Sequence] = {}  # finished with a chunk in flight: blocks still to be given back
@@ -67,6 +72,7 @@ class Scheduler:
         self._num_arrivals += 1
         room = self.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(request, order, min(request.params.max_tokens, room), matcher)
+        sequence.tenant = request.tenant if self.by_priority else 0
         if request.expert_usage or request.expert_routing:
             sequence.experts = SequenceExperts(request, self.num_experts)
         self.live[request.request_id] = sequence
@@ -176,11 +182,14 @@ class Scheduler:
         self.tables.adopt_prefix(sequence, hits)
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=lambda s: s.order)
+        self.tenants.starts(sequence.tenant)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
             sequence.num_cached_tokens = sequence.num_computed
             step.num_prefix_hits += sequence.num_computed
             step.num_prefix_queries += sequence.num_prompt_tokens if sequence.reads_prefix_cache else 0
+            num_new = sequence.num_prompt_tokens - sequence.num_cached_tokens
+            self.tenants.charge(sequence.tenant, num_prompt_tokens=num_new)
         self._schedule(step, sequence, min(sequence.num_to_schedule, step.budget))
 
     # Its results are applied.
@@ -232,6 +241,7 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
         sequence.token_ids.append(sampled.token_id)
+        self.tenants.charge(sequence.tenant, num_generated=1)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
         reason, stop_token_id = finish_reason(sequence, sampled.token_id, self.eos_token_ids)
@@ -269,3 +279,4 @@ class Scheduler:
         index = bisect_left(self.running, sequence.order, key=lambda s: s.order)
         assert self.running[index] is sequence
         del self.running[index]
+        self.waiting.stopped(sequence)

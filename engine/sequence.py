@@ -35,7 +35,8 @@ class Sequence:
         self.request = request
         self.matcher = matcher  # follows the generated tokens, which a preemption keeps
         self.follows_tokens = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
-        self.order = order  # lower goes first; unique
+        self.order = order  # lower goes first; (priority, arrival) until it is let in, then (priority, turn)
+        self.tenant = request.tenant
         self.max_generated = max_generated  # max_tokens, or what the context leaves
         self.status = Status.WAITING
         self.token_ids = list(request.prompt_token_ids)  # prompt, then what was generated

@@ -53,6 +53,7 @@ class Request(msgspec.Struct, frozen=True):
     grammar: str | None = None  # what the text must match: llguidance's serialised form, with its option no_forcing
     deadline_s: float | None = None  # time.monotonic() when it ends, finished or not
     queue_deadline_s: float | None = None  # likewise, where no step has computed anything of it by then
+    tenant: int = 0  # whose it is: places are shared out among tenants by what they were served
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ Shape letters: T rows (token positions) of the batch, N rows with logits, D mode
 V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,7 @@ class Mixtral:
         self.config = config
         self.weights = weights
         self.ops = ops
+        self.on_layer: Callable[[], None] = lambda: None  # told of each layer: the step goes on
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
@@ -62,6 +63,7 @@ class Mixtral:
         for layer, k_cache, v_cache, choice in zip(self.weights.layers, kv_pool.k, kv_pool.v, choices, strict=True):
             x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, plan)
             x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, choice)  # [T, D]
+            self.on_layer()
         if batch.finite is not None:  # what is no number in K, V or an expert stays none in the row's sum
             torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
         return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]

@@ -64,7 +64,7 @@ async def _on_api_error(http: HttpRequest, error: Exception) -> Response:
 async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RoutingError)
     if error.status_code == 405:
-        return error_response(http, method_not_allowed((error.headers or {})["Allow"].split(", ")))
+        return error_response(http, method_not_allowed(sorted((error.headers or {})["Allow"].split(", "))))
     return error_response(http, unknown_url())
 
 

@@ -1,14 +1,16 @@
 """From a request's bytes to a request model: the headers that a JSON body needs, then strict JSON, then the schema."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
 from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
+from server.ignored import ignored_fields
 from server.prepare import off_loop
 from server.state import state_of
 from server.strict_json import parse_object
-from server.validation import UNPRINTABLE, RequestModel, unknown_fields, validate
+from server.validation import UNPRINTABLE, RequestModel, validate
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 
@@ -26,13 +28,22 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
         ignored.append("priority")
     if ignored and state.strict_params:
         raise unknown_parameter(ignored[0] if ignored[0] != UNPRINTABLE else None)
-    return request, {IGNORED_PARAMS_HEADER: ", ".join(ignored)} if ignored else {}
+    return request, ignoring({}, ignored)
+
+
+def ignoring(headers: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The headers, telling of these names as well."""
+    if not names:
+        return headers
+    told = headers.get(IGNORED_PARAMS_HEADER)
+    return headers | {IGNORED_PARAMS_HEADER: ", ".join([told, *names] if told else names)}
 
 
 def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:
     """The request, and the names of its unknown fields. A megabyte of small values takes some 0.3 s."""
     fields = parse_object(body)
-    return validate(model_class, fields), unknown_fields(model_class, fields)
+    request = validate(model_class, fields)
+    return request, ignored_fields(request, fields)
 
 
 def _check_headers(http: HttpRequest) -> None:

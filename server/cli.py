@@ -62,6 +62,7 @@ def serve_command(
     max_num_seqs: Annotated[Text, _option("Most requests in one step. [256]", "N")] = None,
     max_num_batched_tokens: Annotated[Text, _option("Most tokens in one step.", "N")] = None,
     max_num_queued_reqs: Annotated[Text, _option("Most requests waiting before 429. [1024]", "N")] = None,
+    max_num_queued_tokens: Annotated[Text, _option("Most prompt tokens waiting before 429. [1024 each]", "N")] = None,
     block_size: Annotated[Text, _option("Tokens per KV block. [16]", "N")] = None,
     kv_cache_memory_bytes: Annotated[Text, _option("Memory for the KV cache: bytes, or 1GiB.", "SIZE")] = None,
     kv_cache_dtype: Annotated[Text, _option("auto (as the weights) or int8. [auto]")] = None,

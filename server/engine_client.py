@@ -1,46 +1,32 @@
-"""The API process' end of the socket to the engine process: starts it, sends requests, sorts outputs into mailboxes.
+"""The engine as the HTTP side sees it: takes requests, gives their outputs, and starts another process where one dies.
 
-Knows request ids and token ids, not text and not HTTP. Everything runs on the event loop; nothing here blocks it.
+Knows request ids and token ids, not text and not HTTP. Everything runs on the event loop; nothing here blocks it. What
+it puts together: `engine_link` is one process and its socket, `request_book` what is kept to be sent again, `backoff`
+when to start the next, `watchdog` whether the one there is goes on.
 """
 
 import asyncio
 import logging
-import signal
-import socket
-import sys
-from asyncio.subprocess import DEVNULL, Process
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-import engine
 from engine.config import EngineConfig
-from engine.messages import (
-    Abort,
-    Add,
-    AskExperts,
-    Experts,
-    Failed,
-    FrameReader,
-    FromEngine,
-    Progress,
-    Ready,
-    Start,
-    Step,
-    ToEngine,
-    encode_frame,
-)
+from engine.messages import Abort, Add, AskExperts, Experts, FromEngine, Progress, Ready, Start, Started, Step
 from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
+from server.backoff import MAX_USELESS, SERVED_S, Backoff
+from server.engine_link import ENGINE_COMMAND, Death, EngineLink
 from server.mailbox import EngineDied, Mailbox
+from server.request_book import RequestBook
+from server.watchdog import Patience, Watchdog
 
 logger = logging.getLogger("smoe.engine")
 
-Phase = Literal["loading", "ready", "draining", "dead"]
-ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
-EXIT_GRACE_S = 2.0  # for what a process that has exited left in the socket
+Phase = Literal["loading", "ready", "stuck", "restarting", "draining", "dead"]
+PATIENCE = Patience()
 STOP_GRACE_S = 0.5  # for a process that was told to exit
 STOPPED = "the server is shutting down"
 GONE = "the engine stopped; the request can be sent again"
@@ -51,7 +37,7 @@ class EngineStatus:
     """What health checks report."""
 
     phase: Phase
-    stage: str = ""  # while loading: "weights", "kv cache", "warm-up"
+    stage: str = ""  # while it loads: "weights", "kv cache", "warm-up"
     loaded_bytes: int = 0
     total_bytes: int = 0
     message: str | None = None  # why it is dead, one line for the person at the terminal: it may name paths
@@ -59,30 +45,42 @@ class EngineStatus:
 
 
 class EngineClient:
-    """The running engine, as the HTTP side sees it. One engine for the client's life: a dead one stays dead."""
+    """The engine, through the lives of its processes. With `restarts`, one that served and died is replaced; what the
+    phase "dead" says is final."""
 
     def __init__(
         self,
         *,
         on_step: Callable[[StepStats], None] = lambda stats: None,
         on_status: Callable[[EngineStatus], None] = lambda status: None,
+        on_restart: Callable[[], None] = lambda: None,
         command: Sequence[str] = ENGINE_COMMAND,
+        restarts: bool = False,
+        patience: Patience = PATIENCE,
     ) -> None:
-        """`on_step` sees each step's numbers, `on_status` each new status; `command` gets the socket's number."""
-        self.ready: Ready | None = None
+        """`on_step` sees each step's numbers, `on_status` each new status, `on_restart` each process but the first;
+        `command`: see EngineLink."""
+        self.ready: Ready | None = None  # of the newest process that was
         self.stats = StepStats()
         self._status = EngineStatus("loading")
         self._on_step = on_step
         self._on_status = on_status
+        self._on_restart = on_restart
         self._command = command
-        self._mailboxes: dict[int, Mailbox] = {}
+        self._patience = patience
+        self._backoff = Backoff() if restarts else None
+        self._book = RequestBook()
         self._questions: dict[tuple[float | None, bool], asyncio.Future[ExpertReport]] = {}  # about experts
         self._asked: dict[int, tuple[float | None, bool]] = {}  # by query id
         self._last_query_id = 0
         self._last_request_id = 0
-        self._process: Process | None = None
-        self._transport: asyncio.Transport | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._start: Start | None = None
+        self._link = EngineLink(command, self._receive, self._died)
+        self._serves = False  # this process has loaded
+        self._ready_s: float | None = None  # when it had
+        self._gave_output = False  # this process, to anybody
+        self._is_draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def status(self) -> EngineStatus:
@@ -90,40 +88,33 @@ class EngineClient:
         return self._status
 
     @property
+    def pid(self) -> int | None:
+        """Of the newest process."""
+        return self._link.pid
+
+    @property
     def num_open(self) -> int:
         """Requests submitted and neither finished nor aborted."""
-        return len(self._mailboxes)
+        return len(self._book)
 
     @property
     def num_waiting(self) -> int:
-        """Requests submitted that no step has been seen to run: on their way, in the engine's queue, or preempted."""
-        return max(0, len(self._mailboxes) - self.stats.num_running)
+        """Requests submitted that no step has been seen to run: kept here, in the engine's queue, or preempted."""
+        return max(0, len(self._book) - self.stats.num_running)
 
     def new_request_id(self) -> int:
-        """An id that no other request of this engine has."""
+        """An id that no other request of this client has."""
         self._last_request_id += 1
         return self._last_request_id
 
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None = None) -> None:
         """Start the engine process and tell it what to load. Returns at once; `on_status` tells how it goes.
 
-        `vocabulary`: the tokens of which requests' grammars speak. A session of its own keeps the terminal's Ctrl-C
-        away from the process: it ends when its socket does, after the drain.
+        `vocabulary`: the tokens of which requests' grammars speak.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=DEVNULL,
-                cwd=package_root(),
-                start_new_session=True,
-            )
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self._lost), sock=ours)
-        self._watcher = loop.create_task(self._watch(self._process))
-        self._send(Start(config, vocabulary))
+        self._start = Start(config, vocabulary)
+        await self._link.start(self._start)
+        self._watch_over()
 
     def submit(self, requests: Sequence[Request]) -> Mailbox:
         """Queue requests, in order, whose outputs come to one mailbox. Of a dead engine it raises EngineDied."""
@@ -131,135 +122,200 @@ class EngineClient:
         if self._status.phase == "dead":
             mailbox.fail(GONE)
             return mailbox
-        self._mailboxes.update((request.request_id, mailbox) for request in requests)
-        self._send(Add(list(requests)))
+        self._book.add(requests, mailbox)
+        self._send_what_is_due()
         return mailbox
 
     def abort(self, request_ids: Iterable[int]) -> None:
         """Forget these requests. Unknown, finished and aborted ids are ignored."""
-        known = [request_id for request_id in request_ids if self._mailboxes.pop(request_id, None) is not None]
-        if known:
-            self._send(Abort(known))
+        self._forget(self._book.abort(request_ids))
 
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport:
-        """What the experts took, of the last `window_s` or since the start; with `reset` it is forgotten first. Those
-        who ask the same at the same time get one answer. Raises EngineDied."""
-        if self._status.phase == "dead":
+        """What the experts took, of the last `window_s` or since the process started; with `reset` it is forgotten
+        first. Those who ask the same at the same time get one answer. Raises EngineDied."""
+        if not self._serves:
             raise EngineDied(GONE)
         question = window_s, reset
         if question not in self._questions:
             self._questions[question] = asyncio.get_running_loop().create_future()
             self._last_query_id += 1
             self._asked[self._last_query_id] = question
-            self._send(AskExperts(self._last_query_id, window_s, reset))
+            self._link.send(AskExperts(self._last_query_id, window_s, reset))
         return await asyncio.shield(self._questions[question])
 
     def drain(self) -> None:
-        """From now on the status says "draining"; what runs goes on."""
+        """From now on the status says "draining" where it would say that the engine works; what runs goes on."""
+        self._is_draining = True
         if self._status.phase != "dead":
-            self._set_status(replace(self._status, phase="draining"))
+            self._set_status(self._status)
 
     async def stop(self) -> None:
         """End the engine process; requests still open get EngineDied. Idempotent."""
-        self._die(STOPPED, exit_code=0, told_clients=STOPPED)
-        if self._process is not None and self._watcher is not None:
-            try:
-                await asyncio.wait_for(asyncio.shield(self._watcher), STOP_GRACE_S)
-            except TimeoutError:
-                self._process.send_signal(signal.SIGKILL)
-                await self._watcher
+        self._end(STOPPED, exit_code=0, told_clients=STOPPED)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._link.end(STOP_GRACE_S)
 
-    def _send(self, message: ToEngine) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(message))
+    def _send_what_is_due(self) -> None:
+        if self._serves and (requests := self._book.take_to_send()):
+            self._link.send(Add(requests))
+
+    def _forget(self, in_engine: list[int]) -> None:
+        if in_engine:
+            self._link.send(Abort(in_engine))
+        self._send_what_is_due()  # one that was waited for may be gone
 
     def _receive(self, message: FromEngine) -> None:
         match message:
             case Step(step):
                 self._take_step(step.outputs, step.stats)
+            case Started(request_ids):
+                self._book.started(request_ids)
             case Progress():
-                self._set_status(EngineStatus("loading", message.phase, message.loaded_bytes, message.total_bytes))
+                phase: Phase = "loading" if self.ready is None else "restarting"
+                self._set_status(EngineStatus(phase, message.phase, message.loaded_bytes, message.total_bytes))
             case Ready():
-                self.ready = message
-                total = message.weight_bytes
-                self._set_status(EngineStatus("ready", "", total, total))
+                self._take_ready(message)
             case Experts():
                 answer = self._questions.pop(self._asked.pop(message.query_id))
                 answer.set_result(message.report)
-            case Failed():
-                self._die(message.message, exit_code=message.exit_code)
+
+    def _take_ready(self, ready: Ready) -> None:
+        if self.ready is not None and self.ready.fingerprint != ready.fingerprint:
+            # Requests were prepared, and streams begun, in the name of other numerics: promise nothing for these.
+            self._end("the engine that was started again computes other numbers: start the server again")
+            return
+        self.ready, self._serves, self._ready_s = ready, True, time.monotonic()
+        self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
+        self._send_what_is_due()
 
     def _take_step(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.stats = stats
         self._on_step(stats)
         for output in outputs:
-            mailbox = self._mailboxes.get(output.request_id)
-            if mailbox is None:
-                continue  # aborted here while the engine was computing it
-            if output.finish_reason is not None:
-                del self._mailboxes[output.request_id]
-            mailbox.put(output)
+            self._gave_output = True
+            if (mailbox := self._book.take(output)) is not None:
+                mailbox.put(output)
+        self._send_what_is_due()
 
     def _set_status(self, status: EngineStatus) -> None:
-        if self._status.phase == "draining" and status.phase != "dead":
+        """While it drains nobody is told that it loads or is ready."""
+        if self._is_draining and status.phase in ("loading", "ready"):
             status = replace(status, phase="draining")
         self._status = status
         self._on_status(status)
 
-    def _lost(self, reason: str | None) -> None:
-        self._die(reason or "the engine process is gone")
-
-    def _die(self, message: str, *, exit_code: int = 1, told_clients: str = GONE) -> None:
-        """The first reason stands. Closing our end is what makes the process exit."""
+    def _died(self, death: Death) -> None:
+        """The process is gone, or of no use: those with output end, the others are kept for the next one."""
         if self._status.phase == "dead":
             return
-        self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
-        self._set_status(replace(self._status, phase="dead", message=message, exit_code=exit_code))
-        mailboxes, self._mailboxes = self._mailboxes, {}
-        for mailbox in mailboxes.values():
-            mailbox.fail(told_clients)
-        for answer in self._questions.values():
-            answer.set_exception(EngineDied(told_clients))
-            answer.exception()  # seen, though nobody may be waiting any more
-        if self._transport is not None:
-            self._transport.close()
-
-    async def _watch(self, process: Process) -> None:
-        """A process that exits without closing its socket (a child of its own holds it open) is dead all the same."""
-        code = await process.wait()
-        logger.debug("engine process %d exited with %d", process.pid, code)
-        if self._status.phase != "dead":
-            loop = asyncio.get_running_loop()
-            loop.call_later(EXIT_GRACE_S, self._lost, f"the engine process exited with {code}")
-
-
-class _EngineProtocol(asyncio.Protocol):
-    """Cuts the bytes from the engine into messages."""
-
-    def __init__(self, receive: Callable[[FromEngine], None], lost: Callable[[str | None], None]) -> None:
-        self._receive = receive
-        self._lost = lost
-        self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, chunk: bytes) -> None:
-        try:
-            messages = self._reader.feed(chunk)
-        except msgspec.DecodeError:
-            logger.exception("the engine sent a message that is none")
-            self._lost("the engine sent a message that the server cannot read")
+        casualties = self._book.engine_died()
+        for mailbox in casualties.lost:
+            mailbox.fail(GONE)
+        if casualties.killer is not None:
+            mailbox, output = casualties.killer
+            mailbox.put(output)
+        delay_s = self._delay_s(is_explained=casualties.killer is not None)
+        if delay_s is None:
+            again = (
+                f"{MAX_USELESS} engines in a row came to nothing; of the last: " if self._backoff and self.ready else ""
+            )
+            self._end(f"{again}{death.message}", exit_code=death.exit_code)
             return
-        for message in messages:
-            self._receive(message)
+        logger.warning(
+            "%s: %d requests end with an error, %d are kept%s; it is started again in %.1f s",
+            death.message,
+            casualties.num_lost,
+            casualties.num_kept,
+            "" if casualties.killer is None else ", and the one it died of twice is answered",
+            delay_s,
+        )
+        self._forget_process()
+        self._set_status(EngineStatus("restarting"))
+        self._spawn(self._start_again(self._link, delay_s))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(None)
+    def _delay_s(self, *, is_explained: bool) -> float | None:
+        """None: there will be no other process."""
+        if self.ready is None or self._backoff is None:
+            return None
+        served = self._ready_s is not None and time.monotonic() - self._ready_s >= SERVED_S
+        return self._backoff.died(was_useful=self._gave_output or served, is_explained=is_explained)
 
+    def _forget_process(self) -> None:
+        """What was known of the process that is gone."""
+        self._serves = self._gave_output = False
+        self._ready_s = None
+        self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
+        for answer in self._questions.values():
+            answer.set_exception(EngineDied(GONE))
+            answer.exception()  # seen, though nobody may be waiting any more
+        self._questions.clear()
+        self._asked.clear()
 
-def package_root() -> Path:
-    """Where `-m engine.process` finds this installation's engine, whatever folder the server was started in."""
-    (package_folder,) = engine.__path__
-    return Path(package_folder).parent
+    async def _start_again(self, link: EngineLink, delay_s: float) -> None:
+        """The one before is gone for certain first: its memory is needed."""
+        logger.info("the engine process %s", await link.end())
+        await asyncio.sleep(delay_s)
+        self._link = EngineLink(self._command, self._receive, self._died)
+        self._on_restart()
+        try:
+            await self._link.start(self._start_as_before())
+        except OSError as error:
+            self._link.die(Death(f"the engine process cannot be started: {error.strerror}"))
+            return
+        self._watch_over()
+
+    def _start_as_before(self) -> Start:
+        """With the limits that the first process derived: requests were accepted by them."""
+        assert self._start is not None and self.ready is not None
+        limits = {"num_kv_blocks": self.ready.num_blocks, "max_model_len": self.ready.max_model_len}
+        return msgspec.structs.replace(self._start, config=msgspec.structs.replace(self._start.config, **limits))
+
+    def _end(self, message: str, *, exit_code: int = 1, told_clients: str = GONE) -> None:
+        """The first reason stands."""
+        if self._status.phase == "dead":
+            return
+        self._forget_process()
+        self._set_status(replace(self._status, phase="dead", message=message, exit_code=exit_code))
+        for mailbox in self._book.close():
+            mailbox.fail(told_clients)
+        self._link.die(Death(message))
+
+    def _watch_over(self) -> None:
+        self._spawn(self._look_after(self._link, Watchdog(time.monotonic())))
+
+    async def _look_after(self, link: EngineLink, watchdog: Watchdog) -> None:
+        """As long as this process is the one."""
+        while link is self._link and self._status.phase != "dead":
+            now_s = time.monotonic()
+            self._judge(watchdog.look(link.num_beats, now_s))
+            outputs, in_engine = self._book.expire(now_s)
+            for mailbox, output in outputs:
+                mailbox.put(output)
+            self._forget(in_engine)
+            await asyncio.sleep(self._patience.look_s)
+
+    def _judge(self, still_s: float) -> None:
+        """What it means that the process has shown no sign of life for so long."""
+        patience = self._patience
+        if still_s >= (patience.kill_after_s if self._serves else patience.kill_loading_after_s):
+            self._link.die(Death(f"the engine has made no progress for {still_s:.0f} s"))
+        elif self._serves and still_s >= patience.stuck_after_s and self._status.phase != "stuck":
+            logger.warning("the engine makes no progress; it is killed if that lasts for %.0f s", patience.kill_after_s)
+            self._set_status(replace(self._status, phase="stuck"))
+        elif still_s == 0.0 and self._status.phase == "stuck":
+            logger.warning("the engine makes progress again")
+            self._set_status(replace(self._status, phase="ready"))
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._settle)
+
+    def _settle(self, task: "asyncio.Task[None]") -> None:
+        """What looks after the engine must not fail unseen."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("looking after the engine failed", exc_info=error)
+            self._end("looking after the engine failed")

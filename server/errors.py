@@ -168,6 +168,17 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
     return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
 
 
+def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
+    """Memory or connections are used up: what runs goes on, nothing is added. `close`: so is this connection."""
+    return ApiError(
+        "The server holds as much as it can; try again after the time in Retry-After.",
+        status=503,
+        type="service_unavailable_error",
+        code="overloaded",
+        headers={**_retry_after(retry_after_s), **({"connection": "close"} if close else {})},
+    )
+
+
 def internal_error(*, deterministic: bool = True) -> ApiError:
     """A fault of ours. `deterministic`: the same request would fail again, so clients are told not to repeat it."""
     headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS

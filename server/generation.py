@@ -25,7 +25,7 @@ from server.experts import ExpertTally, ExpertTokens
 from server.ledger import Account
 from server.mailbox import EngineDied
 from server.metric_families import Outcome
-from server.state import GONE_RETRY_S, AppState
+from server.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Usage(TypedDict):
     expert_tokens: NotRequired[ExpertTokens]  # where asked for, when the generation has ended
 
 
+def expert_tokens(usage: Usage) -> dict[str, ExpertTokens]:
+    """That member, where there is one, for usage in another API's words."""
+    return {"expert_tokens": usage["expert_tokens"]} if "expert_tokens" in usage else {}
+
+
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: that is what ends the engine's work."""
 
@@ -63,6 +68,7 @@ class Generation:
         self._user = user
         self._accounts: dict[int, Account] = {}
         self._tally = self._new_tally()
+        self._waiting: set[int] = set()  # admitted, and nothing has come of them yet
 
     @property
     def num_choices(self) -> int:
@@ -114,7 +120,7 @@ class Generation:
                     yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
-            raise unavailable("engine_dead", GONE_RETRY_S) from None
+            raise self._state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
         except RequestTimedOut as timeout:
             outcome = "timeout"
             raise self._timeout_error(timeout) from None
@@ -132,6 +138,16 @@ class Generation:
         if refusal:
             self._end(set(self._jobs), "rejected")
             raise refusal
+        for request_id, job in self._jobs.items():
+            self._state.backlog.add(job.request.tenant, len(job.request.prompt_token_ids))
+            self._waiting.add(request_id)
+
+    def _began(self, request_id: int) -> None:
+        """Something came of it, or it ended."""
+        if request_id in self._waiting:
+            self._waiting.remove(request_id)
+            request = self._jobs[request_id].request
+            self._state.backlog.remove(request.tenant, len(request.prompt_token_ids))
 
     def _account(self, request: Request) -> Account:
         return Account(
@@ -145,7 +161,10 @@ class Generation:
 
     def _queue_refusal(self) -> ApiError | None:
         engine = self._state.engine
-        if engine.num_waiting + self.num_choices <= self._state.max_num_queued:
+        tenant = next(iter(self._jobs.values())).request.tenant
+        if engine.num_waiting + self.num_choices <= self._state.max_num_queued and self._state.backlog.has_room(
+            tenant, self.num_choices
+        ):
             return None
         return queue_full(self._state.throughput.wait_s(engine.num_waiting + self.num_choices))
 
@@ -168,6 +187,7 @@ class Generation:
         return deltas
 
     def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
+        self._began(output.request_id)
         choice = self._jobs[output.request_id].choice
         account = self._accounts[output.request_id]
         num_routed = choice.num_routed
@@ -188,6 +208,7 @@ class Generation:
         if open_ids and outcome != "rejected":
             self._state.engine.abort(sorted(open_ids))
         for request_id in open_ids:
+            self._began(request_id)
             self._accounts[request_id].close(outcome, time.monotonic())
 
 

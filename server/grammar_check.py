@@ -67,6 +67,11 @@ class GrammarChecker:
             check_no_contradiction(request, self._end_ids)
         return form
 
+    async def unsupported_keywords(self, constraint: Constraint) -> list[str]:
+        """What the constraint's schema says that no grammar here can; nothing where another fault comes first."""
+        fault = await self._fault_of(_digest(constraint.grammar), constraint.grammar)
+        return [] if fault is None else _unsupported_keywords(fault)
+
     async def _asked(self, request: GenerationRequest) -> Constraint | None:
         """In a thread: writing a schema of a megabyte down takes a while, even to find it too large."""
         if request.response_format is None and request.structured_outputs is None:
@@ -75,8 +80,7 @@ class GrammarChecker:
 
     async def _checked(self, constraint: Constraint) -> Form:
         grammar = constraint.grammar
-        digest = hashlib.sha256(grammar.encode("utf-8", errors="surrogatepass")).digest()
-        fault = await self._fault_of(digest, grammar)
+        fault = await self._fault_of(_digest(grammar), grammar)
         if fault is not None:
             raise _refusal(fault, constraint.param)
         return Form(grammar, constraint.is_exact, constraint.shown_ids)
@@ -112,6 +116,10 @@ class GrammarChecker:
             self._known.popitem(last=False)
 
 
+def _digest(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode("utf-8", errors="surrogatepass")).digest()
+
+
 def check_no_contradiction(request: GenerationRequest, end_ids: Collection[int]) -> None:
     """A grammar says itself where a text may end. Raises ApiError 400 where another parameter says otherwise."""
     because = "cannot be combined with a form of the answer, which says itself where the text ends."
@@ -125,11 +133,19 @@ def check_no_contradiction(request: GenerationRequest, end_ids: Collection[int])
         raise invalid_value(message, "allowed_token_ids")
 
 
+def _unsupported_keywords(fault: str) -> list[str]:
+    if "Unknown format" in fault:
+        return ["format"]
+    if "oneOf constraints are not supported" in fault:
+        return ["oneOf"]
+    return sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS) if "Unimplemented keys" in fault else []
+
+
 def _refusal(fault: str, param: str) -> ApiError:
     if "too big" in fault or "too large" in fault:
         return too_large(param)
     reason = next((ours for theirs, ours in REASONS.items() if theirs in fault), None)
     if "Unimplemented keys" in fault:
-        keys = sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS)
+        keys = _unsupported_keywords(fault)
         reason = f"it uses what is not supported ({', '.join(keys)})" if keys else "it uses keywords not supported"
     return invalid_value(f"'{param}' cannot be followed: {reason or 'it is not valid'}.", param)

@@ -1,6 +1,7 @@
 """From what a request says of its answer's form to a grammar, in llguidance's notation (a dialect of Lark's)."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,12 +17,17 @@ from server.strict_json import JsonValue
 OPTIONS = '%llguidance {"no_forcing": true}\n'
 # Compact: where spaces are allowed a small model may write nothing else. What cannot be followed is an error.
 JSON_OPTIONS: dict[str, JsonValue] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+LOOSE: dict[str, JsonValue] = {"lenient": True, "coerce_one_of": True}  # what cannot be followed is left out
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: the work grows with the square of it
 MAX_MEMBERS = 2500
 GRAMMAR_PARAM = "structured_outputs.grammar"
 COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
 MAX_MULTIPLE_OF = 10_000.0  # the states of a number's digits are as many
+# Of one regular expression or grammar: the work grows with the square of those in a row, 0.3 s for a thousand of \w*.
+MAX_OPTIONAL_PARTS = 1000
+_OPTIONAL_PART = re.compile(r"[?*{]|\(\||\|\)|\|\||\(\)")
+_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,14 @@ def constraint_of(request: GenerationRequest) -> Constraint | None:
     return _of_structured_outputs(structured)
 
 
-def json_rule(schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT) -> str:
+def json_rule(
+    schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT, *, is_loose: bool = False
+) -> str:
     """The right side of a rule for JSON that fulfils the schema; `style` has its separators.
 
-    Raises ApiError 400 where it is too large.
+    `is_loose`: the JSON fulfils what of the schema a grammar can say. Raises ApiError 400 where it is too large.
     """
-    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **style}})
+    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **(LOOSE if is_loose else {}), **style}})
     _check_size(schema, len(text), param)
     return f"%json {text}"
 
@@ -95,14 +103,30 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Constraint:
         param = "structured_outputs.json"
         return Constraint(f"start: {json_rule(asked.json_schema, param)}", param)
     if asked.regex is not None:
-        return Constraint(f"start: /{llguidance.regex_to_lark(asked.regex)}/", "structured_outputs.regex")
+        param = "structured_outputs.regex"
+        _check_regex(asked.regex, param)
+        return Constraint(f"start: /{llguidance.regex_to_lark(asked.regex)}/", param)
     if asked.choice is not None:
         param = "structured_outputs.choice"
         if sum(map(len, asked.choice)) > MAX_GRAMMAR_CHARS:
             raise too_large(param)
         return Constraint(f"start: {any_of(asked.choice)}", param)
     assert asked.grammar is not None
+    _check_optional_parts(asked.grammar, GRAMMAR_PARAM)
     return Constraint(asked.grammar, GRAMMAR_PARAM)
+
+
+def _check_regex(regex: str, param: str) -> None:
+    """Refuses what llguidance would silently take for another expression, and what would take it too long."""
+    num_backslashes = len(regex) - len(regex.rstrip("\\"))
+    if num_backslashes % 2 or (_VERBOSE.search(regex) and "\n" in regex):
+        raise invalid_value(f"'{param}' has a regular expression that is not supported here.", param)
+    _check_optional_parts(regex, param)
+
+
+def _check_optional_parts(text: str, param: str) -> None:
+    if sum(1 for _ in _OPTIONAL_PART.finditer(text)) > MAX_OPTIONAL_PARTS:
+        raise too_large(param)
 
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
@@ -110,8 +134,13 @@ def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> Non
     if num_chars > MAX_GRAMMAR_CHARS or max(sizes) > MAX_MEMBERS_OF_ONE or sum(sizes) > MAX_MEMBERS:
         raise too_large(param)
     for name, value in _members(schema):
-        if name == "multipleOf" and isinstance(value, int | float) and value > MAX_MULTIPLE_OF:
-            raise invalid_value(f"'multipleOf' in '{param}' can be at most {MAX_MULTIPLE_OF:g} here.", param)
+        if name == "multipleOf" and isinstance(value, int | float) and not 0 < value <= MAX_MULTIPLE_OF:
+            raise invalid_value(f"'multipleOf' in '{param}' must be above 0 and at most {MAX_MULTIPLE_OF:g}.", param)
+        if name == "pattern" and isinstance(value, str):
+            _check_regex(value, param)
+        if name == "patternProperties" and isinstance(value, dict):
+            for pattern in value:
+                _check_regex(pattern, param)
 
 
 def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:

@@ -14,14 +14,15 @@ LAG_WINDOW_S = 10.0
 def readiness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
     """HTTP status and body of /health/ready: 200 only while new requests are taken.
 
-    `status` is "ok" or "unavailable", `phase` one of loading, ready, draining, dead.
+    `status` is "ok" or "unavailable", `phase` one of loading, ready, stuck, restarting, draining, dead.
     """
     return (200 if status.phase == "ready" else 503), _body(status, is_ok=status.phase == "ready")
 
 
 def liveness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
-    """HTTP status and body of /health/live: 503 only where nothing but a restart helps."""
-    return (503 if status.phase == "dead" else 200), _body(status, is_ok=status.phase != "dead")
+    """HTTP status and body of /health/live: 503 where nothing makes progress, neither an engine nor its start."""
+    is_alive = status.phase not in ("stuck", "dead")
+    return (200 if is_alive else 503), _body(status, is_ok=is_alive)
 
 
 def _body(status: EngineStatus, *, is_ok: bool) -> dict[str, str | int]:

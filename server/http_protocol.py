@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take and on that
-in which a client may read nothing, errors in the API's shape for bytes that are no request, and small reads, so that no
-connection holds the event loop for long.
+in which a client may read nothing, errors in the API's shape for bytes that are no request, a limit on how many
+connections there are, and small reads, so that none holds the event loop for long.
 
 h11 parses, because it stops reading heads at a size; httptools buffers whatever comes.
 """
@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from server.connections import Connections
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 
 HEAD_TIMEOUT_S = 10.0
@@ -36,14 +37,17 @@ class Connection(H11Protocol):
     head_timeout_s = HEAD_TIMEOUT_S
     on_refusal: Callable[[int], None] = staticmethod(lambda status: None)  # told the status of each such answer
     stall_timeout_s = STALL_TIMEOUT_S
+    open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch_head()
+        self.open_connections.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.closed(self)
         self._stop_head_timer()
         self._stop_stall_timer()
         super().connection_lost(exc)
@@ -51,6 +55,24 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch_head()
+        self._tell_whose_turn_it_is()
+
+    def on_response_complete(self) -> None:
+        """What the client has not taken yet must go in time, too: a close would wait for it."""
+        super().on_response_complete()
+        self._tell_whose_turn_it_is()
+        if self._stall_timer is None and self.transport.get_write_buffer_size():
+            self._watch_reader()
+
+    def abort(self) -> None:
+        """Closes, whatever is unsent."""
+        self.transport.abort()
+
+    def _tell_whose_turn_it_is(self) -> None:
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self.open_connections.waits(self)
+        else:
+            self.open_connections.works(self)
 
     def _watch_head(self) -> None:
         """Bytes that trickle in do not start the timer anew; a complete head stops it."""
@@ -85,7 +107,11 @@ class Connection(H11Protocol):
 
     def _reader_is_late(self, unsent_before: int) -> None:
         """A client that took something, however little, gets more time. Aborted, not closed: that would wait for it."""
-        if self.transport.get_write_buffer_size() < unsent_before:
+        self._stall_timer = None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0:
+            return
+        if unsent < unsent_before:
             self._watch_reader()
         else:
             self.transport.abort()
@@ -130,10 +156,12 @@ class SmallReads(asyncio.BufferedProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         on_http: Callable[[str, str, int], None],
+        connections: Connections,
     ) -> None:
-        """`on_http` is told of the answers that no route gave: (route, method, status)."""
+        """`on_http` is told of the answers that no route gave: (route, method, status). `connections` counts them."""
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_refusal = partial(on_http, "other", "other")
+        self._connection.open_connections = connections
         self._buffer = bytearray(READ_BYTES)
 
     def get_buffer(self, sizehint: int) -> bytearray:

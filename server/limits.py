@@ -34,8 +34,10 @@ def guarded(
     allowed_origins: Sequence[str],
     root_path: str,
     on_http: Callable[[str, str, int], None],
+    outermost: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
-    """The app behind all its guards. `on_http` is told (route template, method, status) of each request."""
+    """The app behind all its guards. `on_http` is told (route template, method, status) of each request; `outermost`
+    makes a guard of its own before the others."""
     app = BodyLimit(app, max_body_bytes)
     if api_keys:
         open_paths = OPEN_PATHS | playground.open_paths() | (set() if metrics_auth else {"/metrics"})
@@ -54,7 +56,7 @@ def guarded(
                 "x-should-retry",
             ],
         )
-    return RootPath(RequestIds(HttpCounts(app, on_http)), root_path)
+    return RootPath(RequestIds(HttpCounts(outermost(app), on_http)), root_path)
 
 
 class RootPath:
@@ -84,7 +86,10 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if is_anthropic(scope):
+                    headers["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -119,7 +124,10 @@ class HttpCounts:
 
 
 class ApiKeys:
-    """Lets a request through where it has one of the keys, or asks for an open path spelled exactly so."""
+    """Lets a request through where it has one of the keys, or asks for an open path spelled exactly so.
+
+    `scope["state"]["tenant"]` tells whose it is: the key's place among the keys.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str], root_path: str) -> None:
         self._app = app
@@ -127,20 +135,23 @@ class ApiKeys:
         self._open_paths = {prefix + path for path in open_paths for prefix in ("", root_path)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("path") in self._open_paths or self._has_key(scope):
+        if scope["type"] == "lifespan" or scope.get("path") in self._open_paths:
+            await self._app(scope, receive, send)
+        elif (tenant := self._owner(scope)) is not None:
+            scope.setdefault("state", {})["tenant"] = tenant
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send_error(scope, send, invalid_api_key())
 
-    def _has_key(self, scope: Scope) -> bool:
-        """Every key is compared, whichever fits: the time taken tells nothing."""
+    def _owner(self, scope: Scope) -> int | None:
+        """Which key it is, if any. Every key is compared, whichever fits: the time taken tells nothing."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if not sent and is_anthropic(scope):
             sent = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
-            return False
+            return None
         fits = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
-        return any(fits)
+        return fits.index(True) if any(fits) else None
 
 
 class BodyLimit:

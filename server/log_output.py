@@ -1,6 +1,7 @@
 """Where log lines go. A full pipe, a full disk or a closed stream costs lines, never requests."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import orjson
+
+from server.log_limit import LogLimit
 
 STDERR = 2
 QUEUE_LENGTH = 10_000
@@ -53,45 +56,49 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
-class QueuedHandler(logging.Handler):
-    """Formats at once, and leaves the writing to a thread of its own. When that one is stuck, lines are dropped.
+class QueuedStream(io.TextIOBase):
+    """A text stream that never makes anybody wait: a thread of its own does the writing. When that one is stuck, what
+    comes is dropped.
 
     The thread writes to the descriptor itself: it holds no lock that the process would wait for when it exits.
     """
 
     def __init__(self, fd: int, queue_length: int = QUEUE_LENGTH) -> None:
-        super().__init__()
         self.num_dropped = 0
         self._fd = fd
-        self._lines: queue.Queue[str | None] = queue.Queue(queue_length)
-        self._writer = threading.Thread(target=self._write_lines, name="log-writer", daemon=True)
+        self._texts: queue.Queue[str | None] = queue.Queue(queue_length)
+        self._writer = threading.Thread(target=self._write_texts, name="log-writer", daemon=True)
         self._writer.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Never waits."""
+    def write(self, text: str) -> int:
+        """Never waits. One call's text is written, or dropped, as a whole."""
         try:
-            self._lines.put_nowait(self.format(record))
+            self._texts.put_nowait(text)
         except queue.Full:
             self.num_dropped += 1
+        return len(text)
 
-    def close(self) -> None:
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
+        return os.isatty(self._fd)
+
+    def end(self) -> None:
         """Let the thread write what is queued, but not for longer than a moment. Idempotent."""
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
+            self._texts.put_nowait(None)
             self._writer.join(CLOSE_PATIENCE_S)
-        super().close()
 
-    def _write_lines(self) -> None:
+    def _write_texts(self) -> None:
         num_reported = 0
-        while (line := self._lines.get()) is not None:
-            self._write(line)
+        while (text := self._texts.get()) is not None:
+            self._write(text)
             num_lost = self.num_dropped - num_reported
             if num_lost:
-                self._write(f"{num_lost} log lines were dropped: nothing read them in time")
+                self._write(f"{num_lost} log lines were dropped: nothing read them in time\n")
                 num_reported += num_lost
 
-    def _write(self, line: str) -> None:
-        rest = f"{line}\n".encode(errors="backslashreplace")
+    def _write(self, text: str) -> None:
+        rest = text.encode(errors="backslashreplace")
         with contextlib.suppress(OSError):  # a full disk, a closed pipe: there is nowhere left to say so
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -100,19 +107,29 @@ class QueuedHandler(logging.Handler):
 @contextlib.contextmanager
 def logging_to(
     fd: int = STDERR, *, level: str = "info", style: Literal["text", "json"] = "text", queue_length: int = QUEUE_LENGTH
-) -> Iterator[QueuedHandler]:
-    """All of the process' logging goes to `fd` while the block runs.
+) -> Iterator[QueuedStream]:
+    """All of the process' logging goes to `fd` while the block runs, by way of the stream that it gets.
 
     uvicorn's own starts at "error": its warnings tell of what clients sent, as often as they like.
     """
-    handler = QueuedHandler(fd, queue_length)
+    stream = QueuedStream(fd, queue_length)
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(LogLimit())
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.getLogger("uvicorn").setLevel(max(logging.ERROR, root.level))
     try:
-        yield handler
+        yield stream
     finally:
         root.removeHandler(handler)
-        handler.close()
+        stream.end()
+
+
+def open_standard_streams() -> None:
+    """Gives the descriptors 0, 1 and 2 to /dev/null where they are closed: else the next socket gets such a number, and
+    a client the log lines."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        continue
+    os.close(fd)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.errors import ApiError
-from server.generation import Usage
+from server.generation import Usage, expert_tokens
 from server.strict_json import JsonValue, parse_object
 
 Event = dict[str, Any]
@@ -112,4 +112,5 @@ def _usage(usage: Usage) -> Event:
         "cache_read_input_tokens": cached,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage["completion_tokens"],
+        **expert_tokens(usage),
     }

@@ -90,7 +90,8 @@ class EngineFamilies(_Families):
     """What the engine process reports: its steps, its blocks, its start."""
 
     def __init__(self) -> None:
-        self.up = _gauge("smoe_engine_up", "1 while the engine serves, 0 while it loads or is gone.")
+        self.up = _gauge("smoe_engine_up", "1 while the engine serves, 0 while it loads, stands still or is gone.")
+        self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started in place of one that died.")
         self.step_tokens = _histogram("smoe_step_tokens", "Positions computed in one step.", TOKENS)
         self.step_seconds = _histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
         self.preemptions = _counter(
@@ -126,6 +127,8 @@ class ServerFamilies(_Families):
             "smoe_http_requests_total", "HTTP requests answered, by route template.", "route", "method", "status"
         )
         self.event_loop_lag = _gauge("smoe_event_loop_lag_seconds", "Longest delay of the event loop, last 10 s.")
+        self.event_loop_tasks = _gauge("smoe_event_loop_tasks", "Tasks of the event loop.")
+        self.connections = _gauge("smoe_http_connections", "Open HTTP connections.")
 
 
 CACHE_CONFIG_LABELS = ("block_size", "num_blocks", "window", "enable_prefix_caching")

@@ -108,8 +108,12 @@ class Metrics(Collector):
     def engine_status(self, status: EngineStatus) -> None:
         """The engine's phase changed."""
         self._engine.up.set(status.phase in ("ready", "draining"))
-        if status.phase == "dead":
+        if status.phase in ("restarting", "dead"):
             self._stats = StepStats(num_blocks_total=self._stats.num_blocks_total)
+
+    def engine_restarted(self) -> None:
+        """Another engine process is started in place of one that died."""
+        self._engine.restarts.inc()
 
     def engine_ready(self, ready: Ready, *, version: str, enable_prefix_caching: bool, startup_s: float) -> None:
         """The engine serves: its fixed properties. `startup_s` is the whole start's duration."""
@@ -125,6 +129,11 @@ class Metrics(Collector):
     def event_loop_lag(self, seconds: float) -> None:
         """The longest delay of the event loop lately."""
         self._server.event_loop_lag.set(seconds)
+
+    def watch(self, *, num_connections: Callable[[], int], num_tasks: Callable[[], int]) -> None:
+        """Whom to ask at each scrape for what is open in this process."""
+        self._server.connections.set_function(num_connections)
+        self._server.event_loop_tasks.set_function(num_tasks)
 
     def render(self) -> bytes:
         """The scrape, in Prometheus' text format 0.0.4. Made at most once a second; in between, the same bytes."""

@@ -13,7 +13,7 @@ from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.experts import check_experts
 from server.generation import Job
 from server.grammars import Form
-from server.sampling import check_bad_words, sampling_params
+from server.sampling import check_bad_words, check_listed_ids, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts
 from server.stop import StopMatcher
@@ -82,6 +82,7 @@ async def jobs_of(
     *,
     seed: int,
     arrival_s: float,
+    tenant: int = 0,
     form: Form | None = None,
 ) -> list[Job]:
     """One per prompt and choice, the choices of a prompt together.
@@ -96,7 +97,7 @@ async def jobs_of(
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
         INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
-        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, form=form),
+        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant, form=form),
     )
 
 
@@ -109,11 +110,13 @@ def _jobs(
     *,
     seed: int,
     arrival_s: float,
+    tenant: int,
     form: Form | None,
 ) -> list[Job]:
     jobs: list[Job] = []
     bad_words = texts.tokenizer.spellings_of(request.bad_words)
     check_bad_words(request, bad_words)
+    check_listed_ids(request, bad_words, len(prompts) * request.n)
     for prompt_index, prompt in enumerate(prompts):
         for choice_index in range(request.n):
             params = sampling_params(
@@ -132,6 +135,7 @@ def _jobs(
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 arrival_s=arrival_s,
+                tenant=tenant,
                 deadline_s=_after(arrival_s, request.timeout_s),
                 queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
                 grammar=None if form is None else form.grammar,

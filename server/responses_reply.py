@@ -6,7 +6,7 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.generation import Usage
+from server.generation import Usage, expert_tokens
 from server.schemas.responses import ResponsesRequest
 
 Event = dict[str, Any]
@@ -163,4 +163,5 @@ def _usage(usage: Usage) -> Event:
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage["total_tokens"],
+        **expert_tokens(usage),
     }

@@ -1,6 +1,6 @@
 """From a request's sampling fields to the engine's, and the checks that need the model's vocabulary."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from server.tokenizer_files import TokenizerError, read_json
 MIN_TEMPERATURE = 1e-4  # below, logits / temperature leaves float32's range for no visible change: greedy
 MIN_REPETITION_PENALTY = 1e-3  # likewise
 MAX_TOP_K = 2**31 - 1
+MAX_LISTED_IDS = 2**18  # in a request's biases, allowed and forbidden tokens, in all its choices together
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,20 @@ def check_bad_words(request: GenerationRequest, bad_words: Iterable[tuple[int, .
     forbidden = {word[0] for word in bad_words if len(word) == 1}
     if request.allowed_token_ids is not None and set(request.allowed_token_ids) <= forbidden:
         raise invalid_value("'bad_words' forbid every token of 'allowed_token_ids'.", "bad_words")
+
+
+def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int, ...]], num_choices: int) -> None:
+    """Raises ApiError 400 where the ids that each choice carries are, all choices together, more than are sent on."""
+    num_listed = {
+        "logit_bias": len(request.logit_bias),
+        "allowed_token_ids": len(request.allowed_token_ids or ()),
+        "bad_words": sum(map(len, bad_words)),
+        "stop_token_ids": len(request.stop_token_ids),
+    }
+    if sum(num_listed.values()) * num_choices > MAX_LISTED_IDS:
+        param = max(num_listed, key=lambda name: num_listed[name])
+        message = f"'{param}' is too long for {num_choices} choices: {MAX_LISTED_IDS} token ids fit, all together."
+        raise ApiError(message, param=param, code="array_above_max_length")
 
 
 def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:

@@ -11,7 +11,6 @@ import importlib.metadata
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
@@ -25,14 +24,18 @@ from engine.messages import Ready
 from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
-from server.engine_client import ENGINE_COMMAND, EngineClient, EngineStatus
+from server.connections import Connections, max_connections, raise_file_limit
+from server.engine_client import EngineClient, EngineStatus
+from server.engine_link import ENGINE_COMMAND
 from server.health import LagProbe
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.listening import ListenError, is_loopback, listen, url_of
-from server.log_output import logging_to
+from server.log_output import logging_to, open_standard_streams
+from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.overload import Overload
 from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
@@ -52,13 +55,14 @@ def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = 
 
     `started_s`: time.monotonic() when the command began. `engine_command`: see EngineClient.
     """
+    open_standard_streams()
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
         listener = listen(settings.host, settings.port)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
-    with listener, logging_to(level=settings.log_level, style=settings.log_format):
-        server = Server(settings, model_dir, listener, started_s, engine_command)
+    with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
+        server = Server(settings, model_dir, listener, started_s, engine_command, StartupReport(output))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
 
@@ -106,22 +110,33 @@ class Server:
         listener: socket.socket,
         started_s: float,
         engine_command: Sequence[str],
+        report: StartupReport,
     ) -> None:
         self._settings = settings
         self._model_dir = model_dir
         self._listener = listener
         self._started_s = started_s
-        self._report = StartupReport(sys.stderr)
+        self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
-            on_step=self._metrics.record_step, on_status=self._on_status, command=engine_command
+            on_step=self._metrics.record_step,
+            on_status=self._on_status,
+            on_restart=self._metrics.engine_restarted,
+            command=engine_command,
+            restarts=True,
         )
+        self._connections = Connections(max_connections(raise_file_limit()))
+        limit_bytes = memory_limit_bytes()
+        self._memory = None if limit_bytes is None else MemoryWatch(limit_bytes)
         self._state = AppState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
+            max_num_queued_tokens=settings.max_num_queued_tokens,
+            num_tenants=max(1, len(settings.api_key)),
+            memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
             access_log=AccessLog(),
@@ -143,12 +158,18 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
-        probe = loop.create_task(LagProbe(self._metrics.event_loop_lag).run())
+        self._metrics.watch(
+            num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
+        )
+        probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
+        if self._memory is not None:
+            probes.append(loop.create_task(self._memory.run()))
         async with self._answering():
             await self._load()
             await self._ended.wait()
             code = await self._end()
-        probe.cancel()
+        for probe in probes:
+            probe.cancel()
         return code
 
     def _guarded_app(self) -> ASGIApp:
@@ -161,6 +182,7 @@ class Server:
             allowed_origins=settings.allowed_origins,
             root_path=settings.root_path,
             on_http=self._metrics.http,
+            outermost=lambda app: Overload(app, self._connections, self._memory),
         )
 
     @contextlib.asynccontextmanager
@@ -177,7 +199,7 @@ class Server:
     def _uvicorn_config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._in_flight,
-            http=partial(SmallReads, on_http=self._metrics.http),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",
@@ -226,6 +248,8 @@ class Server:
             self._fail(f"{self._model_dir}: {error}", 2)
             return
         self._state.texts = self._texts
+        if self._memory is not None:
+            self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
         gc.freeze()  # the tokenizer and the modules are never garbage: collections need not look at them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(

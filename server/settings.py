@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     ssl_certfile: FilePath | None = None
     max_body_bytes: Bytes = 1 << 20
     max_num_queued_reqs: PositiveInt = 1024
+    max_num_queued_tokens: PositiveInt | None = None
     shutdown_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -218,6 +219,7 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
         num_kv_blocks=settings.num_kv_blocks,
         enable_prefix_caching=not settings.no_enable_prefix_caching,
         scheduling_policy=settings.scheduling_policy,
+        num_tenants=max(1, len(settings.api_key)),
         async_scheduling=settings.async_scheduling,
         sliding_window=settings.sliding_window,
         experts_per_token=settings.experts_per_token,

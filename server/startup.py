@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from engine.messages import Ready
 from engine.sizing import example_lengths, requests_that_fit
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
 
 
-class StartupReport:
-    """Writes the start's lines to one stream: one, at most 9 of progress, and those of `ready_lines`."""
+class Stream(Protocol):
+    """Where lines go: server.log_output.QueuedStream, which never blocks."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def write(self, text: str, /) -> int: ...
+    def isatty(self) -> bool: ...
+
+
+class StartupReport:
+    """Writes the start's lines to one stream: one, at most 9 of progress, and `ready_lines`."""
+
+    def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._line_at_s = clock()
@@ -27,7 +34,6 @@ class StartupReport:
     def line(self, text: str) -> None:
         """One line, at once."""
         self._stream.write(f"{text}\n")
-        self._stream.flush()
 
     def progress(self, status: EngineStatus) -> None:
         """How far the weights are: a bar on a terminal, a line each 10 % elsewhere if it takes long."""
@@ -53,7 +59,7 @@ class StartupReport:
             from rich.console import Console
             from rich.progress import Progress
 
-            progress = Progress(console=Console(file=self._stream), transient=True)
+            progress = Progress(console=Console(file=cast(IO[str], self._stream)), transient=True)
             progress.start()
             self._bar = progress, progress.add_task(status.stage, total=status.total_bytes)
         progress, task = self._bar

@@ -12,17 +12,20 @@ from starlette.requests import Request as HttpRequest
 from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.access_log import AccessLog
+from server.backlog import Backlog
 from server.chat import ChatTemplate
 from server.engine_client import EngineStatus
-from server.errors import ApiError, model_not_found, unavailable
+from server.errors import ApiError, model_not_found, overloaded, unavailable
 from server.grammar_check import GrammarChecker
+from server.memory_watch import MemoryWatch
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults
 from server.throughput import Throughput
 from server.tokenizer import Tokenizer
 
-LOADING_RETRY_S = 5.0
-GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself
+LOADING_RETRY_S = 5.0  # also for an engine that is started again
+MEMORY_RETRY_S = 10.0
+GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, a stuck engine not soon
 
 
 class Inbox(Protocol):
@@ -87,6 +90,14 @@ class AppState:
     strict_roles: bool = False  # conversations whose roles do not alternate are refused, not repaired
     texts: Texts | None = None
     throughput: Throughput = field(default_factory=Throughput)
+    max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
+    num_tenants: int = 1
+    memory: MemoryWatch | None = None
+
+    @cached_property
+    def backlog(self) -> Backlog:
+        """What waits for its first output."""
+        return Backlog(self.max_num_queued, self.max_num_queued_tokens, self.num_tenants)
 
     def serving(self) -> tuple[Ready, Texts]:
         """What a request is prepared with. Raises ApiError 503 where there is no model yet, or none any more."""
@@ -98,16 +109,28 @@ class AppState:
         """Why no request is taken now, whatever it is; None where requests are taken."""
         reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
             "loading": "loading",
+            "stuck": "engine_dead",
+            "restarting": "engine_dead",
             "draining": "draining",
             "dead": "engine_dead",
         }
-        reason = reasons.get(self.engine.status.phase)
-        return unavailable(reason, LOADING_RETRY_S if reason == "loading" else GONE_RETRY_S) if reason else None
+        phase = self.engine.status.phase
+        if phase in reasons:
+            return unavailable(reasons[phase], LOADING_RETRY_S if phase in ("loading", "restarting") else GONE_RETRY_S)
+        if self.memory is not None and self.memory.level == "critical":
+            return overloaded(MEMORY_RETRY_S)
+        return None
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a name that is not served, compared as it is spelled."""
         if name not in self.model_names:
             raise model_not_found()
+
+
+def tenant_of(request: HttpRequest) -> int:
+    """Whose request it is: its API key's place among the keys, 0 where there are none."""
+    tenant: int = getattr(request.state, "tenant", 0)
+    return tenant
 
 
 def state_of(request: HttpRequest) -> AppState:

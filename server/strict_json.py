@@ -19,7 +19,9 @@ MAX_CONTAINERS = 100_000  # arrays and objects in all: each costs the parser far
 MAX_INT_DIGITS = 19
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-_STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]++|[\]}]++', re.DOTALL)
+# A string without an end reaches to the end of the text: else each quote in it would be tried as a start of its own,
+# which takes time in the square of its length.
+_STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+["\\]?|[\[{]++|[\]}]++', re.DOTALL)
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escape of half a character, or a long integer
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

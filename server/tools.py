@@ -1,6 +1,6 @@
 """How a request's tools may be used: which the model may call, what it is shown, and the form of its answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from server.errors import invalid_value, unsupported_parameter
@@ -61,17 +61,27 @@ def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
         raise unsupported_parameter("tool_choice", message)
 
 
-def tool_constraints(use: ToolUse, request: ChatCompletionRequest, marker_id: int | None) -> list[Constraint]:
+def arguments_alone(index: int, tool: Tool) -> Constraint:
+    """The form of one tool's arguments, to the letter of its schema. Raises ApiError 400."""
+    return Constraint(f"start: {_arguments_rule(index, tool)}", _param(index))
+
+
+def _arguments_rule(index: int, tool: Tool, *, is_loose: bool = False) -> str:
+    return json_rule(tool.function.schema_of_arguments(), _param(index), SPACED, is_loose=is_loose)
+
+
+def tool_constraints(
+    use: ToolUse, request: ChatCompletionRequest, marker_id: int | None, loose: Collection[int] = ()
+) -> list[Constraint]:
     """The form of the answer, last; before it that of each tool's arguments alone, which tells a bad one apart.
 
-    `marker_id`: the control token that starts an answer with calls; None where its spelling does. Raises ApiError 400.
+    `marker_id`: the control token that starts an answer with calls; None where its spelling does. `loose`: places of
+    tools of whose schemas only that is followed which a grammar can say. Raises ApiError 400.
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:
         raise invalid_value(f"'{answer.param}' describes a text, and 'tool_choice' asks for a call.", answer.param)
-    rules = [
-        (tool, json_rule(tool.function.schema_of_arguments(), _param(i), SPACED)) for i, tool in use.callable_tools
-    ]
+    rules = [(tool, _arguments_rule(i, tool, is_loose=i in loose)) for i, tool in use.callable_tools]
     if sum(len(rule) for _, rule in rules) > MAX_SCHEMA_CHARS:
         raise too_large("tools")
     alone = [

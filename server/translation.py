@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
@@ -42,7 +43,8 @@ async def chat_turn(
     """The request as a chat that is ready to be generated. Raises ApiError, as `chat_of` does."""
     chat = await chat_of(http, request.chat_body(), renamed)
     with renaming(renamed):
-        return await turn_of(http, chat, arrival_s)
+        turn = await turn_of(http, chat, arrival_s)
+    return replace(turn, ignored=[_renamed(path, renamed) for path in turn.ignored])
 
 
 @contextmanager
@@ -65,9 +67,9 @@ def _renamed(path: str, names: Mapping[str, str]) -> str:
     return next((match.expand(name) for match, name in matches if match), path)
 
 
-def stream(turn: ChatTurn, reply: TypedReply, headers: Mapping[str, str], dialect: Dialect) -> Response:
+def stream(turn: ChatTurn, reply: TypedReply, headers: dict[str, str], dialect: Dialect) -> Response:
     """The reply as events."""
-    return EventStream(_events(turn, reply), {**headers, **turn.headers}, dialect)
+    return EventStream(_events(turn, reply), turn.headers_beside(headers), dialect)
 
 
 async def whole(http: HttpRequest, turn: ChatTurn, reply: TypedReply) -> None:
@@ -75,9 +77,9 @@ async def whole(http: HttpRequest, turn: ChatTurn, reply: TypedReply) -> None:
     await unless_disconnected(http.receive, _feed(turn, reply))
 
 
-def json_response(body: Mapping[str, object], turn: ChatTurn, headers: Mapping[str, str]) -> Response:
+def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str, str]) -> Response:
     """A reply in one piece."""
-    return Response(orjson.dumps(body), headers={**headers, **turn.headers}, media_type="application/json")
+    return Response(orjson.dumps(body), headers=turn.headers_beside(headers), media_type="application/json")
 
 
 async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[bytes], None]:
@@ -93,7 +95,7 @@ async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[byte
                     events += reply.chunk(choice)
             if events or not deltas:
                 yield list(map(named, events))
-    yield list(map(named, reply.end(turn.generation.usage())))
+    yield list(map(named, reply.end(turn.generation.final_usage())))
 
 
 async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
@@ -103,4 +105,4 @@ async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
             everything += deltas
     reply.begin(turn.generation.usage())
     reply.chunk(turn.layout.whole(joined(everything)))
-    reply.end(turn.generation.usage())
+    reply.end(turn.generation.final_usage())

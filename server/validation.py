@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
 from server.strict_json import JsonValue
@@ -86,8 +86,13 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Names at the top of `body` that mean nothing here, fit for a header; unfit ones appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    names = [name if _PLAIN_NAME.fullmatch(name) else UNPRINTABLE for name in body if name not in known]
+    names = [name if printable(name) else UNPRINTABLE for name in body if name not in known]
     return sorted(set(names))[:MAX_UNKNOWN_FIELDS]
+
+
+def printable(name: str) -> bool:
+    """Whether a client's name is fit for a header."""
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
@@ -95,6 +100,12 @@ def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonVal
         value = body.get(name)
         if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
             raise unsupported_parameter(name if path is None else f"{path}.{name}")
+
+
+def check_length(items: list[object], limit: int) -> None:
+    """For a validator that goes before: a list that is too long is refused before any of its items is looked at."""
+    if len(items) > limit:
+        raise PydanticCustomError("too_long", "", {"max_length": limit})
 
 
 def refuse_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:

@@ -32,6 +32,7 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.transfer",
     "engine.routing",
     "engine.sampler",
+    "engine.standing",
     "engine.runner",
     "engine.loading",
     "engine.step_faults",

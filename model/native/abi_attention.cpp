@@ -13,17 +13,7 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t NUMBERS_PER_TASK = 16384;  // of row-wise work: below that, waking a thread costs more than it saves
 constexpr int64_t QUERIES_PER_BLOCK = 64;    // enough to make the unpacking of keys and values cheap
-
-// Calls body(first, last) for all rows, in pieces.
-template <class Body>
-void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body) {
-    const int64_t piece = std::max<int64_t>(1, NUMBERS_PER_TASK / numbers_per_row);
-    pool.parallel_for(ceil_div(num_rows, piece), [&](int64_t task) {
-        body(task * piece, std::min(num_rows, (task + 1) * piece));
-    });
-}
 
 // Cuts every sequence's rows into blocks, one per KV head; the costly ones, with many positions to see, first.
 std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
@@ -152,6 +142,15 @@ void smoe_rms_norm(smoe_pool* pool, int isa, int dtype, const void* x, const voi
                    int64_t D, float eps) {
     const NormArgs args{dtype, x, weight, y, D, eps};
     for_rows(pool_of(pool), T, D, [&](int64_t first, int64_t last) { SMOE_CALL(isa, rms_norm(args, first, last)); });
+}
+
+void smoe_add_rms_norm(smoe_pool* pool, int isa, int dtype, void* x, const void* y, const void* weight, void* out,
+                       int64_t T, int64_t D, float eps) {
+    const NormArgs args{dtype, x, weight, out, D, eps};
+    for_rows(pool_of(pool), T, D, [&](int64_t first, int64_t last) {
+        SMOE_CALL(isa, add(dtype, x, y, first * D, last * D));
+        SMOE_CALL(isa, rms_norm(args, first, last));
+    });
 }
 
 void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, const float* inverse_frequency, float* cos,

@@ -1,8 +1,10 @@
 // Attention of one row block over one span. Compiled once per instruction set.
 #include "attention.h"
 
+#include "attention_pairs.h"
 #include "attention_tiles.h"
 #include "exp.h"
+#include "span_block.h"
 #include "span_cache.h"
 #include "vec.h"
 #include "vec_part.h"
@@ -11,38 +13,19 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-constexpr float MINUS_INFINITY = -__builtin_inff();
-
-// Positions begin .. end - 1 of a span.
-struct Range {
-    int64_t begin;
-    int64_t end;
-
-    bool empty() const { return begin >= end; }
-};
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
-
-// One row block over one span: its queries in float32, their scores and weights, their partials. Number is what the
-// caches hold.
+// A row block over a span in float32: its queries, their scores and weights. Number is what the caches hold.
 template <class Number>
-class SpanAttention {
+class SpanAttention : SpanBlock {
   public:
     SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials, float* scratch)
-        : args_(args), block_(block), span_start_(span_start), partials_(partials),
-          num_queries_(block.num_rows * args.queries_per_row()), query_stride_(padded_dim(args.head_dim)),
-          queries_(scratch), scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
+        : SpanBlock(args, block, span_start, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
+          scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
-        // The block's last row ends last, its first row begins first.
-        const Range keys{visible(0).begin, visible(num_queries_ - 1).end};
+        const Range keys = visible();
         const SpanCache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
-        if (args_.dtype == BFLOAT16)
-            load_queries<uint16_t>();
-        else
-            load_queries<float>();
+        for (int64_t i = 0; i < num_queries_; ++i)
+            args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
         for (int64_t first = keys.begin / TILE_WIDTH * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
             cache.template pack_keys<TILE_WIDTH>(first, panel_);
             score({first, first + TILE_WIDTH});
@@ -56,76 +39,36 @@ class SpanAttention {
     }
 
   private:
-    // What query i sees of the span.
-    Range visible(int64_t i) const {
-        const int64_t position = block_.position + i / args_.queries_per_row();
-        return {max(args_.first_visible(position) - span_start_, 0), min(position + 1 - span_start_, SPAN)};
-    }
-
-    float* partial(int64_t i) const { return partials_ + i * partial_floats(args_.head_dim); }
-
     template <class T>
-    void load_queries() {
-        const int64_t R = args_.queries_per_row(), K = args_.head_dim;
-        for (int64_t i = 0; i < num_queries_; ++i) {
-            const int64_t head = block_.kv_head * R + i % R;
-            const T* from = static_cast<const T*>(args_.q) + ((block_.first_row + i / R) * args_.num_heads + head) * K;
-            for (int64_t k = 0; k < K; k += LANES) store(queries_ + i * query_stride_ + k, load_first(from + k, K - k));
-        }
+    void load_query(int64_t i, const T* from) {
+        for (int64_t k = 0; k < args_.head_dim; k += LANES)
+            store(queries_ + i * query_stride_ + k, load_first(from + k, args_.head_dim - k));
     }
 
     // Scores of the panel's keys, also of some that their query does not see: nobody reads those.
     void score(Range keys) {
-        const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(args_.head_dim));
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
-            if (intersect(keys, {visible(first).begin, visible(first + rows - 1).end}).empty()) continue;
+            if (intersect(keys, visible(first, rows)).empty()) continue;
             with_rows(rows, [&](auto tile) {
-                score_tile<tile.value>(queries_ + first * query_stride_, query_stride_, panel_, args_.head_dim, scale,
+                score_tile<tile.value>(queries_ + first * query_stride_, query_stride_, panel_, args_.head_dim, scale(),
                                        scores_ + first * SPAN + keys.begin);
             });
         }
     }
 
-    // Scores of query i -> weights e^(score - m), 0 where it does not see; m and l; o = 0.
+    // Scores of query i -> weights; m and l; o = 0.
     void soften(int64_t i) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
-        float* result = partial(i);
-        result[0] = MINUS_INFINITY, result[1] = 0;
-        if (seen.empty()) return;
-        const int64_t first = seen.begin / LANES * LANES;
-        Vec largest = broadcast(MINUS_INFINITY);
-        for (int64_t j = first; j < seen.end; j += LANES) {
-            const Vec score = mask(load(scores + j), j, seen, MINUS_INFINITY);
-            largest = largest > score ? largest : score;
-        }
-        const float m = largest_lane(largest);
+        start(partial(i), seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen));
         Vec total{};
-        for (int64_t j = first; j < seen.end; j += LANES) {
-            const Vec weight = mask(exp(load(scores + j) - m), j, seen, 0);
+        for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES) {
+            const Vec weight = weights(scores, j, seen, partial(i)[0]);
             store(scores + j, weight);
             total += weight;
         }
-        result[0] = m, result[1] = sum(total);
-        for (int64_t k = 0; k < query_stride_; k += LANES) store(result + PARTIAL_HEADER + k, Vec{});
-    }
-
-    // x where lanes j, j + 1, ... are seen, else `other`.
-    static Vec mask(Vec x, int64_t j, Range seen, float other) {
-        if (j >= seen.begin && j + LANES <= seen.end) return x;
-        float lanes[LANES];
-        store(lanes, x);
-        for (int64_t i = 0; i < LANES; ++i)
-            if (j + i < seen.begin || j + i >= seen.end) lanes[i] = other;
-        return load(lanes);
-    }
-
-    static float largest_lane(Vec x) {
-        float lanes[LANES];
-        store(lanes, x);
-        for (int i = 1; i < LANES; ++i) lanes[0] = lanes[0] > lanes[i] ? lanes[0] : lanes[i];
-        return lanes[0];
+        partial(i)[1] = sum(total);
     }
 
     void add_values(Range positions) {
@@ -157,11 +100,6 @@ class SpanAttention {
             });
     }
 
-    const AttentionArgs& args_;
-    const RowBlock& block_;
-    const int64_t span_start_;
-    float* const partials_;
-    const int64_t num_queries_;
     const int64_t query_stride_;  // also of a position in the panel of values
     float* const queries_;        // [Q, query_stride]
     float* const scores_;         // [Q, SPAN]
@@ -195,6 +133,10 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 
 void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials,
                  float* scratch) {
+#if defined(__AVX512BF16__)
+    if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
+        return PairAttention(args, block, span_start, partials, scratch).run();
+#endif
     with_kv_number(args.kv_dtype, [&](auto number) {
         SpanAttention<decltype(number)>(args, block, span_start, partials, scratch).run();
     });

@@ -116,5 +116,10 @@ void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts&
     run_experts(pool, dtype, x, weights, route(pool, dtype, x, gate, weights.E, weights.D, T, routing), y);
 }
 
+void choose_experts(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,
+                    const Routing& routing) {
+    route(pool, dtype, x, gate, E, D, T, routing);
+}
+
 }  // namespace SMOE_ISA
 }  // namespace smoe

@@ -44,6 +44,12 @@ void normalize(const NormArgs& args, int64_t first, int64_t last) {
     }
 }
 
+template <class T>
+void add_numbers(T* x, const T* y, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += LANES)
+        store_first(x + i, load_first(x + i, last - i) + load_first(y + i, last - i), last - i);
+}
+
 // Turns the pairs (i, i + K/2) of one head.
 template <class T>
 void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t num_pairs) {
@@ -146,6 +152,13 @@ SinCos sin_cos(double x) {
 }
 
 }  // namespace
+
+void add(int dtype, void* x, const void* y, int64_t first, int64_t last) {
+    if (dtype == BFLOAT16)
+        add_numbers(static_cast<uint16_t*>(x), static_cast<const uint16_t*>(y), first, last);
+    else
+        add_numbers(static_cast<float*>(x), static_cast<const float*>(y), first, last);
+}
 
 void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
     if (args.dtype == BFLOAT16)

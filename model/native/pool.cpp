@@ -40,6 +40,11 @@ bool spin(Condition condition) {
     return condition();
 }
 
+// One thread writes, so nothing is lost between load and store, and no other core waits for the line.
+void beat(std::atomic<uint64_t>* heartbeat) {
+    if (heartbeat) heartbeat->store(heartbeat->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
 // Threads started meanwhile receive no signals: those are for the thread that called us.
 class SignalsBlocked {
   public:
@@ -78,20 +83,23 @@ void Pool::stop() {
     workers_.clear();
 }
 
-std::byte* Pool::scratch(size_t bytes) {
-    if (bytes > scratch_bytes_) {
-        scratch_.reset();
-        scratch_bytes_ = 0;
-        scratch_.reset(new std::byte[bytes + ALIGNMENT]);
-        scratch_bytes_ = bytes;
+std::byte* Memory::room(size_t bytes) {
+    if (bytes > bytes_) {
+        memory_.reset();
+        bytes_ = 0;
+        memory_.reset(new std::byte[bytes + ALIGNMENT]);
+        bytes_ = bytes;
     }
-    const auto address = reinterpret_cast<uintptr_t>(scratch_.get());
-    return scratch_.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
 }
 
 void Pool::run(int64_t n, Task task, void* context) {
     if (n <= 1 || workers_.empty()) {
-        for (int64_t i = 0; i < n; ++i) task(context, i);
+        for (int64_t i = 0; i < n; ++i) {
+            task(context, i);
+            beat(heartbeat_);
+        }
         return;
     }
     const uint64_t previous = job_of(ticket_.load());
@@ -105,12 +113,12 @@ void Pool::run(int64_t n, Task task, void* context) {
         { std::lock_guard<std::mutex> lock(mutex_); }
         wake_workers_.notify_all();
     }
-    run_open_tasks();
+    run_open_tasks(heartbeat_);
     await_completion();
 }
 
 // Takes tasks until none of the current job is left; returns that job.
-uint64_t Pool::run_open_tasks() {
+uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
     uint64_t ticket = ticket_.load();
     while (index_of(ticket) != CLOSED) {
         const int64_t n = num_tasks_.load(std::memory_order_acquire);
@@ -118,7 +126,10 @@ uint64_t Pool::run_open_tasks() {
         void* context = context_.load(std::memory_order_acquire);
         const auto index = static_cast<int64_t>(index_of(ticket));
         if (index < n) {
-            if (ticket_.compare_exchange_weak(ticket, ticket + 1)) finish(task, context, index);
+            if (ticket_.compare_exchange_weak(ticket, ticket + 1)) {
+                finish(task, context, index);
+                beat(heartbeat);
+            }
         } else if (ticket_.load() == ticket) {
             break;  // n is this job's
         }
@@ -145,7 +156,7 @@ void Pool::await_completion() {
 
 void Pool::work() {
     do {
-        await_job_after(run_open_tasks());
+        await_job_after(run_open_tasks(nullptr));
     } while (!stopping_);
 }
 

@@ -13,6 +13,17 @@
 
 namespace smoe {
 
+// Grows and is kept: fresh pages would cost more than what is computed in them.
+class Memory {
+  public:
+    // Aligned to 64 bytes; valid until the next call. Throws std::bad_alloc.
+    std::byte* room(size_t bytes);
+
+  private:
+    std::unique_ptr<std::byte[]> memory_;
+    size_t bytes_ = 0;
+};
+
 // One caller at a time. Which thread runs a task is left to chance, so a task's result must not hang on it.
 class Pool {
   public:
@@ -23,6 +34,9 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // The calling thread moves this counter on with each task that it runs: whoever reads it sees that work goes on.
+    void beat_in(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
+
     // Runs f(0) .. f(n - 1), each once, and returns when all are done. f must not throw. Needs n < 2^32 - 1.
     template <class F>
     void parallel_for(int64_t n, F&& f) {
@@ -31,9 +45,11 @@ class Pool {
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 
-    // Memory for one call's intermediate results, aligned to 64 bytes; valid until the next call of scratch().
-    // Grows and is kept: fresh pages would cost more than what is computed in them. Throws std::bad_alloc.
-    std::byte* scratch(size_t bytes);
+    // Memory for one call's intermediate results; valid until the next call of scratch(). Throws std::bad_alloc.
+    std::byte* scratch(size_t bytes) { return scratch_.room(bytes); }
+
+    // Likewise for what outlives such calls; valid until the next call of activations().
+    std::byte* activations(size_t bytes) { return activations_.room(bytes); }
 
   private:
     using Task = void (*)(void* context, int64_t task);
@@ -41,7 +57,7 @@ class Pool {
     void run(int64_t n, Task task, void* context);
     void work();
     void stop();
-    uint64_t run_open_tasks();
+    uint64_t run_open_tasks(std::atomic<uint64_t>* heartbeat);
     void finish(Task task, void* context, int64_t index);
     void await_job_after(uint64_t seen);
     void await_completion();
@@ -61,9 +77,10 @@ class Pool {
     std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stopping_{false};
     std::vector<std::thread> workers_;
+    std::atomic<uint64_t>* heartbeat_ = nullptr;  // read and written by the calling thread alone
 
-    std::unique_ptr<std::byte[]> scratch_;
-    size_t scratch_bytes_ = 0;
+    Memory scratch_;
+    Memory activations_;
 };
 
 }  // namespace smoe

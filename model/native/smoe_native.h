@@ -16,7 +16,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 4
+#define SMOE_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +32,8 @@ SMOE_API int smoe_isa_available(int isa);
 /* NULL where threads cannot be started. */
 SMOE_API smoe_pool* smoe_pool_create(int threads);
 SMOE_API void smoe_pool_destroy(smoe_pool*);
+/* From now on the calling thread moves this counter on with each task that it runs; NULL: none. It writes it alone. */
+SMOE_API void smoe_pool_heartbeat(smoe_pool*, uint64_t* counter);
 
 /* Bytes of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
 SMOE_API int64_t smoe_packed_size(int format, int64_t O, int64_t K);
@@ -54,10 +56,17 @@ SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x,
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
                       const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen,
                       int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
+/* What smoe_moe writes to chosen, alone. */
+SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
+                        const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D,
+                        int64_t E, int64_t max_k);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
 SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,
                             int64_t D, float eps);
+/* x += y, each sum rounded to dtype, then out = x / sqrt(mean(x^2) + eps) * weight; all [T, D]. */
+SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const void* y, const void* weight, void* out,
+                                int64_t T, int64_t D, float eps);
 /* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
@@ -71,6 +80,36 @@ SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const 
                             const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
                             int64_t G, int64_t K, int64_t window);
+
+/* A whole network, its matrices packed in one format: the functions above, one after the other, in one call. */
+typedef struct {
+    const void *attention_norm, *qkv, *output, *ffn_norm;
+    const float* gate; /* [E, D], or NULL: w13 and w2 are one dense FFN */
+    const void *w13, *w2;
+    void *k_cache, *v_cache;
+} smoe_layer;
+typedef struct {
+    int dtype, format, kv_dtype;
+    float eps;
+    int64_t V, D, F, E, H, G, K, L; /* L layers */
+    int64_t block_size, window;     /* window 0: none */
+    const void *embedding, *norm, *head;
+    const float* inverse_frequency; /* [K/2] */
+    const smoe_layer* layers;       /* [L] */
+} smoe_network;
+/* One step: the fields of model/forward_batch.py. */
+typedef struct {
+    int64_t T, S, M, N, max_k;
+    const int64_t *token_ids, *positions, *slots; /* [T] */
+    const int64_t* logit_rows;                    /* [N] */
+    const int32_t *query_start, *context_len, *block_tables;
+    const int32_t* experts_per_token; /* [T] */
+    const uint8_t* allowed;           /* [L, T, E], or NULL */
+    int32_t* chosen;                  /* [L, T, max_k], written; this and the two before: NULL without experts */
+    uint8_t* finite;                  /* [T], written: 1 where what the row adds up to is all numbers; or NULL */
+    float* logits;                    /* [N, V], written */
+} smoe_step;
+SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_step*);
 
 /* N rows of logits [N, V], each to be sampled, or to score the token that is given. */
 #define SMOE_SAMPLING_REALS 6

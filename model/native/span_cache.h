@@ -48,6 +48,40 @@ class SpanCache {
             }
     }
 
+    // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored. Of 2-byte numbers, K even.
+    template <int WIDTH>
+    void pack_key_pairs(int64_t first, uint32_t* panel) const {
+        const int64_t pairs = args_.head_dim / 2;
+        for (int64_t group = 0; group < WIDTH; group += LANES)
+            for (int64_t k = 0; k < pairs; k += LANES) {
+                Vec square[LANES];
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i) {
+                    const int64_t j = first + group + i;
+                    square[i] = exists(j) ? load_first(words(args_.k_cache, j) + k, pairs - k) : Vec{};
+                }
+                transpose(square);
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i)
+                    if (i < pairs - k) std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
+            }
+    }
+
+#if defined(__AVX512BF16__)
+    // Values of positions first .. last - 1, first even -> panel [(last - first + 1) / 2, padded K] of words: pairs of
+    // neighbouring positions, the even one in the low half; zeros where there is no position, or behind dim K.
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel) const {
+        const int64_t stride = padded_dim(args_.head_dim);
+        const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
+        for (int64_t j = first; j < last; j += 2, panel += stride)
+            for (int64_t k = 0; k < stride; k += 2 * LANES) {
+                const __m512i even = values(j, k), odd = values(j + 1, k);
+                _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
+                _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
+            }
+    }
+#endif
+
     // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
     void pack_values(int64_t first, int64_t last, float* panel) const {
         const int64_t stride = padded_dim(args_.head_dim);
@@ -64,8 +98,29 @@ class SpanCache {
         for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
     }
 
+    bool exists(int64_t j) const { return j >= begin_ && j < end_; }
+
+    const float* words(const void* cache, int64_t j) const {
+        return reinterpret_cast<const float*>(static_cast<const char*>(cache) + offsets_[j]);
+    }
+
+#if defined(__AVX512BF16__)
+    // Number i of the first vector and number i of the second, in turns: for i = 0 .. LANES - 1; for the others.
+    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
+                                           0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
+    static constexpr uint32_t ZIPPED_HALF = 0x100010;
+
+    // 2-byte numbers k .. k + 2 * LANES - 1 of position j's values; zeros where there are none.
+    __m512i values(int64_t j, int64_t k) const {
+        const int64_t count = exists(j) ? args_.head_dim - k : 0;
+        if (count <= 0) return __m512i{};
+        const char* row = static_cast<const char*>(args_.v_cache) + offsets_[j] + k * 2;
+        return _mm512_maskz_loadu_epi16(count >= 2 * LANES ? ~0u : (1u << count) - 1, row);
+    }
+#endif
+
     Vec key(int64_t j, int64_t k) const {
-        if (j < begin_ || j >= end_) return Vec{};
+        if (!exists(j)) return Vec{};
         return KvRow<Number>(static_cast<const char*>(args_.k_cache) + offsets_[j], args_.head_dim).load(k);
     }
 

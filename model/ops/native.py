@@ -7,6 +7,7 @@ Shape letters as in model/ops/__init__.py.
 """
 
 from collections.abc import Iterable
+from ctypes import c_uint64
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,12 @@ from model.ops import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native_sampling import sampling_arguments
+from model.ops.native_structs import NetworkArguments, StepArguments
 from model.ops.quantized import Quantization
 from model.sampling import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
+NUMERICS = 2  # counts up when a kernel's bits change
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantised weight's format is its dtype
 
 
@@ -88,6 +91,11 @@ class NativeOps:
         self._owner = ThreadPool(library, threads)
         self._pool = self._owner.handle
 
+    def beat_in(self, counter: c_uint64) -> None:
+        """From now on the kernels move this counter on while they work."""
+        self._heartbeat = counter  # the library keeps its address
+        self._call.smoe_pool_heartbeat(self._pool, counter)
+
     def pack_linear(self, weight: Tensor) -> NativeLinear:
         num_outputs, num_inputs = weight.shape
         code, weight = self._format(weight.dtype), weight.contiguous()
@@ -137,7 +145,7 @@ class NativeOps:
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), plan.num_heads, plan.num_kv_heads, plan.head_dim
         dtypes = DTYPES[qkv.dtype], DTYPES[k_cache.dtype]
-        _check(self._call.smoe_rotate_and_store(self._pool, self._isa, *dtypes, *addresses, *sizes))
+        check(self._call.smoe_rotate_and_store(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: NativePlan) -> Tensor:
@@ -147,14 +155,14 @@ class NativeOps:
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = *batch.block_tables.shape, plan.block_size, plan.num_heads, plan.num_kv_heads, plan.head_dim
         dtypes = DTYPES[q.dtype], DTYPES[k_cache.dtype]
-        _check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, plan.window))
+        check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, plan.window))
         return out  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: NativeExperts) -> Tensor:
         y = torch.empty_like(x)
         addresses = x.data_ptr(), weights.w13.data_ptr(), weights.w2.data_ptr(), y.data_ptr()
         sizes = len(x), weights.dim, weights.hidden_dim
-        _check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], weights.format, *addresses, *sizes))
+        check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], weights.format, *addresses, *sizes))
         return y  # [T, D]
 
     def moe(self, x: Tensor, weights: NativeMoe, choice: ExpertChoice) -> Tensor:
@@ -165,7 +173,7 @@ class NativeOps:
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, choice.chosen.shape[1]
         routing = allowed, choice.chosen.data_ptr()
         dtypes = DTYPES[x.dtype], experts.format
-        _check(self._call.smoe_moe(self._pool, self._isa, *dtypes, *addresses, *routing, *sizes))
+        check(self._call.smoe_moe(self._pool, self._isa, *dtypes, *addresses, *routing, *sizes))
         return y  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
@@ -180,8 +188,12 @@ class NativeOps:
             top_ids=torch.zeros(num_rows, count, dtype=torch.int32),
             top_logprobs=torch.zeros(num_rows, count),
         )
-        _check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
+        check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
         return result
+
+    def forward(self, network: NetworkArguments, step: StepArguments) -> None:
+        """All layers of a step in one call; writes what the arguments point to."""
+        check(self._call.smoe_forward(self._pool, self._isa, network, step))
 
     def read_all(self, buffer: Tensor) -> int:
         """Reads a buffer once, on all threads; the sum of its 32-bit words and last bytes, modulo 2^32."""
@@ -197,7 +209,7 @@ class NativeOps:
         sizes = len(x), weight.num_outputs, weight.num_inputs
         is_wide = dtype == torch.float32
         dtypes = DTYPES[x.dtype], weight.format
-        _check(self._call.smoe_linear(self._pool, self._isa, *dtypes, *addresses, *sizes, is_wide))
+        check(self._call.smoe_linear(self._pool, self._isa, *dtypes, *addresses, *sizes, is_wide))
         return y  # [T, O]
 
     def _pack_experts(self, num_experts: int, experts: Iterable[FfnWeights]) -> NativeExperts:
@@ -236,6 +248,7 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / powers
 
 
-def _check(result: int) -> None:
+def check(result: int) -> None:
+    """Raises MemoryError for what the library's functions return where memory is short."""
     if result:
         raise MemoryError("no memory for the intermediate results of a step")

@@ -5,12 +5,13 @@ Knows addresses and numbers only; what they mean is in model/native/smoe_native.
 
 import ctypes
 import weakref
-from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.ops.native_sampling import SamplingArguments
+from model.ops.native_structs import NetworkArguments, StepArguments
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
 
@@ -21,6 +22,7 @@ _SIGNATURES = {
     "smoe_isa_available": (c_int, (c_int,)),
     "smoe_pool_create": (c_void_p, (c_int,)),
     "smoe_pool_destroy": (None, (c_void_p,)),
+    "smoe_pool_heartbeat": (None, (c_void_p, POINTER(c_uint64))),
     "smoe_packed_size": (c_int64, (c_int, c_int64, c_int64)),
     "smoe_packed_pair_size": (c_int64, (c_int, c_int64, c_int64)),
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 2)),
@@ -28,10 +30,13 @@ _SIGNATURES = {
     "smoe_linear": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 3, *(c_int64,) * 3, c_int)),
     "smoe_ffn": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 4, *(c_int64,) * 3)),
     "smoe_moe": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 8, *(c_int64,) * 5)),
+    "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
+    "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
     "smoe_rotate_and_store": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
     "smoe_attention": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 7)),
+    "smoe_forward": (c_int, (c_void_p, c_int, POINTER(NetworkArguments), POINTER(StepArguments))),
     "smoe_read_all": (c_uint32, (c_void_p, c_int, c_void_p, c_int64)),
     "smoe_peak_operations": (c_int64, (c_void_p, c_int, c_int, c_int64)),
     "smoe_sample": (c_int, (c_void_p, c_int, POINTER(SamplingArguments))),

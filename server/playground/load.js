@@ -1,7 +1,14 @@
 import { byId, element } from "./dom.js";
 import { percent, perSecond } from "./words.js";
 
-const PHASES = { ready: "ready", loading: "loading", draining: "shutting down", dead: "the engine has stopped" };
+const PHASES = {
+  ready: "ready",
+  loading: "loading",
+  stuck: "the engine makes no progress",
+  restarting: "the engine is started again",
+  draining: "shutting down",
+  dead: "the engine has stopped",
+};
 
 /** What the server is doing: requests, memory, pace; and whether it takes requests at all. */
 export class ServerLoad {

@@ -1,25 +1,26 @@
 """POST /v1/chat/completions: a conversation gets its next message."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.body import read_request
+from server.body import ignoring, read_request
 from server.choice import Delta
 from server.generation import Generation
 from server.grammars import Constraint
 from server.logprobs import chat_logprobs
+from server.loose_tools import loosened
 from server.mistral_template import CALLS_MARKER
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
-from server.state import AppState, Texts, state_of
+from server.state import AppState, Texts, state_of, tenant_of
 from server.tokenizer import Tokenizer
 from server.tool_calls import CallFormat
 from server.tool_emulation import emulated
@@ -36,7 +37,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     arrival_s = time.monotonic()
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await turn_of(http, request, arrival_s)
-    return await reply(http, request, turn.generation, turn.layout, turn.fields, {**headers, **turn.headers})
+    return await reply(http, request, turn.generation, turn.layout, turn.fields, turn.headers_beside(headers))
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class ChatTurn:
     generation: Generation
     layout: "ChatFormat"
     fields: Mapping[str, str | int]  # of the reply's envelope
-    headers: Mapping[str, str]  # that name the conversation's repairs
+    repair_headers: Mapping[str, str]  # that name the conversation's repairs
+    ignored: Sequence[str]  # what of its tools will not be followed
+
+    def headers_beside(self, headers: dict[str, str]) -> dict[str, str]:
+        """All headers of the reply, with those that the request has got already."""
+        return {**ignoring(headers, self.ignored), **self.repair_headers}
 
 
 async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
@@ -58,31 +64,38 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, request.contents, "messages")
     use = tool_use_of(request)
-    constraints = await off_loop(sum(map(len, request.contents)), lambda: _tool_constraints(use, request, state, texts))
+    constraints, ignored = await _tool_constraints(use, request, state, texts)
     token_ids, repair_headers = await rendered(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
     form = await texts.grammars.form_of(request, constraints)
     seed = seed_of(state, request)
-    jobs = await jobs_of(state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, form=form)
+    jobs = await jobs_of(
+        state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
+    )
     http_id = http.state.request_id
     return ChatTurn(
         Generation(state, jobs, http_id, request.user),
         ChatFormat(request, prompt, texts.tokenizer, None if use is None else CallFormat(http_id)),
         common_fields("chatcmpl", http_id, request.model, ready, seed),
         repair_headers,
+        ignored,
     )
 
 
-def _tool_constraints(
+async def _tool_constraints(
     use: ToolUse | None, request: ChatCompletionRequest, state: AppState, texts: Texts
-) -> list[Constraint]:
+) -> tuple[list[Constraint], list[str]]:
+    """What the tools imply for the answer's form, and what of their schemas it leaves out."""
     if use is None:
-        return []
+        return [], []
     if not texts.chat_template.takes_tools:
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.id_of_special(CALLS_MARKER) if texts.chat_template.takes_tools else None
-    return tool_constraints(use, request, marker_id)
+    num_chars = sum(map(len, request.contents))
+    loose = {} if state.strict_params else await loosened(use, texts.grammars, num_chars)
+    constraints = await off_loop(num_chars, lambda: tool_constraints(use, request, marker_id, loose))
+    return constraints, [name for names in loose.values() for name in names]
 
 
 async def rendered(

@@ -17,7 +17,7 @@ from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import CompletionRequest
-from server.state import Texts, state_of
+from server.state import Texts, state_of, tenant_of
 from server.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -40,7 +40,9 @@ async def completions(http: HttpRequest) -> Response:
         completion_limit(len(prompt.token_ids), request.max_tokens, ready, "prompt", is_default=is_default)
         for prompt in prompts
     ]
-    jobs = await jobs_of(state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, form=form)
+    jobs = await jobs_of(
+        state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
+    )
     http_id = http.state.request_id
     fields = common_fields("cmpl", http_id, request.model, ready, seed)
     layout = CompletionFormat(request, prompts, texts.tokenizer)

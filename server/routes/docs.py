@@ -8,6 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server.openapi import Facts, document, page
+from server.routes import READ
 from server.state import AppState, state_of
 
 PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
@@ -15,14 +16,14 @@ PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsaf
 router = APIRouter()
 
 
-@router.get("/openapi.json")
+@router.api_route("/openapi.json", methods=READ)
 async def openapi(http: HttpRequest) -> Response:
     """For programs."""
     state = state_of(http)
     return JSONResponse(_document(_facts(state), state.version))
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=READ)
 async def docs(http: HttpRequest) -> Response:
     """To read."""
     state = state_of(http)

@@ -12,7 +12,8 @@ from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
 from server.mailbox import EngineDied
 from server.prepare import off_loop
-from server.state import GONE_RETRY_S, AppState, state_of
+from server.routes import READ
+from server.state import LOADING_RETRY_S, AppState, state_of
 from server.tokenizer import Tokenizer
 
 MIN_WINDOW_S = 1.0
@@ -20,9 +21,9 @@ MIN_WINDOW_S = 1.0
 router = APIRouter()
 
 
-@router.get("/experts")
+@router.api_route("/experts", methods=READ)
 async def experts(http: HttpRequest) -> Response:
-    """Since the start or the last reset; with ?window=60 of the last minute. Positions computed again count again."""
+    """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
     window_s = _window_s(http.query_params.get("window"))
     return await _answer(state_of(http), window_s)
 
@@ -55,7 +56,7 @@ async def _answer(state: AppState, window_s: float | None, *, reset: bool = Fals
     try:
         report = await state.engine.experts(window_s, reset=reset)
     except EngineDied:
-        raise unavailable("engine_dead", GONE_RETRY_S) from None
+        raise state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
     num_tokens = sum(len(top) for layer in report.layers for top in layer.top_tokens)
     return JSONResponse(await off_loop(num_tokens, lambda: _body(report, window_s, texts.tokenizer)))
 

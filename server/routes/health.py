@@ -5,34 +5,35 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.health import liveness, readiness
+from server.routes import READ
 from server.state import state_of
 
 router = APIRouter()
 
 
-@router.get("/health")
-@router.get("/health/ready")
-@router.get("/ping")
+@router.api_route("/health", methods=READ)
+@router.api_route("/health/ready", methods=READ)
+@router.api_route("/ping", methods=READ)
 async def ready(http: HttpRequest) -> Response:
     """Whether new requests are taken."""
     status, body = readiness(state_of(http).engine.status)
     return JSONResponse(body, status)
 
 
-@router.get("/health/live")
+@router.api_route("/health/live", methods=READ)
 async def live(http: HttpRequest) -> Response:
     """Whether the process can make progress."""
     status, body = liveness(state_of(http).engine.status)
     return JSONResponse(body, status)
 
 
-@router.get("/version")
+@router.api_route("/version", methods=READ)
 async def version(http: HttpRequest) -> Response:
     """The server's version."""
     return JSONResponse({"version": state_of(http).version})
 
 
-@router.get("/load")
+@router.api_route("/load", methods=READ)
 async def load(http: HttpRequest) -> Response:
     """How many choices the engine works on, and how many wait for it."""
     engine = state_of(http).engine

@@ -21,7 +21,7 @@ RENAMED = {
     r"stop": "stop_sequences",
     r"user": "metadata.user_id",
     r"messages\b.*|continue_final_message": "messages",
-    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function\.parameters(.*)": r"\1.input_schema\2",
     r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
     r"tool_choice\.function\.name": "tool_choice.name",
 }

@@ -5,12 +5,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.metrics import CONTENT_TYPE
+from server.routes import READ
 from server.state import state_of
 
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=READ)
 async def metrics(http: HttpRequest) -> Response:
     """All families, in the text format."""
     return Response(state_of(http).metrics.render(), headers={"content-type": CONTENT_TYPE})

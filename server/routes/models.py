@@ -5,19 +5,20 @@ from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from server.routes import READ
 from server.state import AppState, state_of
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.api_route("/v1/models", methods=READ)
 async def models(http: HttpRequest) -> Response:
     """The model under each of its names."""
     state = state_of(http)
     return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.model_names]})
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.api_route("/v1/models/{model_id:path}", methods=READ)
 async def model(http: HttpRequest, model_id: str) -> Response:
     """One entry, by its name as it is spelled."""
     if not model_id:

@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.routes import READ
+
 FOLDER = Path(__file__).parents[1] / "playground"
 INDEX = "index.html"
 PREFIX = "/playground/"
@@ -42,13 +44,13 @@ def open_paths() -> frozenset[str]:
     return frozenset({"/", *(PREFIX + name for name in files())})
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.api_route("/", methods=READ)
 async def page(http: HttpRequest) -> Response:
     """The page."""
     return _reply(INDEX, http)
 
 
-@router.api_route(PREFIX + "{name}", methods=["GET", "HEAD"])
+@router.api_route(PREFIX + "{name}", methods=READ)
 async def file(name: str, http: HttpRequest) -> Response:
     """One of its files."""
     if name not in files():

@@ -8,6 +8,7 @@ from engine.messages import Ready
 from server.body import read_request
 from server.errors import ApiError
 from server.prepare import check_prompt_chars, off_loop
+from server.routes import READ
 from server.routes.chat import rendered
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.state import AppState, Texts, state_of
@@ -59,7 +60,7 @@ async def detokenize(http: HttpRequest) -> Response:
     return JSONResponse({"prompt": prompt}, headers=headers)
 
 
-@router.get("/tokenizer_info")
+@router.api_route("/tokenizer_info", methods=READ)
 async def tokenizer_info(http: HttpRequest) -> Response:
     """The spellings and the template in use, which a client needs to prepare prompts itself."""
     _, texts = state_of(http).serving()

@@ -5,13 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import PydanticCustomError
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
 from server.strict_json import JsonValue
 from server.turns import Call
-from server.validation import RequestModel, refuse_unsupported_members
+from server.validation import RequestModel, check_length, refuse_unsupported_members
 
 MAX_MESSAGES = 10_000
 MAX_KWARG_CHARS = 64
@@ -143,8 +142,7 @@ class ChatTemplateKwargs(RequestModel):
 
 def _turns(value: object) -> object:
     if isinstance(value, list):
-        if len(value) > MAX_MESSAGES:  # before any of them is looked at
-            raise PydanticCustomError("too_long", "", {"max_length": MAX_MESSAGES})
+        check_length(value, MAX_MESSAGES)
         refuse_unsupported_members(ChatMessage, value, "messages")
     return value
 

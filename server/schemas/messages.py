@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel
+from server.validation import RequestModel, check_length
 
 
 def _as_blocks(value: object) -> object:
@@ -57,7 +57,6 @@ class ToolResultBlock(RequestModel):
     content: Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])] = (
         Field(default_factory=list)
     )
-    is_error: bool = False
 
     @property
     def message(self) -> JsonObject:
@@ -90,6 +89,16 @@ class Turn(RequestModel):
             return results
         message: JsonObject = {"role": self.role, "content": parts or ""}
         return [*results, message | {"tool_calls": calls} if calls else message]
+
+
+def _at_most(value: object) -> object:
+    if isinstance(value, list):
+        check_length(value, MAX_MESSAGES)
+    return value
+
+
+SeveralTurns = Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+Turns = Annotated[SeveralTurns, BeforeValidator(_at_most, json_schema_input_type=SeveralTurns)]
 
 
 class Tool(RequestModel):
@@ -137,7 +146,7 @@ class Prompted(RequestModel):
         "thinking": ({"type": "disabled"},),
     }
 
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Turns
     system: Text | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None

@@ -9,7 +9,7 @@ from server.errors import ApiError
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel
+from server.validation import RequestModel, check_length
 
 MAX_METADATA = 16
 
@@ -89,6 +89,7 @@ def _as_items(value: object) -> object:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if isinstance(value, list):
+        check_length(value, MAX_MESSAGES)
         return [_typed(item) if isinstance(item, dict) and "role" in item else item for item in value]
     return value
 
@@ -179,11 +180,11 @@ class ResponsesRequest(TranslatedRequest):
         "background": (False,),
         "context_management": (),
         "conversation": (),
-        "include": ([],),
+        "include": ([], ["reasoning.encrypted_content"]),  # there is never any reasoning to include
         "max_tool_calls": (),
         "previous_response_id": (),
         "prompt": (),
-        "reasoning": ({},),
+        "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     }

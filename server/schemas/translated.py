@@ -26,6 +26,9 @@ class TranslatedRequest(RequestModel):
     cache_salt: Name | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
+    experts_per_token: Annotated[int, Field(ge=1)] | None = None
+    expert_mask: list[list[bool]] | None = None
+    expert_usage: bool | None = None
 
     @abstractmethod
     def chat_body(self) -> JsonObject:

@@ -18,11 +18,22 @@ START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
 METRICS_AGE_S = 1.1
 MODEL = "smoe-demo"
 
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def samples(text: str) -> Samples:
+    """The values of a scrape by name and labels (without model_name)."""
+    return {
+        (s.name, tuple(sorted((k, v) for k, v in s.labels.items() if k != "model_name"))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
 
 
 @dataclass
@@ -46,16 +57,11 @@ class RunningServer:
     def complete(self, prompt: object, **params: object) -> httpx.Response:
         return self.post("/v1/completions", {"model": MODEL, "prompt": prompt, **params})
 
-    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Sample values by name and labels (without model_name)."""
-        text = httpx.get(self.url + "/metrics").text
-        return {
-            (s.name, tuple(sorted((k, v) for k, v in s.labels.items() if k != "model_name"))): s.value
-            for family in text_string_to_metric_families(text)
-            for s in family.samples
-        }
+    def metrics(self) -> Samples:
+        """See `samples`."""
+        return samples(httpx.get(self.url + "/metrics").text)
 
-    def settled_metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def settled_metrics(self) -> Samples:
         """What is counted once nothing runs any more; checks that no block is held and that the ledger adds up.
 
         The rendered text may be a second old, so it is asked for until it is newer than the last piece of work.

@@ -2,202 +2,199 @@
 
 import itertools
 import json
-import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 
+from tests.e2e.bad_inputs import ROWS
+from tests.e2e.bad_inputs.extremes import EXTREMES
+from tests.e2e.bad_inputs.raw import RAW
+from tests.e2e.bad_inputs.rows import (
+    CHAT,
+    COMPLETIONS,
+    COUNT,
+    DETOKENIZE,
+    EVERYWHERE,
+    HI,
+    MESSAGES,
+    RESPONSES,
+    TOKENIZE,
+    Body,
+    Endpoint,
+)
 from tests.e2e.running import MODEL, RunningServer
 
-GOOD = {"model": MODEL, "prompt": "It was", "max_tokens": 12, "temperature": 0}
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+JSON = {"content-type": "application/json"}
+# What an error must not have in it: what was sent, and where and in what the server is written.
+SECRETS = (
+    "Zebra",
+    "Traceback",
+    "pydantic",
+    "Error(",
+    "Exception",
+    ".py",
+    "server.",
+    "engine.",
+    "/model/",
+    "llguidance",
+)
+ANTHROPIC_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 
 
-def canary(server: RunningServer) -> object:
-    reply = server.post("/v1/completions", {**GOOD, "logprobs": 2, "seed": 1}).json()
-    return reply["choices"], reply["usage"]["completion_tokens"]
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_changed(server: RunningServer) -> Iterator[None]:
-    before = canary(server)
-    yield
-    assert canary(server) == before
+def canary(client: httpx.Client) -> bytes:
+    asked = {**COMPLETIONS.good, "max_tokens": 12, "temperature": 0, "logprobs": 2, "seed": 1}
+    reply = client.post(COMPLETIONS.path, json=asked).json()
+    assert client.get("/health").status_code == 200
+    return json.dumps([reply["choices"], reply["usage"]["completion_tokens"]]).encode()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: RunningServer, client: httpx.Client) -> Iterator[bytes]:
+    """The canary's answer before anything bad was sent; at the end no block is held and the ledger adds up."""
+    yield canary(client)
     server.settled_metrics()
 
 
-def refused(server: RunningServer, path: str, body: bytes | dict[str, Any]) -> dict[str, Any]:
-    """The error of a request, which must be a real 4xx in OpenAI's shape that never echoes its input."""
+@pytest.fixture(autouse=True)
+def nothing_changed(client: httpx.Client, undisturbed: bytes) -> Iterator[None]:
+    yield
+    assert canary(client) == undisturbed
+
+
+def no_number(name: str) -> NoReturn:
+    raise AssertionError(f"the reply has {name}")
+
+
+def error_param(reply: httpx.Response) -> object:
+    return reply.json()["error"].get("param")
+
+
+def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status: int = 400) -> dict[str, Any]:
+    """The error of a request: a real 4xx in the shape of its API, which repeats nothing."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    reply = httpx.post(server.url + path, content=content, headers={"content-type": "application/json"}, timeout=30)
-    assert 400 <= reply.status_code < 500, reply.text
+    reply = client.post(endpoint.path, content=content, headers=JSON)
+    assert reply.status_code == status, (content[-300:], reply.text[:300])
+    assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]
-    error = reply.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert "Traceback" not in reply.text and "/site-packages/" not in reply.text
-    error["status"] = reply.status_code
-    return dict(error)
+    told = reply.text.replace(f"{error_param(reply)}", "")  # a field's own name may be called by it
+    assert not [secret for secret in SECRETS if secret in told], reply.text[:500]
+    error: dict[str, Any] = reply.json()["error"]
+    assert error["message"] and len(reply.text) < 1000
+    if endpoint in (MESSAGES, COUNT):
+        assert set(error) == {"type", "message"} and reply.json()["type"] == "error"
+        assert error["type"] == ANTHROPIC_TYPES[status]
+    else:
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "invalid_request_error"
+    return error
 
 
-COMPLETION_CASES: list[tuple[dict[str, Any], int, str, str | None]] = [
-    ({"model": "nope"}, 404, "model_not_found", "model"),
-    ({"model": "../../etc/passwd"}, 404, "model_not_found", "model"),
-    ({"model": 5}, 400, "invalid_type", "model"),
-    ({"prompt": ""}, 400, "empty_string", "prompt"),
-    ({"prompt": []}, 400, "empty_array", "prompt"),
-    ({"prompt": 5}, 400, "invalid_type", "prompt"),
-    ({"prompt": [3072]}, 400, "integer_above_max_value", "prompt"),
-    ({"prompt": [-1]}, 400, "integer_below_min_value", "prompt"),
-    ({"prompt": [5] * 2048}, 400, "context_length_exceeded", "prompt"),
-    ({"prompt": [5] * 2000, "max_tokens": 100}, 400, "context_length_exceeded", None),
-    ({"max_tokens": -1}, 400, "integer_below_min_value", "max_tokens"),
-    ({"max_tokens": 0}, 400, "integer_below_min_value", "max_tokens"),
-    ({"max_tokens": 1.5}, 400, "invalid_type", "max_tokens"),
-    ({"max_tokens": "5"}, 400, "invalid_type", "max_tokens"),
-    ({"max_tokens": True}, 400, "invalid_type", "max_tokens"),
-    ({"temperature": 2.01}, 400, "decimal_above_max_value", "temperature"),
-    ({"temperature": -0.1}, 400, "decimal_below_min_value", "temperature"),
-    ({"top_p": 0}, 400, "decimal_below_min_value", "top_p"),
-    ({"n": 9}, 400, "integer_above_max_value", "n"),
-    ({"n": 0}, 400, "integer_below_min_value", "n"),
-    ({"seed": 2**64}, 400, "integer_above_max_value", "seed"),
-    ({"stop": ["a"] * 5}, 400, "array_above_max_length", "stop"),
-    ({"stop": ""}, 400, "empty_string", "stop"),
-    ({"logit_bias": {"99999": 1}}, 400, "integer_above_max_value", "logit_bias"),
-    ({"logit_bias": {"5": 101}}, 400, "decimal_above_max_value", "logit_bias"),
-    ({"stop_token_ids": [99999]}, 400, "integer_above_max_value", "stop_token_ids"),
-    ({"allowed_token_ids": []}, 400, "empty_array", "allowed_token_ids"),
-    ({"logprobs": 21}, 400, "integer_above_max_value", "logprobs"),
-    ({"stream": "yes"}, 400, "invalid_type", "stream"),
-    ({"stream_options": {"include_usage": True}, "stream": False}, 400, "invalid_value", "stream_options"),
-    ({"suffix": "x"}, 400, "unsupported_parameter", "suffix"),
-    ({"best_of": 4}, 400, "unsupported_parameter", "best_of"),
-]
+def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
+    """The good body with the change, whole and, where that is possible, streamed."""
+    body = {name: value for name, value in (endpoint.good | change).items() if value is not ...}
+    yield body if "stream_options" not in change else body | {"stream": True}
+    if endpoint.can_stream:
+        yield body | {"stream": True}
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("change", "status", "code", "param"), COMPLETION_CASES, ids=lambda value: str(value)[:40])
-def test_a_bad_completion_request_is_refused_by_name(
-    server: RunningServer, change: dict[str, Any], status: int, code: str, param: str | None, streamed: bool
+@pytest.mark.parametrize("row", ROWS)
+def test_what_cannot_be_is_refused_by_name(client: httpx.Client, row: str) -> None:
+    for endpoint, (change, code, param) in itertools.product(ROWS[row].endpoints, ROWS[row].cases):
+        for body in bodies(endpoint, change):
+            error = refusal(client, endpoint, body, ROWS[row].status)
+            if "code" in error:
+                assert (error["code"], error["param"]) == (code, param or error["param"]), (str(change)[:200], error)
+
+
+@pytest.mark.parametrize("row", RAW)
+@pytest.mark.parametrize("endpoint", EVERYWHERE, ids=lambda endpoint: endpoint.path)
+def test_a_body_that_is_no_strict_json_object_is_refused(client: httpx.Client, endpoint: Endpoint, row: str) -> None:
+    for body, code in RAW[row]:
+        assert refusal(client, endpoint, body).get("code", code) == code, body[:80]
+
+
+@pytest.mark.parametrize("endpoint", EVERYWHERE, ids=lambda endpoint: endpoint.path)
+def test_stream_is_a_boolean(client: httpx.Client, endpoint: Endpoint) -> None:
+    for value in ["Zebra", "true", 1, 0, None, [], {}] if endpoint.can_stream else []:
+        assert refusal(client, endpoint, {**endpoint.good, "stream": value}).get("param", "stream") == "stream"
+
+
+@pytest.mark.parametrize("endpoint", EVERYWHERE, ids=lambda endpoint: endpoint.path)
+def test_what_is_unknown_is_named_in_a_header_and_never_repeated_where_it_is_no_name(
+    client: httpx.Client, endpoint: Endpoint
 ) -> None:
-    error = refused(server, "/v1/completions", {**GOOD, "stream": streamed, **change})
-    assert (error["status"], error["type"]) == (status, "invalid_request_error")
-    assert error["code"] == code, error
-    if param is not None:
-        assert error["param"] == param, error
+    body = {**endpoint.good, "temprature": {"": [None]}, "": 1, "x\r\ny": 2, "\0": 3, "z" * 65: 4, "\u00e9": 5}
+    reply = client.post(endpoint.path, json=body)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-smoe-ignored-params"] == "?, temprature"
 
 
-RAW_CASES: list[tuple[bytes, str]] = [
-    (b"", "invalid_json"),
-    (b"{", "invalid_json"),
-    (b"{'a': 1}", "invalid_json"),
-    (b"[]", "invalid_type"),
-    (b"null", "invalid_type"),
-    (b'{"model": "smoe-demo", "prompt": "x", "temperature": NaN}', "invalid_json"),
-    (b'{"model": "smoe-demo", "prompt": "x", "unknown": 1e999}', "invalid_json"),
-    (b'{"model": "smoe-demo", "prompt": "\\ud800"}', "invalid_json"),
-    (b'{"model": "smoe-demo", "prompt": "\xed\xa0\x80"}', "invalid_json"),
-    (b'{"model": "smoe-demo", "model": "smoe-demo", "prompt": "x"}', "invalid_json"),
-    (b"\xef\xbb\xbf{}", "invalid_json"),
-    (b'{"a":' * 5000 + b"1" + b"}" * 5000, "invalid_json"),
-    (b'{"model": "smoe-demo", "prompt": "x", "n": ' + b"9" * 4500 + b"}", "integer_above_max_value"),
-]
-
-
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
-@pytest.mark.parametrize(("body", "code"), RAW_CASES, ids=lambda value: repr(value)[:40])
-def test_a_body_that_is_not_strict_json_is_refused(server: RunningServer, path: str, body: bytes, code: str) -> None:
-    error = refused(server, path, body)
-    assert (error["status"], error["code"]) == (400, code)
-
-
-CHAT_CASES: list[tuple[dict[str, Any], str]] = [
-    ({"messages": []}, "messages"),
-    ({"messages": [{"role": "root", "content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user"}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]}, ""),
-    ({"max_tokens": 5, "max_completion_tokens": 6}, ""),
-    ({"top_logprobs": 3}, "top_logprobs"),
-    ({"chat_template": "x"}, "chat_template"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tool_choice"),
-    ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
-    ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ({"structured_outputs": {"regex": "["}}, "structured_outputs.regex"),
-]
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("change", "param"), CHAT_CASES, ids=lambda value: str(value)[:50])
-def test_a_bad_chat_request_is_refused_by_name(
-    server: RunningServer, change: dict[str, Any], param: str, streamed: bool
+@pytest.mark.parametrize(
+    ("messages", "repairs"),
+    [
+        ([HI, HI], "joined-turns"),
+        ([{"role": "assistant", "content": "x"}, HI], "added-user"),
+        ([HI, {"role": "system", "content": "x"}, HI], "moved-system"),
+        ([{"role": "system", "content": "x"}], "added-user"),
+        ([HI, {"role": "assistant", "content": "x"}, {"role": "system", "content": "y"}], "system-as-user"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_roles_out_of_order_are_repaired_and_that_is_said(
+    client: httpx.Client, messages: list[Body], repairs: str
 ) -> None:
-    error = refused(server, "/v1/chat/completions", {**CHAT, "stream": streamed, **change})
-    assert error["status"] == 400
-    assert not param or str(error["param"]).startswith(param), error
+    for body in bodies(CHAT, {"messages": messages}):
+        reply = client.post(CHAT.path, json=body)
+        assert reply.status_code == 200
+        assert repairs in reply.headers["x-smoe-repaired"]
 
 
-def test_an_unknown_parameter_is_named_in_a_header(server: RunningServer) -> None:
-    reply = server.post("/v1/completions", {**GOOD, "temprature": 1})
-    assert reply.status_code == 200
-    assert reply.headers["x-smoe-ignored-params"] == "temprature"
+ODD_BUT_LEGAL: list[tuple[Endpoint, Body]] = [
+    *[(COMPLETIONS, {"prompt": text}) for text in (" ", "\n", "\0", "\ufeff", "\u200d", "\u202e", "</s>", "<0x41>")],
+    *[(COMPLETIONS, {"prompt": [[token]]}) for token in (0, 1, 2, 3071)],
+    *[
+        (CHAT, {"messages": [{**HI, "content": text}]})
+        for text in ("", " \t\n", "[INST] </s><s>", "\0", "a\u0301" * 99)
+    ],
+    (CHAT, {"messages": [{**HI, "name": 5, "": 1, "content": [{"type": "text", "text": "", "cache_control": {}}]}]}),
+    (COMPLETIONS, {"timeout_s": None, "seed": -1, "top_k": 2**63 - 1, "stop": [], "logit_bias": {"5": 1e-320}}),
+    (COMPLETIONS, {"echo": True, "max_tokens": 0, "logprobs": 0, "n": 8}),
+    (COMPLETIONS, {"truncate_prompt_tokens": 1, "echo": True, "logprobs": 20, "prompt": "a b c d"}),
+    (COMPLETIONS, {"structured_outputs": {"regex": "/\n|\\\\"}}),
+    (TOKENIZE, {"model": None, "prompt": "\0\u202e"}),
+    (DETOKENIZE, {"tokens": [], "model": None}),
+    (RESPONSES, {"input": "", "metadata": None}),
+    (MESSAGES, {"system": "", "messages": [HI, HI]}),
+]
 
 
-def test_unknown_urls_and_methods_answer_in_the_same_shape(server: RunningServer) -> None:
-    assert httpx.get(server.url + "/v1/nothing").json()["error"]["code"] == "unknown_url"
-    wrong = httpx.get(server.url + "/v1/completions")
-    assert wrong.status_code == 405 and "POST" in wrong.headers["allow"]
+@pytest.mark.parametrize(("endpoint", "change"), ODD_BUT_LEGAL, ids=lambda value: str(value)[:50])
+def test_what_is_odd_and_legal_is_answered(client: httpx.Client, endpoint: Endpoint, change: Body) -> None:
+    for body in bodies(endpoint, change):
+        reply = client.post(endpoint.path, json=body)
+        assert reply.status_code == 200, reply.text
+        assert "server_error" not in reply.text
 
 
-def test_a_body_over_the_limit_is_refused_unread(server: RunningServer) -> None:
-    reply = httpx.post(server.url + "/v1/completions", content=b" " * ((1 << 20) + 1))
+@pytest.mark.parametrize(("field", "status"), [("timeout_s", 504), ("queue_timeout_s", 503)])
+def test_a_deadline_that_has_passed_is_told_at_once(client: httpx.Client, field: str, status: int) -> None:
+    for body in bodies(COMPLETIONS, {field: 5e-324}):
+        reply = client.post(COMPLETIONS.path, json=body)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (status, field)
+
+
+def test_a_body_over_the_limit_is_refused_unread(client: httpx.Client) -> None:
+    reply = client.post(COMPLETIONS.path, content=b" " * ((1 << 20) + 1))
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "request_too_large"
-
-
-VOCAB = 3072
-EXTREMES: dict[str, list[Any]] = {
-    "n": [8],
-    "temperature": [0, 1e-320, 1e-4, 2.0],
-    "top_p": [5e-324, 1.0],
-    "top_k": [-1, 1, 2**63 - 1],
-    "min_p": [5e-324, 1.0],
-    "frequency_penalty": [-2, 2],
-    "presence_penalty": [-2, 2],
-    "repetition_penalty": [5e-324, 2.0],
-    "max_tokens": [0, 1],
-    "min_tokens": [0, 3],
-    "seed": [-(2**63), 2**63 - 1],
-    "logprobs": [0, 20],
-    "stop": ["\0", ["e", " ", "a", "t"], "x" * 256],
-    "stop_token_ids": [[2], list(range(256)), [VOCAB - 1] * 256],
-    "logit_bias": [{str(i): 100 for i in range(VOCAB)}, {str(i): -100 for i in range(VOCAB)}, {"2": 100}],
-    "allowed_token_ids": [[2], [VOCAB - 1], [0] * 5000],
-    "ignore_eos": [True],
-    "echo": [True],
-    "stream": [True],
-    "priority": [-(2**31), 2**31 - 1],
-    "prompt": [[0], [VOCAB - 1] * 3, "\0\u200d\U0001f600", [[1]] * 128, [5] * 32],
-}
-
-
-def some_pairs(count: int) -> list[dict[str, Any]]:
-    """`count` pairs of extreme legal values, the same ones each time; all of them were tried once."""
-    values = [(name, value) for name, extremes in EXTREMES.items() for value in extremes]
-    pairs = [(a, b) for a, b in itertools.combinations(values, 2) if a[0] != b[0]]
-    return [dict(pair) for pair in random.Random(0).sample(pairs, count)]
-
-
-def test_extreme_legal_values_go_together_or_are_refused(server: RunningServer) -> None:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        for pair in some_pairs(150):
-            reply = client.post("/v1/completions", json={"model": MODEL, "prompt": "It", "max_tokens": 3, **pair})
-            assert reply.status_code in (200, 400), (pair, reply.text)
-            assert '"server_error"' not in reply.text, pair
-            if pair.get("stream") and reply.status_code == 200:
-                assert reply.text.endswith("data: [DONE]\n\n"), pair
 
 
 TOO_MUCH = {
@@ -207,13 +204,63 @@ TOO_MUCH = {
     "combining marks": "e" + "\u0301" * 160_000,
     "bytes by name": "<0x41>" * 150_000,
     "control tokens by name": "[INST]</s>" * 90_000,
+    "private use": "".join(map(chr, range(0xE000, 0xF8FF))) * 25,
+}
+SAID: dict[str, Callable[[str], Body]] = {
+    COMPLETIONS.path: lambda text: {"prompt": text},
+    CHAT.path: lambda text: {"messages": [{"role": "user", "content": text}]},
+    RESPONSES.path: lambda text: {"input": text},
+    MESSAGES.path: lambda text: {"messages": [{"role": "user", "content": text}]},
+    COUNT.path: lambda text: {"messages": [{"role": "user", "content": text}]},
+    TOKENIZE.path: lambda text: {"prompt": text},
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
 @pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
-def test_a_megabyte_of_anything_is_too_long(server: RunningServer, path: str, text: str) -> None:
-    source: dict[str, Any] = {"prompt": text}
-    if path == "/v1/chat/completions":
-        source = {"messages": [{"role": "user", "content": text}]}
-    assert refused(server, path, {"model": MODEL, **source})["code"] == "context_length_exceeded"
+def test_a_megabyte_of_anything_is_too_long(client: httpx.Client, text: str) -> None:
+    for endpoint in EVERYWHERE[:-1]:
+        error = refusal(client, endpoint, endpoint.good | SAID[endpoint.path](text))
+        assert error.get("code", "context_length_exceeded") == "context_length_exceeded"
+
+
+def pairwise(extremes: dict[str, list[Any]], most: int) -> Iterator[Body]:
+    """Bodies of at most so many fields, in which every two values of different fields stand together once.
+
+    Greedy: a body starts with the first pair that is left and takes what adds most pairs.
+    """
+    values = [(name, index) for name, choices in extremes.items() for index in range(len(choices))]
+    left = dict.fromkeys(pair for pair in itertools.combinations(values, 2) if pair[0][0] != pair[1][0])
+    while left:
+        chosen = list(next(iter(left)))
+        while len(chosen) < most:
+            names = {name for name, _ in chosen}
+            news = [(sum((a, b) in left or (b, a) in left for a in chosen), b) for b in values if b[0] not in names]
+            chosen.append(max(news, key=lambda new: new[0])[1])
+        for pair in itertools.permutations(chosen, 2):
+            left.pop(pair, None)
+        yield {name: extremes[name][index] for name, index in chosen}
+
+
+def test_the_bodies_of_extremes_have_every_pair() -> None:
+    small = {"a": [1, 2], "b": [1], "c": [1, 2, 3], "d": [1, 2]}
+    found = {pair for body in pairwise(small, 3) for pair in itertools.combinations(sorted(body.items()), 2)}
+    items = [(name, value) for name, values in small.items() for value in values]
+    assert found == {pair for pair in itertools.combinations(items, 2) if pair[0][0] != pair[1][0]}
+
+
+def test_extreme_legal_values_go_together_or_are_refused(client: httpx.Client) -> None:
+    for body in pairwise(EXTREMES, 5):
+        reply = client.post(COMPLETIONS.path, json={"model": MODEL, "prompt": "It", "max_tokens": 3, **body})
+        assert reply.status_code in (200, 400), (body, reply.text)
+        assert '"server_error"' not in reply.text, body
+        if not body.get("stream") or reply.status_code == 400:
+            assert_numbers(json.loads(reply.text, parse_constant=no_number))
+        else:
+            assert reply.text.endswith("data: [DONE]\n\n"), body
+
+
+def assert_numbers(reply: Body) -> None:
+    """Every position has a logprob, but the prompt's first."""
+    for choice in reply.get("choices", []):
+        logprobs = choice["logprobs"] or {"token_logprobs": []}
+        assert None not in logprobs["token_logprobs"][1:], reply

@@ -1,6 +1,7 @@
 """Every parameter of completions and chat does something: each row would fail if the parameter were ignored.
 
-A row has the fields it starts from, the parameter's value, and what must be true of the replies without and with it.
+A row has the fields it starts from, the parameter's value, and what must be true of the replies without and with it; a
+parameter of several kinds has one for each, told apart behind a dot.
 The rows are compared with the schemas, so that a new parameter without a row fails.
 """
 
@@ -37,6 +38,8 @@ BASE: dict[str, dict[str, Any]] = {
     },
 }
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+SCHEMA = {"type": "object", "properties": {"a": DIGIT}, "required": ["a"], "additionalProperties": False}
 
 
 @dataclass
@@ -106,6 +109,10 @@ def refused(status: int, param: str | None) -> Check:
     return check
 
 
+def has_form(pattern: str) -> Check:
+    return lambda before, after: not re.fullmatch(pattern, before.text) and bool(re.fullmatch(pattern, after.text))
+
+
 def a_word_of(reply: Reply) -> str:
     return max(re.findall(r"[A-Za-z]+", reply.text), key=len)
 
@@ -114,9 +121,14 @@ COMPLETION_SCORES, CHAT_SCORES = {"logprobs": 1}, {"logprobs": True, "top_logpro
 SHARED: dict[str, Row] = {
     "model": Row("nope", refused(404, "model")),
     "stream": Row(True, lambda b, a: a.http.headers["content-type"].startswith("text/event-stream") and not b.events),
-    "stream_options": Row(
+    "stream_options.continuous_usage_stats": Row(
         {"continuous_usage_stats": True},
         lambda b, a: all(e["usage"]["prompt_tokens"] for e in a.events),
+        {"stream": True},
+    ),
+    "stream_options.include_usage": Row(
+        {"include_usage": True},
+        lambda b, a: bool(b.events[-1]["choices"]) and not a.events[-1]["choices"] and bool(a.events[-1]["usage"]),
         {"stream": True},
     ),
     "max_tokens": Row(3, lambda b, a: a.usage["completion_tokens"] == 3 != b.usage["completion_tokens"]),
@@ -141,8 +153,14 @@ SHARED: dict[str, Row] = {
     "truncate_prompt_tokens": Row(3, lambda b, a: a.prompt_ids == b.prompt_ids[-3:]),
     "timeout_s": Row(1e-6, refused(504, "timeout_s")),
     "queue_timeout_s": Row(1e-6, refused(503, "queue_timeout_s")),
-    "response_format": Row({"type": "json_object"}, lambda b, a: a.text.startswith("{") and not b.text.startswith("{")),
-    "structured_outputs": Row({"regex": "[0-9]{5}"}, lambda b, a: re.fullmatch("[0-9]{5}", a.text) is not None),
+    "response_format.json_object": Row({"type": "json_object"}, has_form(r"\{.*")),
+    "response_format.json_schema": Row(
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}, has_form(r'\{"a":\d\}')
+    ),
+    "structured_outputs.json": Row({"json": SCHEMA}, has_form(r'\{"a":\d\}')),
+    "structured_outputs.regex": Row({"regex": "[0-9]{5}"}, has_form("[0-9]{5}")),
+    "structured_outputs.choice": Row({"choice": ["yes", "no"]}, has_form("yes|no")),
+    "structured_outputs.grammar": Row({"grammar": 'start: ("x" | "y") "z"'}, has_form("[xy]z")),
     "experts_per_token": Row(1, lambda b, a: b.choice["logprobs"] != a.choice["logprobs"]),
     "expert_mask": Row([[True, True, *[False] * 6]] * 99, lambda b, a: b.choice["logprobs"] != a.choice["logprobs"]),
     "expert_usage": Row(True, lambda b, a: "expert_tokens" in a.usage and "expert_tokens" not in b.usage),
@@ -151,6 +169,14 @@ SHARED: dict[str, Row] = {
 LIKELIEST: dict[str, Any] = {"top_p": 1e-9, "top_k": 1, "min_p": 1.0}
 COMPLETION_ROWS: dict[str, Row] = {
     "prompt": Row("And God said", lambda b, a: b.prompt_ids != a.prompt_ids),
+    "prompt.texts": Row(["And God said", "a"], lambda b, a: len(a.body["choices"]) == 2),
+    "prompt.ids": Row([1, 500, 501], lambda b, a: a.prompt_ids == [1, 500, 501]),
+    "prompt.lists_of_ids": Row(
+        [[1, 500], [1, 501]], lambda b, a: [c["prompt_token_ids"] for c in a.body["choices"]] == [[1, 500], [1, 501]]
+    ),
+    "max_tokens.scoring": Row(
+        0, lambda b, a: not a.ids and len(a.choice["logprobs"]["tokens"]) == len(a.prompt_ids), {"echo": True}
+    ),
     "logprobs": Row(2, lambda b, a: min(map(len, a.choice["logprobs"]["top_logprobs"])) >= 2),
     "echo": Row(True, lambda b, a: a.text == BASE[COMPLETIONS]["prompt"] + b.text),
     "best_of": Row(2, refused(400, "best_of")),
@@ -159,7 +185,16 @@ COMPLETION_ROWS: dict[str, Row] = {
 }
 CHAT_ROWS: dict[str, Row] = {
     "messages": Row([{"role": "user", "content": "Hello"}], lambda b, a: b.prompt_ids != a.prompt_ids),
-    "max_completion_tokens": Row(3, lambda b, a: a.usage["completion_tokens"] == 3, {"max_tokens": None}),
+    "messages.parts": Row(
+        [{"role": "user", "content": [{"type": "text", "text": "Hello"}] * 2}],
+        lambda b, a: len(a.prompt_ids) > len(b.prompt_ids),
+        {"messages": [{"role": "user", "content": "Hello"}]},
+    ),
+    "max_completion_tokens": Row(
+        3,
+        lambda b, a: (b.usage["completion_tokens"], a.usage["completion_tokens"]) == (9, 3),
+        {"max_tokens": None, "max_completion_tokens": 9},
+    ),
     "logprobs": Row(
         False,
         lambda b, a: bool(b.choice["logprobs"]["content"]) and a.choice["logprobs"] is None,
@@ -167,7 +202,9 @@ CHAT_ROWS: dict[str, Row] = {
     ),
     "top_logprobs": Row(3, lambda b, a: {len(e["top_logprobs"]) for e in a.choice["logprobs"]["content"]} == {3}),
     "tools": Row(
-        lambda b: [TOOL], refused(400, "tool_choice"), {"tool_choice": {"type": "function", "function": {"name": "g"}}}
+        [TOOL],
+        lambda b, a: b.http.status_code == 400 and a.choice["message"]["tool_calls"][0]["function"]["name"] == "f",
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}, "max_tokens": 64},
     ),
     "tool_choice": Row(
         "required", lambda b, a: bool(a.choice["message"]["tool_calls"]), {"tools": [TOOL], "max_tokens": 64}
@@ -193,7 +230,7 @@ ROWS = [
 
 def test_every_parameter_of_the_schemas_has_a_row() -> None:
     for model, rows in ((CompletionRequest, COMPLETION_ROWS), (ChatCompletionRequest, CHAT_ROWS)):
-        assert set(model.model_fields) - ELSEWHERE == set(SHARED) | set(rows)
+        assert set(model.model_fields) - ELSEWHERE == {name.partition(".")[0] for name in (*SHARED, *rows)}
 
 
 def asked(server: RunningServer, path: str, fields: dict[str, Any]) -> Reply:
@@ -212,7 +249,7 @@ def test_a_parameter_is_not_ignored(server: RunningServer, path: str, name: str,
     value = row.value(before) if callable(row.value) else row.value
     if name == "expert_mask":
         value = value[: len(httpx.get(server.url + "/experts").json()["layers"])]
-    after = asked(server, path, {**start, name: value})
+    after = asked(server, path, {**start, name.partition(".")[0]: value})
     assert row.check(before, after), (before.body or before.events[-1:], after.body or after.events[-1:])
 
 
@@ -237,7 +274,8 @@ def test_the_user_is_named_in_the_log(server: RunningServer, path: str) -> None:
 
 
 TEMPLATE = (
-    "{{ messages[0]['content'] }}{% if add_generation_prompt %} GO{% endif %}{{ date_string or '' }}"
+    "{{ messages[0]['content'] }}{% if add_generation_prompt %} GO{% endif %}"
+    "{{ date_string or reasoning_effort or '' }}{% if enable_thinking %} hm{% endif %}"
     "{% if messages[1] is defined %}{{ messages[1]['content'] }} over{% endif %}"
 )
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -263,6 +301,8 @@ async def submitted(fields: dict[str, Any]) -> Request:
         ({}, "a GO"),
         ({"add_generation_prompt": False}, "a"),
         ({"chat_template_kwargs": {"date_string": " today"}}, "a GO today"),
+        ({"chat_template_kwargs": {"reasoning_effort": " low"}}, "a GO low"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "a GO hm"),
         ({"messages": TURNS}, "a GOb over"),
         ({"messages": TURNS, "continue_final_message": True}, "ab"),
     ],

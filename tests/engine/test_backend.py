@@ -10,6 +10,7 @@ import engine.backend as backends
 from engine.backend import choose_backend, num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from model.ops.native import NUMERICS
 from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError
 from smoe import LocalEngine
 from tests.checkpoints import Shape, save_random_checkpoint
@@ -37,7 +38,7 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
     save_random_checkpoint(Shape(), tmp_path)
     for isa in NativeLibrary().isas():
         engine = LocalEngine(tmp_path, backend="native", isa=isa, num_kv_blocks=40, max_num_batched_tokens=32)
-        assert f"-native-{isa}-float32-" in engine.fingerprint
+        assert f"-native.{NUMERICS}-{isa}-float32-" in engine.fingerprint
     engine = LocalEngine(tmp_path, backend="reference", num_kv_blocks=40, max_num_batched_tokens=32)
     assert "-reference-cpu-float32-" in engine.fingerprint
 

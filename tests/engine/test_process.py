@@ -1,6 +1,9 @@
 """The engine process over its socket: loads, serves, refuses, and never outlives its parent."""
 
 import os
+import re
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
+from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
@@ -22,6 +26,7 @@ from engine.messages import (
     Progress,
     Ready,
     Start,
+    Started,
     Step,
     ToEngine,
     encode_frame,
@@ -35,21 +40,28 @@ TIMEOUT_S = 60.0
 class Peer:
     """The API process's end of the socket."""
 
-    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes], heartbeat: Heartbeat) -> None:
         self.connection = connection
         self.process = process
         self.reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         self.pending: list[FromEngine] = []
+        self.started: list[int] = []
+        self.heartbeat = heartbeat
 
     def send(self, message: ToEngine) -> None:
         self.connection.sendall(encode_frame(message))
 
     def receive(self) -> FromEngine:
+        """The next message but Started, whose ids are kept."""
         while not self.pending:
             chunk = self.connection.recv(1 << 16)
             if not chunk:
                 raise EOFError
-            self.pending += self.reader.feed(chunk)
+            for message in self.reader.feed(chunk):
+                if isinstance(message, Started):
+                    self.started += message.request_ids
+                else:
+                    self.pending.append(message)
         return self.pending.pop(0)
 
     def receive_past_progress(self) -> FromEngine:
@@ -70,12 +82,15 @@ class Peer:
 def engine_process() -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
-    command = [sys.executable, "-m", "engine.process", str(theirs.fileno())]
+    heartbeat = Heartbeat()
+    fds = theirs.fileno(), heartbeat.fd
+    command = [sys.executable, "-m", "engine.process", *map(str, fds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+    process = subprocess.Popen(command, pass_fds=fds, env=environment)
     theirs.close()
+    heartbeat.close()
     try:
-        yield Peer(ours, process)
+        yield Peer(ours, process, heartbeat)
     finally:
         ours.close()
         assert process.wait(TIMEOUT_S) is not None
@@ -105,6 +120,61 @@ def test_it_loads_generates_aborts_and_leaves_with_its_parent(checkpoint: Path) 
             pass
         assert message.step.stats.num_blocks_held == 0
     assert peer.process.returncode == 0
+
+
+def test_what_it_began_is_told_before_it_could_die_of_it(checkpoint: Path) -> None:
+    """Prompt 1 takes three steps, prompt 2 never runs. Ids may be larger than 32 bits hold."""
+    first = 2**40
+    with engine_process() as peer:
+        config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_num_batched_tokens=4)
+        peer.send(Start(config))
+        peer.receive_past_progress()
+        params = SamplingParams(max_tokens=1, ignore_eos=True)
+        both = Add([Request(first, [5] * 10, params), Request(first + 1, [5], params)])
+        peer.connection.sendall(encode_frame(both) + encode_frame(Abort([first + 1])))
+        assert peer.outputs_until_end(first)[-1].finish_reason == "length"
+        assert peer.started == [first] * 3
+
+
+def test_loading_computing_and_waiting_all_show_that_the_engine_goes_on(checkpoint: Path) -> None:
+    with engine_process() as peer:
+        config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_num_batched_tokens=64)
+        peer.send(Start(config))
+        peer.receive_past_progress()
+        loaded = peer.heartbeat.count
+        assert loaded > 10  # tensors, and the layers and kernels of the measured step
+        before = peer.heartbeat.count
+        while peer.heartbeat.count < before + 3:  # idle: nothing is sent
+            assert peer.process.poll() is None
+
+
+def test_a_stopped_engine_does_not_outlive_its_parent(checkpoint: Path) -> None:
+    """The parent is killed while its engine can do nothing, not even look at its socket."""
+    program = (
+        "import signal, socket, subprocess, sys\n"
+        "ours, theirs = socket.socketpair()\n"
+        "command = [sys.executable, '-m', 'engine.process', str(theirs.fileno())]\n"
+        "print(subprocess.Popen(command, pass_fds=[theirs.fileno()]).pid, flush=True)\n"
+        "signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        engine = os.pidfd_open(pid)
+        try:
+            while not ignores_sigterm(pid):
+                assert parent.poll() is None
+            os.kill(pid, signal.SIGSTOP)
+            parent.kill()
+            assert select.select([engine], [], [], 5)[0], "it is still there"
+        finally:
+            os.close(engine)
+
+
+def ignores_sigterm(pid: int) -> bool:
+    """The first thing that an engine process does behind binding its life to its parent's."""
+    [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_prompt_that_never_fits_gets_an_error_and_nobody_else_does(checkpoint: Path) -> None:

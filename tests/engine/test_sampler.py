@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.batch import LogitRows
 from engine.plan import RowFailed, Sampled
 from engine.request_rows import RequestRows
 from engine.sampler import Sampler, Scores
 from engine.sequence import Sequence
+from engine.standing import LogitRows
 from engine.types import Request, SamplingParams
 from model.ops import Ops
 from model.ops.native import NativeOps

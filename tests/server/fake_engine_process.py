@@ -1,17 +1,22 @@
-"""A stand-in for `python -m engine.process`: speaks the frames, computes nothing. Run as SCRIPT MODE FD.
+"""A stand-in for `python -m engine.process`: speaks the frames, computes nothing. Run as SCRIPT MODE FD HEARTBEAT_FD.
 
 Each request counts up from its prompt's length. MODE: "count" gives every token in one step, "slowly" one at a time,
 "hold" the first token only and no word of the experts; "fail" and "crash" end while loading, "mute" stops reading and
-writing, "die" exits at the first request.
+writing, "die" exits at the first request. Those of modes with a colon live once: the first process of "once-MODE:FILE"
+makes the file and is as MODE says, later ones count; those of "then-MODE:FILE" are as MODE says, the first one counts.
+"silent" begins requests and gives nothing. A prompt with one of the tokens below does what its name says.
 """
 
 import os
+import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
@@ -22,6 +27,7 @@ from engine.messages import (
     Progress,
     Ready,
     Start,
+    Started,
     Step,
     ToEngine,
     encode_frame,
@@ -29,6 +35,7 @@ from engine.messages import (
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing
 
 VOCAB_SIZE = 4096
+KILLS, KILLS_LATER, QUEUES, STOPS = 4090, 4091, 4092, 4093
 READY = Ready(
     max_model_len=2048,
     max_prompt_tokens=2047,
@@ -67,15 +74,31 @@ def outputs_of(request: Request, mode: str) -> Iterator[RequestOutput]:
     yield RequestOutput(request.request_id, token_ids, finish_reason="length", timing=timing)
 
 
-def steps_of(message: ToEngine, mode: str) -> Iterator[Step]:
+def begin(connection: socket.socket, requests: list[Request]) -> None:
+    """All of them at once, as in one step; what kills the engine kills it now."""
+    prompts = {request.request_id: request.prompt_token_ids for request in requests}
+    started = [request_id for request_id, prompt in prompts.items() if QUEUES not in prompt]
+    connection.sendall(encode_frame(Started(started)))
+    for prompt in prompts.values():
+        if KILLS in prompt:
+            os._exit(9)
+        if STOPS in prompt:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def steps_of(message: ToEngine, mode: str) -> Iterator[Step | None]:
     if isinstance(message, Abort):
         yield Step(StepOutput([], StepStats(num_blocks_total=100)))
     if isinstance(message, Add):
         for request in message.requests:
+            if mode == "silent" or QUEUES in request.prompt_token_ids:
+                continue
             for output in outputs_of(request, mode):
                 num_running = 0 if output.finish_reason else 1
                 stats = StepStats(num_running=num_running, num_tokens=1, step_s=0.01, num_blocks_total=100)
                 yield Step(StepOutput([output], stats))
+                if KILLS_LATER in request.prompt_token_ids:
+                    yield None
 
 
 def load(connection: socket.socket, mode: str) -> None:
@@ -90,10 +113,31 @@ def load(connection: socket.socket, mode: str) -> None:
     connection.sendall(encode_frame(READY))
 
 
-def main(mode: str, connection: socket.socket) -> None:
+def mode_of(argument: str) -> str:
+    """This process' mode: see above."""
+    kind, _, path = argument.partition(":")
+    if not path:
+        return kind
+    when, mode = kind.split("-")
+    is_first = not Path(path).exists()
+    Path(path).touch()
+    return mode if is_first == (when == "once") else "count"
+
+
+def chunks(connection: socket.socket, heartbeat: Heartbeat) -> Iterator[bytes]:
+    """What arrives; while nothing does, the heart beats."""
+    while True:
+        heartbeat.beat()
+        if select.select([connection], [], [], 0.02)[0]:
+            yield (chunk := connection.recv(1 << 16))
+            if not chunk:
+                return
+
+
+def main(mode: str, connection: socket.socket, heartbeat: Heartbeat) -> None:
     reader: FrameReader[ToEngine] = FrameReader(ToEngine)
     num_asked = 0
-    while chunk := connection.recv(1 << 16):
+    for chunk in chunks(connection, heartbeat):
         for message in reader.feed(chunk):
             if isinstance(message, Start):
                 load(connection, mode)
@@ -103,11 +147,15 @@ def main(mode: str, connection: socket.socket) -> None:
                 num_asked += 1
                 report = ExpertReport(float(num_asked), [])
                 connection.sendall(encode_frame(Experts(message.query_id, report)))
+            elif isinstance(message, Add):
+                begin(connection, message.requests)
             for step in steps_of(message, mode):
+                if step is None:
+                    os._exit(9)
                 connection.sendall(encode_frame(step))
 
 
 if __name__ == "__main__":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    main(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
+    main(mode_of(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])), Heartbeat(int(sys.argv[3])))

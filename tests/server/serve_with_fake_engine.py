@@ -1,15 +1,20 @@
-"""`smoe serve` with fake_engine_process.py as its engine. Run as SCRIPT MODE and flags as name=value."""
+"""`smoe serve` with fake_engine_process.py as its engine. Run as SCRIPT MODE and flags as name=value; with
+without_delays=yes among them engines are started again without a wait."""
 
 import sys
 import time
 from pathlib import Path
 
+from server import backoff
 from server.serve import StartError, serve
 from server.settings import load_settings
 
 if __name__ == "__main__":
     mode, *flags = sys.argv[1:]
-    settings = load_settings(dict(flag.split("=", 1) for flag in flags))
+    given = dict(flag.split("=", 1) for flag in flags)
+    if given.pop("without_delays", None):
+        backoff.FIRST_DELAY_S = backoff.MAX_DELAY_S = 0.01
+    settings = load_settings(given)
     engine = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
     try:
         sys.exit(serve(settings, time.monotonic(), engine))

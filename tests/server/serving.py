@@ -18,9 +18,11 @@ from engine.types import Request
 from server.access_log import AccessLog
 from server.app import create_app
 from server.chat import ChatTemplate
+from server.connections import Connections
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.metrics import Metrics
+from server.overload import Overload
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
 from server.tokenizer import Tokenizer
@@ -56,15 +58,16 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> AppState:
     )
 
 
-def app_around(state: AppState) -> ASGIApp:
+def app_around(state: AppState, connections: Connections | None = None, *, api_keys: Sequence[str] = ()) -> ASGIApp:
     return guarded(
         create_app(state),
-        api_keys=(),
+        api_keys=api_keys,
         metrics_auth=False,
         max_body_bytes=1 << 20,
         allowed_origins=(),
         root_path="",
         on_http=state.metrics.http,
+        outermost=lambda app: Overload(app, Connections() if connections is None else connections, state.memory),
     )
 
 
@@ -75,14 +78,17 @@ def client_of(state: AppState) -> httpx.AsyncClient:
 
 
 @contextlib.asynccontextmanager
-async def listening(state: AppState, *, send_buffer_bytes: int | None = None) -> AsyncIterator[str]:
+async def listening(
+    state: AppState, *, send_buffer_bytes: int | None = None, connections: Connections | None = None
+) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
+    connections = Connections() if connections is None else connections
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         config = uvicorn.Config(
-            app_around(state),
-            http=partial(SmallReads, on_http=state.metrics.http),  # type: ignore[arg-type]
+            app_around(state, connections),
+            http=partial(SmallReads, on_http=state.metrics.http, connections=connections),  # type: ignore[arg-type]
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             log_config=None,

@@ -3,11 +3,12 @@
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from server.engine_client import Phase
 from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, http_counts, outcomes, saying, state_around, tokenizer
+from tests.server.serving import MODEL, client_of, http_counts, listening, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -97,8 +98,8 @@ async def test_answers_are_counted_under_their_routes_template() -> None:
         ("GET", "/v1/completions", "POST"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("BREW", "/tokenize", "POST"),
-        ("POST", "/v1/models", "GET"),
-        ("DELETE", "/health", "GET"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/health", "GET, HEAD"),
     ],
 )
 async def test_a_wrong_method_is_a_405_that_names_the_right_one(method: str, path: str, allowed: str) -> None:
@@ -116,7 +117,16 @@ async def test_a_clients_request_id_is_kept_and_is_part_of_the_replys_id() -> No
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("phase", "code"), [("loading", "loading"), ("draining", "draining"), ("dead", "engine_dead")])
+@pytest.mark.parametrize(
+    ("phase", "code"),
+    [
+        ("loading", "loading"),
+        ("draining", "draining"),
+        ("dead", "engine_dead"),
+        ("stuck", "engine_dead"),
+        ("restarting", "engine_dead"),
+    ],
+)
 async def test_a_server_that_cannot_serve_says_when_to_come_back(phase: Phase, code: str, streamed: bool) -> None:
     engine = FakeEngine(saying("a"))
     engine.phase = phase
@@ -222,7 +232,15 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "ready", "live"), [("loading", 503, 200), ("ready", 200, 200), ("draining", 503, 200), ("dead", 503, 503)]
+    ("phase", "ready", "live"),
+    [
+        ("loading", 503, 200),
+        ("ready", 200, 200),
+        ("stuck", 503, 503),
+        ("restarting", 503, 200),
+        ("draining", 503, 200),
+        ("dead", 503, 503),
+    ],
 )
 async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: int) -> None:
     engine = FakeEngine(saying("a"))
@@ -234,3 +252,23 @@ async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: 
         assert (await client.get("/version")).json() == {"version": "0"}
         assert (await client.get("/load")).json() == {"server_load": 0, "running": 0, "waiting": 0}
         assert "smoe_requests_received_total" in (await client.get("/metrics")).text
+
+
+async def test_a_head_request_has_the_headers_of_a_get_and_no_body() -> None:
+    async with listening(state_around(FakeEngine(saying("a")))) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/", "/v1/models", f"/v1/models/{MODEL}", "/health", "/tokenizer_info", "/openapi.json", "/docs"):
+            head, got = await client.head(path), await client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert {**got.headers, "date": "", "x-request-id": ""} == {**head.headers, "date": "", "x-request-id": ""}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_anthropics_clients_find_the_request_id_where_they_look_for_it(path: str) -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        refused = await client.post(path, json={})
+        taken = await client.post(path, json={"model": MODEL, "max_tokens": 1, "messages": CHAT["messages"]})
+        other = await client.post("/v1/chat/completions", json=CHAT)
+    for reply in (refused, taken):
+        assert reply.headers["request-id"] == reply.headers["x-request-id"]
+    assert (refused.status_code, taken.status_code) == (400, 200)
+    assert "request-id" not in other.headers

@@ -1,81 +1,14 @@
 """The engine client against a child process that speaks the frames and computes nothing."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.types import Request, RequestOutput, SamplingParams, StepStats, TokenLogprobs
-from server.engine_client import EngineClient, EngineStatus
+from engine.types import RequestOutput, TokenLogprobs
 from server.mailbox import EngineDied, Mailbox
-
-SCRIPT = Path(__file__).with_name("fake_engine_process.py")
-
-
-class Watched:
-    """A client, what it reported, and a way to wait for a phase."""
-
-    def __init__(self, mode: str) -> None:
-        self.statuses: list[EngineStatus] = []
-        self.steps: list[StepStats] = []
-        self._changed = asyncio.Event()
-        command = (sys.executable, str(SCRIPT), mode)
-        self.client = EngineClient(on_step=self.steps.append, on_status=self._on_status, command=command)
-
-    def _on_status(self, status: EngineStatus) -> None:
-        self.statuses.append(status)
-        self._changed.set()
-
-    async def reach(self, phase: str) -> EngineStatus:
-        while self.client.status.phase != phase:
-            await self.next_status()
-        return self.client.status
-
-    async def next_status(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-
-    def request(self, prompt_len: int = 3, max_tokens: int = 4) -> Request:
-        params = SamplingParams(max_tokens=max_tokens)
-        return Request(self.client.new_request_id(), list(range(prompt_len)), params)
-
-    @property
-    def pid(self) -> int:
-        assert self.client._process is not None
-        return self.client._process.pid
-
-
-@contextlib.asynccontextmanager
-async def started(mode: str) -> AsyncIterator[Watched]:
-    watched = Watched(mode)
-    await watched.client.start(EngineConfig(model="/nowhere"))
-    try:
-        yield watched
-    finally:
-        await watched.client.stop()
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(scenario(), 30)
-
-    asyncio.run(limited())
-
-
-async def collect(mailbox: Mailbox) -> RequestOutput:
-    """All outputs up to the last, as one."""
-    token_ids: list[int] = []
-    while True:
-        for output in await mailbox.get():
-            token_ids += output.token_ids
-            if output.finish_reason is not None:
-                return RequestOutput(output.request_id, token_ids, finish_reason=output.finish_reason)
+from tests.server.watched_engine import collect, run, started
 
 
 def test_loading_is_reported_before_ready() -> None:

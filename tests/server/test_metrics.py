@@ -167,6 +167,27 @@ def test_a_ready_engine_is_described() -> None:
     assert scrape["smoe_startup_seconds{phase=total}"] == 1.5
 
 
+def test_an_engine_that_is_started_again_is_counted_and_holds_nothing_meanwhile() -> None:
+    clock = Clock()
+    metrics = fresh(clock=clock)
+    metrics.engine_status(EngineStatus("ready"))
+    metrics.received(3)
+    metrics.record_step(StepStats(num_running=2, num_blocks_held=5, num_blocks_total=10, num_preemptions=1))
+    ups = []
+    for phase in ("stuck", "ready", "restarting"):
+        metrics.engine_status(EngineStatus(phase))  # type: ignore[arg-type]
+        clock.now += 2
+        ups.append(samples(metrics)["smoe_engine_up"])
+    assert ups == [0, 1, 0]
+    metrics.engine_restarted()
+    clock.now += 2
+    found = samples(metrics)
+    assert found["smoe_engine_restarts_total"] == 1
+    assert found["smoe_kv_cache_usage_ratio"] == 0
+    assert (found["smoe_requests_running"], found["smoe_requests_waiting"]) == (0, 3)
+    assert found["smoe_preemptions_total"] == 1
+
+
 def test_a_dead_engine_holds_nothing() -> None:
     metrics = fresh()
     metrics.received(1)

@@ -65,6 +65,14 @@ class Server:
         line = self.read_until(r"^curl ")
         self.url = re.findall(r"http://[^/]+", line)[0]
 
+    def wait_health(self, status: int) -> None:
+        """Until /health answers so."""
+        while True:
+            with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
+                if httpx.get(f"{self.url}/health").status_code == status:
+                    return
+            assert self.process.poll() is None
+
     def stream(self) -> "contextlib.AbstractContextManager[httpx.Response]":
         return httpx.stream("POST", f"{self.url}/v1/completions", json=LONG, timeout=30)
 
@@ -79,13 +87,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(mode: str, checkpoint: Path, **flags: str) -> Iterator[Server]:
+def running(
+    mode: str, checkpoint: Path, stderr: int = subprocess.PIPE, closed_streams: str = "", **flags: str
+) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
     arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
+    command = [sys.executable, str(SCRIPT), mode, *(f"{name}={value}" for name, value in arguments.items())]
+    if closed_streams:
+        command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), mode, *(f"{name}={value}" for name, value in arguments.items())],
+        command,
         env={**environment, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     try:
@@ -171,17 +184,121 @@ def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Pa
         assert server.exit_code() == 128 + signal.SIGINT
 
 
-def test_an_engine_that_is_killed_ends_its_streams_with_an_error_event_and_the_server_with_1(checkpoint: Path) -> None:
+def test_an_engine_that_is_killed_ends_its_streams_with_an_error_event_and_the_server_goes_on(checkpoint: Path) -> None:
     with running("hold", checkpoint) as server:
         server.wait_ready()
+        for num_restarts in (1, 2):
+            with server.stream() as reply:
+                lines = reply.iter_lines()
+                next(lines)
+                os.kill(server.engine_pid, signal.SIGKILL)
+                last = events(lines)
+            assert json.loads(last[-2])["error"]["code"] == "engine_dead"
+            assert last[-1] == "[DONE]"
+            server.wait_health(200)
+            metrics = httpx.get(f"{server.url}/metrics").text
+            while f'smoe_engine_restarts_total{{model_name="m"}} {num_restarts}.0' not in metrics:
+                metrics = httpx.get(f"{server.url}/metrics").text  # the text may be a second old
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+def test_an_engine_that_cannot_come_back_ends_the_server_for_its_supervisor_to_see(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The phases are told on the way: down, but alive, as long as a restart can help."""
+    with running(f"then-crash:{tmp_path / 'lived'}", checkpoint, without_delays="yes") as server:
+        server.wait_ready()
+        os.kill(server.engine_pid, signal.SIGKILL)
+        phases = set()
+        with contextlib.suppress(httpx.TransportError):  # until it is gone
+            while True:
+                ready = httpx.get(f"{server.url}/health")
+                phases.add((ready.status_code, ready.json()["phase"]))
+        assert phases <= {(200, "ready"), (503, "restarting"), (503, "dead")}
+        assert server.exit_code() == 1
+        assert "smoe: 6 engines in a row" in server.read_until("^smoe: ")
+
+
+def test_while_an_engine_is_started_again_new_requests_are_told_to_come_back(checkpoint: Path, tmp_path: Path) -> None:
+    with running(f"then-mute:{tmp_path / 'lived'}", checkpoint) as server:
+        server.wait_ready()
+        os.kill(server.engine_pid, signal.SIGKILL)
+        server.wait_health(503)
+        refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
+        assert 0 < int(refused.headers["retry-after"]) <= 120
+        ready, live = httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/health/live")
+        assert (ready.status_code, ready.json()["phase"], live.status_code) == (503, "restarting", 200)
+        assert 'smoe_engine_up{model_name="m"} 0.0' in httpx.get(f"{server.url}/metrics").text
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+def test_a_killed_server_frees_its_port_at_once(checkpoint: Path, free_port: int) -> None:
+    """Killed while it loads and while it streams: nothing is left that would keep another one from starting."""
+    for mode in ("mute", "hold"):
+        with running(mode, checkpoint, port=str(free_port)) as server:
+            if mode == "mute":
+                server.read_until("loads")
+            else:
+                server.wait_ready()
+                with server.stream() as reply:
+                    next(reply.iter_lines())
+                    server.process.kill()
+                    server.process.wait(30)
+    with running("count", checkpoint, port=str(free_port)) as server:
+        server.wait_ready()
+
+
+def test_a_port_in_use_is_one_line_and_leaves_the_first_server_alone(checkpoint: Path) -> None:
+    with running("count", checkpoint) as first:
+        first.wait_ready()
+        port = first.url.rpartition(":")[2]
+        with running("count", checkpoint, port=port) as second:
+            assert second.exit_code() != 0
+            assert "--port" in second.read_until("^smoe: ")
+        assert httpx.get(f"{first.url}/health").status_code == 200
+
+
+def test_a_log_that_nobody_reads_stops_nothing(checkpoint: Path) -> None:
+    """The pipe is full before the server writes its first line, and stays full: it serves, restarts, drains, ends."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(1 << 16))
+    os.set_blocking(writer, True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with running("hold", checkpoint, stderr=writer, port=str(port)) as server:
+        server.url = f"http://127.0.0.1:{port}"
+        server.wait_health(200)
         with server.stream() as reply:
             lines = reply.iter_lines()
             next(lines)
             os.kill(server.engine_pid, signal.SIGKILL)
+            assert events(lines)[-1] == "[DONE]"
+        server.wait_health(200)
+        server.process.terminate()
+        assert server.exit_code() == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_closed_standard_streams_are_not_mistaken_for_sockets(checkpoint: Path, free_port: int) -> None:
+    """A server without descriptors 0 to 2, whose log lines would else go to its first client."""
+    with running("hold", checkpoint, closed_streams="yes", port=str(free_port)) as server:
+        server.url = f"http://127.0.0.1:{free_port}"
+        server.wait_health(200)
+        with server.stream() as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            os.kill(server.engine_pid, signal.SIGKILL)  # which is logged
             last = events(lines)
-        assert "error" in json.loads(last[-2])
-        assert last[-1] == "[DONE]"
-        assert server.exit_code() == 1
+        assert last[-1] == "[DONE]" and "error" in json.loads(last[-2])
+        server.process.terminate()
+        assert server.exit_code() == 0
 
 
 def test_the_engine_goes_when_its_server_is_killed(checkpoint: Path) -> None:

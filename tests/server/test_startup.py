@@ -128,7 +128,15 @@ def test_sizes_are_readable(num_bytes: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "ready", "live"), [("loading", 503, 200), ("ready", 200, 200), ("draining", 503, 200), ("dead", 503, 503)]
+    ("phase", "ready", "live"),
+    [
+        ("loading", 503, 200),
+        ("ready", 200, 200),
+        ("stuck", 503, 503),
+        ("restarting", 503, 200),
+        ("draining", 503, 200),
+        ("dead", 503, 503),
+    ],
 )
 def test_health_says_what_the_engine_can_do(phase: str, ready: int, live: int) -> None:
     status = EngineStatus(phase, "weights", 5, 10, message="/secret/path")  # type: ignore[arg-type]

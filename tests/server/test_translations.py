@@ -130,6 +130,18 @@ def test_a_messages_request_is_the_chat_that_a_reader_expects() -> None:
 
 
 @pytest.mark.parametrize(
+    "asked_in_vain",
+    [
+        {"include": ["reasoning.encrypted_content"]},
+        {"reasoning": {"effort": None, "summary": None}},
+        {"truncation": "disabled", "background": False, "top_logprobs": 0},
+    ],
+)
+def test_what_asks_for_nothing_that_is_not_there_anyway_passes(asked_in_vain: dict[str, Any]) -> None:
+    validate(ResponsesRequest, {"model": "m", "input": "a", **asked_in_vain})
+
+
+@pytest.mark.parametrize(
     ("model", "change", "param", "code"),
     [
         (ResponsesRequest, {"input": []}, "input", "empty_array"),
@@ -138,6 +150,8 @@ def test_a_messages_request_is_the_chat_that_a_reader_expects() -> None:
         (ResponsesRequest, {"input": [{"type": "reasoning"}]}, "input[0].type", "unsupported_value"),
         (ResponsesRequest, {"input": [{"content": "a"}]}, "input[0].type", "missing_required_parameter"),
         (ResponsesRequest, {"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
+        (ResponsesRequest, {"include": ["message.output_text.logprobs"]}, "include", "unsupported_parameter"),
+        (ResponsesRequest, {"reasoning": {"effort": "high"}}, "reasoning", "unsupported_parameter"),
         (ResponsesRequest, {"max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
         (ResponsesRequest, {"tool_choice": "must"}, "tool_choice", "invalid_value"),
         (MessagesRequest, {"max_tokens": None}, "max_tokens", "missing_required_parameter"),

@@ -1,0 +1,64 @@
+"""A decode step's input, kept from step to step: while the same requests gain a token each, only positions move."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from engine.plan import Chunk
+from engine.request_rows import Int64s, RequestRows
+from engine.routing import build_routing
+from engine.sequence import Sequence
+from engine.transfer import send
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch, Routing
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRows:
+    """The rows of the logits: first those that are sampled, then those that score the prompt token behind them.
+
+    Two steps share `rows`, the same object, only where they sample all rows of the same sequences and score none.
+    """
+
+    sequences: list[Sequence]  # N of them, whose rows they are
+    rows: Int64s  # [N] their rows in RequestRows
+    positions: Int64s  # [N] absolute: each row predicts the token behind
+    num_sampled: int
+
+
+class StandingBatch:
+    """One row for each of S sequences, in the order of the plan."""
+
+    def __init__(self, chunks: tuple[Chunk, ...], rows: Int64s, requests: RequestRows, model: ModelConfig) -> None:
+        count, device = len(rows), requests.device
+        self.rows = rows
+        self._sequences = [chunk.sequence for chunk in chunks]
+        self._requests = requests
+        self._order = np.arange(count)
+        self._logit_rows = send(self._order, device)
+        self._query_start = send(np.arange(count + 1, dtype=np.int32), device)
+        self._routing = build_routing(chunks, model, device)
+
+    def at(self, positions: Int64s) -> tuple[ForwardBatch, LogitRows]:
+        """The step that computes these positions [S]."""
+        requests = self._requests
+        device, block_size = requests.device, requests.block_size
+        tables, sent_tables = requests.tables_of(self.rows)
+        blocks, offsets = np.divmod(positions, block_size)
+        forward = ForwardBatch(
+            token_ids=requests.tokens_at(self.rows, positions),
+            positions=send(positions, device),
+            slot_mapping=send(tables[self._order, blocks].astype(np.int64) * block_size + offsets, device),
+            query_start=self._query_start,
+            context_len=send((positions + 1).astype(np.int32), device),
+            block_tables=sent_tables,
+            logit_rows=self._logit_rows,
+            routing=self._new_routing(),
+        )
+        return forward, LogitRows(self._sequences, self.rows, positions, len(self.rows))
+
+    def _new_routing(self) -> Routing | None:
+        """What the step before was answered is read later: this one's answers have a place of their own."""
+        routing = self._routing
+        return None if routing is None else replace(routing, chosen=torch.empty_like(routing.chosen))

@@ -1,0 +1,105 @@
+"""The network of mixtral.py on the CPU backend, all layers of a step in one call of the library.
+
+It computes what the lines of Mixtral.forward compute, bit for bit; only what no logits hang on is left out. The library
+learns the addresses of weights and caches once, those of a step's tensors with each step: smoe_forward in
+model/native/smoe_native.h.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from model.forward_batch import ForwardBatch
+from model.kv_pool import KvPool
+from model.mixtral import LayerWeights, Mixtral, uniform_routing
+from model.ops.native import DTYPES, NativeExperts, NativeMoe, NativeOps, inverse_frequencies
+from model.ops.native_structs import LayerArguments, NetworkArguments, StepArguments
+
+
+class NativeMixtral(Mixtral):
+    """A network over NativeOps, its matrices packed in one format."""
+
+    def __init__(self, model: Mixtral, ops: NativeOps) -> None:
+        super().__init__(model.config, model.weights, ops)
+        self._native = ops
+        self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
+        self._pool: weakref.ref[KvPool] | None = None  # whose addresses the arguments hold
+        self._network = NetworkArguments()
+
+    @torch.no_grad()
+    def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
+        """As Mixtral.forward."""
+        if self._pool is None or self._pool() is not kv_pool:
+            self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
+        num_rows, num_logits = len(batch.token_ids), len(batch.logit_rows)
+        logits = torch.empty(num_logits, self.config.vocab_size)
+        step = StepArguments(num_rows, *batch.block_tables.shape, num_logits)
+        step.token_ids, step.positions = batch.token_ids.data_ptr(), batch.positions.data_ptr()
+        step.slots, step.logit_rows = batch.slot_mapping.data_ptr(), batch.logit_rows.data_ptr()
+        step.query_start, step.context_len = batch.query_start.data_ptr(), batch.context_len.data_ptr()
+        step.block_tables, step.logits = batch.block_tables.data_ptr(), logits.data_ptr()
+        if self.config.num_experts:
+            routing = batch.routing or uniform_routing(self.config, num_rows, batch.token_ids.device)
+            step.max_k, step.chosen = routing.chosen.shape[2], routing.chosen.data_ptr()
+            step.experts_per_token = routing.experts_per_token.data_ptr()
+            if routing.masks is not None and routing.mask_rows is not None:
+                allowed = routing.masks.transpose(0, 1).index_select(1, routing.mask_rows)  # [L, T, E]
+                step.allowed = allowed.data_ptr()
+        if batch.finite is not None:
+            step.finite = batch.finite.data_ptr()
+        self._native.forward(self._network, step)
+        return logits  # [N, V]
+
+    def _arguments(self, pool: KvPool) -> NetworkArguments:
+        config, weights = self.config, self.weights
+        experts = _experts(weights.layers[0])
+        assert {w.format for layer in weights.layers for w in (layer.qkv, layer.output, _experts(layer))} == {
+            weights.head.format
+        }
+        layers = (LayerArguments * len(weights.layers))(
+            *(
+                LayerArguments(*_addresses(layer), k.data_ptr(), v.data_ptr())
+                for layer, k, v in zip(weights.layers, pool.k, pool.v, strict=True)
+            )
+        )
+        return NetworkArguments(
+            dtype=DTYPES[weights.embedding.dtype],
+            format=weights.head.format,
+            kv_dtype=DTYPES[pool.k.dtype],
+            eps=config.norm_eps,
+            V=config.vocab_size,
+            D=config.dim,
+            F=experts.hidden_dim,
+            E=experts.num_experts,
+            H=config.num_heads,
+            G=config.num_kv_heads,
+            K=config.head_dim,
+            L=len(layers),
+            block_size=pool.block_size,
+            window=config.window or 0,
+            embedding=weights.embedding.data_ptr(),
+            norm=weights.norm.data_ptr(),
+            head=weights.head.panels.data_ptr(),
+            inverse_frequency=self._inverse_frequencies.data_ptr(),
+            layers=layers,
+        )
+
+
+def _experts(layer: LayerWeights) -> NativeExperts:
+    experts: NativeExperts = layer.ffn.experts if isinstance(layer.ffn, NativeMoe) else layer.ffn
+    return experts
+
+
+def _addresses(layer: LayerWeights) -> list[int | None]:
+    """The fields of smoe_layer but for the caches, in order."""
+    experts = _experts(layer)
+    return [
+        layer.attention_norm.data_ptr(),
+        layer.qkv.panels.data_ptr(),
+        layer.output.panels.data_ptr(),
+        layer.ffn_norm.data_ptr(),
+        layer.ffn.gate.data_ptr() if isinstance(layer.ffn, NativeMoe) else None,
+        experts.w13.data_ptr(),
+        experts.w2.data_ptr(),
+    ]

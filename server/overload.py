@@ -1,0 +1,41 @@
+"""What is not taken on while the server holds all it can: too many connections, or too little memory."""
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.connections import Connections
+from server.errors import overloaded
+from server.limits import OPEN_PATHS, send_error
+from server.memory_watch import MemoryWatch
+
+RETRY_S = 5.0
+ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
+
+
+class Overload:
+    """Pure ASGI middleware. With more connections than may be, only health and metrics are answered; while memory is
+    short, no connection is kept for a further request."""
+
+    def __init__(self, app: ASGIApp, connections: Connections, memory: MemoryWatch | None) -> None:
+        self._app = app
+        self._connections = connections
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._connections.is_full and scope["path"] not in ALWAYS_ANSWERED:
+            await send_error(scope, send, overloaded(RETRY_S, close=True))
+        elif self._memory is not None and self._memory.level != "normal":
+            await self._app(scope, receive, _closing(send))
+        else:
+            await self._app(scope, receive, send)
+
+
+def _closing(send: Send) -> Send:
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["connection"] = "close"
+        await send(message)
+
+    return send_and_close

@@ -1,0 +1,136 @@
+"""Forms of an answer that cannot be followed: rows B-065 and B-066."""
+
+from typing import Any
+
+from tests.e2e.bad_inputs.rows import (
+    MISSING,
+    NO_ITEM,
+    NO_TEXT,
+    OPENAI,
+    TOO_LONG,
+    TOO_MANY,
+    TYPE,
+    UNKNOWN,
+    VALUE,
+    Body,
+    Row,
+    each,
+)
+
+FORMAT, SCHEMA = "response_format", "response_format.json_schema.schema"
+REGEX, GRAMMAR = "structured_outputs.regex", "structured_outputs.grammar"
+DEEP: Any = {"type": "string"}
+for _ in range(70):
+    DEEP = {"items": DEEP}
+
+BAD_SCHEMAS: list[Any] = [
+    {"type": "Zebra"},
+    {"type": 5},
+    {"type": ["string", "Zebra"]},
+    {"$ref": "#"},
+    {"$ref": "#/definitions/a", "definitions": {"a": {"$ref": "#/definitions/a"}}},
+    {"$ref": "http://169.254.169.254/Zebra"},
+    {"$ref": "file:///etc/passwd"},
+    {"$ref": "#/Zebra"},
+    {"$ref": 5},
+    {"type": "string", "pattern": "["},
+    {"type": "string", "pattern": "(?<=a)Zebra"},
+    {"type": "string", "pattern": "a\\"},
+    {"type": "string", "pattern": "\\ud800"},
+    {"type": "string", "pattern": 5},
+    {"type": "string", "pattern": "\\w*" * 4000},
+    {"type": "object", "patternProperties": {"(": {}}},
+    {"type": "object", "patternProperties": {"\\w*" * 4000: {}}},
+    {"type": "string", "minLength": -1},
+    {"type": "string", "minLength": 5, "maxLength": 2},
+    {"type": "string", "format": "Zebra"},
+    {"type": "integer", "minimum": 1, "maximum": 0},
+    {"type": "integer", "multipleOf": -1},
+    {"type": "number", "multipleOf": 10**9},
+    {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(10_000)}},
+    {"type": "object", "properties": 5},
+    {"type": "object", "required": "Zebra"},
+    {"type": "object", "required": ["Zebra"], "additionalProperties": False},
+    {"enum": list(range(100_000))},
+    {"not": {}},
+    {"if": {}, "then": {}},
+    {"$dynamicRef": "#Zebra"},
+]
+BAD_REGEXES = [
+    *("[", "(", "*", "(?<=Zebra)", "(?=a)", "\\1(a)", "[z-a]", "\\p{Zebra}", "\\x{110000}", "(?P<n>a)(?P<n>b)"),
+    *("\\", "Zebra\\", "a\\\\\\", "(?x)a # Zebra\nb", "(" * 5000 + ")" * 5000, "[^\\x00-\\x{10FFFF}]"),
+    *("\\w*" * 4000, "a?" * 30_000, "(a|b|c)*" * 3000, "(\\w|)" * 4000),
+]
+BAD_GRAMMARS = [
+    *("Zebra", "start: Zebra", "start: start", "start: a\na: b\nb: a", "start: /(/", "start: %json {"),
+    *('start: %json {"type":"Zebra"}', "start: <[999999]>", "start: <|Zebra|>", "start: @Zebra", "%import Zebra", "\0"),
+    *('start: "\\ud800"', "START: /a/", "start: " + "(" * 3000, "start: " + '"a"? ' * 5000, '{"grammars":[]}'),
+]
+
+
+def with_schema(schema: Any) -> Body:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def formed(**outputs: Any) -> Body:
+    return {"structured_outputs": outputs}
+
+
+FORM_ROWS: dict[str, Row] = {
+    "B-065 response_format": Row(
+        OPENAI,
+        [
+            *each(FORMAT, [5, "Zebra", []], TYPE),
+            ({FORMAT: {}}, MISSING, f"{FORMAT}.type"),
+            *[({FORMAT: {"type": kind}}, VALUE, f"{FORMAT}.type") for kind in (5, "Zebra", "", "JSON_OBJECT")],
+            *[
+                ({FORMAT: {"type": "json_schema", **more}}, MISSING, f"{FORMAT}.json_schema")
+                for more in ({}, {"json_schema": None})
+            ],
+            ({FORMAT: {"type": "json_schema", "json_schema": {"name": "x"}}}, MISSING, SCHEMA),
+            (
+                {FORMAT: {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+                VALUE,
+                f"{FORMAT}.json_schema.name",
+            ),
+            (
+                {FORMAT: {"type": "json_schema", "json_schema": {"schema": {}, "z": 1}}},
+                UNKNOWN,
+                f"{FORMAT}.json_schema.z",
+            ),
+            ({FORMAT: {"type": "json_object", "x": 1}}, UNKNOWN, f"{FORMAT}.x"),
+            ({FORMAT: {"type": "text", "json_schema": {"schema": {}}}}, VALUE, f"{FORMAT}.json_schema"),
+            *[(with_schema(value), TYPE, SCHEMA) for value in (5, "Zebra", [], True)],
+            *[(with_schema(value), VALUE, SCHEMA) for value in BAD_SCHEMAS],
+            (with_schema(DEEP), "invalid_json", None),
+        ],
+    ),
+    "B-066 structured_outputs": Row(
+        OPENAI,
+        [
+            *each("structured_outputs", [5, "Zebra", []], TYPE),
+            *each("structured_outputs", [{}, {"json": None}, {"json": {}, "regex": "a"}], VALUE),
+            (formed(Zebra=1), UNKNOWN, "structured_outputs.Zebra"),
+            *[
+                (formed(json=value), TYPE, "structured_outputs.json")
+                for value in (5, "Zebra", "{", "[]", '{"a":1,"a":2}', '{"a":NaN}', '{"a":' * 99, [])
+            ],
+            *[(formed(json=value), VALUE, "structured_outputs.json") for value in BAD_SCHEMAS[:9]],
+            *[(formed(regex=value), VALUE, REGEX) for value in BAD_REGEXES],
+            (formed(regex=""), NO_TEXT, REGEX),
+            (formed(regex="a" * 1_000_000), TOO_LONG, REGEX),
+            (formed(regex=5), TYPE, REGEX),
+            *[(formed(grammar=value), VALUE, GRAMMAR) for value in BAD_GRAMMARS],
+            (formed(grammar=""), NO_TEXT, GRAMMAR),
+            (formed(choice=[]), NO_ITEM, "structured_outputs.choice"),
+            (formed(choice=[""]), NO_TEXT, "structured_outputs.choice[0]"),
+            (formed(choice=["a"] * 1001), TOO_MANY, "structured_outputs.choice"),
+            *[
+                ({**formed(regex="a+"), name: value}, VALUE, name)
+                for name, value in (("ignore_eos", True), ("min_tokens", 1))
+            ],
+            ({**formed(regex="a+"), "allowed_token_ids": [5]}, VALUE, "allowed_token_ids"),
+            ({**formed(regex="a+"), "response_format": {"type": "json_object"}}, VALUE, "structured_outputs"),
+        ],
+    ),
+}

@@ -1,0 +1,129 @@
+"""What the endpoints beside completions and chat add."""
+
+from tests.e2e.bad_inputs.rows import (
+    ABOVE,
+    BELOW,
+    COUNT,
+    DETOKENIZE,
+    HI,
+    MESSAGES,
+    MISSING,
+    NO_BOOL,
+    NO_ID,
+    NO_ITEM,
+    RESPONSES,
+    TOKENIZE,
+    TOO_MANY,
+    TYPE,
+    UNSUPPORTED,
+    VALUE,
+    VOCAB,
+    Row,
+    each,
+    said,
+)
+from tests.e2e.bad_inputs.tools import tool
+
+M0 = "messages[0]"
+
+OTHER_ROWS: dict[str, Row] = {
+    "tokenize": Row(
+        (TOKENIZE,),
+        [
+            *each("prompt", [5, True, [], {}, ["Zebra"], [1]], TYPE),
+            *each("prompt", [None, ...], MISSING),
+            ({"messages": [HI]}, MISSING, "prompt"),  # beside a prompt
+            *[
+                ({"prompt": ..., **change}, code, param)
+                for change, code, param in (
+                    (said(), NO_ITEM, "messages"),
+                    (said({"role": "Zebra", "content": "x"}), VALUE, f"{M0}.role"),
+                    ({**said(HI), "tools": [tool(), tool()]}, VALUE, "tools[1].function.name"),
+                    ({**said(HI), "continue_final_message": True}, VALUE, "continue_final_message"),
+                    ({**said(HI), "chat_template": "Zebra"}, UNSUPPORTED, "chat_template"),
+                )
+            ],
+            *each("add_special_tokens", NO_BOOL, TYPE),
+        ],
+    ),
+    "detokenize": Row(
+        (DETOKENIZE,),
+        [
+            *each("tokens", [None, ...], MISSING),
+            *each("tokens", [5, "Zebra", True, {}, *[[value] for value in NO_ID]], TYPE),
+            *each("tokens", [[VOCAB], [5, 2**63 - 1]], ABOVE),
+            *each("tokens", [[-1], [-(2**63)]], BELOW),
+        ],
+    ),
+    "responses: items": Row(
+        (RESPONSES,),
+        [
+            *each("input", [..., None], MISSING),
+            *each("input", [5, {}, True], TYPE),
+            *each("input", [[]], NO_ITEM),
+            *each("input", [[HI] * 10_001], TOO_MANY),
+            *[({"input": [item]}, TYPE, "input[0]") for item in (None, "Zebra", 5)],
+            ({"input": [{}]}, MISSING, "input[0].type"),
+            *[
+                ({"input": [{"type": kind}]}, "unsupported_value", "input[0].type")
+                for kind in ("Zebra", 5, "item_reference")
+            ],
+            ({"input": [{"role": "user"}]}, MISSING, "input[0].content"),
+            ({"input": [{"role": "Zebra", "content": "x"}]}, VALUE, "input[0].role"),
+            (
+                {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///Zebra"}]}]},
+                VALUE,
+                "input[0].content[0].type",
+            ),
+            ({"input": [{"type": "function_call_output", "call_id": "a", "output": "x"}]}, VALUE, "input"),
+            ({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}]}, VALUE, "input"),
+            ({"text": {"format": {"type": "Zebra"}}}, VALUE, "text.format.type"),
+            ({"text": {"format": {"type": "json_schema"}}}, MISSING, "text.format"),
+            (
+                {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "Zebra"}}}},
+                VALUE,
+                "text.format",
+            ),
+            ({"tools": [{"type": "web_search"}]}, VALUE, "tools[0].type"),
+            ({"tools": [{"type": "function", "name": "f g"}]}, VALUE, "tools[0].name"),
+            ({"tool_choice": "Zebra"}, VALUE, "tool_choice"),
+            ({"previous_response_id": "Zebra"}, UNSUPPORTED, "previous_response_id"),
+            ({"background": True}, UNSUPPORTED, "background"),
+        ],
+    ),
+    "messages: blocks": Row(
+        (MESSAGES, COUNT),
+        [
+            *[(said({"role": "user", "content": [block]}), TYPE, None) for block in (None, 5, "Zebra")],
+            (said({"role": "user", "content": [{"type": "image", "source": {"url": "file:///Zebra"}}]}), VALUE, None),
+            (said({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "Zebra"}]}), VALUE, None),
+            (
+                said(
+                    HI,
+                    {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": "Zebra"}]},
+                ),
+                TYPE,
+                None,
+            ),
+            (
+                said(HI, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}),
+                VALUE,
+                None,
+            ),
+            *each("system", [5, [], [5], [{"type": "image"}]], TYPE),
+            *each("tools", [5, [{}], [{"name": "f"}], [{"name": "f", "input_schema": 5}]], TYPE),
+            *each("tool_choice", [5, "auto", {}, {"type": "Zebra"}, {"type": "any"}], TYPE),
+            *each("mcp_servers", [[{}]], UNSUPPORTED),
+            *each("container", ["Zebra"], UNSUPPORTED),
+        ],
+    ),
+    "messages: sampling": Row(
+        (MESSAGES,),
+        [
+            *each("max_tokens", [..., None], MISSING),
+            *each("stop_sequences", [5, "Zebra", [""], ["a"] * 5, [5], ["Zebra" * 52]], TYPE),
+            *each("thinking", [{"type": "enabled"}], UNSUPPORTED),
+            *each("metadata", [5, {"user_id": 5}, {"user_id": "Zebra" * 120}], TYPE),
+        ],
+    ),
+}

@@ -1,0 +1,174 @@
+"""Prompts and messages: rows B-036 to B-04J."""
+
+from tests.e2e.bad_inputs.rows import (
+    ABOVE,
+    BELOW,
+    CHAT,
+    COMPLETIONS,
+    CONTEXT,
+    CONTEXT_CODE,
+    COUNT,
+    EVERYWHERE,
+    HI,
+    MESSAGES,
+    MISSING,
+    NO_INT,
+    NO_ITEM,
+    NO_TEXT,
+    OPENAI,
+    TOO_MANY,
+    TYPE,
+    UNSUPPORTED,
+    VALUE,
+    VOCAB,
+    Row,
+    each,
+    parts,
+    said,
+)
+
+M0 = "messages[0]"
+
+PROMPT_ROWS: dict[str, Row] = {
+    "B-036 a number beyond a double, in a field of another type": Row(
+        EVERYWHERE, [({"model": 10**30}, ABOVE, "model"), ({"model": -(10**30)}, BELOW, "model")]
+    ),
+    "B-03A an unknown field beyond 64 bits": Row(EVERYWHERE, [({"temprature": 2**63}, ABOVE, "temprature")]),
+    "B-040 prompts": Row(
+        (COMPLETIONS,),
+        [*each("prompt", [["a"] * 129, [[1]] * 129], TOO_MANY), *each("prompt", [[5] * 300_000], CONTEXT_CODE)],
+    ),
+    "B-041 empty prompts": Row(
+        (COMPLETIONS,),
+        [
+            *each("prompt", ["", [""], ["a", ""]], NO_TEXT),
+            *each("prompt", [[], [[]], [[1], []]], NO_ITEM),
+            *each("prompt", [None, ...], MISSING),
+        ],
+    ),
+    "B-043 prompts of mixed and other kinds": Row(
+        (COMPLETIONS,),
+        [
+            *each("prompt", [5, True, 1.5, {}, ["a", 1], [1, "a"], [[1], "a"], ["a", [1]], [[[1]]], [None]], TYPE),
+            *each("prompt", [[True], [1.0], [[1.0]], [["Zebra"]], [{}], [[None]]], TYPE),
+            *each("prompt", [[VOCAB], [2**31], [2**63 - 1], [[5], [VOCAB]]], ABOVE),
+            *each("prompt", [[-1], [[-1]], [-(2**63)]], BELOW),
+        ],
+    ),
+    "B-044 prompts beyond the context": Row(
+        (COMPLETIONS,),
+        each("prompt", [[5] * (CONTEXT - 1), [5] * CONTEXT, ["a", "word " * 3000]], CONTEXT_CODE),
+    ),
+    "B-046 prompt and completion beyond the context": Row(
+        OPENAI,
+        [({"max_tokens": limit}, CONTEXT_CODE, None) for limit in (CONTEXT, 10**6, 2**31, 2**63 - 1)],
+    ),
+    "B-04A no list of messages": Row(
+        (CHAT, MESSAGES, COUNT),
+        [
+            *each("messages", [None, ...], MISSING),
+            *each("messages", [{}, "Zebra", 5, True], TYPE),
+            *each("messages", [[]], NO_ITEM),
+            *each("messages", [[HI] * 10_001], TOO_MANY),
+        ],
+    ),
+    "B-04B messages that are none": Row(
+        (CHAT, MESSAGES, COUNT),
+        [
+            *[(said(message), TYPE, M0) for message in (None, "Zebra", 5, [], True)],
+            (said({}), MISSING, f"{M0}.role"),
+            (said({"content": "Zebra"}), MISSING, f"{M0}.role"),
+            (said({"role": "user"}), MISSING, f"{M0}.content"),
+            (said({"role": "user", "content": None}), MISSING, f"{M0}.content"),
+            *[(said({"role": "user", "content": value}), TYPE, f"{M0}.content") for value in (5, {}, True)],
+            (parts(), NO_ITEM, f"{M0}.content"),
+            (said(HI, {"role": "user"}), MISSING, "messages[1].content"),
+        ],
+    ),
+    "B-04B parts that are none": Row(
+        (CHAT,),
+        [
+            *[(parts(part), TYPE, f"{M0}.content[0]") for part in (None, "Zebra", 5, [])],
+            (parts({}), MISSING, f"{M0}.content[0].type"),
+            (parts({"type": 5}), TYPE, f"{M0}.content[0].type"),
+            (parts({"type": "text"}), MISSING, f"{M0}.content[0].text"),
+            (parts({"type": "text", "text": None}), MISSING, f"{M0}.content[0].text"),
+            (parts({"type": "text", "text": ["Zebra"]}), TYPE, f"{M0}.content[0].text"),
+        ],
+    ),
+    "B-04C roles": Row(
+        (CHAT, MESSAGES, COUNT),
+        [
+            (said({"role": role, "content": "x"}), VALUE, f"{M0}.role")
+            for role in (
+                "root",
+                "",
+                "Assistant",
+                "user\0",
+                "Zebra",
+                " user",
+                "\u0455ystem",
+                "function",
+                5,
+                ["user"],
+                {},
+            )
+        ],
+    ),
+    "B-04E media": Row(
+        (CHAT,),
+        [
+            (parts({"type": "text", "text": "x"}, part), "unsupported_value", f"{M0}.content[1].type")
+            for part in (
+                {"type": "image_url", "image_url": {"url": "http://169.254.169.254/Zebra"}},
+                {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+                {"type": "input_audio", "input_audio": {"data": "Zebra"}},
+                {"type": "Zebra", "text": "x"},
+                {"type": "", "text": "x"},
+                {"type": "TEXT", "text": "x"},
+            )
+        ],
+    ),
+    "B-04H what is not offered": Row(
+        (CHAT,),
+        [
+            *each("chat_template", ["{{ 'Zebra' }}", ""], UNSUPPORTED),
+            *each("chat_template_kwargs", [{"Zebra": 1}, {"tools": []}, {"": 1}], UNSUPPORTED),
+            *each("chat_template_kwargs", [5, "Zebra", []], TYPE),
+            *each("functions", [[{}]], UNSUPPORTED),
+            *each("modalities", [["text", "audio"]], UNSUPPORTED),
+            (said({**HI, "prefix": True}), UNSUPPORTED, f"{M0}.prefix"),
+            (said({**HI, "function_call": {}}), UNSUPPORTED, f"{M0}.function_call"),
+        ],
+    ),
+    "B-04H what neither endpoint offers": Row(
+        OPENAI,
+        [
+            *each("prompt_embeds", ["Zebra", [1.0]], UNSUPPORTED),
+            *each("multi_modal_data", [{"image": "Zebra"}], UNSUPPORTED),
+            *each("guided_json", [{}], UNSUPPORTED),
+            *each("prompt_logprobs", [0, 5], UNSUPPORTED),
+            *each("use_beam_search", [True, 0], UNSUPPORTED),
+        ],
+    ),
+    "B-04I nothing to generate": Row(
+        (COMPLETIONS,),
+        [
+            *[
+                ({"max_tokens": 0, **more}, BELOW, "max_tokens")
+                for more in ({}, {"echo": False}, {"n": 8}, {"logprobs": 1})
+            ],
+            ({"max_tokens": 0, "echo": True, "min_tokens": 1}, VALUE, "min_tokens"),
+        ],
+    ),
+    "B-04J what generates to throw away": Row(
+        (COMPLETIONS,),
+        [
+            *each("suffix", ["Zebra"], UNSUPPORTED),
+            *each("best_of", [20, 2], UNSUPPORTED),
+            ({"n": 3, "best_of": 2}, UNSUPPORTED, "best_of"),
+            *each("best_of", NO_INT, TYPE),
+            *each("best_of", [0, -1], BELOW),
+        ],
+    ),
+}

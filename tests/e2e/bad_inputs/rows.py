@@ -1,0 +1,85 @@
+"""What a row of the catalogue is, and the values that are wrong for every field of a kind."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.e2e.running import MODEL
+
+Body = dict[str, Any]
+HI = {"role": "user", "content": "Hi"}
+VOCAB, CONTEXT = 3072, 2048
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a case is sent, and a body that is answered 200."""
+
+    path: str
+    good: Body
+    can_stream: bool = True
+
+
+COMPLETIONS = Endpoint("/v1/completions", {"model": MODEL, "prompt": "It was", "max_tokens": 2})
+CHAT = Endpoint("/v1/chat/completions", {"model": MODEL, "messages": [HI], "max_tokens": 2})
+RESPONSES = Endpoint("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 2})
+MESSAGES = Endpoint("/v1/messages", {"model": MODEL, "messages": [HI], "max_tokens": 2})
+COUNT = Endpoint("/v1/messages/count_tokens", {"model": MODEL, "messages": [HI]}, can_stream=False)
+TOKENIZE = Endpoint("/tokenize", {"model": MODEL, "prompt": "Hi"}, can_stream=False)
+DETOKENIZE = Endpoint("/detokenize", {"model": MODEL, "tokens": [5]}, can_stream=False)
+
+OPENAI = (COMPLETIONS, CHAT)
+GENERATING = (COMPLETIONS, CHAT, RESPONSES, MESSAGES)
+EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, DETOKENIZE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cases of one row: what is changed in a good body (`...` leaves a field out), and the error that names it."""
+
+    endpoints: tuple[Endpoint, ...]
+    cases: list[tuple[Body, str, str | None]]  # change, code, param
+    status: int = 400
+
+
+ABOVE, BELOW = "integer_above_max_value", "integer_below_min_value"
+NUMBER_ABOVE, NUMBER_BELOW = "decimal_above_max_value", "decimal_below_min_value"
+TYPE, VALUE, MISSING = "invalid_type", "invalid_value", "missing_required_parameter"
+TOO_MANY, TOO_LONG, NO_TEXT, NO_ITEM = (
+    "array_above_max_length",
+    "string_above_max_length",
+    "empty_string",
+    "empty_array",
+)
+CONTEXT_CODE, UNSUPPORTED, UNKNOWN = "context_length_exceeded", "unsupported_parameter", "unknown_parameter"
+
+
+def each(name: str, values: list[Any], code: str, param: str | None = None) -> list[tuple[Body, str, str | None]]:
+    """One field with each of the values."""
+    return [({name: value}, code, param or name) for value in values]
+
+
+NO_INT = [True, "3", "Zebra", 1.0, -0.0, 1e308, [], [1], {}, ""]
+NO_NUMBER = [True, "1", "Zebra", [], [1.0], {}, ""]
+NO_BOOL = ["Zebra", "true", 1, 0, 1.0, [], {}]
+NO_TEXT_TYPE = [5, 1.5, True, [], {}, ["Zebra"]]
+NO_ID = [True, "5", 1.0, None, [5], {}]
+
+
+def integers(name: str, low: int, high: int | None) -> list[tuple[Body, str, str | None]]:
+    """An integer field's edges: just outside, beyond 64 bits, and every other type."""
+    below = each(name, [low - 1, -(2**63) - 1], BELOW)
+    above = each(name, [2**63, 10**30, 10**400, *([] if high is None else [high + 1])], ABOVE)
+    return [*each(name, NO_INT, TYPE), *below, *above]
+
+
+def numbers(name: str, below: list[float], above: list[float]) -> list[tuple[Body, str, str | None]]:
+    """A number field's edges and other types."""
+    return [*each(name, NO_NUMBER, TYPE), *each(name, below, NUMBER_BELOW), *each(name, above, NUMBER_ABOVE)]
+
+
+def said(*messages: Any) -> Body:
+    return {"messages": list(messages)}
+
+
+def parts(*content: Any) -> Body:
+    return said({"role": "user", "content": list(content)})

@@ -1,0 +1,143 @@
+"""Tools, and their calls in a conversation: row B-04G."""
+
+from typing import Any
+
+from tests.e2e.bad_inputs.forms import BAD_SCHEMAS, FORMAT, REGEX, formed
+from tests.e2e.bad_inputs.rows import (
+    CHAT,
+    HI,
+    MISSING,
+    NO_TEXT,
+    TOO_LONG,
+    TOO_MANY,
+    TYPE,
+    UNKNOWN,
+    UNSUPPORTED,
+    VALUE,
+    Body,
+    Row,
+    said,
+)
+
+M0, CALL, CALLED = "messages[0]", "messages[1].tool_calls[0]", "messages[1].tool_calls[0].function"
+PARAMETERS = "tools[0].function.parameters"
+
+
+def called(**call: Any) -> Body:
+    """A conversation with a call of the assistant, changed."""
+    good = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = {"role": "assistant", "tool_calls": [good | call]}
+    return said(HI, asked, {"role": "tool", "tool_call_id": "a", "content": "1"})
+
+
+def tool(**function: Any) -> Body:
+    return {"type": "function", "function": {"name": "f"} | function}
+
+
+def with_tools(*tools: Any) -> Body:
+    return {"tools": list(tools), "tool_choice": "required"}
+
+
+TOOL_ROWS: dict[str, Row] = {
+    "B-04G tools": Row(
+        (CHAT,),
+        [
+            *[({"tools": value}, TYPE, "tools") for value in ("Zebra", {}, 5)],
+            *[(with_tools(value), TYPE, "tools[0]") for value in (None, "Zebra", 5, [])],
+            (with_tools({}), MISSING, "tools[0].type"),
+            (with_tools({"type": "function"}), MISSING, "tools[0].function"),
+            (with_tools({"type": "Zebra", "function": {"name": "f"}}), VALUE, "tools[0].type"),
+            *[(with_tools(tool(name=name)), VALUE, "tools[0].function.name") for name in ("", "f g", "f\0", "\u00e9")],
+            (with_tools(tool(name="Zebra" * 13)), VALUE, "tools[0].function.name"),
+            (with_tools(tool(name=5)), TYPE, "tools[0].function.name"),
+            (with_tools(tool(), tool()), VALUE, "tools[1].function.name"),
+            (with_tools(*[tool(name=f"f{number}") for number in range(10_000)]), TOO_MANY, "tools"),
+            (with_tools(tool(description="x" * 20_000)), TOO_LONG, "tools[0].function.description"),
+            *[(with_tools(tool(parameters=value)), TYPE, PARAMETERS) for value in (5, [], "Zebra")],
+            *[(with_tools(tool(parameters={"type": value})), VALUE, PARAMETERS) for value in ("string", 5, ["object"])],
+            (with_tools(tool(strict="Zebra")), TYPE, "tools[0].function.strict"),
+            (with_tools({**tool(), "x": 1}), UNKNOWN, "tools[0].x"),
+            *[
+                (with_tools(tool(parameters={"properties": {"a": schema}, "required": ["a"]})), VALUE, PARAMETERS)
+                for schema in BAD_SCHEMAS
+                if schema not in ({"$ref": "#"}, {"enum": list(range(100_000))}) and len(str(schema)) < 9000
+            ],
+        ],
+    ),
+    "B-04G tool_choice": Row(
+        (CHAT,),
+        [
+            *[
+                ({"tools": [tool()], "tool_choice": choice}, VALUE, "tool_choice")
+                for choice in ("Zebra", "", {}, {"type": "function"}, {"type": "none"}, {"type": "Zebra"})
+            ],
+            *[({"tools": [tool()], "tool_choice": choice}, TYPE, "tool_choice") for choice in (5, True, [])],
+            *[
+                ({"tools": [tool()], "tool_choice": choice}, UNSUPPORTED, "tool_choice")
+                for choice in ("auto", None)  # the model was not taught to call tools
+            ],
+            *[
+                ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": name}}}, code, param)
+                for name, code, param in (
+                    ("Zebra", VALUE, "tool_choice"),
+                    (5, TYPE, "tool_choice.function.name"),
+                    (None, MISSING, "tool_choice.function.name"),
+                )
+            ],
+            *[({"tools": tools, "tool_choice": "required"}, VALUE, "tool_choice") for tools in ([], None)],
+            ({**with_tools(tool()), "parallel_tool_calls": "Zebra"}, TYPE, "parallel_tool_calls"),
+            ({**with_tools(tool()), "response_format": {"type": "json_object"}}, VALUE, FORMAT),
+            ({**with_tools(tool()), **formed(regex="a")}, VALUE, REGEX),
+            ({**with_tools(tool()), "min_tokens": 2}, VALUE, "min_tokens"),
+            (
+                {
+                    **with_tools(tool()),
+                    **said(HI, {"role": "assistant", "content": "x"}),
+                    "continue_final_message": True,
+                },
+                VALUE,
+                "continue_final_message",
+            ),
+        ],
+    ),
+    "B-04G calls in a conversation": Row(
+        (CHAT,),
+        [
+            *[
+                (called(function={"name": "f", "arguments": text}), VALUE, f"{CALLED}.arguments")
+                for text in (
+                    "{",
+                    "[]",
+                    "Zebra",
+                    '{"a":1e999}',
+                    '{"a":NaN}',
+                    '{"a":"\\ud800"}',
+                    '{"a":1,"a":2}',
+                    '{"a":' * 99,
+                )
+            ],
+            (called(function={"name": "f", "arguments": {}}), TYPE, f"{CALLED}.arguments"),
+            *[(called(function={"name": name}), VALUE, f"{CALLED}.name") for name in ("", "Zebra\0", "f" * 65)],
+            (called(function=None), MISSING, f"{CALL}.function"),
+            (called(type="Zebra"), VALUE, f"{CALL}.type"),
+            (called(id=""), NO_TEXT, f"{CALL}.id"),
+            (called(id="Zebra" * 60), TOO_LONG, f"{CALL}.id"),
+            (called(id="b"), VALUE, "messages[2].tool_call_id"),
+            *[
+                (said(HI, {"role": "assistant", "tool_calls": calls}), code, param)
+                for calls, code, param in (
+                    ("Zebra", TYPE, "messages[1].tool_calls"),
+                    ([None], TYPE, CALL),
+                    ([{}], MISSING, f"{CALL}.id"),
+                    ([], MISSING, "messages[1].content"),
+                    (None, MISSING, "messages[1].content"),
+                )
+            ],
+            (said({"role": "tool", "content": "x", "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
+            (said({"role": "tool", "content": "x"}), MISSING, f"{M0}.tool_call_id"),
+            (said({**HI, "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
+            (said({**HI, "tool_calls": called()["messages"][1]["tool_calls"]}), VALUE, f"{M0}.tool_calls"),
+            (said(*called()["messages"][:2]), VALUE, "messages[1].tool_calls"),
+        ],
+    ),
+}

@@ -1,0 +1,145 @@
+"""A third of many clients leave, in every phase and in every way: the others notice nothing, and nothing is left."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.state import AppState
+from tests.e2e.running import MODEL
+from tests.e2e.watched import WatchedEngine, watched_server
+from tests.raw_http import LEAVINGS, RawClient
+from tests.server.serving import outcomes
+
+ENGINE = {"dtype": "float32", "max_num_seqs": 24, "max_num_batched_tokens": 64, "num_kv_blocks": 100}
+SHARE_THAT_LEAVES = 0.3
+MAX_STEPS_AFTER_ABORT = 2
+LEDGER_EVERY = 5  # steps
+
+log = logging.getLogger("smoe.chaos")
+
+
+def bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """Prompts of one chunk and of ten, few tokens and many."""
+    return [
+        {
+            "model": MODEL,
+            "prompt": [1, *(rng.randrange(300, 3000) for _ in range(rng.choice([2, 30, 100, 500])))],
+            "max_tokens": rng.choice([1, 8, 30, 80]),
+            "temperature": rng.choice([0, 0.8]),
+            "seed": rng.randrange(2**62),
+            "logprobs": 1,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        for _ in range(count)
+    ]
+
+
+Told = tuple[list[int], str, list[float], str]  # token ids, text, logprobs, why it ended
+
+
+def told(parts: list[dict[str, Any]]) -> Told:
+    """What an answer says, whole or in parts."""
+    choices = [choice for part in parts for choice in part["choices"]]
+    return (
+        [token for choice in choices for token in choice["token_ids"]],
+        "".join(choice["text"] for choice in choices),
+        [value for choice in choices if choice["logprobs"] for value in choice["logprobs"]["token_logprobs"]],
+        choices[-1]["finish_reason"],
+    )
+
+
+@dataclass
+class Storm:
+    """Many clients at once, some of which leave."""
+
+    url: str
+    engine: WatchedEngine
+    rng: random.Random
+    left: Counter[str] = field(default_factory=Counter)
+    stalled: list[RawClient] = field(default_factory=list)
+
+    async def asks(self, body: dict[str, Any]) -> Told:
+        """Stays to the end."""
+        streamed = self.rng.random() < 0.5
+        client = await RawClient.connect(self.url)
+        client.post("/v1/completions", {**body, "stream": streamed})
+        answer = await client.answer()
+        client.close()
+        assert (answer.status, answer.is_done) == (200, True), answer.body
+        return told(answer.events if streamed else [answer.json()])
+
+    async def leaves(self, body: dict[str, Any]) -> None:
+        """After some steps, wherever its request is by then; or it stops reading and goes in the end."""
+        streamed = self.rng.random() < 0.5
+        how = self.rng.choice([*LEAVINGS, "stall"])
+        client = await RawClient.connect(self.url, receive_bytes=4096)
+        client.post("/v1/completions", {**body, "stream": streamed, "max_tokens": 400})
+        self.left[how] += 1
+        if how == "stall":
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            self.stalled.append(client)
+            return
+        await self.engine.steps(self.rng.choice([0, 1, 5, 40, 150]))
+        with contextlib.suppress(ConnectionError):
+            await client.leave(how)  # type: ignore[arg-type]
+
+
+async def check_ledger(engine: WatchedEngine, state: AppState) -> None:
+    """Every few steps, until it is cancelled: received = running + waiting + all outcomes."""
+    while True:
+        await engine.steps(LEDGER_EVERY)
+        values = {s.name: s.value for family in state.metrics.collect() for s in family.samples}
+        ended = sum(count for name, count in outcomes(state).items() if name != "received")
+        open_now = values["smoe_requests_running"] + values["smoe_requests_waiting"]
+        assert values["smoe_requests_received_total"] == ended + open_now
+
+
+async def storm(url: str, engine: WatchedEngine, state: AppState, seed: int, count: int, num_bodies: int) -> Storm:
+    rng = random.Random(seed)
+    known = bodies(rng, num_bodies)
+    made = Storm(url, engine, rng)
+    alone = [await made.asks(body) for body in known]
+    assert all(len(tokens) == body["max_tokens"] for body, (tokens, *_) in zip(known, alone, strict=True))
+    received = outcomes(state)["received"]
+    ledger = asyncio.create_task(check_ledger(engine, state))
+    choices = [(rng.randrange(num_bodies), rng.random() < SHARE_THAT_LEAVES) for _ in range(count)]
+    answers = await asyncio.gather(*(made.leaves(known[i]) if goes else made.asks(known[i]) for i, goes in choices))
+    for client in made.stalled:
+        await client.leave("rst")
+    await engine.idle()
+    assert not ledger.done(), ledger.result()
+    ledger.cancel()
+    for (i, goes), answer in zip(choices, answers, strict=True):
+        assert goes or answer == alone[i]
+    assert outcomes(state)["received"] == received + count
+    return made
+
+
+def test_those_who_stay_get_what_they_get_alone_and_nothing_of_the_others_is_left(scale: int) -> None:
+    """60 clients, or 1,000 with five seeds."""
+    for seed in range(1 if scale == 1 else 5):
+        asyncio.run(survived(seed, *((60, 8) if scale == 1 else (100 * scale, 48))))
+
+
+async def survived(seed: int, count: int, num_bodies: int) -> None:
+    async with asyncio.timeout(1500), watched_server(**ENGINE) as (url, engine, state, connections):
+        made = await storm(url, engine, state, seed, count, num_bodies)
+        ended = outcomes(state)
+        log.info(
+            "seed %d: %s; left by %s; %d steps, %d preemptions; steps after an abort: at most %d of %d",
+            seed, ended, dict(made.left), engine.num_steps, engine.num_preemptions,
+            max(engine.steps_after_abort.values()), len(engine.steps_after_abort),
+        )  # fmt: skip
+        assert ended.pop("received") == sum(ended.values())
+        assert set(ended) == {"length", "abort"}
+        assert engine.num_preemptions
+        assert max(engine.steps_after_abort.values()) <= MAX_STEPS_AFTER_ABORT
+        assert state.backlog.num_tokens == 0
+        assert engine.stats.num_running == engine.stats.num_waiting == 0
+        while len(connections):
+            await asyncio.wait([asyncio.create_task(asyncio.sleep(0))])

@@ -1,0 +1,281 @@
+"""The engine process killed and stopped, and the server told to end, under streams, on real processes and the bundled
+model. Whatever comes whole is what comes of the request alone, token by token.
+
+2 repetitions of a kill and 1 of the others in `make test`; `--scale 10` makes them 20. With -s it writes its figures.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.running import MODEL, RunningServer, samples, start_server
+
+NUM_STREAMS, NUM_SEQS = 24, 6  # so that at any time most of them queue
+NUM_DRAINED = 200
+PROMPTS = ("It was not in her power to", "In the beginning", "def main(", "A woman's heart", "import os\n")
+
+
+@dataclass
+class Answer:
+    """What came of one request."""
+
+    status: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: dict[str, Any] | None = None
+    is_done: bool = False
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    ended_s: float = 0.0
+
+    @property
+    def has_one_end(self) -> bool:
+        """A finish reason or an error, and [DONE] behind it."""
+        return self.is_done and (self.finish_reason is None) != (self.error is None)
+
+
+class Progress:
+    """Counts tokens as they come, over all streams; `reached` is set at a number of them."""
+
+    def __init__(self, goal: int) -> None:
+        self._left = goal
+        self.reached = asyncio.Event()
+
+    def saw(self, num_tokens: int) -> None:
+        self._left -= num_tokens
+        if self._left <= 0:
+            self.reached.set()
+
+
+def body_of(number: int, max_tokens: int) -> dict[str, object]:
+    """Request `number`: greedy or sampled, with a prompt and a seed of its own."""
+    prompt = f"{PROMPTS[number % len(PROMPTS)]} {number}"
+    temperature = 0.0 if number % 3 == 0 else 0.9
+    return {
+        "model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "seed": number,
+        "ignore_eos": True, "stream": True, "return_token_ids": True,
+    }  # fmt: skip
+
+
+async def ask(client: httpx.AsyncClient, body: dict[str, object], progress: Progress | None = None) -> Answer:
+    answer = Answer()
+    async with client.stream("POST", "/v1/completions", json=body) as reply:
+        answer.status, answer.headers = reply.status_code, reply.headers
+        if reply.status_code != 200:
+            answer.error = json.loads(await reply.aread())["error"]
+            return answer
+        async for line in reply.aiter_lines():
+            assert not (line and answer.is_done), "something came behind [DONE]"
+            if line == "data: [DONE]":
+                answer.is_done = True
+            elif line.startswith("data: "):
+                take(answer, json.loads(line[6:]), progress)
+    answer.ended_s = time.monotonic()
+    return answer
+
+
+def take(answer: Answer, event: dict[str, Any], progress: Progress | None) -> None:
+    assert answer.error is None and answer.finish_reason is None, "something came behind the end"
+    if "error" in event:
+        answer.error = event["error"]
+        return
+    [choice] = event["choices"]
+    new = choice.get("token_ids") or []
+    answer.token_ids += new
+    answer.finish_reason = choice["finish_reason"]
+    if progress is not None:
+        progress.saw(len(new))
+
+
+@asynccontextmanager
+async def client_of(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+        yield client
+
+
+async def health(client: httpx.AsyncClient, status: int) -> httpx.Response:
+    """/health, once it has this status."""
+    while (reply := await client.get("/health")).status_code != status:
+        pass
+    return reply
+
+
+def engine_pid(server: RunningServer) -> int:
+    """The only child that the server has."""
+    [pid] = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return int(pid)
+
+
+async def scrape(client: httpx.AsyncClient) -> None:
+    """Until cancelled: in every text that the server renders the ledger adds up, and no counter is behind the one of
+    the text before."""
+    before: dict[Any, float] = {}
+    text = ""
+    while True:
+        newer = (await client.get("/metrics")).text
+        if newer == text:
+            continue
+        text, values = newer, samples(newer)
+        ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")
+        open_ones = values["smoe_requests_running", ()] + values["smoe_requests_waiting", ()]
+        assert values["smoe_requests_received_total", ()] == open_ones + ended
+        counters = {key: value for key, value in values.items() if key[0].endswith("_total")}
+        assert all(counters[key] >= value for key, value in before.items()), "a counter went back"
+        before = counters
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with start_server("--dtype", "float32", "--threads", "1", "--max-num-seqs", str(NUM_SEQS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[dict[str, object]]:
+    return [body_of(number, max_tokens=20 + 7 * (number % 9)) for number in range(NUM_STREAMS)]
+
+
+@pytest.fixture(scope="module")
+def solo(server: RunningServer, bodies: list[dict[str, object]]) -> list[list[int]]:
+    """The tokens of each request alone."""
+
+    async def one_by_one() -> list[list[int]]:
+        async with client_of(server) as client:
+            return [(await ask(client, body)).token_ids for body in bodies]
+
+    return asyncio.run(one_by_one())
+
+
+def restarts(server: RunningServer) -> float:
+    return server.settled_metrics()["smoe_engine_restarts_total", ()]
+
+
+def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
+    server: RunningServer, bodies: list[dict[str, object]], solo: list[list[int]], scale: int
+) -> None:
+    chance, late_s, kept = random.Random(0), [], 0
+    before, api_pid = restarts(server), server.process.pid
+    fingerprint = server.complete("a", max_tokens=1).json()["system_fingerprint"]
+    for _ in range(2 * scale):
+        killed_s, answers = asyncio.run(kill_under_load(server, bodies, chance.randint(1, 300)))
+        for answer, alone in zip(answers, solo, strict=True):
+            assert answer.status == 200 and answer.has_one_end
+            if answer.error is None:
+                assert answer.token_ids == alone
+                kept += 1
+            else:
+                assert answer.error["code"] == "engine_dead"
+                assert 0 < len(answer.token_ids) < len(alone), "one without output was given up"
+                assert answer.token_ids == alone[: len(answer.token_ids)]
+                late_s.append(answer.ended_s - killed_s)
+    assert late_s and kept, "no stream was cut, or none was kept"
+    assert restarts(server) == before + 2 * scale
+    assert server.process.poll() is None and server.process.pid == api_pid
+    assert server.complete("a", max_tokens=1).json()["system_fingerprint"] == fingerprint
+    sys.stdout.write(
+        f"{2 * scale} kills: {len(late_s)} streams cut, the last after {max(late_s):.2f} s; {kept} whole\n"
+    )
+
+
+async def kill_under_load(
+    server: RunningServer, bodies: list[dict[str, object]], num_tokens: int
+) -> tuple[float, list[Answer]]:
+    """All at once; the engine is killed when so many tokens have come. Returns when it is ready again and all ended."""
+    async with client_of(server) as client:
+        await health(client, 200)
+        scraper = asyncio.create_task(scrape(client))
+        progress = Progress(num_tokens)
+        streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
+        await progress.reached.wait()
+        killed_s = time.monotonic()
+        os.kill(engine_pid(server), signal.SIGKILL)
+        down = await health(client, 503)
+        assert down.json()["phase"] == "restarting"
+        assert (await client.get("/health/live")).status_code == 200
+        answers = await asyncio.gather(*streams)
+        await health(client, 200)
+        assert not scraper.done(), scraper.exception()
+        scraper.cancel()
+        return killed_s, answers
+
+
+def test_a_stopped_engine_is_seen_and_goes_on_where_it_was(
+    server: RunningServer, bodies: list[dict[str, object]], solo: list[list[int]], scale: int
+) -> None:
+    before, seen_s = restarts(server), []
+    for _ in range(1 if scale == 1 else 2 * scale):
+        after_s, answers = asyncio.run(stop_under_load(server, bodies))
+        seen_s.append(after_s)
+        assert [answer.token_ids for answer in answers] == solo
+        assert all(answer.has_one_end and answer.error is None for answer in answers)
+    assert restarts(server) == before
+    sys.stdout.write(f"{len(seen_s)} stops: 503 after {min(seen_s):.2f} to {max(seen_s):.2f} s\n")
+
+
+async def stop_under_load(server: RunningServer, bodies: list[dict[str, object]]) -> tuple[float, list[Answer]]:
+    async with client_of(server) as client:
+        await health(client, 200)
+        progress = Progress(100)
+        streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
+        await progress.reached.wait()
+        pid = engine_pid(server)
+        os.kill(pid, signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        try:
+            down = await health(client, 503)
+            after_s = time.monotonic() - stopped_s
+            assert down.json()["phase"] == "stuck"
+            assert (await client.get("/health/live")).status_code == 503
+            refused = await ask(client, bodies[0])
+            assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await health(client, 200)
+        return after_s, await asyncio.gather(*streams)
+
+
+def test_at_sigterm_under_200_streams_each_of_them_ends_and_the_exit_code_is_0(scale: int) -> None:
+    """Half of them are longer than the time they are given."""
+    for number in range(1 if scale == 1 else 2 * scale):
+        flags = ("--dtype", "float32", "--threads", "1", "--shutdown-timeout", "2")
+        with start_server(*flags) as server:
+            took_s, answers, refused = asyncio.run(drain(server, random.Random(number).randint(1, 400)))
+            log = server.log.read_text()
+        assert all(answer.status == 200 and answer.has_one_end for answer in answers), "a silent end"
+        assert refused.status == 503 and refused.error is not None and refused.error["code"] == "draining"
+        assert int(refused.headers["retry-after"]) > 0
+        outcomes = re.findall(r"outcome=(\w+)", log)
+        num_cut = sum(answer.error is not None for answer in answers)
+        assert num_cut, "all were short enough"
+        assert sorted(outcomes) == ["error"] * num_cut + ["length"] * (NUM_DRAINED - num_cut) + ["rejected"]
+        sys.stdout.write(f"{NUM_DRAINED} streams: {num_cut} cut at the timeout, exit after {took_s:.2f} s\n")
+
+
+async def drain(server: RunningServer, num_tokens: int) -> tuple[float, list[Answer], Answer]:
+    async with client_of(server) as client:
+        progress = Progress(num_tokens)
+        long = {"max_tokens": 1900}
+        bodies = [body_of(number, max_tokens=8) | (long if number % 2 else {}) for number in range(NUM_DRAINED)]
+        streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
+        await progress.reached.wait()
+        told_s = time.monotonic()
+        server.sigterm()
+        down = await health(client, 503)
+        assert down.json()["phase"] == "draining"
+        refused = await ask(client, bodies[0])
+        answers = await asyncio.gather(*streams)
+        assert await asyncio.to_thread(server.process.wait, 60) == 0
+        return time.monotonic() - told_s, answers, refused

@@ -1,0 +1,97 @@
+"""The server's own parts around a real engine process, in the test's event loop, where every step can be seen."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.types import RequestOutput, StepStats
+from server.access_log import AccessLog
+from server.chat import ChatTemplate
+from server.connections import Connections
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+from server.model_location import locate_model
+from server.sampling import GenerationDefaults
+from server.state import AppState, Texts
+from server.tokenizer import load_tokenizer
+from tests.e2e.running import MODEL
+from tests.server.serving import listening
+
+
+class WatchedEngine(EngineClient):
+    """Counts steps, and those in which something still came of a request that was aborted."""
+
+    def __init__(self) -> None:
+        self.is_ready = asyncio.Event()
+        super().__init__(on_status=lambda status: self.is_ready.set() if status.phase == "ready" else None)
+        self.num_steps = 0
+        self.num_preemptions = 0
+        self.steps_after_abort: dict[int, int] = {}
+        self._aborted_at: dict[int, int] = {}
+        self._stepped = asyncio.Condition()
+
+    def abort(self, request_ids: Iterable[int]) -> None:
+        ids = list(request_ids)
+        for request_id in ids:
+            if request_id in self._mailboxes:
+                self._aborted_at[request_id] = self.num_steps
+                self.steps_after_abort[request_id] = 0
+        super().abort(ids)
+
+    def _take_step(self, outputs: list[RequestOutput], stats: StepStats) -> None:
+        self.num_steps += 1
+        self.num_preemptions += stats.num_preemptions
+        for output in outputs:
+            if output.request_id in self._aborted_at:
+                self.steps_after_abort[output.request_id] = self.num_steps - self._aborted_at[output.request_id]
+        super()._take_step(outputs, stats)
+        self._wake = asyncio.ensure_future(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._stepped:
+            self._stepped.notify_all()
+
+    async def steps(self, count: int) -> None:
+        """Returns after so many more steps."""
+        until = self.num_steps + count
+        async with self._stepped:
+            await self._stepped.wait_for(lambda: self.num_steps >= until)
+
+    async def idle(self) -> None:
+        """Returns when nothing runs, waits or holds a block."""
+        async with self._stepped:
+            await self._stepped.wait_for(lambda: not self.num_open and not self.stats.num_blocks_held)
+
+
+@contextlib.asynccontextmanager
+async def watched_server(
+    *, max_num_queued: int = 4096, num_tenants: int = 1, **settings: object
+) -> AsyncIterator[tuple[str, WatchedEngine, AppState, Connections]]:
+    """URL, engine, state and connections of a server on the bundled model. `settings`: the engine's."""
+    model_dir = locate_model(None, Path())
+    tokenizer = load_tokenizer(model_dir)
+    engine = WatchedEngine()
+    state = AppState(
+        engine=engine,
+        metrics=Metrics(MODEL),
+        access_log=AccessLog(),
+        model_names=(MODEL,),
+        max_num_queued=max_num_queued,
+        num_tenants=num_tenants,
+        version="0",
+        created_s=1,
+        texts=Texts(tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), GenerationDefaults()),
+    )
+    engine._on_step = state.metrics.record_step
+    config = EngineConfig(model=str(model_dir), threads=1, check_integrity=True, **settings)  # type: ignore[arg-type]
+    await engine.start(config)
+    try:
+        async with asyncio.timeout(120):
+            await engine.is_ready.wait()
+        connections = Connections()
+        async with listening(state, connections=connections) as url:
+            yield url, engine, state, connections
+    finally:
+        await engine.stop()

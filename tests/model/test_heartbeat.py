@@ -1,0 +1,26 @@
+"""A long kernel shows that it goes on: each task moves the counter, and no result changes."""
+
+from ctypes import c_uint64
+
+import pytest
+import torch
+
+from model.ops.native import NativeOps
+from model.ops.native_library import NativeLibrary
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_moves_the_counter_while_it_works(threads: int) -> None:
+    ops = NativeOps(NativeLibrary(), threads)
+    counter = c_uint64(2**64 - 1)  # behind the largest number comes 0
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 64, generator=generator) for rows in (8, 2000))
+    packed = ops.pack_linear(weight)
+    silent = ops.linear(x, packed)
+    assert counter.value == 2**64 - 1
+    ops.beat_in(counter)
+    counts = []
+    for _ in range(20):
+        assert torch.equal(ops.linear(x, packed), silent)
+        counts.append(counter.value)
+    assert counts == sorted(set(counts)) if threads == 1 else counts[-1] > counts[0]

@@ -1,0 +1,96 @@
+"""The whole network in one call of the library, against mixtral.py's lines over the same backend: the same bits."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch, Routing
+from model.kv_format import KvDtype
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.native_network import NativeMixtral
+from model.ops.quantized import Quantization
+from model.random_weights import random_model
+from tests.model.native_cases import DTYPES, ISAS, Heads, name_of, native
+from tests.model.paged import CPU, Running, make_batch
+
+BLOCK_SIZE = 4
+SPARSE = replace(Heads(4, 2, 16, 40).config, num_layers=3, num_experts=5, experts_per_token=2, hidden_dim=72, dim=48)
+DENSE = replace(Heads(3, 1, 24).config, num_layers=2, dim=40, vocab_size=75)
+
+pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES, ids=str)]
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_one_call_gives_the_bits_of_the_lines(
+    isa: str, dtype: torch.dtype, config: ModelConfig, quantization: Quantization
+) -> None:
+    """Logits, the experts that every row took, and what is left in the caches."""
+    parts = random_model(config, dtype, CPU, native(isa, 2, quantization), seed=0)
+    _compare(parts, NativeMixtral(parts, native(isa, 2, quantization)), name_of(dtype))
+
+
+def test_one_call_gives_the_bits_of_the_lines_over_int8_caches(isa: str, dtype: torch.dtype) -> None:
+    parts = random_model(SPARSE, dtype, CPU, native(isa), seed=1)
+    _compare(parts, NativeMixtral(parts, native(isa)), "int8")
+
+
+def test_one_call_finds_the_rows_that_are_no_numbers(isa: str, dtype: torch.dtype) -> None:
+    parts = random_model(SPARSE, dtype, CPU, native(isa), seed=2)
+    parts.weights.embedding[7] = torch.nan
+    clean, rotten = Running([1, 2, 3, 4], [1]), Running([1, 2, 7, 3, 4], [2, 3])
+    found = []
+    for network in (parts, NativeMixtral(parts, native(isa))):
+        batch = make_batch([(clean, 4), (rotten, 5)], BLOCK_SIZE)
+        finite = torch.ones(9, dtype=torch.bool)
+        network.forward(replace(batch, finite=finite), KvPool(SPARSE, 10, BLOCK_SIZE, name_of(dtype), CPU))
+        found.append(finite.tolist())
+    assert found[0] == found[1]
+    assert found[0][:4] == [True] * 4, "another request's rows are touched"
+    assert found[0][6:] == [False] * 3, "a row, and all that see it"
+
+
+def _compare(parts: Mixtral, whole: NativeMixtral, kv_dtype: KvDtype) -> None:
+    """Steps of three sequences over two pools that begin alike; the last steps over a pool that is new to both."""
+    rng = random.Random(0)
+    for num_steps in (8, 2):
+        sequences = [[rng.randrange(32) for _ in range(90)] for _ in range(3)]
+        runs = [Running(ids, list(range(1 + 23 * i, 24 + 23 * i))) for i, ids in enumerate(sequences)]
+        pools = [KvPool(parts.config, 70, BLOCK_SIZE, kv_dtype, CPU) for _ in range(2)]
+        for _ in range(num_steps):
+            lengths = [rng.choice((1, 1, 1, 2, 9)) for _ in runs]
+            batch = _wanting_some(make_batch(list(zip(runs, lengths, strict=True)), BLOCK_SIZE), rng)
+            ours, theirs = (_with_routing(batch, parts.config, random.Random(len(batch.positions))) for _ in range(2))
+            assert torch.equal(whole.forward(ours, pools[0]), parts.forward(theirs, pools[1]))
+            if ours.routing is not None and theirs.routing is not None:
+                assert torch.equal(ours.routing.chosen, theirs.routing.chosen)
+            assert torch.equal(pools[0].k, pools[1].k)
+            assert torch.equal(pools[0].v, pools[1].v)
+            for run, length in zip(runs, lengths, strict=True):
+                run.num_computed += length
+
+
+def _wanting_some(batch: ForwardBatch, rng: random.Random) -> ForwardBatch:
+    """Logits of no row, of a few in any order, or of all."""
+    num_rows = len(batch.logit_rows)
+    wanted = rng.sample(range(num_rows), rng.choice((0, 1, num_rows // 2, num_rows)))
+    return replace(batch, logit_rows=torch.tensor(wanted, dtype=torch.int64))
+
+
+def _with_routing(batch: ForwardBatch, config: ModelConfig, rng: random.Random) -> ForwardBatch:
+    """Nothing; or a k for each row, and two masks."""
+    if not config.num_experts or rng.random() < 0.3:
+        return batch
+    num_rows = len(batch.positions)
+    k = torch.tensor([rng.randint(1, 3) for _ in range(num_rows)], dtype=torch.int32)
+    masks = torch.ones(2, config.num_layers, config.num_experts, dtype=torch.bool)
+    masks[1, :, rng.randrange(config.num_experts)] = False
+    has_masks = rng.random() < 0.7
+    mask_rows = torch.tensor([rng.randint(0, 1) for _ in range(num_rows)])
+    chosen = torch.full((config.num_layers, num_rows, 3), -2, dtype=torch.int32)
+    routing = Routing(k, masks if has_masks else None, mask_rows if has_masks else None, chosen)
+    return replace(batch, routing=routing)

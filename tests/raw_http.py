@@ -1,0 +1,106 @@
+"""Requests by hand over a socket, and the ways a client can leave: httpx leaves too politely for some tests."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+Leaving = Literal["fin", "rst", "half-close"]
+LEAVINGS: tuple[Leaving, ...] = ("fin", "rst", "half-close")
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+    events: list[dict[str, Any]] = field(default_factory=list)  # of a stream
+    is_done: bool = False  # a stream's last line was there, or the body was complete
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class RawClient:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, url: str, receive_bytes: int | None = None) -> "RawClient":
+        """`receive_bytes`: the system's buffer, for clients that do not read."""
+        parts = urlsplit(url)
+        client = socket.socket()
+        try:
+            if receive_bytes is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, (parts.hostname or "", parts.port or 80))
+            return cls(*await asyncio.open_connection(sock=client, limit=1 << 20))
+        except BaseException:
+            client.close()
+            raise
+
+    def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> None:
+        """Sends a JSON request; does not wait for anything."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        lines = {
+            "host": "x",
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            **(headers or {}),
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + content)
+
+    async def head(self) -> Answer:
+        """Status and headers."""
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.partition(": ") for line in lines[1:] if line)
+        return Answer(int(lines[0].split(" ")[1]), {name.lower(): value for name, _, value in pairs})
+
+    async def answer(self) -> Answer:
+        """The whole answer, streamed or not."""
+        answer = await self.head()
+        if "content-length" in answer.headers:
+            answer.body = await self.reader.readexactly(int(answer.headers["content-length"]))
+            answer.is_done = True
+        else:
+            async for event in self.events(answer):
+                answer.events.append(event)
+        return answer
+
+    async def events(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        """The events of a stream; sets `is_done` of its answer at [DONE]."""
+        while line := await self.reader.readline():
+            if line.startswith(b"data: {"):
+                yield json.loads(line.removeprefix(b"data: "))
+            elif line.startswith(b"data: [DONE]"):
+                answer.is_done = True
+            elif line == b"0\r\n":
+                return
+
+    async def leave(self, how: Leaving) -> None:
+        """Ends the connection from this side, before its answer is complete."""
+        if how == "half-close":  # no more to send, still there to read: the server takes it for gone
+            self.writer.write_eof()
+            while await self.reader.read(1 << 16):
+                pass
+        elif how == "rst":
+            linger = struct.pack("ii", 1, 0)
+            with contextlib.suppress(OSError):  # the server has closed it already
+                self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.writer.transport.abort()
+        self.close()
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,232 @@
+"""More connections than there may be: room is made for those who ask, and health is always answered."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from server.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
+from server.http_protocol import Connection
+from tests.e2e.running import free_port
+from tests.raw_http import LEAVINGS, Leaving, RawClient
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL, listening, outcomes, saying, state_around
+
+pytestmark = pytest.mark.anyio
+
+COMPLETION = {"model": MODEL, "prompt": "a", "max_tokens": 4}
+HALF_A_HEAD = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+HALF_A_BODY = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+)
+HEALTH = HALF_A_HEAD + b"\r\n"
+
+
+class Closable:
+    """A connection that notes its end."""
+
+    is_open = True
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+def open_ones(connections: Connections, count: int) -> list[Closable]:
+    made = [Closable() for _ in range(count)]
+    for connection in made:
+        connections.opened(connection)
+    return made
+
+
+def test_who_waited_longest_for_its_client_makes_room() -> None:
+    connections = Connections(max_open=3, reserve=1)
+    first, second, third = open_ones(connections, 3)
+    connections.works(first)
+    [fourth] = open_ones(connections, 1)
+    assert [connection.is_open for connection in (first, second, third, fourth)] == [True, False, True, True]
+    connections.waits(third)  # a further byte of the same request: it keeps its place
+    connections.waits(first)  # its answer is complete: it waits for the next request from now on
+    open_ones(connections, 1)
+    assert (first.is_open, third.is_open) == (True, False)
+    assert len(connections) == 3 and not connections.is_full
+
+
+def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
+    connections = Connections(max_open=2, reserve=2)
+    for connection in open_ones(connections, 2):
+        connections.works(connection)
+    more = open_ones(connections, 5)
+    assert [connection.is_open for connection in more] == [False, False, False, True, True]
+    more = more[3:]
+    for connection in more:
+        connections.works(connection)
+    assert connections.is_full
+    assert [connection.is_open for connection in open_ones(connections, 3)] == [False] * 3
+    connections.closed(more[0])
+    connections.closed(more[0])
+    assert len(connections) == 3
+
+
+def test_the_number_of_connections_follows_the_files_that_a_process_may_have() -> None:
+    assert max_connections(64) == 64 - OTHER_FILES - RESERVE
+    assert max_connections(1 << 20) == MAX_OPEN
+    assert max_connections(1) == 1
+
+
+@contextlib.asynccontextmanager
+async def clients(url: str, count: int, sent: bytes = b"") -> AsyncIterator[list[RawClient]]:
+    """So many connections, each of which has sent something."""
+    made = [await RawClient.connect(url) for _ in range(count)]
+    for client in made:
+        client.writer.write(sent)
+    yield made
+    for client in made:
+        client.writer.transport.abort()
+
+
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "half a head", "half a body"])
+async def test_connections_that_ask_for_nothing_never_keep_others_out(sent: bytes) -> None:
+    connections = Connections(max_open=20)
+    state = state_around(FakeEngine(saying("a")))
+    async with asyncio.timeout(60), listening(state, connections=connections) as url, clients(url, 100, sent) as idle:
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(3):
+                assert (await client.get("/health")).status_code == 200
+                assert (await client.post("/v1/completions", json=COMPLETION)).status_code == 200
+        assert len(connections) <= 20
+        with contextlib.suppress(ConnectionError):
+            assert await idle[0].reader.read() == b""  # the oldest had to go
+
+
+async def test_while_all_connections_have_work_health_and_metrics_are_answered_and_nothing_else() -> None:
+    engine = FakeEngine(saying("a"), held=True)
+    state = state_around(engine)
+    connections = Connections(max_open=3, reserve=2)
+    async with asyncio.timeout(60), listening(state, connections=connections) as url, clients(url, 3) as working:
+        for client in working:
+            client.post("/v1/completions", COMPLETION)
+        await engine.until(lambda: len(engine.submitted) == 3)
+        for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
+            async with httpx.AsyncClient(base_url=url) as client:
+                answer = await client.get(path)
+                assert answer.status_code == status
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert 0 < int(answer.headers["retry-after"]) <= 120
+        assert answer.headers["connection"] == "close"
+        while engine.step():
+            pass
+        assert [(await client.answer()).status for client in working] == [200] * 3
+
+
+async def test_connections_that_come_and_go_leave_nothing_open(scale: int) -> None:
+    connections = Connections()
+    state = state_around(FakeEngine(saying("a")))
+    async with asyncio.timeout(120), listening(state, connections=connections) as url:
+        num_files = psutil.Process().num_fds()
+        for _ in range(500 * scale):
+            (await RawClient.connect(url)).writer.transport.abort()
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.get("/health")
+            while len(connections) > 1:  # all but the one that asks
+                await client.get("/health")
+            while psutil.Process().num_fds() > num_files + 2:  # its own connection, at both ends
+                await client.get("/health")
+
+
+@pytest.mark.parametrize("how", LEAVINGS)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_each_way_to_leave_ends_the_work(how: Leaving, streamed: bool) -> None:
+    engine = FakeEngine(saying("word " * 40), held=True)
+    state = state_around(engine)
+    connections = Connections()
+    async with asyncio.timeout(60), listening(state, connections=connections) as url:
+        client = await RawClient.connect(url)
+        client.post("/v1/completions", {**COMPLETION, "max_tokens": 90, "stream": streamed, "n": 4})
+        await engine.until(lambda: len(engine.submitted) == 4)
+        engine.step()
+        if streamed:
+            await client.head()
+        await client.leave(how)
+        await engine.until(lambda: len(engine.aborted) == 4)
+    assert outcomes(state) == {"received": 4, "abort": 4}
+    assert len(connections) == 0
+
+
+async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is complete, but fits no buffer: closing politely would wait for its reader."""
+    monkeypatch.setattr(Connection, "stall_timeout_s", 0.05)
+    engine = FakeEngine(lambda request: range(300, 600))
+    state = state_around(engine)
+    connections = Connections()
+    async with asyncio.timeout(60), listening(state, send_buffer_bytes=4096, connections=connections) as url:
+        client = await RawClient.connect(url, receive_bytes=4096)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.post(
+            "/v1/completions", {**COMPLETION, "max_tokens": 250, "logprobs": 5, "n": 2}, {"connection": "close"}
+        )
+        await engine.until_played()
+        async with httpx.AsyncClient(base_url=url) as other:
+            await other.get("/health")
+            while len(connections) > 1:
+                await other.get("/health")
+        client.writer.transport.abort()
+    assert outcomes(state) == {"received": 2, "length": 2}
+
+
+# A process with 64 descriptors.
+
+NUM_FILES = 64
+
+
+@pytest.fixture
+def scarce_server() -> Iterator[tuple[str, psutil.Process]]:
+    """`smoe serve` with a fake engine, and nearly no descriptors."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name("serve_with_fake_engine.py")), "count", f"port={port}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (NUM_FILES, NUM_FILES)),
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                    break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        yield url, psutil.Process(process.pid)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_with_no_descriptor_left_health_is_answered_and_all_is_well_afterwards(
+    scarce_server: tuple[str, psutil.Process],
+) -> None:
+    url, process = scarce_server
+    body = json.dumps({"model": "smoe-demo", "prompt": "a", "max_tokens": 3})
+    async with asyncio.timeout(90), clients(url, 5 * NUM_FILES, HALF_A_HEAD):
+        for _ in range(20):
+            client = await RawClient.connect(url)
+            client.writer.write(HEALTH)
+            assert (await client.answer()).status == 200
+            client.close()
+        assert process.num_fds() <= NUM_FILES
+    async with httpx.AsyncClient(base_url=url) as well:
+        answer = await well.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200

@@ -1,0 +1,94 @@
+"""An engine client over fake_engine_process.py, and what it reported; for tests that wait for what happens to it."""
+
+import asyncio
+import contextlib
+import itertools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.types import Request, RequestOutput, SamplingParams, StepStats
+from server.engine_client import PATIENCE, EngineClient, EngineStatus
+from server.mailbox import Mailbox
+from server.watchdog import Patience
+
+SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+
+
+class Watched:
+    """A client, what it reported, and a way to wait for a phase."""
+
+    def __init__(self, mode: str, *, restarts: bool = False, patience: Patience = PATIENCE) -> None:
+        self.statuses: list[EngineStatus] = []
+        self.steps: list[StepStats] = []
+        self.num_restarts = 0
+        self._changed = asyncio.Event()
+        command = (sys.executable, str(SCRIPT), mode)
+        self.client = EngineClient(
+            on_step=self.steps.append,
+            on_status=self._on_status,
+            on_restart=self._on_restart,
+            command=command,
+            restarts=restarts,
+            patience=patience,
+        )
+
+    def _on_restart(self) -> None:
+        self.num_restarts += 1
+
+    def _on_status(self, status: EngineStatus) -> None:
+        self.statuses.append(status)
+        self._changed.set()
+
+    async def reach(self, phase: str) -> EngineStatus:
+        while self.client.status.phase != phase:
+            await self.next_status()
+        return self.client.status
+
+    async def next_status(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    @property
+    def phases(self) -> list[str]:
+        """One after the other, each once in a row."""
+        return [phase for phase, _ in itertools.groupby(status.phase for status in self.statuses)]
+
+    def request(self, prompt_len: int = 3, max_tokens: int = 4, *, marker: int | None = None) -> Request:
+        """`marker`: one of fake_engine_process' tokens, as one of the prompt."""
+        params = SamplingParams(max_tokens=max_tokens)
+        prompt = [*range(prompt_len - 1), prompt_len - 1 if marker is None else marker]
+        return Request(self.client.new_request_id(), prompt, params)
+
+    @property
+    def pid(self) -> int:
+        assert self.client.pid is not None
+        return self.client.pid
+
+
+@contextlib.asynccontextmanager
+async def started(mode: str, *, restarts: bool = False, patience: Patience = PATIENCE) -> AsyncIterator[Watched]:
+    watched = Watched(mode, restarts=restarts, patience=patience)
+    await watched.client.start(EngineConfig(model="/nowhere"))
+    try:
+        yield watched
+    finally:
+        await watched.client.stop()
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(scenario(), 30)
+
+    asyncio.run(limited())
+
+
+async def collect(mailbox: Mailbox) -> RequestOutput:
+    """All outputs up to the last, as one."""
+    token_ids: list[int] = []
+    while True:
+        for output in await mailbox.get():
+            token_ids += output.token_ids
+            if output.finish_reason is not None:
+                return RequestOutput(output.request_id, token_ids, finish_reason=output.finish_reason)

@@ -1,0 +1,1 @@
+"""`python -m tests.soak`: an hour of everything at once, and what it left behind."""
