@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
+from engine.expert_counts import ExpertCounts
 from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
@@ -53,7 +54,6 @@ class Engine:
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
         model = loaded.config
         self.expert_shape = ExpertShape(model.num_layers, model.num_experts, model.experts_per_token)
-        self._expert_counts = loaded.runner.expert_counts
         self._new_expert_tokens()  # the warm-up's are nobody's
         self.reset_experts()
         self._rejected: list[RequestOutput] = []
@@ -200,6 +200,11 @@ class Engine:
         """Whether stats() has something new to tell of the experts."""
         return self._expert_counts is not None and self._expert_counts.has_untold
 
+    @property
+    def _expert_counts(self) -> ExpertCounts | None:
+        """The runner's: None where the network has no experts, or where counting them has failed."""
+        return self.loaded.runner.expert_counts
+
     def _new_expert_tokens(self, *, only_if_due: bool = False) -> list[list[int]] | None:
         counts, now_s = self._expert_counts, time.monotonic()
         if counts is None or (only_if_due and not counts.is_due(now_s)):
@@ -207,7 +212,7 @@ class Engine:
         new = attempt(lambda: counts.take_new(now_s))
         if isinstance(new, Fault):  # requests do not depend on it: the counts end and they go on
             log.error("experts are no longer counted: %s\n%s", new.summary, new.trace)
-            self._expert_counts = self.loaded.runner.expert_counts = None
+            self.loaded.runner.expert_counts = None
             return None
         return new
 

@@ -1,192 +1,15 @@
-"""The scheduler and its block tables under random load, with a model whose arithmetic is exact."""
+"""The scheduler and its block tables, promise by promise. Under random load and faults: tests/simulator."""
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 
-from engine.block_tables import BlockTables
-from engine.blocks import BlockPool
 from engine.deadlines import MIN_PRUNED
 from engine.errors import RequestRejectedError
-from engine.plan import RowFailed, StepPlan, StepResult
-from engine.scheduler import Scheduler
-from engine.types import Request, RequestOutput, SamplingParams
-from tests.engine.kv_hash import KvHashRunner, oracle
-
-VOCAB = 97
-
-
-@dataclass
-class Bench:
-    """A scheduler with its exact model, and all outputs so far."""
-
-    num_blocks: int = 64
-    block_size: int = 4
-    window: int | None = None
-    budget: int = 16
-    max_num_seqs: int = 8
-    max_model_len: int = 10_000
-    prefix_caching: bool = True
-    by_priority: bool = True
-    eos: tuple[int, ...] = ()
-    ahead: bool = False
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    finished: dict[int, str] = field(default_factory=dict)
-    requests: dict[int, Request] = field(default_factory=dict)
-    plans: list[StepPlan] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tables = BlockTables(
-            BlockPool(self.num_blocks), self.block_size, self.window, self.budget, self.prefix_caching
-        )
-        servable = self.tables.max_servable_tokens() or self.max_model_len
-        self.scheduler = Scheduler(
-            self.tables,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.budget,
-            max_model_len=min(self.max_model_len, servable),
-            eos_token_ids=self.eos,
-            by_priority=self.by_priority,
-        )
-        self.runner = KvHashRunner(self.num_blocks, self.block_size, self.window, VOCAB)
-        self.in_flight: list[tuple[StepPlan, StepResult]] = []
-        self.now = 0.0
-
-    def add(
-        self,
-        prompt: list[int],
-        max_tokens: int = 8,
-        priority: int = 0,
-        salt: str = "",
-        *,
-        steps: float | None = None,
-        queue_steps: float | None = None,
-        **params: object,
-    ) -> int:
-        """`steps`, `queue_steps`: deadlines, a step being one second here."""
-        request_id = len(self.requests)
-        sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
-        ends, queue_ends = (None if timeout is None else self.now + timeout for timeout in (steps, queue_steps))
-        request = Request(
-            request_id, prompt, sampling, priority, salt, self.now, deadline_s=ends, queue_deadline_s=queue_ends
-        )
-        self.scheduler.add(request)
-        self.requests[request_id] = request
-        return request_id
-
-    def step(self) -> StepPlan:
-        """One step; with `ahead`, the plan is made before the one in flight is applied."""
-        self.now += 1.0
-        self.tell(self.scheduler.expire(self.now))
-        plan = self.scheduler.plan(self.now)
-        assert plan.num_tokens <= self.budget
-        self.plans.append(plan)
-        if plan.chunks:
-            self.in_flight.append((plan, self.runner.run(plan)))
-        while len(self.in_flight) > (self.ahead and bool(plan.chunks)):
-            self.apply(*self.in_flight.pop(0))
-        self.scheduler.check_integrity()
-        return plan
-
-    def apply(self, plan: StepPlan, result: StepResult) -> None:
-        self.tell(self.scheduler.apply(plan, result, self.now))
-
-    def tell(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            assert output.request_id not in self.finished, "an output after the end"
-            self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
-            if output.finish_reason:
-                self.finished[output.request_id] = output.finish_reason
-
-    def run(self, max_steps: int = 10_000) -> None:
-        while self.scheduler.has_work() or self.in_flight:
-            max_steps -= 1
-            assert max_steps, "no progress"
-            self.step()
-        self.assert_idle()
-
-    def assert_idle(self) -> None:
-        self.scheduler.check_integrity()
-        assert self.tables.pool.num_held == 0
-        assert not self.scheduler.live
-
-    def expected(self, request_id: int) -> list[int]:
-        request = self.requests[request_id]
-        room = self.scheduler.max_model_len - len(request.prompt_token_ids)
-        return oracle(request.prompt_token_ids, min(request.params.max_tokens, room), self.window, VOCAB)
-
-
-def random_prompt(rng: random.Random, low: int, high: int) -> list[int]:
-    return [rng.randrange(VOCAB) for _ in range(rng.randint(low, high))]
-
-
-def random_bench(seed: int) -> tuple[random.Random, Bench]:
-    rng = random.Random(seed)
-    window = rng.choice([None, None, 3, 4, 7, 16])
-    block_size = rng.choice([1, 2, 4, 16])
-    num_blocks = rng.randint(2, 40)
-    if window and num_blocks < -(-window // block_size) + 1:
-        window = None
-    return rng, Bench(
-        num_blocks=num_blocks,
-        block_size=block_size,
-        window=window,
-        budget=rng.choice([1, 2, 5, 16, 64]),
-        max_num_seqs=rng.choice([1, 3, 8]),
-        max_model_len=rng.choice([20, 60, 200]),
-        prefix_caching=rng.random() < 0.7,
-        by_priority=rng.random() < 0.5,
-        ahead=rng.random() < 0.5,
-    )
-
-
-def chaos(seed: int) -> Bench:
-    """Random arrivals, cancels and step failures; then every request that was left alone must be exact."""
-    rng, bench = random_bench(seed)
-    stem = random_prompt(rng, 1, 30)  # shared by some prompts
-    touched: set[int] = set()
-    for _ in range(rng.randint(5, 60)):
-        if rng.random() < 0.4:
-            prompt = stem[: rng.randint(0, len(stem))] + random_prompt(rng, 1, 12)
-            try:
-                steps, queue_steps = (rng.choice([None, None, None, rng.randint(0, 30)]) for _ in range(2))
-                salt = rng.choice(["", "", "b"])
-                bench.add(prompt, rng.randint(0, 20), rng.randint(-1, 1), salt, steps=steps, queue_steps=queue_steps)
-            except RequestRejectedError:
-                assert len(prompt) > bench.scheduler.max_model_len - 1
-        if bench.requests and rng.random() < 0.1:
-            victim = rng.choice(list(bench.requests))
-            if bench.scheduler.abort(victim):
-                touched.add(victim)
-            assert not bench.scheduler.abort(victim), "cancelled twice"
-        bench.step()
-    bench.run()
-    for request_id, request in bench.requests.items():
-        if request_id in touched:
-            continue
-        expected = bench.expected(request_id) if request.params.max_tokens else []
-        if bench.finished[request_id] == "queue_timeout":
-            assert request.queue_deadline_s is not None and not bench.tokens[request_id]
-            continue
-        if bench.finished[request_id] == "timeout":
-            assert request.deadline_s is not None
-            got = bench.tokens[request_id]
-            assert got == expected[: len(got)]
-            continue
-        assert bench.finished[request_id] == "length"
-        assert bench.tokens[request_id] == expected, f"seed {seed}, request {request_id}"
-    return bench
-
-
-def test_under_random_load_every_request_gets_the_tokens_it_gets_alone_and_no_block_is_lost(scale: int) -> None:
-    seen = {"preemptions": 0, "hits": 0, "slid": 0}
-    for seed in range(400 * scale):
-        bench = chaos(seed)
-        seen["preemptions"] += sum(plan.num_preemptions for plan in bench.plans)
-        seen["hits"] += sum(plan.num_prefix_hits for plan in bench.plans)
-        seen["slid"] += bench.tables.num_window_blocks_freed
-    assert all(count > 100 for count in seen.values()), f"the load did not reach what it should: {seen}"
+from engine.plan import RowFailed
+from engine.types import Request, SamplingParams
+from tests.engine.scheduler_bench import VOCAB, Bench, random_prompt
+from tests.simulator.exact import oracle, root_of
 
 
 def test_a_preempted_request_gives_the_same_tokens() -> None:
@@ -299,7 +122,7 @@ def test_lower_priority_values_run_first_and_ties_go_by_arrival() -> None:
 
 def test_a_request_ends_at_an_end_token_and_reports_which() -> None:
     prompt = [5, 6, 7]
-    tokens = oracle(prompt, 12, None, VOCAB)
+    tokens = oracle(root_of(Request(0, prompt, SamplingParams())), prompt, 12, None, VOCAB)
     bench = Bench(eos=(tokens[5],))
     request_id = bench.add(prompt, 12)
     bench.run()

@@ -3,7 +3,7 @@
 A slot stores a 64-bit mix of (token, absolute position, the slot before it); the next token is a mix of all slots in
 the window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window
 off by one changes a token. What stands before position 0 is a mix of all that names a prefix, so that a block shared
-across salts, numbers of experts or masks changes tokens too. The oracle computes the same from the plain list of tokens.
+across salts, numbers of experts or masks changes tokens too. The oracle computes the same from a plain list of tokens.
 """
 
 from collections.abc import Iterable

@@ -34,7 +34,9 @@ def run_seed(seed: int) -> Simulation:
             simulation.heal()
             simulation.run()
         except Exception as error:
-            line = f"python -m tests.simulator --seed {seed}  # log {simulation.log_hash}, commit {_commit()}: {error!r}"
+            line = (
+                f"python -m tests.simulator --seed {seed}  # log {simulation.log_hash}, commit {_commit()}: {error!r}"
+            )
             raise ViolationError(line) from error
         finally:
             log.disabled = False
@@ -42,7 +44,9 @@ def run_seed(seed: int) -> Simulation:
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or "unknown"
 
 
@@ -53,7 +57,11 @@ def _setup(rng: random.Random) -> Setup:
     block_size = rng.choice([1, 2, 4, 16])
     max_model_len = rng.choice([30, 45] if is_tight else [12, 30, 45])
     enough = -(-max_model_len // block_size)  # for one request
-    num_blocks = rng.choice([1, 2, 3]) if rng.random() < 0.1 else round(enough * rng.choice([1, 1.1, 1.4] if is_tight else [0.7, 1, 1.7, 3]))
+    num_blocks = (
+        rng.choice([1, 2, 3])
+        if rng.random() < 0.1
+        else round(enough * rng.choice([1, 1.1, 1.4] if is_tight else [0.7, 1, 1.7, 3]))
+    )
     if window and num_blocks < -(-window // block_size) + 1:
         window = None
     return Setup(
@@ -76,7 +84,13 @@ def _rates(rng: random.Random) -> dict[Point, float]:
     """Most runs have few kinds of faults, some have none, some have all."""
     share = rng.choice([0.0, 0.15, 0.3, 1.0])
     rates: dict[Point, float] = {p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if rng.random() < share}
-    for point in ("raise for all", "nan", "raise for one", "clock", "rotten block"):  # each ends requests: too many leave nothing to see
+    for point in (
+        "raise for all",
+        "nan",
+        "raise for one",
+        "clock",
+        "rotten block",
+    ):  # each ends requests: too many leave nothing to see
         if point in rates:
             rates[point] = min(rates[point], 0.03)
     return rates

@@ -16,7 +16,7 @@ from engine.sizing import Limits
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
 from model.config import ModelConfig
 from tests.simulator.exact import NAN, POISON, ExactRunner, experts_of, mix, oracle, root_of
-from tests.simulator.faults import Clock, FakeBuilds, FaultyPool, FaultyRunner, Faults, Point
+from tests.simulator.faults import Clock, FakeBuilds, Faults, FaultyPool, FaultyRunner, Point
 from tests.simulator.rows import rows_runner
 
 VOCAB, NUM_LAYERS, NUM_EXPERTS, K = 97, 2, 4, 2
@@ -173,7 +173,9 @@ class Simulation:
 
     def _cancel_somebody(self) -> None:
         if self.told and self.faults.strikes("cancel"):
-            recent = [request_id for request_id in self.told if request_id in self.open or self.faults.rng.random() < 0.1]
+            recent = [
+                request_id for request_id in self.told if request_id in self.open or self.faults.rng.random() < 0.1
+            ]
             if recent:
                 self.cancel(self.faults.rng.choice(recent))
 
@@ -184,7 +186,9 @@ class Simulation:
         watched.check(self.runner.launched)
         for output in step.outputs:
             self._tell(output)
-        self._note("step", *((c.sequence.request_id, c.start, c.length) for p in self.runner.launched for c in p.chunks))
+        self._note(
+            "step", *((c.sequence.request_id, c.start, c.length) for p in self.runner.launched for c in p.chunks)
+        )
         for plan in self.runner.launched:
             self.seen["preemptions"] += plan.num_preemptions
             self.seen["prefix hits"] += plan.num_prefix_hits
@@ -263,7 +267,9 @@ class Simulation:
 
     def _check_answer(self, told: Told, output: RequestOutput) -> None:
         request, reason = told.request, output.finish_reason
-        refused = not 0 < len(request.prompt_token_ids) <= self.scheduler.max_model_len - bool(request.params.max_tokens)
+        refused = (
+            not 0 < len(request.prompt_token_ids) <= self.scheduler.max_model_len - bool(request.params.max_tokens)
+        )
         if refused:
             assert reason == "error" and not told.token_ids, "a request that can never fit was not refused"
             return
@@ -342,7 +348,9 @@ class Simulation:
         """Nothing is left behind."""
         self.scheduler.check_integrity()
         assert not self.open, "a request ended in silence"
-        assert self.pool.num_held == 0 and super(FaultyPool, self.pool).num_free == self.setup.num_blocks, "blocks are lost"
+        assert self.pool.num_held == 0 and super(FaultyPool, self.pool).num_free == self.setup.num_blocks, (
+            "blocks are lost"
+        )
         left = (self.scheduler.live, self.scheduler.running, self.scheduler._ending, self.engine._in_flight)
         assert not any(map(len, left)) and not len(self.scheduler.waiting), "something of a request is left behind"
 
@@ -387,7 +395,9 @@ class Watch:
         preempted = {s for s in live if s.num_preemptions > self.preemptions.get(s, 0)}
         spared = {s for s in self.idle if s in live and s not in preempted and s.status is Status.RUNNING}
         for victim in preempted:
-            assert victim in self.idle or victim not in self.running, "a request was preempted while a step was computing it"
+            assert victim in self.idle or victim not in self.running, (
+                "a request was preempted while a step was computing it"
+            )
             later = [s for s in spared if self.order(s) > self.order(victim)]
             assert not later, "a request was preempted before one that comes after it"
         started = {s for plan in plans for c in plan.chunks if (s := c.sequence) not in self.running}

@@ -1,0 +1,51 @@
+"""Random schedules over the product's own engine loop. More of them: python -m tests.simulator --seeds N"""
+
+import pytest
+
+import engine.sequence
+from tests.simulator.__main__ import run_seeds
+from tests.simulator.faults import POINTS
+from tests.simulator.mutations import MUTATIONS, applied
+from tests.simulator.schedule import ViolationError, run_seed
+
+NUM_PARTS = 4  # so that a slow machine shows progress
+
+
+@pytest.mark.parametrize("part", range(NUM_PARTS))
+def test_whatever_fails_the_others_get_their_tokens_and_nothing_is_lost(part: int, scale: int) -> None:
+    count = 1000 * scale // NUM_PARTS
+    census, violations = run_seeds(range(part * count, (part + 1) * count))
+    assert not violations, violations[0]
+    assert census["schedules"] == count
+    wanted = ("preemptions", "prefix hits", "window blocks", *(f"fault: {point}" for point in POINTS))
+    seldom = [name for name in wanted if not census[name]]
+    assert not seldom, f"the load did not reach what it should: {seldom}"
+
+
+def test_the_same_seed_gives_the_same_history() -> None:
+    for seed in range(40):
+        assert run_seed(seed).log_hash == run_seed(seed).log_hash
+    assert len({run_seed(seed).log_hash for seed in range(40)}) == 40
+
+
+def test_a_violation_is_one_line_that_shows_it_again() -> None:
+    [bug] = [mutation for mutation in MUTATIONS if mutation.name == "a block is not freed on cancel"]
+    with applied(bug):
+        lines = [_line(0), _line(0)]
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("python -m tests.simulator --seed 0  # log ") and "\n" not in lines[0]
+    assert ", commit " in lines[0]
+    assert run_seed(0).log_hash not in lines[0], "the log was meant to end early"
+
+
+def _line(seed: int) -> str:
+    with pytest.raises(ViolationError) as raised:
+        run_seed(seed)
+    return str(raised.value)
+
+
+def test_the_simulator_leaves_the_product_as_it_was() -> None:
+    before = engine.sequence.child_key
+    for seed in range(10):
+        run_seed(seed)
+    assert engine.sequence.child_key is before
