@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.errors import ApiError, invalid_value
 from server.schemas.structured import ResponseFormat, StructuredOutputs
@@ -37,6 +37,11 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
 
 def _one_or_many(value: object) -> object:
     return text_or_list(value, str)
+
+
+def _distinct(ids: list[int]) -> list[int]:
+    """Each once, ascending: a set that was written down at length costs no choice more than the set."""
+    return sorted(set(ids))
 
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
@@ -84,7 +89,7 @@ class GenerationRequest(RequestModel):
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
-    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
