@@ -76,5 +76,5 @@ def raise_file_limit() -> int:
 
 
 def max_connections(num_files: int) -> int:
-    """How many connections fit beside everything else: of 64 descriptors 23, of 1,024 968."""
+    """How many connections fit beside everything else: of 64 descriptors 23, of 1,024 983."""
     return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE - num_acceptors(num_files)))

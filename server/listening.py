@@ -5,7 +5,7 @@ import ipaddress
 import socket
 
 BACKLOG = 4096
-ACCEPTORS = 16  # the event loop accepts one connection per turn and socket
+ACCEPTORS = 64  # the event loop accepts one connection per turn and socket
 
 
 class ListenError(Exception):
@@ -37,7 +37,7 @@ def acceptors(listener: socket.socket, num_files: int) -> list[socket.socket]:
 
 def num_acceptors(num_files: int) -> int:
     """One where descriptors are scarce."""
-    return ACCEPTORS if num_files >= 1024 else 1
+    return ACCEPTORS if num_files >= 4096 else 1
 
 
 def url_of(listener: socket.socket, *, scheme: str) -> str:
