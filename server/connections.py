@@ -3,9 +3,11 @@
 import resource
 from typing import Protocol
 
+from server.listening import ACCEPTORS, num_acceptors
+
 MAX_OPEN = 16_384
 RESERVE = 8  # connections beyond the limit, that only ask for health and metrics
-OTHER_FILES = 32  # descriptors that are no connections: listener, loop, engine, log, libraries
+OTHER_FILES = 32  # descriptors that are no connections: loop, engine, log, libraries
 
 
 class Closable(Protocol):
@@ -65,7 +67,7 @@ class Connections:
 def raise_file_limit() -> int:
     """Descriptors that this process may have, after it asked for as many as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = MAX_OPEN + RESERVE + OTHER_FILES
+    enough = MAX_OPEN + RESERVE + OTHER_FILES + ACCEPTORS
     if soft != resource.RLIM_INFINITY and soft < enough:
         wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -74,5 +76,5 @@ def raise_file_limit() -> int:
 
 
 def max_connections(num_files: int) -> int:
-    """How many connections fit beside everything else: of 64 descriptors 24, of 1,024 984."""
-    return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE))
+    """How many connections fit beside everything else: of 64 descriptors 23, of 1,024 983."""
+    return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE - num_acceptors(num_files)))

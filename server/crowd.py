@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-PER_TURN = 16  # reads of a kilobyte; a request that one of them completes costs a millisecond or two
+PER_TURN = 4  # reads of a kilobyte; a request that one of them completes costs a millisecond or two
 
 
 class Crowd:

@@ -4,7 +4,8 @@ import errno
 import ipaddress
 import socket
 
-BACKLOG = 2048
+BACKLOG = 4096
+ACCEPTORS = 64  # the event loop accepts one connection per turn and socket
 
 
 class ListenError(Exception):
@@ -26,6 +27,17 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ListenError(_explained(error, host, port)) from None
     return listener
+
+
+def acceptors(listener: socket.socket, num_files: int) -> list[socket.socket]:
+    """The listener as often as it is to be asked in each turn of the loop: else a crowd would wait in the system's
+    queue, and health with it."""
+    return [listener, *(listener.dup() for _ in range(num_acceptors(num_files) - 1))]
+
+
+def num_acceptors(num_files: int) -> int:
+    """One where descriptors are scarce."""
+    return ACCEPTORS if num_files >= 4096 else 1
 
 
 def url_of(listener: socket.socket, *, scheme: str) -> str:

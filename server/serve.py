@@ -31,7 +31,7 @@ from server.engine_link import ENGINE_COMMAND
 from server.health import LagProbe
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
-from server.listening import ListenError, is_loopback, listen, url_of
+from server.listening import ListenError, acceptors, is_loopback, listen, url_of
 from server.log_output import logging_to, open_standard_streams
 from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
@@ -127,7 +127,8 @@ class Server:
             command=engine_command,
             restarts=True,
         )
-        self._connections = Connections(max_connections(raise_file_limit()))
+        self._num_files = raise_file_limit()
+        self._connections = Connections(max_connections(self._num_files))
         limit_bytes = memory_limit_bytes()
         self._memory = None if limit_bytes is None else MemoryWatch(limit_bytes)
         self._state = AppState(
@@ -190,7 +191,7 @@ class Server:
     async def _answering(self) -> AsyncIterator[None]:
         """HTTP is answered inside this block."""
         http = HttpServer(self._uvicorn_config())
-        task = asyncio.create_task(http.serve(sockets=[self._listener]))
+        task = asyncio.create_task(http.serve(sockets=acceptors(self._listener, self._num_files)))
         try:
             yield
         finally:

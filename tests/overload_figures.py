@@ -143,7 +143,7 @@ async def stalled(server: RunningServer) -> None:
 async def burst(server: RunningServer, count: int = 10_000) -> None:
     """So many requests at once, each on a connection of its own."""
 
-    content = json.dumps(body(2)).encode()
+    content = json.dumps(body(50)).encode()
     request = (
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n" % len(content)

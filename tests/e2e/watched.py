@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.messages import AskExperts, Experts, FromEngine
-from engine.types import RequestOutput, StepStats
+from engine.types import Request, RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.chat import ChatTemplate
 from server.connections import Connections
 from server.engine_client import EngineClient
+from server.mailbox import Mailbox
 from server.metrics import Metrics
 from server.model_location import locate_model
 from server.sampling import GenerationDefaults
@@ -30,11 +31,17 @@ class WatchedEngine(EngineClient):
         super().__init__(on_status=lambda status: self.is_ready.set() if status.phase == "ready" else None)
         self.num_steps = 0
         self.num_preemptions = 0
+        self.seeds: set[int] = set()  # of all requests that were submitted
         self.aborted: set[int] = set()
         self.computed_in_vain: set[int] = set()
         self._stopped: set[int] = set()
         self._marks: dict[int, set[int]] = {}  # by query id
         self._stepped = asyncio.Condition()
+
+    def submit(self, requests: Sequence[Request]) -> Mailbox:
+        self.seeds |= {request.params.seed for request in requests}
+        self._wake()
+        return super().submit(requests)
 
     def abort(self, request_ids: Iterable[int]) -> None:
         ids = set(request_ids) & self._mailboxes.keys()
@@ -56,7 +63,10 @@ class WatchedEngine(EngineClient):
         self.num_preemptions += stats.num_preemptions
         self.computed_in_vain |= self._stopped & {output.request_id for output in outputs}
         super()._take_step(outputs, stats)
-        self._wake = asyncio.ensure_future(self._tell())
+        self._wake()
+
+    def _wake(self) -> None:
+        self._telling = asyncio.ensure_future(self._tell())
 
     async def _tell(self) -> None:
         async with self._stepped:
@@ -67,6 +77,11 @@ class WatchedEngine(EngineClient):
         until = self.num_steps + count
         async with self._stepped:
             await self._stepped.wait_for(lambda: self.num_steps >= until)
+
+    async def submitted(self, seed: int) -> None:
+        """Returns when the request with this seed is with the engine."""
+        async with self._stepped:
+            await self._stepped.wait_for(lambda: seed in self.seeds)
 
     async def idle(self) -> None:
         """Returns when nothing runs, waits or holds a block."""

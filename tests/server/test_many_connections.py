@@ -17,6 +17,7 @@ import pytest
 from server.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
 from server.crowd import Crowd
 from server.http_protocol import Connection
+from server.listening import ACCEPTORS
 from tests.e2e.running import free_port
 from tests.raw_http import LEAVINGS, Leaving, RawClient
 from tests.server.fake_engine import FakeEngine
@@ -78,7 +79,9 @@ def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
 
 
 def test_the_number_of_connections_follows_the_files_that_a_process_may_have() -> None:
-    assert max_connections(64) == 64 - OTHER_FILES - RESERVE
+    assert max_connections(64) == 64 - OTHER_FILES - RESERVE - 1
+    assert max_connections(1024) == 1024 - OTHER_FILES - RESERVE - 1
+    assert max_connections(4096) == 4096 - OTHER_FILES - RESERVE - ACCEPTORS
     assert max_connections(1 << 20) == MAX_OPEN
     assert max_connections(1) == 1
 

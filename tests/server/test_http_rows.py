@@ -1,0 +1,142 @@
+"""The catalogue's rows below JSON, over a socket: every one gets an answer in the API's shape, and no other thing."""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from server.http_protocol import MAX_HEAD_BYTES
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around
+from tests.server.test_http_protocol import opened
+
+pytestmark = pytest.mark.anyio
+
+GOOD = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 4}).encode()
+JSON = ("content-type: application/json",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request, and the status and code of its answer."""
+
+    name: str
+    status: int
+    code: str
+    line: str = "POST /v1/completions"
+    headers: tuple[str, ...] = ()
+    body: bytes = b""
+    is_declared: bool = True  # a content-length that is true
+    answer_headers: dict[str, str] = field(default_factory=dict)
+
+
+def methods(line: str, allow: str) -> list[Row]:
+    answer = {"allow": allow}
+    return [
+        Row(f"{method} {line}", 405, "method_not_allowed", f"{method} {line}", answer_headers=answer)
+        for method in ("BREW", "TRACE", "DELETE", "PUT", "PATCH", "OPTIONS")
+    ]
+
+
+ROWS = [
+    Row("B-002 a path of 60 KiB", 404, "unknown_url", f"GET /{'a' * 60_000}"),
+    *methods("/v1/completions", "POST"),
+    *methods("/v1/models", "GET"),
+    Row("B-003 CONNECT", 404, "unknown_url", "CONNECT x:1"),
+    Row("B-014 a byte over the limit", 413, "request_too_large", headers=JSON, body=b" " * ((1 << 20) + 1)),
+    Row(
+        "B-015 10 GiB declared", 413, "request_too_large",
+        headers=(*JSON, "content-length: 10737418240"), is_declared=False,
+    ),
+    Row("B-016 gzip", 415, "unsupported_content_encoding", headers=(*JSON, "content-encoding: gzip"), body=b"\x1f\x8b"),
+    Row(
+        "B-017 a 100-continue for too much", 413, "request_too_large",
+        headers=(*JSON, "expect: 100-continue", "content-length: 2000000"), is_declared=False,
+    ),
+    *(
+        Row(f"B-018 {kind}", 415, "unsupported_content_type", headers=(f"content-type: {kind}",), body=GOOD)
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x")
+    ),
+    Row("B-018 no type", 415, "unsupported_content_type", body=GOOD),
+    Row("B-018 two types", 415, "unsupported_content_type", headers=(*JSON, *JSON), body=GOOD),
+    *(
+        Row(f"B-021 {path}", 404, "unknown_url", f"GET {path}")
+        for path in ("/v1//models", "/V1/models", "/v1/models/", "/v1/../metrics", "/%2e%2e/etc/passwd", "/health%00")
+    ),
+    Row("B-026 nothing there", 404, "unknown_url", "GET /nowhere"),
+    Row("B-027 GET on POST", 405, "method_not_allowed", "GET /v1/completions", answer_headers={"allow": "POST"}),
+    Row("B-027 POST on GET", 405, "method_not_allowed", "POST /v1/models", JSON, GOOD, answer_headers={"allow": "GET"}),
+    Row("B-073 a model that is a path", 404, "model_not_found", "GET /v1/models/../../etc/passwd"),
+]  # fmt: skip
+
+
+async def ask(url: str, row: Row) -> tuple[int, dict[str, str], bytes]:
+    """Sends it, and reads one whole answer."""
+    length = (f"content-length: {len(row.body)}",) if row.is_declared else ()
+    head = "\r\n".join((f"{row.line} HTTP/1.1", "host: x", *row.headers, *length))
+    reader, writer = await opened(url)
+    writer.write(f"{head}\r\n\r\n".encode() + row.body)
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines if line)
+    content = await reader.readexactly(int(headers["content-length"]))
+    writer.close()
+    return int(first.split(" ")[1]), headers, content
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name[:40] for row in ROWS])
+async def test_a_row_of_the_catalogue_gets_its_error_and_changes_nothing(row: Row) -> None:
+    state = state_around(FakeEngine(saying("x")))
+    canary = Row("canary", 200, "", headers=JSON, body=GOOD)
+    async with listening(state) as url:
+        before = (await ask(url, canary))[2]
+        status, headers, content = await ask(url, row)
+        after = (await ask(url, canary))[2]
+    assert status == row.status, content
+    assert headers["content-type"] == "application/json" and headers["x-request-id"]
+    assert headers.items() >= row.answer_headers.items()
+    error = json.loads(content)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("invalid_request_error", row.code)
+    assert b"Traceback" not in content and b"passwd" not in content
+    assert [json.loads(text)["choices"] for text in (before, after)] == [json.loads(before)["choices"]] * 2
+    assert outcomes(state) == {"received": 2, "stop": 2}
+
+
+@pytest.mark.parametrize("header", [b"a: " + b"x" * (32 << 20), b"".join(b"h%d: x\r\n" % i for i in range(100_000))])
+async def test_endless_heads_are_refused_within_their_limit(header: bytes) -> None:
+    """B-004, B-005: what is read of them is bounded, and the connection is closed."""
+    state = state_around(FakeEngine(saying("x")))
+    async with listening(state) as url:
+        reader, writer = await opened(url)
+        writer.write(b"GET /ping HTTP/1.1\r\nhost: x\r\n" + header[: MAX_HEAD_BYTES + 2000])
+        with contextlib.suppress(ConnectionResetError):  # closed with bytes unread: the answer may be lost with them
+            assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        assert (await ask(url, Row("good", 200, "", headers=JSON, body=GOOD)))[0] == 200
+    assert [key for key in http_counts(state) if key[2] in ("400", "431")] == [("other", "other", "431")]
+
+
+async def test_what_a_client_accepts_is_not_asked() -> None:
+    """B-023."""
+    state = state_around(FakeEngine(saying("x")))
+    async with listening(state) as url:
+        headers = (*JSON, "accept: image/png", "accept-encoding: zzz")
+        status, answered, _ = await ask(url, Row("accepts", 200, "", headers=headers, body=GOOD))
+    assert (status, answered["content-type"]) == (200, "application/json")
+
+
+async def test_the_same_bad_request_again_and_again_costs_no_line_and_no_series(
+    scale: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """B-100."""
+    caplog.set_level("INFO", logger="smoe")
+    count = 100 * scale
+    state = state_around(FakeEngine(saying("x")))
+    bad = Row("bad", 400, "", headers=JSON, body=b"{")
+    async with listening(state) as url:
+        for _ in range(count):
+            assert (await ask(url, bad))[0] == 400
+    assert http_counts(state) == {("/v1/completions", "POST", "400"): count}
+    assert outcomes(state) == {"received": 0}
+    assert not [line for line in caplog.records if line.name.startswith("smoe")]
