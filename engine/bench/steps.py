@@ -121,8 +121,8 @@ class StepBench:
     def _decode_s(self, batch: int, context: int) -> float:
         """The median step, once all prompts are computed."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
-        limits = self._engine.loaded.limits
-        prefill_steps = batch * (1 + num_prompt // limits.max_num_batched_tokens)
+        budget = self._engine.loaded.limits.max_num_batched_tokens
+        prefill_steps = batch * (1 + num_prompt // max(1, budget - batch))  # what those that decode leave of it
         num_tokens = WARM_UP_STEPS + DECODE_STEPS + prefill_steps  # the first decode while the last are computed
         self._check_room(batch, num_prompt + num_tokens)
         ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
