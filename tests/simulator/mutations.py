@@ -145,11 +145,16 @@ MUTATIONS = [
         "self.running",
     ),
     _bug("the budget is not counted down", "draft:Draft.add", "self.budget -= length", "pass"),
-    _bug(
+    Mutation(
         "one request too many runs",
-        "scheduler:Scheduler._admit",
-        "len(self.running) < self.max_running",
-        "len(self.running) <= self.max_running",
+        (
+            Edit(
+                "scheduler:Scheduler._admit",
+                "len(self.running) < self.max_running",
+                "len(self.running) <= self.max_running",
+            ),
+            Edit("tenants:Tenants.has_its_share", ">= self._max", "> self._max"),
+        ),
     ),
     _bug(
         "a preempted request's chunk stays in the plan",
