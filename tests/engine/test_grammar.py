@@ -10,7 +10,7 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler
+from engine.grammar import GrammarCompiler, GrammarMatcher
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
 from server.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import DEMO
@@ -190,3 +190,53 @@ def test_an_abort_reaches_a_request_whose_grammar_is_being_built(vocabulary: Voc
     engine.abort(0)
     assert not engine.has_work()
     assert run(engine, [ask(1, ANSWER)])[1][1] is None
+
+
+class Panic(BaseException):
+    """As a panic of the library arrives: no Exception."""
+
+
+class PanickingParser:
+    """A parser that fails as it never should."""
+
+    def compute_bitmask(self) -> bytes:
+        raise Panic
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_grammar() -> None:
+    with pytest.raises(GrammarError):
+        GrammarMatcher(PanickingParser()).bitmask([], 0)  # type: ignore[arg-type]
+
+
+def test_a_panic_while_a_grammar_is_built_ends_its_own_request(vocabulary: Vocabulary) -> None:
+    engine = engine_with(vocabulary)
+    compiler = engine._grammars._compiler
+    assert compiler is not None
+    build = compiler.matcher
+
+    def matcher(grammar: str) -> GrammarMatcher:
+        if grammar == "panic":
+            raise Panic
+        return build(grammar)
+
+    compiler.matcher = matcher  # type: ignore[method-assign]
+    answers = run(engine, [ask(0, None), ask(1, "panic"), ask(2, ANSWER)])
+    assert answers[1] == ([], "the request's grammar cannot be used")
+    assert answers[0][1] is answers[2][1] is None
+
+
+def test_a_matcher_that_raises_in_a_step_ends_its_own_request(vocabulary: Vocabulary) -> None:
+    requests = [ask(0, None, num_logprobs=2), ask(1, ANSWER), ask(2, ANSWER)]
+    alone = run(engine_with(vocabulary), [requests[0]]) | run(engine_with(vocabulary), [requests[2]])
+    engine = engine_with(vocabulary)
+    start = engine.scheduler.add
+
+    def add(request: Request, matcher: GrammarMatcher | None = None) -> None:
+        if request.request_id == 1 and matcher is not None:
+            matcher.bitmask = lambda *_: 1 // 0  # type: ignore[method-assign]
+        start(request, matcher)
+
+    engine.scheduler.add = add  # type: ignore[method-assign,assignment]
+    answers = run(engine, requests)
+    assert answers.pop(1) == ([], "the engine failed while computing this request")
+    assert answers == alone

@@ -200,3 +200,40 @@ def test_deadlines_of_requests_long_gone_take_no_room() -> None:
         bench.add([1], max_tokens=1, steps=1e9, queue_steps=1e9)
         bench.run()
     assert len(bench.scheduler._deadlines) <= 2 * MIN_PRUNED
+
+
+def test_a_block_that_a_failed_request_shared_is_scrubbed_when_its_last_holder_lets_go() -> None:
+    bench = Bench(budget=9)
+    prompt = random_prompt(random.Random(0), 9, 9)
+    bench.add(prompt, 1)
+    bench.run()
+    bad, other = bench.add(prompt), bench.add(prompt)
+    plan = bench.scheduler.plan(9.0)
+    shared = set(bench.scheduler.live[bad].block_table) & set(bench.scheduler.live[other].block_table)
+    assert len(shared) == 2
+    result = bench.runner.run(plan)
+    result.sampled[bad] = RowFailed("no finite logits")
+    bench.apply(plan, result)
+    plan = bench.scheduler.plan(10.0)
+    assert plan.scrub and not set(plan.scrub) & shared, "only what nobody holds may be scrubbed"
+    result = bench.runner.run(plan)
+    bench.scheduler.abort(other)
+    bench.add([1, 2, 3])
+    assert not bench.scheduler.plan(11.0).scrub, "the step in flight still uses them"
+    bench.apply(plan, result)
+    bench.add([4, 5, 6])
+    assert set(bench.scheduler.plan(12.0).scrub) == shared
+
+
+def test_blocks_to_scrub_wait_for_a_step_that_computes_something() -> None:
+    bench = Bench()
+    bad = bench.add([1, 2, 3, 4, 5])
+    plan = bench.scheduler.plan(9.0)
+    blocks = set(bench.scheduler.live[bad].block_table)
+    result = bench.runner.run(plan)
+    result.sampled[bad] = RowFailed("no finite logits")
+    bench.apply(plan, result)
+    assert not bench.scheduler.plan(10.0).scrub
+    bench.add([6])
+    assert set(bench.scheduler.plan(11.0).scrub) == blocks
+    assert not bench.scheduler.plan(12.0).scrub

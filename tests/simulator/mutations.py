@@ -145,11 +145,16 @@ MUTATIONS = [
         "self.running",
     ),
     _bug("the budget is not counted down", "draft:Draft.add", "self.budget -= length", "pass"),
-    _bug(
+    Mutation(
         "one request too many runs",
-        "scheduler:Scheduler._admit",
-        "len(self.running) < self.max_running",
-        "len(self.running) <= self.max_running",
+        (
+            Edit(
+                "scheduler:Scheduler._admit",
+                "len(self.running) < self.max_running",
+                "len(self.running) <= self.max_running",
+            ),
+            Edit("tenants:Tenants.has_its_share", ">= self._max", "> self._max"),
+        ),
     ),
     _bug(
         "a preempted request's chunk stays in the plan",
@@ -289,8 +294,8 @@ MUTATIONS = [
     # Rows that stay from step to step
     _bug(
         "a resumed request's row keeps its old blocks",
-        "request_rows:RequestRows.update",
-        "self._num_blocks[restarted] = self._num_slid[restarted] = 0",
+        "request_rows:RequestRows._write_blocks",
+        "written = slid = 0",
         "pass",
     ),
     _bug(
@@ -301,9 +306,27 @@ MUTATIONS = [
     ),
     _bug(
         "new blocks are not written to the row",
-        "request_rows:RequestRows._write_new_blocks",
-        "self.block_tables[row, first : len(table)] = table[first:]",
+        "request_rows:RequestRows._write_blocks",
+        "self.block_tables[row, written:num_blocks] = table[written:]",
         "pass",
+    ),
+    _bug(
+        "a kept batch is taken for other requests",
+        "batch:BatchBuilder.build",
+        "self._standing.rows is not rows",
+        "len(self._standing.rows) != len(rows)",
+    ),
+    _bug(
+        "kept sampling rows are taken for other requests",
+        "sampler:Sampler._fill",
+        "standing.of is not wanted.rows",
+        "len(standing.of) != len(wanted.rows)",
+    ),
+    _bug(
+        "kept tables are not made anew",
+        "request_rows:RequestRows.update",
+        "self._last_states, self._last_tables = states, None",
+        "self._last_states = states",
     ),
 ]
 

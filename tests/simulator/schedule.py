@@ -143,18 +143,27 @@ def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, objec
     return request
 
 
+class WeakKey(bytes):
+    """Equal to that of a block with other tokens; `strong` is what blocks behind it are named after."""
+
+    strong: BlockKey
+
+
 @contextmanager
 def _keys(weak: bool) -> Iterator[None]:
-    """Weak: blocks with different tokens often have one name, so that only their tokens tell them apart. (Without a
+    """Weak: blocks behind the same prefix often have one name, so that only their tokens tell them apart. (Without a
     window alone: with one, a block is looked up whether the one before it was found or not.)"""
-    strong = engine.sequence.child_key
+    strong_key = engine.sequence.child_key
+
+    def child_key(parent: BlockKey, token_ids: tuple[int, ...]) -> BlockKey:
+        before = parent.strong if isinstance(parent, WeakKey) else parent
+        key = WeakKey(strong_key(before, [token_ids[0] % 2]))
+        key.strong = strong_key(before, token_ids)
+        return key
+
     if weak:
-
-        def child_key(parent: BlockKey, token_ids: tuple[int, ...]) -> BlockKey:
-            return strong(parent, [token_ids[0] % 2])
-
         engine.sequence.child_key = child_key  # type: ignore[assignment]
     try:
         yield
     finally:
-        engine.sequence.child_key = strong
+        engine.sequence.child_key = strong_key
