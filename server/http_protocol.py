@@ -67,6 +67,11 @@ class Connection(H11Protocol):
         if self._stall_timer is None and self.transport.get_write_buffer_size():
             self._watch_reader()
 
+    @property
+    def is_in_a_body(self) -> bool:
+        """Whether a request has begun whose body is not complete."""
+        return self.conn.their_state is h11.SEND_BODY
+
     def stop_waiting(self) -> None:
         """Something came, that will be parsed when its turn has come."""
         self._stop_head_timer()
@@ -158,8 +163,8 @@ class Connection(H11Protocol):
 
 
 class SmallReads(asyncio.BufferedProtocol):
-    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time, in its turn. While
-    it waits for that nothing more is read."""
+    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time, a head in its turn.
+    While that waits nothing more is read; a body, whose time runs, is read as it comes."""
 
     _transport: asyncio.Transport | None = None  # None before and after the connection
     _unparsed = b""
@@ -190,7 +195,7 @@ class SmallReads(asyncio.BufferedProtocol):
         data = bytes(self._buffer[:nbytes])
         if self._unparsed:
             self._unparsed += data
-        elif self._crowd.may_go() or data.startswith(NEVER_QUEUE):
+        elif self._connection.is_in_a_body or self._crowd.may_go() or data.startswith(NEVER_QUEUE):
             self._connection.data_received(data)
         elif self._transport is not None:
             self._unparsed = data

@@ -238,12 +238,16 @@ async def sponge(server: RunningServer) -> None:
         return first
 
     quiet = [await first_token_s(KEYS[1]) for _ in range(10)]
-    soaking = []
+    soaking, clients = [], []
     for _ in range(4 * 32):
         client = await RawClient.connect(server.url)
         client.post("/v1/completions", body(2000, stream=True), {"authorization": f"Bearer {KEYS[0]}"})
-        soaking.append(asyncio.create_task(client.reader.read(1 << 30)))
-    await asyncio.sleep(3)
+        clients.append(client)
+        soaking.append(asyncio.create_task(client.reader.read()))
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEYS[0]}"}) as asking:
+        load: dict[str, int] = {"running": 0}
+        while load["running"] < 28:  # all that one key may have
+            load = (await asking.get(server.url + "/load")).json()
     beside = [await first_token_s(KEYS[1]) for _ in range(20)]
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(120):
@@ -252,7 +256,10 @@ async def sponge(server: RunningServer) -> None:
         f"  another key's time to first token: quiet p50 {1000 * percentile(quiet, 0.5):.0f} ms; beside the sponge p50 "
         f"{1000 * percentile(beside, 0.5):.0f} ms, worst {1000 * max(beside):.0f} ms; the sponge's own next: "
         + (f"{own[0]:.0f} s" if "own" in locals() else "not within 120 s")
+        + f" ({load})"
     )
+    for client in clients:
+        client.close()
     for task in soaking:
         task.cancel()
     await asyncio.gather(*soaking, return_exceptions=True)
