@@ -189,7 +189,7 @@ class Scheduler:
             step.num_prefix_hits += sequence.num_computed
             step.num_prefix_queries += sequence.num_prompt_tokens if sequence.reads_prefix_cache else 0
             num_new = sequence.num_prompt_tokens - sequence.num_cached_tokens
-            self.tenants.charge(sequence.tenant, num_prompt_tokens=num_new)
+            self.tenants.charge_prompt(sequence.tenant, num_new)
         self._schedule(step, sequence, min(sequence.num_to_schedule, step.budget))
 
     # Its results are applied.
@@ -241,7 +241,7 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
         sequence.token_ids.append(sampled.token_id)
-        self.tenants.charge(sequence.tenant, num_generated=1)
+        self.tenants.charge_output(sequence.tenant)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
         reason, stop_token_id = finish_reason(sequence, sampled.token_id, self.eos_token_ids)

@@ -6,7 +6,7 @@ saves up. With the paper's weights, what two tenants that both wait all the time
 2 max(longest prompt, 2 * positions that the KV pool holds).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from math import inf
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # of a computed prompt token and of a generated one
@@ -25,7 +25,7 @@ class Tenants:
     def __init__(self, max_running_each: float = inf) -> None:
         """`max_running_each`: how many running requests one tenant may have before the next is let in."""
         self._max_running_each = max_running_each
-        self._served: Counter[int] = Counter()
+        self._served: defaultdict[int, int] = defaultdict(int)
         self._num_waiting: Counter[int] = Counter()
         self._num_running: Counter[int] = Counter()
         self._last_to_leave = 0  # the queue
@@ -38,8 +38,12 @@ class Tenants:
         """Whether its next request must wait for one of its own to end."""
         return self._num_running[tenant] >= self._max_running_each
 
-    def charge(self, tenant: int, *, num_prompt_tokens: int = 0, num_generated: int = 0) -> None:
-        self._served[tenant] += PROMPT_WEIGHT * num_prompt_tokens + OUTPUT_WEIGHT * num_generated
+    def charge_prompt(self, tenant: int, num_tokens: int) -> None:
+        self._served[tenant] += PROMPT_WEIGHT * num_tokens
+
+    def charge_output(self, tenant: int) -> None:
+        """Of one token: called for each request of each step."""
+        self._served[tenant] += OUTPUT_WEIGHT
 
     def comes(self, tenant: int) -> None:
         """A request of the tenant joins the queue. One that had none there looks at all others that have."""
