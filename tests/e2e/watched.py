@@ -44,13 +44,13 @@ class WatchedEngine(EngineClient):
         return super().submit(requests)
 
     def abort(self, request_ids: Iterable[int]) -> None:
-        ids = set(request_ids) & self._mailboxes.keys()
+        ids = set(request_ids) & self._book._open.keys()
         super().abort(ids)
         if ids:
             self.aborted |= ids
             self._last_query_id += 1
             self._marks[self._last_query_id] = ids
-            self._send(AskExperts(self._last_query_id))
+            self._link.send(AskExperts(self._last_query_id))
 
     def _receive(self, message: FromEngine) -> None:
         if isinstance(message, Experts):

@@ -58,7 +58,11 @@ TOOL_ROWS: dict[str, Row] = {
             (with_tools(tool(strict="Zebra")), TYPE, "tools[0].function.strict"),
             (with_tools({**tool(), "x": 1}), UNKNOWN, "tools[0].x"),
             *[
-                (with_tools(tool(parameters={"properties": {"a": schema}, "required": ["a"]})), VALUE, PARAMETERS)
+                (
+                    with_tools(tool(parameters={"properties": {"a": schema}, "required": ["a"]}, strict=True)),
+                    VALUE,
+                    PARAMETERS,
+                )
                 for schema in BAD_SCHEMAS
                 if schema not in ({"$ref": "#"}, {"enum": list(range(100_000))}) and len(str(schema)) < 9000
             ],
