@@ -42,7 +42,7 @@ def methods(line: str, allow: str) -> list[Row]:
 ROWS = [
     Row("B-002 a path of 60 KiB", 404, "unknown_url", f"GET /{'a' * 60_000}"),
     *methods("/v1/completions", "POST"),
-    *methods("/v1/models", "GET"),
+    *methods("/v1/models", "GET, HEAD"),
     Row("B-003 CONNECT", 404, "unknown_url", "CONNECT x:1"),
     Row("B-014 a byte over the limit", 413, "request_too_large", headers=JSON, body=b" " * ((1 << 20) + 1)),
     Row(
@@ -66,7 +66,7 @@ ROWS = [
     ),
     Row("B-026 nothing there", 404, "unknown_url", "GET /nowhere"),
     Row("B-027 GET on POST", 405, "method_not_allowed", "GET /v1/completions", answer_headers={"allow": "POST"}),
-    Row("B-027 POST on GET", 405, "method_not_allowed", "POST /v1/models", JSON, GOOD, answer_headers={"allow": "GET"}),
+    Row("B-027 POST on GET", 405, "method_not_allowed", "POST /v1/models", JSON, GOOD, answer_headers={"allow": "GET, HEAD"}),
     Row("B-073 a model that is a path", 404, "model_not_found", "GET /v1/models/../../etc/passwd"),
 ]  # fmt: skip
 
