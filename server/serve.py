@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import importlib.metadata
+import math
 import signal
 import socket
 import ssl
@@ -43,7 +44,7 @@ from server.startup import StartupReport, ready_lines
 from server.state import AppState, Texts, seed_source
 from server.tokenizer import TokenizerError, load_tokenizer
 
-FLUSH_S = 1  # of a shutdown's time, kept for the last events to reach their readers
+FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half
 VERSION = importlib.metadata.version("smoe")
 
 
@@ -209,7 +210,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=FLUSH_S,
+            timeout_graceful_shutdown=math.ceil(self._flush_s),
             ssl_keyfile=self._settings.ssl_keyfile,
             ssl_certfile=self._settings.ssl_certfile,
         )
@@ -287,9 +288,8 @@ class Server:
 
     async def _end(self) -> int:
         """After a signal: let what runs finish in time, then end it with error events. After a failure: just that."""
-        flush_s = min(FLUSH_S, self._settings.shutdown_timeout / 2)
         if self._failure is None:
-            await self._drained(self._settings.shutdown_timeout - flush_s)
+            await self._drained(self._settings.shutdown_timeout - self._flush_s)
         await self._client.stop()
         if self._failure is not None:
             return self._failure[1]
