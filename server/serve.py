@@ -118,6 +118,7 @@ class Server:
         self._model_dir = model_dir
         self._listener = listener
         self._started_s = started_s
+        self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)

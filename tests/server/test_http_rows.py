@@ -39,6 +39,8 @@ def methods(line: str, allow: str) -> list[Row]:
     ]
 
 
+READ = {"allow": "GET, HEAD"}
+
 ROWS = [
     Row("B-002 a path of 60 KiB", 404, "unknown_url", f"GET /{'a' * 60_000}"),
     *methods("/v1/completions", "POST"),
@@ -66,7 +68,7 @@ ROWS = [
     ),
     Row("B-026 nothing there", 404, "unknown_url", "GET /nowhere"),
     Row("B-027 GET on POST", 405, "method_not_allowed", "GET /v1/completions", answer_headers={"allow": "POST"}),
-    Row("B-027 POST on GET", 405, "method_not_allowed", "POST /v1/models", JSON, GOOD, answer_headers={"allow": "GET, HEAD"}),
+    Row("B-027 POST on GET", 405, "method_not_allowed", "POST /v1/models", JSON, GOOD, answer_headers=READ),
     Row("B-073 a model that is a path", 404, "model_not_found", "GET /v1/models/../../etc/passwd"),
 ]  # fmt: skip
 
