@@ -254,15 +254,19 @@ def test_at_sigterm_under_200_streams_each_of_them_ends_and_the_exit_code_is_0(s
         with start_server(*flags) as server:
             took_s, answers, refused = asyncio.run(drain(server, random.Random(number).randint(1, 400)))
             log = server.log.read_text()
-        assert all(answer.status == 200 and answer.has_one_end for answer in answers), "a silent end"
+        late = [answer for answer in answers if answer.status == 503]  # on a busy machine some come after the signal
+        streams = [answer for answer in answers if answer.status != 503]
+        assert all(answer.status == 200 and answer.has_one_end for answer in streams), "a silent end"
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in late)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) > 0
         outcomes = re.findall(r"outcome=(\w+)", log)
-        cut = [answer.error for answer in answers if answer.error is not None]
-        assert {error["code"] for error in cut} == {"draining"}
-        num_cut = len(cut)
+        errors = [answer.error for answer in answers if answer.error is not None]
+        assert {error["code"] for error in errors} == {"draining"}
+        num_cut = len(errors) - len(late)
         assert num_cut, "all were short enough"
-        assert sorted(outcomes) == ["error"] * num_cut + ["length"] * (NUM_DRAINED - num_cut) + ["rejected"]
+        num_whole = len(streams) - num_cut
+        assert sorted(outcomes) == ["error"] * num_cut + ["length"] * num_whole + ["rejected"] * (1 + len(late))
         sys.stdout.write(f"{NUM_DRAINED} streams: {num_cut} cut at the timeout, exit after {took_s:.2f} s\n")
 
 
