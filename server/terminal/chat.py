@@ -92,21 +92,23 @@ def converse(session: ChatSession, history: Path, *, with_stats: bool) -> None:
         readline.read_history_file(history)
     readline.set_history_length(HISTORY_LENGTH)
     try:
-        while (line := _next_line()) not in (None, "/quit"):
-            assert line is not None
-            session.line(line, with_stats=with_stats)
+        while _takes_a_line(session, with_stats=with_stats):
+            pass
     finally:
         history.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(history)
 
 
-def _next_line() -> str | None:
-    """None at the end of the input; a line that Ctrl-C threw away is empty."""
+def _takes_a_line(session: ChatSession, *, with_stats: bool) -> bool:
+    """Whether another may follow. Ctrl-C throws the line away, also where its answer has not begun or has just ended."""
     try:
-        return input(PROMPT).strip()
+        line = input(PROMPT).strip()
+        if line == "/quit":
+            return False
+        session.line(line, with_stats=with_stats)
     except EOFError:
         print()  # noqa: T201  # the shell's prompt goes on a line of its own
-        return None
+        return False
     except KeyboardInterrupt:
         print()  # noqa: T201
-        return ""
+    return True

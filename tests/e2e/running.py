@@ -1,5 +1,6 @@
 """Starts `smoe serve` as a user does, on a free port, and stops it by its own process id."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -57,6 +58,28 @@ class RunningServer:
     def complete(self, prompt: object, **params: object) -> httpx.Response:
         return self.post("/v1/completions", {"model": MODEL, "prompt": prompt, **params})
 
+    @property
+    def engine_pid(self) -> int:
+        """The only child that the server has."""
+        [pid] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(pid)
+
+    @contextmanager
+    def engine_stopped(self) -> Iterator[None]:
+        """Nothing is computed inside, however fast the machine is. After 9 s the server would call it stuck."""
+        pid = self.engine_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def await_load(self, num_requests: int) -> None:
+        """Returns when the server holds so many requests."""
+        deadline = time.monotonic() + 30
+        while (load := httpx.get(self.url + "/load").json()["server_load"]) != num_requests:
+            assert time.monotonic() < deadline, f"it holds {load} requests"
+
     def metrics(self) -> Samples:
         """See `samples`."""
         return samples(httpx.get(self.url + "/metrics").text)
@@ -66,9 +89,7 @@ class RunningServer:
 
         The rendered text may be a second old, so it is asked for until it is newer than the last piece of work.
         """
-        deadline = time.monotonic() + 30
-        while httpx.get(self.url + "/load").json()["server_load"]:
-            assert time.monotonic() < deadline, "requests are still running"
+        self.await_load(0)
         idle_s = time.monotonic()
         values = self.metrics()
         while time.monotonic() < idle_s + METRICS_AGE_S:

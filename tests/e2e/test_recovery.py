@@ -120,12 +120,6 @@ async def health(client: httpx.AsyncClient, status: int) -> httpx.Response:
     return reply
 
 
-def engine_pid(server: RunningServer) -> int:
-    """The only child that the server has."""
-    [pid] = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return int(pid)
-
-
 async def scrape(client: httpx.AsyncClient) -> None:
     """Until cancelled: in every text that the server renders the ledger adds up, and no counter is behind the one of
     the text before."""
@@ -208,7 +202,7 @@ async def kill_under_load(
         streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
         await progress.reached.wait()
         killed_s = time.monotonic()
-        os.kill(engine_pid(server), signal.SIGKILL)
+        os.kill(server.engine_pid, signal.SIGKILL)
         down = await health(client, 503)
         assert down.json()["phase"] == "restarting"
         assert (await client.get("/health/live")).status_code == 200
@@ -238,18 +232,14 @@ async def stop_under_load(server: RunningServer, bodies: list[dict[str, object]]
         progress = Progress(100)
         streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
         await progress.reached.wait()
-        pid = engine_pid(server)
-        os.kill(pid, signal.SIGSTOP)
         stopped_s = time.monotonic()
-        try:
+        with server.engine_stopped():
             down = await health(client, 503)
             after_s = time.monotonic() - stopped_s
             assert down.json()["phase"] == "stuck"
             assert (await client.get("/health/live")).status_code == 503
             refused = await ask(client, bodies[0])
             assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
-        finally:
-            os.kill(pid, signal.SIGCONT)
         await health(client, 200)
         return after_s, await asyncio.gather(*streams)
 

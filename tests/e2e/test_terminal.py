@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT
 
 import httpx
 
@@ -104,14 +105,18 @@ def test_the_arrow_key_brings_back_what_an_earlier_chat_asked(server: RunningSer
 
 
 def test_ctrl_c_stops_an_answer_and_its_work_but_not_the_chat(server: RunningServer, tmp_path: Path) -> None:
-    with chat(server, tmp_path, "--stats", "--experts-per-token", "8") as terminal:
-        terminal.type("Write a sentence about a house.\n")
-        terminal.expect("\r\n")
-        terminal.process.send_signal(2)
-        terminal.expect(r"(stopped.*\]|stop.*\]|no tokens\])\r\n> ")
-        deadline = time.monotonic() + TIMEOUT_S
-        while httpx.get(server.url + "/load").json()["server_load"]:
-            assert time.monotonic() < deadline
+    with chat(server, tmp_path, "--stats", "--seed", "1") as terminal:
+        with server.engine_stopped():
+            terminal.type(f"{COUNT}\n")
+            server.await_load(1)
+            terminal.process.send_signal(SIGINT)
+            terminal.expect(r"\[no tokens\]\r\n> ")
+        server.await_load(0)
+        terminal.type("Write a story about a house.\n")
+        terminal.expect(r"\r\n\w")
+        terminal.process.send_signal(SIGINT)  # in the middle, or behind an answer that was short
+        terminal.expect(r", stop(ped)?, seed 1\]\r\n> ")
+        server.await_load(0)
         terminal.type("/quit\n")
         assert terminal.process.wait(TIMEOUT_S) == 0
 
