@@ -14,6 +14,31 @@ Leaving = Literal["fin", "rst", "half-close"]
 LEAVINGS: tuple[Leaving, ...] = ("fin", "rst", "half-close")
 
 
+def socket_to(url: str, sent: bytes) -> socket.socket:
+    """A connection on which a little was sent before an event loop can see it: no time that a server gives runs before.
+
+    A server that has not called listen() itself takes no crowd.
+    """
+    parts = urlsplit(url)
+    client = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=20)
+    client.sendall(sent)
+    client.setblocking(False)
+    return client
+
+
+def post_bytes(path: str, body: object, headers: Mapping[str, str] | None = None) -> bytes:
+    """A JSON request."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = {
+        "host": "x",
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        **(headers or {}),
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + content
+
+
 @dataclass
 class Answer:
     """What came back."""
@@ -45,22 +70,18 @@ class RawClient:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             client.setblocking(False)
             await asyncio.get_running_loop().sock_connect(client, (parts.hostname or "", parts.port or 80))
-            return cls(*await asyncio.open_connection(sock=client, limit=1 << 20))
+            return await cls.over(client)
         except BaseException:
             client.close()
             raise
 
+    @classmethod
+    async def over(cls, connected: socket.socket) -> "RawClient":
+        return cls(*await asyncio.open_connection(sock=connected, limit=1 << 20))
+
     def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> None:
         """Sends a JSON request; does not wait for anything."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = {
-            "host": "x",
-            "content-type": "application/json",
-            "content-length": str(len(content)),
-            **(headers or {}),
-        }
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        self.writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + content)
+        self.writer.write(post_bytes(path, body, headers))
 
     async def head(self) -> Answer:
         """Status and headers."""

@@ -25,6 +25,7 @@ export class Playground {
   #desks;
   #desk;
   #running = null; // the AbortController of the request that runs
+  #toastTimer;
 
   constructor({ api, keyOf, dial, sampling }) {
     this.#api = api;
@@ -149,7 +150,8 @@ export class Playground {
 
   #toast(text) {
     byId("toast").textContent = text;
-    setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
+    clearTimeout(this.#toastTimer); // of the text before
+    this.#toastTimer = setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
   }
 
   #again() {

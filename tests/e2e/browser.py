@@ -48,6 +48,8 @@ class Visit:
         self.finished()
 
     def finished(self) -> None:
+        """The seed alone may be that of the answer before."""
+        self.get("#run").wait_for()
         self.get("#summary .seed").wait_for()
 
     def set_slider(self, selector: str, value: float) -> None:

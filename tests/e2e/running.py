@@ -74,10 +74,16 @@ class RunningServer:
         finally:
             os.kill(pid, signal.SIGCONT)
 
+    @property
+    def load(self) -> int:
+        """How many requests the server holds."""
+        load: int = httpx.get(self.url + "/load").json()["server_load"]
+        return load
+
     def await_load(self, num_requests: int) -> None:
         """Returns when the server holds so many requests."""
         deadline = time.monotonic() + 30
-        while (load := httpx.get(self.url + "/load").json()["server_load"]) != num_requests:
+        while (load := self.load) != num_requests:
             assert time.monotonic() < deadline, f"it holds {load} requests"
 
     def metrics(self) -> Samples:
@@ -90,9 +96,10 @@ class RunningServer:
         The rendered text may be a second old, so it is asked for until it is newer than the last piece of work.
         """
         self.await_load(0)
-        idle_s = time.monotonic()
+        idle_s = asked_s = time.monotonic()
         values = self.metrics()
-        while time.monotonic() < idle_s + METRICS_AGE_S:
+        while asked_s < idle_s + METRICS_AGE_S:
+            asked_s = time.monotonic()
             values = self.metrics()
         assert values["smoe_kv_cache_usage_ratio", ()] == 0, "blocks are still held"
         ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")

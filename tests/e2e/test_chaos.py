@@ -16,6 +16,7 @@ from tests.server.serving import outcomes
 
 ENGINE = {"dtype": "float32", "max_num_seqs": 24, "max_num_batched_tokens": 64, "num_kv_blocks": 100}
 SHARE_THAT_LEAVES = 0.3
+CROWD = 40  # are there before the first step, so that blocks run short
 LEDGER_EVERY = 5  # steps
 
 log = logging.getLogger("smoe.chaos")
@@ -85,8 +86,8 @@ class Storm:
             self.stalled.append(client)
             return
         if self.rng.random() < 0.9:
-            await self.engine.submitted(seed)
-            await self.engine.steps(self.rng.choice([0, 1, 5, 40, 150]))
+            before = await self.engine.submitted(seed)
+            await self.engine.steps(self.rng.choice([0, 1, 5, 40, 150]), since=before)  # its own are 400
         with contextlib.suppress(ConnectionError):
             await client.leave(how)  # type: ignore[arg-type]
 
@@ -110,7 +111,9 @@ async def storm(url: str, engine: WatchedEngine, state: AppState, seed: int, cou
     received = outcomes(state)["received"]
     ledger = asyncio.create_task(check_ledger(engine, state))
     choices = [(rng.randrange(num_bodies), rng.random() < SHARE_THAT_LEAVES) for _ in range(count)]
-    answers = await asyncio.gather(*(made.leaves(known[i]) if goes else made.asks(known[i]) for i, goes in choices))
+    clients = asyncio.gather(*(made.leaves(known[i]) if goes else made.asks(known[i]) for i, goes in choices))
+    await engine.begins_with(CROWD)
+    answers = await clients
     for client in made.stalled:
         await client.leave("rst")
     await engine.idle()

@@ -51,8 +51,8 @@ def test_texts_of_three_kinds_take_visibly_different_experts(server: RunningServ
 
 
 def test_usage_report_and_metrics_agree(server: RunningServer) -> None:
+    httpx.post(f"{server.url}/experts/reset", timeout=60)  # with its answer all that was computed before is counted
     before = server.settled_metrics()
-    httpx.post(f"{server.url}/experts/reset", timeout=60)
     usages = [
         server.complete(AUSTEN[:2], max_tokens=20, n=1, seed=k, experts_per_token=k, expert_usage=True).json()["usage"]
         for k in (1, 2, 8)

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -167,11 +166,14 @@ def restarts(server: RunningServer) -> float:
 def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
     server: RunningServer, bodies: list[dict[str, object]], solo: list[list[int]], scale: int
 ) -> None:
-    chance, late_s, kept = random.Random(0), [], 0
+    chance, late_s, kept, num_kills, num_cutting = random.Random(0), [], 0, 0, 0
     before, api_pid = restarts(server), server.process.pid
     fingerprint = server.complete("a", max_tokens=1).json()["system_fingerprint"]
-    for _ in range(2 * scale):
+    while num_cutting < 2 * scale:  # on a fast machine a kill may come when all have ended
+        assert num_kills < 20 * scale, "no kill comes in time"
         killed_s, answers = asyncio.run(kill_under_load(server, bodies, chance.randint(1, 300)))
+        num_kills += 1
+        num_cutting += any(answer.error is not None for answer in answers)
         for answer, alone in zip(answers, solo, strict=True):
             assert answer.status == 200 and answer.has_one_end
             if answer.error is None:
@@ -182,12 +184,12 @@ def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
                 assert 0 < len(answer.token_ids) < len(alone), "one without output was given up"
                 assert answer.token_ids == alone[: len(answer.token_ids)]
                 late_s.append(answer.ended_s - killed_s)
-    assert late_s and kept, "no stream was cut, or none was kept"
-    assert restarts(server) == before + 2 * scale
+    assert kept, "no stream was kept"
+    assert restarts(server) == before + num_kills
     assert server.process.poll() is None and server.process.pid == api_pid
     assert server.complete("a", max_tokens=1).json()["system_fingerprint"] == fingerprint
     sys.stdout.write(
-        f"{2 * scale} kills: {len(late_s)} streams cut, the last after {max(late_s):.2f} s; {kept} whole\n"
+        f"{num_kills} kills: {len(late_s)} streams cut, the last after {max(late_s):.2f} s; {kept} whole\n"
     )
 
 

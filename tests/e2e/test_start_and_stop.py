@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.checkpoints import DEMO
-from tests.e2e.running import MODEL, free_port, start_server
+from tests.e2e.running import MODEL, STOP_TIMEOUT_S, free_port, start_server
 
 CHECKPOINT_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors"
@@ -20,21 +21,25 @@ CHECKPOINT_FILES = (
 
 
 def test_at_sigterm_running_streams_finish_and_new_requests_are_told_to_come_back() -> None:
-    with start_server("--dtype", "float32", "--threads", "1") as server:
-        lines: list[str] = []
+    """One has begun; another waits for an engine that is stopped, so that the server has to wait for it."""
+    with start_server("--dtype", "float32", "--threads", "1") as server, ThreadPoolExecutor() as readers:
         started = threading.Event()
         body = {"model": MODEL, "prompt": "It was", "max_tokens": 1500, "ignore_eos": True, "stream": True}
 
-        def read() -> None:
+        def read() -> list[str]:
+            lines = []
             with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=120) as reply:
                 for line in reply.iter_lines():
                     lines.append(line)
                     started.set()
+            return lines
 
-        reader = threading.Thread(target=read)
-        reader.start()
+        streams = [readers.submit(read)]
         assert started.wait(60)
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=server.url, timeout=30) as client, server.engine_stopped():
+            streams.append(readers.submit(read))
+            while not client.get("/load").json()["waiting"]:
+                assert not streams[1].done()
             assert client.get("/health/live").status_code == 200  # this connection stays open
             server.sigterm()
             while (ready := client.get("/health/ready")).status_code == 200:
@@ -43,14 +48,16 @@ def test_at_sigterm_running_streams_finish_and_new_requests_are_told_to_come_bac
             refused = client.post("/v1/completions", json=body)
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
             assert client.get("/health/live").status_code == 200
-        reader.join(120)
-        assert [line for line in lines if line][-1] == "data: [DONE]"
-        finish = [json.loads(line[6:]) for line in lines if line.startswith("data: {")][-1]
-        assert finish["choices"][0]["finish_reason"] == "length"
+        for lines in [stream.result(120) for stream in streams]:
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+            finish = [json.loads(line[6:]) for line in lines if line.startswith("data: {")][-1]
+            assert finish["choices"][0]["finish_reason"] == "length"
 
 
 def test_the_announcement_is_short_and_ends_with_something_to_paste() -> None:
     with start_server("--threads", "1") as server:
+        server.sigterm()
+        server.process.wait(STOP_TIMEOUT_S)  # a thread writes the lines: now they are there
         lines = server.log.read_text().splitlines()
         assert len(lines) <= 15
         assert server.url in lines[-2] and MODEL in lines[-2]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
@@ -31,7 +33,7 @@ class WatchedEngine(EngineClient):
         super().__init__(on_status=lambda status: self.is_ready.set() if status.phase == "ready" else None)
         self.num_steps = 0
         self.num_preemptions = 0
-        self.seeds: set[int] = set()  # of all requests that were submitted
+        self.seeds: dict[int, int] = {}  # of all requests that were submitted, with the number of steps until then
         self.aborted: set[int] = set()
         self.computed_in_vain: set[int] = set()
         self._stopped: set[int] = set()
@@ -39,7 +41,7 @@ class WatchedEngine(EngineClient):
         self._stepped = asyncio.Condition()
 
     def submit(self, requests: Sequence[Request]) -> Mailbox:
-        self.seeds |= {request.params.seed for request in requests}
+        self.seeds |= {request.params.seed: self.num_steps for request in requests}
         self._wake()
         return super().submit(requests)
 
@@ -72,16 +74,27 @@ class WatchedEngine(EngineClient):
         async with self._stepped:
             self._stepped.notify_all()
 
-    async def steps(self, count: int) -> None:
-        """Returns after so many more steps."""
-        until = self.num_steps + count
+    async def steps(self, count: int, since: int | None = None) -> None:
+        """Returns after so many more steps than `since`, or than now."""
+        until = (self.num_steps if since is None else since) + count
         async with self._stepped:
             await self._stepped.wait_for(lambda: self.num_steps >= until)
 
-    async def submitted(self, seed: int) -> None:
-        """Returns when the request with this seed is with the engine."""
+    async def submitted(self, seed: int) -> int:
+        """Returns when the request with this seed is with the engine: how many steps there had been before."""
         async with self._stepped:
             await self._stepped.wait_for(lambda: seed in self.seeds)
+        return self.seeds[seed]
+
+    async def begins_with(self, count: int) -> None:
+        """Stops the engine until it has so many requests, however fast it is."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            async with self._stepped:
+                await self._stepped.wait_for(lambda: self.num_open >= count)
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     async def idle(self) -> None:
         """Returns when nothing runs, waits or holds a block."""

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.http_protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
+from tests.raw_http import socket_to
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
@@ -36,15 +37,14 @@ NO_REQUESTS = {
 }
 
 
-async def opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = url.removeprefix("http://").split(":")
-    return await asyncio.open_connection(host, int(port))
+async def opened(url: str, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(sock=socket_to(url, sent))
 
 
 async def exchange(url: str, sent: bytes) -> bytes:
     """All that comes back until the server closes."""
-    reader, writer = await opened(url)
-    writer.write(sent)
+    reader, writer = await opened(url, sent[:READ_BYTES])
+    writer.write(sent[READ_BYTES:])
     async with asyncio.timeout(20):
         answer = await reader.read()
     writer.close()
@@ -104,8 +104,7 @@ async def test_a_head_that_trickles_in_is_given_up() -> None:
     answer = b""
     async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
         while not answer:
-            reader, writer = await opened(url)
-            writer.write(GET)
+            reader, writer = await opened(url, GET)
             reading = asyncio.create_task(reader.read())
             while not (await asyncio.wait({reading}, timeout=0.01))[0]:
                 writer.write(b"a")  # if each byte started the time anew, this would go on until the head is too large
@@ -124,8 +123,7 @@ async def test_a_connection_that_says_nothing_is_closed_without_an_answer() -> N
 @pytest.mark.usefixtures("hurried")
 async def test_the_second_request_of_a_connection_has_the_same_time() -> None:
     async with listening(state_around(FakeEngine(saying("x")))) as url:
-        reader, writer = await opened(url)
-        writer.write(GET + b"\r\n")
+        reader, writer = await opened(url, GET + b"\r\n")
         await reader.readuntil(b"}")
         writer.write(GET)
         async with asyncio.timeout(20):

@@ -19,7 +19,7 @@ from server.crowd import Crowd
 from server.http_protocol import Connection
 from server.listening import ACCEPTORS
 from tests.e2e.running import free_port
-from tests.raw_http import LEAVINGS, Leaving, RawClient
+from tests.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, listening, outcomes, saying, state_around
 
@@ -188,16 +188,20 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
 
 async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
-    monkeypatch.setattr(Connection, "head_timeout_s", 0.2)
     state = state_around(FakeEngine(saying("a")))
-    async with asyncio.timeout(60), listening(state, crowd=Crowd(per_turn=1)) as url, clients(url, 200) as crowd:
-        big = {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5}  # several reads each
-        for client in crowd[:-1]:
-            client.post("/v1/completions", big)
-        crowd[-1].writer.write(HEALTH)
-        assert (await crowd[-1].answer()).status == 200
+    big = post_bytes("/v1/completions", {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5})
+    async with asyncio.timeout(60), listening(state, crowd=Crowd(per_turn=1)) as url:
+        async with httpx.AsyncClient(base_url=url) as first:
+            await first.get("/health")  # it listens now
+        monkeypatch.setattr(Connection, "head_timeout_s", 0.2)
+        sockets = [socket_to(url, sent) for sent in (*[big] * 199, HEALTH)]  # the big ones are several reads each
+        health = await RawClient.over(sockets.pop())
+        assert (await health.answer()).status == 200
         assert outcomes(state)["received"] < 190
-        assert [(await client.answer()).status for client in crowd[:-1]] == [200] * 199
+        crowd = [await RawClient.over(connected) for connected in sockets]
+        assert [(await client.answer()).status for client in crowd] == [200] * 199
+        for client in (health, *crowd):
+            client.close()
     assert outcomes(state) == {"received": 199, "stop": 199}
 
 

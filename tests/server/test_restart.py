@@ -17,8 +17,8 @@ from server.watchdog import Patience
 from tests.server.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.server.watched_engine import Watched, collect, run, started
 
-HASTY = Patience(look_s=0.02, stuck_after_s=0.4, kill_after_s=1.5)
-STEADY = Patience(look_s=0.02, stuck_after_s=0.4, kill_after_s=1000.0)
+HASTY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=2.0)  # no process is kept waiting for so long
+STEADY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
 
 
 @pytest.fixture(autouse=True)

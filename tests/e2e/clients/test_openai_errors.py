@@ -55,19 +55,16 @@ async def test_a_full_queue_is_a_rate_limit_that_the_clients_own_retries_wait_ou
 
     watched = openai.DefaultAsyncHttpxClient(event_hooks={"response": [watch]})
     async with _client(narrow) as client, _client(narrow, max_retries=8, http_client=watched) as patient:
-        held = [asyncio.create_task(client.completions.create(**LONG))]
-        await _settled(narrow, running=1, waiting=0)
-        with narrow.engine_stopped():
-            held.append(asyncio.create_task(client.completions.create(**LONG)))
-            await _settled(narrow, running=1, waiting=1)
+        with narrow.engine_stopped():  # nothing runs: the first one waits
+            held = asyncio.create_task(client.completions.create(**LONG))
+            await _settled(narrow, running=0, waiting=1)
             with pytest.raises(openai.RateLimitError) as refused:
                 await client.completions.create(**SHORT)
             assert 1 <= int(refused.value.response.headers["retry-after"]) <= 120
             retried = asyncio.create_task(patient.completions.create(**SHORT))
             await refused_once.wait()
-        for task in held:
-            task.cancel()
-        await asyncio.gather(*held, return_exceptions=True)
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
         assert (await retried).choices[0].finish_reason == "length"
 
 
