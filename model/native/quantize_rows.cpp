@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <cstddef>
 #include <numeric>
 
 #include "pack_rows.h"
 #include "quantize.h"
+#include "row_layout.h"
 #include "transpose.h"
 #include "vec_part.h"
 
@@ -94,20 +96,49 @@ void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, 
     }
 }
 
+// Packed rows [rows][words] of int8 -> tile in lines.
+void lay_in_lines(const uint32_t* from, int rows, int64_t depth, uint32_t* tile) {
+    const int64_t num_lines = ceil_div(depth, LINE), words = depth + 2;
+    uint32_t* starts = tile + num_lines * LINE * rows;
+    for (int m = 0; m < rows; ++m, from += words) {
+        for (int64_t line = 0; line < num_lines; ++line) {
+            const int64_t count = std::min<int64_t>(LINE, depth - line * LINE);
+            uint32_t* to = tile + (line * rows + m) * LINE;
+            std::memcpy(to, from + 1 + line * LINE, count * 4);
+            std::fill(to + count, to + LINE, 0);
+        }
+        starts[m] = from[0];
+        starts[rows + m] = from[1 + depth];
+    }
+}
+
 // Row by row to `memory`, from there to the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
                    uint32_t* tile) {
-    const int64_t words = row_words(format, K);
-    for (int m = 0; m < rows; ++m)
-        quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
-    if (rows == 1) return;
-    if constexpr (LANES > MAX_TILE_ROWS) {
+    const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
+    const bool is_tile = rows == 1 && !in_lines(format);
+    for (int m = 0; m < rows; ++m) quantize_row(dtype, format, x, row_ids[m], K, (is_tile ? tile : memory) + m * words);
+    if (is_tile) return;
+    if (in_lines(format)) return lay_in_lines(memory, rows, depth_of(format, K), tile);
+    if constexpr (LANES > 12) {
         interleave(memory, rows, words, tile);
     } else {
         int32_t in_order[MAX_TILE_ROWS];
         std::iota(in_order, in_order + rows, 0);
         pack_tile(FLOAT32, memory, in_order, rows, words, tile);
     }
+}
+
+// Rows of bfloat16 -> tile in lines.
+void copy_in_lines(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+    const int64_t line_bytes = LINE * 4, row_bytes = K * 2;
+    auto* to = reinterpret_cast<std::byte*>(tile);
+    for (int64_t at = 0; at < row_bytes; at += line_bytes)
+        for (int m = 0; m < rows; ++m, to += line_bytes) {
+            const int64_t count = std::min(line_bytes, row_bytes - at);
+            std::memcpy(to, reinterpret_cast<const std::byte*>(x + row_ids[m] * K) + at, count);
+            std::fill(to + count, to + line_bytes, std::byte{0});
+        }
 }
 
 }  // namespace
@@ -120,6 +151,8 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
+        else if (in_lines(format))
+            copy_in_lines(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
         else
             pack_tile(dtype, x, ids, tile.rows, K, to);
     });

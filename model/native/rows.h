@@ -22,8 +22,8 @@ struct Task {
     int64_t first_tile, end_tile;
 };
 
-// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows make 9 + 8 + 8.
-void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert);
+// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, 12 at most, make 9 + 8 + 8.
+void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert, int max_rows);
 
 // Every tile times every panel of its expert's matrix, once: enough tasks to fill the threads several times over, and
 // few enough panels in each to stay in the second-level cache while the tiles pass by.
