@@ -38,7 +38,8 @@ void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
 // out[rows][PANEL], float32 or int32.
 template <int FORMAT>
 void multiply_tiles(int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
-    const TileRegisters registers(rows);
+    TileRegisters registers;
+    registers.shape_square(rows);
     auto* sums = static_cast<uint32_t*>(out);
     _tile_zero(0);
     _tile_zero(1);

@@ -1,12 +1,13 @@
-// AMX's tile registers, as products of up to 32 rows in lines with a panel use them. Included by kernel files only.
+// AMX's tile registers. Included by kernel files only.
 //
-// 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each; 4, 5: those rows; 6, 7: those columns.
-// An instruction multiplies LINE units of 16 rows and 16 columns. In bfloat16 it adds up the units' first halves and
-// their second halves each by itself, k ascending, and then both to the sum (Intel, Software Developer's Manual,
-// TDPBF16PS), whatever the number of rows. In int8 it is exact.
+// An instruction multiplies LINE units of up to 16 rows with LINE units of 16 columns. In bfloat16 it adds up the units'
+// first halves and their second halves each by itself, k ascending, and then both to the sum (Intel, Software Developer's
+// Manual, TDPBF16PS), whatever the number of rows. In int8 it is exact.
 #pragma once
 
 #if defined(__AMX_TILE__)
+
+#include <initializer_list>
 
 #include "row_layout.h"
 #include "vec.h"
@@ -20,28 +21,43 @@ inline void settle_memory() { asm volatile("" ::: "memory"); }
 // This thread's, while the object lives.
 class TileRegisters {
   public:
-    explicit TileRegisters(int rows) {
-        for (int index = 0; index < 8; ++index) row_bytes_[index] = LINE * 4;
-        const int upper = rows < 16 ? rows : 16, lower = rows - upper;
-        rows_[0] = rows_[1] = rows_[4] = upper;
-        rows_[2] = rows_[3] = rows_[5] = lower ? lower : 1;
-        rows_[6] = rows_[7] = LINE;
-        settle_memory();
-        _tile_loadconfig(this);
-    }
+    TileRegisters() = default;
     ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
 
+    // Up to 32 rows and 32 columns. 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each;
+    // 4, 5: those rows; 6, 7: those columns.
+    void shape_square(int rows) {
+        const int upper = rows < 16 ? rows : 16, lower = rows - upper;
+        shape({upper, upper, lower, lower, upper, lower, LINE, LINE});
+    }
+
+    // Up to 16 rows and 64 columns. 0 .. 3: sums, of 16 columns each; 4: the rows; 5 .. 7: columns.
+    void shape_wide(int rows) { shape({rows, rows, rows, rows, rows, LINE, LINE, LINE}); }
+
   private:
     // As LDTILECFG reads it.
-    alignas(64) uint8_t palette_ = 1;
-    uint8_t start_row_ = 0, reserved_[14] = {};
-    uint16_t row_bytes_[16] = {};
-    uint8_t rows_[16] = {};
+    struct Shapes {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+
+    // A register without rows is not used.
+    static void shape(std::initializer_list<int> rows) {
+        alignas(64) Shapes shapes;
+        int index = 0;
+        for (const int count : rows) {
+            shapes.row_bytes[index] = LINE * 4;
+            shapes.rows[index++] = static_cast<uint8_t>(count ? count : 1);
+        }
+        settle_memory();
+        _tile_loadconfig(&shapes);
+    }
 };
 
-// Sums += rows times columns, of 16 rows or of both halves.
+// Of a square: sums += rows times columns, of the first 16 rows or of all.
 template <int FORMAT, bool BOTH>
 inline void add_products() {
     if constexpr (FORMAT == BFLOAT16) {
