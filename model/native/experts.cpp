@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "exp.h"
+#include "multiplier.h"
 #include "pack_rows.h"
-#include "row_layout.h"
 #include "vec.h"
 
 namespace smoe {
@@ -35,7 +35,7 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
         } else {
             std::memcpy(words, sums + m * PANEL, sizeof words);
         }
-        if (in_lines(dtype)) {
+        if (in_lines(dtype, rows)) {
             std::memcpy(tile + (panel * rows + m) * LINE, words, LINE * 4);
         } else {
             for (int n = 0; n < count; ++n) tile[(panel * num_words + n) * rows + m] = words[n];
@@ -55,12 +55,12 @@ template <class Store>
 void multiply_up(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
     const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
     const int64_t num_pairs = ceil_div(weights.F, PANEL);
-    for_each_product(pool, tiles, num_pairs, 2 * panel_size, [&](const Tile& tile, int64_t pair) {
+    for_each_product<Multiplier>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
         alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
         const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
         const uint32_t* rows = x + tile.first_row * words;
-        multiply(weights.format, tile.rows, rows, panels, weights.D, a);
-        multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
+        by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
+        by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
         gate_with(a, b, tile.rows * PANEL);
         store(tile, pair, a);
     });
@@ -71,10 +71,10 @@ void multiply_down(Pool& pool, const uint32_t* hidden, const Experts& weights, c
                    float* y) {
     const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
     const int64_t num_panels = ceil_div(weights.D, PANEL);
-    for_each_product(pool, tiles, num_panels, panel_size, [&](const Tile& tile, int64_t panel) {
+    for_each_product<Multiplier>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         const uint32_t* w2 = weights.w2 + (tile.expert * num_panels + panel) * panel_size;
-        multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
+        by.multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
         store_columns(sums, tile, panel, weights.D, y);
     });
 }

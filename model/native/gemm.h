@@ -37,8 +37,6 @@ void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const
 // Rows row_ids[0] .. row_ids[rows - 1] of x [.., K] -> tile, in dtype's own format: [depth][rows] units.
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile);
 
-// out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(format).
-SMOE_PER_ISA(void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out))
 SMOE_PER_ISA(void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T,
                          int64_t O, int64_t K, bool wide_output))
 

@@ -29,7 +29,7 @@ class PairProducts {
     template <bool FROM_ZERO>
     void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
                   Matrix<float> sums) {
-        if (rows != rows_) registers_.shape_wide(static_cast<int>(rows_ = rows));
+        registers_.shape_wide(static_cast<int>(rows));
         settle_memory();
         begin<FROM_ZERO>(sums);
         for (; depth; depth -= LINE) {
@@ -70,7 +70,6 @@ class PairProducts {
     }
 
     TileRegisters registers_;
-    int64_t rows_ = 0;  // that they are shaped for
 };
 
 #else

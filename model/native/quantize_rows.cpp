@@ -116,10 +116,10 @@ void lay_in_lines(const uint32_t* from, int rows, int64_t depth, uint32_t* tile)
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
                    uint32_t* tile) {
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
-    const bool is_tile = rows == 1 && !in_lines(format);
+    const bool is_tile = rows == 1 && !in_lines(format, rows);
     for (int m = 0; m < rows; ++m) quantize_row(dtype, format, x, row_ids[m], K, (is_tile ? tile : memory) + m * words);
     if (is_tile) return;
-    if (in_lines(format)) return lay_in_lines(memory, rows, depth_of(format, K), tile);
+    if (in_lines(format, rows)) return lay_in_lines(memory, rows, depth_of(format, K), tile);
     if constexpr (LANES > 12) {
         interleave(memory, rows, words, tile);
     } else {
@@ -151,7 +151,7 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
-        else if (in_lines(format))
+        else if (in_lines(format, tile.rows))
             copy_in_lines(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
         else
             pack_tile(dtype, x, ids, tile.rows, K, to);

@@ -40,15 +40,16 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pa
     });
 }
 
-// product(tile, panel) for every tile and panel.
-template <class Product>
+// product(state, tile, panel) for every tile and panel, each task's with a State of its own.
+template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       Product&& product) {
     const std::vector<Task> tasks = cut_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
         const Task& task = tasks[index];
+        State state;
         for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile)
-            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(tiles[tile], panel);
+            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(state, tiles[tile], panel);
     });
 }
 

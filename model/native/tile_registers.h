@@ -18,23 +18,31 @@ namespace SMOE_ISA {
 // The compiler does not see what memory tile instructions read.
 inline void settle_memory() { asm volatile("" ::: "memory"); }
 
-// This thread's, while the object lives.
+// This thread's, while the object lives; one object at a time.
 class TileRegisters {
   public:
     TileRegisters() = default;
-    ~TileRegisters() { _tile_release(); }
+    ~TileRegisters() {
+        if (rows_) _tile_release();
+    }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
 
     // Up to 32 rows and 32 columns. 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each;
     // 4, 5: those rows; 6, 7: those columns.
     void shape_square(int rows) {
+        if (rows == rows_) return;
+        rows_ = rows;
         const int upper = rows < 16 ? rows : 16, lower = rows - upper;
         shape({upper, upper, lower, lower, upper, lower, LINE, LINE});
     }
 
     // Up to 16 rows and 64 columns. 0 .. 3: sums, of 16 columns each; 4: the rows; 5 .. 7: columns.
-    void shape_wide(int rows) { shape({rows, rows, rows, rows, rows, LINE, LINE, LINE}); }
+    void shape_wide(int rows) {
+        if (rows == rows_) return;
+        rows_ = rows;
+        shape({rows, rows, rows, rows, rows, LINE, LINE, LINE});
+    }
 
   private:
     // As LDTILECFG reads it.
@@ -55,6 +63,8 @@ class TileRegisters {
         settle_memory();
         _tile_loadconfig(&shapes);
     }
+
+    int rows_ = 0;  // that they are shaped for; an object is used in one of the two ways
 };
 
 // Of a square: sums += rows times columns, of the first 16 rows or of all.
