@@ -21,6 +21,7 @@ ISAS = NativeLibrary().isas()
 Work = tuple[list[int], SamplingParams]
 
 MAX_MODEL_LEN = 640
+DIMS: dict[str, Any] = {"dim": 96, "hidden_dim": 112}  # several tile registers deep
 SPAN = 256  # of attention.h: where partial results meet
 
 NUMERICS = {
@@ -64,7 +65,7 @@ class Census:
 
 
 @pytest.fixture(
-    scope="module", params=[Shape(seed=1), Shape(window=48, num_kv_heads=1, seed=2)], ids=["full", "window"]
+    scope="module", params=[Shape(**DIMS, seed=1), Shape(**DIMS, window=48, num_kv_heads=1, seed=2)], ids=["full", "window"]
 )
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shape, Path]:
     path = tmp_path_factory.mktemp("checkpoint")
