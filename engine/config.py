@@ -13,7 +13,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
     deterministic: bool = False  # on a GPU: a row's bits do not change with the batch (on a CPU native's never do)
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = (
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = (
         "auto"  # of the native backend; auto: the fastest
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own

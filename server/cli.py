@@ -83,7 +83,7 @@ def serve_command(
     device: Annotated[Text, _option("auto, cpu or cuda. [auto]")] = None,
     backend: Annotated[Text, _option("auto, native (CPU), triton (GPU) or reference (torch). [auto]")] = None,
     deterministic: Annotated[Switch, _switch("GPU: the same bits in any batch.", "deterministic")] = None,
-    isa: Annotated[Text, _option("portable, avx2, avx512 or avx512bf16, for the native backend. [auto]")] = None,
+    isa: Annotated[Text, _option("portable, avx2, avx512, avx512bf16 or amx, for the native backend. [auto]")] = None,
     threads: Annotated[Text, _option("CPU threads; default one per core.", "N")] = None,
     chat_template: Annotated[Text, _option("Jinja file to use instead of the checkpoint's.", "FILE")] = None,
     generation_config: Annotated[Text, _option("auto, or none to ignore the checkpoint's defaults. [auto]")] = None,

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"
     deterministic: bool = False
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16"] = "auto"
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"

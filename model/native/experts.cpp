@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "exp.h"
+#include "multiplier.h"
 #include "pack_rows.h"
 #include "vec.h"
 
@@ -20,11 +21,11 @@ void gate_with(float* a, const float* b, int count) {
     }
 }
 
-// Columns first_word .. of sums [rows][PANEL] become words of a tile, as pack_tile would write them. Columns behind the
-// matrix's end are zeros, as their weights are.
-void store_words(int dtype, const float* sums, int rows, int64_t first_word, int64_t depth, uint32_t* tile) {
-    const int columns_per_word = dtype == BFLOAT16 ? 2 : 1;
-    const auto count = static_cast<int>(std::min<int64_t>(PANEL / columns_per_word, depth - first_word));
+// Panel `panel` of sums [rows][PANEL] becomes words of a tile, as pack_rows would write them. Columns behind the matrix's
+// end are zeros, as their weights are.
+void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t depth, uint32_t* tile) {
+    const int num_words = dtype == BFLOAT16 ? PANEL / 2 : PANEL;
+    const auto count = static_cast<int>(std::min<int64_t>(num_words, depth - panel * num_words));
     for (int m = 0; m < rows; ++m) {
         uint32_t words[PANEL];
         if (dtype == BFLOAT16) {
@@ -34,7 +35,11 @@ void store_words(int dtype, const float* sums, int rows, int64_t first_word, int
         } else {
             std::memcpy(words, sums + m * PANEL, sizeof words);
         }
-        for (int n = 0; n < count; ++n) tile[(first_word + n) * rows + m] = words[n];
+        if (in_lines(dtype, rows)) {
+            std::memcpy(tile + (panel * rows + m) * LINE, words, LINE * 4);
+        } else {
+            for (int n = 0; n < count; ++n) tile[(panel * num_words + n) * rows + m] = words[n];
+        }
     }
 }
 
@@ -50,12 +55,12 @@ template <class Store>
 void multiply_up(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
     const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
     const int64_t num_pairs = ceil_div(weights.F, PANEL);
-    for_each_product(pool, tiles, num_pairs, 2 * panel_size, [&](const Tile& tile, int64_t pair) {
+    for_each_product<Multiplier>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
         alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
         const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
         const uint32_t* rows = x + tile.first_row * words;
-        multiply(weights.format, tile.rows, rows, panels, weights.D, a);
-        multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
+        by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
+        by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
         gate_with(a, b, tile.rows * PANEL);
         store(tile, pair, a);
     });
@@ -66,10 +71,10 @@ void multiply_down(Pool& pool, const uint32_t* hidden, const Experts& weights, c
                    float* y) {
     const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
     const int64_t num_panels = ceil_div(weights.D, PANEL);
-    for_each_product(pool, tiles, num_panels, panel_size, [&](const Tile& tile, int64_t panel) {
+    for_each_product<Multiplier>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         const uint32_t* w2 = weights.w2 + (tile.expert * num_panels + panel) * panel_size;
-        multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
+        by.multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
         store_columns(sums, tile, panel, weights.D, y);
     });
 }
@@ -77,9 +82,9 @@ void multiply_down(Pool& pool, const uint32_t* hidden, const Experts& weights, c
 // Tiles of hidden rows in x's dtype, as they come.
 void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
-    const int64_t words = row_words(dtype, weights.F), words_per_panel = PANEL / (dtype == BFLOAT16 ? 2 : 1);
+    const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
     multiply_up(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
-        store_words(dtype, sums, tile.rows, panel * words_per_panel, words, hidden + tile.first_row * words);
+        store_words(dtype, sums, tile.rows, panel, depth, hidden + tile.first_row * words);
     });
 }
 

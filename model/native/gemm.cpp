@@ -8,6 +8,8 @@
 #include "gemm_float.h"
 #include "gemm_int4.h"
 #include "gemm_int8.h"
+#include "gemm_lines.h"
+#include "multiplier.h"
 #include "pack_rows.h"
 
 namespace smoe {
@@ -50,7 +52,10 @@ void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stri
 
 }  // namespace
 
-void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void Multiplier::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+#if defined(__AMX_TILE__)
+    if (in_lines(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
+#endif
     if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
     if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
     if (format == BFLOAT16) return multiply_tile<FloatBlock<Bfloat16>>(rows, tile, panel, K, out);
@@ -62,13 +67,13 @@ void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* pa
     std::vector<int32_t> row_ids(T);
     std::iota(row_ids.begin(), row_ids.end(), 0);
     std::vector<Tile> tiles;
-    append_tiles(tiles, 0, T, 0);
+    append_tiles(tiles, 0, T, 0, max_tile_rows(format));
     const int64_t words = row_words(format, K), panel_size = panel_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
-    for_each_product(pool, tiles, ceil_div(O, PANEL), panel_size, [&](const Tile& tile, int64_t panel) {
+    for_each_product<Multiplier>(pool, tiles, ceil_div(O, PANEL), panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
-        multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
+        by.multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
         const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
         const int64_t first = tile.first_row * O + panel * PANEL;
         if (wide_output || dtype == FLOAT32) {

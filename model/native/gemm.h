@@ -1,8 +1,8 @@
 // Products with packed weights: the tiles that linear, ffn, moe and head are made of.
 //
 // A packed [O, K] matrix is a row of panels of PANEL outputs. In the float formats a panel is [depth][PANEL] units,
-// where a unit is one float32 or two bfloat16 of neighbouring k; an odd K is filled up with a zero. Rows of x are packed
-// by tiles: [depth][rows] units. So a tile's product with a panel reads both in order. quantized.h has the other formats.
+// where a unit is one float32 or two bfloat16 of neighbouring k; an odd K is filled up with a zero. quantized.h has the
+// other formats. Rows of x are packed by tiles, in the order in which a product reads them: row_layout.h.
 //
 // One accumulator per output, k ascending, whatever the number of rows beside it: a row's result is its own.
 #pragma once
@@ -17,20 +17,16 @@
 namespace smoe {
 
 constexpr int PANEL = 32;
-constexpr int MAX_TILE_ROWS = 12;
 
-// Words of one packed row of x.
-inline int64_t row_words(int format, int64_t K) {
-    if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
-    if (format == INT8) return ceil_div(K, 4) + 2;
-    return format == BFLOAT16 ? ceil_div(K, 2) : K;
+// Units of a row of K numbers; not of int4's.
+inline int64_t depth_of(int format, int64_t K) {
+    return format == INT8 ? ceil_div(K, 4) : format == BFLOAT16 ? ceil_div(K, 2) : K;
 }
 
 // Words of one panel.
 inline int64_t panel_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_PANEL_WORDS;
-    if (format == INT8) return (ceil_div(K, 4) + 1) * PANEL;
-    return row_words(format, K) * PANEL;
+    return (depth_of(format, K) + (format == INT8 ? 1 : 0)) * PANEL;
 }
 
 // weight [O, K] in dtype -> packed in format: dtype's own, or a quantised one.
@@ -38,11 +34,9 @@ void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32
 // w1, w3 [F, K] -> their panels in turns: w1's first, w3's first, w1's second, ...
 void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
                int64_t K);
-// Rows row_ids[0] .. row_ids[rows - 1] of x [.., K] -> tile, in dtype's own format.
+// Rows row_ids[0] .. row_ids[rows - 1] of x [.., K] -> tile, in dtype's own format: [depth][rows] units.
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile);
 
-// out[rows][PANEL] = tile times panel, in float32; rows <= MAX_TILE_ROWS.
-SMOE_PER_ISA(void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out))
 SMOE_PER_ISA(void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T,
                          int64_t O, int64_t K, bool wide_output))
 

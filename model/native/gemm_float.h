@@ -70,7 +70,7 @@ struct FloatBlock {
     // out[ROWS][COLUMNS of PANEL]; x has `stride` words from one k to the next; panel and out from the first column on.
     template <int ROWS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
-        const int64_t depth = row_words(Unit::FORMAT, K);
+        const int64_t depth = depth_of(Unit::FORMAT, K);
         const uint32_t* w = panel + column;
         Vec sums[ROWS][2] = {};
         for (int64_t k = 0; k < depth; ++k) {

@@ -13,13 +13,15 @@
     namespace portable { __VA_ARGS__; }         \
     namespace avx2 { __VA_ARGS__; }             \
     namespace avx512 { __VA_ARGS__; }           \
-    namespace avx512bf16 { __VA_ARGS__; }
+    namespace avx512bf16 { __VA_ARGS__; }       \
+    namespace amx { __VA_ARGS__; }
 // Calls kernel(arguments) of the instruction set.
 #define SMOE_CALL(isa, ...)                             \
-    ((isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
-     : (isa) == ::smoe::AVX512   ? avx512::__VA_ARGS__     \
-     : (isa) == ::smoe::AVX2     ? avx2::__VA_ARGS__       \
-                                 : portable::__VA_ARGS__)
+    ((isa) == ::smoe::AMX          ? amx::__VA_ARGS__        \
+     : (isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
+     : (isa) == ::smoe::AVX512     ? avx512::__VA_ARGS__     \
+     : (isa) == ::smoe::AVX2       ? avx2::__VA_ARGS__       \
+                                   : portable::__VA_ARGS__)
 #else
 #define SMOE_PER_ISA(...) \
     namespace portable { __VA_ARGS__; }
@@ -28,10 +30,10 @@
 
 namespace smoe {
 
-enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
+enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: of KV caches and weights; INT4: of weights
 
-// Whether this library holds the kernels and this CPU runs them.
+// Whether this library holds the kernels, and this CPU and its kernel run them.
 bool isa_available(int isa);
 
 }  // namespace smoe

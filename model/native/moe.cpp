@@ -5,6 +5,7 @@
 
 #include "exp.h"
 #include "experts.h"
+#include "row_layout.h"
 #include "vec.h"
 
 namespace smoe {
@@ -98,7 +99,7 @@ void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, 
 }
 
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
-    const Pairs pairs = sort_pairs(choice, weights.E);
+    const Pairs pairs = sort_pairs(choice, weights.E, max_tile_rows(weights.format));
     const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
     combine(pool, dtype, outputs, choice, pairs, weights.D, y);
 }

@@ -32,7 +32,7 @@ void pack_panel(int dtype, const void* weight, int64_t first_output, int64_t O, 
     const int64_t row_bytes = row_bytes_of(dtype, K);
     const auto outputs = static_cast<int>(std::min<int64_t>(PANEL, O - first_output));
     const auto* rows = static_cast<const std::byte*>(weight) + first_output * row_bytes;
-    interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, row_words(dtype, K), panel);
+    interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, depth_of(dtype, K), panel);
 }
 
 void pack_panel(int isa, int dtype, int format, const void* weight, int64_t first_output, int64_t O, int64_t K,
@@ -61,7 +61,7 @@ void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     const int64_t row_bytes = row_bytes_of(dtype, K);
     const auto* first = static_cast<const std::byte*>(x);
-    interleave([=](int m) { return first + row_ids[m] * row_bytes; }, rows, rows, row_bytes, row_words(dtype, K), tile);
+    interleave([=](int m) { return first + row_ids[m] * row_bytes; }, rows, rows, row_bytes, depth_of(dtype, K), tile);
 }
 
 }  // namespace smoe

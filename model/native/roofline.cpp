@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "pool.h"
+#include "tile_registers.h"
 #include "vec.h"
 
 #if SMOE_X86
@@ -44,54 +45,80 @@ uint32_t sum_words(const char* from, int64_t num_bytes) {
     return total;
 }
 
-// Register, the multiply-adds in one instruction, and the instruction: acc += a * b.
-struct Float32 {
-    using Register = Vec;
-    static constexpr int WIDTH = LANES;
-    static Register step(Register a, Register acc) { return fma(a, a, acc); }
+// Many rounds of multiply-adds: the operations that were, two per multiply-add. A Step has a register, the multiply-adds in
+// one instruction, and the instruction: acc += a * a. The empty assembler statement makes the compiler believe that each
+// chain's value is used, in a register.
+template <class Step>
+struct InVectors {
+    static int64_t multiply(int64_t rounds) {
+        typename Step::Register a{}, chains[CHAINS] = {};
+        asm volatile("" : SMOE_REGISTER(a));
+        for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; ++i) chains[i] = Step::add(a, chains[i]);
+#pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; ++i) asm volatile("" : SMOE_REGISTER(chains[i]));
+        }
+        return rounds * CHAINS * Step::WIDTH * 2;
+    }
 };
 
+struct Float32Step {
+    using Register = Vec;
+    static constexpr int WIDTH = LANES;
+    static Register add(Register a, Register acc) { return fma(a, a, acc); }
+};
+using Float32 = InVectors<Float32Step>;
+
+#if defined(__AMX_TILE__)
+
+template <int FORMAT>
+struct InTiles {
+    static int64_t multiply(int64_t rounds) {
+        TileRegisters registers;
+        registers.shape_square(MAX_TILE_ROWS);
+        for (int64_t round = 0; round < rounds; ++round) add_products<FORMAT, true>();
+        return rounds * MAX_TILE_ROWS * PANEL * LINE * (FORMAT == INT8 ? 4 : 2) * 2;
+    }
+};
+using Bfloat16 = InTiles<BFLOAT16>;
+using Int8 = InTiles<INT8>;
+
+#else
+
 #if defined(__AVX512BF16__)
-struct Bfloat16 {
+struct Bfloat16Step {
     using Register = Vec;
     static constexpr int WIDTH = 2 * LANES;
-    static Register step(Register a, Register acc) {
+    static Register add(Register a, Register acc) {
         return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)a);
     }
 };
+using Bfloat16 = InVectors<Bfloat16Step>;
 #else
 using Bfloat16 = Float32;  // these instruction sets widen bfloat16 and multiply float32
 #endif
 
 #if defined(__AVX512VNNI__)
-struct Int8 {
+struct Int8Step {
     using Register = Words;
     static constexpr int WIDTH = 4 * LANES;
-    static Register step(Register a, Register acc) {
+    static Register add(Register a, Register acc) {
         return (Words)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)a);
     }
 };
+using Int8 = InVectors<Int8Step>;
 #endif
 
-// The empty assembler statement makes the compiler believe that each chain's value is used, in a register.
-template <class Kind>
-void multiply(int64_t rounds) {
-    typename Kind::Register a{}, chains[CHAINS] = {};
-    asm volatile("" : SMOE_REGISTER(a));
-    for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; ++i) chains[i] = Kind::step(a, chains[i]);
-#pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; ++i) asm volatile("" : SMOE_REGISTER(chains[i]));
-    }
-}
+#endif
 
 template <class Kind>
 int64_t multiply_on_all(Pool& pool, int64_t rounds) {
     const int64_t per_task = std::max<int64_t>(1, rounds / TASKS_PER_THREAD);
-    const int64_t num_tasks = int64_t{TASKS_PER_THREAD} * pool.threads();
-    pool.parallel_for(num_tasks, [&](int64_t) { multiply<Kind>(per_task); });
-    return num_tasks * per_task * CHAINS * Kind::WIDTH * 2;
+    std::atomic<int64_t> operations{0};
+    pool.parallel_for(int64_t{TASKS_PER_THREAD} * pool.threads(),
+                      [&](int64_t) { operations += Kind::multiply(per_task); });
+    return operations;
 }
 
 }  // namespace

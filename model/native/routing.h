@@ -44,6 +44,6 @@ struct Pairs {
 // ones the lower ids go first. Defined for NaN too. Those chosen are taken then.
 void choose(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* chosen, int32_t* experts);
 
-Pairs sort_pairs(const Choice& choice, int64_t E);
+Pairs sort_pairs(const Choice& choice, int64_t E, int max_tile_rows);
 
 }  // namespace smoe

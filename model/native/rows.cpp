@@ -16,8 +16,8 @@ int64_t end_of_expert(const std::vector<Tile>& tiles, int64_t first) {
 
 }  // namespace
 
-void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert) {
-    for (int64_t left = ceil_div(count, MAX_TILE_ROWS); left; --left) {
+void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert, int max_rows) {
+    for (int64_t left = ceil_div(count, max_rows); left; --left) {
         const int64_t rows = ceil_div(count, left);
         tiles.push_back({first, static_cast<int>(rows), expert});
         first += rows;

@@ -22,8 +22,8 @@ struct Task {
     int64_t first_tile, end_tile;
 };
 
-// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows make 9 + 8 + 8.
-void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert);
+// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, 12 at most, make 9 + 8 + 8.
+void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert, int max_rows);
 
 // Every tile times every panel of its expert's matrix, once: enough tasks to fill the threads several times over, and
 // few enough panels in each to stay in the second-level cache while the tiles pass by.
@@ -40,15 +40,16 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pa
     });
 }
 
-// product(tile, panel) for every tile and panel.
-template <class Product>
+// product(state, tile, panel) for every tile and panel, each task's with a State of its own.
+template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       Product&& product) {
     const std::vector<Task> tasks = cut_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
         const Task& task = tasks[index];
+        State state;
         for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile)
-            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(tiles[tile], panel);
+            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(state, tiles[tile], panel);
     });
 }
 

@@ -53,7 +53,8 @@ class SpanCache {
             }
     }
 
-    // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored. Of 2-byte numbers, K even.
+    // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored, zeros behind them up to a
+    // multiple of LANES. Of 2-byte numbers, K even.
     template <int WIDTH>
     void pack_key_pairs(int64_t first, uint32_t* panel) const {
         const int64_t pairs = args_.head_dim / 2;
@@ -67,8 +68,7 @@ class SpanCache {
                 }
                 transpose(square);
 #pragma GCC unroll 16
-                for (int i = 0; i < LANES; ++i)
-                    if (i < pairs - k) std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
+                for (int i = 0; i < LANES; ++i) std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
             }
     }
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from model.ops.native_sampling import SamplingArguments
 from model.ops.native_structs import NetworkArguments, StepArguments
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")  # the number of an instruction set is its place here
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the number of an instruction set is its place here
 
 # pool, isa, dtype; kernels that work with packed weights take their format next
 _KERNEL = (c_void_p, c_int, c_int)

@@ -56,15 +56,15 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
 
 
 def test_peaks_count_the_operations_of_all_threads() -> None:
-    """16 tasks per thread, 12 chains each, two operations per number in a register."""
-    numbers_per_register = {"portable": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16}
+    """16 tasks per thread; in each 12 chains, two operations per number in a register, or products of whole tiles."""
+    vectors = {"portable": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}  # numbers in a register
     for ops in native_ops():
-        expected = 32 * 12 * numbers_per_register[ops.isa] * 2
-        assert ops.peak_operations(0, 16) == expected
-        assert ops.peak_operations(1, 16) == expected * (2 if ops.isa == "avx512bf16" else 1)
-        assert ops.peak_operations(2, 16) == (expected * 4 if ops.isa == "avx512bf16" else 0)
-        assert ops.peak_operations(0, 160) == 10 * expected
-    assert set(numbers_per_register) == set(ISAS)
+        in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2
+        in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32}.get(ops.isa, in_float32)
+        in_int8 = {"amx": 2 * in_tiles, "avx512bf16": 4 * in_float32}.get(ops.isa, 0)
+        assert [ops.peak_operations(kind, 16) for kind in range(3)] == [in_float32, in_bfloat16, in_int8]
+        assert ops.peak_operations(0, 160) == 10 * in_float32
+    assert set(vectors) == set(ISAS)
 
 
 @pytest.mark.usefixtures("fast")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncGenerator
 from typing import Literal
@@ -17,6 +18,7 @@ from server.ledger import Account
 from server.prepare import Prompt, jobs_of
 from server.schemas import CompletionRequest
 from server.sse import EventStream
+from server.state import AppState
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
 
@@ -171,6 +173,29 @@ async def test_a_client_that_leaves_closes_the_payloads() -> None:
 
     assert body_of(await sent_by(EventStream(payloads(), {}), gone=gone)) == b"data: 1\n\n"
     assert closed.is_set()
+
+
+async def lost_generation(state: AppState, engine: FakeEngine) -> None:
+    """Takes one batch, and forgets the rest without closing it."""
+    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
+    assert state.texts is not None
+    jobs = await jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    deltas = Generation(state, jobs, "id").deltas(idle_s=60)
+    first = asyncio.ensure_future(anext(deltas))
+    await engine.until(lambda: bool(engine.submitted))
+    engine.step()
+    assert await first
+
+
+async def test_a_generation_that_is_lost_without_being_closed_ends_its_work() -> None:
+    """F-44: the event loop closes what the garbage collector finds."""
+    engine = FakeEngine(saying(LONG), held=True)
+    state = state_around(engine)
+    await lost_generation(state, engine)
+    gc.collect()
+    async with asyncio.timeout(10):
+        await engine.until(lambda: bool(engine.aborted))
+    assert outcomes(state) == {"received": 1, "abort": 1}
 
 
 async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
