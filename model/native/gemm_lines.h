@@ -58,7 +58,8 @@ void multiply_tiles(TileRegisters& registers, int rows, const uint32_t* x, const
 }
 
 // Integer sums -> float32, as Int8Block has them.
-inline void scale_sums(float* sums, int rows, const uint32_t* starts, const uint32_t* scales, const uint32_t* panel_scales) {
+inline void scale_sums(float* sums, int rows, const uint32_t* starts, const uint32_t* scales,
+                       const uint32_t* panel_scales) {
     const Vec scale0 = from_bits(load_words(panel_scales)), scale1 = from_bits(load_words(panel_scales + LANES));
     for (int m = 0; m < rows; ++m) {
         float* row = sums + m * PANEL;

@@ -1,4 +1,5 @@
-// Products of pairs of bfloat16, summed in float32: up to MAX_ROWS rows of attention at once. Included by kernel files only.
+// Products of pairs of bfloat16, summed in float32: up to MAX_ROWS rows of attention at once. Included by kernel files
+// only.
 //
 // A word is two numbers of neighbouring k. One accumulator per number, k ascending, whatever the number of rows.
 #pragma once

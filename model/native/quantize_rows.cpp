@@ -133,7 +133,7 @@ void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids,
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
     if (rows == 1) return;
-    if constexpr (LANES > 12) {
+    if constexpr (LANES > MAX_UNIT_ROWS) {
         interleave(memory, rows, words, tile);
     } else {
         int32_t in_order[MAX_TILE_ROWS];

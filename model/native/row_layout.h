@@ -11,6 +11,7 @@ namespace smoe {
 namespace SMOE_ISA {
 
 constexpr int LINE = 16;
+constexpr int MAX_UNIT_ROWS = 12;  // of a tile by units
 
 #if defined(__AMX_TILE__)
 // In int8 few rows are faster by units, and have the same bits: its sums are exact.
@@ -18,10 +19,10 @@ constexpr bool in_lines(int format, int rows) { return format == BFLOAT16 || (fo
 constexpr int MAX_TILE_ROWS = 32;
 #else
 constexpr bool in_lines(int, int) { return false; }
-constexpr int MAX_TILE_ROWS = 12;
+constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
 #endif
 
-constexpr int max_tile_rows(int format) { return in_lines(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : 12; }
+constexpr int max_tile_rows(int format) { return in_lines(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS; }
 
 // Words of one packed row, in either order.
 inline int64_t row_words(int format, int64_t K) {
