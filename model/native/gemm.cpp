@@ -71,7 +71,7 @@ void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* pa
     const int64_t words = row_words(format, K), panel_size = panel_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
-    for_each_product<Multiplier>(pool, tiles, ceil_div(O, PANEL), panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
+    const auto multiply = [&](Multiplier& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         by.multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
         const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
@@ -81,7 +81,8 @@ void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* pa
         } else {
             store_tile(static_cast<uint16_t*>(y) + first, sums, tile.rows, columns, O);
         }
-    });
+    };
+    for_each_product<Multiplier>(pool, tiles, ceil_div(O, PANEL), panel_size, multiply);
 }
 
 }  // namespace SMOE_ISA

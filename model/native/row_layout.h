@@ -1,8 +1,8 @@
 // How the rows of x lie in a packed tile. Included by kernel files only.
 //
-// By units: [depth][rows], for blocks that multiply one unit of each row at a time. In lines, for AMX: [depth / LINE][rows]
-// of LINE units, the last line filled up with zeros. quantized.h says what else a quantised row holds, and as what order
-// of words; in lines int8's [rows] starts of the sum and then [rows] scales lie behind the units.
+// By units: [depth][rows], for blocks that multiply one unit of each row at a time. In lines, for AMX: of LINE units,
+// [depth / LINE][rows], the last filled up with zeros. quantized.h says what else a quantised row holds, and where; in
+// lines int8's [rows] starts of the sum and then [rows] scales lie behind the units.
 #pragma once
 
 #include "gemm.h"
