@@ -13,9 +13,11 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t QUERIES_PER_BLOCK = 64;    // enough to make the unpacking of keys and values cheap
+constexpr int64_t QUERIES_PER_BLOCK = 64;  // enough to make the unpacking of keys and values cheap
+constexpr int64_t TASKS_PER_THREAD = 4;
 
-// Cuts every sequence's rows into blocks, one per KV head; the costly ones, with many positions to see, first.
+// Cuts every sequence's rows into blocks, one per KV head, which stay together; the costly ones, with many positions to
+// see, first.
 std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
                                int64_t num_sequences) {
     const int64_t rows_per_block = std::max<int64_t>(1, QUERIES_PER_BLOCK / args.queries_per_row());
@@ -25,13 +27,13 @@ std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_s
         for (int64_t row = query_start[s]; row < end; row += rows_per_block)
             for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
                 blocks.push_back({s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s],
-                                  kv_head});
+                                  kv_head, 1});
     }
     const auto cost = [&args](const RowBlock& block) {
         return block.num_rows * (block.position + block.num_rows - args.first_visible(block.position));
     };
-    std::sort(blocks.begin(), blocks.end(),
-              [&](const RowBlock& a, const RowBlock& b) { return cost(a) > cost(b); });
+    std::stable_sort(blocks.begin(), blocks.end(),
+                     [&](const RowBlock& a, const RowBlock& b) { return cost(a) > cost(b); });
     return blocks;
 }
 
@@ -89,18 +91,29 @@ class Attention {
         SMOE_CALL(isa_, finish_attention(args_, block, partials));
     }
 
+    // Where there is enough to do, a task is all KV heads of the same rows: a position's keys lie side by side, and the first
+    // head's block asks for all of them.
     void by_block() {
-        const int64_t floats = 2 * partials_floats_ + span_floats_;
-        for_tasks(blocks_.size(), floats, scratch(pool_.threads() * floats), [&](int64_t task, float* memory) {
-            const RowBlock& block = blocks_[task];
-            float *merged = memory, *latest = merged + partials_floats_, *rest = latest + partials_floats_;
-            start(block, merged);
-            for (int64_t span = first_span(block); span < end_span(block); ++span) {
-                attend_span(block, span, latest, rest);
-                merge(block, merged, latest);
-            }
-            finish(block, merged);
+        const int64_t num_blocks = blocks_.size(), G = args_.num_kv_heads;
+        const int64_t heads = num_blocks / G >= TASKS_PER_THREAD * pool_.threads() ? G : 1;
+        if (heads > 1)
+            for (RowBlock& block : blocks_) block.asked_heads = block.kv_head == 0 ? G : 0;
+        const int64_t floats = (heads + 1) * partials_floats_ + span_floats_;
+        for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), [&](int64_t task, float* memory) {
+            attend(&blocks_[task * heads], heads, memory);
         });
+    }
+
+    // `count` KV heads of the same rows, from the first span to the last.
+    void attend(const RowBlock* blocks, int64_t count, float* memory) {
+        float *merged = memory, *latest = merged + count * partials_floats_, *rest = latest + partials_floats_;
+        for (int64_t i = 0; i < count; ++i) start(blocks[i], merged + i * partials_floats_);
+        for (int64_t span = first_span(*blocks); span < end_span(*blocks); ++span)
+            for (int64_t i = 0; i < count; ++i) {
+                attend_span(blocks[i], span, latest, rest);
+                merge(blocks[i], merged + i * partials_floats_, latest);
+            }
+        for (int64_t i = 0; i < count; ++i) finish(blocks[i], merged + i * partials_floats_);
     }
 
     void by_span() {
@@ -127,7 +140,7 @@ class Attention {
     Pool& pool_;
     const int isa_;
     const AttentionArgs& args_;
-    const std::vector<RowBlock> blocks_;
+    std::vector<RowBlock> blocks_;
     const int64_t max_queries_;
     const int64_t partials_floats_;  // of one block over one span
     const int64_t span_floats_;      // that attend_span works in

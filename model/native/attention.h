@@ -48,6 +48,7 @@ struct RowBlock {
     int64_t num_rows;
     int64_t position;
     int64_t kv_head;
+    int64_t asked_heads;  // whose keys and values it asks for, from kv_head on: those of blocks after it come with them
 };
 
 // Head dims are filled up to a multiple of this in intermediate results.

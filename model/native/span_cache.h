@@ -18,14 +18,15 @@ template <class Number>
 class SpanCache {
   public:
     SpanCache(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
-        : args_(args), begin_(begin), end_(end) {
+        : args_(args), begin_(begin), end_(end),
+          asked_bytes_(block.asked_heads * kv_row_bytes<Number>(args.head_dim)) {
         const int64_t row_bytes = kv_row_bytes<Number>(args.head_dim);
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
         int64_t index = (span_start + begin) / args.block_size, slot = (span_start + begin) % args.block_size;
         for (int64_t j = begin; j < end; ++j) {
             const int64_t row = table[index] * args.block_size + slot;
             offsets_[j] = (row * args.num_kv_heads + block.kv_head) * row_bytes;
-            prefetch(args.k_cache, offsets_[j], row_bytes);
+            prefetch(args.k_cache, offsets_[j], asked_bytes_);
             if (++slot == args.block_size) slot = 0, ++index;
         }
     }
@@ -33,7 +34,7 @@ class SpanCache {
     // Asks for the values of positions first .. last - 1, while others are worked on.
     void prefetch_values(int64_t first, int64_t last) const {
         for (int64_t j = first < begin_ ? begin_ : first; j < last && j < end_; ++j)
-            prefetch(args_.v_cache, offsets_[j], kv_row_bytes<Number>(args_.head_dim));
+            prefetch(args_.v_cache, offsets_[j], asked_bytes_);
     }
 
     // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
@@ -98,9 +99,9 @@ class SpanCache {
     }
 
   private:
-    static void prefetch(const void* cache, int64_t offset, int64_t row_bytes) {
+    static void prefetch(const void* cache, int64_t offset, int64_t num_bytes) {
         const char* row = static_cast<const char*>(cache) + offset;
-        for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+        for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
     }
 
     bool exists(int64_t j) const { return j >= begin_ && j < end_; }
@@ -132,6 +133,7 @@ class SpanCache {
     const AttentionArgs& args_;
     const int64_t begin_;
     const int64_t end_;
+    const int64_t asked_bytes_;  // of each position, that are asked for
     int64_t offsets_[SPAN];  // in bytes, from the start of a cache
 };
 
