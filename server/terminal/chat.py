@@ -100,7 +100,7 @@ def converse(session: ChatSession, history: Path, *, with_stats: bool) -> None:
 
 
 def _takes_a_line(session: ChatSession, *, with_stats: bool) -> bool:
-    """Whether another may follow. Ctrl-C throws the line away, also where its answer has not begun or has just ended."""
+    """Whether another may follow. Ctrl-C throws the line away, also before its answer or just behind it."""
     try:
         line = input(PROMPT).strip()
         if line == "/quit":

@@ -1,4 +1,4 @@
-"""One client's abuse makes others slower, never wrong: streams of bad requests, and prompts that flush the prefix cache."""
+"""One client's abuse makes others slower, never wrong: streams of bad requests, prompts that flush the prefix cache."""
 
 import asyncio
 import itertools

@@ -65,7 +65,9 @@ class Census:
 
 
 @pytest.fixture(
-    scope="module", params=[Shape(**DIMS, seed=1), Shape(**DIMS, window=48, num_kv_heads=1, seed=2)], ids=["full", "window"]
+    scope="module",
+    params=[Shape(**DIMS, seed=1), Shape(**DIMS, window=48, num_kv_heads=1, seed=2)],
+    ids=["full", "window"],
 )
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shape, Path]:
     path = tmp_path_factory.mktemp("checkpoint")
