@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGINT
+from signal import SIG_DFL, SIGINT, signal
 
 from tests.e2e.running import MODEL, RunningServer, free_port, start_server
 
@@ -28,7 +28,13 @@ class Terminal:
         self._fd, theirs = pty.openpty()
         environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: signal(SIGINT, SIG_DFL),  # as in a foreground; tests in a background have it ignored
         )
         os.close(theirs)
         self._seen = ""
