@@ -18,6 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
+KERNELS := $(wildcard model/native/*.cpp model/native/*.h) model/native/CMakeLists.txt
+
 PYTEST := $(BIN)/python -m pytest
 NODE_CLIENTS := tests/e2e/clients/node
 NPM_INSTALL := npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
@@ -64,8 +66,9 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("smoe needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# An index of torch's own is asked first and alone, so that no other one can offer a bigger build.
-$(INSTALLED): pyproject.toml | $(BIN)/python
+# An index of torch's own is asked first and alone, so that no other one can offer a bigger build. What the CPU kernels
+# are built of is named, so that new sources never meet an old library.
+$(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
 	@echo "Installing smoe and what it needs into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
 	$(PIP) install --editable .

@@ -14,7 +14,7 @@ from engine.heartbeat import Heartbeat
 from engine.memory import CGROUP_V2
 from model.ops import Ops
 from model.ops.native import NUMERICS, NativeOps
-from model.ops.native_library import NativeLibrary, NativeUnavailableError
+from model.ops.native_library import NativeLibrary, NativeOutdatedError, NativeUnavailableError
 from model.ops.quantized import Quantization
 from model.ops.reference import ReferenceOps
 
@@ -50,7 +50,8 @@ def choose_backend(
         if config.backend != "reference":
             return _native(config, device, heartbeat)
     except NativeUnavailableError as error:
-        if config.backend == "native" or config.isa != "auto" or config.deterministic:
+        asked_for = config.backend == "native" or config.isa != "auto" or config.deterministic
+        if asked_for or isinstance(error, NativeOutdatedError):
             raise EngineConfigError(f"--backend native: {error}") from None
         return _reference(config, device, f"{error}; the reference backend serves, and it is slow")
     return _reference(config, device)

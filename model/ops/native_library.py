@@ -47,6 +47,10 @@ class NativeUnavailableError(Exception):
     """The library, or the instruction set asked for, is not to be had here. One line that says why."""
 
 
+class NativeOutdatedError(NativeUnavailableError):
+    """The library was built from other sources than these: a mistake to mend, and no reason to do without it."""
+
+
 class NativeLibrary:
     """The loaded library. Its functions are called as `library.call.smoe_linear(...)`."""
 
@@ -57,6 +61,7 @@ class NativeLibrary:
             raise NativeUnavailableError("the CPU library was not built: no C++ compiler was found at the install")
         try:
             self.call = ctypes.CDLL(str(path))
+            self._check_version()
             self._declare()
         except (OSError, AttributeError) as error:
             raise NativeUnavailableError(f"the CPU library does not load: {error}") from None
@@ -65,9 +70,11 @@ class NativeLibrary:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.call, name)
             function.restype, function.argtypes = result, arguments
+
+    def _check_version(self) -> None:
         version = self.call.smoe_abi_version()
         if version != ABI_VERSION:
-            raise NativeUnavailableError(f"the CPU library has interface {version}, not {ABI_VERSION}: install again")
+            raise NativeOutdatedError(f"the CPU library has interface {version}, not {ABI_VERSION}: install smoe again")
 
     def isas(self) -> list[str]:
         """What this library holds and this CPU runs, the fastest last."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import engine.backend as backends
+import model.ops.native_library as native_library
 from engine.backend import choose_backend, num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -67,6 +68,14 @@ def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> Non
 def test_without_the_library_nobody_gets_another_backend_than_asked_for(asked: dict[str, str]) -> None:
     with pytest.raises(EngineConfigError, match="not built"):
         choose_backend(EngineConfig(model="", **asked), CPU, torch.float32)  # type: ignore[arg-type]
+
+
+def test_a_library_of_other_sources_is_refused_and_never_replaced_by_the_slow_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native_library, "ABI_VERSION", native_library.ABI_VERSION + 1)
+    with pytest.raises(EngineConfigError, match="install smoe again"):
+        choose_backend(EngineConfig(model=""), CPU, torch.float32)
 
 
 def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

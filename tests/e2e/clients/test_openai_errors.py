@@ -1,7 +1,8 @@
 """What goes wrong, as the openai client meets it: its own classes, its own retries, its own time-outs."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -27,13 +28,35 @@ def _client(server: RunningServer, **options: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=server.url + "/v1", **{"api_key": KEY, "max_retries": 0} | options)
 
 
+@asynccontextmanager
+async def _one_running(server: RunningServer, client: openai.AsyncOpenAI) -> AsyncIterator[None]:
+    """The engine stands still in the middle of a request; it goes on, and the request is given up, when this is left."""
+    while True:
+        request = asyncio.create_task(client.completions.create(**LONG))
+        while not request.done() and await _load(server) != (1, 0):
+            pass
+        with server.engine_stopped():
+            await _load(server)  # behind what the engine said before
+            if await _load(server) == (1, 0):
+                yield
+                break
+        await request  # ended before the engine was stopped: another try
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+
+
+async def _load(server: RunningServer) -> tuple[int, int]:
+    """How many requests run, and how many wait."""
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        load: dict[str, int] = (await client.get(server.url + "/load")).json()
+        return load["running"], load["waiting"]
+
+
 async def _settled(server: RunningServer, *, running: int, waiting: int) -> None:
     """Returns when the server holds so many requests."""
-    async with httpx.AsyncClient() as client, asyncio.timeout(60):
-        headers = {"Authorization": f"Bearer {KEY}"}
-        load: dict[str, int] = {}
-        while (load.get("running"), load.get("waiting")) != (running, waiting):
-            load = (await client.get(server.url + "/load", headers=headers)).json()
+    async with asyncio.timeout(60):
+        while await _load(server) != (running, waiting):
+            pass
 
 
 @pytest.mark.anyio
@@ -55,17 +78,16 @@ async def test_a_full_queue_is_a_rate_limit_that_the_clients_own_retries_wait_ou
 
     watched = openai.DefaultAsyncHttpxClient(event_hooks={"response": [watch]})
     async with _client(narrow) as client, _client(narrow, max_retries=8, http_client=watched) as patient:
-        with narrow.engine_stopped():  # nothing runs: the first one waits
-            held = asyncio.create_task(client.completions.create(**LONG))
-            await _settled(narrow, running=0, waiting=1)
+        async with _one_running(narrow, client):
+            waiting = asyncio.create_task(client.completions.create(**SHORT))
+            await _settled(narrow, running=1, waiting=1)
             with pytest.raises(openai.RateLimitError) as refused:
                 await client.completions.create(**SHORT)
             assert 1 <= int(refused.value.response.headers["retry-after"]) <= 120
             retried = asyncio.create_task(patient.completions.create(**SHORT))
             await refused_once.wait()
-        held.cancel()
-        await asyncio.gather(held, return_exceptions=True)
-        assert (await retried).choices[0].finish_reason == "length"
+        for taken in (waiting, retried):
+            assert (await taken).choices[0].finish_reason == "length"
 
 
 @pytest.mark.anyio
