@@ -65,10 +65,7 @@ class PairAttention : SpanBlock {
     // Scores of the panel's keys, also of some that their query does not see: nobody reads those.
     void score(int64_t i, int64_t rows, int64_t position) {
         float* scores = scores_ + i * SPAN + position;
-        products_.multiply<true>(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), {scores, SPAN});
-        for (int64_t row = 0; row < rows; ++row)
-            for (int n = 0; n < TILE_WIDTH; n += LANES)
-                store(scores + row * SPAN + n, load(scores + row * SPAN + n) * scale());
+        products_.multiply(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), scale(), {scores, SPAN});
     }
 
     // Scores of query i -> pairs of weights of all positions of the panels, at the front of the scores' own memory.
@@ -93,8 +90,8 @@ class PairAttention : SpanBlock {
     void add_values(int64_t i, int64_t rows, int64_t position, int64_t depth) {
         const auto* weights = reinterpret_cast<const uint32_t*>(scores_ + i * SPAN + position / 2);
         for (int64_t dim = 0; dim < dims_; dim += TILE_WIDTH)
-            products_.multiply<false>(rows, {weights, SPAN}, {panel_ + dim, dims_}, depth,
-                                      {partial(i) + PARTIAL_HEADER + dim, partial_floats(args_.head_dim)});
+            products_.add(rows, {weights, SPAN}, {panel_ + dim, dims_}, depth,
+                          {partial(i) + PARTIAL_HEADER + dim, partial_floats(args_.head_dim)});
     }
 
     PairProducts products_;

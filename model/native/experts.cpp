@@ -47,7 +47,7 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
 void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O, float* rows) {
     const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
     for (int m = 0; m < tile.rows; ++m)
-        std::memcpy(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns * sizeof(float));
+        store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
 }
 
 // hidden = silu(w1 x) * (w3 x): store(tile, panel, sums) of each panel.

@@ -35,16 +35,6 @@ void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_
     }
 }
 
-// The columns of a panel that exist, to row `row` of y.
-template <class T>
-void store_row(T* y, const float* sums, int64_t columns) {
-    if (columns == PANEL) {
-        for (int n = 0; n < PANEL; n += LANES) store(y + n, load(sums + n));
-    } else {
-        for (int64_t n = 0; n < columns; ++n) store_one(y + n, sums[n]);
-    }
-}
-
 template <class T>
 void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stride) {
     for (int m = 0; m < rows; ++m) store_row(y + m * stride, sums + m * PANEL, columns);

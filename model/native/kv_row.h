@@ -81,8 +81,9 @@ void write_int8_row(char* row, int64_t head_dim, Source&& number) {
     const float scale = is_zero ? 0.0f : magnitude / 127.0f, inverse = is_zero ? 0.0f : 127.0f / magnitude;
     constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: the sum's low byte is the number rounded, ties to even
     for (int64_t k = 0; k < head_dim; k += LANES) {
-        const Bytes bytes = __builtin_convertvector(bits(number(k) * inverse + TO_INTEGER), Bytes);
-        std::memcpy(row + k, &bytes, head_dim - k < LANES ? head_dim - k : LANES);
+        uint8_t bytes[LANES];
+        store_low_bytes(bytes, bits(number(k) * inverse + TO_INTEGER));
+        std::memcpy(row + k, bytes, head_dim - k < LANES ? head_dim - k : LANES);
     }
     const float stored = scale + sum(odd);
     std::memcpy(row + head_dim, &stored, sizeof stored);

@@ -1,8 +1,9 @@
-// What multiplies tiles with panels. Included by kernel files only.
+// What multiplies tiles with panels, and takes the sums. Included by kernel files only.
 #pragma once
 
 #include "row_layout.h"
 #include "tile_registers.h"
+#include "vec.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -18,6 +19,16 @@ class Multiplier {
     TileRegisters registers_;
 #endif
 };
+
+// The first `columns` of a panel's sums of one row, to y.
+template <class T>
+inline void store_row(T* y, const float* sums, int64_t columns) {
+    if (columns == PANEL) {
+        for (int n = 0; n < PANEL; n += LANES) store(y + n, load(sums + n));
+    } else {
+        for (int64_t n = 0; n < columns; ++n) store_one(y + n, sums[n]);
+    }
+}
 
 }  // namespace SMOE_ISA
 }  // namespace smoe

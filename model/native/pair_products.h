@@ -26,10 +26,26 @@ class PairProducts {
     static constexpr int64_t MAX_ROWS = 16;
     static constexpr int64_t DEPTH = LINE;  // of which the depth is a multiple
 
-    // sums [rows, TILE_WIDTH] = or += pairs [rows, depth] times panel [depth, TILE_WIDTH].
-    template <bool FROM_ZERO>
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+    // sums [rows, TILE_WIDTH] = scale times pairs [rows, depth] times panel [depth, TILE_WIDTH].
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
                   Matrix<float> sums) {
+        add_to<true>(rows, pairs, panel, depth, sums);
+        for (int64_t row = 0; row < rows; ++row)
+            for (int n = 0; n < TILE_WIDTH; n += LANES) {
+                float* sum = sums.first + row * sums.stride + n;
+                store(sum, load(sum) * scale);
+            }
+    }
+
+    // sums += pairs times panel.
+    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, Matrix<float> sums) {
+        add_to<false>(rows, pairs, panel, depth, sums);
+    }
+
+  private:
+    template <bool FROM_ZERO>
+    void add_to(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+                Matrix<float> sums) {
         registers_.shape_wide(static_cast<int>(rows));
         settle_memory();
         begin<FROM_ZERO>(sums);
@@ -54,7 +70,6 @@ class PairProducts {
         settle_memory();
     }
 
-  private:
     template <bool FROM_ZERO>
     static void begin(Matrix<float> sums) {
         if constexpr (FROM_ZERO) {
@@ -81,15 +96,18 @@ class PairProducts {
     static constexpr int64_t DEPTH = 1;
 
     // As above.
-    template <bool FROM_ZERO>
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
                   Matrix<float> sums) const {
-        with_rows(rows, [&](auto tile) { multiply_rows<FROM_ZERO, tile.value>(pairs, panel, depth, sums); });
+        with_rows(rows, [&](auto tile) { multiply_rows<true, tile.value>(pairs, panel, depth, scale, sums); });
+    }
+    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+             Matrix<float> sums) const {
+        with_rows(rows, [&](auto tile) { multiply_rows<false, tile.value>(pairs, panel, depth, 1, sums); });
     }
 
   private:
     template <bool FROM_ZERO, int ROWS>
-    static void multiply_rows(Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+    static void multiply_rows(Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
                               Matrix<float> into) {
         Vec sums[ROWS][TILE_VECS] = {};
         if constexpr (!FROM_ZERO)
@@ -109,7 +127,8 @@ class PairProducts {
             }
         }
         for (int row = 0; row < ROWS; ++row)
-            for (int n = 0; n < TILE_VECS; ++n) store(into.first + row * into.stride + n * LANES, sums[row][n]);
+            for (int n = 0; n < TILE_VECS; ++n)
+                store(into.first + row * into.stride + n * LANES, FROM_ZERO ? sums[row][n] * scale : sums[row][n]);
     }
 };
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <numeric>
+#include <utility>
 
 #include "pack_rows.h"
 #include "quantize.h"
@@ -32,8 +33,7 @@ Words quantize_group(const T* x, int64_t count, float inverse, uint8_t* q) {
     for (int i = 0; i < GROUP; i += LANES) {
         const Vec part = i < count ? load_first(x + i, count - i) : Vec{};
         const Words rounded = round_to_integers(part * inverse);
-        const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-        std::memcpy(q + i, &bytes, sizeof bytes);
+        store_low_bytes(q + i, rounded);
         total += rounded - round_to_integers(Vec{});
     }
     return total;
@@ -56,11 +56,16 @@ void quantize_to_int8(const T* x, int64_t K, const Int8Row& row) {
     const Scale scale = scale_of(largest_magnitude(x, K));
     const int64_t depth = depth_of(INT8, K);
     Words total = {};
-    uint32_t units[GROUP / 4];
     for (int64_t k = 0; k < K; k += GROUP) {
-        total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
-        const int64_t unit = k / 4, count = std::min<int64_t>(GROUP / 4, depth - unit);
-        std::memcpy(row.units + unit / LINE * row.stride + unit % LINE, units, count * 4);
+        const int64_t unit = k / 4, count = depth - unit;
+        uint32_t* to = row.units + unit / LINE * row.stride + unit % LINE;
+        if (count >= GROUP / 4) {
+            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
+        } else {
+            uint32_t units[GROUP / 4];
+            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
+            std::memcpy(to, units, count * 4);
+        }
     }
     *row.start = -128u * sum_of_lanes(total);
     *row.scale = word_of(scale.scale);
@@ -90,28 +95,31 @@ void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, 
     });
 }
 
-// Packed rows [rows][words] -> tile [words][rows], by squares. Whole vectors are stored: what is too much lies where the
-// next k's words come, but for those at the tile's end. Needs rows <= LANES.
-[[maybe_unused]] void interleave(const uint32_t* from, int rows, int64_t words, uint32_t* tile) {
+// Packed rows [ROWS][words] -> tile [words][ROWS], by squares. Whole vectors are stored: what is too much lies where the
+// next k's words come, so that the last words are copied one by one.
+template <int ROWS>
+void interleave(const uint32_t* from, int64_t words, uint32_t* tile) {
     const auto* numbers = reinterpret_cast<const float*>(from);
-    uint32_t* end = tile + words * rows;
-    for (int64_t k = 0; k < words; k += LANES) {
-        Vec square[LANES];
-#pragma GCC unroll 16
-        for (int m = 0; m < LANES; ++m)
-            square[m] = m < rows ? load_first(numbers + m * words + k, words - k) : Vec{};
+    int64_t k = 0;
+    for (; (k + LANES) * ROWS + LANES - ROWS <= words * ROWS; k += LANES) {
+        Vec square[LANES] = {};
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) square[m] = load(numbers + m * words + k);
         transpose(square);
-        const int64_t count = std::min<int64_t>(LANES, words - k);
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) {
-            if (i >= count) break;
-            uint32_t* to = tile + (k + i) * rows;
-            if (end - to >= LANES)
-                std::memcpy(to, &square[i], sizeof square[i]);
-            else
-                std::memcpy(to, &square[i], rows * sizeof *to);
-        }
+        for (int i = 0; i < LANES; ++i) std::memcpy(tile + (k + i) * ROWS, &square[i], sizeof square[i]);
     }
+    for (; k < words; ++k)
+        for (int m = 0; m < ROWS; ++m) tile[k * ROWS + m] = from[m * words + k];
+}
+
+using Interleave = void (*)(const uint32_t* from, int64_t words, uint32_t* tile);
+
+// That of 1, 2, .. MAX_UNIT_ROWS rows.
+template <int... ROWS>
+Interleave interleave_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr Interleave of_rows[] = {interleave<ROWS + 1>...};
+    return of_rows[rows - 1];
 }
 
 // To int8, in lines.
@@ -134,7 +142,7 @@ void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids,
         quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
     if (rows == 1) return;
     if constexpr (LANES > MAX_UNIT_ROWS) {
-        interleave(memory, rows, words, tile);
+        interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);
     } else {
         int32_t in_order[MAX_TILE_ROWS];
         std::iota(in_order, in_order + rows, 0);

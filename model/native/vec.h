@@ -57,6 +57,20 @@ inline Words load_words(const uint32_t* p) {
     return words;
 }
 
+// The low byte of each word. Written out, since GCC takes the words apart one by one where it unrolls loops around it.
+inline void store_low_bytes(uint8_t* p, Words words) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)words);
+#elif defined(__AVX2__)
+    const __m256i low = _mm256_set1_epi32(0x0c080400);
+    const __m256i quads = _mm256_shuffle_epi8((__m256i)words, low);  // each half's four bytes, four times
+    const auto bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1))[0];
+#else
+    const Bytes bytes = __builtin_convertvector(words, Bytes);
+#endif
+    std::memcpy(p, &bytes, LANES);
+}
+
 inline Words broadcast_word(uint32_t word) { return word - Words{}; }
 
 inline float float_of(uint32_t word) {
