@@ -33,6 +33,7 @@ class Sequence:
         self, request: Request, order: tuple[int, int], max_generated: int, matcher: Matcher | None = None
     ) -> None:
         self.request = request
+        self.request_id = request.request_id
         self.matcher = matcher  # follows the generated tokens, which a preemption keeps
         self.follows_tokens = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
         self.order = order  # lower goes first; (priority, arrival) until it is let in, then (priority, turn)
@@ -55,10 +56,6 @@ class Sequence:
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self._block_keys: list[BlockKey] = []
-
-    @property
-    def request_id(self) -> int:
-        return self.request.request_id
 
     @property
     def num_tokens(self) -> int:
