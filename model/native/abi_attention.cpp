@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "ahead.h"
 #include "attention.h"
 #include "gemm.h"
 #include "norm_rope.h"
@@ -27,7 +28,7 @@ std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_s
         for (int64_t row = query_start[s]; row < end; row += rows_per_block)
             for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
                 blocks.push_back({s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s],
-                                  kv_head, 1});
+                                  kv_head});
     }
     const auto cost = [&args](const RowBlock& block) {
         return block.num_rows * (block.position + block.num_rows - args.first_visible(block.position));
@@ -64,14 +65,23 @@ class Attention {
     int64_t first_span(const RowBlock& block) const { return args_.first_visible(block.position) / SPAN; }
     int64_t end_span(const RowBlock& block) const { return ceil_div(block.position + block.num_rows, SPAN); }
 
-    // Runs body(task, memory) for every task; `floats` of memory that no other task uses at the time.
-    template <class Body>
-    void for_tasks(int64_t num_tasks, int64_t floats, float* memory, Body&& body) {
-        std::atomic<int64_t> next{0};
+    // Runs body(task, next, memory) for every task; `next` is what the thread's next task reads first, as
+    // first_read(task) says; `floats` of memory that no other task uses at the time.
+    template <class FirstRead, class Body>
+    void for_tasks(int64_t num_tasks, int64_t floats, float* memory, FirstRead&& first_read, Body&& body) {
+        std::atomic<int64_t> unclaimed{0};
         pool_.parallel_for(std::min<int64_t>(pool_.threads(), num_tasks), [&](int64_t worker) {
-            for (int64_t task = next++; task < num_tasks; task = next++) body(task, memory + worker * floats);
+            int64_t task = unclaimed++;
+            if (task < num_tasks) Asking(first_read(task), 1).step();
+            while (task < num_tasks) {
+                const int64_t next = unclaimed++;
+                body(task, next < num_tasks ? first_read(next) : Ahead(), memory + worker * floats);
+                task = next;
+            }
         });
     }
+
+    Ahead ahead(const RowBlock& block, int64_t heads, int64_t span) const { return {args_, block, heads, span * SPAN}; }
 
     float* scratch(int64_t floats) { return reinterpret_cast<float*>(pool_.scratch(floats * sizeof(float))); }
 
@@ -79,8 +89,8 @@ class Attention {
         for (int64_t i = 0; i < num_queries(block); ++i) partials[i * partial_floats(args_.head_dim) + 1] = 0;
     }
 
-    void attend_span(const RowBlock& block, int64_t span, float* partials, float* memory) const {
-        SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, partials, memory));
+    void attend_span(const RowBlock& block, int64_t span, const Ahead& ahead, float* partials, float* memory) const {
+        SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, ahead, partials, memory));
     }
 
     void merge(const RowBlock& block, float* into, const float* later) const {
@@ -91,28 +101,32 @@ class Attention {
         SMOE_CALL(isa_, finish_attention(args_, block, partials));
     }
 
-    // Where there is enough to do, a task is all KV heads of the same rows: a position's keys lie side by side, and the first
-    // head's block asks for all of them.
+    // Where there is enough to do, a task is all KV heads of the same rows: a position's keys lie side by side.
     void by_block() {
         const int64_t num_blocks = blocks_.size(), G = args_.num_kv_heads;
         const int64_t heads = num_blocks / G >= TASKS_PER_THREAD * pool_.threads() ? G : 1;
-        if (heads > 1)
-            for (RowBlock& block : blocks_) block.asked_heads = block.kv_head == 0 ? G : 0;
         const int64_t floats = (heads + 1) * partials_floats_ + span_floats_;
-        for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), [&](int64_t task, float* memory) {
-            attend(&blocks_[task * heads], heads, memory);
-        });
+        const auto first_read = [&](int64_t task) {
+            const RowBlock& block = blocks_[task * heads];
+            return ahead(block, heads, first_span(block));
+        };
+        for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), first_read,
+                  [&](int64_t task, const Ahead& next, float* memory) {
+                      attend(&blocks_[task * heads], heads, next, memory);
+                  });
     }
 
     // `count` KV heads of the same rows, from the first span to the last.
-    void attend(const RowBlock* blocks, int64_t count, float* memory) {
+    void attend(const RowBlock* blocks, int64_t count, const Ahead& next, float* memory) {
         float *merged = memory, *latest = merged + count * partials_floats_, *rest = latest + partials_floats_;
         for (int64_t i = 0; i < count; ++i) start(blocks[i], merged + i * partials_floats_);
-        for (int64_t span = first_span(*blocks); span < end_span(*blocks); ++span)
+        for (int64_t span = first_span(*blocks), end = end_span(*blocks); span < end; ++span) {
+            const Ahead after = span + 1 < end ? ahead(*blocks, count, span + 1) : next;
             for (int64_t i = 0; i < count; ++i) {
-                attend_span(blocks[i], span, latest, rest);
+                attend_span(blocks[i], span, after.part(i, count), latest, rest);
                 merge(blocks[i], merged + i * partials_floats_, latest);
             }
+        }
         for (int64_t i = 0; i < count; ++i) finish(blocks[i], merged + i * partials_floats_);
     }
 
@@ -124,11 +138,14 @@ class Attention {
         }
         const int64_t num_tasks = owners.size();
         float* partials = scratch(num_tasks * partials_floats_ + pool_.threads() * span_floats_);
-        for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, [&](int64_t task, float* memory) {
-            const RowBlock& block = blocks_[owners[task]];
-            attend_span(block, first_span(block) + task - first_task[owners[task]], partials + task * partials_floats_,
-                        memory);
-        });
+        const auto span_of = [&](int64_t task) {
+            return first_span(blocks_[owners[task]]) + task - first_task[owners[task]];
+        };
+        const auto first_read = [&](int64_t task) { return ahead(blocks_[owners[task]], 1, span_of(task)); };
+        for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, first_read,
+                  [&](int64_t task, const Ahead& next, float* memory) {
+                      attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_, memory);
+                  });
         for (size_t b = 0; b < blocks_.size(); ++b) {
             float* merged = partials + first_task[b] * partials_floats_;
             for (int64_t task = first_task[b] + 1; task < first_task[b + 1]; ++task)

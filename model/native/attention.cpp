@@ -17,8 +17,9 @@ namespace {
 template <class Number>
 class SpanAttention : SpanBlock {
   public:
-    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials, float* scratch)
-        : SpanBlock(args, block, span_start, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
+    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                  float* partials, float* scratch)
+        : SpanBlock(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
           scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
@@ -26,15 +27,17 @@ class SpanAttention : SpanBlock {
         const SpanCache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
         for (int64_t i = 0; i < num_queries_; ++i)
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
-        for (int64_t first = keys.begin / TILE_WIDTH * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
-            cache.prefetch_values(first, first + TILE_WIDTH);
-            cache.template pack_keys<TILE_WIDTH>(first, panel_);
+        const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
+        const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
+        Asking asking(ahead_, num_squares + keys.end - keys.begin);
+        for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
+            cache.template pack_keys<TILE_WIDTH>(first, panel_, asking);
             score({first, first + TILE_WIDTH});
         }
         for (int64_t i = 0; i < num_queries_; ++i) soften(i);
         for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
             const Range positions{first, min(first + MAX_KEY_PANEL, keys.end)};
-            cache.pack_values(positions.begin, positions.end, panel_);
+            cache.pack_values(positions.begin, positions.end, panel_, asking);
             add_values(positions);
         }
     }
@@ -62,10 +65,11 @@ class SpanAttention : SpanBlock {
     void soften(int64_t i) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
-        start(partial(i), seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen));
+        const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
+        start(partial(i), largest);
         Vec total{};
         for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES) {
-            const Vec weight = weights(scores, j, seen, partial(i)[0]);
+            const Vec weight = weights(scores, j, seen, largest);
             store(scores + j, weight);
             total += weight;
         }
@@ -132,14 +136,14 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 
 }  // namespace
 
-void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials,
-                 float* scratch) {
+void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                 float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return PairAttention(args, block, span_start, partials, scratch).run();
+        return PairAttention(args, block, span_start, ahead, partials, scratch).run();
 #endif
     with_kv_number(args.kv_dtype, [&](auto number) {
-        SpanAttention<decltype(number)>(args, block, span_start, partials, scratch).run();
+        SpanAttention<decltype(number)>(args, block, span_start, ahead, partials, scratch).run();
     });
 }
 

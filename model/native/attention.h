@@ -16,6 +16,11 @@ namespace smoe {
 
 constexpr int SPAN = 256;
 
+// Of one row of a KV cache: kv_row.h.
+inline int64_t kv_row_bytes(int kv_dtype, int64_t head_dim) {
+    return kv_dtype == INT8 ? head_dim + sizeof(float) : head_dim * (kv_dtype == BFLOAT16 ? 2 : 4);
+}
+
 // One call's arguments.
 struct AttentionArgs {
     int dtype;                    // of q and out
@@ -34,6 +39,8 @@ struct AttentionArgs {
 
     int64_t queries_per_row() const { return num_heads / num_kv_heads; }
 
+    int64_t kv_row_bytes() const { return smoe::kv_row_bytes(kv_dtype, head_dim); }
+
     // The first position that the row at `position` sees.
     int64_t first_visible(int64_t position) const {
         return window > 0 && position >= window ? position - window + 1 : 0;
@@ -48,7 +55,6 @@ struct RowBlock {
     int64_t num_rows;
     int64_t position;
     int64_t kv_head;
-    int64_t asked_heads;  // whose keys and values it asks for, from kv_head on: those of blocks after it come with them
 };
 
 // Head dims are filled up to a multiple of this in intermediate results.
@@ -65,9 +71,12 @@ inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
     return num_queries * (padded_dim(head_dim) + SPAN) + MAX_KEY_PANEL * padded_dim(head_dim);
 }
 
-// Writes the Q partials of the block over the span that begins at position span_start. Pointers are 64-byte aligned.
-SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials,
-                              float* scratch))
+class Ahead;
+
+// Writes the Q partials of the block over the span that begins at position span_start, and asks for `ahead` meanwhile.
+// Pointers are 64-byte aligned.
+SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                              float* partials, float* scratch))
 // Merges the Q partials of a later span into those of earlier ones.
 SMOE_PER_ISA(void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later))
 // Writes o / l of the block's partials to args.out.

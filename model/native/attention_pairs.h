@@ -20,8 +20,9 @@ namespace SMOE_ISA {
 // A row block over a span.
 class PairAttention : SpanBlock {
   public:
-    PairAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials, float* scratch)
-        : SpanBlock(args, block, span_start, partials), dims_(padded_dim(args.head_dim)),
+    PairAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                  float* partials, float* scratch)
+        : SpanBlock(args, block, span_start, ahead, partials), dims_(padded_dim(args.head_dim)),
           queries_(reinterpret_cast<uint32_t*>(scratch)), scores_(scratch + num_queries_ * dims_),
           panel_(reinterpret_cast<uint32_t*>(scores_ + num_queries_ * SPAN)) {}
 
@@ -29,17 +30,18 @@ class PairAttention : SpanBlock {
         const Range keys = visible();
         const SpanCache<uint16_t> cache(args_, block_, span_start_, keys.begin, keys.end);
         const Range panels{keys.begin / TILE_WIDTH * TILE_WIDTH, (keys.end + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH};
+        const int64_t num_panels = (panels.end - panels.begin) / TILE_WIDTH;
+        Asking asking(ahead_, num_panels * (key_squares(TILE_WIDTH, args_.head_dim / 2) + TILE_WIDTH / 2));
         for (int64_t i = 0; i < num_queries_; ++i) load_query(i);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
-            cache.prefetch_values(first, first + TILE_WIDTH);
-            cache.pack_key_pairs<TILE_WIDTH>(first, panel_);
+            cache.pack_key_pairs<TILE_WIDTH>(first, panel_, asking);
             for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first); });
         }
         for (int64_t i = 0; i < num_queries_; ++i) soften(i, panels);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             const int64_t num_pairs = (min(TILE_WIDTH, keys.end - first) + 1) / 2;
             const int64_t depth = (num_pairs + PairProducts::DEPTH - 1) / PairProducts::DEPTH * PairProducts::DEPTH;
-            cache.pack_value_pairs(first, first + 2 * depth, panel_);
+            cache.pack_value_pairs(first, first + 2 * depth, panel_, asking);
             for_tiles(first, [&](int64_t i, int64_t rows) { add_values(i, rows, first, depth); });
         }
     }
@@ -65,20 +67,22 @@ class PairAttention : SpanBlock {
     // Scores of the panel's keys, also of some that their query does not see: nobody reads those.
     void score(int64_t i, int64_t rows, int64_t position) {
         float* scores = scores_ + i * SPAN + position;
-        products_.multiply(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), scale(), {scores, SPAN});
+        products_.multiply(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), scale(),
+                           {scores, SPAN});
     }
 
     // Scores of query i -> pairs of weights of all positions of the panels, at the front of the scores' own memory.
     void soften(int64_t i, Range panels) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
-        start(partial(i), seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen));
+        const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
+        start(partial(i), largest);
         Vec total{};
         for (int64_t j = panels.begin; j < panels.end; j += 2 * LANES) {
             Vec halves[2] = {};
             for (int half = 0; half < 2; ++half)
                 if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin)
-                    halves[half] = weights(scores, first, seen, partial(i)[0]);
+                    halves[half] = weights(scores, first, seen, largest);
             const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)halves[1], (__m512)halves[0]);
             total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
             std::memcpy(scores + j / 2, &pairs, sizeof pairs);

@@ -14,11 +14,6 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-template <class Number>
-constexpr int64_t kv_row_bytes(int64_t head_dim) {
-    return head_dim * sizeof(Number) + (sizeof(Number) == 1 ? sizeof(float) : 0);
-}
-
 // Calls body with a zero of the type that caches of kv_dtype hold.
 template <class Body>
 void with_kv_number(int kv_dtype, Body&& body) {

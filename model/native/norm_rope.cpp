@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "attention.h"
 #include "kv_row.h"
 #include "vec.h"
 #include "vec_part.h"
@@ -67,7 +68,7 @@ template <class T, class Number>
 class CacheRows {
   public:
     CacheRows(const RotationArgs& args, void* cache, int64_t row)
-        : head_dim_(args.head_dim), row_bytes_(kv_row_bytes<Number>(args.head_dim)),
+        : head_dim_(args.head_dim), row_bytes_(kv_row_bytes(args.kv_dtype, args.head_dim)),
           rows_(static_cast<char*>(cache) + args.slots[row] * args.num_kv_heads * row_bytes_),
           spare_(static_cast<T*>(args.turned) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
 

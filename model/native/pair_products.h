@@ -38,7 +38,8 @@ class PairProducts {
     }
 
     // sums += pairs times panel.
-    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, Matrix<float> sums) {
+    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
+             Matrix<float> sums) {
         add_to<false>(rows, pairs, panel, depth, sums);
     }
 

@@ -1,6 +1,7 @@
 // What attention over one span knows and does, whatever its numbers are multiplied in. Included by kernel files only.
 #pragma once
 
+#include "ahead.h"
 #include "attention.h"
 #include "exp.h"
 #include "vec.h"
@@ -25,8 +26,8 @@ inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.
 // One row block over one span.
 class SpanBlock {
   protected:
-    SpanBlock(const AttentionArgs& args, const RowBlock& block, int64_t span_start, float* partials)
-        : args_(args), block_(block), span_start_(span_start), partials_(partials),
+    SpanBlock(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead, float* partials)
+        : args_(args), block_(block), span_start_(span_start), ahead_(ahead), partials_(partials),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
     // What query i sees of the span.
@@ -95,6 +96,7 @@ class SpanBlock {
     const AttentionArgs& args_;
     const RowBlock& block_;
     const int64_t span_start_;
+    const Ahead& ahead_;
     float* const partials_;
     const int64_t num_queries_;
 };

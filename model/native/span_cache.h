@@ -1,6 +1,7 @@
 // One KV head's keys and values of one span, read through the block table. Included by kernel files only.
 #pragma once
 
+#include "ahead.h"
 #include "attention.h"
 #include "kv_row.h"
 #include "transpose.h"
@@ -10,37 +11,29 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read.
-//
-// A head's numbers of one position are two or four cache lines among those of other heads, which no hardware prefetcher
-// follows; so all keys are asked for at once, and arrive while the first are worked on, and values beside the keys' work.
+// Squares of LANES by LANES words that a panel of `width` keys takes.
+inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES * ((words + LANES - 1) / LANES); }
+
+// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or a
+// position's values or a pair's, is a step of `asking`.
 template <class Number>
 class SpanCache {
   public:
     SpanCache(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
-        : args_(args), begin_(begin), end_(end),
-          asked_bytes_(block.asked_heads * kv_row_bytes<Number>(args.head_dim)) {
-        const int64_t row_bytes = kv_row_bytes<Number>(args.head_dim);
+        : args_(args), begin_(begin), end_(end) {
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
         int64_t index = (span_start + begin) / args.block_size, slot = (span_start + begin) % args.block_size;
         for (int64_t j = begin; j < end; ++j) {
             const int64_t row = table[index] * args.block_size + slot;
-            offsets_[j] = (row * args.num_kv_heads + block.kv_head) * row_bytes;
-            prefetch(args.k_cache, offsets_[j], asked_bytes_);
+            offsets_[j] = (row * args.num_kv_heads + block.kv_head) * args.kv_row_bytes();
             if (++slot == args.block_size) slot = 0, ++index;
         }
-    }
-
-    // Asks for the values of positions first .. last - 1, while others are worked on.
-    void prefetch_values(int64_t first, int64_t last) const {
-        for (int64_t j = first < begin_ ? begin_ : first; j < last && j < end_; ++j)
-            prefetch(args_.v_cache, offsets_[j], asked_bytes_);
     }
 
     // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
     // is none.
     template <int WIDTH>
-    void pack_keys(int64_t first, float* panel) const {
+    void pack_keys(int64_t first, float* panel, Asking& asking) const {
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < args_.head_dim; k += LANES) {
                 Vec square[LANES];
@@ -51,59 +44,63 @@ class SpanCache {
 #pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i)
                     if (i < dims) store(panel + (k + i) * WIDTH + group, square[i]);
+                asking.step();
             }
     }
 
     // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored, zeros behind them up to a
     // multiple of LANES. Of 2-byte numbers, K even.
     template <int WIDTH>
-    void pack_key_pairs(int64_t first, uint32_t* panel) const {
+    void pack_key_pairs(int64_t first, uint32_t* panel, Asking& asking) const {
         const int64_t pairs = args_.head_dim / 2;
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < pairs; k += LANES) {
                 Vec square[LANES];
+                const int64_t from = first + group;
+                if (from >= begin_ && from + LANES <= end_ && k + LANES <= pairs) {
 #pragma GCC unroll 16
-                for (int i = 0; i < LANES; ++i) {
-                    const int64_t j = first + group + i;
-                    square[i] = exists(j) ? load_first(words(args_.k_cache, j) + k, pairs - k) : Vec{};
+                    for (int i = 0; i < LANES; ++i) square[i] = load(words(args_.k_cache, from + i) + k);
+                } else {
+                    for (int i = 0; i < LANES; ++i)
+                        square[i] = exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
                 }
                 transpose(square);
 #pragma GCC unroll 16
-                for (int i = 0; i < LANES; ++i) std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
+                for (int i = 0; i < LANES; ++i)
+                    std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
+                asking.step();
             }
     }
 
 #if defined(__AVX512BF16__)
     // Values of positions first .. last - 1, first even -> panel [(last - first + 1) / 2, padded K] of words: pairs of
     // neighbouring positions, the even one in the low half; zeros where there is no position, or behind dim K.
-    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel) const {
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, Asking& asking) const {
         const int64_t stride = padded_dim(args_.head_dim);
         const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
-        for (int64_t j = first; j < last; j += 2, panel += stride)
+        for (int64_t j = first; j < last; j += 2, panel += stride) {
             for (int64_t k = 0; k < stride; k += 2 * LANES) {
                 const __m512i even = values(j, k), odd = values(j + 1, k);
                 _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
                 _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
             }
+            asking.step();
+        }
     }
 #endif
 
     // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
-    void pack_values(int64_t first, int64_t last, float* panel) const {
+    void pack_values(int64_t first, int64_t last, float* panel, Asking& asking) const {
         const int64_t stride = padded_dim(args_.head_dim);
         for (int64_t j = first; j < last; ++j) {
             const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);
             for (int64_t k = 0; k < stride; k += LANES)
                 store(panel + (j - first) * stride + k, k < args_.head_dim ? values.load(k) : Vec{});
+            asking.step();
         }
     }
 
   private:
-    static void prefetch(const void* cache, int64_t offset, int64_t num_bytes) {
-        const char* row = static_cast<const char*>(cache) + offset;
-        for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-    }
-
     bool exists(int64_t j) const { return j >= begin_ && j < end_; }
 
     const float* words(const void* cache, int64_t j) const {
@@ -133,7 +130,6 @@ class SpanCache {
     const AttentionArgs& args_;
     const int64_t begin_;
     const int64_t end_;
-    const int64_t asked_bytes_;  // of each position, that are asked for
     int64_t offsets_[SPAN];  // in bytes, from the start of a cache
 };
 
