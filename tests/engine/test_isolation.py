@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import pytest
 import torch
 
 from engine.errors import FatalEngineError
-from engine.plan import Chunk, StepPlan
+from engine.plan import StepPlan
 from engine.types import Request
-from model.mixtral import Mixtral
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint
-
-VOCAB, MAX_MODEL_LEN = 101, 160
-Work = tuple[list[int], SamplingParams]
+from tests.engine.isolated import VOCAB, Work, load, random_work, same_bits, serve, solo
 
 
 @pytest.fixture(scope="module", params=[Shape(seed=1), Shape(window=24, seed=2)], ids=["full", "window"])
@@ -35,159 +31,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plain")
     save_random_checkpoint(Shape(seed=1), path)
     return path
-
-
-def load(path: Path, **settings: Any) -> LocalEngine:
-    torch.set_num_threads(1)
-    common = {"backend": "native", "dtype": "float32", "threads": 1, "max_model_len": MAX_MODEL_LEN, "block_size": 8}
-    return LocalEngine(path, check_integrity=True, **common | settings)
-
-
-def random_work(rng: random.Random, count: int) -> list[Work]:
-    """Every kind of state that a step could advance twice: penalties, seeds, words of several tokens, prompt scores."""
-    work: list[Work] = []
-    for _ in range(count):
-        stem = rng.choice(work)[0][: rng.randint(0, 40)] if work and rng.random() < 0.4 else []
-        prompt = stem + [rng.randrange(3, VOCAB) for _ in range(rng.choice((1, 3, 20, 50)))]
-        params = SamplingParams(
-            max_tokens=rng.choice((1, 8, 20)),
-            temperature=rng.choice((0.0, 1.0)),
-            frequency_penalty=rng.choice((0.0, 0.7)),
-            repetition_penalty=rng.choice((1.0, 1.3)),
-            bad_words=rng.choice(((), ((7, 8), (9,)))),
-            seed=rng.randrange(2**63),
-            num_logprobs=2,
-            prompt_logprobs=rng.random() < 0.2,
-            ignore_eos=True,
-        )
-        work.append((prompt, params))
-    return work
-
-
-def solo(engine: LocalEngine, work: list[Work]) -> list[Completion]:
-    return [engine.generate(prompt, params)[0] for prompt, params in work]
-
-
-def serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> list[Completion]:
-    """All of it, arriving a few at a time."""
-    ids: list[int] = []
-    completions: dict[int, Completion] = {}
-    while len(ids) < len(work) or engine.has_work():
-        for prompt, params in work[len(ids) : len(ids) + rng.choice((0, 2, 5))]:
-            ids.append(engine.add(prompt, params))
-            completions[ids[-1]] = Completion(prompt)
-        for output in engine.step():
-            completion = completions[output.request_id]
-            assert completion.finish_reason is None, "told of after its end"
-            completion.token_ids += output.token_ids
-            completion.logprobs += output.logprobs or []
-            completion.prompt_logprobs += output.prompt_logprobs or []
-            completion.finish_reason, completion.error = output.finish_reason, output.error
-    assert engine.stats.num_blocks_held == 0
-    engine.check_integrity()
-    return [completions[request_id] for request_id in ids]
-
-
-def same_bits(got: Completion, alone: Completion) -> bool:
-    return (got.token_ids, got.logprobs, got.prompt_logprobs, got.finish_reason) == (
-        alone.token_ids,
-        alone.logprobs,
-        alone.prompt_logprobs,
-        alone.finish_reason,
-    )
-
-
-class NanExperts:
-    """Around a model's mixture of experts: in one layer of one step, chosen rows come out as `bad`."""
-
-    def __init__(self, engine: LocalEngine, rng: random.Random, rate: float) -> None:
-        self.runner = engine._engine.loaded.runner
-        self.rng, self.rate = rng, rate
-        self.failed: set[int] = set()  # request ids
-        self.num_injected = 0
-        self._rows: list[int] = []
-        self._layer = 0
-        self._call = 0
-        self._launch, self._moe = self.runner.launch, self.runner.model.ops.moe
-        self._forward = self.runner.model.forward
-        # Line by line, where a fault can be put in; the bits are those of the whole network in one call.
-        self.runner.model.forward = partial(Mixtral.forward, self.runner.model)  # type: ignore[method-assign]
-        self.runner.launch = self.launch  # type: ignore[method-assign]
-        self.runner.model.ops.moe = self.moe  # type: ignore[method-assign]
-
-    def restore(self) -> None:
-        self.runner.launch, self.runner.model.ops.moe = self._launch, self._moe  # type: ignore[method-assign]
-        self.runner.model.forward = self._forward  # type: ignore[method-assign]
-
-    def launch(self, plan: StepPlan) -> Any:
-        self._rows, first = [], 0
-        self._layer, self._call = self.rng.randrange(2), 0
-        for chunk in plan.chunks:
-            if self.rng.random() < self.rate:
-                self._rows.append(first + self.rng.randrange(chunk.length))
-                self.failed.add(chunk.sequence.request_id)
-                self.num_injected += 1
-            first += chunk.length
-        return self._launch(plan)
-
-    def moe(self, x: Any, weights: Any, choice: Any) -> Any:
-        out = self._moe(x, weights, choice)
-        if self._call == self._layer:
-            out[self._rows] = self.rng.choice((float("nan"), float("inf"), float("-inf")))
-        self._call += 1
-        return out
-
-
-def test_rows_without_numbers_end_their_own_requests_and_the_others_keep_every_bit(
-    checkpoint: Path, scale: int
-) -> None:
-    """In either layer, in prompts and in decoding, with and without a step in flight, in a pool that is too small."""
-    rng = random.Random(5)
-    work = random_work(rng, 24)
-    alone = solo(load(checkpoint, enable_prefix_caching=False), work)
-    num_injected = num_whole = 0
-    loads = [{"async_scheduling": ahead, "num_kv_blocks": blocks} for ahead in (False, True) for blocks in (24, 60)]
-    engines = [load(checkpoint, max_num_batched_tokens=rng.choice((16, 48)), **settings) for settings in loads]
-    while num_injected < 50 * scale:
-        for engine in engines:
-            first = engine._next_id + 1
-            faults = NanExperts(engine, rng, 0.02)
-            for index, completion in enumerate(serve(engine, work, rng)):
-                if first + index in faults.failed:
-                    # One step ahead, a request may end well while the step behind its end is the one that fails.
-                    ahead = engine._engine.config.async_scheduling
-                    assert completion.finish_reason == "error" or (ahead and same_bits(completion, alone[index]))
-                    assert completion.token_ids == alone[index].token_ids[: len(completion.token_ids)]
-                else:
-                    assert same_bits(completion, alone[index]), index
-                    num_whole += 1
-            faults.restore()
-            num_injected += faults.num_injected
-            assert all(map(same_bits, serve(engine, work[:6], rng), alone)), "something was left behind"
-    assert num_whole > num_injected, "too few requests were left to compare"
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_position_without_numbers_is_seen_wherever_it_stands_in_a_prompt(checkpoint: Path, ahead: bool) -> None:
-    """Token 0 is embedded as NaN: at the start of a prompt, in the middle of a chunk, last. What the others share with
-    such a prompt lies before it."""
-    rng = random.Random(11)
-    work = [
-        (prompt, msgspec.structs.replace(params, logit_bias={0: -1e9}, prompt_logprobs=False))
-        for prompt, params in random_work(rng, 16)
-    ]
-    alone = solo(load(checkpoint, enable_prefix_caching=False), work)
-    engine = load(checkpoint, async_scheduling=ahead, max_num_batched_tokens=16)
-    engine._engine.loaded.runner.model.weights.embedding[0] = float("nan")
-    crowd: list[Work] = []
-    for prompt, params in work:
-        place = rng.choice((0, len(prompt) // 2, len(prompt)))
-        crowd += [(prompt, params), ([*prompt[:place], 0, *prompt[place:]], params)]
-    for index, completion in enumerate(serve(engine, crowd, rng)):
-        if index % 2:
-            assert completion.finish_reason == "error" and not completion.token_ids
-        else:
-            assert same_bits(completion, alone[index // 2])
 
 
 @contextmanager
@@ -403,45 +246,6 @@ def test_expert_counts_that_fail_stop_counting_and_nothing_else(plain: Path) -> 
         [again] = solo(engine, [([5, 6], params)])
         assert same_bits(again, alone)
     assert engine.experts().layers == []
-
-
-def test_a_failed_requests_blocks_are_zeros_before_they_are_used_again(plain: Path) -> None:
-    engine = load(plain, num_kv_blocks=20, enable_prefix_caching=False)
-    pool = engine._engine.loaded.kv_pool
-    params = SamplingParams(max_tokens=30, ignore_eos=True)
-    bad = engine.add(list(range(3, 20)), params)
-    engine.step()
-    [sequence] = engine._engine.scheduler.live.values()
-    blocks = list(sequence.block_table)
-    pool.k[:, blocks[0]] = pool.v[:, blocks[0]] = float("nan")
-    outputs = engine.step()
-    assert [output.request_id for output in outputs] == [bad] and outputs[0].finish_reason == "error"
-    assert pool.k.isnan().any()
-    chunks: list[Chunk] = []
-    launch = engine._engine.loaded.runner.launch
-
-    def watched(plan: StepPlan) -> Any:
-        assert not pool.k.isnan().any() and not pool.v.isnan().any(), "a step began with a NaN in the cache"
-        chunks.extend(plan.chunks)
-        return launch(plan)
-
-    engine._engine.loaded.runner.launch = watched  # type: ignore[method-assign]
-    engine.generate([4, 5], params)
-    assert chunks
-
-
-def test_a_request_that_was_cancelled_before_its_fault_was_seen_leaves_no_fault_behind(plain: Path) -> None:
-    engine = load(plain, async_scheduling=True, num_kv_blocks=20, enable_prefix_caching=False)
-    pool = engine._engine.loaded.kv_pool
-    bad = engine.add(list(range(3, 20)), SamplingParams(max_tokens=30, ignore_eos=True))
-    engine.step()
-    engine.step()
-    [sequence] = engine._engine.scheduler.live.values()
-    pool.k[:, sequence.block_table[0]] = float("nan")
-    engine.step()  # launched, and not yet looked at
-    engine.abort(bad)
-    engine.generate([4, 5], SamplingParams(max_tokens=3, ignore_eos=True))
-    assert not pool.k.isnan().any()
 
 
 def test_a_request_that_cannot_be_queued_is_told(plain: Path) -> None:

@@ -1,0 +1,1 @@
+"""A start that cannot succeed ends with one line that names what is wrong: no traceback, and never ready."""

@@ -1,0 +1,23 @@
+"""A checkpoint that starts, for the tests to change."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import DEMO, Shape, random_model, save_in_layout
+from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint that starts: random weights, the bundled model's texts."""
+    path = save_in_layout(random_model(Shape(num_experts=4, vocab_size=3072)), tmp_path_factory.mktemp("good"))
+    for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION):
+        shutil.copy(DEMO / name, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "checkpoint"))
