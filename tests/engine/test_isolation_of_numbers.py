@@ -1,4 +1,4 @@
-"""Numbers that are none end the request that computed them: its batch mates keep every bit, and nobody reads them later."""
+"""Numbers that are none end the request that computed them: the others keep every bit, and nobody reads them later."""
 
 import random
 from functools import partial

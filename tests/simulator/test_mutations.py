@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.simulator.mutations import FOUND_LATE, MUTATIONS, Edit, Mutation, applied, killer
+from tests.simulator.bugs import FOUND_LATE, MUTATIONS, Edit, Mutation
+from tests.simulator.mutations import applied, killer
 
 MAX_SEEDS = 1000
 

@@ -5,7 +5,8 @@ import pytest
 import engine.sequence
 from tests.simulator.__main__ import run_seeds
 from tests.simulator.faults import POINTS
-from tests.simulator.mutations import MUTATIONS, applied
+from tests.simulator.bugs import MUTATIONS
+from tests.simulator.mutations import applied
 from tests.simulator.schedule import ViolationError, run_seed
 
 NUM_PARTS = 4  # so that a slow machine shows progress

@@ -1,0 +1,313 @@
+"""Bugs made by hand: small changes of the product's source, for tests.simulator.mutations to make."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """`where` is module:function or module:Class.method, without the `engine.` in front."""
+
+    where: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One bug."""
+
+    name: str
+    edits: tuple[Edit, ...]
+
+
+def _bug(name: str, where: str, old: str, new: str) -> Mutation:
+    return Mutation(name, (Edit(where, old, new),))
+
+
+FOUND_LATE = {  # the bugs that take more than 100 seeds, and the first that finds them: where to look first
+    "a preempted request's chunk stays in the plan": 276,
+    "a prompt's experts are told twice": 521,
+    "a row that fails after its cancel is not looked at": 313,
+    "blocks are cleared when results are fetched again": 670,
+    "a prompt's positions are not looked at for numbers": 352,
+    "half a chunk samples": 156,
+    "a row is given away while a step uses it": 504,
+}
+
+PUBLISHED_EARLY = """step.add(sequence, length)
+        if self.tables.prefix_caching and not sequence.num_pending_tokens:
+            sequence.num_computed += length
+            self.tables._publish_full_blocks(sequence)
+            sequence.num_computed -= length"""
+
+MUTATIONS = [
+    # Blocks
+    _bug(
+        "a block is not freed on cancel",
+        "scheduler:Scheduler.abort",
+        "self._end(sequence)",
+        "sequence.block_table = []; self._end(sequence)",
+    ),
+    _bug(
+        "a block is freed twice",
+        "scheduler:Scheduler.abort",
+        "self._end(sequence)",
+        "table = list(sequence.block_table); self._end(sequence); self.tables.pool.release(table)",
+    ),
+    _bug(
+        "blocks are freed while a step computes them",
+        "scheduler:Scheduler._end_landed",
+        "if not sequence.num_chunks_in_flight:",
+        "if sequence.request_id in self._ending:",
+    ),
+    _bug(
+        "a block of the window is freed one early",
+        "block_tables:BlockTables._slide",
+        "self._first_visible_block(sequence.num_computed), sequence",
+        "self._first_visible_block(sequence.num_computed + self.block_size), sequence",
+    ),
+    _bug(
+        "the window is off by one",
+        "block_tables:BlockTables._first_visible_block",
+        "position - self.window + 1",
+        "position - self.window + 2",
+    ),
+    _bug("what slid out is never freed", "block_tables:BlockTables.commit", "if self.window is not None:", "if False:"),
+    _bug(
+        "a preempted request's blocks are not freed",
+        "scheduler:Scheduler._preempt",
+        "self.tables.release_all(victim)",
+        "victim.block_table = []",
+    ),
+    _bug("a hit block stays in the free list", "blocks:BlockPool.hold", "del self._free[block_id]", "pass"),
+    _bug(
+        "a shared block is freed by its first holder",
+        "blocks:BlockPool.release",
+        "self._references[block_id] -= 1",
+        "self._references[block_id] = 0",
+    ),
+    # The prefix cache
+    _bug(
+        "a block is found before it is computed",
+        "scheduler:Scheduler._schedule",
+        "step.add(sequence, length)",
+        PUBLISHED_EARLY,
+    ),
+    _bug("a reused block is still found", "blocks:BlockPool._take_oldest", "if key is not None:", "if False:"),
+    _bug("tokens are not compared on a hit", "blocks:BlockPool.lookup", " and cached.token_ids == token_ids", ""),
+    _bug("a prefix is shared across salts", "sequence:Sequence._root_key", "request.cache_salt", '""'),
+    _bug(
+        "a prefix is shared across numbers of experts",
+        "sequence:Sequence._root_key",
+        "request.experts_per_token",
+        "None",
+    ),
+    _bug("a prefix is shared across expert masks", "sequence:Sequence._root_key", "request.expert_mask", "None"),
+    _bug("a later block takes an earlier one's name", "blocks:BlockPool.publish", "key not in self._index and ", ""),
+    _bug(
+        "a hit reaches behind the window's blocks",
+        "block_tables:BlockTables._longest_visible",
+        "self._first_visible_block(count * self.block_size)",
+        "count - 1",
+    ),
+    # The order of service
+    _bug("the first in order is preempted", "scheduler:Scheduler._last_idle", "reversed(self.running)", "self.running"),
+    _bug(
+        "a request is preempted while a step computes it",
+        "scheduler:Scheduler._last_idle",
+        "if not s.num_chunks_in_flight",
+        "if s",
+    ),
+    _bug("priority is inverted", "scheduler:Scheduler.add", "(request.priority if", "(-request.priority if"),
+    _bug("a preempted request is never woken", "scheduler:Scheduler._preempt", "self.waiting.push(victim)", "pass"),
+    _bug(
+        "nobody steps while requests only wait",
+        "scheduler:Scheduler.has_work",
+        "self.running or len(self.waiting)",
+        "self.running",
+    ),
+    _bug("the budget is not counted down", "draft:Draft.add", "self.budget -= length", "pass"),
+    Mutation(
+        "one request too many runs",
+        (
+            Edit(
+                "scheduler:Scheduler._admit",
+                "len(self.running) < self.max_running",
+                "len(self.running) <= self.max_running",
+            ),
+            Edit("tenants:Tenants.has_its_share", ">= self._max", "> self._max"),
+        ),
+    ),
+    _bug(
+        "a preempted request's chunk stays in the plan",
+        "draft:Draft.preempted",
+        "self.chunks.pop(victim.request_id, None)",
+        "self.chunks.get(victim.request_id)",
+    ),
+    Mutation(
+        "a resumed request keeps its computed count",
+        (
+            Edit(
+                "sequence:Sequence.restart",
+                "self.num_computed = self.num_scheduled = self.num_slid_blocks",
+                "self.num_slid_blocks",
+            ),
+            Edit(
+                "block_tables:BlockTables.adopt_prefix",
+                "len(hits) * self.block_size",
+                "max(sequence.num_computed, len(hits) * self.block_size)",
+            ),
+        ),
+    ),
+    # Ends
+    _bug("a finished request stays in live", "scheduler:Scheduler._end", "del self.live[sequence.request_id]", "pass"),
+    _bug("a deadline never fires", "deadlines:Deadlines.passed", "self._heap[0][0] <= now", "self._heap[0][0] <= -1.0"),
+    _bug(
+        "a deadline of the queue ends what has begun",
+        "scheduler:Scheduler.expire",
+        "sequence.first_scheduled_s is None",
+        "True",
+    ),
+    _bug(
+        "an expired request is never told",
+        "engine:Engine._step",
+        "self._take_rejected() + expired",
+        "self._take_rejected()",
+    ),
+    _bug(
+        "a refused request is told twice",
+        "engine:Engine._take_rejected",
+        "self._rejected, []",
+        "self._rejected, list(self._rejected)",
+    ),
+    _bug(
+        "min_tokens is ignored",
+        "outputs:finish_reason",
+        "if ends and sequence.num_generated > params.min_tokens",
+        "if ends",
+    ),
+    _bug("ignore_eos is ignored", "outputs:finish_reason", " and not params.ignore_eos", ""),
+    _bug(
+        "one token too many",
+        "outputs:finish_reason",
+        "sequence.num_generated >= sequence.max_generated",
+        "sequence.num_generated > sequence.max_generated",
+    ),
+    _bug("usage is counted twice", "experts:SequenceExperts.take", "max(start, self._num_seen), max(", "start, max("),
+    _bug(
+        "a prompt's experts are told twice",
+        "outputs:progress_output",
+        "sequence.num_generated == (1 if sampled else 0)",
+        "sequence.num_generated <= 1",
+    ),
+    # One step ahead
+    _bug(
+        "a step lands twice", "engine:Engine._launch", "return landing[:-1] if keeps_one else landing", "return landing"
+    ),
+    _bug("a stale token is read", "sequence:Sequence.num_to_schedule", "self.follows_tokens or ", ""),
+    _bug(
+        "a token in flight is not counted",
+        "draft:Draft.finish",
+        "chunk.sequence.num_pending_tokens += chunk.samples",
+        "pass",
+    ),
+    # Faults
+    _bug(
+        "a failed request's blocks are not scrubbed",
+        "block_tables:BlockTables.take_to_scrub",
+        "return tuple(blocks)",
+        "return ()",
+    ),
+    _bug("a failed request's blocks stay findable", "block_tables:BlockTables.forget", "self.pool.forget(", "list("),
+    _bug(
+        "a row that fails after its cancel is not looked at",
+        "scheduler:Scheduler._apply_chunk",
+        "isinstance(outcome, RowFailed):\n                self",
+        "False:\n                self",
+    ),
+    _bug(
+        "blocks are cleared when results are fetched again",
+        "engine:Engine._finish",
+        "self._salvage(flight.plan, result) if",
+        "self.loaded.runner.clear(flight.plan.scrub) or self._salvage(flight.plan, result) if",
+    ),
+    _bug(
+        "a prompt's positions are not looked at for numbers",
+        "runner:ModelRunner.finish",
+        "step.finite is not None",
+        "False",
+    ),
+    _bug(
+        "a step that raises ends all of its requests",
+        "salvage:_Salvage.parts_of",
+        "if not second:",
+        'if fault.kind == "other":',
+    ),
+    _bug(
+        "a request that raises is dropped in silence",
+        "salvage:_Salvage._alone",
+        "return _failed(plan,",
+        "return StepResult({}) or _failed(plan,",
+    ),
+    _bug(
+        "the second half of a step is not computed again",
+        "salvage:_Salvage.parts_of",
+        "if rest else result",
+        "if False else result",
+    ),
+    _bug(
+        "half a chunk samples",
+        "salvage:_halves",
+        "chunk._replace(length=length, samples=False)",
+        "chunk._replace(length=length)",
+    ),
+    _bug(
+        "experts of half a chunk are lost",
+        "salvage:_merged",
+        "[a + b for a, b in zip(earlier, layers, strict=True)]",
+        "layers",
+    ),
+    _bug(
+        "what one result spoils ends the engine",
+        "scheduler:Scheduler._apply_chunk",
+        "except Exception:",
+        "except KeyError:",
+    ),
+    # Rows that stay from step to step
+    _bug(
+        "a resumed request's row keeps its old blocks",
+        "request_rows:RequestRows._write_blocks",
+        "written = slid = 0",
+        "pass",
+    ),
+    _bug(
+        "a row is given away while a step uses it",
+        "request_rows:RequestRows._reclaim",
+        " and not s.num_chunks_in_flight",
+        "",
+    ),
+    _bug(
+        "new blocks are not written to the row",
+        "request_rows:RequestRows._write_blocks",
+        "self.block_tables[row, written:num_blocks] = table[written:]",
+        "pass",
+    ),
+    _bug(
+        "a kept batch is taken for other requests",
+        "batch:BatchBuilder.build",
+        "self._standing.rows is not rows",
+        "len(self._standing.rows) != len(rows)",
+    ),
+    _bug(
+        "kept sampling rows are taken for other requests",
+        "sampler:Sampler._fill",
+        "standing.of is not wanted.rows",
+        "len(standing.of) != len(wanted.rows)",
+    ),
+    _bug(
+        "kept tables are not made anew",
+        "request_rows:RequestRows.update",
+        "self._last_states, self._last_tables = states, None",
+        "self._last_states = states",
+    ),
+]
