@@ -1,25 +1,18 @@
-"""The life of a server: bind, answer 503 while loading, serve, drain, exit code.
-
-Signals are handled here and not in uvicorn, which would close the listening socket first, wait without limit and
-raise the signal again.
-"""
+"""The life of a server: bind, answer 503 while loading, serve, drain, exit code."""
 
 import asyncio
 import contextlib
 import gc
 import importlib.metadata
-import math
 import signal
 import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from engine.messages import Ready
 from server.access_log import AccessLog
@@ -30,7 +23,8 @@ from server.crowd import Crowd
 from server.engine_client import EngineClient, EngineStatus
 from server.engine_link import ENGINE_COMMAND
 from server.health import LagProbe
-from server.http_protocol import MAX_HEAD_BYTES, SmallReads
+from server.http_protocol import SmallReads
+from server.http_server import CertificateError, HttpServer, InFlight
 from server.limits import guarded
 from server.listening import ListenError, acceptors, is_loopback, listen, url_of
 from server.log_output import logging_to, open_standard_streams
@@ -67,39 +61,6 @@ def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = 
         server = Server(settings, model_dir, listener, started_s, engine_command, StartupReport(output))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
-
-
-class InFlight:
-    """Counts the HTTP requests that are being answered."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._num_requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._num_requests += 1
-        self._idle.clear()
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._num_requests -= 1
-            if self._num_requests == 0:
-                self._idle.set()
-
-    async def wait_idle(self, timeout_s: float) -> None:
-        """Until no request is being answered, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Server:
@@ -192,34 +153,17 @@ class Server:
     @contextlib.asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
         """HTTP is answered inside this block."""
-        http = HttpServer(self._uvicorn_config())
+        protocol = partial(SmallReads, on_http=self._metrics.http, connections=self._connections, crowd=Crowd())
+        try:
+            http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)
+        except CertificateError as error:
+            raise StartError(str(error)) from None
         task = asyncio.create_task(http.serve(sockets=acceptors(self._listener, self._num_files)))
         try:
             yield
         finally:
             http.should_exit = True
             await task
-
-    def _uvicorn_config(self) -> uvicorn.Config:
-        config = uvicorn.Config(
-            self._in_flight,
-            http=partial(SmallReads, on_http=self._metrics.http, connections=self._connections, crowd=Crowd()),  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=math.ceil(self._flush_s),
-            ssl_keyfile=self._settings.ssl_keyfile,
-            ssl_certfile=self._settings.ssl_certfile,
-        )
-        try:
-            config.load()
-        except (ssl.SSLError, OSError):
-            raise StartError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
-        return config
 
     async def _load(self) -> None:
         """Texts first: they take a moment, and the engine's readiness is then the server's."""
