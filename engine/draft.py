@@ -15,8 +15,8 @@ class Draft:
         self.num_preemptions = 0
         self.num_starved = 0
 
-    def add(self, sequence: Sequence, length: int) -> None:
-        reaches_end = sequence.num_to_schedule == length
+    def add(self, sequence: Sequence, length: int, *, reaches_end: bool) -> None:
+        """`reaches_end`: these are all positions that the sequence needs before its next token."""
         samples = reaches_end and sequence.max_generated > 0
         is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
         self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)

@@ -12,10 +12,11 @@ def finish_reason(
 ) -> tuple[FinishReason | None, int | None]:
     """Whether the token just appended is the sequence's last, and which end or stop token it is."""
     params = sequence.request.params
+    num_generated = sequence.num_generated
     ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
-    if ends and sequence.num_generated > params.min_tokens:
+    if ends and num_generated > params.min_tokens:
         return "stop", token_id
-    if sequence.num_generated >= sequence.max_generated:
+    if num_generated >= sequence.max_generated:
         return "length", None
     return None, None
 

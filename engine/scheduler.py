@@ -124,9 +124,8 @@ class Scheduler:
             if sequence.status is Status.RUNNING:  # not preempted for one before it
                 self._schedule(step, sequence, 1)
         for sequence in others:
-            wanted = min(sequence.num_to_schedule, step.budget)
-            if wanted > 0 and sequence.status is Status.RUNNING:
-                self._schedule(step, sequence, wanted)
+            if step.budget > 0 and sequence.status is Status.RUNNING:
+                self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
         return step.finish(self.tables.take_to_scrub() if step.chunks else ())
@@ -142,8 +141,10 @@ class Scheduler:
                 others.append(sequence)
         return decoding, others
 
-    def _schedule(self, step: Draft, sequence: Sequence, wanted: int) -> None:
-        """Gives the sequence a chunk of up to `wanted`, preempting from the end of the order until some of it fits."""
+    def _schedule(self, step: Draft, sequence: Sequence, needed: int) -> None:
+        """Gives the sequence a chunk of the positions that it needs, as many as the budget, which is not used up, lets
+        it have; preempts from the end of the order until some of it fits."""
+        wanted = min(needed, step.budget)
         while not (length := self.tables.grow(sequence, wanted)):
             victim = self._last_idle()
             if victim is None or victim.order < sequence.order:
@@ -153,7 +154,7 @@ class Scheduler:
             step.preempted(victim)
             if victim is sequence:
                 return
-        step.add(sequence, length)
+        step.add(sequence, length, reaches_end=length == needed)
 
     def _last_idle(self) -> Sequence | None:
         """The last in scheduling order whose blocks no step in flight is using."""
@@ -190,7 +191,7 @@ class Scheduler:
             step.num_prefix_queries += sequence.num_prompt_tokens if sequence.reads_prefix_cache else 0
             num_new = sequence.num_prompt_tokens - sequence.num_cached_tokens
             self.tenants.charge_prompt(sequence.tenant, num_new)
-        self._schedule(step, sequence, min(sequence.num_to_schedule, step.budget))
+        self._schedule(step, sequence, sequence.num_to_schedule)
 
     # Its results are applied.
 

@@ -1,6 +1,6 @@
 """A decode step's input, kept from step to step: while the same requests gain a token each, only positions move."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,4 +61,6 @@ class StandingBatch:
     def _new_routing(self) -> Routing | None:
         """What the step before was answered is read later: this one's answers have a place of their own."""
         routing = self._routing
-        return None if routing is None else replace(routing, chosen=torch.empty_like(routing.chosen))
+        if routing is None:
+            return None
+        return Routing(routing.experts_per_token, routing.masks, routing.mask_rows, torch.empty_like(routing.chosen))

@@ -34,7 +34,7 @@ FOUND_LATE = {  # the bugs that take more than 100 seeds, and the first that fin
     "a row is given away while a step uses it": 504,
 }
 
-PUBLISHED_EARLY = """step.add(sequence, length)
+PUBLISHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
         if self.tables.prefix_caching and not sequence.num_pending_tokens:
             sequence.num_computed += length
             self.tables._publish_full_blocks(sequence)
@@ -90,7 +90,7 @@ MUTATIONS = [
     _bug(
         "a block is found before it is computed",
         "scheduler:Scheduler._schedule",
-        "step.add(sequence, length)",
+        "step.add(sequence, length, reaches_end=length == needed)",
         PUBLISHED_EARLY,
     ),
     _bug("a reused block is still found", "blocks:BlockPool._take_oldest", "if key is not None:", "if False:"),
@@ -183,15 +183,15 @@ MUTATIONS = [
     _bug(
         "min_tokens is ignored",
         "outputs:finish_reason",
-        "if ends and sequence.num_generated > params.min_tokens",
+        "if ends and num_generated > params.min_tokens",
         "if ends",
     ),
     _bug("ignore_eos is ignored", "outputs:finish_reason", " and not params.ignore_eos", ""),
     _bug(
         "one token too many",
         "outputs:finish_reason",
-        "sequence.num_generated >= sequence.max_generated",
-        "sequence.num_generated > sequence.max_generated",
+        "num_generated >= sequence.max_generated",
+        "num_generated > sequence.max_generated",
     ),
     _bug("usage is counted twice", "experts:SequenceExperts.take", "max(start, self._num_seen), max(", "start, max("),
     _bug(
