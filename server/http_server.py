@@ -43,8 +43,8 @@ class InFlight:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: they would close the listening socket first, wait without limit and raise the
-    signal again. Signals are server.serve's."""
+    """uvicorn without its signal handlers, which would close the listening socket first, wait without limit and raise
+    the signal again. Signals are server.serve's."""
 
     def __init__(
         self, app: ASGIApp, protocol: Callable[..., asyncio.BaseProtocol], settings: Settings, flush_s: float

@@ -4,8 +4,8 @@ import pytest
 
 import engine.sequence
 from tests.simulator.__main__ import run_seeds
-from tests.simulator.faults import POINTS
 from tests.simulator.bugs import MUTATIONS
+from tests.simulator.faults import POINTS
 from tests.simulator.mutations import applied
 from tests.simulator.schedule import ViolationError, run_seed
 

@@ -30,7 +30,7 @@ def _client(server: RunningServer, **options: Any) -> openai.AsyncOpenAI:
 
 @asynccontextmanager
 async def _one_running(server: RunningServer, client: openai.AsyncOpenAI) -> AsyncIterator[None]:
-    """The engine stands still in the middle of a request; it goes on, and the request is given up, when this is left."""
+    """The engine stands still in the middle of a request. When this is left it goes on, and the request is given up."""
     while True:
         request = asyncio.create_task(client.completions.create(**LONG))
         while not request.done() and await _load(server) != (1, 0):
