@@ -71,7 +71,7 @@ inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
     return num_queries * (padded_dim(head_dim) + SPAN) + MAX_KEY_PANEL * padded_dim(head_dim);
 }
 
-class Ahead;
+struct Ahead;
 
 // Writes the Q partials of the block over the span that begins at position span_start, and asks for `ahead` meanwhile.
 // Pointers are 64-byte aligned.
