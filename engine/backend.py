@@ -11,7 +11,7 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
-from engine.memory import CGROUP_V2
+from engine.capacity.host_resources import CGROUP_V2
 from model.ops import Ops
 from model.ops.native import NUMERICS, NativeOps
 from model.ops.native_library import NativeLibrary, NativeOutdatedError, NativeUnavailableError

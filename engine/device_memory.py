@@ -8,8 +8,8 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.memory import available_bytes, format_bytes
-from engine.sizing import SHARE_OF_FREE_MEMORY
+from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.sizing import SHARE_OF_FREE_MEMORY
 
 
 class DeviceMemory(Protocol):

@@ -19,7 +19,7 @@ from engine.request_rows import RequestRows
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler
-from engine.sizing import (
+from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
     MIN_CPU_BUDGET,

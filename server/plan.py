@@ -8,10 +8,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from engine import checksums
+from engine.capacity import checkpoint_files as checksums
 from engine.errors import EngineConfigError
-from engine.memory import available_bytes, format_bytes
-from engine.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings import Settings, engine_config, hub_cache_dir
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from engine.messages import Ready
-from engine.sizing import example_lengths, requests_that_fit
+from engine.capacity.sizing import example_lengths, requests_that_fit
 from server.engine_client import EngineStatus
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from engine.bench.task import Task
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.loading import DTYPES, chosen_device, load_random
-from engine.sizing import served_dtype, served_kv_dtype
+from engine.capacity.sizing import served_dtype, served_kv_dtype
 from model.bench.kernels import Setting, measure_kernels
 from model.bench.roofline import Limits, Roofline
 from model.bench.shapes import PRESETS

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from engine.memory import available_bytes, format_bytes
+from engine.capacity.host_resources import available_bytes, format_bytes
 from server.engine_link import package_root
 from server.listening import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id

@@ -8,7 +8,7 @@ import torch
 from engine.config import EngineConfig
 from engine.device_memory import CardMemory, HostMemory, explained
 from engine.errors import EngineConfigError
-from engine.sizing import kv_block_bytes, size_engine
+from engine.capacity.sizing import kv_block_bytes, size_engine
 from model.config import ModelConfig
 from model.full_step import run_full_step
 from model.ops.huge_pages import zeros

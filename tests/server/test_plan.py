@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engine.config import EngineConfig
-from engine.memory_plan import plan_memory
+from engine.capacity.memory_plan import plan_memory
 from server.cli import app
 from server.settings import engine_config, load_settings
 from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers

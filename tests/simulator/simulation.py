@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading import LoadedModel
 from engine.sequence import Sequence, Status
-from engine.sizing import Limits
+from engine.capacity.sizing import Limits
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
 from model.config import ModelConfig
 from tests.simulator.exact import NAN, POISON, ExactRunner, experts_of, mix, oracle, root_of

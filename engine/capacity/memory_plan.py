@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.sizing import (
+from engine.capacity.sizing import (
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     Limits,

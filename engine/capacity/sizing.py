@@ -10,7 +10,7 @@ from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.memory import format_bytes
+from engine.capacity.host_resources import format_bytes
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 

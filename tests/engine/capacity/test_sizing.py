@@ -6,8 +6,8 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.memory import cgroup_headroom_bytes
-from engine.sizing import context_limit, pool_blocks
+from engine.capacity.host_resources import cgroup_headroom_bytes
+from engine.capacity.sizing import context_limit, pool_blocks
 from model.config import ModelConfig, load_config
 from tests.checkpoints import Shape
 
