@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
-from engine.expert_counts import ExpertCounts
+from engine.execution.expert_stats import ExpertCounts
 from engine.experts import ExpertShape, resolve_experts
 from engine.grammar import GrammarCompiler
 from engine.grammar_builds import GrammarBuilds
@@ -16,10 +16,10 @@ from engine.heartbeat import Heartbeat
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.plan import StepPlan, StepResult
-from engine.runner import InFlight
-from engine.salvage import salvage
+from engine.execution.model_runner import InFlight
+from engine.execution.fault_isolation import salvage
 from engine.sequence import Matcher
-from engine.step_faults import Fault, attempt
+from engine.execution.step_faults import Fault, attempt
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look
@@ -119,7 +119,7 @@ class Engine:
         return bool(self._rejected or self._grammars or self._in_flight) or self.scheduler.has_work()
 
     def step(self) -> StepOutput:
-        """Computes one step. An exception in it ends the requests that it can be blamed on (engine/salvage.py); the
+        """Computes one step. An exception in it ends the requests that it can be blamed on (engine/execution/fault_isolation.py); the
         others go on. Raises FatalEngineError where nothing can go on.
 
         With asynchronous scheduling it launches one step and tells of the one before, so that the device has work while

@@ -13,11 +13,11 @@ from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
-from engine.expert_counts import ExpertCounts
+from engine.execution.expert_stats import ExpertCounts
 from engine.heartbeat import Heartbeat
-from engine.request_rows import RequestRows
-from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.model_runner import ModelRunner
+from engine.execution.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,

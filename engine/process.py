@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerGoneError
-from engine.expert_counts import FOLD_S
+from engine.execution.expert_stats import FOLD_S
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,

@@ -25,17 +25,17 @@ PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled ch
 ENGINE_MODULES_WITH_TORCH = {
     "engine.backend",
     "engine.probe",
-    "engine.batch",
-    "engine.constraints",
-    "engine.expert_counts",
-    "engine.request_rows",
-    "engine.transfer",
-    "engine.routing",
-    "engine.sampler",
-    "engine.standing",
-    "engine.runner",
+    "engine.execution.input_batch",
+    "engine.execution.logit_masks",
+    "engine.execution.expert_stats",
+    "engine.execution.persistent_batch",
+    "engine.execution.device_transfer",
+    "engine.execution.expert_routing",
+    "engine.execution.sampler",
+    "engine.execution.decode_batch",
+    "engine.execution.model_runner",
     "engine.loading",
-    "engine.step_faults",
+    "engine.execution.step_faults",
     "engine.device_memory",
 }
 SANS_IO = ("engine.scheduler", "engine.blocks", "engine.plan", "engine.types", "engine.messages", "engine.config")
@@ -157,6 +157,6 @@ def test_every_rule_sees_what_it_forbids() -> None:
     """The rules above pass on an empty graph too; so: the graph is not empty, and the readers find their prey."""
     assert {"server.app", "engine.scheduler", "model.mixtral", "smoe"} <= set(import_graph())
     assert set(imported_names(ast.parse("def f():\n    from torch import nn"))) == {"torch", "torch.nn"}
-    assert "torch" in reachable("engine.runner")
+    assert "torch" in reachable("engine.execution.model_runner")
     assert reads_environment(ast.parse("import os\nos.environ['X']"))
     assert reads_environment(ast.parse("from os import getenv"))

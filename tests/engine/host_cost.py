@@ -20,9 +20,9 @@ from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.messages import Step, encode_frame
 from engine.plan import StepPlan, StepResult
-from engine.request_rows import RequestRows
-from engine.runner import InFlight, ModelRunner
-from engine.sampler import Sampler
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.model_runner import InFlight, ModelRunner
+from engine.execution.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
 from model.config import ModelConfig

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.request_rows import RequestRows
-from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.model_runner import ModelRunner
+from engine.execution.sampler import Sampler
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.reference_sampling import write_history

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engine.plan import Chunk, RowFailed, StepPlan, StepResult
-from engine.step_faults import Fault, attempt
+from engine.execution.step_faults import Fault, attempt
 
 MAX_ALONE = 4  # requests that raise one by one, with no part computed in between: then the fault is nobody's own
 

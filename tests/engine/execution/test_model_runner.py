@@ -8,9 +8,9 @@ import torch
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.plan import RowFailed
-from engine.request_rows import RequestRows
-from engine.runner import ModelRunner
-from engine.sampler import Sampler
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.model_runner import ModelRunner
+from engine.execution.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
 from model.ops.reference import ReferenceOps

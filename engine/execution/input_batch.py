@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.plan import Chunk, StepPlan
-from engine.request_rows import Int64s, RequestRows
-from engine.routing import build_routing
-from engine.standing import LogitRows, StandingBatch
-from engine.transfer import send
+from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.execution.expert_routing import build_routing
+from engine.execution.decode_batch import LogitRows, StandingBatch
+from engine.execution.device_transfer import send
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from engine.expert_counts import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertCounts
+from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertCounts
 from engine.types import LayerExperts
 from model.config import load_config
 from tests.checkpoints import DEMO
@@ -113,7 +113,7 @@ def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
 
 
 def test_the_window_keeps_no_more_than_its_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.expert_counts.MAX_WINDOW_BYTES", 3000)
+    monkeypatch.setattr("engine.execution.expert_stats.MAX_WINDOW_BYTES", 3000)
     rng, counts = random.Random(4), ExpertCounts(MODEL, CPU)
     steps = [_random_step(rng, 50, 1) for _ in range(10)]  # 50 rows: 200 bytes of tokens and 100 of choices per layer
     for number, step in enumerate(steps):

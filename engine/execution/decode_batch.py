@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from engine.plan import Chunk
-from engine.request_rows import Int64s, RequestRows
-from engine.routing import build_routing
+from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.execution.expert_routing import build_routing
 from engine.sequence import Sequence
-from engine.transfer import send
+from engine.execution.device_transfer import send
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 

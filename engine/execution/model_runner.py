@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.batch import BatchBuilder
-from engine.expert_counts import ExpertCounts
+from engine.execution.input_batch import BatchBuilder
+from engine.execution.expert_stats import ExpertCounts
 from engine.plan import StepPlan, StepResult
-from engine.request_rows import RequestRows
-from engine.routing import expert_choices
-from engine.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
-from engine.transfer import Fetch
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.expert_routing import expert_choices
+from engine.execution.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
+from engine.execution.device_transfer import Fetch
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from engine.plan import RowFailed, Sampled
-from engine.request_rows import RequestRows
-from engine.sampler import Sampler, Scores
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.sampler import Sampler, Scores
 from engine.sequence import Sequence
-from engine.standing import LogitRows
+from engine.execution.decode_batch import LogitRows
 from engine.types import Request, SamplingParams
 from model.ops import Ops
 from model.ops.native import NativeOps

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.batch import BatchBuilder, build_batch
+from engine.execution.input_batch import BatchBuilder, build_batch
 from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.plan import Sampled, StepPlan, StepResult
-from engine.request_rows import RequestRows
+from engine.execution.persistent_batch import RequestRows
 from engine.scheduler import Scheduler
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.experts import ExpertChoices
 from engine.plan import Chunk
-from engine.transfer import send
+from engine.execution.device_transfer import send
 from model.config import ModelConfig
 from model.forward_batch import Routing
 

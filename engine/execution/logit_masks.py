@@ -10,9 +10,9 @@ import torch
 
 from engine.errors import GrammarError
 from engine.plan import RowFailed
-from engine.request_rows import Int64s
+from engine.execution.persistent_batch import Int64s
 from engine.sequence import Sequence
-from engine.transfer import send
+from engine.execution.device_transfer import send
 from model.sampling import Whole
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")

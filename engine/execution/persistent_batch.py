@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.sequence import Sequence, Status
-from engine.transfer import send
+from engine.execution.device_transfer import send
 from model.sampling import Real, Whole
 
 # A step asks this of all its sequences, so it is asked without a line of Python for each.
