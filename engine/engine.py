@@ -10,8 +10,8 @@ from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
 from engine.execution.expert_stats import ExpertCounts
 from engine.experts import ExpertShape, resolve_experts
-from engine.grammar import GrammarCompiler
-from engine.grammar_builds import GrammarBuilds
+from engine.grammars.matcher import GrammarCompiler
+from engine.grammars.build_queue import GrammarBuilds
 from engine.heartbeat import Heartbeat
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready

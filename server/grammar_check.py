@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler
+from engine.grammars.matcher import GrammarCompiler
 from server.errors import ApiError, invalid_value, queue_full
 from server.grammars import Constraint, Form, constraint_of, too_large
 from server.schemas.generation import GenerationRequest

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler
+from engine.grammars.matcher import GrammarCompiler
 from engine.types import Request
 from server.errors import ApiError
 from server.grammar_check import MAX_PENDING, GrammarChecker

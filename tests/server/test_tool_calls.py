@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler
+from engine.grammars.matcher import GrammarCompiler
 from engine.messages import Ready
 from engine.types import Request
 from server.chat import ChatTemplate

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from engine.blocks import BlockPool
 from engine.errors import GrammarError
-from engine.grammar_builds import Built
+from engine.grammars.build_queue import Built
 from engine.plan import StepPlan, StepResult
 from engine.types import Request
 

@@ -10,7 +10,7 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler, GrammarMatcher
+from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
 from server.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import DEMO

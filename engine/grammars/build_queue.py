@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler, GrammarMatcher
+from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
 from engine.types import Request
 
 log = logging.getLogger("smoe.engine")

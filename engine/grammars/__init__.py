@@ -1,0 +1,1 @@
+"""Compile grammars and match tokens against them. Imports no torch."""
