@@ -15,10 +15,10 @@ from engine.grammars.build_queue import GrammarBuilds
 from engine.heartbeat import Heartbeat
 from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
-from engine.plan import StepPlan, StepResult
+from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.execution.model_runner import InFlight
 from engine.execution.fault_isolation import salvage
-from engine.sequence import Matcher
+from engine.scheduling.sequence import Matcher
 from engine.execution.step_faults import Fault, attempt
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from engine.backend import Backend, choose_backend
-from engine.block_tables import BlockTables
-from engine.blocks import BlockPool
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
@@ -18,7 +18,7 @@ from engine.heartbeat import Heartbeat
 from engine.execution.persistent_batch import RequestRows
 from engine.execution.model_runner import ModelRunner
 from engine.execution.sampler import Sampler
-from engine.scheduler import Scheduler
+from engine.scheduling.scheduler import Scheduler
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,

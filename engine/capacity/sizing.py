@@ -6,8 +6,8 @@ The engine and `smoe plan` both ask here, so that the plan is what the engine do
 from dataclasses import dataclass
 from math import ceil
 
-from engine.block_tables import BlockTables
-from engine.blocks import BlockPool
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.capacity.host_resources import format_bytes

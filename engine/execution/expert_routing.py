@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.experts import ExpertChoices
-from engine.plan import Chunk
+from engine.scheduling.step_plan import Chunk
 from engine.execution.device_transfer import send
 from model.config import ModelConfig
 from model.forward_batch import Routing

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.plan import Chunk, StepPlan
+from engine.scheduling.step_plan import Chunk, StepPlan
 from engine.execution.persistent_batch import Int64s, RequestRows
 from engine.execution.expert_routing import build_routing
 from engine.execution.decode_batch import LogitRows, StandingBatch

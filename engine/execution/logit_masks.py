@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from engine.errors import GrammarError
-from engine.plan import RowFailed
+from engine.scheduling.step_plan import RowFailed
 from engine.execution.persistent_batch import Int64s
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from engine.execution.device_transfer import send
 from model.sampling import Whole
 

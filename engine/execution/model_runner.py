@@ -7,7 +7,7 @@ import torch
 
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.expert_stats import ExpertCounts
-from engine.plan import StepPlan, StepResult
+from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.execution.persistent_batch import RequestRows
 from engine.execution.expert_routing import expert_choices
 from engine.execution.sampler import NOT_FINITE, Outcomes, Sampler, Sampling

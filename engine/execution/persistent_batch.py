@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.sequence import Sequence, Status
+from engine.scheduling.sequence import Sequence, Status
 from engine.execution.device_transfer import send
 from model.sampling import Real, Whole
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.execution.logit_masks import Constraints
-from engine.plan import RowFailed, Sampled
+from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.execution.persistent_batch import Int64s, RequestRows
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import Fetch, send

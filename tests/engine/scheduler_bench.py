@@ -3,10 +3,10 @@
 import random
 from dataclasses import dataclass, field
 
-from engine.block_tables import BlockTables
-from engine.blocks import BlockPool
-from engine.plan import StepPlan, StepResult
-from engine.scheduler import Scheduler
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.step_plan import StepPlan, StepResult
+from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, RequestOutput, SamplingParams
 from tests.simulator.exact import ExactRunner, oracle, root_of
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import engine.sequence
-from engine.prefix import BlockKey
+import engine.scheduling.sequence
+from engine.scheduling.block_hash import BlockKey
 from tests.simulator.faults import POINTS, Point
 from tests.simulator.simulation import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup, Simulation
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.plan import RowFailed
+from engine.scheduling.step_plan import RowFailed
 from tests.engine.scheduler_bench import VOCAB, Bench
 
 TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import engine.sequence
+import engine.scheduling.sequence
 from tests.simulator.__main__ import run_seeds
 from tests.simulator.bugs import MUTATIONS
 from tests.simulator.faults import POINTS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.errors import FatalEngineError
-from engine.plan import StepPlan
+from engine.scheduling.step_plan import StepPlan
 from engine.types import Request
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.plan import Chunk, StepPlan
+from engine.scheduling.step_plan import Chunk, StepPlan
 from model.mixtral import Mixtral
 from smoe import LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.block_tables import BlockTables
-from engine.blocks import BlockPool
-from engine.plan import RowFailed
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.step_plan import RowFailed
 from engine.execution.persistent_batch import RequestRows
 from engine.execution.model_runner import ModelRunner
 from engine.execution.sampler import Sampler
-from engine.scheduler import Scheduler
+from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, SamplingParams
 from model.ops.reference import ReferenceOps
 from tests.model.native_cases import Heads

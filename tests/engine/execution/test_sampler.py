@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.plan import RowFailed, Sampled
+from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.execution.persistent_batch import RequestRows
 from engine.execution.sampler import Sampler, Scores
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from engine.execution.decode_batch import LogitRows
 from engine.types import Request, SamplingParams
 from model.ops import Ops

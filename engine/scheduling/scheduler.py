@@ -9,17 +9,17 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from engine.block_tables import BlockTables
-from engine.deadlines import Deadlines
-from engine.draft import Draft
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.deadlines import Deadlines
+from engine.scheduling.step_plan_builder import Draft
 from engine.errors import RequestRejectedError
 from engine.experts import SequenceExperts
-from engine.outputs import error_output, finish_reason, last_output, progress_output
-from engine.plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.sequence import Matcher, Sequence, Status
-from engine.tenants import Tenants, share_of_places
+from engine.scheduling.request_outputs import error_output, finish_reason, last_output, progress_output
+from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
+from engine.scheduling.sequence import Matcher, Sequence, Status
+from engine.scheduling.fairness import Tenants, share_of_places
 from engine.types import Request, RequestOutput
-from engine.waiting import WaitingQueue
+from engine.scheduling.waiting_queue import WaitingQueue
 
 NOT_TAKEN = "the engine failed on what it computed for this request"
 

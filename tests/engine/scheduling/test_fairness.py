@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from engine.scheduler import Scheduler
-from engine.sequence import Sequence, Status
-from engine.tenants import Tenants, share_of_places
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.fairness import Tenants, share_of_places
 from engine.types import Request, SamplingParams
-from engine.waiting import MIN_PRUNED, WaitingQueue
-from tests.engine.test_scheduler import Bench, random_prompt
+from engine.scheduling.waiting_queue import MIN_PRUNED, WaitingQueue
+from tests.engine.scheduling.test_scheduler import Bench, random_prompt
 
 ONE, OTHER = 0, 1
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from engine.deadlines import MIN_PRUNED
+from engine.scheduling.deadlines import MIN_PRUNED
 from engine.errors import RequestRejectedError
-from engine.plan import RowFailed
+from engine.scheduling.step_plan import RowFailed
 from engine.types import Request, SamplingParams
 from tests.engine.scheduler_bench import VOCAB, Bench, random_prompt
 from tests.simulator.exact import oracle, root_of
@@ -97,7 +97,7 @@ def test_under_a_window_a_hit_needs_only_the_blocks_still_visible() -> None:
 
 
 def bench_key(bench: Bench, prompt: list[int], index: int) -> bytes:
-    from engine.sequence import Sequence
+    from engine.scheduling.sequence import Sequence
 
     return Sequence(Request(0, prompt, SamplingParams()), (0, 0), 1).block_key(index, bench.block_size)
 

@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.prefix import BlockKey
+from engine.scheduling.block_hash import BlockKey
 
 NULL_BLOCK = 0
 

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from engine.plan import Sampled
-from engine.sequence import Sequence
+from engine.scheduling.step_plan import Sampled
+from engine.scheduling.sequence import Sequence
 from engine.types import FinishReason, RequestOutput
 
 

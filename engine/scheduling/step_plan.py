@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.experts import ExpertChoices
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from engine.types import TokenLogprobs
 
 

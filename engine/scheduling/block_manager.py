@@ -5,8 +5,8 @@ The arithmetic of what fits lives here and nowhere else, so that admission promi
 
 from collections.abc import Sequence as SequenceOf
 
-from engine.blocks import NULL_BLOCK, BlockPool
-from engine.sequence import Sequence
+from engine.scheduling.block_pool import NULL_BLOCK, BlockPool
+from engine.scheduling.sequence import Sequence
 
 
 def ceil_div(a: int, b: int) -> int:

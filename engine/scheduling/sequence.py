@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Protocol
 
 from engine.experts import SequenceExperts
-from engine.prefix import BlockKey, child_key, root_key
+from engine.scheduling.block_hash import BlockKey, child_key, root_key
 from engine.types import Request, Timing, TokenLogprobs
 
 

@@ -1,0 +1,1 @@
+"""Decide what each step computes. Pure Python: no torch, no clock, no I/O."""
