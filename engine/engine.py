@@ -9,11 +9,11 @@ from importlib.metadata import version
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
 from engine.execution.expert_stats import ExpertCounts
-from engine.experts import ExpertShape, resolve_experts
+from engine.expert_options import ExpertShape, resolve_experts
 from engine.grammars.matcher import GrammarCompiler
 from engine.grammars.build_queue import GrammarBuilds
 from engine.heartbeat import Heartbeat
-from engine.loading import LoadedModel, ProgressCallback, load, make_scheduler
+from engine.startup.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.messages import Ready
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.execution.model_runner import InFlight

@@ -23,8 +23,8 @@ MAY_IMPORT = {
 }
 PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled checkpoint lies
 ENGINE_MODULES_WITH_TORCH = {
-    "engine.backend",
-    "engine.probe",
+    "engine.startup.backend",
+    "engine.startup.probe",
     "engine.execution.input_batch",
     "engine.execution.logit_masks",
     "engine.execution.expert_stats",
@@ -34,9 +34,9 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.execution.sampler",
     "engine.execution.decode_batch",
     "engine.execution.model_runner",
-    "engine.loading",
+    "engine.startup.loading",
     "engine.execution.step_faults",
-    "engine.device_memory",
+    "engine.startup.device_memory",
 }
 SANS_IO = ("engine.scheduling.scheduler", "engine.scheduling.block_pool", "engine.scheduling.step_plan", "engine.types", "engine.messages", "engine.config")
 

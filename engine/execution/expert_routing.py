@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.experts import ExpertChoices
+from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
 from engine.execution.device_transfer import send
 from model.config import ModelConfig

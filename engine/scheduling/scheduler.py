@@ -13,7 +13,7 @@ from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.deadlines import Deadlines
 from engine.scheduling.step_plan_builder import Draft
 from engine.errors import RequestRejectedError
-from engine.experts import SequenceExperts
+from engine.expert_options import SequenceExperts
 from engine.scheduling.request_outputs import error_output, finish_reason, last_output, progress_output
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.scheduling.sequence import Matcher, Sequence, Status

@@ -18,7 +18,7 @@ from server.plan import PlanError, answer
 from server.settings import Settings, hub_cache_dir
 from server.tokenizer import TokenizerError, load_tokenizer
 
-PROBE = (sys.executable, "-m", "engine.probe")
+PROBE = (sys.executable, "-m", "engine.startup.probe")
 PROBE_TIMEOUT_S = 120.0  # torch's first import reads some hundred MB
 MIN_OPEN_FILES = 4096  # each client is one
 ROOMY_BYTES = 1 << 30

@@ -14,7 +14,7 @@ import torch
 from engine.bench.steps import Costs, StepBench
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.loading import load_random
+from engine.startup.loading import load_random
 from model.bench import roofline
 from model.bench.kernels import distinct_experts
 from model.bench.roofline import ARITHMETICS, Limits, Roofline, measure

@@ -11,7 +11,7 @@ import torch
 from transformers import MixtralForCausalLM
 
 from engine.errors import EngineError, RequestRejectedError
-from engine.experts import ExpertShape, resolve_experts
+from engine.expert_options import ExpertShape, resolve_experts
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.errors import CheckpointError

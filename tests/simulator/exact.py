@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import GrammarError
-from engine.experts import ExpertChoices
+from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.scheduling.sequence import Sequence
 from engine.types import Request

@@ -10,7 +10,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.loading import LoadedModel
+from engine.startup.loading import LoadedModel
 from engine.scheduling.sequence import Sequence, Status
 from engine.capacity.sizing import Limits
 from engine.types import Request, RequestOutput, SamplingParams, StepStats

@@ -7,8 +7,8 @@ from typing import NoReturn
 import pytest
 import torch
 
-import engine.device_memory
-import engine.loading
+import engine.startup.device_memory
+import engine.startup.loading
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError

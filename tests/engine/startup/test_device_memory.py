@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
-from engine.device_memory import CardMemory, HostMemory, explained
+from engine.startup.device_memory import CardMemory, HostMemory, explained
 from engine.errors import EngineConfigError
 from engine.capacity.sizing import kv_block_bytes, size_engine
 from model.config import ModelConfig

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from engine.backend import Backend, choose_backend
+from engine.startup.backend import Backend, choose_backend
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
 from engine.config import EngineConfig
-from engine.device_memory import explained, memory_of
+from engine.startup.device_memory import explained, memory_of
 from engine.errors import EngineConfigError
 from engine.execution.expert_stats import ExpertCounts
 from engine.heartbeat import Heartbeat

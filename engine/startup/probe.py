@@ -1,4 +1,4 @@
-"""`python -m engine.probe`: what the engine process would find here, as one JSON object. Loads no model.
+"""`python -m engine.startup.probe`: what the engine process would find here, as one JSON object. Loads no model.
 
 A process of its own, because torch is its to import, and because a broken torch or library may take the process along.
 """
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from engine.backend import num_cores
+from engine.startup.backend import num_cores
 from model.ops.native_library import NativeLibrary, NativeUnavailableError
 
 

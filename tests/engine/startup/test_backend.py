@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.backend as backends
+import engine.startup.backend as backends
 import model.ops.native_library as native_library
-from engine.backend import choose_backend, num_cores
+from engine.startup.backend import choose_backend, num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.ops.native import NUMERICS
