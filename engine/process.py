@@ -34,7 +34,7 @@ from engine.messages import (
     encode_frame,
 )
 from engine.types import StepOutput
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 
 RECEIVE_BYTES = 1 << 18
 IDLE_S = 0.5  # so often an idle engine shows that it lives; after the first time it audits its block pool, once

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from model.config_fields import Fields
-from model.errors import CheckpointError
-from model.json_file import read_json_object, shown
+from model.checkpoint.config_fields import Fields
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import read_json_object, shown
 from model.kv_format import KvDtype, row_bytes
 
 MAX_CONFIG_BYTES = 1 << 20

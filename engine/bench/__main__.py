@@ -21,7 +21,7 @@ from engine.capacity.sizing import served_dtype, served_kv_dtype
 from model.bench.kernels import Setting, measure_kernels
 from model.bench.roofline import Limits, Roofline
 from model.bench.shapes import PRESETS
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 
 
 def run(task: Task) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from engine.errors import EngineConfigError
-from model import manifest
-from model.errors import CheckpointError
+from model.checkpoint import manifest
+from model.checkpoint.errors import CheckpointError
 
 
 def write_manifest(directory: Path) -> tuple[Path, int]:

@@ -20,10 +20,10 @@ from engine.capacity.sizing import (
     size_engine,
 )
 from model.config import ModelConfig, load_config
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 from model.kv_format import KvDtype
-from model.weight_bytes import weight_bytes
-from model.weight_names import checked_tensors, parameters_by_part
+from model.checkpoint.weight_sizes import weight_bytes
+from model.checkpoint.tensor_names import checked_tensors, parameters_by_part
 
 WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 

@@ -36,14 +36,14 @@ from model.full_step import run_full_step
 from model.graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.manifest import verify_manifest
+from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.native_network import NativeMixtral
 from model.ops.native import NativeOps
 from model.packed_bytes import packed_bytes
 from model.random_weights import random_model
-from model.weight_bytes import weight_bytes as weight_bytes_by_part
-from model.weight_names import checked_tensors
+from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
+from model.checkpoint.tensor_names import checked_tensors
 from model.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

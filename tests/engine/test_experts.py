@@ -14,7 +14,7 @@ from engine.errors import EngineError, RequestRejectedError
 from engine.expert_options import ExpertShape, resolve_experts
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.checkpoints import DEMO, Shape, save_random_checkpoint
 from tests.engine.routed_oracle import Mask, forward

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model.config import load_config
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 
 CLASSIC: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],

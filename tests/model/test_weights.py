@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import model.weights
-from model.checkpoint import StoredTensor, read_headers
+from model.checkpoint.headers import StoredTensor, read_headers
 from model.config import load_config
-from model.errors import CheckpointError
-from model.manifest import verify_manifest
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.ops.reference import ReferenceOps
 from model.weights import load_model, read_tensor

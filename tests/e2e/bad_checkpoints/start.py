@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 from server.serve import StartError, load_texts
 from server.settings import SettingsError, engine_config, load_settings
 from server.tokenizer_files import TokenizerError

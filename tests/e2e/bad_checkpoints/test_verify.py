@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.engine import Engine
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 from server.plan import write_manifest
 from server.settings import engine_config, load_settings
 from server.tokenizer_files import TokenizerError

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from model.errors import CheckpointError
-from model.json_file import LFS_POINTER, one_line, read_json_object, shown
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import LFS_POINTER, one_line, read_json_object, shown
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX_BYTES = 1 << 28

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from model.errors import CheckpointError
-from model.json_file import shown
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import shown
 
 MANIFEST_NAME = "SHA256SUMS"
 MAX_MANIFEST_BYTES = 1 << 20

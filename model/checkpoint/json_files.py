@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from model.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
 

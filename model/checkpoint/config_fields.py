@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from model.errors import CheckpointError
-from model.json_file import shown
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import shown
 
 
 class Fields:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from model.checkpoint import StoredTensor
-from model.weight_names import EMBEDDING, HEAD, PARTS, part_of
+from model.checkpoint.headers import StoredTensor
+from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the others stay in the dtype served
 GROUP = 32  # of int4

@@ -1,0 +1,1 @@
+"""Read a checkpoint's files: config, headers, tensor names, checksums. Imports no torch."""
