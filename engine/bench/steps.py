@@ -12,7 +12,7 @@ from engine.types import Request, SamplingParams
 from model.bench.kernels import distinct_experts
 from model.bench.roofline import Limits
 from model.config import ModelConfig
-from model.native_network import NativeMixtral
+from model.mixtral_native import NativeMixtral
 from model.packed_bytes import packed_bytes
 
 WARM_UP_STEPS = 2

@@ -13,7 +13,7 @@ from engine.scheduling.step_plan import RowFailed
 from engine.execution.persistent_batch import Int64s
 from engine.scheduling.sequence import Sequence
 from engine.execution.device_transfer import send
-from model.sampling import Whole
+from model.sampling_batch import Whole
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
 FORBIDDEN = float("-inf")

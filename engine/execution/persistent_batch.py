@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.scheduling.sequence import Sequence, Status
 from engine.execution.device_transfer import send
-from model.sampling import Real, Whole
+from model.sampling_batch import Real, Whole
 
 # A step asks this of all its sequences, so it is asked without a line of Python for each.
 BLOCK_TABLE, NUM_SLID_BLOCKS = attrgetter("block_table"), attrgetter("num_slid_blocks")

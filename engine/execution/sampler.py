@@ -15,7 +15,7 @@ from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import Fetch, send
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops import Ops
-from model.sampling import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole
+from model.sampling_batch import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole
 
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")

@@ -32,19 +32,19 @@ from engine.capacity.sizing import (
 )
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig, load_config
-from model.full_step import run_full_step
-from model.graphs import CudaRecorder, GraphedMixtral
+from model.profile_step import run_full_step
+from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
-from model.native_network import NativeMixtral
+from model.mixtral_native import NativeMixtral
 from model.ops.native import NativeOps
 from model.packed_bytes import packed_bytes
-from model.random_weights import random_model
+from model.dummy_weights import random_model
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.checkpoint.tensor_names import checked_tensors
-from model.weights import load_model
+from model.loader import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_STEP_S = 0.5  # what a full step may take on a CPU, unless the user sets a budget

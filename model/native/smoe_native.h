@@ -118,7 +118,7 @@ typedef struct {
     int64_t N, V;
     const float* logits;
     const float* reals;     /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
-    const int64_t* wholes;  /* [N, 12]: the columns of model/sampling.py */
+    const int64_t* wholes;  /* [N, 12]: the columns of model/sampling_batch.py */
     int32_t* history;       /* [.., history_len]: each request's tokens; the sampled one is written behind them */
     int64_t history_len;
     const int32_t* bias_ids; /* what is added to which logits; wholes say which part is a row's */

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 
 Packed: TypeAlias = Any  # a weight in a backend's own form
 StepPlan: TypeAlias = Any  # what a backend computes once per batch and reads in every layer
@@ -38,7 +38,7 @@ class ExpertChoice:
     chosen = [[1, 3], [0, -1]].
     """
 
-    experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax (0: a padding row of model/graphs.py)
+    experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax (0: a padding row of model/mixtral_cuda_graphs.py)
     allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are
     chosen: Tensor  # [T, Kmax] int32, WRITTEN: ids in descending order of their gate logits, -1 behind the row's own k
 

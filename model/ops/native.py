@@ -21,7 +21,7 @@ from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError
 from model.ops.native_sampling import sampling_arguments
 from model.ops.native_structs import NetworkArguments, StepArguments
 from model.ops.quantized import Quantization
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches
 NUMERICS = 2  # counts up when a kernel's bits change

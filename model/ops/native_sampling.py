@@ -5,7 +5,7 @@ from ctypes import c_int64, c_void_p
 
 from torch import Tensor
 
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 
 
 class SamplingArguments(ctypes.Structure):

@@ -20,7 +20,7 @@ from model.ops.kv_rows import as_cached
 from model.ops.quantized import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference_attention import AttentionPlan, attend, plan_attention
 from model.ops.reference_sampling import sample
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 
 Matrix: TypeAlias = Tensor | QuantizedMatrix  # [O, D]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.philox import uniforms
-from model.sampling import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling_batch import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
 
 INF = float("inf")
 

@@ -25,7 +25,7 @@ from model.ops.triton_route import one_expert, route
 from model.ops.triton_sampling import sample
 from model.ops.triton_tiles import Tiling, choose_tiling
 from model.ops.triton_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.ops.reference_sampling import INF, shape_logits, write_history
 from model.ops.triton_launch import Launch, power_of_two
-from model.sampling import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling_batch import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -26,7 +26,7 @@ from engine.execution.sampler import Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
 from model.config import ModelConfig
-from model.sampling import SampledRows, SamplingRows
+from model.sampling_batch import SampledRows, SamplingRows
 from tests.model.native_cases import Heads
 
 BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000

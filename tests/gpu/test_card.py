@@ -10,15 +10,15 @@ from torch import Tensor
 
 from model.config import load_config
 from model.forward_batch import ForwardBatch
-from model.graphs import CudaRecorder, GraphedMixtral
+from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.ops import Ops
 from model.ops.reference import ReferenceOps
 from model.ops.triton_ops import TritonOps
 from model.ops.triton_weights import WeightFormat
-from model.random_weights import random_model
-from model.weights import load_model
+from model.dummy_weights import random_model
+from model.loader import load_model
 from smoe import LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint
 from tests.model.native_cases import Heads

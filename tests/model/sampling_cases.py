@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.sampling import Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling_batch import Real, SampledRows, SamplingRows, Status, Whole
 
 NUM_ROWS, HISTORY_LEN = 5, 30
 

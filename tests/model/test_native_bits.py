@@ -14,7 +14,7 @@ from model.mixtral import Mixtral
 from model.ops import FfnWeights
 from model.ops.native import NativeOps
 from model.ops.quantized import Quantization
-from model.weights import load_model
+from model.loader import load_model
 from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.expert_choices import choice, random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions

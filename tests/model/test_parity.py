@@ -12,7 +12,7 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.ops import Ops
 from model.ops.reference import ReferenceOps
-from model.weights import load_model
+from model.loader import load_model
 from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.native_cases import ISAS, native
 from tests.model.paged import CPU, Running, make_batch, teacher_forced

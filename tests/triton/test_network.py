@@ -9,7 +9,7 @@ from model.mixtral import Mixtral
 from model.ops import Ops
 from model.ops.reference import ReferenceOps
 from model.ops.triton_ops import TritonOps
-from model.random_weights import random_model
+from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 from tests.model.paged import teacher_forced
 from tests.triton.cases import row_by_row

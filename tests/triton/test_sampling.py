@@ -8,7 +8,7 @@ import torch
 from model.ops import triton_sampling
 from model.ops.reference import ReferenceOps
 from model.ops.triton_ops import TritonOps
-from model.sampling import Status
+from model.sampling_batch import Status
 from tests.model.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 

@@ -16,7 +16,7 @@ from model.kv_pool import DTYPES as KV_DTYPES
 from model.ops import ExpertChoice
 from model.ops.triton_ops import TritonOps
 from model.ops.triton_weights import WeightFormat
-from model.sampling import Real, SamplingRows, Whole
+from model.sampling_batch import Real, SamplingRows, Whole
 from tests.model.native_cases import Heads
 from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, Recorder, compile_for, kernels_of
 

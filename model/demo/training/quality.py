@@ -28,7 +28,7 @@ from model.mixtral import Mixtral
 from model.ops.native import NativeOps
 from model.ops.native_library import NativeLibrary
 from model.ops.quantized import Quantization
-from model.weights import load_model
+from model.loader import load_model
 
 CPU = torch.device("cpu")
 CONTEXT_LEN = 512

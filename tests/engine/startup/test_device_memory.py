@@ -10,10 +10,10 @@ from engine.startup.device_memory import CardMemory, HostMemory, explained
 from engine.errors import EngineConfigError
 from engine.capacity.sizing import kv_block_bytes, size_engine
 from model.config import ModelConfig
-from model.full_step import run_full_step
+from model.profile_step import run_full_step
 from model.ops.huge_pages import zeros
 from model.ops.reference import ReferenceOps
-from model.random_weights import random_model
+from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 
 CARD = torch.device("cuda")

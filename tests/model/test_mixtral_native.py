@@ -11,9 +11,9 @@ from model.forward_batch import ForwardBatch, Routing
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.native_network import NativeMixtral
+from model.mixtral_native import NativeMixtral
 from model.ops.quantized import Quantization
-from model.random_weights import random_model
+from model.dummy_weights import random_model
 from tests.model.native_cases import DTYPES, ISAS, Heads, name_of, native
 from tests.model.paged import CPU, Running, make_batch
 

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import model.weights
+import model.loader
 from model.checkpoint.headers import StoredTensor, read_headers
 from model.config import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.ops.reference import ReferenceOps
-from model.weights import load_model, read_tensor
+from model.loader import load_model, read_tensor
 from tests.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
 from tests.model.paged import CPU, teacher_forced
 

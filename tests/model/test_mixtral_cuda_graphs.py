@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from model.forward_batch import ForwardBatch
-from model.graphs import EagerRecorder, GraphedMixtral
+from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 from model.ops.reference import ReferenceOps
-from model.random_weights import random_model
+from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 from tests.model.paged import CPU, Running, make_batch
 
