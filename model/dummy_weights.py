@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops import FfnWeights, Ops
+from model.ops.interface import FfnWeights, Ops
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops, seed: int) -> Mixtral:

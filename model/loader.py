@@ -16,7 +16,7 @@ from model.checkpoint.headers import StoredTensor
 from model.config import ModelConfig
 from model.checkpoint.errors import CheckpointError
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops import FfnWeights, Ops
+from model.ops.interface import FfnWeights, Ops
 from model.ops.huge_pages import empty
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors, part_of
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.ops import ExpertChoice, Ops, Packed, StepPlan
+from model.ops.interface import ExpertChoice, Ops, Packed, StepPlan
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from engine.execution.persistent_batch import Int64s, RequestRows
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import Fetch, send
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
-from model.ops import Ops
+from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole
 
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)

@@ -12,14 +12,14 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
 from engine.capacity.host_resources import CGROUP_V2
-from model.ops import Ops
-from model.ops.native import NUMERICS, NativeOps
-from model.ops.native_library import NativeLibrary, NativeOutdatedError, NativeUnavailableError
-from model.ops.quantized import Quantization
-from model.ops.reference import ReferenceOps
+from model.ops.interface import Ops
+from model.ops.native.ops import NUMERICS, NativeOps
+from model.ops.native.library import NativeLibrary, NativeOutdatedError, NativeUnavailableError
+from model.ops.quantization import Quantization
+from model.ops.reference.ops import ReferenceOps
 
 if TYPE_CHECKING:
-    from model.ops.triton_weights import WeightFormat
+    from model.ops.triton.packed_weights import WeightFormat
 
 OLDEST_MAJOR = 8  # compute capability that the Triton kernels are made for
 
@@ -75,7 +75,7 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if config.quantization == "int4":
         raise EngineConfigError("--quantization int4 does not run on the triton backend; int8 and fp8 do")
     try:
-        from model.ops.triton_ops import TritonOps
+        from model.ops.triton.ops import TritonOps
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise

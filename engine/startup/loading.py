@@ -39,7 +39,7 @@ from model.kv_pool import KvPool
 from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
-from model.ops.native import NativeOps
+from model.ops.native.ops import NativeOps
 from model.packed_bytes import packed_bytes
 from model.dummy_weights import random_model
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from engine.startup.backend import num_cores
-from model.ops.native_library import NativeLibrary, NativeUnavailableError
+from model.ops.native.library import NativeLibrary, NativeUnavailableError
 
 
 @dataclass(frozen=True)

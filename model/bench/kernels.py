@@ -1,6 +1,6 @@
 """Every kernel at several row counts: how long it takes, and how near that is to the machine's limits.
 
-Weights and caches are held so often that what one call reads is in no cache. Shape letters as in model/ops/__init__.py.
+Weights and caches are held so often that what one call reads is in no cache. Shape letters as in model/ops/interface.py.
 """
 
 import math
@@ -17,7 +17,7 @@ from model.forward_batch import ForwardBatch
 from model.kv_format import NUMBER_BYTES, KvDtype, row_bytes
 from model.kv_pool import KvPool
 from model.mixtral import uniform_routing
-from model.ops import ExpertChoice, FfnWeights, Ops
+from model.ops.interface import ExpertChoice, FfnWeights, Ops
 from model.packed_bytes import packed_bytes
 
 COLD_BYTES = 192 << 20  # more than caches hold

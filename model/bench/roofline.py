@@ -8,9 +8,9 @@ from time import perf_counter
 
 import torch
 
-from model.ops import Ops
+from model.ops.interface import Ops
 from model.ops.huge_pages import empty
-from model.ops.native import NativeOps
+from model.ops.native.ops import NativeOps
 
 BUFFER_BYTES = 512 << 20  # larger than caches
 MIN_ROUND_S = 0.05

@@ -1,6 +1,6 @@
 // Paged grouped-query attention: what the driver (attention.cpp) and the kernels of each instruction set share.
 //
-// Letters as in model/ops/__init__.py: T rows, S sequences, M the widest block table, H heads, G KV heads, K head dim;
+// Letters as in model/ops/interface.py: T rows, S sequences, M the widest block table, H heads, G KV heads, K head dim;
 // R = H / G query heads share a KV head. Q = R times the rows of a row block, row by row.
 //
 // A row's result depends on the row alone. Its keys are always taken in spans of SPAN absolute positions; each span gives

@@ -1,5 +1,5 @@
 // What is done to one row at a time: RMSNorm, rotary angles, rotation and the writing of keys and values.
-// Rows first .. last - 1 of each call; letters as in model/ops/__init__.py.
+// Rows first .. last - 1 of each call; letters as in model/ops/interface.py.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// From logits to tokens and log probabilities, row by row: what model/ops/reference_sampling.py defines.
+// From logits to tokens and log probabilities, row by row: what model/ops/reference/sampling.py defines.
 #pragma once
 
 #include <cstdint>

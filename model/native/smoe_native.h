@@ -1,9 +1,9 @@
-/* The C interface of the CPU backend, as model/ops/native.py calls it.
+/* The C interface of the CPU backend, as model/ops/native/ops.py calls it.
  *
  * dtype, of activations and of weights before they are packed: 0 float32, 1 bfloat16. format, of packed weights: dtype's
  * own, or 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 those with AMX.
  * Every row's result depends on that row alone, for a given isa. Functions that return int: 0, or 1 where memory is
- * short. Shape letters as in model/ops/__init__.py; matrices are row-major and contiguous.
+ * short. Shape letters as in model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 

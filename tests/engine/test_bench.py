@@ -19,9 +19,9 @@ from model.bench import roofline
 from model.bench.kernels import distinct_experts
 from model.bench.roofline import ARITHMETICS, Limits, Roofline, measure
 from model.bench.shapes import PRESETS
-from model.ops.native import NativeOps
-from model.ops.native_library import ISAS, NativeLibrary
-from model.ops.reference import ReferenceOps
+from model.ops.native.ops import NativeOps
+from model.ops.native.library import ISAS, NativeLibrary
+from model.ops.reference.ops import ReferenceOps
 from model.packed_bytes import packed_bytes
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.ops.native_library import NativeLibrary
+from model.ops.native.library import NativeLibrary
 from smoe import LocalEngine, SamplingParams
 from tests.checkpoints import DEMO
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.types import StepStats
-from model.ops.native_library import NativeLibrary
+from model.ops.native.library import NativeLibrary
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.checkpoints import Shape, save_random_checkpoint
 

@@ -13,10 +13,10 @@ from model.forward_batch import ForwardBatch
 from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.ops import Ops
-from model.ops.reference import ReferenceOps
-from model.ops.triton_ops import TritonOps
-from model.ops.triton_weights import WeightFormat
+from model.ops.interface import Ops
+from model.ops.reference.ops import ReferenceOps
+from model.ops.triton.ops import TritonOps
+from model.ops.triton.packed_weights import WeightFormat
 from model.dummy_weights import random_model
 from model.loader import load_model
 from smoe import LocalEngine, SamplingParams

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.ops import ExpertChoice
+from model.ops.interface import ExpertChoice
 
 
 def uniform(num_rows: int, k: int) -> ExpertChoice:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.ops import FfnWeights
+from model.ops.interface import FfnWeights
 
 
 def relative_error(ours: Tensor, oracle: Tensor) -> float:

@@ -10,11 +10,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 from model.kv_pool import DTYPES as KV_DTYPES
-from model.ops import Ops
-from model.ops.kv_rows import as_cached
-from model.ops.native import NativeOps
-from model.ops.native_library import NativeLibrary
-from model.ops.quantized import Quantization
+from model.ops.interface import Ops
+from model.ops.reference.kv_int8 import as_cached
+from model.ops.native.ops import NativeOps
+from model.ops.native.library import NativeLibrary
+from model.ops.quantization import Quantization
 from tests.model.paged import Running, make_batch
 
 LIBRARY = NativeLibrary()

@@ -18,7 +18,7 @@ from model.config import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
-from model.ops.reference import ReferenceOps
+from model.ops.reference.ops import ReferenceOps
 from model.loader import load_model, read_tensor
 from tests.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
 from tests.model.paged import CPU, teacher_forced

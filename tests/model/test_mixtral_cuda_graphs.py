@@ -11,7 +11,7 @@ from model.forward_batch import ForwardBatch
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
-from model.ops.reference import ReferenceOps
+from model.ops.reference.ops import ReferenceOps
 from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 from tests.model.paged import CPU, Running, make_batch

@@ -12,7 +12,7 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
-from model.ops.quantized import Quantization
+from model.ops.quantization import Quantization
 from model.dummy_weights import random_model
 from tests.model.native_cases import DTYPES, ISAS, Heads, name_of, native
 from tests.model.paged import CPU, Running, make_batch

@@ -10,8 +10,8 @@ from torch import Tensor
 from model.config import load_config
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.ops import Ops
-from model.ops.reference import ReferenceOps
+from model.ops.interface import Ops
+from model.ops.reference.ops import ReferenceOps
 from model.loader import load_model
 from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.native_cases import ISAS, native

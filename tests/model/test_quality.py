@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.demo.training.quality import EXACT, Score, measure
-from model.ops.quantized import Quantization
+from model.ops.quantization import Quantization
 from tests.checkpoints import DEMO
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()[:1500]

@@ -10,7 +10,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.sampler import Sampler
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.reference_sampling import write_history
+from model.ops.reference.sampling import write_history
 from model.sampling_batch import SampledRows, SamplingRows, Status
 from tests.simulator.exact import NAN, POISON, experts_of, mix, next_token
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.ops import FfnWeights
-from model.ops.triton_ops import TritonOps
+from model.ops.interface import FfnWeights
+from model.ops.triton.ops import TritonOps
 
 DTYPES = [torch.float32, torch.float16]
 ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3}  # error of a whole result, relative to the result

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from model.mixtral import Mixtral
-from model.ops import Ops
-from model.ops.reference import ReferenceOps
-from model.ops.triton_ops import TritonOps
+from model.ops.interface import Ops
+from model.ops.reference.ops import ReferenceOps
+from model.ops.triton.ops import TritonOps
 from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 from tests.model.paged import teacher_forced

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.ops.kv_rows import as_cached, as_numbers
-from model.ops.reference import ReferenceOps
-from model.ops.triton_ops import TritonOps
+from model.ops.reference.kv_int8 import as_cached, as_numbers
+from model.ops.reference.ops import ReferenceOps
+from model.ops.triton.ops import TritonOps
 from tests.model import float64_oracle as oracle
 from tests.model.native_cases import Heads
 from tests.model.paged import Running, make_batch

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from model.ops import FfnWeights
-from model.ops.triton_launch import launch_on_device
-from model.ops.triton_linear import linear
-from model.ops.triton_ops import TritonMoe, TritonOps
-from model.ops.triton_tiles import FEW, MANY, SOME, Tiling
-from model.ops.triton_weights import TritonMatrix, WeightFormat, dequantise, pack
+from model.ops.interface import FfnWeights
+from model.ops.triton.launch import launch_on_device
+from model.ops.triton.linear import linear
+from model.ops.triton.ops import TritonMoe, TritonOps
+from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
+from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantise, pack
 from tests.model import float64_oracle as oracle
 from tests.model.expert_choices import naive_choice, random_choice, uniform
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn

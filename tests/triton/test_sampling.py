@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from model.ops import triton_sampling
-from model.ops.reference import ReferenceOps
-from model.ops.triton_ops import TritonOps
+from model.ops.interface import triton_sampling
+from model.ops.reference.ops import ReferenceOps
+from model.ops.triton.ops import TritonOps
 from model.sampling_batch import Status
 from tests.model.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 

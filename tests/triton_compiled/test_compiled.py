@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.ops
+import model.ops.interface
 from model.forward_batch import ForwardBatch
 from model.kv_pool import DTYPES as KV_DTYPES
-from model.ops import ExpertChoice
-from model.ops.triton_ops import TritonOps
-from model.ops.triton_weights import WeightFormat
+from model.ops.interface import ExpertChoice
+from model.ops.triton.ops import TritonOps
+from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import Real, SamplingRows, Whole
 from tests.model.native_cases import Heads
 from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, Recorder, compile_for, kernels_of

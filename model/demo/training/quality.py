@@ -25,9 +25,9 @@ from model.forward_batch import ForwardBatch
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.ops.native import NativeOps
-from model.ops.native_library import NativeLibrary
-from model.ops.quantized import Quantization
+from model.ops.native.ops import NativeOps
+from model.ops.native.library import NativeLibrary
+from model.ops.quantization import Quantization
 from model.loader import load_model
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.sampler import Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, SamplingParams
-from model.ops.reference import ReferenceOps
+from model.ops.reference.ops import ReferenceOps
 from tests.model.native_cases import Heads
 
 VOCAB = 10

@@ -14,11 +14,11 @@ from engine.execution.sampler import Sampler, Scores
 from engine.scheduling.sequence import Sequence
 from engine.execution.decode_batch import LogitRows
 from engine.types import Request, SamplingParams
-from model.ops import Ops
-from model.ops.native import NativeOps
-from model.ops.native_library import NativeLibrary
-from model.ops.reference import ReferenceOps
-from model.philox import philox4x32, uniforms
+from model.ops.interface import Ops
+from model.ops.native.ops import NativeOps
+from model.ops.native.library import NativeLibrary
+from model.ops.reference.ops import ReferenceOps
+from model.ops.reference.philox import philox4x32, uniforms
 
 VOCAB = 50
 EOS = 2

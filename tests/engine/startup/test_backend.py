@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import engine.startup.backend as backends
-import model.ops.native_library as native_library
+import model.ops.native.library as native_library
 from engine.startup.backend import choose_backend, num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from model.ops.native import NUMERICS
-from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError
+from model.ops.native.ops import NUMERICS
+from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 from smoe import LocalEngine
 from tests.checkpoints import Shape, save_random_checkpoint
 
@@ -122,8 +122,8 @@ def test_auto_takes_the_triton_backend_on_a_card_and_its_fingerprint_names_what_
 @pytest.mark.usefixtures("_h100")
 def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "model.ops.triton_ops", raising=False)
-    for module in [name for name in sys.modules if name.startswith("model.ops.triton_")]:
+    monkeypatch.delitem(sys.modules, "model.ops.triton.ops", raising=False)
+    for module in [name for name in sys.modules if name.startswith("model.ops.interface.triton_")]:
         monkeypatch.delitem(sys.modules, module)
     backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
     assert backend.name == "reference" and "triton is not installed" in backend.warnings[0]

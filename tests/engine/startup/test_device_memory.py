@@ -12,7 +12,7 @@ from engine.capacity.sizing import kv_block_bytes, size_engine
 from model.config import ModelConfig
 from model.profile_step import run_full_step
 from model.ops.huge_pages import zeros
-from model.ops.reference import ReferenceOps
+from model.ops.reference.ops import ReferenceOps
 from model.dummy_weights import random_model
 from tests.model.native_cases import Heads
 

@@ -1,8 +1,8 @@
 """Matrices as the Triton kernels read them: in the compute dtype, or in 8 bits with one scale per output.
 
-int8 is that of model/ops/quantized.py. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
+int8 is that of model/ops/quantization.py. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
 scale = max |w| / 448; the kernels widen its bits by shifting them into a float16, which is smaller by 2^8, on any card.
-Shape letters as in model/ops/__init__.py.
+Shape letters as in model/ops/interface.py.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.ops.quantized import quantize_rows
+from model.ops.quantization import quantize_rows
 
 WeightFormat = Literal["plain", "int8", "fp8"]
 FP8_MAX = 448.0

@@ -11,9 +11,9 @@ from torch import Tensor
 from model.config import load_config
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.ops import FfnWeights
-from model.ops.native import NativeOps
-from model.ops.quantized import Quantization
+from model.ops.interface import FfnWeights
+from model.ops.native.ops import NativeOps
+from model.ops.quantization import Quantization
 from model.loader import load_model
 from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.model.expert_choices import choice, random_choice, uniform

@@ -1,6 +1,6 @@
 """Sampling and log probabilities on the device: one program per row, nothing sorted, nothing asked of the device.
 
-What model/ops/reference_sampling.py defines, in float64 like it. A row's choice is the part of its tokens whose logit
+What model/ops/reference/sampling.py defines, in float64 like it. A row's choice is the part of its tokens whose logit
 is greater than a threshold, and the first few of those equal to it. Thresholds are found bit by bit: 32 times over the
 vocabulary. Letters: N rows, V vocabulary.
 """
@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.reference_sampling import INF, shape_logits, write_history
-from model.ops.triton_launch import Launch, power_of_two
+from model.ops.reference.sampling import INF, shape_logits, write_history
+from model.ops.triton.launch import Launch, power_of_two
 from model.sampling_batch import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
 
 # mypy: disable-error-code="untyped-decorator"

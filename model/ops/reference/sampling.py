@@ -9,7 +9,7 @@ token. Letters: N rows, V vocabulary.
 import torch
 from torch import Tensor
 
-from model.philox import uniforms
+from model.ops.reference.philox import uniforms
 from model.sampling_batch import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
 
 INF = float("inf")

@@ -3,7 +3,7 @@ result depends on that row alone.
 
 What is a product or a reduction happens in the library, in an order that is fixed for each instruction set. Torch
 holds the memory, gathers rows and adds the residuals: that is exact, or rounds each number by itself.
-Shape letters as in model/ops/__init__.py.
+Shape letters as in model/ops/interface.py.
 """
 
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops import ExpertChoice, FfnWeights
+from model.ops.interface import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
-from model.ops.native_library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
-from model.ops.native_sampling import sampling_arguments
-from model.ops.native_structs import NetworkArguments, StepArguments
-from model.ops.quantized import Quantization
+from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
+from model.ops.native.sampling import sampling_arguments
+from model.ops.native.structs import NetworkArguments, StepArguments
+from model.ops.quantization import Quantization
 from model.sampling_batch import SampledRows, SamplingRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # int8: of KV caches

@@ -48,7 +48,7 @@ def choose_tiling(num_rows: int, dtype: torch.dtype, fixed: bool, paired: bool =
 
 @triton.jit
 def load_weights(pointers: tl.tensor, mask: tl.tensor, FORMAT: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
-    """A tile of weights as `dtype`, without their scale (model/ops/triton_weights.py)."""
+    """A tile of weights as `dtype`, without their scale (model/ops/triton/packed_weights.py)."""
     raw = tl.load(pointers, mask=mask, other=0)
     if FORMAT == "fp8":
         bits = raw.to(tl.int16)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton_launch import Launch, power_of_two
+from model.ops.triton.launch import Launch, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ops import FfnWeights
-from model.ops.quantized import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
-from model.ops.reference import ReferenceOps
+from model.ops.interface import FfnWeights
+from model.ops.quantization import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
+from model.ops.reference.ops import ReferenceOps
 from tests.model import float64_oracle as oracle
 from tests.model.expert_choices import random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, native

@@ -1,6 +1,6 @@
 """Rotary positions, and K and V into their slots, in one pass over the rows' q, k and v.
 
-Pair i of a head is the numbers i and i + K/2. Shape letters as in model/ops/__init__.py.
+Pair i of a head is the numbers i and i + K/2. Shape letters as in model/ops/interface.py.
 """
 
 import torch
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton_launch import Launch, blocks, power_of_two
+from model.ops.triton.launch import Launch, blocks, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -35,7 +35,7 @@ def store_rows(
     ROW: tl.constexpr,
 ) -> None:
     """Both halves of heads, [heads, pairs] each, to the cached rows [heads]. ROW beyond the numbers: int8, as
-    model/ops/kv_rows.py defines it."""
+    model/ops/reference/kv_int8.py defines it."""
     pairs = tl.arange(0, BLOCK_HALF)
     target = cache + rows[:, None] * ROW + pairs[None, :]
     if ROW != 2 * HALF:

@@ -1,7 +1,7 @@
 """The definition of every function, in plain torch: any device, float32 and bfloat16, with weights of the same kind,
 int8 or int4. Not bit-stable between batches.
 
-Shape letters as in model/ops/__init__.py; R = H / G query heads share a KV head, Kmax = the most experts per token of
+Shape letters as in model/ops/interface.py; R = H / G query heads share a KV head, Kmax = the most experts per token of
 any row, P = the pairs of a row and an expert that it takes.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops import ExpertChoice, FfnWeights
-from model.ops.kv_rows import as_cached
-from model.ops.quantized import Quantization, QuantizedMatrix, multiply, quantize
-from model.ops.reference_attention import AttentionPlan, attend, plan_attention
-from model.ops.reference_sampling import sample
+from model.ops.interface import ExpertChoice, FfnWeights
+from model.ops.reference.kv_int8 import as_cached
+from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
+from model.ops.reference.attention import AttentionPlan, attend, plan_attention
+from model.ops.reference.sampling import sample
 from model.sampling_batch import SampledRows, SamplingRows
 
 Matrix: TypeAlias = Tensor | QuantizedMatrix  # [O, D]

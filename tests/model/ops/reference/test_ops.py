@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from model.forward_batch import ForwardBatch
-from model.ops import FfnWeights
-from model.ops.reference import ReferenceOps, rotary_angles, rotate, route
-from model.ops.reference_attention import attend, plan_attention
+from model.ops.interface import FfnWeights
+from model.ops.reference.ops import ReferenceOps, rotary_angles, rotate, route
+from model.ops.reference.attention import attend, plan_attention
 from tests.model.expert_choices import naive_choice, random_choice, uniform
 from tests.model.paged import Running, make_batch
 
@@ -99,8 +99,8 @@ def _naive_attention(q: Tensor, keys: Tensor, values: Tensor, position: int, win
 @pytest.mark.parametrize("window", [None, 1, 3, 16, 100])
 def test_attention_equals_a_naive_loop_over_positions(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode rows of unlike lengths beside prompts' chunks; the bounds are lowered so that every kind of cut occurs."""
-    monkeypatch.setattr("model.ops.reference_attention.MAX_GATHER_ELEMENTS", 2000)
-    monkeypatch.setattr("model.ops.reference_attention.MAX_SPAN_ROWS", 3)
+    monkeypatch.setattr("model.ops.reference.attention.MAX_GATHER_ELEMENTS", 2000)
+    monkeypatch.setattr("model.ops.reference.attention.MAX_SPAN_ROWS", 3)
     num_heads, num_kv_heads, head_dim, block_size = 4, 2, 6, 4
     lengths, new = [1, 30, 7, 33, 12, 5], [1, 1, 7, 8, 1, 1]
     k_slots = torch.full((40 * block_size, num_kv_heads, head_dim), float("nan"))

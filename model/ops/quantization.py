@@ -2,7 +2,7 @@
 
 int8: one float32 scale per output, q in -127 .. 127. int4: a bfloat16 scale per output and group of 32 inputs, q in
 -8 .. 7. A quantised matrix is multiplied with rows quantised to int8, each by its own largest magnitude.
-Shape letters as in model/ops/__init__.py; C groups of a row.
+Shape letters as in model/ops/interface.py; C groups of a row.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 A span is one or more rows with one range of slots per row group: decode rows of many sequences are padded into one
 gather, the rows of a prompt's chunk share their sequence's. Both are bounded, so that a step's scratch memory does not
-grow with context length times batch. Letters as in model/ops/__init__.py; B row groups of a span, Q rows of a group,
+grow with context length times batch. Letters as in model/ops/interface.py; B row groups of a span, Q rows of a group,
 L keys of a group, R = H / G.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.forward_batch import ForwardBatch
-from model.ops.kv_rows import as_numbers
+from model.ops.reference.kv_int8 import as_numbers
 
 MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the scores of a prompt's span: 64 MiB in float32
 MAX_GATHER_ELEMENTS = 1 << 18  # keys x H * K of decode rows together: larger gathers leave the cache, at half the speed

@@ -8,8 +8,8 @@ import weakref
 from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-from model.ops.native_sampling import SamplingArguments
-from model.ops.native_structs import NetworkArguments, StepArguments
+from model.ops.native.sampling import SamplingArguments
+from model.ops.native.structs import NetworkArguments, StepArguments
 
 ABI_VERSION = 6
 LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops import ExpertChoice
-from model.ops.triton_launch import Launch, blocks, power_of_two
+from model.ops.interface import ExpertChoice
+from model.ops.triton.launch import Launch, blocks, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -3,14 +3,14 @@
 A row's keys are cut at every multiple of SPAN. Each span gives a partial softmax (maximum, sum, weighted values), and
 partials are merged in ascending order. Sequences with one row spread their spans over programs and merge in a second
 kernel; the rows of a prompt's chunk go through the spans in one program. Both do the same sums in the same order.
-What no row of a tile may see is never read. Letters as in model/ops/__init__.py; R = H / G, and a tile has
+What no row of a tile may see is never read. Letters as in model/ops/interface.py; R = H / G, and a tile has
 TILE = queries * R rows (query by query, head by head), KEYS keys at a time.
 """
 
 import triton
 import triton.language as tl
 
-from model.ops.triton_attention_span import attend_span, empty_partial, load_queries, merge
+from model.ops.triton.attention_tile import attend_span, empty_partial, load_queries, merge
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from model.ops.reference import ReferenceOps
+from model.ops.reference.ops import ReferenceOps
 from model.sampling_batch import Status
 from tests.model.native_cases import ISAS, native
 from tests.model.sampling_cases import assert_same, random_logits, random_rows, sampled_by

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.triton_attention import LOG2_E, SPAN, WANTED_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
-from model.ops.triton_launch import Launch, blocks, power_of_two
-from model.ops.triton_rotary import with_scales
+from model.ops.triton.attention_kernels import LOG2_E, SPAN, WANTED_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton.launch import Launch, blocks, power_of_two
+from model.ops.triton.rotary import with_scales
 
 NO_WINDOW = 1 << 30
 MERGED_HEADS = 4

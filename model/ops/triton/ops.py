@@ -2,7 +2,7 @@
 layers. Nothing here waits for the device, so that a decode step can be captured in a CUDA graph.
 
 `fixed` (--deterministic) takes one tiling whatever the batch, so that a row's result depends on that row alone.
-Shape letters as in model/ops/__init__.py.
+Shape letters as in model/ops/interface.py.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops import ExpertChoice, FfnWeights
-from model.ops.triton_attention_plan import AttentionPlan, attention, plan_attention
-from model.ops.triton_launch import Launch, launch_on_device
-from model.ops.triton_linear import linear
-from model.ops.triton_moe import TritonExperts, experts
-from model.ops.triton_norm import rms_norm
-from model.ops.triton_rotary import rotary_angles, rotate_and_store
-from model.ops.triton_route import one_expert, route
-from model.ops.triton_sampling import sample
-from model.ops.triton_tiles import Tiling, choose_tiling
-from model.ops.triton_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
+from model.ops.interface import ExpertChoice, FfnWeights
+from model.ops.triton.attention import AttentionPlan, attention, plan_attention
+from model.ops.triton.launch import Launch, launch_on_device
+from model.ops.triton.linear import linear
+from model.ops.triton.moe import TritonExperts, experts
+from model.ops.triton.rms_norm import rms_norm
+from model.ops.triton.rotary import rotary_angles, rotate_and_store
+from model.ops.triton.topk_routing import one_expert, route
+from model.ops.triton.sampling import sample
+from model.ops.triton.gemm_tiles import Tiling, choose_tiling
+from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
 from model.sampling_batch import SampledRows, SamplingRows
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.kv_pool import KvPool
-from model.ops.kv_rows import dequantize, quantize
-from model.ops.reference import ReferenceOps
+from model.ops.reference.kv_int8 import dequantize, quantize
+from model.ops.reference.ops import ReferenceOps
 from tests.model import float64_oracle as oracle
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
 from tests.model.paged import CPU, Running, make_batch

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.kv_pool import KvPool
-from model.ops import FfnWeights, Ops
-from model.ops.reference import ReferenceOps
+from model.ops.interface import FfnWeights, Ops
+from model.ops.reference.ops import ReferenceOps
 from tests.model import float64_oracle as oracle
 from tests.model.expert_choices import naive_choice, random_choice, uniform
 from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ops import FfnWeights
-from model.ops.native import inverse_frequencies
+from model.ops.interface import FfnWeights
+from model.ops.native.ops import inverse_frequencies
 from tests.model.native_cases import ISAS, Heads, Part, Positions, attend, native
 from tests.model.paged import Running, make_batch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.ops.native_library import LIBRARY
+from model.ops.native.library import LIBRARY
 
 ROOT = Path(__file__).parent.parent.parent
 CMAKE = (sys.executable, "-m", "cmake")

@@ -1,0 +1,1 @@
+"""The CPU backend: calls the C++ library of model/native through ctypes."""
