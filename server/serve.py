@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from engine.messages import Ready
 from server.access_log import AccessLog
 from server.app import create_app
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
 from server.crowd import Crowd
 from server.engine_client import EngineClient, EngineStatus

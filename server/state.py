@@ -13,7 +13,7 @@ from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.backlog import Backlog
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.engine_client import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
 from server.grammar_check import GrammarChecker

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.choice import Delta
-from server.mistral_template import CALLS_MARKER
-from server.turns import short_id
+from server.chat.mistral_format import CALLS_MARKER
+from server.chat.turns import short_id
 
 _HEAD = re.compile(r'[ \[,]*\{"name": "([A-Za-z0-9_-]+)", "arguments": ')
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 
-from server.mistral_template import CALLS_MARKER
-from server.repair import BLANK_LINE
+from server.chat.mistral_format import CALLS_MARKER
+from server.chat.repair import BLANK_LINE
 from server.tools import ToolUse
-from server.turns import Message, Turn
+from server.chat.turns import Message, Turn
 
 RESULTS_MARKER = "[TOOL_RESULTS]"
 FORM = f'{CALLS_MARKER} [{{"name": "...", "arguments": {{...}}}}]'

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from server.errors import invalid_value, unsupported_parameter
 from server.grammars import Constraint, constraint_of, json_rule, too_large
-from server.mistral_template import CALLS_MARKER
+from server.chat.mistral_format import CALLS_MARKER
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue

@@ -14,9 +14,9 @@ from server.generation import Generation
 from server.grammars import Constraint
 from server.logprobs import chat_logprobs
 from server.loose_tools import loosened
-from server.mistral_template import CALLS_MARKER
+from server.chat.mistral_format import CALLS_MARKER
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
-from server.repair import repaired, roles_out_of_order
+from server.chat.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from server.errors import ApiError, invalid_value
 from server.strict_json import JsonValue as Json
 from server.strict_json import parse_object
-from server.turns import Message
+from server.chat.turns import Message
 from server.validation import RequestModel
 
 MAX_TOOLS = 128

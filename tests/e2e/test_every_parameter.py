@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from engine.types import Request
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.schemas import ChatCompletionRequest, CompletionRequest
 from tests.e2e.running import MODEL, RunningServer
 from tests.server.fake_engine import FakeEngine

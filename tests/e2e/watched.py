@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.messages import AskExperts, Experts, FromEngine
 from engine.types import Request, RequestOutput, StepStats
 from server.access_log import AccessLog
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.connections import Connections
 from server.engine_client import EngineClient
 from server.mailbox import Mailbox

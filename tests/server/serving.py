@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from engine.types import Request
 from server.access_log import AccessLog
 from server.app import create_app
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.connections import Connections
 from server.crowd import Crowd
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from engine.types import Request
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.schemas import CountTokensRequest, DetokenizeRequest, MessagesRequest, ResponsesRequest, TokenizeRequest
 from server.validation import RequestModel
 from tests.server.fake_engine import FakeEngine

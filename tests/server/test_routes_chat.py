@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from tests.server.fake_engine import EOS, FakeEngine
 from tests.server.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
 

@@ -16,7 +16,7 @@ from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from engine.messages import Ready
 from engine.types import Request
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
 from server.tokenizer import Tokenizer

@@ -13,13 +13,13 @@ from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat import ChatTemplate
-from server.repair import repaired
+from server.chat.template import ChatTemplate
+from server.chat.repair import repaired
 from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer import Tokenizer
 from server.tool_emulation import emulated
 from server.tools import offered
-from server.turns import ALPHANUMERICS
+from server.chat.turns import ALPHANUMERICS
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 WORDS = [

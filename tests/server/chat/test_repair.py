@@ -1,4 +1,4 @@
-"""server/repair.py: broken conversations become those that mistral-common would have made of them; valid ones stay."""
+"""server/chat/repair.py: broken conversations become those that mistral-common would have made of them; valid ones stay."""
 
 from pathlib import Path
 from typing import get_args
@@ -10,10 +10,10 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat import ChatTemplate
-from server.repair import SystemPlace, repaired
+from server.chat.template import ChatTemplate
+from server.chat.repair import SystemPlace, repaired
 from server.tokenizer import Tokenizer
-from server.turns import Turn
+from server.chat.turns import Turn
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}

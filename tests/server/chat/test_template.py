@@ -1,4 +1,4 @@
-"""server/chat.py: Mistral's formats to the id, and no way for a text to become a control token."""
+"""server/chat/template.py: Mistral's formats to the id, and no way for a text to become a control token."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat import ChatTemplate
+from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.schemas import ChatMessage
 from server.tokenizer import Tokenizer, TokenizerError

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Literal
 
 from server.errors import ApiError, invalid_value
-from server.turns import Call, Message, Turn, mistral_id
+from server.chat.turns import Call, Message, Turn, mistral_id
 
 BLANK_LINE = "\n\n"
 

@@ -1,0 +1,1 @@
+"""Turn a conversation into a prompt: role repair, Mistral's format, Jinja templates."""
