@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
 from engine.types import SamplingParams as TokenSamplingParams
-from server.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Completion", "LocalEngine", "SamplingParams", "TokenLogprobs"]
 

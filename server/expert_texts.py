@@ -20,7 +20,7 @@ from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client import EngineClient, EngineStatus
 from server.experts import ExpertTally
 from server.mailbox import EngineDied
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 1024  # a text is computed in pieces of at most so many
 DECODE_PROMPTS, DECODE_PROMPT_TOKENS, DECODE_TOKENS = 16, 32, 64

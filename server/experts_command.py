@@ -12,7 +12,7 @@ from server import expert_texts, expert_views
 from server.expert_texts import ExpertTextError
 from server.model_location import ModelNotFoundError, locate_model
 from server.settings import SettingsError, engine_config, hub_cache_dir, load_settings
-from server.tokenizer import TokenizerError, load_tokenizer
+from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 
 def run(

@@ -12,7 +12,7 @@ from engine.grammars.matcher import GrammarCompiler
 from server.errors import ApiError, invalid_value, queue_full
 from server.grammars import Constraint, Form, constraint_of, too_large
 from server.schemas.generation import GenerationRequest
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 NUM_THREADS = 2
 MAX_REMEMBERED = 4096

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.types import SamplingParams
 from server.errors import ApiError, invalid_value
 from server.schemas import CompletionRequest, GenerationRequest
-from server.tokenizer_files import TokenizerError, read_json
+from server.tokenizer.config_files import TokenizerError, read_json
 
 MIN_TEMPERATURE = 1e-4  # below, logits / temperature leaves float32's range for no visible change: greedy
 MIN_REPETITION_PENALTY = 1e-3  # likewise

@@ -36,7 +36,7 @@ from server.sampling import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
 from server.state import AppState, Texts, seed_source
-from server.tokenizer import TokenizerError, load_tokenizer
+from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half
 VERSION = importlib.metadata.version("smoe")

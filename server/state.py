@@ -21,7 +21,7 @@ from server.memory_watch import MemoryWatch
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults
 from server.throughput import Throughput
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 LOADING_RETRY_S = 5.0  # also for an engine that is started again
 MEMORY_RETRY_S = 10.0

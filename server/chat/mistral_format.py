@@ -1,6 +1,6 @@
 """Mistral's own ways to write a conversation down, as jinja, for checkpoints that bring no template."""
 
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 CALLS_MARKER = "[TOOL_CALLS]"  # what an answer that calls tools starts with
 

@@ -14,7 +14,7 @@ from server.chat.repair import SystemPlace
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue
 from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
-from server.tokenizer import Tokenizer, TokenizerError
+from server.tokenizer.tokenizer import Tokenizer, TokenizerError
 from server.chat.turns import Message, Turn
 
 MAX_TEMPLATE_CHARS = 1 << 20

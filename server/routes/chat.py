@@ -21,7 +21,7 @@ from server.reply import common_fields, reply
 from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
 from server.state import AppState, Texts, state_of, tenant_of
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from server.tool_calls import CallFormat
 from server.tool_emulation import emulated
 from server.tools import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of

@@ -16,7 +16,7 @@ from server.listening import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.plan import PlanError, answer
 from server.settings import Settings, hub_cache_dir
-from server.tokenizer import TokenizerError, load_tokenizer
+from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")
 PROBE_TIMEOUT_S = 120.0  # torch's first import reads some hundred MB

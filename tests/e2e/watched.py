@@ -19,7 +19,7 @@ from server.metrics import Metrics
 from server.model_location import locate_model
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
-from server.tokenizer import load_tokenizer
+from server.tokenizer.tokenizer import load_tokenizer
 from tests.e2e.running import MODEL
 from tests.server.serving import listening
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mistral_common
 
-from server.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 MISTRAL_FILES = Path(mistral_common.__file__).parent / "data"
 V1 = MISTRAL_FILES / "tokenizer.model.v1"

@@ -26,7 +26,7 @@ from server.metrics import Metrics
 from server.overload import Overload
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from tests.server.fake_engine import EOS, FakeEngine
 from tests.server.mistral_tokenizers import v1_tokenizer
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from engine.types import Request, RequestOutput, SamplingParams
 from server.choice import Choice, Delta, Ending, joined
-from server.detokenizer import Detokenizer
+from server.tokenizer.detokenizer import Detokenizer
 from server.mailbox import merge_outputs
-from server.stop import StopMatcher
+from server.tokenizer.stop_strings import StopMatcher
 from tests.server.fake_engine import EOS, outputs_for
 from tests.server.serving import tokenizer
 

@@ -18,7 +18,7 @@ from server.schemas import (
     validate,
 )
 from server.strict_json import JsonValue
-from server.tokenizer import TokenizerError
+from server.tokenizer.tokenizer import TokenizerError
 from server.validation import RequestModel
 
 PROMPT: dict[str, JsonValue] = {"model": "m", "prompt": "x"}

@@ -19,7 +19,7 @@ from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from server.tool_calls import CallReader
 from tests.server.fake_engine import EOS, READY, FakeEngine
 from tests.server.mistral_tokenizers import v3_tokenizer

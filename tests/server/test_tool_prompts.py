@@ -16,7 +16,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from server.chat.template import ChatTemplate
 from server.chat.repair import repaired
 from server.schemas import ChatCompletionRequest, validate
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from server.tool_emulation import emulated
 from server.tools import offered
 from server.chat.turns import ALPHANUMERICS

@@ -13,7 +13,7 @@ from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from server.serve import StartError, load_texts
 from server.settings import SettingsError, engine_config, load_settings
-from server.tokenizer_files import TokenizerError
+from server.tokenizer.config_files import TokenizerError
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TOKENIZER, TOKENIZER_CONFIG, GENERATION = "tokenizer.model", "tokenizer_config.json", "generation_config.json"

@@ -11,7 +11,7 @@ from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
 from server.plan import write_manifest
 from server.settings import engine_config, load_settings
-from server.tokenizer_files import TokenizerError
+from server.tokenizer.config_files import TokenizerError
 from tests.checkpoints import Shape, random_model, save_in_layout
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,

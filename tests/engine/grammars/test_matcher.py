@@ -12,7 +12,7 @@ from engine.engine import Engine
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
-from server.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import DEMO
 
 EOS = 2

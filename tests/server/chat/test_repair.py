@@ -12,7 +12,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from server.chat.template import ChatTemplate
 from server.chat.repair import SystemPlace, repaired
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from server.chat.turns import Turn
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 

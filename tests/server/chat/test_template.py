@@ -12,7 +12,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.schemas import ChatMessage
-from server.tokenizer import Tokenizer, TokenizerError
+from server.tokenizer.tokenizer import Tokenizer, TokenizerError
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 # Words without spaces at their ends: mistral-common strips some of them, by version.

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Collection, Iterable, Sequence
 
-from server.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 MAX_UTF8_TAIL = 3  # bytes of a character that may still be open
 

@@ -1,11 +1,11 @@
-"""server/stop.py: the same cut at every split, and nothing sent that had to be taken back."""
+"""server/tokenizer/stop_strings.py: the same cut at every split, and nothing sent that had to be taken back."""
 
 from itertools import pairwise
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.stop import StopMatcher
+from server.tokenizer.stop_strings import StopMatcher
 
 TEXTS = st.text(alphabet="ab\u00e9", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=4)

@@ -10,9 +10,9 @@ import pytest
 
 from engine.types import RequestOutput
 from server.choice import Choice, Ending
-from server.detokenizer import Detokenizer
-from server.stop import StopMatcher
-from server.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.detokenizer import Detokenizer
+from server.tokenizer.stop_strings import StopMatcher
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import DEMO
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 

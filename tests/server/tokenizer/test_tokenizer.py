@@ -1,4 +1,4 @@
-"""server/tokenizer.py against the real Mixtral tokenizers, with mistral-common and transformers as oracles."""
+"""server/tokenizer/tokenizer.py against the real Mixtral tokenizers, with mistral-common and transformers as oracles."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenize
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import LlamaTokenizer
 
-from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from server.tokenizer.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from tests.server.mistral_tokenizers import V1, V3, checkpoint, v1_tokenizer, v3_tokenizer
 
 # SentencePiece writes a space as U+2581, so that this one character does not survive.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 
-from server.tokenizer_files import AddedToken, TokenizerError, check_first_bytes, read_json
+from server.tokenizer.config_files import AddedToken, TokenizerError, check_first_bytes, read_json
 
 if TYPE_CHECKING:
     import tokenizers

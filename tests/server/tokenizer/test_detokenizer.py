@@ -1,4 +1,4 @@
-"""server/detokenizer.py: deltas add up to the text, at every split."""
+"""server/tokenizer/detokenizer.py: deltas add up to the text, at every split."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.detokenizer import Detokenizer
-from server.tokenizer import Tokenizer
+from server.tokenizer.detokenizer import Detokenizer
+from server.tokenizer.tokenizer import Tokenizer
 from tests.server.mistral_tokenizers import v1_tokenizer
 
 # Half of the ids are byte pieces and control tokens, which ordinary text hardly has.

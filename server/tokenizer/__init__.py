@@ -1,0 +1,1 @@
+"""Text to token ids and back, in whole and as a stream."""
