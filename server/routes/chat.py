@@ -13,7 +13,7 @@ from server.choice import Delta
 from server.generation import Generation
 from server.grammars import Constraint
 from server.logprobs import chat_logprobs
-from server.loose_tools import loosened
+from server.tools.loose_tools import loosened
 from server.chat.mistral_format import CALLS_MARKER
 from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.chat.repair import repaired, roles_out_of_order
@@ -22,9 +22,9 @@ from server.sampling import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
 from server.state import AppState, Texts, state_of, tenant_of
 from server.tokenizer.tokenizer import Tokenizer
-from server.tool_calls import CallFormat
-from server.tool_emulation import emulated
-from server.tools import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of
+from server.tools.call_parser import CallFormat
+from server.tools.prompt_emulation import emulated
+from server.tools.constraints import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of
 
 REPAIRED_HEADER = "x-smoe-repaired"
 

@@ -14,7 +14,7 @@ from server.routes.chat import rendered
 from server.schemas import CountTokensRequest, MessagesRequest
 from server.sse import Dialect, named
 from server.state import state_of
-from server.tools import tool_use_of
+from server.tools.constraints import tool_use_of
 from server.translation import chat_of, chat_turn, json_response, stream, whole
 
 RENAMED = {

@@ -12,7 +12,7 @@ from server.routes import READ
 from server.routes.chat import rendered
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.state import AppState, Texts, state_of
-from server.tools import offered
+from server.tools.constraints import offered
 
 router = APIRouter()
 

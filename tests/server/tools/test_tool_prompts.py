@@ -17,8 +17,8 @@ from server.chat.template import ChatTemplate
 from server.chat.repair import repaired
 from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
-from server.tool_emulation import emulated
-from server.tools import offered
+from server.tools.prompt_emulation import emulated
+from server.tools.constraints import offered
 from server.chat.turns import ALPHANUMERICS
 from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import BLANK_LINE
-from server.tools import ToolUse
+from server.tools.constraints import ToolUse
 from server.chat.turns import Message, Turn
 
 RESULTS_MARKER = "[TOOL_RESULTS]"

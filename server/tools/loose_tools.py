@@ -6,7 +6,7 @@ any other tool the schema is a description: what a grammar can say of it holds, 
 
 from server.grammar_check import GrammarChecker
 from server.prepare import off_loop
-from server.tools import ToolUse, arguments_alone
+from server.tools.constraints import ToolUse, arguments_alone
 
 
 async def loosened(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:

@@ -20,7 +20,7 @@ from server.chat.template import ChatTemplate
 from server.sampling import GenerationDefaults
 from server.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer
-from server.tool_calls import CallReader
+from server.tools.call_parser import CallReader
 from tests.server.fake_engine import EOS, READY, FakeEngine
 from tests.server.mistral_tokenizers import v3_tokenizer
 from tests.server.serving import MODEL, client_of, events, saying, state_around, tokenizer

@@ -1,4 +1,4 @@
-"""server/loose_tools.py: a tool whose schema says more than a grammar can is called all the same, and that is said."""
+"""server/tools/loose_tools.py: a tool whose schema says more than a grammar can is called all the same, and that is said."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from server.validation import MAX_UNKNOWN_FIELDS
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, client_of
-from tests.server.test_tool_calls import allows, calling, v3_state
+from tests.server.tools.test_call_parser import allows, calling, v3_state
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,1 @@
+"""Tool calling: constraints on the output, parsing of calls, emulation in words."""
