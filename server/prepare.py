@@ -12,7 +12,7 @@ from server.tokenizer.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
 from server.experts import check_experts
 from server.generation import Job
-from server.grammars import Form, form_too_large
+from server.structured_output.constraints import Form, form_too_large
 from server.sampling import check_bad_words, check_listed_ids, sampling_params
 from server.schemas import GenerationRequest
 from server.state import AppState, Texts

@@ -16,7 +16,7 @@ from server.backlog import Backlog
 from server.chat.template import ChatTemplate
 from server.engine_client import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
-from server.grammar_check import GrammarChecker
+from server.structured_output.grammar_checker import GrammarChecker
 from server.memory_watch import MemoryWatch
 from server.metrics import Metrics
 from server.sampling import GenerationDefaults

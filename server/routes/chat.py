@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.body import ignoring, read_request
 from server.choice import Delta
 from server.generation import Generation
-from server.grammars import Constraint
+from server.structured_output.constraints import Constraint
 from server.logprobs import chat_logprobs
 from server.tools.loose_tools import loosened
 from server.chat.mistral_format import CALLS_MARKER

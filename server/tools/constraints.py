@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from server.errors import invalid_value, unsupported_parameter
-from server.grammars import Constraint, constraint_of, json_rule, too_large
+from server.structured_output.constraints import Constraint, constraint_of, json_rule, too_large
 from server.chat.mistral_format import CALLS_MARKER
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool

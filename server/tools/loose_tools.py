@@ -4,7 +4,7 @@ In OpenAI's API the arguments follow the schema where a tool is `strict`; what c
 any other tool the schema is a description: what a grammar can say of it holds, and the rest is named to the client.
 """
 
-from server.grammar_check import GrammarChecker
+from server.structured_output.grammar_checker import GrammarChecker
 from server.prepare import off_loop
 from server.tools.constraints import ToolUse, arguments_alone
 

@@ -12,7 +12,7 @@ from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from engine.types import Request
 from server.errors import ApiError
-from server.grammar_check import MAX_PENDING, GrammarChecker
+from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
 from tests.server.fake_engine import EOS, FakeEngine
 from tests.server.serving import MODEL, client_of, saying, state_around, tokenizer
 

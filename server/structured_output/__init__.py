@@ -1,0 +1,1 @@
+"""Response formats as grammars, checked before a request is accepted."""
