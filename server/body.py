@@ -10,7 +10,7 @@ from server.ignored import ignored_fields
 from server.prepare import off_loop
 from server.state import state_of
 from server.strict_json import parse_object
-from server.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
+from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 SEPARATOR = ", "

@@ -17,7 +17,7 @@ from server.schemas import (
     ResponsesRequest,
     TokenizeRequest,
 )
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 Schema = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from server.prepare import off_loop
 from server.routes import READ
 from server.state import LOADING_RETRY_S, AppState, state_of
 from server.tokenizer.tokenizer import Tokenizer
-from server.validation import fit_for_header
+from server.schemas.validation import fit_for_header
 
 MIN_WINDOW_S = 1.0
 

@@ -11,7 +11,7 @@ from server.schemas.messages import CountTokensRequest, MessagesRequest
 from server.schemas.responses import ResponsesRequest
 from server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from server.schemas.translated import TranslatedRequest
-from server.validation import unknown_fields, validate
+from server.schemas.validation import unknown_fields, validate
 
 __all__ = [
     "ChatCompletionRequest",

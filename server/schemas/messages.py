@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel, check_length, text_or_list
+from server.schemas.validation import RequestModel, check_length, text_or_list
 
 
 def _as_blocks(value: object) -> object:

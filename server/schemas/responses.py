@@ -9,7 +9,7 @@ from server.errors import ApiError
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
 from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
-from server.validation import RequestModel, check_length, text_or_list
+from server.schemas.validation import RequestModel, check_length, text_or_list
 
 MAX_METADATA = 16
 

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from server.errors import ApiError, invalid_value
 from server.strict_json import parse_object
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 MAX_GRAMMAR_CHARS = 1 << 16  # of a schema written as JSON, of a regular expression, a grammar, or all choices together
 MAX_CHOICES = 1000

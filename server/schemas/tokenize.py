@@ -11,7 +11,7 @@ from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
 from server.schemas.tools import Tools, check_tools
 from server.strict_json import JsonValue
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 
 class TokenizeRequest(RequestModel):

@@ -10,7 +10,7 @@ from server.errors import ApiError, invalid_value
 from server.strict_json import JsonValue as Json
 from server.strict_json import parse_object
 from server.chat.turns import Message
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # in one message

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from server.schemas.generation import Name, Seconds
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 JsonObject = dict[str, JsonValue]
 

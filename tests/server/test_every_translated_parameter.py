@@ -15,7 +15,7 @@ import pytest
 from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.schemas import CountTokensRequest, DetokenizeRequest, MessagesRequest, ResponsesRequest, TokenizeRequest
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, client_of, saying, state_around, tokenizer
 

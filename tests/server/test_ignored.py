@@ -13,7 +13,7 @@ from server.schemas import (
     TokenizeRequest,
     validate,
 )
-from server.validation import MAX_UNKNOWN_FIELDS, RequestModel
+from server.schemas.validation import MAX_UNKNOWN_FIELDS, RequestModel
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, client_of, saying, state_around
 

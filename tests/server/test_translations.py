@@ -11,7 +11,7 @@ from server.generation import Usage
 from server.messages_reply import MessagesReply
 from server.responses_reply import ResponsesReply
 from server.schemas import CountTokensRequest, MessagesRequest, ResponsesRequest, validate
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 USAGE: Usage = {
     "prompt_tokens": 9,

@@ -19,7 +19,7 @@ from server.schemas import (
 )
 from server.strict_json import JsonValue
 from server.tokenizer.tokenizer import TokenizerError
-from server.validation import RequestModel
+from server.schemas.validation import RequestModel
 
 PROMPT: dict[str, JsonValue] = {"model": "m", "prompt": "x"}
 CHAT: dict[str, JsonValue] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
