@@ -17,9 +17,9 @@ import msgspec
 from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.types import Request, RequestOutput, SamplingParams
-from server.engine_client import EngineClient, EngineStatus
+from server.engine_client.client import EngineClient, EngineStatus
 from server.experts import ExpertTally
-from server.mailbox import EngineDied
+from server.engine_client.output_collector import EngineDied
 from server.tokenizer.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 1024  # a text is computed in pieces of at most so many

@@ -23,7 +23,7 @@ from server.errors import (
 )
 from server.experts import ExpertTally, ExpertTokens
 from server.ledger import Account
-from server.mailbox import EngineDied
+from server.engine_client.output_collector import EngineDied
 from server.metric_families import Outcome
 from server.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
 

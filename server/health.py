@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from server.engine_client import EngineStatus
+from server.engine_client.client import EngineStatus
 
 LAG_PROBE_INTERVAL_S = 0.25
 LAG_WINDOW_S = 10.0

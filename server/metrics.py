@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
-from server.engine_client import EngineStatus
+from server.engine_client.client import EngineStatus
 from server.expert_window import ExpertWindow
 from server.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
 from server.metrics_compat import aliased

@@ -20,8 +20,8 @@ from server.app import create_app
 from server.chat.template import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
 from server.crowd import Crowd
-from server.engine_client import EngineClient, EngineStatus
-from server.engine_link import ENGINE_COMMAND
+from server.engine_client.client import EngineClient, EngineStatus
+from server.engine_client.process import ENGINE_COMMAND
 from server.health import LagProbe
 from server.http_protocol import SmallReads
 from server.http_server import CertificateError, HttpServer, InFlight

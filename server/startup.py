@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from engine.messages import Ready
 from engine.capacity.sizing import example_lengths, requests_that_fit
-from server.engine_client import EngineStatus
+from server.engine_client.client import EngineStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -14,7 +14,7 @@ from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.backlog import Backlog
 from server.chat.template import ChatTemplate
-from server.engine_client import EngineStatus
+from server.engine_client.client import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
 from server.structured_output.grammar_checker import GrammarChecker
 from server.memory_watch import MemoryWatch

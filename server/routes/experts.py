@@ -12,7 +12,7 @@ from engine.types import ExpertReport, LayerExperts
 from server.body import ignoring
 from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
-from server.mailbox import EngineDied
+from server.engine_client.output_collector import EngineDied
 from server.prepare import off_loop
 from server.routes import READ
 from server.state import LOADING_RETRY_S, AppState, state_of

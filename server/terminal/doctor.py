@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.capacity.host_resources import available_bytes, format_bytes
-from server.engine_link import package_root
+from server.engine_client.process import package_root
 from server.listening import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.plan import PlanError, answer

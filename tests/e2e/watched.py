@@ -13,8 +13,8 @@ from engine.types import Request, RequestOutput, StepStats
 from server.access_log import AccessLog
 from server.chat.template import ChatTemplate
 from server.connections import Connections
-from server.engine_client import EngineClient
-from server.mailbox import Mailbox
+from server.engine_client.client import EngineClient
+from server.engine_client.output_collector import Mailbox
 from server.metrics import Metrics
 from server.model_location import locate_model
 from server.sampling import GenerationDefaults

@@ -16,8 +16,8 @@ from engine.types import (
     Timing,
     TokenLogprobs,
 )
-from server.engine_client import EngineStatus, Phase
-from server.mailbox import EngineDied, Mailbox
+from server.engine_client.client import EngineStatus, Phase
+from server.engine_client.output_collector import EngineDied, Mailbox
 
 EOS = 2
 MAX_MODEL_LEN = 256

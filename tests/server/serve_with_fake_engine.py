@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from server import backoff
+from server.engine_client import restart_policy as backoff
 from server.serve import StartError, serve
 from server.settings import load_settings
 

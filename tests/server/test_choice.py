@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.types import Request, RequestOutput, SamplingParams
 from server.choice import Choice, Delta, Ending, joined
 from server.tokenizer.detokenizer import Detokenizer
-from server.mailbox import merge_outputs
+from server.engine_client.output_collector import merge_outputs
 from server.tokenizer.stop_strings import StopMatcher
 from tests.server.fake_engine import EOS, outputs_for
 from tests.server.serving import tokenizer

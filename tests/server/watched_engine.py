@@ -9,9 +9,9 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
-from server.engine_client import PATIENCE, EngineClient, EngineStatus
-from server.mailbox import Mailbox
-from server.watchdog import Patience
+from server.engine_client.client import PATIENCE, EngineClient, EngineStatus
+from server.engine_client.output_collector import Mailbox
+from server.engine_client.watchdog import Patience
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 

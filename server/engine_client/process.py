@@ -20,7 +20,7 @@ import msgspec
 import engine
 from engine.heartbeat import Heartbeat
 from engine.messages import Failed, FrameReader, FromEngine, Start, ToEngine, encode_frame
-from server.engine_log import EngineLog
+from server.engine_client.stderr_log import EngineLog
 
 logger = logging.getLogger("smoe.engine")
 
@@ -59,7 +59,7 @@ class EngineLink:
 
     @property
     def num_beats(self) -> int:
-        """What the process' counter stands at; see server/watchdog.py."""
+        """What the process' counter stands at; see server/engine_client/watchdog.py."""
         return 0 if self._heartbeat is None else self._heartbeat.count
 
     async def start(self, message: Start) -> None:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from engine.types import RequestOutput, TokenLogprobs
-from server.mailbox import EngineDied, Mailbox
+from server.engine_client.output_collector import EngineDied, Mailbox
 from tests.server.watched_engine import collect, run, started
 
 

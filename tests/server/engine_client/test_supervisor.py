@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from engine.types import RequestOutput
-from server import backoff
-from server.backoff import MAX_USELESS
-from server.mailbox import EngineDied
-from server.request_book import KILLER
-from server.watchdog import Patience
+from server.engine_client import restart_policy as backoff
+from server.engine_client.restart_policy import MAX_USELESS
+from server.engine_client.output_collector import EngineDied
+from server.engine_client.inflight import KILLER
+from server.engine_client.watchdog import Patience
 from tests.server.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.server.watched_engine import Watched, collect, run, started
 

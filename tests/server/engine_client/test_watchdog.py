@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.heartbeat import Heartbeat
-from server.watchdog import Patience, Watchdog
+from server.engine_client.watchdog import Patience, Watchdog
 
 PATIENCE = Patience()
 IDLE_BEAT_S = 0.5  # engine/process.py

@@ -1,6 +1,6 @@
 """When another engine is started, and when that is given up."""
 
-from server.backoff import MAX_DELAY_S, MAX_USELESS, Backoff
+from server.engine_client.restart_policy import MAX_DELAY_S, MAX_USELESS, Backoff
 
 
 def test_the_first_is_replaced_at_once_the_next_ones_ever_later() -> None:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from server.engine_log import MAX_LINE_BYTES, EngineLog
+from server.engine_client.stderr_log import MAX_LINE_BYTES, EngineLog
 
 
 def logged(caplog: pytest.LogCaptureFixture, *chunks: bytes) -> list[tuple[str, int, str]]:

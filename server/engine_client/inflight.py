@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.types import Request, RequestOutput
-from server.mailbox import Mailbox
+from server.engine_client.output_collector import Mailbox
 
 Place = Literal["held", "sent", "started"]  # here; in the engine's queue, as far as is known; in one of its steps
 

@@ -1,0 +1,1 @@
+"""Run the engine process, restart it when it crashes, and route its outputs to requests."""
