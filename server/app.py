@@ -21,7 +21,7 @@ from server.routes import (
     responses,
     tokenize,
 )
-from server.state import AppState
+from server.generation.state import AppState
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
 

@@ -7,8 +7,8 @@ from starlette.requests import Request as HttpRequest
 
 from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
 from server.ignored import ignored_fields
-from server.prepare import off_loop
-from server.state import state_of
+from server.generation.jobs import off_loop
+from server.generation.state import state_of
 from server.strict_json import parse_object
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
 

@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client.client import EngineClient, EngineStatus
-from server.experts import ExpertTally
+from server.generation.usage import ExpertTally
 from server.engine_client.output_collector import EngineDied
 from server.tokenizer.tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
 from engine.types import TokenLogprobs
-from server.choice import Position
+from server.generation.choice import Position
 
 MIN_LOGPROB = -9999.0  # JSON has no -Infinity
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.errors import ApiError
-from server.generation import Usage, expert_tokens
+from server.generation.generation import Usage, expert_tokens
 from server.strict_json import JsonValue, parse_object
 from server.typed_reply import Event, TypedReply
 

@@ -10,9 +10,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from engine.messages import Ready
-from server.choice import Delta, joined
+from server.generation.choice import Delta, joined
 from server.disconnect import unless_disconnected
-from server.generation import Generation
+from server.generation.generation import Generation
 from server.schemas import GenerationRequest, StreamOptions
 from server.sse import KEEP_ALIVE_S, EventStream
 

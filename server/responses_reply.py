@@ -6,7 +6,7 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.generation import Usage, expert_tokens
+from server.generation.generation import Usage, expert_tokens
 from server.schemas.responses import ResponsesRequest
 from server.typed_reply import Event, TypedReply
 

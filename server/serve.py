@@ -32,10 +32,10 @@ from server.memory_watch import MemoryWatch, memory_limit_bytes
 from server.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.overload import Overload
-from server.sampling import GenerationDefaults, load_generation_defaults
+from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.startup import StartupReport, ready_lines
-from server.state import AppState, Texts, seed_source
+from server.generation.state import AppState, Texts, seed_source
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half

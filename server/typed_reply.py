@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from server.generation import Usage
+from server.generation.generation import Usage
 
 Event = dict[str, Any]
 

@@ -9,18 +9,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.body import ignoring, read_request
-from server.choice import Delta
-from server.generation import Generation
+from server.generation.choice import Delta
+from server.generation.generation import Generation
 from server.structured_output.constraints import Constraint
 from server.logprobs import chat_logprobs
 from server.tools.loose_tools import loosened
 from server.chat.mistral_format import CALLS_MARKER
-from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
+from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.chat.repair import repaired, roles_out_of_order
 from server.reply import common_fields, reply
-from server.sampling import check_token_ids
+from server.generation.sampling_params import check_token_ids
 from server.schemas import ChatCompletionRequest, Conversation
-from server.state import AppState, Texts, state_of, tenant_of
+from server.generation.state import AppState, Texts, state_of, tenant_of
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.call_parser import CallFormat
 from server.tools.prompt_emulation import emulated

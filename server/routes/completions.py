@@ -9,15 +9,15 @@ from starlette.responses import Response
 
 from engine.messages import Ready
 from server.body import read_request
-from server.choice import Delta, Echo
+from server.generation.choice import Delta, Echo
 from server.tokenizer.detokenizer import Detokenizer
-from server.generation import Generation
+from server.generation.generation import Generation
 from server.logprobs import completion_logprobs
-from server.prepare import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
+from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
 from server.reply import common_fields, reply
-from server.sampling import check_token_ids
+from server.generation.sampling_params import check_token_ids
 from server.schemas import CompletionRequest
-from server.state import Texts, state_of, tenant_of
+from server.generation.state import Texts, state_of, tenant_of
 from server.tokenizer.tokenizer import Tokenizer
 
 router = APIRouter()

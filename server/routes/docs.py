@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server.openapi import Facts, document, page
 from server.routes import READ
-from server.state import AppState, state_of
+from server.generation.state import AppState, state_of
 
 PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 

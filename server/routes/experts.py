@@ -13,9 +13,9 @@ from server.body import ignoring
 from server.errors import ApiError, unavailable
 from server.expert_window import WINDOW_S, imbalance
 from server.engine_client.output_collector import EngineDied
-from server.prepare import off_loop
+from server.generation.jobs import off_loop
 from server.routes import READ
-from server.state import LOADING_RETRY_S, AppState, state_of
+from server.generation.state import LOADING_RETRY_S, AppState, state_of
 from server.tokenizer.tokenizer import Tokenizer
 from server.schemas.validation import fit_for_header
 

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.health import liveness, readiness
 from server.routes import READ
-from server.state import state_of
+from server.generation.state import state_of
 
 router = APIRouter()
 

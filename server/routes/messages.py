@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response
 from server.body import read_request
 from server.error_shapes import anthropic_error
 from server.messages_reply import MessagesReply
-from server.prepare import check_prompt_chars
+from server.generation.jobs import check_prompt_chars
 from server.routes.chat import rendered
 from server.schemas import CountTokensRequest, MessagesRequest
 from server.sse import Dialect, named
-from server.state import state_of
+from server.generation.state import state_of
 from server.tools.constraints import tool_use_of
 from server.translation import chat_of, chat_turn, json_response, stream, whole
 

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from server.metrics import CONTENT_TYPE
 from server.routes import READ
-from server.state import state_of
+from server.generation.state import state_of
 
 router = APIRouter()
 

@@ -6,7 +6,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.routes import READ
-from server.state import AppState, state_of
+from server.generation.state import AppState, state_of
 
 router = APIRouter()
 

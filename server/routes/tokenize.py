@@ -7,11 +7,11 @@ from starlette.responses import JSONResponse, Response
 from engine.messages import Ready
 from server.body import read_request
 from server.errors import ApiError
-from server.prepare import check_prompt_chars, off_loop
+from server.generation.jobs import check_prompt_chars, off_loop
 from server.routes import READ
 from server.routes.chat import rendered
 from server.schemas import DetokenizeRequest, TokenizeRequest
-from server.state import AppState, Texts, state_of
+from server.generation.state import AppState, Texts, state_of
 from server.tools.constraints import offered
 
 router = APIRouter()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from server.choice import Delta
+from server.generation.choice import Delta
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.turns import short_id
 

@@ -5,7 +5,7 @@ any other tool the schema is a description: what a grammar can say of it holds, 
 """
 
 from server.structured_output.grammar_checker import GrammarChecker
-from server.prepare import off_loop
+from server.generation.jobs import off_loop
 from server.tools.constraints import ToolUse, arguments_alone
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.state import AppState
+from server.generation.state import AppState
 from tests.e2e.running import MODEL
 from tests.e2e.watched import WatchedEngine, watched_server
 from tests.raw_http import LEAVINGS, RawClient

@@ -17,8 +17,8 @@ from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import Mailbox
 from server.metrics import Metrics
 from server.model_location import locate_model
-from server.sampling import GenerationDefaults
-from server.state import AppState, Texts
+from server.generation.sampling_params import GenerationDefaults
+from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.e2e.running import MODEL
 from tests.server.serving import listening

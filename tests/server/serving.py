@@ -24,8 +24,8 @@ from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
 from server.metrics import Metrics
 from server.overload import Overload
-from server.sampling import GenerationDefaults
-from server.state import AppState, Texts
+from server.generation.sampling_params import GenerationDefaults
+from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer
 from tests.server.fake_engine import EOS, FakeEngine
 from tests.server.mistral_tokenizers import v1_tokenizer

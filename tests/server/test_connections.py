@@ -13,12 +13,12 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.types import Message
 
 from server.errors import ApiError
-from server.generation import Generation
-from server.ledger import Account
-from server.prepare import Prompt, jobs_of
+from server.generation.generation import Generation
+from server.generation.account import Account
+from server.generation.jobs import Prompt, jobs_of
 from server.schemas import CompletionRequest
 from server.sse import EventStream
-from server.state import AppState
+from server.generation.state import AppState
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.backlog import TOKENS_PER_CHOICE, Backlog
+from server.generation.admission import TOKENS_PER_CHOICE, Backlog
 from server.crowd import Crowd
 from server.log_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.memory_watch import MemoryWatch, memory_limit_bytes, tree_bytes

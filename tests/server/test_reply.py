@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.choice import Delta
-from server.prepare import Prompt
+from server.generation.choice import Delta
+from server.generation.jobs import Prompt
 from server.reply import Envelope, Format, TextChunks
 from server.routes.chat import ChatFormat
 from server.routes.completions import CompletionFormat

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.errors import ApiError
-from server.generation import Usage
+from server.generation.generation import Usage
 from server.messages_reply import MessagesReply
 from server.responses_reply import ResponsesReply
 from server.schemas import CountTokensRequest, MessagesRequest, ResponsesRequest, validate

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import ApiError
-from server.sampling import GenerationDefaults, check_token_ids, load_generation_defaults, sampling_params
+from server.generation.sampling_params import GenerationDefaults, check_token_ids, load_generation_defaults, sampling_params
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.types import RequestOutput
-from server.choice import Choice, Ending
+from server.generation.choice import Choice, Ending
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopMatcher
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer

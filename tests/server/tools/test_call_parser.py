@@ -17,8 +17,8 @@ from engine.grammars.matcher import GrammarCompiler
 from engine.messages import Ready
 from engine.types import Request
 from server.chat.template import ChatTemplate
-from server.sampling import GenerationDefaults
-from server.state import AppState, Texts
+from server.generation.sampling_params import GenerationDefaults
+from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.call_parser import CallReader
 from tests.server.fake_engine import EOS, READY, FakeEngine

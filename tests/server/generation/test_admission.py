@@ -1,6 +1,6 @@
-"""server/throughput.py: the wait that is named is what was measured."""
+"""server/generation/throughput.py: the wait that is named is what was measured."""
 
-from server.throughput import UNMEASURED_S, WINDOW_S, Throughput
+from server.generation.throughput import UNMEASURED_S, WINDOW_S, Throughput
 
 
 def test_the_wait_is_what_so_many_ends_took() -> None:

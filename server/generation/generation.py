@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
-from server.choice import Choice, Delta
+from server.generation.choice import Choice, Delta
 from server.errors import (
     ApiError,
     deadline_exceeded,
@@ -21,11 +21,11 @@ from server.errors import (
     queue_timeout,
     unavailable,
 )
-from server.experts import ExpertTally, ExpertTokens
-from server.ledger import Account
+from server.generation.usage import ExpertTally, ExpertTokens
+from server.generation.account import Account
 from server.engine_client.output_collector import EngineDied
 from server.metric_families import Outcome
-from server.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
+from server.generation.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
 
 
 @dataclass(frozen=True)

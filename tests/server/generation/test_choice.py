@@ -1,4 +1,4 @@
-"""server/choice.py: whatever the split of the engine's outputs, the same text, tokens and end."""
+"""server/generation/choice.py: whatever the split of the engine's outputs, the same text, tokens and end."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Request, RequestOutput, SamplingParams
-from server.choice import Choice, Delta, Ending, joined
+from server.generation.choice import Choice, Delta, Ending, joined
 from server.tokenizer.detokenizer import Detokenizer
 from server.engine_client.output_collector import merge_outputs
 from server.tokenizer.stop_strings import StopMatcher

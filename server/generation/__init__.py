@@ -1,0 +1,1 @@
+"""One generation from admission to its last token: jobs, choices, usage, accounting."""
