@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.connections import Connections
 from server.errors import overloaded
 from server.limits import OPEN_PATHS, send_error
-from server.memory_watch import MemoryWatch
+from server.observability.memory_pressure import MemoryWatch
 
 RETRY_S = 5.0
 ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}

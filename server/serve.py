@@ -15,21 +15,21 @@ import uvloop
 from starlette.types import ASGIApp
 
 from engine.messages import Ready
-from server.access_log import AccessLog
+from server.observability.access_log import AccessLog
 from server.app import create_app
 from server.chat.template import ChatTemplate
 from server.connections import Connections, max_connections, raise_file_limit
 from server.crowd import Crowd
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
-from server.health import LagProbe
+from server.observability.health import LagProbe
 from server.http_protocol import SmallReads
 from server.http_server import CertificateError, HttpServer, InFlight
 from server.limits import guarded
 from server.listening import ListenError, acceptors, is_loopback, listen, url_of
-from server.log_output import logging_to, open_standard_streams
-from server.memory_watch import MemoryWatch, memory_limit_bytes
-from server.metrics import Metrics
+from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes
+from server.observability.metrics import Metrics
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.overload import Overload
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults

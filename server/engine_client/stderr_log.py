@@ -1,7 +1,7 @@
 """What the engine process writes to its standard error, as lines of the server's own log.
 
 The engine never waits for whoever reads the server's log, or does not: it writes into a pipe that the event loop
-empties, and server/log_output.py drops what nobody takes.
+empties, and server/observability/log_stream.py drops what nobody takes.
 """
 
 import asyncio

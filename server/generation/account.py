@@ -1,9 +1,9 @@
 """One choice's account: what it used and when, told to the metrics and to the log once, when it ends."""
 
 from engine.types import RequestOutput, Timing
-from server.access_log import AccessLog
-from server.metric_families import Outcome
-from server.metrics import Metrics
+from server.observability.access_log import AccessLog
+from server.observability.metric_families import Outcome
+from server.observability.metrics import Metrics
 
 
 class Account:

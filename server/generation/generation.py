@@ -24,7 +24,7 @@ from server.errors import (
 from server.generation.usage import ExpertTally, ExpertTokens
 from server.generation.account import Account
 from server.engine_client.output_collector import EngineDied
-from server.metric_families import Outcome
+from server.observability.metric_families import Outcome
 from server.generation.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
 
 

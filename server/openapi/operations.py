@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.expert_window import WINDOW_S
+from server.observability.expert_load import WINDOW_S
 from server.openapi import replies
 from server.routes import playground
 from server.routes.experts import MIN_WINDOW_S

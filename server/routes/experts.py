@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from engine.types import ExpertReport, LayerExperts
 from server.body import ignoring
 from server.errors import ApiError, unavailable
-from server.expert_window import WINDOW_S, imbalance
+from server.observability.expert_load import WINDOW_S, imbalance
 from server.engine_client.output_collector import EngineDied
 from server.generation.jobs import off_loop
 from server.routes import READ

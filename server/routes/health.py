@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.health import liveness, readiness
+from server.observability.health import liveness, readiness
 from server.routes import READ
 from server.generation.state import state_of
 

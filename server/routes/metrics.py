@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.metrics import CONTENT_TYPE
+from server.observability.metrics import CONTENT_TYPE
 from server.routes import READ
 from server.generation.state import state_of
 

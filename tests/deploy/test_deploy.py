@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

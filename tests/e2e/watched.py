@@ -10,12 +10,12 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.messages import AskExperts, Experts, FromEngine
 from engine.types import Request, RequestOutput, StepStats
-from server.access_log import AccessLog
+from server.observability.access_log import AccessLog
 from server.chat.template import ChatTemplate
 from server.connections import Connections
 from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import Mailbox
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 from server.model_location import locate_model
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts

@@ -15,14 +15,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.types import Request
-from server.access_log import AccessLog
+from server.observability.access_log import AccessLog
 from server.app import create_app
 from server.chat.template import ChatTemplate
 from server.connections import Connections
 from server.crowd import Crowd
 from server.http_protocol import MAX_HEAD_BYTES, SmallReads
 from server.limits import guarded
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 from server.overload import Overload
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts

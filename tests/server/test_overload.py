@@ -14,8 +14,8 @@ import pytest
 
 from server.generation.admission import TOKENS_PER_CHOICE, Backlog
 from server.crowd import Crowd
-from server.log_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
-from server.memory_watch import MemoryWatch, memory_limit_bytes, tree_bytes
+from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
+from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes, tree_bytes
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from server.engine_client.client import EngineStatus
-from server.health import LagProbe, liveness, readiness
+from server.observability.health import LagProbe, liveness, readiness
 from server.listening import ListenError, is_loopback, listen, url_of
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.startup import StartupReport, ready_lines, size

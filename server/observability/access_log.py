@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from engine.types import Timing
-from server.metric_families import Outcome
+from server.observability.metric_families import Outcome
 
 logger = logging.getLogger("smoe.access")
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import orjson
 
-from server.log_limit import LogLimit
+from server.observability.log_rate_limit import LogLimit
 
 STDERR = 2
 QUEUE_LENGTH = 10_000

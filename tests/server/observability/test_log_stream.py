@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.types import Timing
-from server.access_log import AccessLog
-from server.log_output import logging_to
+from server.observability.access_log import AccessLog
+from server.observability.log_stream import logging_to
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client.client import EngineStatus
-from server.expert_window import ExpertWindow
-from server.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
-from server.metrics_compat import aliased
+from server.observability.expert_load import ExpertWindow
+from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
+from server.observability.vllm_metric_names import aliased
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MIN_RENDER_INTERVAL_S = 1.0

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client.client import EngineStatus
-from server.metric_families import OUTCOMES, SECONDS, TokenHistogram
-from server.metrics import Metrics
+from server.observability.metric_families import OUTCOMES, SECONDS, TokenHistogram
+from server.observability.metrics import Metrics
 
 READY = Ready(
     max_model_len=2048, max_prompt_tokens=2047, vocab_size=100, eos_token_ids=[2], num_parameters=1, weight_bytes=1,
