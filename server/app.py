@@ -1,11 +1,11 @@
-"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.limits."""
+"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.http.middleware."""
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.disconnect import ClientGone
+from server.http.disconnect import ClientGone
 from server.error_shapes import error_body
 from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
 from server.routes import (

@@ -10,12 +10,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.generation.choice import Delta, joined
-from server.disconnect import unless_disconnected
+from server.http.disconnect import unless_disconnected
 from server.errors import ApiError
 from server.generation.jobs import off_loop
 from server.routes.chat import ChatTurn, turn_of
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
-from server.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+from server.http.sse import KEEP_ALIVE_S, Dialect, EventStream, named
 from server.typed_reply import Event, TypedReply
 
 _QUOTED = re.compile(r"'([^' ]+)'")

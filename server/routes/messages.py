@@ -12,7 +12,7 @@ from server.messages_reply import MessagesReply
 from server.generation.jobs import check_prompt_chars
 from server.routes.chat import rendered
 from server.schemas import CountTokensRequest, MessagesRequest
-from server.sse import Dialect, named
+from server.http.sse import Dialect, named
 from server.generation.state import state_of
 from server.tools.constraints import tool_use_of
 from server.translation import chat_of, chat_turn, json_response, stream, whole

@@ -10,7 +10,7 @@ from server.body import read_request
 from server.errors import ApiError
 from server.responses_reply import ResponsesReply
 from server.schemas import ResponsesRequest
-from server.sse import Dialect, named
+from server.http.sse import Dialect, named
 from server.generation.state import state_of
 from server.translation import chat_turn, json_response, stream, whole
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from engine.capacity.host_resources import available_bytes, format_bytes
 from server.engine_client.process import package_root
-from server.listening import ListenError, listen
+from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.plan import PlanError, answer
 from server.settings import Settings, hub_cache_dir

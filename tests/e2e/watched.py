@@ -12,7 +12,7 @@ from engine.messages import AskExperts, Experts, FromEngine
 from engine.types import Request, RequestOutput, StepStats
 from server.observability.access_log import AccessLog
 from server.chat.template import ChatTemplate
-from server.connections import Connections
+from server.http.connections import Connections
 from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import Mailbox
 from server.observability.metrics import Metrics

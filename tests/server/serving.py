@@ -18,12 +18,12 @@ from engine.types import Request
 from server.observability.access_log import AccessLog
 from server.app import create_app
 from server.chat.template import ChatTemplate
-from server.connections import Connections
-from server.crowd import Crowd
-from server.http_protocol import MAX_HEAD_BYTES, SmallReads
-from server.limits import guarded
+from server.http.connections import Connections
+from server.http.read_limiter import Crowd
+from server.http.protocol import MAX_HEAD_BYTES, SmallReads
+from server.http.middleware import guarded
 from server.observability.metrics import Metrics
-from server.overload import Overload
+from server.http.load_shedding import Overload
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer

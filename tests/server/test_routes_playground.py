@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.limits import guarded
+from server.http.middleware import guarded
 from server.routes.playground import FOLDER
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import client_of, saying, state_around

@@ -10,7 +10,7 @@ import pytest
 from engine.types import StepStats
 from server.app import create_app
 from server.observability.expert_load import WINDOW_S, ExpertWindow
-from server.limits import guarded
+from server.http.middleware import guarded
 from server.observability.metrics import Metrics
 from tests.server.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
 from tests.server.serving import MODEL, client_of, events, state_around

@@ -12,7 +12,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.disconnect import ClientGone, unless_disconnected
+from server.http.disconnect import ClientGone, unless_disconnected
 from server.errors import ApiError, internal_error
 
 KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent

@@ -3,7 +3,7 @@
 import resource
 from typing import Protocol
 
-from server.listening import ACCEPTORS, num_acceptors
+from server.http.listener import ACCEPTORS, num_acceptors
 
 MAX_OPEN = 16_384
 RESERVE = 8  # connections beyond the limit, that only ask for health and metrics

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from server.generation.admission import TOKENS_PER_CHOICE, Backlog
-from server.crowd import Crowd
+from server.http.read_limiter import Crowd
 from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes, tree_bytes
 from tests.server.fake_engine import FakeEngine

@@ -3,9 +3,9 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.connections import Connections
+from server.http.connections import Connections
 from server.errors import overloaded
-from server.limits import OPEN_PATHS, send_error
+from server.http.middleware import OPEN_PATHS, send_error
 from server.observability.memory_pressure import MemoryWatch
 
 RETRY_S = 5.0

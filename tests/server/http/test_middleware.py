@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message
 
-from server.limits import BodyLimit, guarded
+from server.http.middleware import BodyLimit, guarded
 
 LIMIT = 1000
 

@@ -14,10 +14,10 @@ import httpx
 import psutil
 import pytest
 
-from server.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
-from server.crowd import Crowd
-from server.http_protocol import Connection
-from server.listening import ACCEPTORS
+from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
+from server.http.read_limiter import Crowd
+from server.http.protocol import Connection
+from server.http.listener import ACCEPTORS
 from tests.e2e.running import free_port
 from tests.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
 from tests.server.fake_engine import FakeEngine

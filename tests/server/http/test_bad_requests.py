@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.http_protocol import MAX_HEAD_BYTES
+from server.http.protocol import MAX_HEAD_BYTES
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around
-from tests.server.test_http_protocol import opened
+from tests.server.http.test_protocol import opened
 
 pytestmark = pytest.mark.anyio
 

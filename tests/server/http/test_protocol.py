@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.http_protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
+from server.http.protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
 from tests.raw_http import socket_to
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around

@@ -17,7 +17,7 @@ from server.generation.generation import Generation
 from server.generation.account import Account
 from server.generation.jobs import Prompt, jobs_of
 from server.schemas import CompletionRequest
-from server.sse import EventStream
+from server.http.sse import EventStream
 from server.generation.state import AppState
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import MODEL, listening, outcomes, saying, state_around, tokenizer

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http_protocol import MAX_HEAD_BYTES
+from server.http.protocol import MAX_HEAD_BYTES
 from server.settings import Settings
 
 

@@ -1,0 +1,1 @@
+"""Sockets, HTTP/1.1, limits on connections and bodies, server-sent events."""
