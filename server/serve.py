@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from engine.messages import Ready
 from server.observability.access_log import AccessLog
-from server.app import create_app
+from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.read_limiter import Crowd

@@ -10,7 +10,7 @@ from tests.test_layering import module_name, product_files
 
 TELL_PEOPLE_THE_TIME = {
     "server.serve",  # `created` of the models
-    "server.reply",  # `created` of a reply
+    "server.api.formats.reply",  # `created` of a reply
     "engine.engine",  # `since` of the experts' counts
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.error_shapes import error_body, is_anthropic
 from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
-from server.routes import playground
+from server.api.routes import playground
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from server.openapi.operations import OPERATIONS
+from server.api.openapi.operations import OPERATIONS
 from tests.e2e.running import RunningServer
 
 MAX_MODEL_LEN, VOCAB = 2048, 3072

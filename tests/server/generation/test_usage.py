@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine.types import StepStats
-from server.app import create_app
+from server.api.app import create_app
 from server.observability.expert_load import WINDOW_S, ExpertWindow
 from server.http.middleware import guarded
 from server.observability.metrics import Metrics

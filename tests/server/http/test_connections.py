@@ -216,7 +216,7 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
 
 
 async def test_a_stream_that_waits_sends_comments_until_it_has_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.reply.KEEP_ALIVE_S", 0.001)
+    monkeypatch.setattr("server.api.formats.reply.KEEP_ALIVE_S", 0.001)
     engine = FakeEngine(saying("one"), held=True)
     async with listening(state_around(engine)) as url:
         reader, writer = await send_request(url, stream=True)

@@ -1,0 +1,1 @@
+"""The HTTP API: routes, request bodies, reply formats, OpenAPI description."""

@@ -1,0 +1,77 @@
+"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.http.middleware."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException as RoutingError
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from server.http.disconnect import ClientGone
+from server.error_shapes import error_body
+from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
+from server.api.routes import (
+    chat,
+    completions,
+    docs,
+    experts,
+    health,
+    messages,
+    metrics,
+    models,
+    playground,
+    responses,
+    tokenize,
+)
+from server.generation.state import AppState
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
+
+
+def create_app(state: AppState) -> FastAPI:
+    """The app around `state`. Serve it behind server.limits.guarded, which gives each request its id."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.smoe = state
+    for module in (
+        completions,
+        chat,
+        responses,
+        messages,
+        models,
+        tokenize,
+        experts,
+        health,
+        metrics,
+        docs,
+        playground,
+    ):
+        app.include_router(module.router)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RoutingError, _on_routing_error)
+    app.add_exception_handler(ClientGone, _on_client_gone)
+    app.add_exception_handler(Exception, _on_fault)
+    return app
+
+
+def error_response(http: HttpRequest, error: ApiError) -> Response:
+    """The error as a whole reply."""
+    return JSONResponse(error_body(error, http.scope), error.status, error.headers)
+
+
+async def _on_api_error(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(http, error)
+
+
+async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RoutingError)
+    if error.status_code == 405:
+        return error_response(http, method_not_allowed(sorted((error.headers or {})["Allow"].split(", "))))
+    return error_response(http, unknown_url())
+
+
+async def _on_client_gone(_: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _on_fault(http: HttpRequest, error: Exception) -> Response:
+    """The last resort. The server's log gets the traceback, the client no details."""
+    return error_response(http, internal_error())

@@ -1,0 +1,157 @@
+"""A chat's reply as OpenAI's Responses has it: one response of output items, or the events that build it.
+
+Works on the choices that /v1/chat/completions would send, and knows nothing of tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.generation.generation import Usage, expert_tokens
+from server.schemas.responses import ResponsesRequest
+from server.api.formats.event_reply import Event, TypedReply
+
+
+class ResponsesReply(TypedReply):
+    """What the chunks make is `response`."""
+
+    def __init__(self, response_id: str, created_s: int, request: ResponsesRequest) -> None:
+        self._id = response_id
+        self._num_events = 0
+        self._is_open = False  # the last output item still grows
+        self.response: Event = {
+            "id": response_id,
+            "object": "response",
+            "created_at": created_s,
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "output": [],
+            "usage": None,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": False,
+            "truncation": "disabled",
+            **_asked(request),
+        }
+
+    def begin(self, usage: Usage) -> list[Event]:
+        told = {**self.response, "output": []}
+        return [self._event("response.created", response=told), self._event("response.in_progress", response=told)]
+
+    def end(self, usage: Usage) -> list[Event]:
+        """There is always an item, if only an empty text."""
+        events = self._close() if self.response["output"] else [*self._open_text(), *self._close()]
+        self.response["status"] = "incomplete" if self.response["incomplete_details"] else "completed"
+        self.response["usage"] = _usage(usage)
+        return [*events, self._event(f"response.{self.response['status']}", response=self.response)]
+
+    def error(self, error: Mapping[str, str | None]) -> Event:
+        """The last event of a stream that fails. Clients look for `error`, the documentation has its fields beside."""
+        return self._event("error", **{**error, "error": error})
+
+    def _ended(self, choice: Mapping[str, Any]) -> None:
+        if choice["finish_reason"] == "length":
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+
+    def _text(self, text: str) -> list[Event]:
+        is_open = self._is_open and self._item["type"] == "message"
+        events = [] if is_open else [*self._close(), *self._open_text()]
+        self._item["content"][0]["text"] += text
+        return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=[])]
+
+    def _call(self, call: Mapping[str, Any]) -> list[Event]:
+        function = call["function"]
+        events: list[Event] = []
+        if "id" in call:
+            events = [*self._close(), *self._open_call(call["id"], function["name"])]
+        arguments = function.get("arguments") or ""
+        self._item["arguments"] += arguments
+        if arguments:
+            events.append(self._item_event("response.function_call_arguments.delta", delta=arguments))
+        return events
+
+    def _open_text(self) -> list[Event]:
+        item: Event = {"id": self._item_id("msg"), "type": "message", "role": "assistant", "content": []}
+        events = self._open(item)
+        part: Event = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item["content"] = [part]
+        return [*events, self._part_event("response.content_part.added", part=dict(part))]
+
+    def _open_call(self, call_id: str, name: str) -> list[Event]:
+        fields = {"call_id": call_id, "name": name, "arguments": ""}
+        return self._open({"id": self._item_id("fc"), "type": "function_call", **fields})
+
+    def _open(self, item: Event) -> list[Event]:
+        item["status"] = "in_progress"
+        self.response["output"].append(item)
+        self._is_open = True
+        index = len(self.response["output"]) - 1
+        return [self._event("response.output_item.added", output_index=index, item=dict(item))]
+
+    def _close(self) -> list[Event]:
+        if not self._is_open:
+            return []
+        self._is_open = False
+        item = self._item
+        item["status"] = "incomplete" if self.response["incomplete_details"] else "completed"
+        if item["type"] == "message":
+            part = item["content"][0]
+            events = [
+                self._part_event("response.output_text.done", text=part["text"], logprobs=[]),
+                self._part_event("response.content_part.done", part=part),
+            ]
+        else:
+            done = "response.function_call_arguments.done"
+            events = [self._item_event(done, name=item["name"], arguments=item["arguments"])]
+        index = len(self.response["output"]) - 1
+        return [*events, self._event("response.output_item.done", output_index=index, item=item)]
+
+    @property
+    def _item(self) -> Event:
+        item: Event = self.response["output"][-1]
+        return item
+
+    def _item_id(self, prefix: str) -> str:
+        return f"{prefix}_{len(self.response['output'])}_{self._id.removeprefix('resp_')}"
+
+    def _part_event(self, kind: str, **fields: Any) -> Event:
+        return self._item_event(kind, content_index=0, **fields)
+
+    def _item_event(self, kind: str, **fields: Any) -> Event:
+        index = len(self.response["output"]) - 1
+        return self._event(kind, item_id=self._item["id"], output_index=index, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        event = {"type": kind, "sequence_number": self._num_events, **fields}
+        self._num_events += 1
+        return event
+
+
+def _asked(request: ResponsesRequest) -> Event:
+    """What the reply repeats of the request."""
+    format_ = request.text.format if request.text else None
+    text = format_.model_dump(by_alias=True, exclude_none=True) if format_ else {"type": "text"}
+    return {
+        "model": request.model,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "text": {"format": text},
+        "tools": [tool.model_dump(exclude_none=True) for tool in request.tools],
+        "tool_choice": request.tool_choice.told if request.tool_choice else "auto",
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "metadata": request.metadata,
+        "user": request.user,
+    }
+
+
+def _usage(usage: Usage) -> Event:
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage["total_tokens"],
+        **expert_tokens(usage),
+    }

@@ -1,0 +1,89 @@
+"""GET /experts: which experts took which tokens; POST /experts/reset: counted from zero again."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from engine.types import ExpertReport, LayerExperts
+from server.api.request_body import ignoring
+from server.errors import ApiError, unavailable
+from server.observability.expert_load import WINDOW_S, imbalance
+from server.engine_client.output_collector import EngineDied
+from server.generation.jobs import off_loop
+from server.api.routes import READ
+from server.generation.state import LOADING_RETRY_S, AppState, state_of
+from server.tokenizer.tokenizer import Tokenizer
+from server.schemas.validation import fit_for_header
+
+MIN_WINDOW_S = 1.0
+
+NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")  # float() takes much else: nan, 1_0
+router = APIRouter()
+
+
+@router.api_route("/experts", methods=READ)
+async def experts(http: HttpRequest) -> Response:
+    """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
+    window_s = _window_s(http.query_params.get("window"))
+    response = await _answer(state_of(http), window_s)
+    response.headers.update(ignoring({}, fit_for_header(http.query_params.keys() - {"window"})))
+    return response
+
+
+@router.post("/experts/reset")
+async def reset(http: HttpRequest) -> Response:
+    """What GET /experts answers from now on. The counters of /metrics go on."""
+    return await _answer(state_of(http), None, reset=True)
+
+
+def _window_s(text: str | None) -> float | None:
+    """Raises ApiError 400."""
+    if text is None:
+        return None
+    if not NUMBER.fullmatch(text):
+        raise ApiError("'window' should be a number of seconds.", param="window", code="invalid_type")
+    seconds = float(text)
+    if seconds > WINDOW_S:
+        message = f"'window' must be at most {WINDOW_S:g} seconds."
+        raise ApiError(message, param="window", code="decimal_above_max_value")
+    if seconds < MIN_WINDOW_S:
+        message = f"'window' must be at least {MIN_WINDOW_S:g} second."
+        raise ApiError(message, param="window", code="decimal_below_min_value")
+    return seconds
+
+
+async def _answer(state: AppState, window_s: float | None, *, reset: bool = False) -> Response:
+    _, texts = state.serving()
+    try:
+        report = await state.engine.experts(window_s, reset=reset)
+    except EngineDied:
+        raise state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
+    num_tokens = sum(len(top) for layer in report.layers for top in layer.top_tokens)
+    return JSONResponse(await off_loop(num_tokens, lambda: _body(report, window_s, texts.tokenizer)))
+
+
+def _body(report: ExpertReport, window_s: float | None, tokenizer: Tokenizer) -> Mapping[str, object]:
+    layers = [_layer(index, layer, tokenizer) for index, layer in enumerate(report.layers)]
+    return {"since": report.since, "window_s": window_s, "layers": layers}
+
+
+def _layer(index: int, layer: LayerExperts, tokenizer: Tokenizer) -> Mapping[str, object]:
+    """`pairs` has 0 on its diagonal, so that a row of it sums to k - 1 times the expert's tokens."""
+    total = sum(layer.tokens)
+    share = [tokens / total if total else 0.0 for tokens in layer.tokens]
+    return {
+        "layer": index,
+        "tokens": layer.tokens,
+        "share": share,
+        "entropy": -sum(part * math.log2(part) for part in share if part),  # in bits: 3 where 8 experts are alike
+        "imbalance": imbalance(layer.tokens),
+        "pairs": layer.pairs,
+        "top_tokens": [
+            [{"id": token_id, "text": tokenizer.token_text(token_id), "count": count} for token_id, count in top]
+            for top in layer.top_tokens
+        ],
+    }

@@ -1,0 +1,57 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages, as a translation of chat."""
+
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from server.api.request_body import read_request
+from server.error_shapes import anthropic_error
+from server.api.formats.anthropic_messages import MessagesReply
+from server.generation.jobs import check_prompt_chars
+from server.api.routes.chat import rendered
+from server.schemas import CountTokensRequest, MessagesRequest
+from server.http.sse import Dialect, named
+from server.generation.state import state_of
+from server.tools.constraints import tool_use_of
+from server.api.chat_translation import chat_of, chat_turn, json_response, stream, whole
+
+RENAMED = {
+    r"stop": "stop_sequences",
+    r"user": "metadata.user_id",
+    r"messages\b.*|continue_final_message": "messages",
+    r"(tools\[\d+\])\.function\.parameters(.*)": r"\1.input_schema\2",
+    r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
+    r"tool_choice\.function\.name": "tool_choice.name",
+}
+ANTHROPIC = Dialect(b"", b"", lambda error: named(anthropic_error(error)))
+
+router = APIRouter()
+
+
+@router.post("/v1/messages")
+async def messages(http: HttpRequest) -> Response:
+    """Answers with a message of content blocks."""
+    arrival_s = time.monotonic()
+    state_of(http).check_queue(http.state.request_id)
+    request, headers = await read_request(http, MessagesRequest)
+    turn = await chat_turn(http, request, arrival_s, RENAMED)
+    reply = MessagesReply(f"msg_{http.state.request_id}", request.model)
+    if request.stream:
+        return stream(turn, reply, headers, ANTHROPIC)
+    await whole(http, turn, reply)
+    return json_response(reply.message, turn, headers)
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(http: HttpRequest) -> Response:
+    """How many tokens the prompt of such a message has."""
+    state = state_of(http)
+    request, headers = await read_request(http, CountTokensRequest)
+    chat = await chat_of(http, request, RENAMED)
+    state.check_model(request.model)
+    ready, texts = state.serving()
+    check_prompt_chars(texts, ready, chat.contents, "messages")
+    token_ids, repair_headers = await rendered(chat, state, texts, tool_use_of(chat))
+    return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

@@ -1,0 +1,17 @@
+"""GET /metrics: what Prometheus scrapes."""
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.observability.metrics import CONTENT_TYPE
+from server.api.routes import READ
+from server.generation.state import state_of
+
+router = APIRouter()
+
+
+@router.api_route("/metrics", methods=READ)
+async def metrics(http: HttpRequest) -> Response:
+    """All families, in the text format."""
+    return Response(state_of(http).metrics.render(), headers={"content-type": CONTENT_TYPE})

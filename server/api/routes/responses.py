@@ -1,0 +1,43 @@
+"""POST /v1/responses: OpenAI's Responses, as a translation of chat."""
+
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from server.api.request_body import read_request
+from server.errors import ApiError
+from server.api.formats.openai_responses import ResponsesReply
+from server.schemas import ResponsesRequest
+from server.http.sse import Dialect, named
+from server.generation.state import state_of
+from server.api.chat_translation import chat_turn, json_response, stream, whole
+
+RENAMED = {
+    r"max_completion_tokens": "max_output_tokens",
+    r"messages\b.*": "input",
+    r"response_format\b.*": "text.format",
+    r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
+    r"tool_choice\.function\.name": "tool_choice.name",
+}
+
+router = APIRouter()
+
+
+@router.post("/v1/responses")
+async def responses(http: HttpRequest) -> Response:
+    """Answers with a list of items: a message, or calls of functions."""
+    arrival_s = time.monotonic()
+    state_of(http).check_queue(http.state.request_id)
+    request, headers = await read_request(http, ResponsesRequest)
+    turn = await chat_turn(http, request, arrival_s, RENAMED)
+    reply = ResponsesReply(f"resp_{http.state.request_id}", int(turn.fields["created"]), request)
+    if request.stream:
+        return stream(turn, reply, headers, Dialect(b"", b"", lambda error: _error_event(reply, error)))
+    await whole(http, turn, reply)
+    return json_response(reply.response, turn, headers)
+
+
+def _error_event(reply: ResponsesReply, error: ApiError) -> bytes:
+    return named(reply.error(error.body()["error"]))

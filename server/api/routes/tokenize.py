@@ -1,0 +1,76 @@
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info: the checkpoint's tokenizer over HTTP."""
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from engine.messages import Ready
+from server.api.request_body import read_request
+from server.errors import ApiError
+from server.generation.jobs import check_prompt_chars, off_loop
+from server.api.routes import READ
+from server.api.routes.chat import rendered
+from server.schemas import DetokenizeRequest, TokenizeRequest
+from server.generation.state import AppState, Texts, state_of
+from server.tools.constraints import offered
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(http: HttpRequest) -> Response:
+    """A text's or a conversation's token ids. A text that could never be a prompt here is refused."""
+    state = state_of(http)
+    request, headers = await read_request(http, TokenizeRequest)
+    if request.model is not None:
+        state.check_model(request.model)
+    ready, texts = state.serving()
+    tokens, repair_headers = await _tokens(request, state, ready, texts)
+    body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
+    if request.return_token_strs:
+        body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
+    return JSONResponse(body, headers=headers | repair_headers)
+
+
+async def _tokens(
+    request: TokenizeRequest, state: AppState, ready: Ready, texts: Texts
+) -> tuple[list[int], dict[str, str]]:
+    conversation = request.conversation
+    if conversation is not None:
+        check_prompt_chars(texts, ready, conversation.contents, "messages")
+        return await rendered(conversation, state, texts, offered(conversation.tools))
+    prompt = request.prompt or ""
+    check_prompt_chars(texts, ready, [prompt], "prompt")
+    return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}
+
+
+@router.post("/detokenize")
+async def detokenize(http: HttpRequest) -> Response:
+    """The text of token ids."""
+    state = state_of(http)
+    request, headers = await read_request(http, DetokenizeRequest)
+    if request.model is not None:
+        state.check_model(request.model)
+    ready, texts = state.serving()
+    if any(token_id >= ready.vocab_size for token_id in request.tokens):
+        message = f"'tokens' has an id outside the vocabulary of {ready.vocab_size}."
+        raise ApiError(message, param="tokens", code="integer_above_max_value")
+    tokens, skip = request.tokens, request.skip_special_tokens
+    prompt = await off_loop(len(tokens), lambda: texts.tokenizer.decode(tokens, skip))
+    return JSONResponse({"prompt": prompt}, headers=headers)
+
+
+@router.api_route("/tokenizer_info", methods=READ)
+async def tokenizer_info(http: HttpRequest) -> Response:
+    """The spellings and the template in use, which a client needs to prepare prompts itself."""
+    _, texts = state_of(http).serving()
+    tokenizer = texts.tokenizer
+    eos_id = next(iter(tokenizer.eos_ids), None)
+    return JSONResponse(
+        {
+            "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+            "eos_token": None if eos_id is None else tokenizer.token_text(eos_id),
+            "chat_template": texts.chat_template.source,
+            "vocab_size": tokenizer.vocab_size,
+        }
+    )

@@ -1,0 +1,57 @@
+"""Chunks made from pieces against chunks rendered whole."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.generation.choice import Delta
+from server.generation.jobs import Prompt
+from server.api.formats.reply import Envelope, Format, TextChunks
+from server.api.routes.chat import ChatFormat
+from server.api.routes.completions import CompletionFormat
+from server.schemas import ChatCompletionRequest, CompletionRequest
+from tests.server.serving import MODEL, tokenizer
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
+COMPLETION = {"model": MODEL, "prompt": "a"}
+FIELDS = {"id": "x-1", "created": 1, "model": 'with "text":"" in it', "seed": 3}
+
+
+def layouts() -> list[Format]:
+    prompt = Prompt([1], is_continued=False)
+    chat = ChatFormat(ChatCompletionRequest.model_validate(CHAT), prompt, tokenizer())
+    completion = CompletionFormat(CompletionRequest.model_validate(COMPLETION), [prompt], tokenizer())
+    return [chat, completion]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0, 7))
+def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, index: int) -> None:
+    more = {"usage": None}
+    for layout in layouts():
+        envelope = Envelope(FIELDS)
+        chunks = TextChunks(layout, envelope, more)
+        for _ in range(2):  # the first cuts the pieces, the second finds them
+            delta = Delta(index, text=text)
+            [(choice, beside)] = layout.chunks(delta)
+            assert delta.is_text_alone
+            assert chunks.chunk(delta) == envelope.chunk([choice], {**beside, **more})
+            assert orjson.loads(chunks.chunk(delta))["choices"][0]["index"] == index
+
+
+@pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": True}])
+def test_a_chat_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+    request = ChatCompletionRequest.model_validate(CHAT | extra)
+    assert not ChatFormat(request, Prompt([1], is_continued=False), tokenizer()).tells_text_alone
+
+
+@pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": 0}])
+def test_a_completion_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+    request = CompletionRequest.model_validate(COMPLETION | extra)
+    assert not CompletionFormat(request, [], tokenizer()).tells_text_alone
+
+
+def test_first_and_last_deltas_are_more_than_text() -> None:
+    assert not Delta(0, text="a", is_first=True).is_text_alone
+    assert not Delta(0, text="a", finish_reason="stop").is_text_alone
+    assert not Delta(0).is_text_alone

@@ -1,0 +1,228 @@
+"""server/api/routes/chat.py: the shapes and the order of what a chat client reads."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.chat.template import ChatTemplate
+from tests.server.fake_engine import EOS, FakeEngine
+from tests.server.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
+
+pytestmark = pytest.mark.anyio
+
+HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+GOLDEN_IDS = [1, 733, 16289, 28793, 22557, 733, 28748, 16289, 28793]
+URL = "/v1/chat/completions"
+ANSWER = "Hello, I am \U00010348 here."
+
+
+async def whole(engine: FakeEngine, **fields: object) -> dict[str, Any]:
+    async with client_of(state_around(engine)) as client:
+        response = await client.post(URL, json={**HELLO, **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def stream(engine: FakeEngine, **fields: object) -> list[dict[str, Any]]:
+    async with client_of(state_around(engine)) as client:
+        response = await client.post(URL, json={**HELLO, "stream": True, **fields})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    return events(response.text)
+
+
+async def test_a_stream_has_role_content_end_usage_in_this_order() -> None:
+    chunks = await stream(FakeEngine(saying("a b")), stream_options={"include_usage": True})
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
+    assert deltas == [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": " b"}, {}]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]]
+    assert reasons == [None, None, None, "stop"]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 3
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["seed"]) for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+
+
+async def test_a_stream_without_options_has_no_usage() -> None:
+    assert all("usage" not in chunk for chunk in await stream(FakeEngine(saying("a b"))))
+
+
+async def test_continuous_usage_grows_with_the_tokens() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await stream(FakeEngine(saying("a b c")), stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 4 and counts[0] < 4
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"stop": "here"}, {"stop": ["I am"], "n": 2}, {"max_tokens": 5}])
+async def test_a_streams_text_is_the_whole_text(fields: dict[str, object]) -> None:
+    chunks = await stream(FakeEngine(saying(ANSWER)), **fields)
+    body = await whole(FakeEngine(saying(ANSWER)), **fields)
+    for choice in body["choices"]:
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(chunk["delta"].get("content", "") for chunk in mine) == choice["message"]["content"]
+        ends = [(chunk["finish_reason"], chunk["stop_reason"]) for chunk in mine if chunk["finish_reason"]]
+        assert ends == [(choice["finish_reason"], choice["stop_reason"])]
+
+
+async def test_the_answer_comes_with_usage_seed_and_fingerprint() -> None:
+    engine = FakeEngine(saying("fine"))
+    body = await whole(engine, seed=7)
+    (choice,) = body["choices"]
+    assert choice["message"]["role"] == "assistant"
+    assert (choice["message"]["content"], choice["finish_reason"], choice["logprobs"]) == ("fine", "stop", None)
+    assert (body["object"], body["model"], body["seed"]) == ("chat.completion", MODEL, 7)
+    assert body["system_fingerprint"] == "fake-fingerprint"
+    assert body["usage"] == {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
+    assert engine.submitted[0].prompt_token_ids == GOLDEN_IDS
+
+
+async def test_a_drawn_seed_is_an_int63_and_is_the_one_that_is_used() -> None:
+    engine = FakeEngine(saying("fine"))
+    seeds = {(await whole(engine))["seed"] for _ in range(3)}
+    assert seeds == {request.params.seed for request in engine.submitted}
+    assert len(seeds) == 3 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+async def test_n_choices_are_n_requests_that_differ_in_their_index_alone() -> None:
+    engine = FakeEngine(saying("fine"))
+    body = await whole(engine, n=3)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert [request.params.choice_index for request in engine.submitted] == [0, 1, 2]
+    assert len({request.params.seed for request in engine.submitted}) == 1
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (9, 6)
+
+
+async def test_without_a_limit_a_chat_may_use_all_the_room() -> None:
+    engine = FakeEngine(saying("fine"))
+    await whole(engine)
+    assert engine.submitted[0].params.max_tokens == 256 - len(GOLDEN_IDS)
+
+
+async def test_a_stop_string_is_cut_off_named_and_ends_the_engines_work() -> None:
+    engine = FakeEngine(saying("one two three four"), held=False)
+    body = await whole(engine, stop=["three"])
+    (choice,) = body["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("one two ", "stop")
+    assert choice["stop_reason"] == "three"
+    assert engine.aborted == {engine.submitted[0].request_id}
+    assert body["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_each_token_has_its_logprobs(streamed: bool) -> None:
+    fields: dict[str, object] = {"logprobs": True, "top_logprobs": 2}
+    if streamed:
+        chunks = await stream(FakeEngine(saying("a\U00010348")), **fields)
+        logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+        entries = [entry for each in logprobs if each for entry in each["content"]]
+    else:
+        body = await whole(FakeEngine(saying("a\U00010348")), **fields)
+        entries = body["choices"][0]["logprobs"]["content"]
+    ids = [*tokenizer().encode("a\U00010348", add_special_tokens=False), EOS]
+    assert [entry["token"] for entry in entries] == [tokenizer().token_text(i) for i in ids]
+    assert [bytes(entry["bytes"]) for entry in entries] == [tokenizer().token_bytes(i) for i in ids]
+    assert [entry["logprob"] for entry in entries] == [-0.5 - i % 7 for i in ids]
+    assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
+
+
+async def test_token_ids_are_returned_where_asked_for() -> None:
+    ids = [*tokenizer().encode("a b", add_special_tokens=False), EOS]
+    body = await whole(FakeEngine(saying("a b")), return_token_ids=True)
+    assert body["prompt_token_ids"] == GOLDEN_IDS
+    assert body["choices"][0]["token_ids"] == ids
+    chunks = await stream(FakeEngine(saying("a b")), return_token_ids=True)
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [GOLDEN_IDS] + [None] * (len(chunks) - 1)
+    assert [i for chunk in chunks for i in chunk["choices"][0]["token_ids"]] == ids
+
+
+async def test_a_continued_message_keeps_the_space_between_the_words() -> None:
+    messages = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "It is"}]
+    fields = {"messages": messages, "continue_final_message": True}
+    body = await whole(FakeEngine(saying("here")), **fields)
+    assert body["choices"][0]["message"]["content"] == " here"
+
+
+async def test_unknown_fields_are_named_in_a_header() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        for streamed in (False, True):
+            response = await client.post(URL, json={**HELLO, "temprature": 1, "stream": streamed})
+            assert response.headers["x-smoe-ignored-params"] == "temprature"
+            response = await client.post(URL, json={**HELLO, "stream": streamed})
+            assert "x-smoe-ignored-params" not in response.headers
+
+
+async def test_every_choice_is_accounted_for_once() -> None:
+    state = state_around(FakeEngine(saying("one two three")))
+    async with client_of(state) as client:
+        await client.post(URL, json={**HELLO, "n": 2})
+        await client.post(URL, json={**HELLO, "max_tokens": 1, "stream": True})
+    assert outcomes(state) == {"received": 3, "stop": 2, "length": 1}
+
+
+BROKEN = [("user", "Hel"), ("system", "Be brief."), ("user", "lo")]
+VALID = [("system", "Be brief."), ("user", "Hel\n\nlo")]
+
+
+def asking(turns: list[tuple[str, str]], **fields: object) -> dict[str, object]:
+    return {"model": MODEL, "messages": [{"role": role, "content": text} for role, text in turns], **fields}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_repaired_conversation_is_named_so_and_has_the_prompt_of_the_valid_one(streamed: bool) -> None:
+    engine = FakeEngine(saying("fine"))
+    async with client_of(state_around(engine)) as client:
+        repaired = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
+        valid = await client.post(URL, json=asking(VALID, stream=streamed))
+    assert (repaired.status_code, valid.status_code) == (200, 200)
+    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+    assert repaired.headers["x-smoe-ignored-params"] == "temprature"
+    assert "x-smoe-repaired" not in valid.headers
+    first, second = (request.prompt_token_ids for request in engine.submitted)
+    assert first == second
+
+
+async def test_tokenize_repairs_as_the_chat_does() -> None:
+    async with client_of(state_around(FakeEngine(saying("fine")))) as client:
+        repaired, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
+    assert repaired.json() == valid.json()
+    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+    assert "x-smoe-repaired" not in valid.headers
+
+
+@pytest.mark.parametrize(("path", "streamed"), [(URL, False), (URL, True), ("/tokenize", None)])
+async def test_strict_roles_refuse_what_would_need_repair_and_nothing_else(path: str, streamed: bool | None) -> None:
+    engine = FakeEngine(saying("fine"))
+    state = replace(state_around(engine), strict_roles=True)
+    stream = {} if streamed is None else {"stream": streamed}
+    async with client_of(state) as client:
+        refused = await client.post(path, json=asking(BROKEN, **stream))
+        valid = await client.post(path, json=asking(VALID, **stream))
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (400, "messages", "invalid_value")
+    assert error["message"].endswith("moved-system, joined-turns.")
+    assert valid.status_code == 200
+    assert len(engine.submitted) == (0 if streamed is None else 1)
+
+
+async def test_a_template_that_refuses_a_repaired_conversation_too_is_a_400() -> None:
+    engine = FakeEngine(saying("fine"))
+    state = state_around(engine)
+    assert state.texts is not None
+    haiku = ChatTemplate("{{ raise_exception('only haiku, please') }}", tokenizer())
+    async with client_of(replace(state, texts=replace(state.texts, chat_template=haiku))) as client:
+        response = await client.post(URL, json=asking(BROKEN))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "only haiku, please"
+    assert not engine.submitted
