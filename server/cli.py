@@ -136,7 +136,7 @@ def _serve(flags: dict[str, Any], config: Path | None, started_s: float) -> int:
         settings = load_settings(flags, config)
     except SettingsError as error:
         return _refused(error)
-    from server.serve import StartError, serve
+    from server.lifecycle.serve import StartError, serve
 
     try:
         return serve(settings, started_s)

@@ -9,7 +9,7 @@ import pytest
 from tests.test_layering import module_name, product_files
 
 TELL_PEOPLE_THE_TIME = {
-    "server.serve",  # `created` of the models
+    "server.lifecycle.serve",  # `created` of the models
     "server.api.formats.reply",  # `created` of a reply
     "engine.engine",  # `since` of the experts' counts
 }

@@ -6,7 +6,7 @@ Its port is one that was free; its first lines on standard output are the server
 import sys
 import time
 
-from server.serve import serve
+from server.lifecycle.serve import serve
 from server.settings import load_settings
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from server.engine_client import restart_policy as backoff
-from server.serve import StartError, serve
+from server.lifecycle.serve import StartError, serve
 from server.settings import load_settings
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.http.load_shedding import Overload
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
-from server.startup import StartupReport, ready_lines
+from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.generation.state import AppState, Texts, seed_source
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
