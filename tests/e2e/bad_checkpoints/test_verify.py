@@ -9,7 +9,7 @@ import pytest
 
 from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
-from server.plan import write_manifest
+from server.cli.plan import write_manifest
 from server.settings import engine_config, load_settings
 from server.tokenizer.config_files import TokenizerError
 from tests.checkpoints import Shape, random_model, save_in_layout

@@ -16,7 +16,7 @@ from server.bench.http_client import HttpError
 from server.bench.load import Record
 from server.bench.serve import measure, options_of
 from server.bench.work import WorkError
-from server.cli import app
+from server.cli.main import app
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import listening, state_around
 

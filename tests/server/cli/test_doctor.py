@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from server.settings import load_settings
-from server.terminal import doctor
-from server.terminal.doctor import Finding, examine
+from server.cli import doctor
+from server.cli.doctor import Finding, examine
 from tests.checkpoints import DEMO
-from tests.server.test_cli import smoe
+from tests.server.cli.test_main import smoe
 
 FOUND = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from server import expert_texts
-from server.cli import app
-from server.expert_views import count_table, shares
+from server.cli import expert_measurement as expert_texts
+from server.cli.main import app
+from server.cli.expert_report import count_table, shares
 from smoe import LocalEngine, SamplingParams
 from tests.checkpoints import DEMO, Shape, save_random_checkpoint
 

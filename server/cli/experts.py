@@ -9,7 +9,7 @@ import uvloop
 
 from engine.config import EngineConfig
 from server import expert_texts, expert_views
-from server.expert_texts import ExpertTextError
+from server.cli.expert_measurement import ExpertTextError
 from server.model_location import ModelNotFoundError, locate_model
 from server.settings import SettingsError, engine_config, hub_cache_dir, load_settings
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer

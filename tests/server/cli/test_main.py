@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import serve_command
+from server.cli.main import serve_command
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     script = (
         "import sys\n"
         f"sys.argv = ['smoe', *{arguments!r}]\n"
-        "from server.cli import main\n"
+        "from server.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "finally:\n"

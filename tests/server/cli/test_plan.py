@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from engine.config import EngineConfig
 from engine.capacity.memory_plan import plan_memory
-from server.cli import app
+from server.cli.main import app
 from server.settings import engine_config, load_settings
 from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 
@@ -154,7 +154,7 @@ def test_it_needs_no_torch(mixtral: Path) -> None:
     script = (
         "import sys\n"
         f"sys.argv = ['smoe', 'plan', {str(mixtral)!r}]\n"
-        "from server.cli import main\n"
+        "from server.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "finally:\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.expert_texts import DialPoint, ExpertTextError
+from server.cli.expert_measurement import DialPoint, ExpertTextError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from server.bench.commands import app as bench_app
-from server.terminal.commands import add_to
+from server.cli.client_commands import add_to
 
 app = typer.Typer(
     name="smoe",
@@ -166,7 +166,7 @@ def plan_command(
 
 
 def _plan(flags: dict[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
-    from server import plan
+    from server.cli import plan
     from server.settings import SettingsError, load_settings, size_flag
 
     try:
@@ -195,7 +195,7 @@ def experts_command(
 
     SMOE_* variables count as they do for serve: SMOE_DTYPE, SMOE_EXPERTS_PER_TOKEN.
     """
-    from server import experts_command
+    from server.cli import experts as experts_command
 
     if not text:
         raise typer.Exit(_refused(ValueError("give at least one --text FILE")))
