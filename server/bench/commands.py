@@ -60,7 +60,7 @@ def serve_command(
 def _stub(num_streams: int, steps_per_s: float, as_json: bool) -> int:
     import uvloop
 
-    from server.bench import stub
+    from server.bench import frontend as stub
 
     try:
         figures = uvloop.run(stub.measure(num_streams, stub.TOKENS_PER_STREAM, steps_per_s))
@@ -76,7 +76,7 @@ def _serve(given: dict[str, Any]) -> int:
     from server.bench import chart, serve
     from server.bench.http_client import HttpError
     from server.bench.report import table
-    from server.bench.work import WorkError
+    from server.bench.workload import WorkError
 
     as_json, plot = given.pop("as_json"), given.pop("plot")
     try:

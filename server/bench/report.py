@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from server.bench.load import Record
+from server.bench.load_generator import Record
 
 PERCENTILES = (50, 90, 99)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from server.bench.http_client import Endpoint, HttpError
-from server.bench.load import Api, Record, Target, ask, closed_loop, first_model, open_loop
+from server.bench.load_generator import Api, Record, Target, ask, closed_loop, first_model, open_loop
 from server.bench.report import summary
-from server.bench.work import PromptKind, Range, Work, WorkError, draw_work, read_trace, with_arrivals
+from server.bench.workload import PromptKind, Range, Work, WorkError, draw_work, read_trace, with_arrivals
 
 MIN_REQUESTS_PER_CLIENT = 3
 WARM_UP_SEED = 1_000_003  # other prompts than the measured ones: no cache may profit

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.bench.load import Record
+from server.bench.load_generator import Record
 from server.bench.report import percentile, spread, summary, table
 
 

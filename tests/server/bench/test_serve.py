@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from server.bench import chart, stub
 from server.bench.http_client import HttpError
-from server.bench.load import Record
+from server.bench.load_generator import Record
 from server.bench.serve import measure, options_of
-from server.bench.work import WorkError
+from server.bench.workload import WorkError
 from server.cli.main import app
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import listening, state_around

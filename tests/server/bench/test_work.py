@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.bench.work import Range, WorkError, draw_work, poisson_arrivals, prompt, read_trace, with_arrivals
+from server.bench.workload import Range, WorkError, draw_work, poisson_arrivals, prompt, read_trace, with_arrivals
 
 
 def test_a_poisson_schedule_is_repeatable_and_has_the_gaps_of_its_rate() -> None:

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from server.bench.http_client import Endpoint
-from server.bench.load import Record, Target, closed_loop, first_model
+from server.bench.load_generator import Record, Target, closed_loop, first_model
 from server.bench.report import gaps, spread
-from server.bench.work import Work
+from server.bench.workload import Work
 
 TOKENS_PER_STREAM = 400
 PROMPT = [300, 301, 302, 303]
@@ -76,7 +76,7 @@ def shown(figures: dict[str, Any]) -> str:
 @asynccontextmanager
 async def stubbed_server(steps_per_s: float) -> AsyncGenerator[tuple[Endpoint, int], None]:
     """A server on a free loopback port, and its process id. It ends with the block."""
-    command = (sys.executable, "-m", "server.bench.stubbed_server", str(steps_per_s))
+    command = (sys.executable, "-m", "server.bench.stub_server", str(steps_per_s))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from server.bench.http_client import Endpoint, HttpError, Reply, request
-from server.bench.work import Work
+from server.bench.workload import Work
 
 Api = Literal["completions", "chat"]
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}

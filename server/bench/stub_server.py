@@ -1,4 +1,4 @@
-"""`smoe serve` around the stub engine, as a process of its own: `python -m server.bench.stubbed_server STEPS_PER_S`.
+"""`smoe serve` around the stub engine, as a process of its own: `python -m server.bench.stub_server STEPS_PER_S`.
 
 Its port is one that was free; its first lines on standard output are the server's own.
 """
