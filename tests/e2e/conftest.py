@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.running import RunningServer, start_server
+from tests.support.running import RunningServer, start_server
 
 
 @pytest.fixture(scope="session")

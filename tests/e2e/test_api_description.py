@@ -15,7 +15,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from server.api.openapi.operations import OPERATIONS
-from tests.e2e.running import RunningServer
+from tests.support.running import RunningServer
 
 MAX_MODEL_LEN, VOCAB = 2048, 3072
 NUM_TOKENS = 3  # generated at most, so that a thousand requests take minutes

@@ -25,7 +25,7 @@ from tests.e2e.bad_inputs.rows import (
     Endpoint,
     bodies,
 )
-from tests.e2e.running import MODEL, RunningServer
+from tests.support.running import MODEL, RunningServer
 
 JSON = {"content-type": "application/json"}
 # What an error must not have in it: what was sent, and where and in what the server is written.

@@ -7,7 +7,7 @@ import random
 import httpx
 import pytest
 
-from tests.e2e.running import MODEL, RunningServer, Samples
+from tests.support.running import MODEL, RunningServer, Samples
 
 Body = dict[str, object]
 

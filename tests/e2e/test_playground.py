@@ -16,8 +16,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import PHONE, Visit, abort, chromium, visiting
-from tests.e2e.running import MODEL, RunningServer, free_port, start_server, wait_until_ready
+from tests.support.browser import PHONE, Visit, abort, chromium, visiting
+from tests.support.running import MODEL, RunningServer, free_port, start_server, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.running import RunningServer, free_port
+from tests.support.running import RunningServer, free_port
 
 pytestmark = pytest.mark.prometheus
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.running import MODEL, RunningServer, samples, start_server
+from tests.support.running import MODEL, RunningServer, samples, start_server
 
 NUM_STREAMS, NUM_SEQS = 24, 6  # so that at any time most of them queue
 NUM_DRAINED = 200

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.checkpoints import DEMO
-from tests.e2e.running import MODEL, STOP_TIMEOUT_S, free_port, start_server
+from tests.support.checkpoints import DEMO
+from tests.support.running import MODEL, STOP_TIMEOUT_S, free_port, start_server
 
 CHECKPOINT_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
 
-from tests.e2e.running import MODEL, RunningServer, free_port, start_server
+from tests.support.running import MODEL, RunningServer, free_port, start_server
 
 COUNT = "Count from 3 to 7."
 TIMEOUT_S = 60.0

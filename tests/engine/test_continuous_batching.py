@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smoe import LocalEngine, SamplingParams
-from tests.checkpoints import DEMO
+from tests.support.checkpoints import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.checkpoints import DEMO, Shape, save_random_checkpoint
-from tests.engine.routed_oracle import Mask, forward
+from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.routed_oracle import Mask, forward
 
 TEXTS = [
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want",

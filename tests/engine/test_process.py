@@ -32,7 +32,7 @@ from engine.messages import (
     encode_frame,
 )
 from engine.types import Request, RequestOutput, SamplingParams
-from tests.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, save_random_checkpoint
 
 TIMEOUT_S = 60.0
 

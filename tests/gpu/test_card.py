@@ -20,9 +20,9 @@ from model.ops.triton.packed_weights import WeightFormat
 from model.dummy_weights import random_model
 from model.loader import load_model
 from smoe import LocalEngine, SamplingParams
-from tests.checkpoints import Shape, save_random_checkpoint
-from tests.model.native_cases import Heads
-from tests.model.paged import Running, make_batch
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.native_cases import Heads
+from tests.support.paged import Running, make_batch
 
 CARD = torch.device("cuda")
 CONFIG = replace(Heads(8, 2, 64, 300).config, dim=256, hidden_dim=512, num_layers=2, num_experts=8, experts_per_token=2)

@@ -2,7 +2,7 @@ import psutil
 
 from model.config import ModelConfig
 from model.kv_pool import KvPool
-from tests.model.paged import CPU
+from tests.support.paged import CPU
 
 CONFIG = ModelConfig(
     architecture="MixtralForCausalLM",

@@ -20,8 +20,8 @@ from model.checkpoint.manifest import verify_manifest
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
 from model.loader import load_model, read_tensor
-from tests.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
-from tests.model.paged import CPU, teacher_forced
+from tests.support.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
+from tests.support.paged import CPU, teacher_forced
 
 FILE = "model.safetensors"
 Q_PROJ, HEAD = "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"

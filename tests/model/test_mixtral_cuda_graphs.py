@@ -13,8 +13,8 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 from model.ops.reference.ops import ReferenceOps
 from model.dummy_weights import random_model
-from tests.model.native_cases import Heads
-from tests.model.paged import CPU, Running, make_batch
+from tests.support.native_cases import Heads
+from tests.support.paged import CPU, Running, make_batch
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 120
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=2, num_experts=4, experts_per_token=2)

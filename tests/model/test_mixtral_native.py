@@ -14,8 +14,8 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
 from model.dummy_weights import random_model
-from tests.model.native_cases import DTYPES, ISAS, Heads, name_of, native
-from tests.model.paged import CPU, Running, make_batch
+from tests.support.native_cases import DTYPES, ISAS, Heads, name_of, native
+from tests.support.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
 SPARSE = replace(Heads(4, 2, 16, 40).config, num_layers=3, num_experts=5, experts_per_token=2, hidden_dim=72, dim=48)

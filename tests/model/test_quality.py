@@ -8,7 +8,7 @@ import torch
 
 from model.demo.training.quality import EXACT, Score, measure
 from model.ops.quantization import Quantization
-from tests.checkpoints import DEMO
+from tests.support.checkpoints import DEMO
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()[:1500]
 

@@ -18,7 +18,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.running import MODEL, RunningServer, start_server
+from tests.support.running import MODEL, RunningServer, start_server
 from tests.soak.clients import Clients
 
 KEYS = ["soak-one", "soak-two", "soak-three"]

@@ -6,8 +6,8 @@ import torch
 from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.triton.attention import query_tiles
 from model.ops.triton.ops import TritonOps
-from tests.model import float64_oracle as oracle
-from tests.model.native_cases import Heads, Part, attend, random_positions
+from tests.support import float64_oracle as oracle
+from tests.support.native_cases import Heads, Part, attend, random_positions
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, row_by_row
 
 RATIOS = [(1, 1), (4, 1), (4, 2), (6, 2), (8, 8), (32, 8)]
@@ -24,7 +24,7 @@ def _random_parts(length: int, heads: Heads, dtype: torch.dtype, count: int, see
 
 
 def _check(ops: TritonOps, heads: Heads, parts: list[Part], dtype: torch.dtype, block_size: int, int8: bool) -> None:
-    """What no row may see is NaN in the caches (tests/model/native_cases.py), so that a read of it shows."""
+    """What no row may see is NaN in the caches (tests/support/native_cases.py), so that a read of it shows."""
     cached = torch.int8 if int8 else dtype
     outputs = attend(ops, heads, parts, block_size, seed=1, kv_dtype=cached)
     for part, ours in zip(parts, outputs, strict=True):

@@ -9,8 +9,8 @@ from model.ops.triton.linear import linear
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantise, pack
-from tests.model import float64_oracle as oracle
-from tests.model.expert_choices import naive_choice, random_choice, uniform
+from tests.support import float64_oracle as oracle
+from tests.support.expert_choices import naive_choice, random_choice, uniform
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]

@@ -9,7 +9,7 @@ from model.ops.interface import triton_sampling
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.sampling_batch import Status
-from tests.model.sampling_cases import assert_same, random_logits, random_rows, sampled_by
+from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 
 @pytest.mark.parametrize("vocab_size", [1, 50, 300])

@@ -17,7 +17,7 @@ from model.ops.interface import ExpertChoice
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import Real, SamplingRows, Whole
-from tests.model.native_cases import Heads
+from tests.support.native_cases import Heads
 from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, Recorder, compile_for, kernels_of
 
 META = torch.device("meta")

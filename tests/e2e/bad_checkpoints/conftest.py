@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import DEMO, Shape, random_model, save_in_layout
+from tests.support.checkpoints import DEMO, Shape, random_model, save_in_layout
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG
 
 

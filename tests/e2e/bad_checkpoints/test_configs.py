@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import edit_config
+from tests.support.checkpoints import edit_config
 from tests.e2e.bad_checkpoints.start import CONFIG, refusal, rewrite, start
 
 NOT_CONFIGS: dict[str, bytes | None] = {

@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from server.cli.plan import write_manifest
 from server.settings import engine_config, load_settings
 from server.tokenizer.config_files import TokenizerError
-from tests.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,
     GATE,

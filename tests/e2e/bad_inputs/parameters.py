@@ -31,7 +31,7 @@ from tests.e2e.bad_inputs.rows import (
     integers,
     numbers,
 )
-from tests.e2e.running import MODEL
+from tests.support.running import MODEL
 
 PARAMETER_ROWS: dict[str, Row] = {
     "B-050 n": Row(OPENAI, integers("n", 1, 8)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import MODEL, RunningServer
+from tests.support.running import MODEL, RunningServer
 
 MODELS = """\
 - model_id: local

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 import torch
 
-from tests.e2e.running import MODEL, RunningServer
+from tests.support.running import MODEL, RunningServer
 
 DEMO = Path(__file__).parent.parent.parent.parent / "model" / "demo"
 QUESTIONS = [

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.running import MODEL, RunningServer
+from tests.support.running import MODEL, RunningServer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
-from tests.checkpoints import DEMO, Shape, save_random_checkpoint
-from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 
 GIB = 1 << 30
 

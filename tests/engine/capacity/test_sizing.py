@@ -9,7 +9,7 @@ from engine.errors import EngineConfigError
 from engine.capacity.host_resources import cgroup_headroom_bytes
 from engine.capacity.sizing import context_limit, pool_blocks
 from model.config import ModelConfig, load_config
-from tests.checkpoints import Shape
+from tests.support.checkpoints import Shape
 
 
 @pytest.fixture

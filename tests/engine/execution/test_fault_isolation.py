@@ -14,8 +14,8 @@ from engine.errors import FatalEngineError
 from engine.scheduling.step_plan import StepPlan
 from engine.types import Request
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.checkpoints import Shape, save_random_checkpoint
-from tests.engine.isolated import VOCAB, Work, load, random_work, same_bits, serve, solo
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.isolated import VOCAB, Work, load, random_work, same_bits, serve, solo
 
 
 @pytest.fixture(scope="module", params=[Shape(seed=1), Shape(window=24, seed=2)], ids=["full", "window"])

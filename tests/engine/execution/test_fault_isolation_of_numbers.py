@@ -11,8 +11,8 @@ import pytest
 from engine.scheduling.step_plan import Chunk, StepPlan
 from model.mixtral import Mixtral
 from smoe import LocalEngine, SamplingParams
-from tests.checkpoints import Shape, save_random_checkpoint
-from tests.engine.isolated import Work, load, random_work, same_bits, serve, solo
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.isolated import Work, load, random_work, same_bits, serve, solo
 
 
 @pytest.fixture(scope="module", params=[Shape(seed=1), Shape(window=24, seed=2)], ids=["full", "window"])

@@ -14,7 +14,7 @@ from engine.execution.sampler import Sampler
 from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, SamplingParams
 from model.ops.reference.ops import ReferenceOps
-from tests.model.native_cases import Heads
+from tests.support.native_cases import Heads
 
 VOCAB = 10
 

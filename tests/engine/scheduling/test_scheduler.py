@@ -8,7 +8,7 @@ from engine.scheduling.deadlines import MIN_PRUNED
 from engine.errors import RequestRejectedError
 from engine.scheduling.step_plan import RowFailed
 from engine.types import Request, SamplingParams
-from tests.engine.scheduler_bench import VOCAB, Bench, random_prompt
+from tests.measure.scheduler import VOCAB, Bench, random_prompt
 from tests.simulator.exact import oracle, root_of
 
 

@@ -14,7 +14,7 @@ from engine.errors import EngineConfigError
 from model.ops.native.ops import NUMERICS
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 from smoe import LocalEngine
-from tests.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, save_random_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from model.profile_step import run_full_step
 from model.ops.huge_pages import zeros
 from model.ops.reference.ops import ReferenceOps
 from model.dummy_weights import random_model
-from tests.model.native_cases import Heads
+from tests.support.native_cases import Heads
 
 CARD = torch.device("cuda")
 CONFIG = EngineConfig(model="", max_num_seqs=4)

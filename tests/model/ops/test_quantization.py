@@ -10,9 +10,9 @@ from torch import Tensor
 from model.ops.interface import FfnWeights
 from model.ops.quantization import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
 from model.ops.reference.ops import ReferenceOps
-from tests.model import float64_oracle as oracle
-from tests.model.expert_choices import random_choice, uniform
-from tests.model.native_cases import DTYPES, ISAS, native
+from tests.support import float64_oracle as oracle
+from tests.support.expert_choices import random_choice, uniform
+from tests.support.native_cases import DTYPES, ISAS, native
 
 KINDS: list[Quantization] = ["int8", "int4"]
 ERROR = {"int8": 0.015, "int4": 0.12}  # of a product of random numbers, relative

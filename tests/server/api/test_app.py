@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from server.engine_client.client import Phase
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, http_counts, listening, outcomes, saying, state_around, tokenizer
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, http_counts, listening, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

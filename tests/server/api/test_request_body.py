@@ -6,8 +6,8 @@ import pytest
 
 import server.api.request_body
 from server.strict_json import JsonValue, parse_object
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

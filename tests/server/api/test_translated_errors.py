@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 

@@ -14,8 +14,8 @@ from server.schemas import (
     validate,
 )
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, RequestModel
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around
 
 HELLO: dict[str, Any] = {"role": "user", "content": "Hello"}
 CACHED = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}

@@ -17,8 +17,8 @@ from server.bench.load_generator import Record
 from server.bench.serve import measure, options_of
 from server.bench.workload import WorkError
 from server.cli.main import app
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import listening, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import listening, state_around
 
 DEFAULTS: dict[str, Any] = {
     "url": "http://127.0.0.1:1",

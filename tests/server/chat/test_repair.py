@@ -14,7 +14,7 @@ from server.chat.template import ChatTemplate
 from server.chat.repair import SystemPlace, repaired
 from server.tokenizer.tokenizer import Tokenizer
 from server.chat.turns import Turn
-from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 MISTRALS = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}

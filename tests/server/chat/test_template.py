@@ -13,7 +13,7 @@ from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.schemas import ChatMessage
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
-from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 # Words without spaces at their ends: mistral-common strips some of them, by version.
 WORDS = st.text(

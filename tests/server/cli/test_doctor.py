@@ -11,7 +11,7 @@ import pytest
 from server.settings import load_settings
 from server.cli import doctor
 from server.cli.doctor import Finding, examine
-from tests.checkpoints import DEMO
+from tests.support.checkpoints import DEMO
 from tests.server.cli.test_main import smoe
 
 FOUND = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}

@@ -13,7 +13,7 @@ from server.cli import expert_measurement as expert_texts
 from server.cli.main import app
 from server.cli.expert_report import count_table, shares
 from smoe import LocalEngine, SamplingParams
-from tests.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
 
 TEXTS = {
     "austen": "She was then obliged to assure her mother that it was not in her power to come. " * 3,

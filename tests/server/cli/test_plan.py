@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.capacity.memory_plan import plan_memory
 from server.cli.main import app
 from server.settings import engine_config, load_settings
-from tests.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30

@@ -8,7 +8,7 @@ import pytest
 
 from engine.types import RequestOutput, TokenLogprobs
 from server.engine_client.output_collector import EngineDied, Mailbox
-from tests.server.watched_engine import collect, run, started
+from tests.support.watched_engine import collect, run, started
 
 
 def test_loading_is_reported_before_ready() -> None:

@@ -14,8 +14,8 @@ from server.engine_client.restart_policy import MAX_USELESS
 from server.engine_client.output_collector import EngineDied
 from server.engine_client.inflight import KILLER
 from server.engine_client.watchdog import Patience
-from tests.server.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
-from tests.server.watched_engine import Watched, collect, run, started
+from tests.support.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
+from tests.support.watched_engine import Watched, collect, run, started
 
 HASTY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=2.0)  # no process is kept waiting for so long
 STEADY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)

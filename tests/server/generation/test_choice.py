@@ -11,8 +11,8 @@ from server.generation.choice import Choice, Delta, Ending, joined
 from server.tokenizer.detokenizer import Detokenizer
 from server.engine_client.output_collector import merge_outputs
 from server.tokenizer.stop_strings import StopMatcher
-from tests.server.fake_engine import EOS, outputs_for
-from tests.server.serving import tokenizer
+from tests.support.fake_engine import EOS, outputs_for
+from tests.support.serving import tokenizer
 
 TEXT = "Gr\u00fc\u00dfe \U0001f600 and so on, and so forth."
 

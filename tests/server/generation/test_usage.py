@@ -12,8 +12,8 @@ from server.api.app import create_app
 from server.observability.expert_load import WINDOW_S, ExpertWindow
 from server.http.middleware import guarded
 from server.observability.metrics import Metrics
-from tests.server.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
-from tests.server.serving import MODEL, client_of, events, state_around
+from tests.support.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
+from tests.support.serving import MODEL, client_of, events, state_around
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ async def test_usage_tells_what_the_experts_took_when_asked(url: str, stream: bo
 @pytest.mark.parametrize("stream", [False, True])
 async def test_prompts_add_up_and_a_stop_string_ends_the_count(stream: bool) -> None:
     """The text of token 502 is the stop string: it was sampled, and never computed as input."""
-    from tests.server.serving import tokenizer
+    from tests.support.serving import tokenizer
 
     stop = tokenizer().token_text(502).replace("\u2581", " ")
     response = await post(an_engine(), prompt=PROMPTS, stream=stream, expert_usage=True, stop=stop)

@@ -19,8 +19,8 @@ from server.generation.jobs import Prompt, jobs_of
 from server.schemas import CompletionRequest
 from server.http.sse import EventStream
 from server.generation.state import AppState
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

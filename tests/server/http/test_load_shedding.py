@@ -16,8 +16,8 @@ from server.generation.admission import TOKENS_PER_CHOICE, Backlog
 from server.http.read_limiter import Crowd
 from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
 from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes, tree_bytes
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -18,10 +18,10 @@ from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections,
 from server.http.read_limiter import Crowd
 from server.http.protocol import Connection
 from server.http.listener import ACCEPTORS
-from tests.e2e.running import free_port
-from tests.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, listening, outcomes, saying, state_around
+from tests.support.running import free_port
+from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.http.protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
-from tests.raw_http import socket_to
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, http_counts, listening, outcomes, saying, state_around
+from tests.support.raw_http import socket_to
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from server.observability.health import LagProbe, liveness, readiness
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.lifecycle.startup_report import StartupReport, ready_lines, size
-from tests.server.fake_engine_process import READY
+from tests.support.fake_engine_process import READY
 
 
 def test_no_model_is_the_bundled_demo(tmp_path: Path) -> None:

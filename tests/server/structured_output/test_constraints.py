@@ -13,8 +13,8 @@ from engine.grammars.matcher import GrammarCompiler
 from engine.types import Request
 from server.errors import ApiError
 from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
-from tests.server.fake_engine import EOS, FakeEngine
-from tests.server.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as JsonTokenizer
 from transformers import LlamaTokenizer
 
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError, load_tokenizer
-from tests.server.mistral_tokenizers import V1, V3, checkpoint, v1_tokenizer, v3_tokenizer
+from tests.support.mistral_tokenizers import V1, V3, checkpoint, v1_tokenizer, v3_tokenizer
 
 # SentencePiece writes a space as U+2581, so that this one character does not survive.
 TEXTS = st.text(max_size=40).filter(lambda text: "\u2581" not in text)

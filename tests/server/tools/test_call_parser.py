@@ -21,9 +21,9 @@ from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.call_parser import CallReader
-from tests.server.fake_engine import EOS, READY, FakeEngine
-from tests.server.mistral_tokenizers import v3_tokenizer
-from tests.server.serving import MODEL, client_of, events, saying, state_around, tokenizer
+from tests.support.fake_engine import EOS, READY, FakeEngine
+from tests.support.mistral_tokenizers import v3_tokenizer
+from tests.support.serving import MODEL, client_of, events, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from server.tokenizer.tokenizer import Tokenizer
 from server.tools.prompt_emulation import emulated
 from server.tools.constraints import offered
 from server.chat.turns import ALPHANUMERICS
-from tests.server.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 WORDS = [
     "Paris",

@@ -10,10 +10,10 @@ from torch import Tensor
 from model.kv_pool import KvPool
 from model.ops.interface import FfnWeights, Ops
 from model.ops.reference.ops import ReferenceOps
-from tests.model import float64_oracle as oracle
-from tests.model.expert_choices import naive_choice, random_choice, uniform
-from tests.model.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions
-from tests.model.paged import CPU, Running, make_batch
+from tests.support import float64_oracle as oracle
+from tests.support.expert_choices import naive_choice, random_choice, uniform
+from tests.support.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions
+from tests.support.paged import CPU, Running, make_batch
 
 EPS = 1e-5
 FLOAT32_ERROR = 1e-6

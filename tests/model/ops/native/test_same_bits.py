@@ -15,10 +15,10 @@ from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from model.loader import load_model
-from tests.checkpoints import Shape, random_model, save_in_layout
-from tests.model.expert_choices import choice, random_choice, uniform
-from tests.model.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
-from tests.model.paged import CPU, Running, make_batch
+from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.expert_choices import choice, random_choice, uniform
+from tests.support.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
+from tests.support.paged import CPU, Running, make_batch
 
 MAX_ROWS = 70
 BATCHES = [*range(2, 28), 31, 32, 33, 47, 48, 49, 63, 64, 65, 70]

@@ -37,7 +37,7 @@ def test_the_native_tests_pass_with_every_access_and_operation_checked(sanitized
         "SANITIZED_LIBRARY": str(sanitized_library),
     }
     tests = [f"tests/model/{name}" for name in NATIVE_TESTS]
-    report = _run([sys.executable, "-m", "pytest", "-p", "tests.model.sanitized_library", *tests], environment)
+    report = _run([sys.executable, "-m", "pytest", "-p", "tests.support.sanitized_library", *tests], environment)
     assert " passed" in report or "[100%]" in report
 
 

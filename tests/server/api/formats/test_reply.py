@@ -11,7 +11,7 @@ from server.api.formats.reply import Envelope, Format, TextChunks
 from server.api.routes.chat import ChatFormat
 from server.api.routes.completions import CompletionFormat
 from server.schemas import ChatCompletionRequest, CompletionRequest
-from tests.server.serving import MODEL, tokenizer
+from tests.support.serving import MODEL, tokenizer
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
 COMPLETION = {"model": MODEL, "prompt": "a"}

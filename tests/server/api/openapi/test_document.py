@@ -20,8 +20,8 @@ from server.api.routes import (
     responses,
     tokenize,
 )
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import MODEL, client_of, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around
 
 FACTS = Facts((MODEL,), vocab_size=100, max_model_len=50)
 

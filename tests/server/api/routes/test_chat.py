@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.chat.template import ChatTemplate
-from tests.server.fake_engine import EOS, FakeEngine
-from tests.server.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
+from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
-from tests.server.serving import MODEL, client_of, events, saying, state_around, tokenizer
+from tests.support.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
+from tests.support.serving import MODEL, client_of, events, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

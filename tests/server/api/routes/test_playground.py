@@ -9,8 +9,8 @@ import pytest
 from server.api.app import create_app
 from server.http.middleware import guarded
 from server.api.routes.playground import FOLDER
-from tests.server.fake_engine import FakeEngine
-from tests.server.serving import client_of, saying, state_around
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 NAMES = sorted(path.name for path in FOLDER.iterdir())

@@ -1,4 +1,4 @@
-"""What a decode step costs beside the network: python -m tests.engine.host_cost [REQUESTS ...]
+"""What a decode step costs beside the network: python -m tests.measure.host_cost [REQUESTS ...]
 
 The network and the sampling kernel are fakes that answer at once; the rest is the product's own code. For each number
 of running requests: microseconds per part, the median over the steps, and per request.
@@ -27,7 +27,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
 from model.config import ModelConfig
 from model.sampling_batch import SampledRows, SamplingRows
-from tests.model.native_cases import Heads
+from tests.support.native_cases import Heads
 
 BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000
 

@@ -1,4 +1,4 @@
-"""python -m tests.overload_figures [stalled|burst|slowloris|churn|sponge ...]
+"""python -m tests.measure.overload [stalled|burst|slowloris|churn|sponge ...]
 
 What overload costs, measured on the bundled model: each part starts a server of its own and prints its figures. They
 are for docs/reliability.md; nothing here is asserted, for the machine may be busy.
@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tests.e2e.running import MODEL, RunningServer, start_server
-from tests.raw_http import RawClient
+from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.raw_http import RawClient
 
 KEYS = ("sponge", "other")
 
@@ -67,7 +67,7 @@ def probe(url: str) -> None:
 @contextlib.contextmanager
 def health_watched(server: RunningServer) -> Iterator[None]:
     """Probes from a process of its own: this one is busy being thousands of clients."""
-    command = [sys.executable, "-m", "tests.overload_figures", "probe", server.url]
+    command = [sys.executable, "-m", "tests.measure.overload", "probe", server.url]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     yield
     process.communicate()

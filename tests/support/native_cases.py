@@ -15,7 +15,7 @@ from model.ops.reference.kv_int8 import as_cached
 from model.ops.native.ops import NativeOps
 from model.ops.native.library import NativeLibrary
 from model.ops.quantization import Quantization
-from tests.model.paged import Running, make_batch
+from tests.support.paged import Running, make_batch
 
 LIBRARY = NativeLibrary()
 ISAS = LIBRARY.isas()  # every one that this machine runs is tested

@@ -27,8 +27,8 @@ from server.http.load_shedding import Overload
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import Tokenizer
-from tests.server.fake_engine import EOS, FakeEngine
-from tests.server.mistral_tokenizers import v1_tokenizer
+from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.mistral_tokenizers import v1_tokenizer
 
 MODEL = "test/model"
 

@@ -20,8 +20,8 @@ from server.model_location import locate_model
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
 from server.tokenizer.tokenizer import load_tokenizer
-from tests.e2e.running import MODEL
-from tests.server.serving import listening
+from tests.support.running import MODEL
+from tests.support.serving import listening
 
 
 class WatchedEngine(EngineClient):

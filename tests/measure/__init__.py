@@ -1,0 +1,1 @@
+"""Programs that measure; run by hand, never by the test suite."""
