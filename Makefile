@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-KERNELS := $(wildcard model/native/*.cpp model/native/*.h) model/native/CMakeLists.txt
+KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
 NODE_CLIENTS := tests/e2e/clients/node

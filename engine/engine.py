@@ -9,17 +9,17 @@ from importlib.metadata import version
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
 from engine.execution.expert_stats import ExpertCounts
-from engine.expert_options import ExpertShape, resolve_experts
-from engine.grammars.matcher import GrammarCompiler
-from engine.grammars.build_queue import GrammarBuilds
-from engine.heartbeat import Heartbeat
-from engine.startup.loading import LoadedModel, ProgressCallback, load, make_scheduler
-from engine.messages import Ready
-from engine.scheduling.step_plan import StepPlan, StepResult
-from engine.execution.model_runner import InFlight
 from engine.execution.fault_isolation import salvage
-from engine.scheduling.sequence import Matcher
+from engine.execution.model_runner import InFlight
 from engine.execution.step_faults import Fault, attempt
+from engine.expert_options import ExpertShape, resolve_experts
+from engine.grammars.build_queue import GrammarBuilds
+from engine.grammars.matcher import GrammarCompiler
+from engine.heartbeat import Heartbeat
+from engine.messages import Ready
+from engine.scheduling.sequence import Matcher
+from engine.scheduling.step_plan import StepPlan, StepResult
+from engine.startup.loading import LoadedModel, ProgressCallback, load, make_scheduler
 from engine.types import ExpertReport, Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # how long a step with nothing to compute waits for a grammar: then arrivals get a look

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint.headers import StoredTensor
-from model.config import ModelConfig
 from model.checkpoint.errors import CheckpointError
-from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops.interface import FfnWeights, Ops
-from model.ops.huge_pages import empty
+from model.checkpoint.headers import StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors, part_of
+from model.config import ModelConfig
+from model.mixtral import LayerWeights, Mixtral, MixtralWeights
+from model.ops.huge_pages import empty
+from model.ops.interface import FfnWeights, Ops
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 

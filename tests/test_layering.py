@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 LAYERS = ("server", "engine", "model")
 MAY_IMPORT = {
     "server": {"server", "engine"},
@@ -38,7 +39,14 @@ ENGINE_MODULES_WITH_TORCH = {
     "engine.execution.step_faults",
     "engine.startup.device_memory",
 }
-SANS_IO = ("engine.scheduling.scheduler", "engine.scheduling.block_pool", "engine.scheduling.step_plan", "engine.types", "engine.messages", "engine.config")
+SANS_IO = (
+    "engine.scheduling.scheduler",
+    "engine.scheduling.block_pool",
+    "engine.scheduling.step_plan",
+    "engine.types",
+    "engine.messages",
+    "engine.config",
+)
 
 
 def product_files() -> list[Path]:

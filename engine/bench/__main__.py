@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from engine.startup.backend import choose_backend
 from engine.bench.steps import StepBench
 from engine.bench.task import Task
+from engine.capacity.sizing import served_dtype, served_kv_dtype
 from engine.engine import Engine
 from engine.errors import EngineConfigError
+from engine.startup.backend import choose_backend
 from engine.startup.loading import DTYPES, chosen_device, load_random
-from engine.capacity.sizing import served_dtype, served_kv_dtype
 from model.bench.kernels import Setting, measure_kernels
 from model.bench.roofline import Limits, Roofline
 from model.bench.shapes import PRESETS

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import EngineConfig
-from engine.errors import EngineConfigError
 from engine.capacity.sizing import (
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
@@ -19,11 +17,13 @@ from engine.capacity.sizing import (
     served_kv_dtype,
     size_engine,
 )
-from model.config import ModelConfig, load_config
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
-from model.kv_format import KvDtype
-from model.checkpoint.weight_sizes import weight_bytes
 from model.checkpoint.tensor_names import checked_tensors, parameters_by_part
+from model.checkpoint.weight_sizes import weight_bytes
+from model.config import ModelConfig, load_config
+from model.kv_format import KvDtype
 
 WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 

@@ -6,11 +6,11 @@ The engine and `smoe plan` both ask here, so that the plan is what the engine do
 from dataclasses import dataclass
 from math import ceil
 
-from engine.scheduling.block_manager import BlockTables
-from engine.scheduling.block_pool import BlockPool
+from engine.capacity.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.capacity.host_resources import format_bytes
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 

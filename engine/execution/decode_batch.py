@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.scheduling.step_plan import Chunk
-from engine.execution.persistent_batch import Int64s, RequestRows
-from engine.execution.expert_routing import build_routing
-from engine.scheduling.sequence import Sequence
 from engine.execution.device_transfer import send
+from engine.execution.expert_routing import build_routing
+from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 

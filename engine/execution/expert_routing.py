@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.execution.device_transfer import send
 from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
-from engine.execution.device_transfer import send
 from model.config import ModelConfig
 from model.forward_batch import Routing
 

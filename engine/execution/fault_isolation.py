@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 from engine.execution.step_faults import Fault, attempt
+from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 
 MAX_ALONE = 4  # requests that raise one by one, with no part computed in between: then the fault is nobody's own
 

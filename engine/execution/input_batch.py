@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.scheduling.step_plan import Chunk, StepPlan
-from engine.execution.persistent_batch import Int64s, RequestRows
-from engine.execution.expert_routing import build_routing
 from engine.execution.decode_batch import LogitRows, StandingBatch
 from engine.execution.device_transfer import send
+from engine.execution.expert_routing import build_routing
+from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.scheduling.step_plan import Chunk, StepPlan
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from engine.errors import GrammarError
-from engine.scheduling.step_plan import RowFailed
+from engine.execution.device_transfer import send
 from engine.execution.persistent_batch import Int64s
 from engine.scheduling.sequence import Sequence
-from engine.execution.device_transfer import send
+from engine.scheduling.step_plan import RowFailed
 from model.sampling_batch import Whole
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.execution.input_batch import BatchBuilder
-from engine.execution.expert_stats import ExpertCounts
-from engine.scheduling.step_plan import StepPlan, StepResult
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.expert_routing import expert_choices
-from engine.execution.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
 from engine.execution.device_transfer import Fetch
+from engine.execution.expert_routing import expert_choices
+from engine.execution.expert_stats import ExpertCounts
+from engine.execution.input_batch import BatchBuilder
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
+from engine.scheduling.step_plan import StepPlan, StepResult
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.scheduling.sequence import Sequence, Status
 from engine.execution.device_transfer import send
+from engine.scheduling.sequence import Sequence, Status
 from model.sampling_batch import Real, Whole
 
 # A step asks this of all its sequences, so it is asked without a line of Python for each.

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from engine.execution.logit_masks import Constraints
-from engine.scheduling.step_plan import RowFailed, Sampled
-from engine.execution.persistent_batch import Int64s, RequestRows
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import Fetch, send
+from engine.execution.logit_masks import Constraints
+from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole

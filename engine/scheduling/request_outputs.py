@@ -2,8 +2,8 @@
 
 import msgspec
 
-from engine.scheduling.step_plan import Sampled
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_plan import Sampled
 from engine.types import FinishReason, RequestOutput
 
 

@@ -9,17 +9,17 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from engine.scheduling.block_manager import BlockTables
-from engine.scheduling.deadlines import Deadlines
-from engine.scheduling.step_plan_builder import Draft
 from engine.errors import RequestRejectedError
 from engine.expert_options import SequenceExperts
-from engine.scheduling.request_outputs import error_output, finish_reason, last_output, progress_output
-from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.scheduling.sequence import Matcher, Sequence, Status
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.deadlines import Deadlines
 from engine.scheduling.fairness import Tenants, share_of_places
-from engine.types import Request, RequestOutput
+from engine.scheduling.request_outputs import error_output, finish_reason, last_output, progress_output
+from engine.scheduling.sequence import Matcher, Sequence, Status
+from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
+from engine.scheduling.step_plan_builder import Draft
 from engine.scheduling.waiting_queue import WaitingQueue
+from engine.types import Request, RequestOutput
 
 NOT_TAKEN = "the engine failed on what it computed for this request"
 

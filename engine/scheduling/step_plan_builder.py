@@ -1,7 +1,7 @@
 """A step's plan in the making."""
 
-from engine.scheduling.step_plan import Chunk, StepPlan
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_plan import Chunk, StepPlan
 
 
 class Draft:

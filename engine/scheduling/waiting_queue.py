@@ -8,8 +8,8 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.fairness import Tenants
+from engine.scheduling.sequence import Sequence, Status
 
 MIN_PRUNED = 64
 

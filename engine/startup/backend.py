@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.capacity.host_resources import CGROUP_V2
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
-from engine.capacity.host_resources import CGROUP_V2
 from model.ops.interface import Ops
-from model.ops.native.ops import NUMERICS, NativeOps
 from model.ops.native.library import NativeLibrary, NativeOutdatedError, NativeUnavailableError
+from model.ops.native.ops import NUMERICS, NativeOps
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
 

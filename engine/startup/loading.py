@@ -7,18 +7,6 @@ from pathlib import Path
 
 import torch
 
-from engine.startup.backend import Backend, choose_backend
-from engine.scheduling.block_manager import BlockTables
-from engine.scheduling.block_pool import BlockPool
-from engine.config import EngineConfig
-from engine.startup.device_memory import explained, memory_of
-from engine.errors import EngineConfigError
-from engine.execution.expert_stats import ExpertCounts
-from engine.heartbeat import Heartbeat
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.model_runner import ModelRunner
-from engine.execution.sampler import Sampler
-from engine.scheduling.scheduler import Scheduler
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
@@ -30,21 +18,33 @@ from engine.capacity.sizing import (
     served_kv_dtype,
     size_engine,
 )
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.execution.expert_stats import ExpertCounts
+from engine.execution.model_runner import ModelRunner
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.sampler import Sampler
+from engine.heartbeat import Heartbeat
+from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.scheduler import Scheduler
+from engine.startup.backend import Backend, choose_backend
+from engine.startup.device_memory import explained, memory_of
 from engine.types import Request, SamplingParams
+from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.tensor_names import checked_tensors
+from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig, load_config
-from model.profile_step import run_full_step
-from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
+from model.dummy_weights import random_model
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.checkpoint.manifest import verify_manifest
+from model.loader import load_model
 from model.mixtral import Mixtral
+from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.native.ops import NativeOps
 from model.packed_bytes import packed_bytes
-from model.dummy_weights import random_model
-from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
-from model.checkpoint.tensor_names import checked_tensors
-from model.loader import load_model
+from model.profile_step import run_full_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_STEP_S = 0.5  # what a full step may take on a CPU, unless the user sets a budget

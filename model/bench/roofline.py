@@ -8,8 +8,8 @@ from time import perf_counter
 
 import torch
 
-from model.ops.interface import Ops
 from model.ops.huge_pages import empty
+from model.ops.interface import Ops
 from model.ops.native.ops import NativeOps
 
 BUFFER_BYTES = 512 << 20  # larger than caches

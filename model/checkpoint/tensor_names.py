@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from model.checkpoint.headers import StoredTensor, read_headers
-from model.config import ModelConfig
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.headers import StoredTensor, read_headers
 from model.checkpoint.json_files import shown
+from model.config import ModelConfig
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"

@@ -1,4 +1,4 @@
-"""What int8 and int4 weights mean: the definition, in plain torch, of what model/native/quantized.h describes.
+"""What int8 and int4 weights mean: the definition, in plain torch, of what model/native/gemm/quant_formats.h describes.
 
 int8: one float32 scale per output, q in -127 .. 127. int4: a bfloat16 scale per output and group of 32 inputs, q in
 -8 .. 7. A quantised matrix is multiplied with rows quantised to int8, each by its own largest magnitude.

@@ -5,9 +5,6 @@ from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.http.disconnect import ClientGone
-from server.error_shapes import error_body
-from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
 from server.api.routes import (
     chat,
     completions,
@@ -21,7 +18,10 @@ from server.api.routes import (
     responses,
     tokenize,
 )
+from server.error_shapes import error_body
+from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
 from server.generation.state import AppState
+from server.http.disconnect import ClientGone
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
 

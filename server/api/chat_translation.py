@@ -9,14 +9,14 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.generation.choice import Delta, joined
-from server.http.disconnect import unless_disconnected
-from server.errors import ApiError
-from server.generation.jobs import off_loop
-from server.api.routes.chat import ChatTurn, turn_of
-from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
-from server.http.sse import KEEP_ALIVE_S, Dialect, EventStream, named
 from server.api.formats.event_reply import Event, TypedReply
+from server.api.routes.chat import ChatTurn, turn_of
+from server.errors import ApiError
+from server.generation.choice import Delta, joined
+from server.generation.jobs import off_loop
+from server.http.disconnect import unless_disconnected
+from server.http.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 
 _QUOTED = re.compile(r"'([^' ]+)'")
 

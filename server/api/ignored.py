@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from server.strict_json import JsonValue
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, printable, unknown_fields
+from server.strict_json import JsonValue
 
 
 def ignored_fields(request: RequestModel, body: dict[str, JsonValue]) -> list[str]:

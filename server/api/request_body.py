@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
 from server.api.ignored import ignored_fields
+from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
 from server.generation.jobs import off_loop
 from server.generation.state import state_of
-from server.strict_json import parse_object
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
+from server.strict_json import parse_object
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 SEPARATOR = ", "

@@ -11,8 +11,8 @@ from itertools import groupby, takewhile
 from operator import attrgetter
 from typing import Literal
 
-from server.errors import ApiError, invalid_value
 from server.chat.turns import Call, Message, Turn, mistral_id
+from server.errors import ApiError, invalid_value
 
 BLANK_LINE = "\n\n"
 

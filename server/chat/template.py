@@ -8,14 +8,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.errors import ApiError
+from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
 from server.chat.repair import SystemPlace
+from server.chat.turns import Message, Turn
+from server.errors import ApiError
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue
-from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
-from server.chat.turns import Message, Turn
 
 MAX_TEMPLATE_CHARS = 1 << 20
 PRIVATE_USE = range(0xE000, 0xF900)  # Unicode's characters without a meaning; two that no one used serve as marks

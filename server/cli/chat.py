@@ -4,9 +4,9 @@ import readline
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from server.cli.streamed_answer import Answer, read_answer
-from server.cli.expert_bars import expert_lines
 from server.cli.api_client import Remote, RemoteError
+from server.cli.expert_bars import expert_lines
+from server.cli.streamed_answer import Answer, read_answer
 
 HELP = """\
 /stats     tokens and times of the last answer

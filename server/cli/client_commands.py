@@ -36,8 +36,8 @@ def chat_command(
     seed: SeedFlag = None,
 ) -> None:
     """Talk to a running server. /help lists what can be asked beside messages."""
-    from server.cli.chat import ChatSession, converse, served_model
     from server.cli.api_client import RemoteError
+    from server.cli.chat import ChatSession, converse, served_model
 
     fields = _given(max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed)
     try:
@@ -61,9 +61,9 @@ def complete_command(
     seed: SeedFlag = None,
 ) -> None:
     """Go on with PROMPT; what a running server writes goes to standard output as it comes."""
-    from server.cli.streamed_answer import read_answer
-    from server.cli.chat import served_model
     from server.cli.api_client import RemoteError
+    from server.cli.chat import served_model
+    from server.cli.streamed_answer import read_answer
 
     fields = _given(
         max_tokens=max_tokens or COMPLETION_TOKENS,
@@ -93,8 +93,8 @@ def doctor_command(
 
     SMOE_* variables count as they do for serve. Exits with 1 where something keeps the server from starting.
     """
-    from server.settings import SettingsError, load_settings
     from server.cli import doctor
+    from server.settings import SettingsError, load_settings
 
     try:
         settings = load_settings(_given(model=model))
@@ -111,8 +111,8 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 def _remote(url: str | None, api_key: str | None) -> Any:
     """The server that was named, or the one that this machine's settings describe. Raises RemoteError."""
-    from server.settings import SettingsError, load_settings
     from server.cli.api_client import Remote, RemoteError
+    from server.settings import SettingsError, load_settings
 
     try:
         settings = load_settings({})

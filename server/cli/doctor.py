@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.capacity.host_resources import available_bytes, format_bytes
+from server.cli.plan import PlanError, answer
 from server.engine_client.process import package_root
 from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.cli.plan import PlanError, answer
 from server.settings import Settings, hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 

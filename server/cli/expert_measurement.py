@@ -18,8 +18,8 @@ from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client.client import EngineClient, EngineStatus
-from server.generation.usage import ExpertTally
 from server.engine_client.output_collector import EngineDied
+from server.generation.usage import ExpertTally
 from server.tokenizer.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 1024  # a text is computed in pieces of at most so many

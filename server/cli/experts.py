@@ -8,7 +8,7 @@ import typer
 import uvloop
 
 from engine.config import EngineConfig
-from server import expert_texts, expert_views
+from server.cli import expert_measurement, expert_report
 from server.cli.expert_measurement import ExpertTextError
 from server.model_location import ModelNotFoundError, locate_model
 from server.settings import SettingsError, engine_config, hub_cache_dir, load_settings
@@ -21,10 +21,10 @@ def run(
     """The exit code: 0, or 2 where something is wrong with what was asked."""
     try:
         if png is not None:
-            expert_views.check_drawable()
+            expert_report.check_drawable()
         settings = load_settings(flags)
         model_dir = locate_model(settings.model, hub_cache_dir())
-        texts = expert_texts.read_texts(paths, load_tokenizer(model_dir), max_tokens)
+        texts = expert_measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
         config = engine_config(settings, model_dir)
         answer = _turn_dial(config, texts, as_json, png) if dial else _count(config, texts, as_json, png)
     except (SettingsError, ModelNotFoundError, TokenizerError, ExpertTextError) as error:
@@ -34,15 +34,15 @@ def run(
     return 0
 
 
-def _count(config: EngineConfig, texts: Sequence[expert_texts.Text], as_json: bool, png: Path | None) -> str:
-    counts = uvloop.run(expert_texts.count(config, texts))
+def _count(config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None) -> str:
+    counts = uvloop.run(expert_measurement.count(config, texts))
     if png is not None:
-        expert_views.draw_counts(counts, png)
-    return expert_views.count_json(counts) if as_json else expert_views.count_table(counts)
+        expert_report.draw_counts(counts, png)
+    return expert_report.count_json(counts) if as_json else expert_report.count_table(counts)
 
 
-def _turn_dial(config: EngineConfig, texts: Sequence[expert_texts.Text], as_json: bool, png: Path | None) -> str:
-    points = uvloop.run(expert_texts.turn_dial(config, texts))
+def _turn_dial(config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None) -> str:
+    points = uvloop.run(expert_measurement.turn_dial(config, texts))
     if png is not None:
-        expert_views.draw_dial(points, png)
-    return expert_views.dial_json(points) if as_json else expert_views.dial_table(points)
+        expert_report.draw_dial(points, png)
+    return expert_report.dial_json(points) if as_json else expert_report.dial_table(points)

@@ -8,10 +8,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from engine.capacity import checkpoint_files as checksums
-from engine.errors import EngineConfigError
+from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.errors import EngineConfigError
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings import Settings, engine_config, hub_cache_dir
 
@@ -73,7 +73,7 @@ def answer(settings: Settings, memory_bytes: int | None) -> Answer:
 def write_manifest(settings: Settings) -> str:
     """Writes the sums of the checkpoint's files, for serve --verify; a line that says where. Raises PlanError."""
     try:
-        path, num_files = checksums.write_manifest(locate_model(settings.model, hub_cache_dir()))
+        path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, hub_cache_dir()))
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return f"{path}: SHA-256 sums of {num_files} files"

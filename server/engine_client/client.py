@@ -17,10 +17,10 @@ import msgspec
 from engine.config import EngineConfig
 from engine.messages import Abort, Add, AskExperts, Experts, FromEngine, Progress, Ready, Start, Started, Step
 from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
-from server.engine_client.restart_policy import MAX_USELESS, SERVED_S, Backoff
-from server.engine_client.process import ENGINE_COMMAND, Death, EngineLink
-from server.engine_client.output_collector import EngineDied, Mailbox
 from server.engine_client.inflight import RequestBook
+from server.engine_client.output_collector import EngineDied, Mailbox
+from server.engine_client.process import ENGINE_COMMAND, Death, EngineLink
+from server.engine_client.restart_policy import MAX_USELESS, SERVED_S, Backoff
 from server.engine_client.watchdog import Patience, Watchdog
 
 logger = logging.getLogger("smoe.engine")

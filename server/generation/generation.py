@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
-from server.generation.choice import Choice, Delta
+from server.engine_client.output_collector import EngineDied
 from server.errors import (
     ApiError,
     deadline_exceeded,
@@ -21,11 +21,11 @@ from server.errors import (
     queue_timeout,
     unavailable,
 )
-from server.generation.usage import ExpertTally, ExpertTokens
 from server.generation.account import Account
-from server.engine_client.output_collector import EngineDied
-from server.observability.metric_families import Outcome
+from server.generation.choice import Choice, Delta
 from server.generation.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
+from server.generation.usage import ExpertTally, ExpertTokens
+from server.observability.metric_families import Outcome
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import TypeVar
 
 from engine.messages import Ready
 from engine.types import Request
-from server.generation.choice import Choice, Echo, Ending
-from server.tokenizer.detokenizer import Detokenizer
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
-from server.generation.usage import check_experts
+from server.generation.choice import Choice, Echo, Ending
 from server.generation.generation import Job
-from server.structured_output.constraints import Form, form_too_large
 from server.generation.sampling_params import check_bad_words, check_listed_ids, sampling_params
-from server.schemas import GenerationRequest
 from server.generation.state import AppState, Texts
+from server.generation.usage import check_experts
+from server.schemas import GenerationRequest
+from server.structured_output.constraints import Form, form_too_large
+from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopMatcher
 
 INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on

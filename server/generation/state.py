@@ -11,16 +11,16 @@ from starlette.requests import Request as HttpRequest
 
 from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
-from server.observability.access_log import AccessLog
-from server.generation.admission import Backlog
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
-from server.structured_output.grammar_checker import GrammarChecker
-from server.observability.memory_pressure import MemoryWatch
-from server.observability.metrics import Metrics
+from server.generation.admission import Backlog
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.throughput import Throughput
+from server.observability.access_log import AccessLog
+from server.observability.memory_pressure import MemoryWatch
+from server.observability.metrics import Metrics
+from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
 
 LOADING_RETRY_S = 5.0  # also for an engine that is started again

@@ -3,8 +3,8 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.connections import Connections
 from server.errors import overloaded
+from server.http.connections import Connections
 from server.http.middleware import OPEN_PATHS, send_error
 from server.observability.memory_pressure import MemoryWatch
 

@@ -13,9 +13,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.routes import playground
 from server.error_shapes import error_body, is_anthropic
 from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
-from server.api.routes import playground
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0

@@ -19,9 +19,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
 from server.http.read_limiter import Crowd
-from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0

@@ -12,8 +12,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.http.disconnect import ClientGone, unless_disconnected
 from server.errors import ApiError, internal_error
+from server.http.disconnect import ClientGone, unless_disconnected
 
 KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent
 

@@ -15,27 +15,27 @@ import uvloop
 from starlette.types import ASGIApp
 
 from engine.messages import Ready
-from server.observability.access_log import AccessLog
 from server.api.app import create_app
 from server.chat.template import ChatTemplate
-from server.http.connections import Connections, max_connections, raise_file_limit
-from server.http.read_limiter import Crowd
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
-from server.observability.health import LagProbe
-from server.http.protocol import SmallReads
-from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
-from server.http.middleware import guarded
+from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
+from server.generation.state import AppState, Texts, seed_source
+from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
+from server.http.load_shedding import Overload
+from server.http.middleware import guarded
+from server.http.protocol import SmallReads
+from server.http.read_limiter import Crowd
+from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
+from server.lifecycle.startup_report import StartupReport, ready_lines
+from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.observability.access_log import AccessLog
+from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes
 from server.observability.metrics import Metrics
-from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.http.load_shedding import Overload
-from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.settings import Settings, engine_config, hub_cache_dir
-from server.lifecycle.startup_report import StartupReport, ready_lines
-from server.generation.state import AppState, Texts, seed_source
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from engine.messages import Ready
 from engine.capacity.sizing import example_lengths, requests_that_fit
+from engine.messages import Ready
 from server.engine_client.client import EngineStatus
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
+from server.chat.turns import Call
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
-from server.strict_json import JsonValue
-from server.chat.turns import Call
 from server.schemas.validation import RequestModel, check_length, refuse_unsupported_members, text_or_list
+from server.strict_json import JsonValue
 
 MAX_MESSAGES = 10_000
 MAX_KWARG_CHARS = 64

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from server.errors import ApiError, invalid_value
 from server.schemas.structured import ResponseFormat, StructuredOutputs
-from server.strict_json import JsonValue
 from server.schemas.validation import RequestModel, text_or_list
+from server.strict_json import JsonValue
 
 MAX_CHOICES = 8
 MAX_STOP_STRINGS = 4

@@ -6,8 +6,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_valida
 from pydantic_core import PydanticCustomError
 
 from server.errors import ApiError, invalid_value
-from server.strict_json import parse_object
 from server.schemas.validation import RequestModel
+from server.strict_json import parse_object
 
 MAX_GRAMMAR_CHARS = 1 << 16  # of a schema written as JSON, of a regular expression, a grammar, or all choices together
 MAX_CHOICES = 1000

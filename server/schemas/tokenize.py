@@ -10,8 +10,8 @@ from server.schemas.chat import UNSUPPORTED_IN_CHAT
 from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
 from server.schemas.tools import Tools, check_tools
-from server.strict_json import JsonValue
 from server.schemas.validation import RequestModel
+from server.strict_json import JsonValue
 
 
 class TokenizeRequest(RequestModel):

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from server.chat.turns import Message
 from server.errors import ApiError, invalid_value
+from server.schemas.validation import RequestModel
 from server.strict_json import JsonValue as Json
 from server.strict_json import parse_object
-from server.chat.turns import Message
-from server.schemas.validation import RequestModel
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # in one message

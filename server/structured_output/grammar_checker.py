@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from server.errors import ApiError, invalid_value, queue_full
-from server.structured_output.constraints import Constraint, Form, constraint_of, too_large
 from server.schemas.generation import GenerationRequest
+from server.structured_output.constraints import Constraint, Form, constraint_of, too_large
 from server.tokenizer.tokenizer import Tokenizer
 
 NUM_THREADS = 2

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Vocabulary
-from server.tokenizer.encoders import SPACE, JsonEncoder, SentencePieceEncoder, TextEncoder
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
+from server.tokenizer.encoders import SPACE, JsonEncoder, SentencePieceEncoder, TextEncoder
 
 __all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from server.generation.choice import Delta
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.turns import short_id
+from server.generation.choice import Delta
 
 _HEAD = re.compile(r'[ \[,]*\{"name": "([A-Za-z0-9_-]+)", "arguments": ')
 

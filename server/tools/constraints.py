@@ -3,12 +3,12 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from server.errors import invalid_value, unsupported_parameter
-from server.structured_output.constraints import Constraint, constraint_of, json_rule, too_large
 from server.chat.mistral_format import CALLS_MARKER
+from server.errors import invalid_value, unsupported_parameter
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue
+from server.structured_output.constraints import Constraint, constraint_of, json_rule, too_large
 
 MAX_SCHEMA_CHARS = 1 << 17  # of all tools together
 # Any text but one that starts as calls do.

@@ -4,8 +4,8 @@ In OpenAI's API the arguments follow the schema where a tool is `strict`; what c
 any other tool the schema is a description: what a grammar can say of it holds, and the rest is named to the client.
 """
 
-from server.structured_output.grammar_checker import GrammarChecker
 from server.generation.jobs import off_loop
+from server.structured_output.grammar_checker import GrammarChecker
 from server.tools.constraints import ToolUse, arguments_alone
 
 

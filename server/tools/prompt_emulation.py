@@ -6,8 +6,8 @@ from itertools import groupby
 
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import BLANK_LINE
-from server.tools.constraints import ToolUse
 from server.chat.turns import Message, Turn
+from server.tools.constraints import ToolUse
 
 RESULTS_MARKER = "[TOOL_RESULTS]"
 FORM = f'{CALLS_MARKER} [{{"name": "...", "arguments": {{...}}}}]'

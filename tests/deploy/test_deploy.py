@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from server.observability.metrics import Metrics
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 VENV_BIN = Path(sys.executable).parent

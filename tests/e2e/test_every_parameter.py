@@ -17,8 +17,8 @@ import pytest
 from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.schemas import ChatCompletionRequest, CompletionRequest
-from tests.support.running import MODEL, RunningServer
 from tests.support.fake_engine import FakeEngine
+from tests.support.running import MODEL, RunningServer
 from tests.support.serving import MODEL as FAKE_MODEL
 from tests.support.serving import client_of, saying, state_around, tokenizer
 

@@ -17,11 +17,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from tests.support.browser import PHONE, Visit, abort, chromium, visiting
+from tests.support.paths import FAKE_ENGINE_SERVER
 from tests.support.running import MODEL, RunningServer, free_port, start_server, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"
-HOLDING_SERVER = Path(__file__).parents[1] / "server" / "serve_with_fake_engine.py"
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,8 @@ def test_a_stop_keeps_the_text_and_ends_the_work(browser: Browser, way: str) -> 
     """The engine gives one token and no more: what is seen was streamed, and only a stop ends it."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, str(HOLDING_SERVER), "hold", f"port={port}", "shutdown_timeout=0"], stderr=subprocess.DEVNULL
+        [sys.executable, str(FAKE_ENGINE_SERVER), "hold", f"port={port}", "shutdown_timeout=0"],
+        stderr=subprocess.DEVNULL,
     )
     running = RunningServer(process, f"http://127.0.0.1:{port}", Path("/dev/null"))
     try:

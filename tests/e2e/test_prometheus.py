@@ -12,10 +12,11 @@ import httpx
 import pytest
 import yaml
 
+from tests.support.paths import ROOT
 from tests.support.running import RunningServer, free_port
 
 pytestmark = pytest.mark.prometheus
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = ROOT / "deploy"
 TIMEOUT_S = 60.0
 
 

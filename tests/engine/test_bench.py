@@ -4,7 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ from model.bench import roofline
 from model.bench.kernels import distinct_experts
 from model.bench.roofline import ARITHMETICS, Limits, Roofline, measure
 from model.bench.shapes import PRESETS
-from model.ops.native.ops import NativeOps
 from model.ops.native.library import ISAS, NativeLibrary
+from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from model.packed_bytes import packed_bytes
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = PRESETS["tiny"]
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 

@@ -9,16 +9,16 @@ import transformers
 from torch import Tensor
 
 from model.config import load_config
+from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch
-from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.kv_pool import KvPool
+from model.loader import load_model
 from model.mixtral import Mixtral
+from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
-from model.dummy_weights import random_model
-from model.loader import load_model
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.native_cases import Heads

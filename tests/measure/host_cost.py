@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.execution.model_runner import InFlight, ModelRunner
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.sampler import Sampler
+from engine.messages import Step, encode_frame
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
-from engine.messages import Step, encode_frame
-from engine.scheduling.step_plan import StepPlan, StepResult
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.model_runner import InFlight, ModelRunner
-from engine.execution.sampler import Sampler
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
 from model.config import ModelConfig
 from model.sampling_batch import SampledRows, SamplingRows

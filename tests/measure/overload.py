@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tests.support.running import MODEL, RunningServer, start_server
 from tests.support.raw_http import RawClient
+from tests.support.running import MODEL, RunningServer, start_server
 
 KEYS = ("sponge", "other")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request, RequestOutput, SamplingParams
 from tests.simulator.exact import ExactRunner, oracle, root_of
 

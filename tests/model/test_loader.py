@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import model.loader
-from model.checkpoint.headers import StoredTensor, read_headers
-from model.config import load_config
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.headers import StoredTensor, read_headers
 from model.checkpoint.manifest import verify_manifest
+from model.config import load_config
+from model.loader import load_model, read_tensor
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
-from model.loader import load_model, read_tensor
 from tests.support.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
 from tests.support.paged import CPU, teacher_forced
 

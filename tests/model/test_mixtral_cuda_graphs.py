@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch
-from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
+from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
-from model.dummy_weights import random_model
 from tests.support.native_cases import Heads
 from tests.support.paged import CPU, Running, make_batch
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
-from model.dummy_weights import random_model
 from tests.support.native_cases import DTYPES, ISAS, Heads, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 

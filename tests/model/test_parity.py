@@ -9,10 +9,10 @@ from torch import Tensor
 
 from model.config import load_config
 from model.kv_pool import KvPool
+from model.loader import load_model
 from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
-from model.loader import load_model
 from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.native_cases import ISAS, native
 from tests.support.paged import CPU, Running, make_batch, teacher_forced

@@ -1,7 +1,6 @@
 """What quantised weights cost the bundled model in quality, on a little text: the whole is measured by hand."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ import torch
 from model.demo.training.quality import EXACT, Score, measure
 from model.ops.quantization import Quantization
 from tests.support.checkpoints import DEMO
+from tests.support.paths import ROOT
 
-TEXT = (Path(__file__).parents[2] / "README.md").read_text()[:1500]
+TEXT = (ROOT / "docs" / "architecture.md").read_text()[:1500]
 
 
 def test_scores_are_of_what_was_predicted() -> None:

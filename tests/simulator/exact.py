@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from engine.errors import GrammarError
 from engine.expert_options import ExpertChoices
-from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.types import Request
 
 POISON = 0xDEADBEEFDEADBEEF  # in blocks that nobody holds and nobody can find

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.scheduling.block_pool import BlockPool
 from engine.errors import GrammarError
 from engine.grammars.build_queue import Built
+from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.execution.persistent_batch import RequestRows
 from engine.execution.model_runner import ModelRunner
+from engine.execution.persistent_batch import RequestRows
 from engine.execution.sampler import Sampler
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch

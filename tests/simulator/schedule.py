@@ -5,15 +5,12 @@ import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import engine.scheduling.sequence
 from engine.scheduling.block_hash import BlockKey
 from tests.simulator.faults import POINTS, Point
 from tests.simulator.simulation import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup, Simulation
-
-ROOT = Path(__file__).parent.parent.parent
-
+from tests.support.paths import ROOT
 
 log = logging.getLogger("smoe.engine")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from engine.capacity.sizing import Limits
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.startup.loading import LoadedModel
 from engine.scheduling.sequence import Sequence, Status
-from engine.capacity.sizing import Limits
+from engine.startup.loading import LoadedModel
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
 from model.config import ModelConfig
 from tests.simulator.exact import NAN, POISON, ExactRunner, experts_of, mix, oracle, root_of

@@ -18,8 +18,8 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.running import MODEL, RunningServer, start_server
 from tests.soak.clients import Clients
+from tests.support.running import MODEL, RunningServer, start_server
 
 KEYS = ["soak-one", "soak-two", "soak-three"]
 FLAGS = ("--dtype", "float32", "--threads", "1", "--num-kv-blocks", "150", "--max-num-seqs", "32")

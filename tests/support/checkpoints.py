@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
-DEMO = Path(__file__).parent.parent / "model" / "demo"  # the bundled checkpoint
-
 
 @dataclass(frozen=True)
 class Shape:

@@ -11,10 +11,10 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype
 from model.kv_pool import DTYPES as KV_DTYPES
 from model.ops.interface import Ops
-from model.ops.reference.kv_int8 import as_cached
-from model.ops.native.ops import NativeOps
 from model.ops.native.library import NativeLibrary
+from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
+from model.ops.reference.kv_int8 import as_cached
 from tests.support.paged import Running, make_batch
 
 LIBRARY = NativeLibrary()

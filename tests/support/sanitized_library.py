@@ -3,6 +3,6 @@
 import os
 from pathlib import Path
 
-from model.ops.interface import native_library
+from model.ops.native import library
 
-native_library.LIBRARY = Path(os.environ["SANITIZED_LIBRARY"])
+library.LIBRARY = Path(os.environ["SANITIZED_LIBRARY"])

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from server.engine_client import restart_policy as backoff
+from server.engine_client import restart_policy
 from server.lifecycle.serve import StartError, serve
 from server.settings import load_settings
 
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     mode, *flags = sys.argv[1:]
     given = dict(flag.split("=", 1) for flag in flags)
     if given.pop("without_delays", None):
-        backoff.FIRST_DELAY_S = backoff.MAX_DELAY_S = 0.01
+        restart_policy.FIRST_DELAY_S = restart_policy.MAX_DELAY_S = 0.01
     settings = load_settings(given)
     engine = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
     try:

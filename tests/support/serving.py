@@ -15,17 +15,17 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.types import Request
-from server.observability.access_log import AccessLog
 from server.api.app import create_app
 from server.chat.template import ChatTemplate
-from server.http.connections import Connections
-from server.http.read_limiter import Crowd
-from server.http.protocol import MAX_HEAD_BYTES, SmallReads
-from server.http.middleware import guarded
-from server.observability.metrics import Metrics
-from server.http.load_shedding import Overload
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
+from server.http.connections import Connections
+from server.http.load_shedding import Overload
+from server.http.middleware import guarded
+from server.http.protocol import MAX_HEAD_BYTES, SmallReads
+from server.http.read_limiter import Crowd
+from server.observability.access_log import AccessLog
+from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_engine import EOS, FakeEngine
 from tests.support.mistral_tokenizers import v1_tokenizer

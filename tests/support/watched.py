@@ -10,15 +10,15 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.messages import AskExperts, Experts, FromEngine
 from engine.types import Request, RequestOutput, StepStats
-from server.observability.access_log import AccessLog
 from server.chat.template import ChatTemplate
-from server.http.connections import Connections
 from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import Mailbox
-from server.observability.metrics import Metrics
-from server.model_location import locate_model
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import AppState, Texts
+from server.http.connections import Connections
+from server.model_location import locate_model
+from server.observability.access_log import AccessLog
+from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.support.running import MODEL
 from tests.support.serving import listening

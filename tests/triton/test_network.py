@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.dummy_weights import random_model
 from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
-from model.dummy_weights import random_model
 from tests.support.native_cases import Heads
 from tests.support.paged import teacher_forced
 from tests.triton.cases import row_by_row

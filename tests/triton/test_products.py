@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from model.ops.interface import FfnWeights
+from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
 from model.ops.triton.launch import launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.ops import TritonMoe, TritonOps
-from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantise, pack
 from tests.support import float64_oracle as oracle
 from tests.support.expert_choices import naive_choice, random_choice, uniform

@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-from model.ops.interface import triton_sampling
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.sampling_batch import Status
@@ -15,7 +14,7 @@ from tests.support.sampling_cases import assert_same, random_logits, random_rows
 @pytest.mark.parametrize("vocab_size", [1, 50, 300])
 def test_the_same_tokens_as_the_definition(vocab_size: int, scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vocabularies of one block and of several."""
-    monkeypatch.setattr(triton_sampling, "BLOCK", 128)
+    monkeypatch.setattr(sampling, "BLOCK", 128)
     rng = random.Random(vocab_size)
     statuses = set()
     for trial in range(3 * scale):

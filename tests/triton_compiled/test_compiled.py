@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.ops.interface
+import model.ops.triton
 from model.forward_batch import ForwardBatch
 from model.kv_pool import DTYPES as KV_DTYPES
-from model.ops.interface import ExpertChoice
+from model.ops.interface import ExpertChoice, FfnWeights
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import Real, SamplingRows, Whole
@@ -47,7 +47,7 @@ def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, 
 
 def _experts(ops: TritonOps, dtype: torch.dtype) -> object:
     w1, w2 = _empty(14336, 4096, dtype=dtype), _empty(4096, 14336, dtype=dtype)
-    return ops.pack_moe(_empty(8, 4096, dtype=dtype), (model.ops.FfnWeights(w1, w1, w2) for _ in range(8)))
+    return ops.pack_moe(_empty(8, 4096, dtype=dtype), (FfnWeights(w1, w1, w2) for _ in range(8)))
 
 
 def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
@@ -98,7 +98,7 @@ def test_every_kernel_compiles_without_spills_and_within_shared_memory(
 
 
 def test_no_kernel_is_left_out() -> None:
-    modules = [module.name for module in pkgutil.iter_modules(model.ops.__path__) if module.name.startswith("triton_")]
-    kernels = {name for module in modules for name in kernels_of(importlib.import_module(f"model.ops.{module}"))}
+    modules = [module.name for module in pkgutil.iter_modules(model.ops.triton.__path__)]
+    kernels = {name for module in modules for name in kernels_of(importlib.import_module(f"model.ops.triton.{module}"))}
     assert len(kernels) >= 9
     assert {launch.name for launch in launched()} == kernels

@@ -24,11 +24,11 @@ from model.demo.training.corpus import load_domains
 from model.forward_batch import ForwardBatch
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.mixtral import Mixtral
-from model.ops.native.ops import NativeOps
-from model.ops.native.library import NativeLibrary
-from model.ops.quantization import Quantization
 from model.loader import load_model
+from model.mixtral import Mixtral
+from model.ops.native.library import NativeLibrary
+from model.ops.native.ops import NativeOps
+from model.ops.quantization import Quantization
 
 CPU = torch.device("cpu")
 CONTEXT_LEN = 512

@@ -12,7 +12,7 @@ from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import NetworkArguments, StepArguments
 
 ABI_VERSION = 6
-LIBRARY = Path(__file__).parent.parent / "native" / "libsmoe_native.so"
+LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the number of an instruction set is its place here
 
 # pool, isa, dtype; kernels that work with packed weights take their format next

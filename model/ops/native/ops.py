@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.interface import ExpertChoice, FfnWeights
 from model.ops.huge_pages import empty
+from model.ops.interface import ExpertChoice, FfnWeights
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.sampling import sampling_arguments
 from model.ops.native.structs import NetworkArguments, StepArguments

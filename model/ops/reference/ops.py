@@ -16,9 +16,9 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.interface import ExpertChoice, FfnWeights
-from model.ops.reference.kv_int8 import as_cached
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
+from model.ops.reference.kv_int8 import as_cached
 from model.ops.reference.sampling import sample
 from model.sampling_batch import SampledRows, SamplingRows
 

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.gemm_tiles import Tiling, multiply_tile
+from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
 
 # mypy: disable-error-code="untyped-decorator"

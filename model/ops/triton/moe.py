@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.launch import Launch, blocks
-from model.ops.triton.topk_routing import Routing
 from model.ops.triton.gemm_tiles import Tiling, load_weights, multiply_tile
+from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
+from model.ops.triton.topk_routing import Routing
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -16,15 +16,15 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.interface import ExpertChoice, FfnWeights
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
+from model.ops.triton.gemm_tiles import Tiling, choose_tiling
 from model.ops.triton.launch import Launch, launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.moe import TritonExperts, experts
+from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
 from model.ops.triton.rms_norm import rms_norm
 from model.ops.triton.rotary import rotary_angles, rotate_and_store
-from model.ops.triton.topk_routing import one_expert, route
 from model.ops.triton.sampling import sample
-from model.ops.triton.gemm_tiles import Tiling, choose_tiling
-from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
+from model.ops.triton.topk_routing import one_expert, route
 from model.sampling_batch import SampledRows, SamplingRows
 
 

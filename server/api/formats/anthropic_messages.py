@@ -6,10 +6,10 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
+from server.api.formats.event_reply import Event, TypedReply
 from server.errors import ApiError
 from server.generation.generation import Usage, expert_tokens
 from server.strict_json import JsonValue, parse_object
-from server.api.formats.event_reply import Event, TypedReply
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 

@@ -6,9 +6,9 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
+from server.api.formats.event_reply import Event, TypedReply
 from server.generation.generation import Usage, expert_tokens
 from server.schemas.responses import ResponsesRequest
-from server.api.formats.event_reply import Event, TypedReply
 
 
 class ResponsesReply(TypedReply):

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from engine.messages import Ready
 from server.generation.choice import Delta, joined
-from server.http.disconnect import unless_disconnected
 from server.generation.generation import Generation
-from server.schemas import GenerationRequest, StreamOptions
+from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventStream
+from server.schemas import GenerationRequest, StreamOptions
 
 
 class Envelope:

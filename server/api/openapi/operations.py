@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.observability.expert_load import WINDOW_S
-from server.api.openapi import replies
+from server.api.openapi import response_schemas
 from server.api.routes import playground
 from server.api.routes.experts import MIN_WINDOW_S
+from server.observability.expert_load import WINDOW_S
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -76,7 +76,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/completions",
         "Continues or scores prompts.",
-        replies.COMPLETION,
+        response_schemas.COMPLETION,
         CompletionRequest,
         GENERATION,
         is_streamed=True,
@@ -85,7 +85,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/chat/completions",
         "Answers a conversation.",
-        replies.CHAT,
+        response_schemas.CHAT,
         ChatCompletionRequest,
         GENERATION,
         is_streamed=True,
@@ -94,7 +94,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/responses",
         "OpenAI's Responses, as a translation of chat.",
-        replies.RESPONSE,
+        response_schemas.RESPONSE,
         ResponsesRequest,
         GENERATION,
         is_streamed=True,
@@ -103,7 +103,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/messages",
         "Anthropic's Messages, as a translation of chat.",
-        replies.MESSAGE,
+        response_schemas.MESSAGE,
         MessagesRequest,
         GENERATION,
         is_streamed=True,
@@ -112,37 +112,58 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/messages/count_tokens",
         "Counts the tokens of such a message's prompt.",
-        replies.TOKEN_COUNT,
+        response_schemas.TOKEN_COUNT,
         CountTokensRequest,
         WITH_BODY,
     ),
-    Operation("get", "/v1/models", "What is served here.", replies.MODELS),
+    Operation("get", "/v1/models", "What is served here.", response_schemas.MODELS),
     Operation(
-        "get", "/v1/models/{model_id}", "One entry of it.", replies.MODEL, statuses=(404,), parameters=(MODEL_ID,)
+        "get",
+        "/v1/models/{model_id}",
+        "One entry of it.",
+        response_schemas.MODEL,
+        statuses=(404,),
+        parameters=(MODEL_ID,),
     ),
     Operation(
-        "post", "/tokenize", "A text's or a conversation's token ids.", replies.TOKENS, TokenizeRequest, WITH_BODY
+        "post",
+        "/tokenize",
+        "A text's or a conversation's token ids.",
+        response_schemas.TOKENS,
+        TokenizeRequest,
+        WITH_BODY,
     ),
-    Operation("post", "/detokenize", "The text of token ids.", replies.PROMPT, DetokenizeRequest, WITH_BODY),
+    Operation("post", "/detokenize", "The text of token ids.", response_schemas.PROMPT, DetokenizeRequest, WITH_BODY),
     Operation(
         "get",
         "/tokenizer_info",
         "The tokenizer's special tokens and the chat template in use.",
-        replies.TOKENIZER_INFO,
+        response_schemas.TOKENIZER_INFO,
         statuses=(503,),
     ),
     Operation(
-        "get", "/experts", "Which experts took which tokens.", replies.EXPERTS, statuses=(503,), parameters=(WINDOW,)
+        "get",
+        "/experts",
+        "Which experts took which tokens.",
+        response_schemas.EXPERTS,
+        statuses=(503,),
+        parameters=(WINDOW,),
     ),
     Operation(
-        "post", "/experts/reset", "The same, and counted from zero from now on.", replies.EXPERTS, statuses=(503,)
+        "post",
+        "/experts/reset",
+        "The same, and counted from zero from now on.",
+        response_schemas.EXPERTS,
+        statuses=(503,),
     ),
-    Operation("get", "/health", "Whether new requests are taken.", replies.HEALTH, statuses=(503,)),
-    Operation("get", "/health/ready", "The same.", replies.HEALTH, statuses=(503,)),
-    Operation("get", "/ping", "The same.", replies.HEALTH, statuses=(503,)),
-    Operation("get", "/health/live", "Whether the process can make progress.", replies.HEALTH, statuses=(503,)),
-    Operation("get", "/version", "The server's version.", replies.VERSION),
-    Operation("get", "/load", "How many choices run and wait.", replies.LOAD),
+    Operation("get", "/health", "Whether new requests are taken.", response_schemas.HEALTH, statuses=(503,)),
+    Operation("get", "/health/ready", "The same.", response_schemas.HEALTH, statuses=(503,)),
+    Operation("get", "/ping", "The same.", response_schemas.HEALTH, statuses=(503,)),
+    Operation(
+        "get", "/health/live", "Whether the process can make progress.", response_schemas.HEALTH, statuses=(503,)
+    ),
+    Operation("get", "/version", "The server's version.", response_schemas.VERSION),
+    Operation("get", "/load", "How many choices run and wait.", response_schemas.LOAD),
     Operation("get", "/metrics", "What Prometheus scrapes.", {"type": "string"}, content_type="text/plain"),
     Operation("get", "/openapi.json", "This description.", {"type": "object"}),
     Operation("get", "/docs", "This description, to read.", {"type": "string"}, content_type="text/html"),

@@ -8,23 +8,23 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.formats.logprobs import chat_logprobs
+from server.api.formats.reply import common_fields, reply
 from server.api.request_body import ignoring, read_request
+from server.chat.mistral_format import CALLS_MARKER
+from server.chat.repair import repaired, roles_out_of_order
 from server.generation.choice import Delta
 from server.generation.generation import Generation
-from server.structured_output.constraints import Constraint
-from server.api.formats.logprobs import chat_logprobs
-from server.tools.loose_tools import loosened
-from server.chat.mistral_format import CALLS_MARKER
 from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
-from server.chat.repair import repaired, roles_out_of_order
-from server.api.formats.reply import common_fields, reply
 from server.generation.sampling_params import check_token_ids
-from server.schemas import ChatCompletionRequest, Conversation
 from server.generation.state import AppState, Texts, state_of, tenant_of
+from server.schemas import ChatCompletionRequest, Conversation
+from server.structured_output.constraints import Constraint
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.call_parser import CallFormat
-from server.tools.prompt_emulation import emulated
 from server.tools.constraints import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of
+from server.tools.loose_tools import loosened
+from server.tools.prompt_emulation import emulated
 
 REPAIRED_HEADER = "x-smoe-repaired"
 

@@ -8,16 +8,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from engine.messages import Ready
+from server.api.formats.logprobs import completion_logprobs
+from server.api.formats.reply import common_fields, reply
 from server.api.request_body import read_request
 from server.generation.choice import Delta, Echo
-from server.tokenizer.detokenizer import Detokenizer
 from server.generation.generation import Generation
-from server.api.formats.logprobs import completion_logprobs
 from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
-from server.api.formats.reply import common_fields, reply
 from server.generation.sampling_params import check_token_ids
-from server.schemas import CompletionRequest
 from server.generation.state import Texts, state_of, tenant_of
+from server.schemas import CompletionRequest
+from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.tokenizer import Tokenizer
 
 router = APIRouter()

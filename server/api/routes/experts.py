@@ -10,14 +10,14 @@ from starlette.responses import JSONResponse, Response
 
 from engine.types import ExpertReport, LayerExperts
 from server.api.request_body import ignoring
-from server.errors import ApiError, unavailable
-from server.observability.expert_load import WINDOW_S, imbalance
-from server.engine_client.output_collector import EngineDied
-from server.generation.jobs import off_loop
 from server.api.routes import READ
+from server.engine_client.output_collector import EngineDied
+from server.errors import ApiError, unavailable
+from server.generation.jobs import off_loop
 from server.generation.state import LOADING_RETRY_S, AppState, state_of
-from server.tokenizer.tokenizer import Tokenizer
+from server.observability.expert_load import WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
+from server.tokenizer.tokenizer import Tokenizer
 
 MIN_WINDOW_S = 1.0
 

@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.observability.health import liveness, readiness
 from server.api.routes import READ
 from server.generation.state import state_of
+from server.observability.health import liveness, readiness
 
 router = APIRouter()
 

@@ -6,16 +6,16 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.request_body import read_request
-from server.error_shapes import anthropic_error
-from server.api.formats.anthropic_messages import MessagesReply
-from server.generation.jobs import check_prompt_chars
-from server.api.routes.chat import rendered
-from server.schemas import CountTokensRequest, MessagesRequest
-from server.http.sse import Dialect, named
-from server.generation.state import state_of
-from server.tools.constraints import tool_use_of
 from server.api.chat_translation import chat_of, chat_turn, json_response, stream, whole
+from server.api.formats.anthropic_messages import MessagesReply
+from server.api.request_body import read_request
+from server.api.routes.chat import rendered
+from server.error_shapes import anthropic_error
+from server.generation.jobs import check_prompt_chars
+from server.generation.state import state_of
+from server.http.sse import Dialect, named
+from server.schemas import CountTokensRequest, MessagesRequest
+from server.tools.constraints import tool_use_of
 
 RENAMED = {
     r"stop": "stop_sequences",

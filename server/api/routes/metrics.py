@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.observability.metrics import CONTENT_TYPE
 from server.api.routes import READ
 from server.generation.state import state_of
+from server.observability.metrics import CONTENT_TYPE
 
 router = APIRouter()
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from server.api.routes import READ
 
-FOLDER = Path(__file__).parents[1] / "playground"
+FOLDER = Path(__file__).parents[2] / "playground"
 INDEX = "index.html"
 PREFIX = "/playground/"
 CONTENT_TYPES = {

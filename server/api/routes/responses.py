@@ -6,13 +6,13 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.chat_translation import chat_turn, json_response, stream, whole
+from server.api.formats.openai_responses import ResponsesReply
 from server.api.request_body import read_request
 from server.errors import ApiError
-from server.api.formats.openai_responses import ResponsesReply
-from server.schemas import ResponsesRequest
-from server.http.sse import Dialect, named
 from server.generation.state import state_of
-from server.api.chat_translation import chat_turn, json_response, stream, whole
+from server.http.sse import Dialect, named
+from server.schemas import ResponsesRequest
 
 RENAMED = {
     r"max_completion_tokens": "max_output_tokens",

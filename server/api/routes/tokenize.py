@@ -6,12 +6,12 @@ from starlette.responses import JSONResponse, Response
 
 from engine.messages import Ready
 from server.api.request_body import read_request
-from server.errors import ApiError
-from server.generation.jobs import check_prompt_chars, off_loop
 from server.api.routes import READ
 from server.api.routes.chat import rendered
-from server.schemas import DetokenizeRequest, TokenizeRequest
+from server.errors import ApiError
+from server.generation.jobs import check_prompt_chars, off_loop
 from server.generation.state import AppState, Texts, state_of
+from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools.constraints import offered
 
 router = APIRouter()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.checkpoints import edit_config
 from tests.e2e.bad_checkpoints.start import CONFIG, refusal, rewrite, start
+from tests.support.checkpoints import edit_config
 
 NOT_CONFIGS: dict[str, bytes | None] = {
     "missing": None,

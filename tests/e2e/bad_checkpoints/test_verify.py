@@ -12,7 +12,6 @@ from model.checkpoint.errors import CheckpointError
 from server.cli.plan import write_manifest
 from server.settings import engine_config, load_settings
 from server.tokenizer.config_files import TokenizerError
-from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,
     GATE,
@@ -25,6 +24,7 @@ from tests.e2e.bad_checkpoints.start import (
     rewrite,
     start,
 )
+from tests.support.checkpoints import Shape, random_model, save_in_layout
 
 
 def test_b08c_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) -> None:

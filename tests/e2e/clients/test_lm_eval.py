@@ -9,9 +9,9 @@ import pytest
 import sentencepiece
 import torch
 
+from tests.support.paths import DEMO
 from tests.support.running import MODEL, RunningServer
 
-DEMO = Path(__file__).parent.parent.parent.parent / "model" / "demo"
 QUESTIONS = [
     ("It was a truth universally", ["acknowledged", "green", "printf", "and the"], 0),
     ("In the beginning God created the", ["ball room", "heaven and the earth", "def main", "engine"], 1),

@@ -9,10 +9,10 @@ import torch
 
 import engine.startup.device_memory
 import engine.startup.loading
+from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 

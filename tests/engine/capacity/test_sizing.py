@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.errors import EngineConfigError
 from engine.capacity.host_resources import cgroup_headroom_bytes
 from engine.capacity.sizing import context_limit, pool_blocks
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
 from model.config import ModelConfig, load_config
 from tests.support.checkpoints import Shape
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from engine.execution.input_batch import BatchBuilder, build_batch
+from engine.execution.persistent_batch import RequestRows
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
-from engine.execution.persistent_batch import RequestRows
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch

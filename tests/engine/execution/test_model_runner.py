@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
+from engine.execution.model_runner import ModelRunner
+from engine.execution.persistent_batch import RequestRows
+from engine.execution.sampler import Sampler
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.step_plan import RowFailed
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.model_runner import ModelRunner
-from engine.execution.sampler import Sampler
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_plan import RowFailed
 from engine.types import Request, SamplingParams
 from model.ops.reference.ops import ReferenceOps
 from tests.support.native_cases import Heads

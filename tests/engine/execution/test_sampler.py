@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.scheduling.step_plan import RowFailed, Sampled
+from engine.execution.decode_batch import LogitRows
 from engine.execution.persistent_batch import RequestRows
 from engine.execution.sampler import Sampler, Scores
 from engine.scheduling.sequence import Sequence
-from engine.execution.decode_batch import LogitRows
+from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.types import Request, SamplingParams
 from model.ops.interface import Ops
-from model.ops.native.ops import NativeOps
 from model.ops.native.library import NativeLibrary
+from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from model.ops.reference.philox import philox4x32, uniforms
 

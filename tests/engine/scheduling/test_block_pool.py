@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine.scheduling.block_hash import child_key, root_key
 from engine.scheduling.block_manager import BlockTables
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.block_hash import child_key, root_key
 
 KEYS = [child_key(root_key(""), [n]) for n in range(10)]
 

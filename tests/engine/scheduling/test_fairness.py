@@ -5,11 +5,11 @@ import random
 
 import pytest
 
+from engine.scheduling.fairness import Tenants, share_of_places
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
-from engine.scheduling.fairness import Tenants, share_of_places
-from engine.types import Request, SamplingParams
 from engine.scheduling.waiting_queue import MIN_PRUNED, WaitingQueue
+from engine.types import Request, SamplingParams
 from tests.engine.scheduling.test_scheduler import Bench, random_prompt
 
 ONE, OTHER = 0, 1

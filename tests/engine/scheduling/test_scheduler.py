@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from engine.scheduling.deadlines import MIN_PRUNED
 from engine.errors import RequestRejectedError
+from engine.scheduling.deadlines import MIN_PRUNED
 from engine.scheduling.step_plan import RowFailed
 from engine.types import Request, SamplingParams
 from tests.measure.scheduler import VOCAB, Bench, random_prompt

@@ -8,11 +8,11 @@ import torch
 
 import engine.startup.backend as backends
 import model.ops.native.library as native_library
-from engine.startup.backend import choose_backend, num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from model.ops.native.ops import NUMERICS
+from engine.startup.backend import choose_backend, num_cores
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
+from model.ops.native.ops import NUMERICS
 from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
 
@@ -123,7 +123,7 @@ def test_auto_takes_the_triton_backend_on_a_card_and_its_fingerprint_names_what_
 def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "model.ops.triton.ops", raising=False)
-    for module in [name for name in sys.modules if name.startswith("model.ops.interface.triton_")]:
+    for module in [name for name in sys.modules if name.startswith("model.ops.triton.")]:
         monkeypatch.delitem(sys.modules, module)
     backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
     assert backend.name == "reference" and "triton is not installed" in backend.warnings[0]

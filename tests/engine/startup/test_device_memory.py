@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config import EngineConfig
-from engine.startup.device_memory import CardMemory, HostMemory, explained
-from engine.errors import EngineConfigError
 from engine.capacity.sizing import kv_block_bytes, size_engine
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.startup.device_memory import CardMemory, HostMemory, explained
 from model.config import ModelConfig
-from model.profile_step import run_full_step
+from model.dummy_weights import random_model
 from model.ops.huge_pages import zeros
 from model.ops.reference.ops import ReferenceOps
-from model.dummy_weights import random_model
+from model.profile_step import run_full_step
 from tests.support.native_cases import Heads
 
 CARD = torch.device("cuda")

@@ -1,7 +1,5 @@
 """What the start leaves behind: nothing that a request would need."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,8 +7,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from smoe import LocalEngine, SamplingParams
-
-DEMO = Path(__file__).parent.parent.parent / "model" / "demo"
+from tests.support.paths import DEMO
 
 
 def test_measuring_the_budget_takes_no_row_from_requests() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.errors import ApiError
-from server.generation.generation import Usage
 from server.api.formats.anthropic_messages import MessagesReply
 from server.api.formats.openai_responses import ResponsesReply
+from server.errors import ApiError
+from server.generation.generation import Usage
 from server.schemas import CountTokensRequest, MessagesRequest, ResponsesRequest, validate
 from server.schemas.validation import RequestModel
 

@@ -10,10 +10,10 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat.template import ChatTemplate
 from server.chat.repair import SystemPlace, repaired
-from server.tokenizer.tokenizer import Tokenizer
+from server.chat.template import ChatTemplate
 from server.chat.turns import Turn
+from server.tokenizer.tokenizer import Tokenizer
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}

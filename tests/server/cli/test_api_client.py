@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from server.cli.chat import served_model
 from server.cli.api_client import Remote, RemoteError
+from server.cli.chat import served_model
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b'data: {"choices": []}\n\n'

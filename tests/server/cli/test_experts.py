@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from server.cli import expert_measurement as expert_texts
-from server.cli.main import app
+from server.cli import expert_measurement
 from server.cli.expert_report import count_table, shares
+from server.cli.main import app
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
 
@@ -60,8 +60,8 @@ def test_counts_are_those_of_each_text_alone(engine: LocalEngine, files: list[st
 def test_the_dial_tells_perplexity_and_speed_for_every_k(
     engine: LocalEngine, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_texts, "ROUNDS", 1)
-    monkeypatch.setattr(expert_texts, "WINDOW_TOKENS", 20)
+    monkeypatch.setattr(expert_measurement, "ROUNDS", 1)
+    monkeypatch.setattr(expert_measurement, "WINDOW_TOKENS", 20)
     result = _command(*files, "--dial", "--json", "--tokens", "50", "--png", str(tmp_path / "dial.png"))
     assert result.exit_code == 0, result.output
     points: list[dict[str, Any]] = json.loads(result.stdout)["dial"]

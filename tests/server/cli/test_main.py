@@ -4,14 +4,12 @@ import inspect
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from server.cli.main import serve_command
 from server.settings import Settings
-
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 def smoe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from engine.config import EngineConfig
 from engine.capacity.memory_plan import plan_memory
+from engine.config import EngineConfig
 from server.cli.main import app
 from server.settings import engine_config, load_settings
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 
 

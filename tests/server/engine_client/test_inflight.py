@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.types import Request, RequestOutput, SamplingParams
-from server.engine_client.output_collector import Mailbox
 from server.engine_client.inflight import DEADLINE_GRACE_S, KILLER, Casualties, RequestBook
+from server.engine_client.output_collector import Mailbox
 
 pytestmark = pytest.mark.anyio
 

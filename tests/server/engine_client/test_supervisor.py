@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from engine.types import RequestOutput
-from server.engine_client import restart_policy as backoff
-from server.engine_client.restart_policy import MAX_USELESS
-from server.engine_client.output_collector import EngineDied
+from server.engine_client import restart_policy
 from server.engine_client.inflight import KILLER
+from server.engine_client.output_collector import EngineDied
+from server.engine_client.restart_policy import MAX_USELESS
 from server.engine_client.watchdog import Patience
 from tests.support.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.support.watched_engine import Watched, collect, run, started
@@ -23,8 +23,8 @@ STEADY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr(backoff, "MAX_DELAY_S", 0.05)
+    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restart_policy, "MAX_DELAY_S", 0.05)
 
 
 async def lose(engine: Watched) -> None:

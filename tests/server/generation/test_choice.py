@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Request, RequestOutput, SamplingParams
+from server.engine_client.output_collector import merge_outputs
 from server.generation.choice import Choice, Delta, Ending, joined
 from server.tokenizer.detokenizer import Detokenizer
-from server.engine_client.output_collector import merge_outputs
 from server.tokenizer.stop_strings import StopMatcher
 from tests.support.fake_engine import EOS, outputs_for
 from tests.support.serving import tokenizer

@@ -9,8 +9,8 @@ import pytest
 
 from engine.types import StepStats
 from server.api.app import create_app
-from server.observability.expert_load import WINDOW_S, ExpertWindow
 from server.http.middleware import guarded
+from server.observability.expert_load import WINDOW_S, ExpertWindow
 from server.observability.metrics import Metrics
 from tests.support.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
 from tests.support.serving import MODEL, client_of, events, state_around

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.http.protocol import MAX_HEAD_BYTES
+from tests.server.http.test_protocol import opened
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
-from tests.server.http.test_protocol import opened
 
 pytestmark = pytest.mark.anyio
 

@@ -13,12 +13,12 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.types import Message
 
 from server.errors import ApiError
-from server.generation.generation import Generation
 from server.generation.account import Account
+from server.generation.generation import Generation
 from server.generation.jobs import Prompt, jobs_of
-from server.schemas import CompletionRequest
-from server.http.sse import EventStream
 from server.generation.state import AppState
+from server.http.sse import EventStream
+from server.schemas import CompletionRequest
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
 

@@ -8,19 +8,19 @@ import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
 from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
-from server.http.read_limiter import Crowd
-from server.http.protocol import Connection
 from server.http.listener import ACCEPTORS
-from tests.support.running import free_port
-from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
+from server.http.protocol import Connection
+from server.http.read_limiter import Crowd
 from tests.support.fake_engine import FakeEngine
+from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
+from tests.support.running import free_port
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -214,8 +214,8 @@ NUM_FILES = 64
 def scarce_server() -> Iterator[tuple[str, psutil.Process]]:
     """`smoe serve` with a fake engine, and nearly no descriptors."""
     port = free_port()
-    command = [sys.executable, str(Path(__file__).with_name("serve_with_fake_engine.py")), "count", f"port={port}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"port={port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,
         stderr=subprocess.DEVNULL,

@@ -12,8 +12,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.http.protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
-from tests.support.raw_http import socket_to
 from tests.support.fake_engine import FakeEngine
+from tests.support.raw_http import socket_to
 from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio

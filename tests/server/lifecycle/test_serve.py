@@ -18,8 +18,8 @@ import httpx
 import pytest
 import sentencepiece
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("serve_with_fake_engine.py")
+from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+
 LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
 
 
@@ -95,7 +95,7 @@ def running(
 ) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
     arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
-    command = [sys.executable, str(SCRIPT), mode, *(f"{name}={value}" for name, value in arguments.items())]
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), mode, *(f"{name}={value}" for name, value in arguments.items())]
     if closed_streams:
         command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
     process = subprocess.Popen(

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from server.engine_client.client import EngineStatus
-from server.observability.health import LagProbe, liveness, readiness
 from server.http.listener import ListenError, is_loopback, listen, url_of
-from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.lifecycle.startup_report import StartupReport, ready_lines, size
+from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.observability.health import LagProbe, liveness, readiness
 from tests.support.fake_engine_process import READY
 
 

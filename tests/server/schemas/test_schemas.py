@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import ApiError
-from server.generation.sampling_params import GenerationDefaults, check_token_ids, load_generation_defaults, sampling_params
+from server.generation.sampling_params import (
+    GenerationDefaults,
+    check_token_ids,
+    load_generation_defaults,
+    sampling_params,
+)
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -17,9 +22,9 @@ from server.schemas import (
     unknown_fields,
     validate,
 )
+from server.schemas.validation import RequestModel
 from server.strict_json import JsonValue
 from server.tokenizer.tokenizer import TokenizerError
-from server.schemas.validation import RequestModel
 
 PROMPT: dict[str, JsonValue] = {"model": "m", "prompt": "x"}
 CHAT: dict[str, JsonValue] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from server.schemas.validation import MAX_UNKNOWN_FIELDS
+from tests.server.tools.test_call_parser import allows, calling, v3_state
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of
-from tests.server.tools.test_call_parser import allows, calling, v3_state
 
 pytestmark = pytest.mark.anyio
 

@@ -13,13 +13,13 @@ from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat.template import ChatTemplate
 from server.chat.repair import repaired
+from server.chat.template import ChatTemplate
+from server.chat.turns import ALPHANUMERICS
 from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
-from server.tools.prompt_emulation import emulated
 from server.tools.constraints import offered
-from server.chat.turns import ALPHANUMERICS
+from server.tools.prompt_emulation import emulated
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 WORDS = [

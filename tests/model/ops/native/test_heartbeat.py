@@ -5,8 +5,8 @@ from ctypes import c_uint64
 import pytest
 import torch
 
-from model.ops.native.ops import NativeOps
 from model.ops.native.library import NativeLibrary
+from model.ops.native.ops import NativeOps
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from model.config import load_config
 from model.kv_pool import KvPool
+from model.loader import load_model
 from model.mixtral import Mixtral
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
-from model.loader import load_model
 from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.expert_choices import choice, random_choice, uniform
 from tests.support.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from model.ops.native.library import LIBRARY
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 CMAKE = (sys.executable, "-m", "cmake")
 NATIVE_TESTS = (
-    "test_native_ops.py",
-    "test_int8_kv.py",
-    "test_quantized.py",
-    "test_native_sampling.py",
-    "test_native_network.py::test_one_call_gives_the_bits_of_the_lines_over_int8_caches",
+    "native/test_ops.py",
+    "reference/test_kv_int8.py",
+    "test_quantization.py",
+    "native/test_sampling.py",
+    "../test_mixtral_native.py::test_one_call_gives_the_bits_of_the_lines_over_int8_caches",
 )
 
 
@@ -36,7 +36,7 @@ def test_the_native_tests_pass_with_every_access_and_operation_checked(sanitized
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it allocates
         "SANITIZED_LIBRARY": str(sanitized_library),
     }
-    tests = [f"tests/model/{name}" for name in NATIVE_TESTS]
+    tests = [f"tests/model/ops/{name}" for name in NATIVE_TESTS]
     report = _run([sys.executable, "-m", "pytest", "-p", "tests.support.sanitized_library", *tests], environment)
     assert " passed" in report or "[100%]" in report
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from model.forward_batch import ForwardBatch
 from model.ops.interface import FfnWeights
-from model.ops.reference.ops import ReferenceOps, rotary_angles, rotate, route
 from model.ops.reference.attention import attend, plan_attention
+from model.ops.reference.ops import ReferenceOps, rotary_angles, rotate, route
 from tests.support.expert_choices import naive_choice, random_choice, uniform
 from tests.support.paged import Running, make_batch
 

@@ -3,9 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.paths import ROOT
 
 
 def test_every_triton_kernel_equals_the_reference_under_the_interpreter(scale: int) -> None:

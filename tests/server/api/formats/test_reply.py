@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.generation.choice import Delta
-from server.generation.jobs import Prompt
 from server.api.formats.reply import Envelope, Format, TextChunks
 from server.api.routes.chat import ChatFormat
 from server.api.routes.completions import CompletionFormat
+from server.generation.choice import Delta
+from server.generation.jobs import Prompt
 from server.schemas import ChatCompletionRequest, CompletionRequest
 from tests.support.serving import MODEL, tokenizer
 

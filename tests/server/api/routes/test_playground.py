@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from server.api.app import create_app
-from server.http.middleware import guarded
 from server.api.routes.playground import FOLDER
+from server.http.middleware import guarded
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import client_of, saying, state_around
 

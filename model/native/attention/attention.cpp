@@ -1,0 +1,163 @@
+// Attention of one row block over one span. Compiled once per instruction set.
+#include "attention/attention.h"
+
+#include "attention/attention_bf16.h"
+#include "attention/attention_f32.h"
+#include "simd/exp_f32.h"
+#include "attention/span_softmax.h"
+#include "attention/kv_span.h"
+#include "simd/vec.h"
+#include "simd/vec_tail.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+// A row block over a span in float32: its queries, their scores and weights. Number is what the caches hold.
+template <class Number>
+class SpanAttention : SpanBlock {
+  public:
+    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                  float* partials, float* scratch)
+        : SpanBlock(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
+          scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
+
+    void run() {
+        const Range keys = visible();
+        const SpanCache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
+        for (int64_t i = 0; i < num_queries_; ++i)
+            args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
+        const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
+        const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
+        Asking asking(ahead_, num_squares + keys.end - keys.begin);
+        for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
+            cache.template pack_keys<TILE_WIDTH>(first, panel_, asking);
+            score({first, first + TILE_WIDTH});
+        }
+        for (int64_t i = 0; i < num_queries_; ++i) soften(i);
+        for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
+            const Range positions{first, min(first + MAX_KEY_PANEL, keys.end)};
+            cache.pack_values(positions.begin, positions.end, panel_, asking);
+            add_values(positions);
+        }
+    }
+
+  private:
+    template <class T>
+    void load_query(int64_t i, const T* from) {
+        for (int64_t k = 0; k < args_.head_dim; k += LANES)
+            store(queries_ + i * query_stride_ + k, load_first(from + k, args_.head_dim - k));
+    }
+
+    // Scores of the panel's keys, also of some that their query does not see: nobody reads those.
+    void score(Range keys) {
+        for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
+            const int64_t rows = min(TILE_ROWS, num_queries_ - first);
+            if (intersect(keys, visible(first, rows)).empty()) continue;
+            with_rows(rows, [&](auto tile) {
+                score_tile<tile.value>(queries_ + first * query_stride_, query_stride_, panel_, args_.head_dim, scale(),
+                                       scores_ + first * SPAN + keys.begin);
+            });
+        }
+    }
+
+    // Scores of query i -> weights; m and l; o = 0.
+    void soften(int64_t i) {
+        const Range seen = visible(i);
+        float* scores = scores_ + i * SPAN;
+        const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
+        start(partial(i), largest);
+        Vec total{};
+        for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES) {
+            const Vec weight = weights(scores, j, seen, largest);
+            store(scores + j, weight);
+            total += weight;
+        }
+        partial(i)[1] = sum(total);
+    }
+
+    void add_values(Range positions) {
+        for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
+            const int64_t rows = min(TILE_ROWS, num_queries_ - first);
+            // What all queries of the tile see, they add together; what is before and behind it, each alone.
+            const Range shared = intersect(positions, {visible(first + rows - 1).begin, visible(first).end});
+            if (shared.empty()) {
+                for (int64_t i = first; i < first + rows; ++i) add(i, 1, intersect(positions, visible(i)), positions);
+                continue;
+            }
+            for (int64_t i = first; i < first + rows; ++i)
+                add(i, 1, intersect({positions.begin, shared.begin}, visible(i)), positions);
+            add(first, rows, shared, positions);
+            for (int64_t i = first; i < first + rows; ++i)
+                add(i, 1, intersect({shared.end, positions.end}, visible(i)), positions);
+        }
+    }
+
+    // Adds the values of positions `added` to o of queries first .. first + rows - 1; the panel holds `packed`.
+    void add(int64_t first, int64_t rows, Range added, Range packed) {
+        if (added.empty()) return;
+        for (int64_t dim = 0; dim < query_stride_; dim += TILE_WIDTH)
+            with_rows(rows, [&](auto tile) {
+                value_tile<tile.value>(scores_ + first * SPAN + added.begin,
+                                       panel_ + (added.begin - packed.begin) * query_stride_ + dim, query_stride_,
+                                       added.end - added.begin, partial(first) + PARTIAL_HEADER + dim,
+                                       partial_floats(args_.head_dim));
+            });
+    }
+
+    const int64_t query_stride_;  // also of a position in the panel of values
+    float* const queries_;        // [Q, query_stride]
+    float* const scores_;         // [Q, SPAN]
+    float* const panel_;          // [K, TILE_WIDTH] of keys, then [MAX_KEY_PANEL, query_stride] of values
+};
+
+template <class T>
+void finish(const AttentionArgs& args, const RowBlock& block, const float* partials) {
+    const int64_t R = args.queries_per_row(), K = args.head_dim;
+    for (int64_t i = 0; i < block.num_rows * R; ++i) {
+        const float* partial = partials + i * partial_floats(K);
+        const int64_t head = block.kv_head * R + i % R;
+        T* out = static_cast<T*>(args.out) + ((block.first_row + i / R) * args.num_heads + head) * K;
+        for (int64_t k = 0; k < K; k += LANES)
+            store_first(out + k, load(partial + PARTIAL_HEADER + k) / partial[1], K - k);
+    }
+}
+
+void merge_one(int64_t head_dim, float* into, const float* later) {
+    if (later[1] == 0) return;
+    const bool is_first = into[1] == 0;
+    const float m = is_first || later[0] > into[0] ? later[0] : into[0];
+    const float keep = is_first ? 0 : exp_one(into[0] - m), add = exp_one(later[0] - m);
+    into[0] = m;
+    into[1] = is_first ? later[1] : into[1] * keep + later[1] * add;
+    for (int64_t k = PARTIAL_HEADER; k < PARTIAL_HEADER + padded_dim(head_dim); k += LANES)
+        store(into + k, is_first ? load(later + k) : load(into + k) * keep + load(later + k) * add);
+}
+
+}  // namespace
+
+void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+                 float* partials, float* scratch) {
+#if defined(__AVX512BF16__)
+    if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
+        return PairAttention(args, block, span_start, ahead, partials, scratch).run();
+#endif
+    with_kv_number(args.kv_dtype, [&](auto number) {
+        SpanAttention<decltype(number)>(args, block, span_start, ahead, partials, scratch).run();
+    });
+}
+
+void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later) {
+    for (int64_t i = 0; i < num_queries; ++i)
+        merge_one(head_dim, into + i * partial_floats(head_dim), later + i * partial_floats(head_dim));
+}
+
+void finish_attention(const AttentionArgs& args, const RowBlock& block, const float* partials) {
+    if (args.dtype == BFLOAT16)
+        finish<uint16_t>(args, block, partials);
+    else
+        finish<float>(args, block, partials);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

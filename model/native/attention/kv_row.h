@@ -1,0 +1,88 @@
+// What the KV caches hold: a row of K numbers for each position and KV head. Included by kernel files only.
+//
+// float32 and bfloat16 rows are the K numbers. An int8 row is K bytes and then a float32 scale: number k is
+// byte k times the scale, where the scale is the row's largest magnitude over 127. Rows of numbers too small to divide by
+// are zeros; one that holds a NaN or an infinity has a NaN for a scale, so that its reader sees it.
+#pragma once
+
+#include <cstring>
+
+#include "runtime/isa.h"
+#include "simd/vec.h"
+#include "simd/vec_tail.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// Calls body with a zero of the type that caches of kv_dtype hold.
+template <class Body>
+void with_kv_number(int kv_dtype, Body&& body) {
+    switch (kv_dtype) {
+        case INT8: return body(int8_t{});
+        case BFLOAT16: return body(uint16_t{});
+        default: return body(float{});
+    }
+}
+
+// Reads one row.
+template <class Number>
+class KvRow {
+  public:
+    KvRow(const char* row, int64_t head_dim) : numbers_(reinterpret_cast<const Number*>(row)), head_dim_(head_dim) {}
+
+    // Numbers k .., zeros behind the last.
+    Vec load(int64_t k) const { return load_first(numbers_ + k, head_dim_ - k); }
+
+  private:
+    const Number* numbers_;
+    int64_t head_dim_;
+};
+
+template <>
+class KvRow<int8_t> {
+  public:
+    KvRow(const char* row, int64_t head_dim) : bytes_(row), head_dim_(head_dim) {
+        float scale;
+        std::memcpy(&scale, row + head_dim, sizeof scale);
+        scale_ = broadcast(scale);
+    }
+
+    Vec load(int64_t k) const {
+        Bytes bytes{};
+        std::memcpy(&bytes, bytes_ + k, head_dim_ - k < LANES ? head_dim_ - k : LANES);
+        return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vec) * scale_;
+    }
+
+  private:
+    const char* bytes_;
+    int64_t head_dim_;
+    Vec scale_;
+};
+
+constexpr float SMALLEST_SCALED = 1e-30f;  // the largest magnitude of a row that is not zeros
+
+// Writes one int8 row whose numbers are number(k) .. number(k + LANES - 1), zeros behind the last.
+template <class Source>
+void write_int8_row(char* row, int64_t head_dim, Source&& number) {
+    Vec largest{}, odd{};
+    for (int64_t k = 0; k < head_dim; k += LANES) {
+        const Vec x = number(k), magnitude = from_bits(bits(x) & 0x7fffffffu);
+        largest = largest > magnitude ? largest : magnitude;
+        odd += x * 0.0f;  // NaN from NaN and from infinities
+    }
+    float magnitude = 0;
+    for (int i = 0; i < LANES; ++i) magnitude = magnitude > largest[i] ? magnitude : largest[i];
+    const bool is_zero = magnitude < SMALLEST_SCALED;
+    const float scale = is_zero ? 0.0f : magnitude / 127.0f, inverse = is_zero ? 0.0f : 127.0f / magnitude;
+    constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: the sum's low byte is the number rounded, ties to even
+    for (int64_t k = 0; k < head_dim; k += LANES) {
+        uint8_t bytes[LANES];
+        store_low_bytes(bytes, bits(number(k) * inverse + TO_INTEGER));
+        std::memcpy(row + k, bytes, head_dim - k < LANES ? head_dim - k : LANES);
+    }
+    const float stored = scale + sum(odd);
+    std::memcpy(row + head_dim, &stored, sizeof stored);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

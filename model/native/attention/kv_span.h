@@ -1,0 +1,137 @@
+// One KV head's keys and values of one span, read through the block table. Included by kernel files only.
+#pragma once
+
+#include "attention/kv_prefetch.h"
+#include "attention/attention.h"
+#include "attention/kv_row.h"
+#include "simd/transpose.h"
+#include "simd/vec.h"
+#include "simd/vec_tail.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// Squares of LANES by LANES words that a panel of `width` keys takes.
+inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES * ((words + LANES - 1) / LANES); }
+
+// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or a
+// position's values or a pair's, is a step of `asking`.
+template <class Number>
+class SpanCache {
+  public:
+    SpanCache(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
+        : args_(args), begin_(begin), end_(end) {
+        const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
+        int64_t index = (span_start + begin) / args.block_size, slot = (span_start + begin) % args.block_size;
+        for (int64_t j = begin; j < end; ++j) {
+            const int64_t row = table[index] * args.block_size + slot;
+            offsets_[j] = (row * args.num_kv_heads + block.kv_head) * args.kv_row_bytes();
+            if (++slot == args.block_size) slot = 0, ++index;
+        }
+    }
+
+    // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
+    // is none.
+    template <int WIDTH>
+    void pack_keys(int64_t first, float* panel, Asking& asking) const {
+        for (int64_t group = 0; group < WIDTH; group += LANES)
+            for (int64_t k = 0; k < args_.head_dim; k += LANES) {
+                Vec square[LANES];
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i) square[i] = key(first + group + i, k);
+                transpose(square);
+                const int64_t dims = args_.head_dim - k;
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i)
+                    if (i < dims) store(panel + (k + i) * WIDTH + group, square[i]);
+                asking.step();
+            }
+    }
+
+    // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored, zeros behind them up to a
+    // multiple of LANES. Of 2-byte numbers, K even.
+    template <int WIDTH>
+    void pack_key_pairs(int64_t first, uint32_t* panel, Asking& asking) const {
+        const int64_t pairs = args_.head_dim / 2;
+        for (int64_t group = 0; group < WIDTH; group += LANES)
+            for (int64_t k = 0; k < pairs; k += LANES) {
+                Vec square[LANES];
+                const int64_t from = first + group;
+                if (from >= begin_ && from + LANES <= end_ && k + LANES <= pairs) {
+#pragma GCC unroll 16
+                    for (int i = 0; i < LANES; ++i) square[i] = load(words(args_.k_cache, from + i) + k);
+                } else {
+                    for (int i = 0; i < LANES; ++i)
+                        square[i] = exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
+                }
+                transpose(square);
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i)
+                    std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
+                asking.step();
+            }
+    }
+
+#if defined(__AVX512BF16__)
+    // Values of positions first .. last - 1, first even -> panel [(last - first + 1) / 2, padded K] of words: pairs of
+    // neighbouring positions, the even one in the low half; zeros where there is no position, or behind dim K.
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, Asking& asking) const {
+        const int64_t stride = padded_dim(args_.head_dim);
+        const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
+        for (int64_t j = first; j < last; j += 2, panel += stride) {
+            for (int64_t k = 0; k < stride; k += 2 * LANES) {
+                const __m512i even = values(j, k), odd = values(j + 1, k);
+                _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
+                _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
+            }
+            asking.step();
+        }
+    }
+#endif
+
+    // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
+    void pack_values(int64_t first, int64_t last, float* panel, Asking& asking) const {
+        const int64_t stride = padded_dim(args_.head_dim);
+        for (int64_t j = first; j < last; ++j) {
+            const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);
+            for (int64_t k = 0; k < stride; k += LANES)
+                store(panel + (j - first) * stride + k, k < args_.head_dim ? values.load(k) : Vec{});
+            asking.step();
+        }
+    }
+
+  private:
+    bool exists(int64_t j) const { return j >= begin_ && j < end_; }
+
+    const float* words(const void* cache, int64_t j) const {
+        return reinterpret_cast<const float*>(static_cast<const char*>(cache) + offsets_[j]);
+    }
+
+#if defined(__AVX512BF16__)
+    // Number i of the first vector and number i of the second, in turns: for i = 0 .. LANES - 1; for the others.
+    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
+                                           0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
+    static constexpr uint32_t ZIPPED_HALF = 0x100010;
+
+    // 2-byte numbers k .. k + 2 * LANES - 1 of position j's values; zeros where there are none.
+    __m512i values(int64_t j, int64_t k) const {
+        const int64_t count = exists(j) ? args_.head_dim - k : 0;
+        if (count <= 0) return __m512i{};
+        const char* row = static_cast<const char*>(args_.v_cache) + offsets_[j] + k * 2;
+        return _mm512_maskz_loadu_epi16(count >= 2 * LANES ? ~0u : (1u << count) - 1, row);
+    }
+#endif
+
+    Vec key(int64_t j, int64_t k) const {
+        if (!exists(j)) return Vec{};
+        return KvRow<Number>(static_cast<const char*>(args_.k_cache) + offsets_[j], args_.head_dim).load(k);
+    }
+
+    const AttentionArgs& args_;
+    const int64_t begin_;
+    const int64_t end_;
+    int64_t offsets_[SPAN];  // in bytes, from the start of a cache
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

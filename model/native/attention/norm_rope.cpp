@@ -1,0 +1,190 @@
+// RMSNorm, rotary angles, rotation and the writing of keys and values. Compiled once per instruction set.
+#include "attention/norm_rope.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "attention/attention.h"
+#include "attention/kv_row.h"
+#include "simd/vec.h"
+#include "simd/vec_tail.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+// The sum of x^2 over one row: number i goes to chain i / LANES mod 4, so that four additions are under way at a time.
+template <class T>
+float sum_of_squares(const T* x, int64_t dim) {
+    Vec chains[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= dim; i += 4 * LANES)
+        for (int chain = 0; chain < 4; ++chain) {
+            const Vec part = load(x + i + chain * LANES);
+            chains[chain] = fma(part, part, chains[chain]);
+        }
+    for (int chain = 0; i < dim; i += LANES, ++chain) {
+        const Vec part = load_first(x + i, dim - i);
+        chains[chain] = fma(part, part, chains[chain]);
+    }
+    return sum((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+template <class T>
+void normalize(const NormArgs& args, int64_t first, int64_t last) {
+    const T* weight = static_cast<const T*>(args.weight);
+    for (int64_t row = first; row < last; ++row) {
+        const T* x = static_cast<const T*>(args.x) + row * args.dim;
+        T* y = static_cast<T*>(args.y) + row * args.dim;
+        const float mean = sum_of_squares(x, args.dim) / static_cast<float>(args.dim);
+        const float scale = 1.0f / __builtin_sqrtf(mean + args.eps);
+        for (int64_t i = 0; i < args.dim; i += LANES) {
+            const int64_t n = args.dim - i;
+            store_first(y + i, load_first(x + i, n) * scale * load_first(weight + i, n), n);
+        }
+    }
+}
+
+template <class T>
+void add_numbers(T* x, const T* y, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += LANES)
+        store_first(x + i, load_first(x + i, last - i) + load_first(y + i, last - i), last - i);
+}
+
+// Turns the pairs (i, i + K/2) of one head.
+template <class T>
+void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t num_pairs) {
+    for (int64_t i = 0; i < num_pairs; i += LANES) {
+        const int64_t n = num_pairs - i;
+        const Vec a = load_first(from + i, n), b = load_first(from + num_pairs + i, n);
+        const Vec c = load_first(cos + i, n), s = load_first(sin + i, n);
+        store_first(to + i, a * c - b * s, n);
+        store_first(to + num_pairs + i, b * c + a * s, n);
+    }
+}
+
+// Where one row's keys, or its values, go: G rows of one cache.
+template <class T, class Number>
+class CacheRows {
+  public:
+    CacheRows(const RotationArgs& args, void* cache, int64_t row)
+        : head_dim_(args.head_dim), row_bytes_(kv_row_bytes(args.kv_dtype, args.head_dim)),
+          rows_(static_cast<char*>(cache) + args.slots[row] * args.num_kv_heads * row_bytes_),
+          spare_(static_cast<T*>(args.turned) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
+
+    // Where K numbers may be put before they are written: in the cache itself where it holds such numbers.
+    T* room(int64_t head) const {
+        if constexpr (std::is_same_v<T, Number>)
+            return reinterpret_cast<T*>(rows_ + head * row_bytes_);
+        else
+            return spare_;
+    }
+
+    void write(int64_t head, const T* numbers) const {
+        char* to = rows_ + head * row_bytes_;
+        const auto number = [&](int64_t k) { return load_first(numbers + k, head_dim_ - k); };
+        if constexpr (std::is_same_v<Number, int8_t>)
+            write_int8_row(to, head_dim_, number);
+        else if constexpr (!std::is_same_v<T, Number>)
+            for (int64_t k = 0; k < head_dim_; k += LANES)
+                store_first(reinterpret_cast<Number*>(to) + k, number(k), head_dim_ - k);
+        else if (numbers != room(head))
+            std::memcpy(to, numbers, row_bytes_);
+    }
+
+  private:
+    const int64_t head_dim_;
+    const int64_t row_bytes_;
+    char* const rows_;
+    T* const spare_;
+};
+
+template <class T, class Number>
+void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
+    const int64_t H = args.num_heads, G = args.num_kv_heads, K = args.head_dim, num_pairs = K / 2;
+    for (int64_t row = first; row < last; ++row) {
+        const T* from = static_cast<const T*>(args.qkv) + row * (H + 2 * G) * K;
+        const float* cos = args.cos + row * num_pairs;
+        const float* sin = args.sin + row * num_pairs;
+        T* q = static_cast<T*>(args.q) + row * H * K;
+        for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
+        const CacheRows<T, Number> k(args, args.k_cache, row), v(args, args.v_cache, row);
+        for (int64_t head = 0; head < G; ++head) {
+            T* turned = k.room(head);
+            rotate(from + (H + head) * K, turned, cos, sin, num_pairs);
+            k.write(head, turned);
+            v.write(head, from + (H + G + head) * K);
+        }
+    }
+}
+
+struct SinCos {
+    double sin;
+    double cos;
+};
+
+// x = n pi/2 + r with |r| <= pi/4 (pi/2 in two parts, the first of 33 bits: Cody & Waite 1980); on r the polynomials of
+// fdlibm (k_sin.c, k_cos.c), whose error is far below a float's last place.
+SinCos sin_cos(double x) {
+    constexpr double TO_INTEGER = 6755399441055744.0;  // 1.5 * 2^52: what is added to it is rounded to an integer
+    const double n = (x * 6.36619772367581382433e-01 + TO_INTEGER) - TO_INTEGER;
+    const double r = (x - n * 1.57079632673412561417e+00) - n * 6.07710050650619224932e-11;
+    const double z = r * r;
+    double s = 1.58969099521155010221e-10;
+    s = s * z - 2.50507602534068634195e-08;
+    s = s * z + 2.75573137070700676789e-06;
+    s = s * z - 1.98412698298579493134e-04;
+    s = s * z + 8.33333333332248946124e-03;
+    s = s * z - 1.66666666666666324348e-01;
+    s = r + r * z * s;
+    double c = -1.13596475577881948265e-11;
+    c = c * z + 2.08757232129817482790e-09;
+    c = c * z - 2.75573143513906633035e-07;
+    c = c * z + 2.48015872894767294178e-05;
+    c = c * z - 1.38888888888741095749e-03;
+    c = c * z + 4.16666666666666019037e-02;
+    c = (1.0 - 0.5 * z) + z * z * c;
+    switch (static_cast<int64_t>(n) & 3) {
+        case 0: return {s, c};
+        case 1: return {c, -s};
+        case 2: return {-s, -c};
+        default: return {-c, s};
+    }
+}
+
+}  // namespace
+
+void add(int dtype, void* x, const void* y, int64_t first, int64_t last) {
+    if (dtype == BFLOAT16)
+        add_numbers(static_cast<uint16_t*>(x), static_cast<const uint16_t*>(y), first, last);
+    else
+        add_numbers(static_cast<float*>(x), static_cast<const float*>(y), first, last);
+}
+
+void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
+    if (args.dtype == BFLOAT16)
+        normalize<uint16_t>(args, first, last);
+    else
+        normalize<float>(args, first, last);
+}
+
+void rotate_and_store(const RotationArgs& args, int64_t first, int64_t last) {
+    with_kv_number(args.kv_dtype, [&](auto number) {
+        if (args.dtype == BFLOAT16)
+            rotate_rows<uint16_t, decltype(number)>(args, first, last);
+        else
+            rotate_rows<float, decltype(number)>(args, first, last);
+    });
+}
+
+void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos, float* sin) {
+    for (int64_t i = 0; i < num_pairs; ++i) {
+        const float angle = static_cast<float>(position) * inverse_frequency[i];
+        const SinCos exact = sin_cos(angle);
+        cos[i] = static_cast<float>(exact.cos);
+        sin[i] = static_cast<float>(exact.sin);
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

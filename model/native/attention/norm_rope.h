@@ -1,0 +1,45 @@
+// What is done to one row at a time: RMSNorm, rotary angles, rotation and the writing of keys and values.
+// Rows first .. last - 1 of each call; letters as in model/ops/interface.py.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/isa.h"
+
+namespace smoe {
+
+struct NormArgs {
+    int dtype;
+    const void* x;       // [T, D]
+    const void* weight;  // [D]
+    void* y;             // [T, D]
+    int64_t dim;
+    float eps;
+};
+
+struct RotationArgs {
+    int dtype;
+    int kv_dtype;          // of the caches
+    const void* qkv;       // [T, (H + 2G) * K]
+    void* q;               // [T, H, K]
+    void* k_cache;         // [num_blocks * block_size, G] rows of attention/kv_row.h
+    void* v_cache;         // as k_cache
+    const float* cos;      // [T, K/2]
+    const float* sin;      // [T, K/2]
+    const int64_t* slots;  // [T]
+    void* turned;          // room for [T, K] in dtype, where the caches hold another
+    int64_t num_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+};
+
+// x += y, numbers first .. last - 1, each sum rounded to dtype.
+SMOE_PER_ISA(void add(int dtype, void* x, const void* y, int64_t first, int64_t last))
+SMOE_PER_ISA(void rms_norm(const NormArgs& args, int64_t first, int64_t last))
+SMOE_PER_ISA(void rotate_and_store(const RotationArgs& args, int64_t first, int64_t last))
+// cos and sin [num_pairs] of the float32 products position * inverse_frequency[i], each within 0.51 units of the last
+// place for products up to 2^20.
+SMOE_PER_ISA(void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos,
+                                float* sin))
+
+}  // namespace smoe

@@ -1,0 +1,70 @@
+// The C interface of pool, packing, linear and experts. Memory that cannot be had becomes a return value here.
+#include "smoe_native.h"
+
+#include <new>
+#include <system_error>
+
+#include "c_api/core.h"
+#include "gemm/gemm.h"
+#include "runtime/isa.h"
+#include "moe/moe.h"
+#include "runtime/thread_pool.h"
+
+using namespace smoe;
+
+int smoe_abi_version(void) { return SMOE_ABI_VERSION; }
+
+int smoe_isa_available(int isa) { return isa_available(isa); }
+
+smoe_pool* smoe_pool_create(int threads) {
+    try {
+        return reinterpret_cast<smoe_pool*>(new Pool(threads));
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    } catch (const std::system_error&) {
+        return nullptr;
+    }
+}
+
+void smoe_pool_destroy(smoe_pool* pool) { delete reinterpret_cast<Pool*>(pool); }
+
+void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).beat_in(counter); }
+
+int64_t smoe_packed_size(int format, int64_t O, int64_t K) { return ceil_div(O, PANEL) * panel_words(format, K) * 4; }
+
+int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K) { return 2 * smoe_packed_size(format, F, K); }
+
+void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t O, int64_t K) {
+    pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), O, K);
+}
+
+void smoe_pack_pair(smoe_pool* pool, int isa, int dtype, int format, const void* w1, const void* w3, void* packed,
+                    int64_t F, int64_t K) {
+    pack_pair(pool_of(pool), isa, dtype, format, w1, w3, static_cast<uint32_t*>(packed), F, K);
+}
+
+int smoe_linear(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* packed, void* y, int64_t T,
+                int64_t O, int64_t K, int wide_output) {
+    const auto* panels = static_cast<const uint32_t*>(packed);
+    return out_of_memory([&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, format, x, panels, y, T, O, K, wide_output)); });
+}
+
+int smoe_ffn(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
+             int64_t T, int64_t D, int64_t F) {
+    const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), 1, D, F};
+    return out_of_memory([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
+}
+
+int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
+             const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T,
+             int64_t D, int64_t F, int64_t E, int64_t max_k) {
+    const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
+    const Routing routing{experts_per_token, allowed, chosen, max_k};
+    return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
+}
+
+int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const int32_t* experts_per_token,
+               const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D, int64_t E, int64_t max_k) {
+    const Routing routing{experts_per_token, allowed, chosen, max_k};
+    return out_of_memory([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
+}

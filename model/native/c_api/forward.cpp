@@ -1,0 +1,220 @@
+// All layers of a step in one call: the lines of model/mixtral.py, over the functions of the C interface.
+#include <cstring>
+#include <vector>
+
+#include "c_api/core.h"
+#include "attention/norm_rope.h"
+#include "gemm/quant_formats.h"
+
+namespace smoe {
+namespace {
+
+constexpr int64_t LINE = 64;  // intermediate results begin at multiples of it
+
+// The intermediate results of a step, one after the other in memory that the pool keeps.
+class Activations {
+  public:
+    Activations(const smoe_network& network, const smoe_step& step) : item_(network.dtype == FLOAT32 ? 4 : 2) {
+        const int64_t T = step.T, heads = network.H + 2 * network.G;
+        x_ = room(T * network.D * item_);
+        normed_ = room(T * network.D * item_);
+        y_ = room(T * network.D * item_);
+        qkv_ = room(T * heads * network.K * item_);
+        q_ = room(T * network.H * network.K * item_);
+        attended_ = room(T * network.H * network.K * item_);
+        cos_ = room(T * network.K / 2 * sizeof(float));
+        sin_ = room(T * network.K / 2 * sizeof(float));
+        last_x_ = room(step.N * network.D * item_);
+        last_normed_ = room(step.N * network.D * item_);
+    }
+
+    void place(Pool& pool) { memory_ = pool.activations(size_); }
+
+    std::byte* x() const { return memory_ + x_; }                // [T, D]
+    std::byte* normed() const { return memory_ + normed_; }      // [T, D]
+    std::byte* y() const { return memory_ + y_; }                // [T, D] what a layer's half adds to x
+    std::byte* qkv() const { return memory_ + qkv_; }            // [T, (H + 2G) * K]
+    std::byte* q() const { return memory_ + q_; }                // [T, H, K]
+    std::byte* attended() const { return memory_ + attended_; }  // [T, H * K]
+    float* cos() const { return reinterpret_cast<float*>(memory_ + cos_); }  // [T, K/2]
+    float* sin() const { return reinterpret_cast<float*>(memory_ + sin_); }  // [T, K/2]
+    std::byte* last_x() const { return memory_ + last_x_; }            // [N, D] the rows of x that logits are wanted of
+    std::byte* last_normed() const { return memory_ + last_normed_; }  // [N, D]
+    int64_t item() const { return item_; }
+
+  private:
+    size_t room(int64_t bytes) {
+        const size_t offset = size_;
+        size_ += ceil_div(bytes, LINE) * LINE;
+        return offset;
+    }
+
+    const int64_t item_;  // bytes of a number
+    size_t size_ = 0;
+    size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_;
+    std::byte* memory_ = nullptr;
+};
+
+// One call of smoe_forward. Its functions return what those of the interface do.
+class Forward {
+  public:
+    Forward(smoe_pool* pool, int isa, const smoe_network& network, const smoe_step& step)
+        : pool_(pool), isa_(isa), network_(network), step_(step), at_(network, step) {
+        at_.place(pool_of(pool));
+    }
+
+    int run() {
+        gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        smoe_rotary_angles(pool_, isa_, step_.positions, network_.inverse_frequency, at_.cos(), at_.sin(), step_.T,
+                           network_.K);
+        norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
+        for (int64_t index = 0; index < network_.L; ++index) {
+            const smoe_layer& layer = network_.layers[index];
+            if (attention(layer)) return 1;
+            add_and_norm(layer.ffn_norm);
+            if (index + 1 == network_.L) break;
+            if (feed_forward(layer, at_.normed(), step_.T, choices(index))) return 1;
+            add_and_norm(network_.layers[index + 1].attention_norm);
+        }
+        if (step_.finite) tell_finite();
+        return step_.N ? logits() : tell_last_choices();
+    }
+
+  private:
+    // What rows ask of a layer's gate, and where its answers go.
+    struct Choices {
+        const int32_t* experts_per_token;
+        const uint8_t* allowed;
+        int32_t* chosen;
+    };
+
+    Choices choices(int64_t layer) const {
+        return {step_.experts_per_token, step_.allowed ? step_.allowed + layer * step_.T * network_.E : nullptr,
+                step_.chosen + layer * step_.T * step_.max_k};
+    }
+
+    // Rows ids[0] .. of a table [.., D].
+    void gather(const void* table, const int64_t* ids, int64_t num_rows, std::byte* rows) const {
+        const size_t row_bytes = network_.D * at_.item();
+        for (int64_t row = 0; row < num_rows; ++row)
+            std::memcpy(rows + row * row_bytes, static_cast<const std::byte*>(table) + ids[row] * row_bytes, row_bytes);
+    }
+
+    void norm(const void* x, const void* weight, void* normed, int64_t num_rows) const {
+        smoe_rms_norm(pool_, isa_, network_.dtype, x, weight, normed, num_rows, network_.D, network_.eps);
+    }
+
+    // x += y, normed = RMSNorm(x).
+    void add_and_norm(const void* weight) const {
+        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.x(), at_.y(), weight, at_.normed(), step_.T, network_.D,
+                          network_.eps);
+    }
+
+    // y = Attention(normed).
+    int attention(const smoe_layer& layer) const {
+        const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
+        const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
+        return linear(at_.normed(), layer.qkv, at_.qkv(), T, (H + 2 * G) * K, D, false) ||
+               smoe_rotate_and_store(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
+                                     at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
+               smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
+                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
+                              network_.block_size, H, G, K, network_.window) ||
+               linear(at_.attended(), layer.output, at_.y(), T, D, H * K, false);
+    }
+
+    int linear(const void* x, const void* packed, void* y, int64_t num_rows, int64_t O, int64_t K, bool wide) const {
+        return smoe_linear(pool_, isa_, network_.dtype, network_.format, x, packed, y, num_rows, O, K, wide);
+    }
+
+    // y = FFN(normed), of so many rows.
+    int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
+        const int64_t D = network_.D, F = network_.F;
+        if (!layer.gate)
+            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(), num_rows, D,
+                            F);
+        return smoe_moe(pool_, isa_, network_.dtype, network_.format, normed, layer.gate, layer.w13, layer.w2, at_.y(),
+                        choices.experts_per_token, choices.allowed, choices.chosen, num_rows, D, F, network_.E,
+                        step_.max_k);
+    }
+
+    // What is no number in K, V or an expert stays none in the row's sum.
+    void tell_finite() const {
+        for (int64_t row = 0; row < step_.T; ++row) {
+            const std::byte* x = at_.x() + row * network_.D * at_.item();
+            step_.finite[row] = at_.item() == 4 ? all_finite<uint32_t, 0x7f800000>(x, network_.D)
+                                                : all_finite<uint16_t, 0x7f80>(x, network_.D);
+        }
+    }
+
+    // Whether no number has all the bits of its exponent set.
+    template <typename Bits, Bits EXPONENT>
+    static bool all_finite(const std::byte* numbers, int64_t count) {
+        const Bits* bits = reinterpret_cast<const Bits*>(numbers);
+        bool none_found = true;
+        for (int64_t index = 0; index < count; ++index) none_found &= (bits[index] & EXPONENT) != EXPONENT;
+        return none_found;
+    }
+
+    // Behind the last layer's attention nobody reads a row without logits, so its experts are not computed; which they
+    // would be is still told.
+    int tell_last_choices() const {
+        const int64_t last = network_.L - 1;
+        if (!network_.layers[last].gate) return 0;
+        const Choices all = choices(last);
+        return smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
+                          all.allowed, all.chosen, step_.T, network_.D, network_.E, step_.max_k);
+    }
+
+    // What logit_rows ask of the last layer's gate, and room for its answers to them.
+    class LastChoices {
+      public:
+        LastChoices(const Choices& all, const smoe_step& step, int64_t E)
+            : k_(step.N), allowed_(all.allowed ? step.N * E : 0), chosen_(step.N * step.max_k) {
+            for (int64_t n = 0; n < step.N; ++n) {
+                k_[n] = all.experts_per_token[step.logit_rows[n]];
+                if (all.allowed) std::memcpy(&allowed_[n * E], all.allowed + step.logit_rows[n] * E, E);
+            }
+        }
+        Choices choices() { return {k_.data(), allowed_.empty() ? nullptr : allowed_.data(), chosen_.data()}; }
+
+      private:
+        std::vector<int32_t> k_;
+        std::vector<uint8_t> allowed_;
+        std::vector<int32_t> chosen_;
+    };
+
+    // The last layer's FFN, the last norm and the head, of the rows that they are wanted of.
+    int logits() const {
+        const int64_t N = step_.N;
+        const smoe_layer& layer = network_.layers[network_.L - 1];
+        gather(at_.x(), step_.logit_rows, N, at_.last_x());
+        gather(at_.normed(), step_.logit_rows, N, at_.last_normed());
+        if (layer.gate) {
+            LastChoices wanted(choices(network_.L - 1), step_, network_.E);
+            if (tell_last_choices() || feed_forward(layer, at_.last_normed(), N, wanted.choices())) return 1;
+        } else if (feed_forward(layer, at_.last_normed(), N, {})) {
+            return 1;
+        }
+        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(), N,
+                          network_.D, network_.eps);
+        return linear(at_.last_normed(), network_.head, step_.logits, N, network_.V, network_.D, true);
+    }
+
+    smoe_pool* const pool_;
+    const int isa_;
+    const smoe_network& network_;
+    const smoe_step& step_;
+    Activations at_;
+};
+
+}  // namespace
+}  // namespace smoe
+
+using namespace smoe;
+
+int smoe_forward(smoe_pool* pool, int isa, const smoe_network* network, const smoe_step* step) {
+    int result = 0;
+    const int no_memory = out_of_memory([&] { result = Forward(pool, isa, *network, *step).run(); });
+    return no_memory || result;
+}

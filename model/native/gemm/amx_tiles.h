@@ -1,0 +1,93 @@
+// AMX's tile registers. Included by kernel files only.
+//
+// An instruction multiplies LINE units of up to 16 rows with LINE units of 16 columns. In bfloat16 it adds up the units'
+// first halves and their second halves each by itself, k ascending, and then both to the sum (Intel, Software Developer's
+// Manual, TDPBF16PS), whatever the number of rows. In int8 it is exact.
+#pragma once
+
+#if defined(__AMX_TILE__)
+
+#include <initializer_list>
+
+#include "gemm/packed_row_layout.h"
+#include "simd/vec.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// The compiler does not see what memory tile instructions read.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
+// This thread's, while the object lives; one object at a time.
+class TileRegisters {
+  public:
+    TileRegisters() = default;
+    ~TileRegisters() {
+        if (rows_) _tile_release();
+    }
+    TileRegisters(const TileRegisters&) = delete;
+    TileRegisters& operator=(const TileRegisters&) = delete;
+
+    // Up to 32 rows and 32 columns. 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each;
+    // 4, 5: those rows; 6, 7: those columns.
+    void shape_square(int rows) {
+        if (rows == rows_) return;
+        rows_ = rows;
+        const int upper = rows < 16 ? rows : 16, lower = rows - upper;
+        shape({upper, upper, lower, lower, upper, lower, LINE, LINE});
+    }
+
+    // Up to 16 rows and 64 columns. 0 .. 3: sums, of 16 columns each; 4: the rows; 5 .. 7: columns.
+    void shape_wide(int rows) {
+        if (rows == rows_) return;
+        rows_ = rows;
+        shape({rows, rows, rows, rows, rows, LINE, LINE, LINE});
+    }
+
+  private:
+    // As LDTILECFG reads it.
+    struct Shapes {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+
+    // A register without rows is not used.
+    static void shape(std::initializer_list<int> rows) {
+        alignas(64) Shapes shapes;
+        int index = 0;
+        for (const int count : rows) {
+            shapes.row_bytes[index] = LINE * 4;
+            shapes.rows[index++] = static_cast<uint8_t>(count ? count : 1);
+        }
+        settle_memory();
+        _tile_loadconfig(&shapes);
+    }
+
+    int rows_ = 0;  // that they are shaped for; an object is used in one of the two ways
+};
+
+// Of a square: sums += rows times columns, of the first 16 rows or of all.
+template <int FORMAT, bool BOTH>
+inline void add_products() {
+    if constexpr (FORMAT == BFLOAT16) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (BOTH) {
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    } else {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if constexpr (BOTH) {
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe
+
+#endif

@@ -1,0 +1,79 @@
+#include "gemm/gemm.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "gemm/gemm_float.h"
+#include "gemm/gemm_int4.h"
+#include "gemm/gemm_int8.h"
+#include "gemm/gemm_amx.h"
+#include "gemm/microkernel.h"
+#include "gemm/pack_activations.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+using Block = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out);
+
+// The block of 1, 2, .. MAX_ROWS rows.
+template <class Format, int... ROWS>
+Block block_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr Block blocks[] = {Format::template multiply<ROWS + 1>...};
+    return blocks[rows - 1];
+}
+
+template <class Format>
+void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    for (int first = 0; first < rows; first += Format::MAX_ROWS) {
+        const int count = std::min(Format::MAX_ROWS, rows - first);
+        const Block block = block_of<Format>(count, std::make_integer_sequence<int, Format::MAX_ROWS>());
+        for (int column = 0; column < PANEL; column += COLUMNS)
+            block(tile + first, rows, panel, column, K, out + first * PANEL);
+    }
+}
+
+template <class T>
+void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stride) {
+    for (int m = 0; m < rows; ++m) store_row(y + m * stride, sums + m * PANEL, columns);
+}
+
+}  // namespace
+
+void Multiplier::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+#if defined(__AMX_TILE__)
+    if (in_lines(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
+#endif
+    if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
+    if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
+    if (format == BFLOAT16) return multiply_tile<FloatBlock<Bfloat16>>(rows, tile, panel, K, out);
+    multiply_tile<FloatBlock<Float32>>(rows, tile, panel, K, out);
+}
+
+void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T, int64_t O,
+            int64_t K, bool wide_output) {
+    std::vector<int32_t> row_ids(T);
+    std::iota(row_ids.begin(), row_ids.end(), 0);
+    std::vector<Tile> tiles;
+    append_tiles(tiles, 0, T, 0, max_tile_rows(format));
+    const int64_t words = row_words(format, K), panel_size = panel_words(format, K);
+    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
+    pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
+    const auto multiply = [&](Multiplier& by, const Tile& tile, int64_t panel) {
+        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
+        by.multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
+        const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
+        const int64_t first = tile.first_row * O + panel * PANEL;
+        if (wide_output || dtype == FLOAT32) {
+            store_tile(static_cast<float*>(y) + first, sums, tile.rows, columns, O);
+        } else {
+            store_tile(static_cast<uint16_t*>(y) + first, sums, tile.rows, columns, O);
+        }
+    };
+    for_each_product<Multiplier>(pool, tiles, ceil_div(O, PANEL), panel_size, multiply);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,98 @@
+// Blocks of products with int4 weights. Included by gemm/gemm.cpp only.
+#pragma once
+
+#include "gemm/gemm_int8.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// The sum of one group's products: four bytes of x times four of w, 0 .. 15, at a time.
+struct GroupSum {
+    Words sum;
+
+#if defined(__AVX512VNNI__)
+    static inline GroupSum zero() { return {Words{}}; }
+    inline void add(Words x, Words w) { sum = (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+    inline Words total() const { return sum; }
+#elif defined(__AVX512BW__) || defined(__AVX2__)
+    // In 16 bits: a group's 16 products per lane stay below 16 * 15 * 127 = 30,480.
+    static inline GroupSum zero() { return {Words{}}; }
+#if defined(__AVX512BW__)
+    inline void add(Words x, Words w) {
+        sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
+    }
+    inline Words total() const { return (Words)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1)); }
+#else
+    inline void add(Words x, Words w) {
+        sum = (Words)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+    }
+    inline Words total() const { return (Words)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+#endif
+#else
+    static inline GroupSum zero() { return {Words{}}; }
+    inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
+    inline Words total() const { return sum; }
+#endif
+};
+
+struct Int4Block {
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+
+    template <int ROWS>
+    static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
+        Vec totals[ROWS][2] = {};
+        for (int64_t group = ceil_div(K, GROUP); group; --group) {
+            add_group(totals, x, stride, panel, column);
+            x += INT4_ROW_WORDS * stride;
+            panel += INT4_PANEL_WORDS;
+        }
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) {
+            const Vec scale = broadcast(float_of(x[m]));
+            store(out + m * PANEL + column, totals[m][0] * scale);
+            store(out + m * PANEL + column + LANES, totals[m][1] * scale);
+        }
+    }
+
+  private:
+    template <int ROWS>
+    static inline void add_group(Vec (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* panel,
+                                 int column) {
+        GroupSum sums[ROWS][2];
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) sums[m][0] = sums[m][1] = GroupSum::zero();
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel) + column;
+        const uint32_t *w = panel + PANEL / 2 + column, *units = x + stride;
+        __builtin_prefetch(panel + PREFETCH_WORDS);
+#pragma GCC unroll 4
+        for (int pair = 0; pair < GROUP / 8; ++pair) {
+            __builtin_prefetch(w + PREFETCH_WORDS);
+            if constexpr (LANES == 16) __builtin_prefetch(w + PREFETCH_WORDS + LANES);
+            const Words w0 = load_words(w), w1 = load_words(w + LANES);
+            add_unit(sums, units, w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu);
+            add_unit(sums, units + stride, w0 >> 4 & 0x0f0f0f0fu, w1 >> 4 & 0x0f0f0f0fu);
+            units += 2 * stride;
+            w += PANEL;
+        }
+        const Vec scale0 = load(scales), scale1 = load(scales + LANES);
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) {
+            const Words start = broadcast_word(x[m]);
+            totals[m][0] = fma(to_float(sums[m][0].total() + start), scale0, totals[m][0]);
+            totals[m][1] = fma(to_float(sums[m][1].total() + start), scale1, totals[m][1]);
+        }
+    }
+
+    template <int ROWS>
+    static inline void add_unit(GroupSum (&sums)[ROWS][2], const uint32_t* x, Words w0, Words w1) {
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) {
+            const Words row = broadcast_word(x[m]);
+            sums[m][0].add(row, w0);
+            sums[m][1].add(row, w1);
+        }
+    }
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

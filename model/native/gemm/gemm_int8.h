@@ -1,0 +1,88 @@
+// Blocks of products with int8 weights. Included by gemm/gemm.cpp only.
+#pragma once
+
+#include "gemm/gemm_float.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+inline Vec to_float(Words sums) { return __builtin_convertvector((Ints)sums, Vec); }
+
+// Four bytes of x times the four bytes of each lane of w, as stored: q + 128. Without VNNI no instruction multiplies
+// bytes of full range without saturating, so that q itself, or its magnitude, is the operand there.
+struct Int8Unit {
+#if defined(__AVX512VNNI__)
+    static constexpr bool IS_BIASED = true;
+
+    static inline Words prepare(Words w) { return w; }
+    static inline Words add(Words sums, Words x, Words w) {
+        return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
+    }
+#elif defined(__AVX512BW__)
+    static constexpr bool IS_BIASED = false;
+
+    static inline Words prepare(Words w) { return w ^ 0x80808080u; }
+    // |w| * (x with w's sign): two of these products stay below 2^15.
+    static inline Words add(Words sums, Words x, Words w) {
+        const auto w8 = (__m512i)w;
+        const __m512i signed_x = _mm512_mask_sub_epi8((__m512i)x, _mm512_movepi8_mask(w8), __m512i{}, (__m512i)x);
+        const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w8), signed_x);
+        return sums + (Words)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    }
+#elif defined(__AVX2__)
+    static constexpr bool IS_BIASED = false;
+
+    static inline Words prepare(Words w) { return w ^ 0x80808080u; }
+    static inline Words add(Words sums, Words x, Words w) {
+        const auto w8 = (__m256i)w;
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w8), _mm256_sign_epi8((__m256i)x, w8));
+        return sums + (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+#else
+    static constexpr bool IS_BIASED = true;
+
+    static inline Words prepare(Words w) { return w; }
+    static inline Words add(Words sums, Words x, Words w) {
+        for (int shift = 0; shift < 32; shift += 8)
+            sums += (w >> shift & 0xffu) * (Words)((Ints)(x << (24 - shift)) >> 24);
+        return sums;
+    }
+#endif
+};
+
+struct Int8Block {
+    static constexpr int MAX_ROWS = LANES == 16 ? 12 : 4;
+
+    template <int ROWS>
+    static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
+        const int64_t depth = ceil_div(K, 4);
+        const uint32_t* w = panel + column;
+        const uint32_t* starts = x;
+        Words sums[ROWS][2] = {};
+        for (int64_t k = 0; k < depth; ++k) {
+            x += stride;
+            __builtin_prefetch(w + PREFETCH_WORDS);
+            if constexpr (LANES == 16) __builtin_prefetch(w + PREFETCH_WORDS + LANES);
+            const Words w0 = Int8Unit::prepare(load_words(w)), w1 = Int8Unit::prepare(load_words(w + LANES));
+#pragma GCC unroll 12
+            for (int m = 0; m < ROWS; ++m) {
+                const Words row = broadcast_word(x[m]);
+                sums[m][0] = Int8Unit::add(sums[m][0], row, w0);
+                sums[m][1] = Int8Unit::add(sums[m][1], row, w1);
+            }
+            w += PANEL;
+        }
+        x += stride;
+        const Vec scale0 = from_bits(load_words(w)), scale1 = from_bits(load_words(w + LANES));
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) {
+            const Words start = broadcast_word(Int8Unit::IS_BIASED ? starts[m] : 0);
+            const Vec scale = broadcast(float_of(x[m]));
+            store(out + m * PANEL + column, to_float(sums[m][0] + start) * scale0 * scale);
+            store(out + m * PANEL + column + LANES, to_float(sums[m][1] + start) * scale1 * scale);
+        }
+    }
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,34 @@
+// What multiplies tiles with panels, and takes the sums. Included by kernel files only.
+#pragma once
+
+#include "gemm/packed_row_layout.h"
+#include "gemm/amx_tiles.h"
+#include "simd/vec.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// One thread's, for some products in a row: it keeps what they have in common.
+class Multiplier {
+  public:
+    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(format).
+    void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out);
+
+  private:
+#if defined(__AMX_TILE__)
+    TileRegisters registers_;
+#endif
+};
+
+// The first `columns` of a panel's sums of one row, to y.
+template <class T>
+inline void store_row(T* y, const float* sums, int64_t columns) {
+    if (columns == PANEL) {
+        for (int n = 0; n < PANEL; n += LANES) store(y + n, load(sums + n));
+    } else {
+        for (int64_t n = 0; n < columns; ++n) store_one(y + n, sums[n]);
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "gemm/gemm.h"
+
+namespace smoe {
+namespace {
+
+constexpr int CHUNK = 16;  // units that are read of one row at a time: a cache line
+
+int64_t row_bytes_of(int dtype, int64_t K) { return K * (dtype == FLOAT32 ? 4 : 2); }
+
+// out[k][n] = unit k of row n, for `width` columns; rows from `rows` on, and what lies behind a row's end, are zeros.
+// Whole lines of each row go through `chunk`, since rows a power of two apart would push each other out of the cache.
+template <class RowAt>
+void interleave(RowAt row_at, int rows, int width, int64_t row_bytes, int64_t depth, uint32_t* out) {
+    alignas(64) uint32_t chunk[PANEL][CHUNK] = {};
+    for (int64_t first = 0; first < depth; first += CHUNK) {
+        const int64_t bytes = std::min<int64_t>(CHUNK * 4, row_bytes - first * 4);
+        const int64_t count = std::min<int64_t>(CHUNK, depth - first);
+        for (int n = 0; n < rows; ++n) {
+            chunk[n][count - 1] = 0;
+            std::memcpy(chunk[n], row_at(n) + first * 4, bytes);
+        }
+        for (int64_t k = 0; k < count; ++k)
+            for (int n = 0; n < width; ++n) out[(first + k) * width + n] = chunk[n][k];
+    }
+}
+
+void pack_panel(int dtype, const void* weight, int64_t first_output, int64_t O, int64_t K, uint32_t* panel) {
+    const int64_t row_bytes = row_bytes_of(dtype, K);
+    const auto outputs = static_cast<int>(std::min<int64_t>(PANEL, O - first_output));
+    const auto* rows = static_cast<const std::byte*>(weight) + first_output * row_bytes;
+    interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, depth_of(dtype, K), panel);
+}
+
+void pack_panel(int isa, int dtype, int format, const void* weight, int64_t first_output, int64_t O, int64_t K,
+                uint32_t* panel) {
+    if (format == dtype) return pack_panel(dtype, weight, first_output, O, K, panel);
+    SMOE_CALL(isa, quantize_panel(dtype, format, weight, first_output, O, K, panel));
+}
+
+}  // namespace
+
+void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t O, int64_t K) {
+    const int64_t words = panel_words(format, K);
+    pool.parallel_for(ceil_div(O, PANEL), [=](int64_t panel) {
+        pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * words);
+    });
+}
+
+void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
+               int64_t K) {
+    const int64_t words = panel_words(format, K);
+    pool.parallel_for(2 * ceil_div(F, PANEL), [=](int64_t panel) {
+        pack_panel(isa, dtype, format, panel % 2 ? w3 : w1, panel / 2 * PANEL, F, K, packed + panel * words);
+    });
+}
+
+void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+    const int64_t row_bytes = row_bytes_of(dtype, K);
+    const auto* first = static_cast<const std::byte*>(x);
+    interleave([=](int m) { return first + row_ids[m] * row_bytes; }, rows, rows, row_bytes, depth_of(dtype, K), tile);
+}
+
+}  // namespace smoe

@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <utility>
+
+#include "gemm/pack_activations.h"
+#include "gemm/quantize_common.h"
+#include "gemm/packed_row_layout.h"
+#include "simd/transpose.h"
+#include "simd/vec_tail.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+template <class T>
+float largest_magnitude(const T* x, int64_t K) {
+    Words largest = {};
+    for (int64_t k = 0; k < K; k += LANES) {
+        const Words magnitude = bits(load_first(x + k, K - k)) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    uint32_t word = 0;
+    for (int i = 0; i < LANES; ++i) word = std::max(word, static_cast<uint32_t>(largest[i]));
+    return float_of(word);
+}
+
+// x[0] .. x[count - 1], zeros behind them -> GROUP numbers q; their sum is that of the lanes that are returned.
+template <class T>
+Words quantize_group(const T* x, int64_t count, float inverse, uint8_t* q) {
+    Words total = {};
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i += LANES) {
+        const Vec part = i < count ? load_first(x + i, count - i) : Vec{};
+        const Words rounded = round_to_integers(part * inverse);
+        store_low_bytes(q + i, rounded);
+        total += rounded - round_to_integers(Vec{});
+    }
+    return total;
+}
+
+uint32_t sum_of_lanes(Words lanes) {
+    uint32_t sum = 0;
+    for (int i = 0; i < LANES; ++i) sum += lanes[i];
+    return sum;
+}
+
+// Where the parts of a row lie: LINE units, and from each such line to the next `stride` words.
+struct Int8Row {
+    uint32_t *start, *units, *scale;
+    int64_t stride;
+};
+
+template <class T>
+void quantize_to_int8(const T* x, int64_t K, const Int8Row& row) {
+    const Scale scale = scale_of(largest_magnitude(x, K));
+    const int64_t depth = depth_of(INT8, K);
+    Words total = {};
+    for (int64_t k = 0; k < K; k += GROUP) {
+        const int64_t unit = k / 4, count = depth - unit;
+        uint32_t* to = row.units + unit / LINE * row.stride + unit % LINE;
+        if (count >= GROUP / 4) {
+            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
+        } else {
+            uint32_t units[GROUP / 4];
+            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
+            std::memcpy(to, units, count * 4);
+        }
+    }
+    *row.start = -128u * sum_of_lanes(total);
+    *row.scale = word_of(scale.scale);
+}
+
+template <class T>
+void quantize_to_int4(const T* x, int64_t K, uint32_t* row) {
+    const Scale scale = scale_of(largest_magnitude(x, K));
+    for (int64_t k = 0; k < K; k += GROUP, row += INT4_ROW_WORDS) {
+        const Words total = quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(row + 1));
+        row[0] = -8u * sum_of_lanes(total);
+    }
+    row[0] = word_of(scale.scale);
+}
+
+// Calls use(first number of the row).
+template <class Use>
+void with_row(int dtype, const void* x, int64_t row, int64_t K, Use&& use) {
+    dtype == BFLOAT16 ? use(static_cast<const uint16_t*>(x) + row * K) : use(static_cast<const float*>(x) + row * K);
+}
+
+// To words one after the other, as gemm/quant_formats.h has them.
+void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, uint32_t* packed) {
+    with_row(dtype, x, row, K, [=](auto* numbers) {
+        if (format == INT4) return quantize_to_int4(numbers, K, packed);
+        quantize_to_int8(numbers, K, {packed, packed + 1, packed + 1 + depth_of(INT8, K), LINE});
+    });
+}
+
+// Packed rows [ROWS][words] -> tile [words][ROWS], by squares. Whole vectors are stored: what is too much lies where the
+// next k's words come, so that the last words are copied one by one.
+template <int ROWS>
+void interleave(const uint32_t* from, int64_t words, uint32_t* tile) {
+    const auto* numbers = reinterpret_cast<const float*>(from);
+    int64_t k = 0;
+    for (; (k + LANES) * ROWS + LANES - ROWS <= words * ROWS; k += LANES) {
+        Vec square[LANES] = {};
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) square[m] = load(numbers + m * words + k);
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) std::memcpy(tile + (k + i) * ROWS, &square[i], sizeof square[i]);
+    }
+    for (; k < words; ++k)
+        for (int m = 0; m < ROWS; ++m) tile[k * ROWS + m] = from[m * words + k];
+}
+
+using Interleave = void (*)(const uint32_t* from, int64_t words, uint32_t* tile);
+
+// That of 1, 2, .. MAX_UNIT_ROWS rows.
+template <int... ROWS>
+Interleave interleave_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr Interleave of_rows[] = {interleave<ROWS + 1>...};
+    return of_rows[rows - 1];
+}
+
+// To int8, in lines.
+void quantize_in_lines(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+    const int64_t stride = int64_t{rows} * LINE;
+    uint32_t* starts = tile + ceil_div(depth_of(INT8, K), LINE) * stride;
+    std::fill(starts - stride, starts, 0);  // behind the rows' ends
+    for (int m = 0; m < rows; ++m)
+        with_row(dtype, x, row_ids[m], K, [=](auto* numbers) {
+            quantize_to_int8(numbers, K, {starts + m, tile + m * LINE, starts + rows + m, stride});
+        });
+}
+
+// Row by row to `memory`, from there to the tile.
+void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
+                   uint32_t* tile) {
+    if (in_lines(format, rows)) return quantize_in_lines(dtype, x, row_ids, rows, K, tile);
+    const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
+    for (int m = 0; m < rows; ++m)
+        quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
+    if (rows == 1) return;
+    if constexpr (LANES > MAX_UNIT_ROWS) {
+        interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);
+    } else {
+        int32_t in_order[MAX_TILE_ROWS];
+        std::iota(in_order, in_order + rows, 0);
+        pack_tile(FLOAT32, memory, in_order, rows, words, tile);
+    }
+}
+
+// Rows of bfloat16 -> tile in lines.
+void copy_in_lines(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+    const int64_t line_bytes = LINE * 4, row_bytes = K * 2;
+    auto* to = reinterpret_cast<std::byte*>(tile);
+    for (int64_t at = 0; at < row_bytes; at += line_bytes)
+        for (int m = 0; m < rows; ++m, to += line_bytes) {
+            const int64_t count = std::min(line_bytes, row_bytes - at);
+            std::memcpy(to, reinterpret_cast<const std::byte*>(x + row_ids[m] * K) + at, count);
+            std::fill(to + count, to + line_bytes, std::byte{0});
+        }
+}
+
+}  // namespace
+
+void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vector<int32_t>& row_ids,
+               const std::vector<Tile>& tiles, int64_t K, uint32_t* packed) {
+    const int64_t words = row_words(format, K), all_words = static_cast<int64_t>(row_ids.size()) * words;
+    for_each_tile(pool, tiles, all_words, [&](const Tile& tile) {
+        uint32_t* to = packed + tile.first_row * words;
+        const int32_t* ids = row_ids.data() + tile.first_row;
+        if (is_quantized(format))
+            quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
+        else if (in_lines(format, tile.rows))
+            copy_in_lines(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
+        else
+            pack_tile(dtype, x, ids, tile.rows, K, to);
+    });
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,126 @@
+#include "moe/moe.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "simd/exp_f32.h"
+#include "moe/experts.h"
+#include "gemm/packed_row_layout.h"
+#include "simd/vec.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+constexpr int64_t ROWS_PER_TASK = 16;  // of what is done row by row
+
+template <class F>
+void for_each_row(Pool& pool, int64_t T, F&& f) {
+    pool.parallel_for(ceil_div(T, ROWS_PER_TASK), [&](int64_t task) {
+        const int64_t end = std::min(T, (task + 1) * ROWS_PER_TASK);
+        for (int64_t t = task * ROWS_PER_TASK; t < end; ++t) f(t);
+    });
+}
+
+template <class T>
+float dot(const T* x, const float* weight, int64_t D) {
+    Vec sums = {};
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES) sums = fma(load(x + d), load(weight + d), sums);
+    float total = sum(sums);
+    for (; d < D; ++d) total += load_one(x + d) * weight[d];
+    return total;
+}
+
+// Softmax over the chosen k alone (Jiang et al. 2024, section 2.1).
+void share_out(const float* logits, const int32_t* experts, int64_t k, float* shares) {
+    float largest = logits[experts[0]];
+    for (int64_t i = 1; i < k; ++i) largest = std::max(largest, logits[experts[i]]);
+    float total = 0;
+    for (int64_t i = 0; i < k; ++i) total += shares[i] = exp_one(logits[experts[i]] - largest);
+    for (int64_t i = 0; i < k; ++i) shares[i] /= total;
+}
+
+// The gate's logits of row x; weight [E, D].
+template <class T>
+void gate_row(const T* x, const float* gate, int64_t E, int64_t D, float* logits) {
+    for (int64_t e = 0; e < E; ++e) logits[e] = dot(x, gate + e * D, D);
+}
+
+Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,
+             const Routing& routing) {
+    Choice choice(T, 0, routing.experts_per_token);
+    std::vector<float> logits(T * E);
+    std::vector<uint8_t> taken(T * E);
+    for_each_row(pool, T, [&](int64_t t) {
+        float* row = logits.data() + t * E;
+        uint8_t* row_taken = taken.data() + t * E;
+        int32_t* experts = choice.experts.data() + choice.first[t];
+        int32_t* chosen = routing.chosen + t * routing.max_k;
+        const int64_t k = choice.k(t);
+        if (routing.allowed)
+            for (int64_t e = 0; e < E; ++e) row_taken[e] = !routing.allowed[t * E + e];
+        if (dtype == BFLOAT16)
+            gate_row(static_cast<const uint16_t*>(x) + t * D, gate, E, D, row);
+        else
+            gate_row(static_cast<const float*>(x) + t * D, gate, E, D, row);
+        choose(row, E, k, row_taken, chosen, experts);
+        std::fill(chosen + k, chosen + routing.max_k, -1);
+        share_out(row, experts, k, choice.shares.data() + choice.first[t]);
+    });
+    return choice;
+}
+
+// Row y = sum over i of shares[i] * outputs[place[i]], i ascending.
+template <class T>
+void combine_row(const float* outputs, const int64_t* place, const float* shares, int64_t k, int64_t D, T* y) {
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES) {
+        Vec total = load(outputs + place[0] * D + d) * shares[0];
+        for (int64_t i = 1; i < k; ++i) total = fma(load(outputs + place[i] * D + d), broadcast(shares[i]), total);
+        store(y + d, total);
+    }
+    for (; d < D; ++d) {
+        float total = outputs[place[0] * D + d] * shares[0];
+        for (int64_t i = 1; i < k; ++i) total += outputs[place[i] * D + d] * shares[i];
+        store_one(y + d, total);
+    }
+}
+
+void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D, void* y) {
+    for_each_row(pool, choice.num_rows(), [&](int64_t t) {
+        const int64_t* place = pairs.place.data() + choice.first[t];
+        const float* shares = choice.shares.data() + choice.first[t];
+        if (dtype == BFLOAT16)
+            combine_row(outputs, place, shares, choice.k(t), D, static_cast<uint16_t*>(y) + t * D);
+        else
+            combine_row(outputs, place, shares, choice.k(t), D, static_cast<float*>(y) + t * D);
+    });
+}
+
+void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
+    const Pairs pairs = sort_pairs(choice, weights.E, max_tile_rows(weights.format));
+    const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
+    combine(pool, dtype, outputs, choice, pairs, weights.D, y);
+}
+
+}  // namespace
+
+void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T) {
+    Choice all(T, 1, nullptr);
+    std::fill(all.shares.begin(), all.shares.end(), 1.0f);
+    run_experts(pool, dtype, x, weights, all, y);
+}
+
+void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts& weights, void* y, int64_t T,
+         const Routing& routing) {
+    run_experts(pool, dtype, x, weights, route(pool, dtype, x, gate, weights.E, weights.D, T, routing), y);
+}
+
+void choose_experts(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,
+                    const Routing& routing) {
+    route(pool, dtype, x, gate, E, D, T, routing);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,44 @@
+#include "runtime/isa.h"
+
+#if SMOE_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace smoe {
+
+#if SMOE_X86
+namespace {
+
+// Tile registers are large: Linux saves them for processes alone that asked for them. Asking twice does no harm.
+bool tiles_permitted() {
+#if defined(__linux__)
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+#endif
+
+bool isa_available(int isa) {
+    if (isa == PORTABLE) return true;
+#if SMOE_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == AVX2) return avx2;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == AVX512) return avx512;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if (isa == AVX512BF16) return bf16;
+    if (isa == AMX)
+        return bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+               __builtin_cpu_supports("amx-int8") && tiles_permitted();
+#endif
+    return false;
+}
+
+}  // namespace smoe

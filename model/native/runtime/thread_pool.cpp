@@ -1,0 +1,172 @@
+#include "runtime/thread_pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace smoe {
+namespace {
+
+constexpr uint64_t CLOSED = 0xffffffffu;
+// Long enough to cover the gap between two calls of one step; short enough to leave the core to a neighbour.
+constexpr auto SPIN_TIME = std::chrono::microseconds(50);
+constexpr size_t ALIGNMENT = 64;
+
+uint64_t job_of(uint64_t ticket) { return ticket >> 32; }
+uint64_t index_of(uint64_t ticket) { return ticket & 0xffffffffu; }
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// Whether the condition came true within SPIN_TIME.
+template <class Condition>
+bool spin(Condition condition) {
+    const auto end = std::chrono::steady_clock::now() + SPIN_TIME;
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (condition()) return true;
+            pause();
+        }
+        std::this_thread::yield();
+    } while (std::chrono::steady_clock::now() < end);
+    return condition();
+}
+
+// One thread writes, so nothing is lost between load and store, and no other core waits for the line.
+void beat(std::atomic<uint64_t>* heartbeat) {
+    if (heartbeat) heartbeat->store(heartbeat->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+// Threads started meanwhile receive no signals: those are for the thread that called us.
+class SignalsBlocked {
+  public:
+    SignalsBlocked() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+  private:
+    sigset_t before_;
+};
+
+}  // namespace
+
+Pool::Pool(int threads) : ticket_(CLOSED) {
+    const SignalsBlocked blocked;
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (...) {
+        stop();
+        throw;
+    }
+}
+
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+    }
+    wake_workers_.notify_all();
+    for (auto& worker : workers_) worker.join();
+    workers_.clear();
+}
+
+std::byte* Memory::room(size_t bytes) {
+    if (bytes > bytes_) {
+        memory_.reset();
+        bytes_ = 0;
+        memory_.reset(new std::byte[bytes + ALIGNMENT]);
+        bytes_ = bytes;
+    }
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+}
+
+void Pool::run(int64_t n, Task task, void* context) {
+    if (n <= 1 || workers_.empty()) {
+        for (int64_t i = 0; i < n; ++i) {
+            task(context, i);
+            beat(heartbeat_);
+        }
+        return;
+    }
+    const uint64_t previous = job_of(ticket_.load());
+    ticket_.store(previous << 32 | CLOSED);
+    num_tasks_.store(n, std::memory_order_release);
+    task_.store(task, std::memory_order_release);
+    context_.store(context, std::memory_order_release);
+    remaining_.store(n, std::memory_order_relaxed);
+    ticket_.store((previous + 1) << 32);
+    if (sleeping_workers_.load() > 0) {
+        { std::lock_guard<std::mutex> lock(mutex_); }
+        wake_workers_.notify_all();
+    }
+    run_open_tasks(heartbeat_);
+    await_completion();
+}
+
+// Takes tasks until none of the current job is left; returns that job.
+uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
+    uint64_t ticket = ticket_.load();
+    while (index_of(ticket) != CLOSED) {
+        const int64_t n = num_tasks_.load(std::memory_order_acquire);
+        const Task task = task_.load(std::memory_order_acquire);
+        void* context = context_.load(std::memory_order_acquire);
+        const auto index = static_cast<int64_t>(index_of(ticket));
+        if (index < n) {
+            if (ticket_.compare_exchange_weak(ticket, ticket + 1)) {
+                finish(task, context, index);
+                beat(heartbeat);
+            }
+        } else if (ticket_.load() == ticket) {
+            break;  // n is this job's
+        }
+        ticket = ticket_.load();
+    }
+    return job_of(ticket);
+}
+
+void Pool::finish(Task task, void* context, int64_t index) {
+    task(context, index);
+    if (remaining_.fetch_sub(1) > 1 || !caller_sleeps_.load()) return;
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    wake_caller_.notify_one();
+}
+
+void Pool::await_completion() {
+    const auto complete = [this] { return remaining_.load() == 0; };
+    if (spin(complete)) return;
+    caller_sleeps_ = true;
+    std::unique_lock<std::mutex> lock(mutex_);
+    wake_caller_.wait(lock, complete);
+    caller_sleeps_ = false;
+}
+
+void Pool::work() {
+    do {
+        await_job_after(run_open_tasks(nullptr));
+    } while (!stopping_);
+}
+
+void Pool::await_job_after(uint64_t seen) {
+    const auto arrived = [this, seen] { return stopping_.load() || job_of(ticket_.load()) != seen; };
+    if (spin(arrived)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++sleeping_workers_;
+    wake_workers_.wait(lock, arrived);
+    --sleeping_workers_;
+}
+
+}  // namespace smoe
