@@ -55,7 +55,7 @@ def product_files() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """server/api/routes/chat.py is server.routes.chat, server/__init__.py is server."""
+    """server/api/routes/chat.py is server.api.routes.chat, server/__init__.py is server."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -145,7 +145,7 @@ def test_no_server_module_reaches_torch() -> None:
 
 
 def test_importing_the_app_does_not_import_torch() -> None:
-    code = "import sys, server.app; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = "import sys, server.api.app; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -60,13 +60,13 @@ def serve_command(
 def _stub(num_streams: int, steps_per_s: float, as_json: bool) -> int:
     import uvloop
 
-    from server.bench import frontend as stub
+    from server.bench import frontend
 
     try:
-        figures = uvloop.run(stub.measure(num_streams, stub.TOKENS_PER_STREAM, steps_per_s))
+        figures = uvloop.run(frontend.measure(num_streams, stub.TOKENS_PER_STREAM, steps_per_s))
     except stub.StubError as error:
         return _refused(error)
-    typer.echo(json.dumps(figures) if as_json else stub.shown(figures))
+    typer.echo(json.dumps(figures) if as_json else frontend.shown(figures))
     return 1 if figures["errors"] else 0
 
 

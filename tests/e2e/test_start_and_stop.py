@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 from tests.support.running import MODEL, STOP_TIMEOUT_S, free_port, start_server
 
 CHECKPOINT_FILES = (

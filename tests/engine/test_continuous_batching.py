@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from engine.messages import Add, Failed, FrameReader, FromEngine, Start, encode_
 from engine.process import CRASH, Channel, EngineProcess
 from engine.types import Request, SamplingParams
 from smoe import LocalEngine
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 STICKY = (
     "CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`",

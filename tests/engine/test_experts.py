@@ -16,7 +16,8 @@ from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.paths import DEMO
 from tests.support.routed_oracle import Mask, forward
 
 TEXTS = [

@@ -7,7 +7,7 @@ import torch
 
 from model.ops.native.library import NativeLibrary
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 TEXT = "It was not in her power to refuse him, and she took his arm."
 SCORED = SamplingParams(max_tokens=0, prompt_logprobs=True, num_logprobs=1)

@@ -20,8 +20,9 @@ from model.config import load_config
 from model.loader import load_model, read_tensor
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import DEMO, Shape, edit_config, random_model, save_in_layout
+from tests.support.checkpoints import Shape, edit_config, random_model, save_in_layout
 from tests.support.paged import CPU, teacher_forced
+from tests.support.paths import DEMO
 
 FILE = "model.safetensors"
 Q_PROJ, HEAD = "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"

@@ -7,8 +7,7 @@ import torch
 
 from model.demo.training.quality import EXACT, Score, measure
 from model.ops.quantization import Quantization
-from tests.support.checkpoints import DEMO
-from tests.support.paths import ROOT
+from tests.support.paths import DEMO, ROOT
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()[:1500]
 

@@ -9,7 +9,8 @@ import pytest
 from server.lifecycle.serve import load_texts
 from server.settings import load_settings
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG, refusal
-from tests.support.checkpoints import DEMO, Shape, random_model, save_in_layout
+from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.paths import DEMO
 
 TEXT_FILES: dict[str, tuple[str, bytes | None, str]] = {
     "no tokenizer": (TOKENIZER, None, "no tokenizer"),

@@ -13,8 +13,9 @@ from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.paths import DEMO
 
 GIB = 1 << 30
 

@@ -11,7 +11,7 @@ import torch
 from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertCounts
 from engine.types import LayerExperts
 from model.config import load_config
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 CPU = torch.device("cpu")
 MODEL = load_config(DEMO)[0]

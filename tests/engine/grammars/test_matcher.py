@@ -13,7 +13,7 @@ from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 EOS = 2
 

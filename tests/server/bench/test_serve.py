@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from server.bench import chart, stub
+from server.bench import chart, frontend
 from server.bench.http_client import HttpError
 from server.bench.load_generator import Record
 from server.bench.serve import measure, options_of
@@ -138,13 +138,13 @@ def test_the_stub_measures_the_real_front_end() -> None:
 
 def test_a_round_too_short_for_the_clock_has_no_figure_per_core() -> None:
     record = Record(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
-    figures = stub.figures([record], 0.2, 0.0, 0.0)
+    figures = frontend.figures([record], 0.2, 0.0, 0.0)
     assert (figures["chunks"], figures["chunks_per_core_s"]) == (2, None)
-    assert "too short" in stub.shown(figures)
+    assert "too short" in frontend.shown(figures)
 
 
 def test_the_processor_time_is_that_of_the_process_asked_for() -> None:
-    assert stub.cpu_seconds(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
+    assert frontend.cpu_seconds(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
 
 
 def result_file(path: Path, label: str, rates: dict[int, float]) -> Path:

@@ -12,7 +12,7 @@ from server.cli import doctor
 from server.cli.doctor import Finding, examine
 from server.settings import load_settings
 from tests.server.cli.test_main import smoe
-from tests.support.checkpoints import DEMO
+from tests.support.paths import DEMO
 
 FOUND = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}
 

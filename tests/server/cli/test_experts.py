@@ -13,7 +13,8 @@ from server.cli import expert_measurement
 from server.cli.expert_report import count_table, shares
 from server.cli.main import app
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import DEMO, Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.paths import DEMO
 
 TEXTS = {
     "austen": "She was then obliged to assure her mother that it was not in her power to come. " * 3,
