@@ -63,8 +63,8 @@ def _stub(num_streams: int, steps_per_s: float, as_json: bool) -> int:
     from server.bench import frontend
 
     try:
-        figures = uvloop.run(frontend.measure(num_streams, stub.TOKENS_PER_STREAM, steps_per_s))
-    except stub.StubError as error:
+        figures = uvloop.run(frontend.measure(num_streams, frontend.TOKENS_PER_STREAM, steps_per_s))
+    except frontend.StubError as error:
         return _refused(error)
     typer.echo(json.dumps(figures) if as_json else frontend.shown(figures))
     return 1 if figures["errors"] else 0
