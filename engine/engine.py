@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from engine.config import EngineConfig
-from engine.errors import FatalEngineError, PeerGoneError, RequestRejectedError
-from engine.execution.expert_stats import ExpertCounts
-from engine.execution.fault_isolation import salvage
-from engine.execution.model_runner import InFlight
-from engine.execution.step_faults import Fault, attempt
-from engine.expert_options import ExpertShape, resolve_experts
-from engine.grammars.build_queue import GrammarBuilds
+from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
+from engine.execution.expert_stats import ExpertStats
+from engine.execution.fault_isolation import isolate_faults
+from engine.execution.model_runner import InFlightStep
+from engine.execution.step_faults import StepFault, catch_fault
+from engine.expert_options import ExpertLayout, resolve_experts
+from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.matcher import GrammarCompiler
 from engine.heartbeat import Heartbeat
 from engine.messages import Ready
@@ -30,11 +30,11 @@ log = logging.getLogger("smoe.engine")
 
 
 @dataclass(frozen=True)
-class _Flight:
+class PendingStep:
     """A step that was launched, or what is left of it where that failed."""
 
     plan: StepPlan
-    step: InFlight | StepResult
+    step: InFlightStep | StepResult
 
 
 class Engine:
@@ -53,15 +53,17 @@ class Engine:
         self._clock = clock
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
         model = loaded.config
-        self.expert_shape = ExpertShape(model.num_layers, model.num_experts, model.experts_per_token)
+        self.expert_shape = ExpertLayout(model.num_layers, model.num_experts, model.experts_per_token)
         self._new_expert_tokens()  # the warm-up's are nobody's
         self.reset_experts()
         self._rejected: list[RequestOutput] = []
-        self._in_flight: list[_Flight] = []  # at most one step
+        self._in_flight: list[PendingStep] = []  # at most one step
         on_gpu = loaded.device.type != "cpu"
         self._is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
-        self.on_start: Callable[[list[int]], None] = lambda request_ids: None  # told whose prompts a step will compute
-        self._grammars = GrammarBuilds(_compiler(vocabulary, loaded) if vocabulary else None)
+        self.on_prefill_start: Callable[[list[int]], None] = lambda request_ids: (
+            None
+        )  # told whose prompts a step will compute
+        self._grammars = GrammarQueue(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
     def load(
@@ -127,7 +129,7 @@ class Engine:
         """
         try:
             return self._step()
-        except (FatalEngineError, PeerGoneError):
+        except (FatalEngineError, PeerClosedError):
             raise
         except Exception as error:  # planning, or book-keeping: what it has left behind is not to be trusted
             raise FatalEngineError(f"the engine's book-keeping failed: {type(error).__name__}: {error}") from error
@@ -139,9 +141,9 @@ class Engine:
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
         if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:
-            self.on_start(starting)
-        landing = self._launch(plan)
-        results = [(flight.plan, self._finish(flight)) for flight in landing]
+            self.on_prefill_start(starting)
+        completed = self._launch(plan)
+        results = [(flight.plan, self._finish(flight)) for flight in completed]
         end = self._clock()
         outputs = self._take_rejected() + expired
         for landed, result in results:
@@ -151,30 +153,30 @@ class Engine:
         freed = self.scheduler.tables.num_window_blocks_freed - freed_before
         return StepOutput(outputs, self._stats(plan, end - start, freed, self._new_expert_tokens(only_if_due=True)))
 
-    def _launch(self, plan: StepPlan) -> list[_Flight]:
+    def _launch(self, plan: StepPlan) -> list[PendingStep]:
         """Gives the plan to the device; returns what is to land now. That is every step where a request found no block:
         those that could make room for it must not be in flight when the next step is planned."""
-        launched = [self._take_off(plan)] if plan.chunks else []
-        landing = self._in_flight + launched
-        keeps_one = self._is_asynchronous and launched and not plan.num_starved
-        self._in_flight = landing[-1:] if keeps_one else []
-        return landing[:-1] if keeps_one else landing
+        launched = [self._launch_step(plan)] if plan.chunks else []
+        completed = self._in_flight + launched
+        keeps_one = self._is_asynchronous and launched and not plan.num_blocked
+        self._in_flight = completed[-1:] if keeps_one else []
+        return completed[:-1] if keeps_one else completed
 
-    def _take_off(self, plan: StepPlan) -> _Flight:
-        if plan.scrub:  # once, however often the step is tried: the one behind it may write to these blocks
-            self.loaded.runner.clear(plan.scrub)
-        step = attempt(lambda: self.loaded.runner.launch(plan))
-        return _Flight(plan, self._salvage(plan, step) if isinstance(step, Fault) else step)
+    def _launch_step(self, plan: StepPlan) -> PendingStep:
+        if plan.blocks_to_zero:  # once, however often the step is tried: the one behind it may write to these blocks
+            self.loaded.runner.zero_blocks(plan.blocks_to_zero)
+        step = catch_fault(lambda: self.loaded.runner.launch(plan))
+        return PendingStep(plan, self._isolate_faults(plan, step) if isinstance(step, StepFault) else step)
 
-    def _finish(self, flight: _Flight) -> StepResult:
+    def _finish(self, flight: PendingStep) -> StepResult:
         step = flight.step
         if isinstance(step, StepResult):
             return step
-        result = attempt(lambda: self.loaded.runner.finish(step))
-        return self._salvage(flight.plan, result) if isinstance(result, Fault) else result
+        result = catch_fault(lambda: self.loaded.runner.finish(step))
+        return self._isolate_faults(flight.plan, result) if isinstance(result, StepFault) else result
 
-    def _salvage(self, plan: StepPlan, fault: Fault) -> StepResult:
-        return salvage(self.loaded.runner.run, plan, fault)
+    def _isolate_faults(self, plan: StepPlan, fault: StepFault) -> StepResult:
+        return isolate_faults(self.loaded.runner.run, plan, fault)
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -198,10 +200,10 @@ class Engine:
 
     def has_untold_experts(self) -> bool:
         """Whether stats() has something new to tell of the experts."""
-        return self._expert_counts is not None and self._expert_counts.has_untold
+        return self._expert_counts is not None and self._expert_counts.has_unreported
 
     @property
-    def _expert_counts(self) -> ExpertCounts | None:
+    def _expert_counts(self) -> ExpertStats | None:
         """The runner's: None where the network has no experts, or where counting them has failed."""
         return self.loaded.runner.expert_counts
 
@@ -209,8 +211,8 @@ class Engine:
         counts, now_s = self._expert_counts, time.monotonic()
         if counts is None or (only_if_due and not counts.is_due(now_s)):
             return None
-        new = attempt(lambda: counts.take_new(now_s))
-        if isinstance(new, Fault):  # requests do not depend on it: the counts end and they go on
+        new = catch_fault(lambda: counts.pop_new_counts(now_s))
+        if isinstance(new, StepFault):  # requests do not depend on it: the counts end and they go on
             log.error("experts are no longer counted: %s\n%s", new.summary, new.trace)
             self.loaded.runner.expert_counts = None
             return None

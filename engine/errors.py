@@ -21,7 +21,7 @@ class FatalEngineError(EngineError):
     it still holds gets no output any more."""
 
 
-class PeerGoneError(EngineError):
+class PeerClosedError(EngineError):
     """The API process closed its end of the socket, or died."""
 
 

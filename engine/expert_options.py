@@ -16,7 +16,7 @@ ExpertChoices = list[list[ExpertIds]]  # [L][rows][k] of consecutive positions o
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertShape:
+class ExpertLayout:
     """A network's experts. num_experts 0: it has none."""
 
     num_layers: int
@@ -24,7 +24,7 @@ class ExpertShape:
     experts_per_token: int  # of requests that name no number
 
 
-def resolve_experts(request: Request, shape: ExpertShape) -> Request:
+def resolve_experts(request: Request, shape: ExpertLayout) -> Request:
     """The request with its effective k, and no mask where all experts are on: so that equal work has equal names.
 
     Raises RequestRejectedError, with the field at fault.
@@ -50,7 +50,7 @@ def _without_experts(request: Request) -> Request:
     return request
 
 
-def _check_mask(mask: list[list[bool]], k: int, shape: ExpertShape) -> None:
+def _check_mask(mask: list[list[bool]], k: int, shape: ExpertLayout) -> None:
     if len(mask) != shape.num_layers or any(len(layer) != shape.num_experts for layer in mask):
         message = f"the mask must have {shape.num_layers} layers of {shape.num_experts} experts"
         raise RequestRejectedError(message, "expert_mask")
@@ -60,7 +60,7 @@ def _check_mask(mask: list[list[bool]], k: int, shape: ExpertShape) -> None:
             raise RequestRejectedError(message, "expert_mask")
 
 
-class SequenceExperts:
+class ExpertUsage:
     """The experts that one request's positions took, each position once, however often it is computed."""
 
     def __init__(self, request: Request, num_experts: int) -> None:

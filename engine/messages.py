@@ -74,20 +74,20 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     exit_code: int = 1
 
 
-class Started(msgspec.Struct, frozen=True, tag=True):
+class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
     """Engine to API, before a step: it computes these requests' prompts. What an engine died of is among those started
     and those whose grammar it was building."""
 
     request_ids: list[int]
 
 
-class Step(msgspec.Struct, frozen=True, tag=True):
+class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Engine to API: one per step that had something to tell."""
 
     step: StepOutput
 
 
-class AskExperts(msgspec.Struct, frozen=True, tag=True):
+class ExpertsQuery(msgspec.Struct, frozen=True, tag=True):
     """API to engine: what did the experts take, in the last `window_s` or since the start? Or, with `reset`: forget
     it."""
 
@@ -96,15 +96,15 @@ class AskExperts(msgspec.Struct, frozen=True, tag=True):
     reset: bool = False
 
 
-class Experts(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API: the answer to AskExperts, after a reset that of an engine that has computed nothing."""
+class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: the answer to ExpertsQuery, after a reset that of an engine that has computed nothing."""
 
     query_id: int
     report: ExpertReport
 
 
-ToEngine = Start | Add | Abort | AskExperts
-FromEngine = Progress | Ready | Failed | Started | Step | Experts
+ToEngine = Start | Add | Abort | ExpertsQuery
+FromEngine = Progress | Ready | Failed | PrefillStarted | StepDone | ExpertsReply
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -15,21 +15,21 @@ import sys
 from collections.abc import Iterable
 
 from engine.engine import Engine
-from engine.errors import EngineConfigError, FatalEngineError, PeerGoneError
+from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import FOLD_S
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
-    AskExperts,
-    Experts,
+    ExpertsQuery,
+    ExpertsReply,
     Failed,
     FrameReader,
     FromEngine,
+    PrefillStarted,
     Progress,
     Start,
-    Started,
-    Step,
+    StepDone,
     ToEngine,
     encode_frame,
 )
@@ -55,7 +55,7 @@ class Channel:
         try:
             self._connection.sendall(encode_frame(message))
         except OSError:
-            raise PeerGoneError from None
+            raise PeerClosedError from None
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """What has arrived; waits up to `timeout_s` if that is nothing."""
@@ -65,9 +65,9 @@ class Channel:
         try:
             chunk = self._connection.recv(RECEIVE_BYTES)
         except OSError:
-            raise PeerGoneError from None
+            raise PeerClosedError from None
         if not chunk:
-            raise PeerGoneError
+            raise PeerClosedError
         return self._reader.feed(chunk)
 
 
@@ -84,7 +84,7 @@ class EngineProcess:
             engine, early = self._start()
             self.channel.send(engine.ready())
             self._serve(engine, early)
-        except PeerGoneError:
+        except PeerClosedError:
             return 0
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
@@ -108,7 +108,7 @@ class EngineProcess:
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
         engine = Engine.load(first.config, self._tell_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
-        engine.on_start = lambda request_ids: self.channel.send(Started(request_ids))
+        engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections need not look at them
         return engine, early
@@ -126,10 +126,10 @@ class EngineProcess:
             idle_s = FOLD_S if engine.has_untold_experts() else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
-                self.channel.send(Step(engine.step()))
+                self.channel.send(StepDone(engine.step()))
                 audited = False
             elif changed or engine.has_untold_experts():
-                self.channel.send(Step(StepOutput([], engine.stats())))
+                self.channel.send(StepDone(StepOutput([], engine.stats())))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
                 audited = True
@@ -145,9 +145,9 @@ class EngineProcess:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     engine.abort(request_id)
-            elif isinstance(message, AskExperts):
+            elif isinstance(message, ExpertsQuery):
                 report = engine.reset_experts() if message.reset else engine.experts(message.window_s)
-                self.channel.send(Experts(message.query_id, report))
+                self.channel.send(ExpertsReply(message.query_id, report))
         return arrived
 
 

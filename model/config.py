@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint.config_fields import Fields
+from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.json_files import read_json_object, shown
+from model.checkpoint.json_files import printable, read_json_object
 from model.kv_format import KvDtype, row_bytes
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -63,7 +63,7 @@ def load_config(
     CheckpointError for everything that the network cannot run exactly as the checkpoint means it.
     """
     _check_directory(path)
-    fields = Fields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
+    fields = JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
     warnings: list[str] = []
     config = _parse(fields, path, sliding_window, warnings)
     return config if experts_per_token is None else _with_experts_per_token(config, experts_per_token), warnings
@@ -89,7 +89,7 @@ def _check_directory(path: Path) -> None:
 
 
 def _parse(
-    fields: Fields, path: Path, sliding_window: Literal["model", "none"] | int, warnings: list[str]
+    fields: JsonFields, path: Path, sliding_window: Literal["model", "none"] | int, warnings: list[str]
 ) -> ModelConfig:
     architecture = _architecture(fields)
     _check_supported(fields)
@@ -120,17 +120,17 @@ def _parse(
     )
 
 
-def _architecture(fields: Fields) -> str:
+def _architecture(fields: JsonFields) -> str:
     names = fields.get("architectures")
     if isinstance(names, list) and len(names) == 1 and names[0] in (MIXTRAL, MISTRAL):
         return str(names[0])
-    raise fields.error(f"architectures is {shown(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are served")
+    raise fields.error(f"architectures is {printable(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are served")
 
 
-def _check_supported(fields: Fields) -> None:
+def _check_supported(fields: JsonFields) -> None:
     """Refuses what would change the computation and is not implemented."""
     if fields.get("hidden_act", "silu") != "silu":
-        raise fields.error(f"hidden_act is {shown(fields.get('hidden_act'))}; only 'silu' is served")
+        raise fields.error(f"hidden_act is {printable(fields.get('hidden_act'))}; only 'silu' is served")
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(f"{name} is true; these networks have no biases")
@@ -138,10 +138,10 @@ def _check_supported(fields: Fields) -> None:
         raise fields.error("quantization_config is set; quantised checkpoints are not read")
     kinds = fields.get("layer_types")
     if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
-        raise fields.error(f"layer_types is {shown(kinds)}; only one kind of attention for all layers is served")
+        raise fields.error(f"layer_types is {printable(kinds)}; only one kind of attention for all layers is served")
 
 
-def _num_kv_heads(fields: Fields, num_heads: int) -> int:
+def _num_kv_heads(fields: JsonFields, num_heads: int) -> int:
     if fields.get("num_key_value_heads", "absent") is None:  # as transformers reads null
         return num_heads
     num_kv_heads = fields.positive("num_key_value_heads", at_most=num_heads)
@@ -150,7 +150,7 @@ def _num_kv_heads(fields: Fields, num_heads: int) -> int:
     return num_kv_heads
 
 
-def _head_dim(fields: Fields, dim: int, num_heads: int) -> int:
+def _head_dim(fields: JsonFields, dim: int, num_heads: int) -> int:
     if fields.get("head_dim") is not None:
         head_dim = fields.positive("head_dim", at_most=1 << 14)
     elif dim % num_heads:
@@ -164,7 +164,7 @@ def _head_dim(fields: Fields, dim: int, num_heads: int) -> int:
     return head_dim
 
 
-def _rope_theta(fields: Fields) -> float:
+def _rope_theta(fields: JsonFields) -> float:
     """Theta from either dialect. Never a default: a wrong theta serves fluent nonsense."""
     found = []
     for name in ("rope_parameters", "rope_scaling"):
@@ -182,16 +182,16 @@ def _rope_theta(fields: Fields) -> float:
     return found[0]
 
 
-def _check_rope(rope: Fields) -> None:
+def _check_rope(rope: JsonFields) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise rope.error(f"the rope type is {shown(kind)}; only 'default' is served")
+        raise rope.error(f"the rope type is {printable(kind)}; only 'default' is served")
     if rope.get("partial_rotary_factor", 1) != 1:
-        raise rope.error(f"partial_rotary_factor is {shown(rope.get('partial_rotary_factor'))}; only 1 is served")
+        raise rope.error(f"partial_rotary_factor is {printable(rope.get('partial_rotary_factor'))}; only 1 is served")
 
 
 def _window(
-    fields: Fields, architecture: str, choice: Literal["model", "none"] | int, warnings: list[str]
+    fields: JsonFields, architecture: str, choice: Literal["model", "none"] | int, warnings: list[str]
 ) -> int | None:
     """The operator's choice; else what the config says, with a warning where that is odd."""
     stored = _stored_window(fields)
@@ -212,29 +212,29 @@ def _window(
     return stored
 
 
-def _stored_window(fields: Fields) -> int | None:
+def _stored_window(fields: JsonFields) -> int | None:
     return None if fields.get("sliding_window") is None else fields.positive("sliding_window", at_most=1 << 26)
 
 
-def _dtype(fields: Fields, warnings: list[str]) -> str:
+def _dtype(fields: JsonFields, warnings: list[str]) -> str:
     name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
     if name is None:
         warnings.append("config.json names no dtype: float32 is taken")
         return "float32"
     if name not in DTYPES:
-        raise fields.error(f"dtype is {shown(name)}; known are {', '.join(DTYPES)}")
+        raise fields.error(f"dtype is {printable(name)}; known are {', '.join(DTYPES)}")
     return str(name)
 
 
-def _bos_token_id(fields: Fields, vocab_size: int) -> int | None:
+def _bos_token_id(fields: JsonFields, vocab_size: int) -> int | None:
     return None if fields.get("bos_token_id") is None else fields.token_id("bos_token_id", vocab_size)
 
 
-def _eos_token_ids(fields: Fields, path: Path, vocab_size: int) -> tuple[int, ...]:
+def _eos_token_ids(fields: JsonFields, path: Path, vocab_size: int) -> tuple[int, ...]:
     """The union of both files, generation_config.json first: each of them ends a generation somewhere."""
     file = path / "generation_config.json"
     sources = [fields]
     if file.exists():
-        sources.insert(0, Fields(file, read_json_object(file, MAX_CONFIG_BYTES)))
+        sources.insert(0, JsonFields(file, read_json_object(file, MAX_CONFIG_BYTES)))
     ids = [token_id for source in sources for token_id in source.token_ids("eos_token_id", vocab_size)]
     return tuple(dict.fromkeys(ids))

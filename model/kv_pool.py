@@ -32,7 +32,7 @@ class KvPool:
         self.k = _zeros(shape, DTYPES[dtype], device)
         self.v = _zeros(shape, DTYPES[dtype], device)
 
-    def clear(self, block_ids: Sequence[int]) -> None:
+    def zero_blocks(self, block_ids: Sequence[int]) -> None:
         """Fills these blocks with zeros, in every layer."""
         ids = torch.tensor(block_ids, device=self.k.device)
         self.k.index_fill_(1, ids, 0)

@@ -41,7 +41,7 @@ def load_model(
     experts of zeros. Raises CheckpointError.
     """
     stored = checked_tensors(path, config)
-    source = WeightSource(stored, dtype, device, on_progress, check_values=check_values)
+    source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
 
 
@@ -72,7 +72,7 @@ def _fill(file: FileIO, content: memoryview) -> bool:
     return True
 
 
-class WeightSource:
+class TensorReader:
     """Reads checked tensors by name, converts them and reports progress."""
 
     def __init__(
@@ -121,7 +121,7 @@ def _check_numbers(tensor: StoredTensor, weight: Tensor) -> None:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has an expert of zeros alone")
 
 
-def _build(config: ModelConfig, source: WeightSource, ops: Ops) -> MixtralWeights:
+def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
@@ -129,7 +129,7 @@ def _build(config: ModelConfig, source: WeightSource, ops: Ops) -> MixtralWeight
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
 
 
-def _layer(config: ModelConfig, source: WeightSource, ops: Ops, prefix: str) -> LayerWeights:
+def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
     qkv = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
     return LayerWeights(
@@ -141,7 +141,7 @@ def _layer(config: ModelConfig, source: WeightSource, ops: Ops, prefix: str) -> 
     )
 
 
-def _feed_forward(config: ModelConfig, source: WeightSource, ops: Ops, prefix: str) -> object:
+def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> object:
     if not config.num_experts:
         gate, up, down = (source.read(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
         return ops.pack_ffn(FfnWeights(w1=gate, w3=up, w2=down))
@@ -151,13 +151,13 @@ def _feed_forward(config: ModelConfig, source: WeightSource, ops: Ops, prefix: s
     return ops.pack_moe(source.read(moe + "gate.weight"), _classic_experts(config, source, moe + "experts."))
 
 
-def _classic_experts(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[FfnWeights]:
+def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     """One after the other. No name is bound to a matrix here: that would keep it while the next expert is read."""
     for expert in range(config.num_experts):
         yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 
 
-def _fused_experts(config: ModelConfig, source: WeightSource, prefix: str) -> Iterator[FfnWeights]:
+def _fused_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     for expert in range(config.num_experts):
         w13, w2 = prefix + FUSED_W13, prefix + FUSED_W2
         yield _split_w13(source.read_entry(w13, expert), source.read_entry(w2, expert))

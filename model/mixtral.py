@@ -19,7 +19,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.ops.interface import ExpertChoice, Ops, Packed, StepPlan
+from model.ops.interface import BatchMetadata, Ops, PackedWeights, RoutingRequest
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class LayerWeights:
     """One layer's weights, the matrices in the backend's form."""
 
     attention_norm: Tensor  # [D]
-    qkv: Packed  # D -> (H + 2G) * K: queries, keys, values
-    output: Packed  # H * K -> D
+    qkv: PackedWeights  # D -> (H + 2G) * K: queries, keys, values
+    output: PackedWeights  # H * K -> D
     ffn_norm: Tensor  # [D]
-    ffn: Packed  # the gate and its experts; or one dense FFN
+    ffn: PackedWeights  # the gate and its experts; or one dense FFN
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MixtralWeights:
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
     norm: Tensor  # [D]
-    head: Packed  # D -> V
+    head: PackedWeights  # D -> V
 
 
 class Mixtral:
@@ -58,7 +58,7 @@ class Mixtral:
         returns the logits of batch.logit_rows, [N, V] float32."""
         eps = self.config.norm_eps
         choices = self._expert_choices(batch)
-        plan = self.ops.plan_step(self.config, batch, kv_pool.block_size)
+        plan = self.ops.prepare_batch(self.config, batch, kv_pool.block_size)
         x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
         for layer, k_cache, v_cache, choice in zip(self.weights.layers, kv_pool.k, kv_pool.v, choices, strict=True):
             x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, plan)
@@ -68,20 +68,22 @@ class Mixtral:
             torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
         return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
 
-    def _attention(self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
+    def _attention(
+        self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, plan: BatchMetadata
+    ) -> Tensor:
         """Grouped-query attention with rotary positions and, where the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
-        q = self.ops.rotate_and_store(qkv, k_cache, v_cache, plan)  # [T, H, K]
+        q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, plan)  # [T, H, K]
         attended = self.ops.attention(q, k_cache, v_cache, plan)  # [T, H * K]
         return self.ops.linear(attended, layer.output)  # [T, D]
 
-    def _feed_forward(self, x: Tensor, layer: LayerWeights, choice: ExpertChoice | None) -> Tensor:
+    def _feed_forward(self, x: Tensor, layer: LayerWeights, choice: RoutingRequest | None) -> Tensor:
         """The sparse mixture of experts; with k = E the classical dense mixture; with no experts one SwiGLU FFN."""
         if choice is None:
             return self.ops.ffn(x, layer.ffn)  # [T, D]
         return self.ops.moe(x, layer.ffn, choice)  # [T, D]
 
-    def _expert_choices(self, batch: ForwardBatch) -> Sequence[ExpertChoice | None]:
+    def _expert_choices(self, batch: ForwardBatch) -> Sequence[RoutingRequest | None]:
         """What the rows ask of each layer's gate; None for the layers of a network without experts."""
         config = self.config
         if not config.num_experts:
@@ -89,9 +91,9 @@ class Mixtral:
         routing = batch.routing or uniform_routing(config, len(batch.token_ids), batch.token_ids.device)
         k, chosen = routing.experts_per_token, routing.chosen
         if routing.masks is None or routing.mask_rows is None:
-            return [ExpertChoice(k, None, chosen[layer]) for layer in range(config.num_layers)]
+            return [RoutingRequest(k, None, chosen[layer]) for layer in range(config.num_layers)]
         allowed = routing.masks.transpose(0, 1).index_select(1, routing.mask_rows)  # [L, T, E]
-        return [ExpertChoice(k, allowed[layer], chosen[layer]) for layer in range(config.num_layers)]
+        return [RoutingRequest(k, allowed[layer], chosen[layer]) for layer in range(config.num_layers)]
 
 
 def uniform_routing(config: ModelConfig, num_rows: int, device: torch.device) -> Routing:

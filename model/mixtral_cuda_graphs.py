@@ -22,7 +22,7 @@ NARROWEST_TABLE = 8  # blocks; wider ones in powers of two
 Key = tuple[int, int, int]  # rows, table width, most experts of a row
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """How work on standing tensors is repeated."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
@@ -57,7 +57,7 @@ class CudaRecorder:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CapturedStep:
     """A step of one shape."""
 
     batch: ForwardBatch  # standing
@@ -69,11 +69,11 @@ class Recorded:
 class GraphedMixtral(Mixtral):
     """A network whose decode steps over one KV pool are replayed. A shape is recorded when it is first met."""
 
-    def __init__(self, model: Mixtral, kv_pool: KvPool, recorder: Recorder) -> None:
+    def __init__(self, model: Mixtral, kv_pool: KvPool, recorder: GraphRecorder) -> None:
         super().__init__(model.config, model.weights, model.ops)
         self._kv_pool = kv_pool
         self._recorder = recorder
-        self._recorded: dict[Key, Recorded] = {}
+        self._recorded: dict[Key, CapturedStep] = {}
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
@@ -90,13 +90,13 @@ class GraphedMixtral(Mixtral):
         routing.chosen.copy_(recorded.routing.chosen[:, : len(batch.token_ids)])
         return recorded.logits[: len(batch.logit_rows)]
 
-    def _record(self, key: Key, batch: ForwardBatch, routing: Routing) -> Recorded:
+    def _record(self, key: Key, batch: ForwardBatch, routing: Routing) -> CapturedStep:
         """Over a step of the shape, which is computed meanwhile; to compute it again changes nothing."""
         standing, standing_routing = _standing(key, self.config.num_layers, batch.token_ids.device)
         _fill(standing, standing_routing, batch, routing)
         forward = super().forward
         logits, replay = self._recorder.record(lambda: forward(standing, self._kv_pool))
-        return Recorded(standing, standing_routing, logits, replay)
+        return CapturedStep(standing, standing_routing, logits, replay)
 
 
 def _is_decode(batch: ForwardBatch) -> bool:

@@ -8,7 +8,7 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 
 
-def run_full_step(model: Mixtral, num_rows: int, num_logits: int, block_size: int, kv_dtype: KvDtype) -> None:
+def run_profile_step(model: Mixtral, num_rows: int, num_logits: int, block_size: int, kv_dtype: KvDtype) -> None:
     """One prompt of `num_rows` tokens, and the logits of its last `num_logits` rows, over a pool that holds just that.
 
     What it computes is of no account, and is gone when it returns."""

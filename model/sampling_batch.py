@@ -12,7 +12,7 @@ from torch import Tensor
 MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
 
 
-class Real(IntEnum):
+class FloatParam(IntEnum):
     """Columns of SamplingRows.reals."""
 
     TEMPERATURE = 0
@@ -23,7 +23,7 @@ class Real(IntEnum):
     PRESENCE = 5
 
 
-class Whole(IntEnum):
+class IntParam(IntEnum):
     """Columns of SamplingRows.wholes."""
 
     TOP_K = 0  # 0: all
@@ -33,7 +33,7 @@ class Whole(IntEnum):
     CHOICE_INDEX = 4
     NUM_PROMPT_TOKENS = 5
     NUM_TOKENS = 6  # in the history so far: the place of the token to come
-    GIVEN = 7  # the token to score; -1: sample one
+    TARGET = 7  # the token to score; -1: sample one
     HISTORY_ROW = 8
     MASK_ROW = 9  # -1: none
     FIRST_BIAS = 10  # its part of bias_ids, which lies behind that of the row before

@@ -19,7 +19,7 @@ from engine.errors import EngineConfigError
 from engine.startup.backend import choose_backend
 from engine.startup.loading import DTYPES, chosen_device, load_random
 from model.bench.kernels import Setting, measure_kernels
-from model.bench.roofline import Limits, Roofline
+from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
 from model.checkpoint.errors import CheckpointError
 
@@ -34,7 +34,7 @@ def _kernels(task: Task) -> dict[str, Any]:
     device = chosen_device(task.engine)
     dtype = DTYPES[served_dtype(task.engine, config)]
     backend = choose_backend(task.engine, device, dtype)
-    limits = Limits(backend.ops, device)
+    limits = RooflineProbe(backend.ops, device)
     _tell(task, limits.at_start)
     setting = Setting(
         ops=backend.ops,
@@ -56,7 +56,7 @@ def _steps(task: Task) -> dict[str, Any]:
         else Engine(task.engine, load_random(task.engine, PRESETS[task.preset]))
     )
     loaded = engine.loaded
-    limits = Limits(loaded.runner.model.ops, loaded.device)
+    limits = RooflineProbe(loaded.runner.model.ops, loaded.device)
     _tell(task, limits.at_start)
     bench = StepBench(engine, limits, _arithmetic(task, served_dtype(task.engine, loaded.config), limits.at_start))
     steps = [asdict(_told(step)) for step in _each_step(bench, task)]

@@ -10,7 +10,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.types import Request, SamplingParams
 from model.bench.kernels import distinct_experts
-from model.bench.roofline import Limits
+from model.bench.roofline import RooflineProbe
 from model.config import ModelConfig
 from model.mixtral_native import NativeMixtral
 from model.packed_bytes import packed_bytes
@@ -78,7 +78,7 @@ class Costs:
 class StepBench:
     """Drives one engine; its prefix cache must be off."""
 
-    def __init__(self, engine: Engine, limits: Limits, arithmetic: str) -> None:
+    def __init__(self, engine: Engine, limits: RooflineProbe, arithmetic: str) -> None:
         self._engine = engine
         self._limits = limits
         self._arithmetic = arithmetic

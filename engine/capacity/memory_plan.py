@@ -6,7 +6,7 @@ from pathlib import Path
 from engine.capacity.sizing import (
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
-    Limits,
+    EngineLimits,
     bytes_for_longest,
     check_weights_fit,
     example_lengths,
@@ -29,7 +29,7 @@ WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """How many requests of one length the KV cache holds at once."""
 
     num_tokens: int
@@ -48,7 +48,7 @@ class MemoryPlan:
     memory_bytes: int  # for weights, KV cache and work
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # with which one request of the longest context fits
-    limits: Limits | None  # None: it does not fit
+    limits: EngineLimits | None  # None: it does not fit
     refusal: str  # why not; empty where it fits
     warnings: tuple[str, ...]
 
@@ -101,16 +101,16 @@ class MemoryPlan:
             return 0
         return of_experts * (self.model.num_experts - self.model.experts_per_token) // self.model.num_experts
 
-    def room(self) -> list[Room]:
+    def room(self) -> list[Capacity]:
         """For a few lengths up to the longest; empty where it does not fit."""
         if self.limits is None:
             return []
         return [self._room(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
 
-    def _room(self, limits: Limits, length: int) -> Room:
+    def _room(self, limits: EngineLimits, length: int) -> Capacity:
         fitting = requests_that_fit(limits.num_blocks, length, self.config.block_size, self.model.window)
         peak = min(limits.num_blocks, peak_blocks(self.config, self.model, limits.max_num_batched_tokens, length))
-        return Room(length, fitting, peak * self.block_bytes)
+        return Capacity(length, fitting, peak * self.block_bytes)
 
 
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
@@ -148,7 +148,7 @@ def _stored_as(kind: str, dtype: str) -> tuple[int, str]:
     return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
 
 
-def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> Limits:
+def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> EngineLimits:
     check_weights_fit(total_bytes, memory_bytes, served_dtype(config, model), config.quantization)
     free_bytes = memory_bytes - total_bytes
     return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)

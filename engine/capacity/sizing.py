@@ -9,7 +9,7 @@ from math import ceil
 from engine.capacity.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from model.config import ModelConfig
 from model.kv_format import KvDtype
@@ -23,7 +23,7 @@ EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; where the KV cache's room is tol
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """The effective limits of one engine."""
 
     num_blocks: int  # usable ones, without the null block
@@ -76,7 +76,7 @@ def size_engine(
     free_bytes: int,
     default_budget: int,
     share_of_pool: float = SHARE_OF_FREE_MEMORY,
-) -> Limits:
+) -> EngineLimits:
     """The limits of an engine that has `free_bytes` left after its weights. `share_of_pool`: what the KV pool takes of
     them where the user sets no size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
@@ -88,7 +88,7 @@ def size_engine(
             "after the weights: a smaller --kv-cache-memory-bytes or --num-kv-blocks fits, or --kv-cache-dtype int8"
         )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
-    return Limits(num_blocks, max_model_len, budget, warnings)
+    return EngineLimits(num_blocks, max_model_len, budget, warnings)
 
 
 def bytes_for_longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
@@ -108,7 +108,7 @@ def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int
 
     Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
     """
-    tables = BlockTables(BlockPool(num_blocks), block_size, window, max_chunk=1, prefix_caching=False)
+    tables = BlockManager(BlockPool(num_blocks), block_size, window, max_chunk=1, prefix_caching=False)
     return num_blocks // tables.decoding_blocks(length)
 
 
@@ -169,5 +169,5 @@ def context_limit(
     return wanted, ()
 
 
-def _tables(config: EngineConfig, model: ModelConfig, num_blocks: int, budget: int) -> BlockTables:
-    return BlockTables(BlockPool(num_blocks), config.block_size, model.window, budget, prefix_caching=False)
+def _tables(config: EngineConfig, model: ModelConfig, num_blocks: int, budget: int) -> BlockManager:
+    return BlockManager(BlockPool(num_blocks), config.block_size, model.window, budget, prefix_caching=False)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.execution.device_transfer import send
+from engine.execution.device_transfer import to_device
 from engine.execution.expert_routing import build_routing
-from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
@@ -22,22 +22,22 @@ class LogitRows:
     """
 
     sequences: list[Sequence]  # N of them, whose rows they are
-    rows: Int64s  # [N] their rows in RequestRows
+    rows: Int64s  # [N] their rows in PersistentBatch
     positions: Int64s  # [N] absolute: each row predicts the token behind
     num_sampled: int
 
 
-class StandingBatch:
+class DecodeBatch:
     """One row for each of S sequences, in the order of the plan."""
 
-    def __init__(self, chunks: tuple[Chunk, ...], rows: Int64s, requests: RequestRows, model: ModelConfig) -> None:
+    def __init__(self, chunks: tuple[Chunk, ...], rows: Int64s, requests: PersistentBatch, model: ModelConfig) -> None:
         count, device = len(rows), requests.device
         self.rows = rows
         self._sequences = [chunk.sequence for chunk in chunks]
         self._requests = requests
         self._order = np.arange(count)
-        self._logit_rows = send(self._order, device)
-        self._query_start = send(np.arange(count + 1, dtype=np.int32), device)
+        self._logit_rows = to_device(self._order, device)
+        self._query_start = to_device(np.arange(count + 1, dtype=np.int32), device)
         self._routing = build_routing(chunks, model, device)
 
     def at(self, positions: Int64s) -> tuple[ForwardBatch, LogitRows]:
@@ -48,10 +48,10 @@ class StandingBatch:
         blocks, offsets = np.divmod(positions, block_size)
         forward = ForwardBatch(
             token_ids=requests.tokens_at(self.rows, positions),
-            positions=send(positions, device),
-            slot_mapping=send(tables[self._order, blocks].astype(np.int64) * block_size + offsets, device),
+            positions=to_device(positions, device),
+            slot_mapping=to_device(tables[self._order, blocks].astype(np.int64) * block_size + offsets, device),
             query_start=self._query_start,
-            context_len=send((positions + 1).astype(np.int32), device),
+            context_len=to_device((positions + 1).astype(np.int32), device),
             block_tables=sent_tables,
             logit_rows=self._logit_rows,
             routing=self._new_routing(),

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 
-def send(array: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> Tensor:
+def to_device(array: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> Tensor:
     """The array on the device. On a CPU it shares the array's memory. On a GPU it is on its way, behind what the device
     has to do before; memory that is not pinned would be waited for."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Fetch:
+class HostCopy:
     """Results on their way to the host: asked for at once, so that steps launched later do not hold them up."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.execution.device_transfer import send
+from engine.execution.device_transfer import to_device
 from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
@@ -28,9 +28,9 @@ def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.d
     k_of_chunk = [request.experts_per_token or model.experts_per_token for request in requests]
     masks, mask_rows = _masks([request.expert_mask for request in requests], lengths, model)
     return Routing(
-        experts_per_token=send(_repeated(k_of_chunk, lengths, np.int32), device),
-        masks=None if masks is None else send(masks, device),
-        mask_rows=None if mask_rows is None else send(mask_rows, device),
+        experts_per_token=to_device(_repeated(k_of_chunk, lengths, np.int32), device),
+        masks=None if masks is None else to_device(masks, device),
+        mask_rows=None if mask_rows is None else to_device(mask_rows, device),
         chosen=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
     )
 

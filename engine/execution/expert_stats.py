@@ -94,7 +94,7 @@ class _Tables:
         return best // self._vocab_size, self._vocab_size - 1 - best % self._vocab_size
 
 
-class ExpertCounts:
+class ExpertStats:
     """Counts since the start or the last reset(), and the rows of the last minute, to be counted when asked for.
 
     `now_s` is a monotonic time, `wall_s` a unix time.
@@ -115,15 +115,15 @@ class ExpertCounts:
         self._num_uncounted += len(token_ids)
 
     @property
-    def has_untold(self) -> bool:
-        """Whether take_new() has anything to tell."""
+    def has_unreported(self) -> bool:
+        """Whether pop_new_counts() has anything to tell."""
         return bool(self._uncounted) or self._has_untold
 
     def is_due(self, now_s: float) -> bool:
-        """Whether a running engine should take_new() now."""
-        return self.has_untold and (now_s >= self._due_s or self._num_uncounted >= MAX_UNCOUNTED_ROWS)
+        """Whether a running engine should pop_new_counts() now."""
+        return self.has_unreported and (now_s >= self._due_s or self._num_uncounted >= MAX_UNCOUNTED_ROWS)
 
-    def take_new(self, now_s: float) -> list[list[int]]:
+    def pop_new_counts(self, now_s: float) -> list[list[int]]:
         """[L][E]: what the experts took since the last call."""
         self._count(now_s)
         tokens = self._tables.tokens()
@@ -132,7 +132,7 @@ class ExpertCounts:
         return new
 
     def reset(self, now_s: float, wall_s: float) -> None:
-        """Counts from zero again. What take_new() was still to tell is not lost."""
+        """Counts from zero again. What pop_new_counts() was still to tell is not lost."""
         self._count(now_s)
         untold = self._tables.tokens() - self._told
         self._forget(wall_s)

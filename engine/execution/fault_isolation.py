@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.execution.step_faults import Fault, attempt
+from engine.execution.step_faults import StepFault, catch_fault
 from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 
 MAX_ALONE = 4  # requests that raise one by one, with no part computed in between: then the fault is nobody's own
@@ -20,15 +20,15 @@ NO_MEMORY = RowFailed("the engine has too little memory to compute this request"
 log = logging.getLogger("smoe.engine")
 
 
-def salvage(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: Fault) -> StepResult:
+def isolate_faults(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: StepFault) -> StepResult:
     """The plan's results by `run`, which computes and waits, after the whole plan raised `fault`. Every chunk that
     could not be computed is a RowFailed. Raises FatalEngineError."""
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
-    attempts = _Salvage(run)
+    attempts = _FaultIsolation(run)
     return attempts.parts_of(plan, fault) if _halves(plan, fault)[1] else attempts.whole(plan)
 
 
-class _Salvage:
+class _FaultIsolation:
     def __init__(self, run: Callable[[StepPlan], StepResult]) -> None:
         self._run = run
         self._num_alone = 0
@@ -38,11 +38,11 @@ class _Salvage:
         """Once more: what raises once may have been nobody's fault."""
         return self._attempt(plan)
 
-    def parts_of(self, plan: StepPlan, fault: Fault) -> StepResult:
+    def parts_of(self, plan: StepPlan, fault: StepFault) -> StepResult:
         """Of a plan that raised."""
         first, second = _halves(plan, fault)
         if not second:
-            return self._alone(plan, fault)
+            return self._fail_single(plan, fault)
         result = self._attempt(replace(plan, chunks=first))
         rest = tuple(chunk for chunk in second if not _has_failed(chunk, result))
         return _merged(result, self._attempt(replace(plan, chunks=rest))) if rest else result
@@ -50,13 +50,13 @@ class _Salvage:
     def _attempt(self, plan: StepPlan) -> StepResult:
         if self._num_alone >= MAX_ALONE and not self._has_computed:
             return _failed(plan, FAILED)
-        result = attempt(lambda: self._run(plan))
-        if isinstance(result, Fault):
+        result = catch_fault(lambda: self._run(plan))
+        if isinstance(result, StepFault):
             return self.parts_of(plan, result)
         self._has_computed = True
         return result
 
-    def _alone(self, plan: StepPlan, fault: Fault) -> StepResult:
+    def _fail_single(self, plan: StepPlan, fault: StepFault) -> StepResult:
         self._num_alone += 1
         request_id = plan.chunks[0].sequence.request_id
         log.error(
@@ -65,7 +65,7 @@ class _Salvage:
         return _failed(plan, NO_MEMORY if fault.kind == "memory" else FAILED)
 
 
-def _halves(plan: StepPlan, fault: Fault) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
+def _halves(plan: StepPlan, fault: StepFault) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
     """The second is empty where there is nothing to halve. Positions 4..8 of one request: 4..5 and 6..8."""
     chunks = plan.chunks
     middle = len(chunks) // 2

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.execution.decode_batch import LogitRows, StandingBatch
-from engine.execution.device_transfer import send
+from engine.execution.decode_batch import DecodeBatch, LogitRows
+from engine.execution.device_transfer import to_device
 from engine.execution.expert_routing import build_routing
-from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import Chunk, StepPlan
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
@@ -20,7 +20,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class StepBatch:
+class InputBatch:
     """The model's input, and what each row of its output is for."""
 
     forward: ForwardBatch
@@ -30,12 +30,12 @@ class StepBatch:
 class BatchBuilder:
     """Makes the batch of each step. What stays from one decode step to the next is kept."""
 
-    def __init__(self, requests: RequestRows, model: ModelConfig) -> None:
+    def __init__(self, requests: PersistentBatch, model: ModelConfig) -> None:
         self._requests = requests
         self._model = model
-        self._standing: StandingBatch | None = None
+        self._standing: DecodeBatch | None = None
 
-    def build(self, plan: StepPlan) -> StepBatch:
+    def build(self, plan: StepPlan) -> InputBatch:
         """The rows are the plan's chunks in order, each in ascending positions."""
         of_sequences, of_starts, of_lengths, samples, _ = zip(*plan.chunks, strict=True)  # as Chunk has them
         rows = self._requests.update(list(of_sequences))
@@ -43,8 +43,8 @@ class BatchBuilder:
         if max(of_lengths) > 1 or not all(samples):
             return build_batch(plan.chunks, rows, starts, np.array(of_lengths), self._requests, self._model)
         if self._standing is None or self._standing.rows is not rows:
-            self._standing = StandingBatch(plan.chunks, rows, self._requests, self._model)
-        return StepBatch(*self._standing.at(starts))
+            self._standing = DecodeBatch(plan.chunks, rows, self._requests, self._model)
+        return InputBatch(*self._standing.at(starts))
 
 
 def build_batch(
@@ -52,9 +52,9 @@ def build_batch(
     rows: Int64s,
     starts: Int64s,
     lengths: Int64s,
-    requests: RequestRows,
+    requests: PersistentBatch,
     model: ModelConfig,
-) -> StepBatch:
+) -> InputBatch:
     """Of chunks of any kind. rows, starts and lengths are theirs."""
     device, block_size = requests.device, requests.block_size
     query_start = np.concatenate(([0], lengths.cumsum()))
@@ -65,15 +65,15 @@ def build_batch(
     wanted, logit_rows = _logit_rows(chunks, requests.scores_prompt, rows, starts, query_start)
     forward = ForwardBatch(
         token_ids=requests.tokens_at(rows[owners], positions),
-        positions=send(positions, device),
-        slot_mapping=send(slots, device),
-        query_start=send(query_start.astype(np.int32), device),
-        context_len=send((starts + lengths).astype(np.int32), device),
+        positions=to_device(positions, device),
+        slot_mapping=to_device(slots, device),
+        query_start=to_device(query_start.astype(np.int32), device),
+        context_len=to_device((starts + lengths).astype(np.int32), device),
         block_tables=sent_tables,
-        logit_rows=send(logit_rows, device),
+        logit_rows=to_device(logit_rows, device),
         routing=build_routing(chunks, model, device),
     )
-    return StepBatch(forward, wanted)
+    return InputBatch(forward, wanted)
 
 
 def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from engine.errors import GrammarError
-from engine.execution.device_transfer import send
+from engine.execution.device_transfer import to_device
 from engine.execution.persistent_batch import Int64s
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import RowFailed
-from model.sampling_batch import Whole
+from model.sampling_batch import IntParam
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
 FORBIDDEN = float("-inf")
 
 
-class Constraints:
+class LogitMasks:
     """Collects, row by row in ascending order, and writes into each row which part is its own."""
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
@@ -38,10 +38,10 @@ class Constraints:
             if 0 <= token_id < self._vocab_size:
                 self._ids.append(token_id)
                 self._values.append(value)
-        wholes[Whole.FIRST_BIAS], wholes[Whole.END_BIAS] = first, len(self._ids)
+        wholes[IntParam.FIRST_BIAS], wholes[IntParam.END_BIAS] = first, len(self._ids)
         mask = self._mask(sequence)
         if mask is not None:
-            wholes[Whole.MASK_ROW] = len(self._masks)
+            wholes[IntParam.MASK_ROW] = len(self._masks)
             self._masks.append(mask)
 
     def _biases(self, sequence: Sequence, num_generated: int) -> Iterable[tuple[int, float]]:
@@ -68,13 +68,13 @@ class Constraints:
     def biases(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [B] int32 and what is added to them [B] float32."""
         ids, values = np.array(self._ids, dtype=np.int32), np.array(self._values, dtype=np.float32)
-        return send(ids, device), send(values, device)
+        return to_device(ids, device), to_device(values, device)
 
     def masks(self, device: torch.device) -> torch.Tensor | None:
         """[M, ceil(V / 32)] int32."""
         if not self._masks:
             return None
-        return send(np.stack(self._masks).view(np.int32), device)
+        return to_device(np.stack(self._masks).view(np.int32), device)
 
 
 def _packed(token_ids: Iterable[int], num_words: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.execution.device_transfer import Fetch
+from engine.execution.device_transfer import HostCopy
 from engine.execution.expert_routing import expert_choices
-from engine.execution.expert_stats import ExpertCounts
+from engine.execution.expert_stats import ExpertStats
 from engine.execution.input_batch import BatchBuilder
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.sampler import NOT_FINITE, Outcomes, Sampler, Sampling
+from engine.execution.persistent_batch import PersistentBatch
+from engine.execution.sampler import NOT_FINITE, Outcomes, PendingSamples, Sampler
 from engine.scheduling.step_plan import StepPlan, StepResult
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
@@ -20,13 +20,13 @@ log = logging.getLogger("smoe.engine")
 
 
 @dataclass(frozen=True)
-class InFlight:
+class InFlightStep:
     """A step that the device is computing."""
 
     plan: StepPlan
-    sampling: Sampling | None  # None where no row's logits are wanted
+    sampling: PendingSamples | None  # None where no row's logits are wanted
     routing: Routing | None
-    finite: Fetch | None  # whether the positions' numbers are any; None where the logits of all of them tell
+    finite: HostCopy | None  # whether the positions' numbers are any; None where the logits of all of them tell
 
 
 class ModelRunner:
@@ -36,9 +36,9 @@ class ModelRunner:
         self,
         model: Mixtral,
         kv_pool: KvPool,
-        requests: RequestRows,
+        requests: PersistentBatch,
         sampler: Sampler,
-        expert_counts: ExpertCounts | None = None,
+        expert_counts: ExpertStats | None = None,
     ) -> None:
         self.model = model
         self.kv_pool = kv_pool
@@ -51,12 +51,12 @@ class ModelRunner:
         """Computes every chunk of a plan that is not empty."""
         return self.finish(self.launch(plan))
 
-    def clear(self, block_ids: tuple[int, ...]) -> None:
+    def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         """Fills the blocks with zeros, behind the steps that were launched and before the next."""
-        self.kv_pool.clear(block_ids)
+        self.kv_pool.zero_blocks(block_ids)
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> InFlight:
+    def launch(self, plan: StepPlan) -> InFlightStep:
         """Gives the device a step that is not empty, and does not wait for it. Steps are computed in the order in which
         they are launched; what the one before samples is there for this one."""
         batch = self._batches.build(plan)
@@ -68,7 +68,7 @@ class ModelRunner:
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
         self._count_experts(forward)
         sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
-        return InFlight(plan, sampling, forward.routing, None if finite is None else Fetch([finite]))
+        return InFlightStep(plan, sampling, forward.routing, None if finite is None else HostCopy([finite]))
 
     def _count_experts(self, batch: ForwardBatch) -> None:
         """Requests do not depend on it: where it fails, the counts end and they go on."""
@@ -80,7 +80,7 @@ class ModelRunner:
             log.exception("experts are no longer counted")
             self.expert_counts = None
 
-    def finish(self, step: InFlight) -> StepResult:
+    def finish(self, step: InFlightStep) -> StepResult:
         """Waits for a step's results."""
         outcomes, scores = ({}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
         if step.finite is not None:

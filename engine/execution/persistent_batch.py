@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.execution.device_transfer import send
+from engine.execution.device_transfer import to_device
 from engine.scheduling.sequence import Sequence, Status
-from model.sampling_batch import Real, Whole
+from model.sampling_batch import FloatParam, IntParam
 
 # A step asks this of all its sequences, so it is asked without a line of Python for each.
-BLOCK_TABLE, NUM_SLID_BLOCKS = attrgetter("block_table"), attrgetter("num_slid_blocks")
+BLOCK_TABLE, NUM_SLID_BLOCKS = attrgetter("block_table"), attrgetter("num_evicted_blocks")
 NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
 BlocksState = tuple[int, int, int]  # a sequence's blocks, slid ones among them, preemptions so far
@@ -26,7 +26,7 @@ Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 
 
-class RequestRows:
+class PersistentBatch:
     """Owns the arrays. A row is given back when its request has ended and no step in flight uses it."""
 
     def __init__(
@@ -42,8 +42,8 @@ class RequestRows:
         self.block_tables = np.zeros(
             (num_rows, -(-max_tokens // block_size)), dtype=np.int32
         )  # [R, M], 0 behind the end
-        self.reals = np.zeros((num_rows, len(Real)), dtype=np.float32)
-        self.wholes = np.zeros((num_rows, len(Whole)), dtype=np.int64)
+        self.reals = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
+        self.wholes = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # what may be sampled changes from step to step
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
         self._written: list[BlocksState] = [(0, 0, 0)] * num_rows  # what block_tables has of each row
@@ -76,9 +76,9 @@ class RequestRows:
         self._reclaim()
         row = self._free[-1]
         ids = np.array(sequence.token_ids, dtype=np.int32)
-        self.tokens[row, : len(ids)] = send(ids, self.device)
-        self.reals[row] = _reals(sequence)
-        self.wholes[row] = _wholes(sequence, row)
+        self.tokens[row, : len(ids)] = to_device(ids, self.device)
+        self.reals[row] = _float_params(sequence)
+        self.wholes[row] = _int_params(sequence, row)
         self.is_constrained[row] = is_constrained(sequence)
         self.scores_prompt[row] = sequence.request.params.prompt_logprobs
         self._written[row] = 0, 0, sequence.num_preemptions
@@ -109,17 +109,17 @@ class RequestRows:
         if self._last_tables is None:
             width = max(num_blocks for num_blocks, _, _ in self._last_states)
             tables = np.take(self.block_tables[:, :width], rows, axis=0)
-            self._last_tables = tables, send(tables, self.device)
+            self._last_tables = tables, to_device(tables, self.device)
         return self._last_tables
 
     def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:
         """The tokens at these positions of these rows, [T] int64 on the device, where the last may be still to come."""
         if self._host_tokens is not None:
             return torch.from_numpy(self._host_tokens[rows, positions].astype(np.int64))
-        return self.tokens[send(rows, self.device), send(positions, self.device)].long()
+        return self.tokens[to_device(rows, self.device), to_device(positions, self.device)].long()
 
 
-def _reals(sequence: Sequence) -> list[float]:
+def _float_params(sequence: Sequence) -> list[float]:
     params = sequence.request.params
     return [
         params.temperature,
@@ -131,19 +131,19 @@ def _reals(sequence: Sequence) -> list[float]:
     ]
 
 
-def _wholes(sequence: Sequence, row: int) -> list[int]:
+def _int_params(sequence: Sequence, row: int) -> list[int]:
     """Columns that change from step to step are filled in by the sampler."""
     params = sequence.request.params
-    wholes = dict.fromkeys(Whole, 0) | {
-        Whole.TOP_K: params.top_k,
-        Whole.NUM_LOGPROBS: -1 if params.num_logprobs is None else params.num_logprobs,
-        Whole.SEED: (params.seed + 2**63) % 2**64 - 2**63,
-        Whole.PROMPT_INDEX: params.prompt_index,
-        Whole.CHOICE_INDEX: params.choice_index,
-        Whole.NUM_PROMPT_TOKENS: sequence.num_prompt_tokens,
-        Whole.GIVEN: -1,
-        Whole.HISTORY_ROW: row,
-        Whole.MASK_ROW: -1,
+    wholes = dict.fromkeys(IntParam, 0) | {
+        IntParam.TOP_K: params.top_k,
+        IntParam.NUM_LOGPROBS: -1 if params.num_logprobs is None else params.num_logprobs,
+        IntParam.SEED: (params.seed + 2**63) % 2**64 - 2**63,
+        IntParam.PROMPT_INDEX: params.prompt_index,
+        IntParam.CHOICE_INDEX: params.choice_index,
+        IntParam.NUM_PROMPT_TOKENS: sequence.num_prompt_tokens,
+        IntParam.TARGET: -1,
+        IntParam.HISTORY_ROW: row,
+        IntParam.MASK_ROW: -1,
     }
     return list(wholes.values())
 

@@ -9,29 +9,29 @@ import numpy as np
 from torch import Tensor
 
 from engine.execution.decode_batch import LogitRows
-from engine.execution.device_transfer import Fetch, send
-from engine.execution.logit_masks import Constraints
-from engine.execution.persistent_batch import Int64s, RequestRows
+from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.logit_masks import LogitMasks
+from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops.interface import Ops
-from model.sampling_batch import MIN_TEMPERATURE, Real, SamplingRows, Status, Whole
+from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows, Status
 
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
 Outcomes = dict[int, Sampled | RowFailed]
-Scores = dict[int, list[TokenLogprobs]]
+PromptLogprobs = dict[int, list[TokenLogprobs]]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class PendingSamples:
     """Answers that may still be on their way from the device."""
 
     rows: LogitRows
     num_logprobs: list[int]  # of each row, -1: none
     failed: dict[int, RowFailed]  # what was found before the device was asked
-    answers: Fetch  # the fields of SampledRows; those of log probabilities only where a row wants them
+    answers: HostCopy  # the fields of SampledRows; those of log probabilities only where a row wants them
 
 
 @dataclass(frozen=True)
@@ -48,53 +48,53 @@ class _Standing:
 class Sampler:
     """Keeps what the last step's rows asked for."""
 
-    def __init__(self, ops: Ops, rows: RequestRows, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, ops: Ops, rows: PersistentBatch, eos_token_ids: tuple[int, ...]) -> None:
         self._ops = ops
         self._rows = rows
         self._eos_token_ids = eos_token_ids
         self._standing: _Standing | None = None
 
-    def launch(self, logits: Tensor, wanted: LogitRows) -> Sampling:
+    def launch(self, logits: Tensor, wanted: LogitRows) -> PendingSamples:
         """logits [N, V] float32, a row for each that is wanted. Waits for no device."""
         sampling_rows, num_logprobs, failed = self._fill(wanted)
         answers = self._ops.sample(logits, sampling_rows)
         fetched = [answers.token_ids, answers.status]
         if sampling_rows.max_logprobs >= 0:
             fetched += [answers.logprob, answers.top_ids, answers.top_logprobs]
-        return Sampling(wanted, num_logprobs, failed, Fetch(fetched))
+        return PendingSamples(wanted, num_logprobs, failed, HostCopy(fetched))
 
     def _fill(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         standing = self._standing
         if standing is None or standing.of is not wanted.rows:
             return self._fill_anew(wanted)
-        standing.wholes[:, Whole.NUM_TOKENS] = wanted.positions + 1
+        standing.wholes[:, IntParam.NUM_TOKENS] = wanted.positions + 1
         return self._sent(standing, wanted), standing.num_logprobs, {}
 
     def _fill_anew(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         rows, device = self._rows, self._rows.device
         reals, wholes = rows.reals[wanted.rows], rows.wholes[wanted.rows]
-        wholes[:, Whole.NUM_TOKENS] = wanted.positions + 1
+        wholes[:, IntParam.NUM_TOKENS] = wanted.positions + 1
         self._fill_scores(wanted, wholes)
-        constraints = Constraints(rows.vocab_size, self._eos_token_ids)
+        constraints = LogitMasks(rows.vocab_size, self._eos_token_ids)
         constrained = rows.is_constrained[wanted.rows[: wanted.num_sampled]].nonzero()[0].tolist()
         for index in constrained:
             sequence = wanted.sequences[index]
             num_generated = int(wanted.positions[index]) + 1 - sequence.num_prompt_tokens
             constraints.add(sequence, num_generated, wholes[index])
         bias_ids, bias_values = constraints.biases(device)
-        penalties = reals[:, Real.REPETITION :] != (1.0, 0.0, 0.0)
+        penalties = reals[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
-            reals=send(reals, device),
-            wholes=send(wholes, device),
+            reals=to_device(reals, device),
+            wholes=to_device(wholes, device),
             history=rows.tokens,
             bias_ids=bias_ids,
             bias_values=bias_values,
             masks=constraints.masks(device),
-            max_logprobs=int(wholes[:, Whole.NUM_LOGPROBS].max()),
-            is_greedy=bool((reals[:, Real.TEMPERATURE] < MIN_TEMPERATURE).all()),
+            max_logprobs=int(wholes[:, IntParam.NUM_LOGPROBS].max()),
+            is_greedy=bool((reals[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all()),
             has_penalties=bool(penalties.any()),
         )
-        filled = _Standing(wanted.rows, wholes, sampling_rows, wholes[:, Whole.NUM_LOGPROBS].tolist())
+        filled = _Standing(wanted.rows, wholes, sampling_rows, wholes[:, IntParam.NUM_LOGPROBS].tolist())
         self._standing = filled if wanted.num_sampled == len(wholes) and not constrained else None
         return self._sent(filled, wanted), filled.num_logprobs, constraints.failed
 
@@ -102,7 +102,7 @@ class Sampler:
         """With the numbers as they stand now; only penalties look at the history, at no more than there is of it."""
         rows, device = standing.sent, self._rows.device
         if device.type != "cpu":
-            rows = replace(rows, wholes=send(standing.wholes, device))
+            rows = replace(rows, wholes=to_device(standing.wholes, device))
         if rows.has_penalties:
             rows = replace(rows, history=self._rows.tokens[:, : int(wanted.positions.max()) + 2])
         return rows
@@ -111,10 +111,10 @@ class Sampler:
     def _fill_scores(wanted: LogitRows, wholes: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
         for index in range(wanted.num_sampled, len(wholes)):
             token_ids = wanted.sequences[index].token_ids
-            wholes[index, Whole.GIVEN] = token_ids[int(wanted.positions[index]) + 1]
-            wholes[index, Whole.NUM_LOGPROBS] = max(0, wholes[index, Whole.NUM_LOGPROBS])
+            wholes[index, IntParam.TARGET] = token_ids[int(wanted.positions[index]) + 1]
+            wholes[index, IntParam.NUM_LOGPROBS] = max(0, wholes[index, IntParam.NUM_LOGPROBS])
 
-    def finish(self, sampling: Sampling) -> tuple[Outcomes, Scores]:
+    def finish(self, sampling: PendingSamples) -> tuple[Outcomes, PromptLogprobs]:
         """Waits for the device. A row without a token fails its own request alone."""
         wanted = sampling.rows
         ids = [sequence.request_id for sequence in wanted.sequences]
@@ -122,7 +122,7 @@ class Sampler:
         logprobs = _logprobs(sampling.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
         count = wanted.num_sampled
         outcomes: Outcomes = dict(zip(ids[:count], map(Sampled, token_ids[:count], logprobs), strict=True))
-        scores: Scores = {}
+        scores: PromptLogprobs = {}
         for index in range(count, len(ids)):
             score = logprobs[index]
             assert score is not None

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Fault:
+class StepFault:
     """Text alone: an exception would keep alive, by its traceback, the tensors that the next attempt needs room for."""
 
     kind: Literal["memory", "other"]
@@ -24,7 +24,7 @@ class Fault:
     trace: str
 
 
-def attempt(compute: Callable[[], Result]) -> Result | Fault:
+def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
     """What `compute` returns, or what it raised. Raises FatalEngineError where no later step can be computed: an error
     of a CUDA device stays with the process."""
     try:
@@ -33,13 +33,13 @@ def attempt(compute: Callable[[], Result]) -> Result | Fault:
         return _fault_of(error)
 
 
-def _fault_of(error: Exception) -> Fault:
+def _fault_of(error: Exception) -> StepFault:
     text = str(error)
     summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return Fault("memory", summary, "")
+        return StepFault("memory", summary, "")
     if isinstance(error, torch.AcceleratorError) or any(words in text for words in DEVICE_LOST):
         raise FatalEngineError(f"the device is lost: {summary}") from error
     if isinstance(error, FatalEngineError):
         raise error
-    return Fault("other", summary, "".join(traceback.format_exception(error)))
+    return StepFault("other", summary, "".join(traceback.format_exception(error)))

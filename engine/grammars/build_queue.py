@@ -14,7 +14,7 @@ BROKEN = "the request's grammar cannot be used"
 
 
 @dataclass(frozen=True)
-class Built:
+class CompiledRequest:
     """A request that can be queued now, or what is wrong with its grammar."""
 
     request: Request
@@ -22,14 +22,14 @@ class Built:
     error: str | None = None
 
 
-class GrammarBuilds:
+class GrammarQueue:
     """One thread that builds, in the order of arrival. Call it from the engine's thread alone."""
 
     def __init__(self, compiler: GrammarCompiler | None) -> None:
         """Without a compiler every grammar is an error."""
         self._compiler = compiler
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
-        self._pending: dict[int, tuple[Request, Future[Built]]] = {}
+        self._pending: dict[int, tuple[Request, Future[CompiledRequest]]] = {}
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -49,7 +49,7 @@ class GrammarBuilds:
         """Until one is built, or the time is over."""
         wait([future for _, future in self._pending.values()], timeout_s, FIRST_COMPLETED)
 
-    def take_built(self) -> list[Built]:
+    def take_built(self) -> list[CompiledRequest]:
         """Those that are done, in the order of arrival."""
         done = [(request_id, future) for request_id, (_, future) in self._pending.items() if future.done()]
         for request_id, _ in done:
@@ -57,14 +57,14 @@ class GrammarBuilds:
         return [future.result() for _, future in done]
 
 
-def _build(compiler: GrammarCompiler | None, request: Request) -> Built:
+def _build(compiler: GrammarCompiler | None, request: Request) -> CompiledRequest:
     assert request.grammar is not None
     if compiler is None:
-        return Built(request, None, "this engine was started without a vocabulary, which a grammar needs")
+        return CompiledRequest(request, None, "this engine was started without a vocabulary, which a grammar needs")
     try:
-        return Built(request, compiler.matcher(request.grammar))
+        return CompiledRequest(request, compiler.matcher(request.grammar))
     except GrammarError:
-        return Built(request, None, BROKEN)
+        return CompiledRequest(request, None, BROKEN)
     except BaseException:  # a panic of the library is no Exception
         log.exception("a grammar could not be built; its request ends with an error")
-        return Built(request, None, BROKEN)
+        return CompiledRequest(request, None, BROKEN)

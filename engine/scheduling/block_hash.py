@@ -10,18 +10,18 @@ import hashlib
 import struct
 from collections.abc import Sequence as SequenceOf
 
-BlockKey = bytes  # 16 bytes
+BlockHash = bytes  # 16 bytes
 
 
 def root_key(
     cache_salt: str, experts_per_token: int | None = None, expert_mask: SequenceOf[SequenceOf[bool]] | None = None
-) -> BlockKey:
+) -> BlockHash:
     """The key in front of the first block. Requests that differ in one of these share nothing."""
     experts = repr((experts_per_token, expert_mask)).encode()
     salt = cache_salt.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(struct.pack("<q", len(experts)) + experts + salt, digest_size=16).digest()
 
 
-def child_key(parent: BlockKey, token_ids: SequenceOf[int]) -> BlockKey:
+def child_key(parent: BlockHash, token_ids: SequenceOf[int]) -> BlockHash:
     """The key of a full block that holds `token_ids` and follows the block named `parent`."""
     return hashlib.blake2b(parent + struct.pack(f"<{len(token_ids)}q", *token_ids), digest_size=16).digest()

@@ -13,7 +13,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class BlockTables:
+class BlockManager:
     """Owns the pool; mutates the block tables of the sequences it is given."""
 
     def __init__(
@@ -98,17 +98,17 @@ class BlockTables:
         """The block of the first position that `position` sees: with W = 32 position 96 sees from 65, in block 4."""
         return 0 if self.window is None else max(0, position - self.window + 1) // self.block_size
 
-    def adopt_prefix(self, sequence: Sequence, hits: list[int]) -> None:
+    def attach_prefix(self, sequence: Sequence, hits: list[int]) -> None:
         """Starts the sequence behind a prefix that find_prefix() returned."""
         for block_id in hits:
             if block_id != NULL_BLOCK:
-                self.pool.hold(block_id)
+                self.pool.incref(block_id)
         sequence.block_table = list(hits)
-        sequence.num_slid_blocks = next((i for i, block_id in enumerate(hits) if block_id != NULL_BLOCK), 0)
+        sequence.num_evicted_blocks = next((i for i, block_id in enumerate(hits) if block_id != NULL_BLOCK), 0)
         sequence.num_published_blocks = len(hits)
         sequence.num_computed = sequence.num_scheduled = len(hits) * self.block_size
 
-    def grow(self, sequence: Sequence, wanted: int) -> int:
+    def allocate_for(self, sequence: Sequence, wanted: int) -> int:
         """Blocks for the next `wanted` positions, or for as many of them as the free blocks allow; returns how many."""
         start, size = sequence.num_scheduled, self.block_size
         room = len(sequence.block_table) * size - start
@@ -129,39 +129,39 @@ class BlockTables:
     def _publish_full_blocks(self, sequence: Sequence) -> None:
         for index in range(sequence.num_published_blocks, sequence.num_computed // self.block_size):
             tokens = sequence.block_tokens(index, self.block_size)
-            self.pool.publish(sequence.block_table[index], sequence.block_key(index, self.block_size), tokens)
+            self.pool.cache_block(sequence.block_table[index], sequence.block_key(index, self.block_size), tokens)
             sequence.num_published_blocks = index + 1
 
     def _slide(self, sequence: Sequence) -> None:
         """The next position to compute is num_computed; what it cannot see, no later one can."""
-        first, slid = self._first_visible_block(sequence.num_computed), sequence.num_slid_blocks
+        first, slid = self._first_visible_block(sequence.num_computed), sequence.num_evicted_blocks
         if first > slid:
             self._release(sequence.block_table[slid:first])
             sequence.block_table[slid:first] = [NULL_BLOCK] * (first - slid)
-            sequence.num_slid_blocks = first
+            sequence.num_evicted_blocks = first
             self.num_window_blocks_freed += first - slid
 
-    def forget(self, sequence: Sequence) -> None:
+    def invalidate(self, sequence: Sequence) -> None:
         """No later request finds what this sequence computed, nor what it took for a prefix. Call it before the blocks
         are released: they are scrubbed before their next use."""
         self._suspect.update(block for block in sequence.block_table if block != NULL_BLOCK)
         published = range(sequence.num_published_blocks)
-        self.pool.forget(sequence.block_key(index, self.block_size) for index in published)
+        self.pool.uncache(sequence.block_key(index, self.block_size) for index in published)
 
-    def release_all(self, sequence: Sequence) -> None:
+    def free(self, sequence: Sequence) -> None:
         """Takes every block back, the last first."""
         self._release(sequence.block_table[::-1])
         sequence.block_table = []
 
     def _release(self, block_ids: list[int]) -> None:
         """What a failed request has held is scrubbed once the last holder lets go."""
-        self.pool.release(block_ids)
+        self.pool.decref(block_ids)
         if self._suspect:
             freed = {block for block in self._suspect.intersection(block_ids) if not self.pool.is_held(block)}
             self._suspect -= freed
             self._to_scrub += sorted(freed)
 
-    def take_to_scrub(self) -> tuple[int, ...]:
+    def take_blocks_to_zero(self) -> tuple[int, ...]:
         """The blocks that the next step has to fill with zeros before it computes anything: a NaN times nothing is
         still a NaN, should anyone ever read a position that he has not written."""
         blocks, self._to_scrub = self._to_scrub, []

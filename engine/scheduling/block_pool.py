@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.scheduling.block_hash import BlockKey
+from engine.scheduling.block_hash import BlockHash
 
 NULL_BLOCK = 0
 
@@ -35,8 +35,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._references = [0] * (num_blocks + 1)
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks + 1))
-        self._index: dict[BlockKey, _Cached] = {}
-        self._key_of: dict[int, BlockKey] = {}
+        self._index: dict[BlockHash, _Cached] = {}
+        self._key_of: dict[int, BlockHash] = {}
         self.num_cached = 0  # blocks no request holds whose contents can still be found
 
     @property
@@ -68,14 +68,14 @@ class BlockPool:
         self._references[block_id] = 1
         return block_id
 
-    def hold(self, block_id: int) -> None:
+    def incref(self, block_id: int) -> None:
         """One more reference to a block found by lookup()."""
         if not self._references[block_id]:
             del self._free[block_id]
             self.num_cached -= 1
         self._references[block_id] += 1
 
-    def release(self, block_ids: Iterable[int]) -> None:
+    def decref(self, block_ids: Iterable[int]) -> None:
         """Gives one reference of each back; null blocks are passed over. Pass a sequence's last block first: then the
         ends of prefixes are reused before their beginnings."""
         for block_id in block_ids:
@@ -90,19 +90,19 @@ class BlockPool:
                 else:
                     self._free.move_to_end(block_id, last=False)
 
-    def publish(self, block_id: int, key: BlockKey, token_ids: tuple[int, ...]) -> None:
+    def cache_block(self, block_id: int, key: BlockHash, token_ids: tuple[int, ...]) -> None:
         """Makes a held, full and computed block findable. The first block published under a key stays."""
         assert self._references[block_id] > 0, "only a held block can be published"
         if key not in self._index and block_id not in self._key_of:
             self._index[key] = _Cached(block_id, token_ids)
             self._key_of[block_id] = key
 
-    def lookup(self, key: BlockKey, token_ids: tuple[int, ...]) -> int | None:
+    def lookup(self, key: BlockHash, token_ids: tuple[int, ...]) -> int | None:
         """The block that holds these tokens after the prefix that `key` names, or None."""
         cached = self._index.get(key)
         return cached.block_id if cached is not None and cached.token_ids == token_ids else None
 
-    def forget(self, keys: Iterable[BlockKey]) -> None:
+    def uncache(self, keys: Iterable[BlockHash]) -> None:
         """Makes the blocks published under these keys unfindable: what they hold is not to be trusted."""
         for key in keys:
             cached = self._index.pop(key, None)

@@ -19,7 +19,7 @@ def share_of_places(num_places: int) -> int:
     return max(1, num_places - max(1, num_places // KEPT_FREE))
 
 
-class Tenants:
+class FairShare:
     """Owned by the WaitingQueue. Tenants are few and known to the server (one per API key), so none is forgotten."""
 
     def __init__(self, max_running_each: float = inf) -> None:
@@ -34,7 +34,7 @@ class Tenants:
         """Weighted tokens; only ever more."""
         return self._served[tenant]
 
-    def has_its_share(self, tenant: int) -> bool:
+    def at_limit(self, tenant: int) -> bool:
         """Whether its next request must wait for one of its own to end."""
         return self._num_running[tenant] >= self._max_running_each
 
@@ -45,7 +45,7 @@ class Tenants:
         """Of one token: called for each request of each step."""
         self._served[tenant] += OUTPUT_WEIGHT
 
-    def comes(self, tenant: int) -> None:
+    def on_queued(self, tenant: int) -> None:
         """A request of the tenant joins the queue. One that had none there looks at all others that have."""
         if not self._num_waiting[tenant]:
             waiting = [self._served[other] for other, count in self._num_waiting.items() if count]
@@ -53,15 +53,15 @@ class Tenants:
             self._served[tenant] = max(self._served[tenant], floor)
         self._num_waiting[tenant] += 1
 
-    def goes(self, tenant: int) -> None:
+    def on_dequeued(self, tenant: int) -> None:
         """A request of the tenant leaves the queue."""
         self._num_waiting[tenant] -= 1
         if not self._num_waiting[tenant]:
             self._last_to_leave = tenant
 
-    def starts(self, tenant: int) -> None:
+    def on_started(self, tenant: int) -> None:
         self._num_running[tenant] += 1
 
-    def stops(self, tenant: int) -> None:
+    def on_stopped(self, tenant: int) -> None:
         """A running request ended, or went back to the queue."""
         self._num_running[tenant] -= 1

@@ -40,7 +40,7 @@ def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutpu
     )
 
 
-def last_output(
+def final_output(
     sequence: Sequence,
     reason: FinishReason,
     now: float,

@@ -10,14 +10,14 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from engine.errors import RequestRejectedError
-from engine.expert_options import SequenceExperts
-from engine.scheduling.block_manager import BlockTables
+from engine.expert_options import ExpertUsage
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.deadlines import Deadlines
-from engine.scheduling.fairness import Tenants, share_of_places
-from engine.scheduling.request_outputs import error_output, finish_reason, last_output, progress_output
+from engine.scheduling.fairness import FairShare, share_of_places
+from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
 from engine.scheduling.sequence import Matcher, Sequence, Status
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.scheduling.step_plan_builder import Draft
+from engine.scheduling.step_plan_builder import StepPlanBuilder
 from engine.scheduling.waiting_queue import WaitingQueue
 from engine.types import Request, RequestOutput
 
@@ -37,7 +37,7 @@ class Scheduler:
 
     def __init__(
         self,
-        tables: BlockTables,
+        tables: BlockManager,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -55,10 +55,10 @@ class Scheduler:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.by_priority = by_priority
         self.num_experts = num_experts
-        self.tenants = Tenants(share_of_places(self.max_running) if num_tenants > 1 else self.max_running)
+        self.tenants = FairShare(share_of_places(self.max_running) if num_tenants > 1 else self.max_running)
         self.waiting = WaitingQueue(self.tenants)
         self.running: list[Sequence] = []  # in scheduling order
-        self.live: dict[int, Sequence] = {}
+        self.unfinished: dict[int, Sequence] = {}
         self._ending: dict[int, Sequence] = {}  # finished with a chunk in flight: blocks still to be given back
         self._deadlines = Deadlines()
         self._num_arrivals = 0
@@ -74,9 +74,9 @@ class Scheduler:
         sequence = Sequence(request, order, min(request.params.max_tokens, room), matcher)
         sequence.tenant = request.tenant if self.by_priority else 0
         if request.expert_usage or request.expert_routing:
-            sequence.experts = SequenceExperts(request, self.num_experts)
-        self.live[request.request_id] = sequence
-        self._deadlines.add(request, self.live)
+            sequence.experts = ExpertUsage(request, self.num_experts)
+        self.unfinished[request.request_id] = sequence
+        self._deadlines.add(request, self.unfinished)
         self.waiting.push(sequence)
 
     def _check_fits(self, request: Request) -> None:
@@ -88,7 +88,7 @@ class Scheduler:
 
     def abort(self, request_id: int) -> bool:
         """Ends a request without an output; False if it is not there (any more)."""
-        sequence = self.live.get(request_id)
+        sequence = self.unfinished.get(request_id)
         if sequence is None:
             return False
         self._end(sequence)
@@ -99,10 +99,10 @@ class Scheduler:
         never scheduled: what a preemption sent back has begun."""
         outputs = []
         for request_id, expiry in self._deadlines.passed(now):
-            sequence = self.live.get(request_id)
+            sequence = self.unfinished.get(request_id)
             if sequence is not None and (expiry == "timeout" or sequence.first_scheduled_s is None):
                 self._end(sequence)
-                outputs.append(last_output(sequence, expiry, now))
+                outputs.append(final_output(sequence, expiry, now))
         return outputs
 
     def has_work(self) -> bool:
@@ -110,16 +110,18 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a block is lost or counted wrongly. For tests, and for idle moments."""
-        holders = [*self.live.values(), *self._ending.values()]
+        holders = [*self.unfinished.values(), *self._ending.values()]
         self.tables.pool.check_integrity(sequence.block_table for sequence in holders)
-        assert len(self.running) + len(self.waiting) == len(self.live), "a live request is neither running nor waiting"
+        assert len(self.running) + len(self.waiting) == len(self.unfinished), (
+            "a live request is neither running nor waiting"
+        )
 
     # A step is planned.
 
     def plan(self, now: float) -> StepPlan:
         """What to compute next; empty if nothing can be. Allocates blocks, may preempt, moves requests to running."""
-        step = Draft(self.max_num_batched_tokens)
-        decoding, others = self._by_need()
+        step = StepPlanBuilder(self.max_num_batched_tokens)
+        decoding, others = self._split_decode_prefill()
         for sequence in decoding:  # there are never more of them than budget: max_running
             if sequence.status is Status.RUNNING:  # not preempted for one before it
                 self._schedule(step, sequence, 1)
@@ -128,9 +130,9 @@ class Scheduler:
                 self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
-        return step.finish(self.tables.take_to_scrub() if step.chunks else ())
+        return step.finish(self.tables.take_blocks_to_zero() if step.chunks else ())
 
-    def _by_need(self) -> tuple[list[Sequence], list[Sequence]]:
+    def _split_decode_prefill(self) -> tuple[list[Sequence], list[Sequence]]:
         """Those that need one position, and those that need more, each in order."""
         decoding, others = [], []
         for sequence in self.running:
@@ -141,14 +143,14 @@ class Scheduler:
                 others.append(sequence)
         return decoding, others
 
-    def _schedule(self, step: Draft, sequence: Sequence, needed: int) -> None:
+    def _schedule(self, step: StepPlanBuilder, sequence: Sequence, needed: int) -> None:
         """Gives the sequence a chunk of the positions that it needs, as many as the budget, which is not used up, lets
         it have; preempts from the end of the order until some of it fits."""
         wanted = min(needed, step.budget)
-        while not (length := self.tables.grow(sequence, wanted)):
-            victim = self._last_idle()
+        while not (length := self.tables.allocate_for(sequence, wanted)):
+            victim = self._pick_victim()
             if victim is None or victim.order < sequence.order:
-                step.num_starved += 1  # everyone behind it is in flight: it waits for the next step
+                step.num_blocked += 1  # everyone behind it is in flight: it waits for the next step
                 return
             self._preempt(victim)
             step.preempted(victim)
@@ -156,17 +158,17 @@ class Scheduler:
                 return
         step.add(sequence, length, reaches_end=length == needed)
 
-    def _last_idle(self) -> Sequence | None:
+    def _pick_victim(self) -> Sequence | None:
         """The last in scheduling order whose blocks no step in flight is using."""
         return next((s for s in reversed(self.running) if not s.num_chunks_in_flight), None)
 
     def _preempt(self, victim: Sequence) -> None:
-        self.tables.release_all(victim)
+        self.tables.free(victim)
         self._leave_running(victim)
         victim.restart()
         self.waiting.push(victim)
 
-    def _admit(self, step: Draft, now: float) -> None:
+    def _admit(self, step: StepPlanBuilder, now: float) -> None:
         """Lets waiting requests in, in order, while there is budget and their tokens fit; the first that does not fit
         holds the others back, so that a long prompt is never overtaken for ever."""
         while step.budget > 0 and len(self.running) < self.max_running:
@@ -179,11 +181,11 @@ class Scheduler:
             self.waiting.pop()
             self._start(step, sequence, hits, now)
 
-    def _start(self, step: Draft, sequence: Sequence, hits: list[int], now: float) -> None:
-        self.tables.adopt_prefix(sequence, hits)
+    def _start(self, step: StepPlanBuilder, sequence: Sequence, hits: list[int], now: float) -> None:
+        self.tables.attach_prefix(sequence, hits)
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=lambda s: s.order)
-        self.tenants.starts(sequence.tenant)
+        self.tenants.on_started(sequence.tenant)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
             sequence.num_cached_tokens = sequence.num_computed
@@ -212,20 +214,22 @@ class Scheduler:
         outcome = result.sampled.get(sequence.request_id)
         if sequence.status is Status.FINISHED:
             if isinstance(outcome, RowFailed):
-                self.tables.forget(sequence)
-            self._end_landed(sequence)
+                self.tables.invalidate(sequence)
+            self._free_if_idle(sequence)
             return None
         if isinstance(outcome, RowFailed):
             return self._fail(sequence, outcome.message, now)
         try:
-            return self._land(chunk, outcome, result, now)
+            return self._commit_chunk(chunk, outcome, result, now)
         except AssertionError:
             raise  # the book-keeping is wrong, which is nobody's own fault
         except Exception:
             log.exception("what a step gave request %d could not be taken; it ends with an error", sequence.request_id)
             return self._fail(sequence, NOT_TAKEN, now)
 
-    def _land(self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float) -> RequestOutput | None:
+    def _commit_chunk(
+        self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float
+    ) -> RequestOutput | None:
         sequence = chunk.sequence
         if sequence.experts and sequence.request_id in result.expert_choices:
             sequence.experts.take(chunk.start, result.expert_choices[sequence.request_id])
@@ -237,7 +241,7 @@ class Scheduler:
             return self._append(sequence, outcome, now)
         if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
             self._end(sequence)
-            return last_output(sequence, "length", now)
+            return final_output(sequence, "length", now)
         return None
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
@@ -248,12 +252,12 @@ class Scheduler:
         reason, stop_token_id = finish_reason(sequence, sampled.token_id, self.eos_token_ids)
         if reason is not None:
             self._end(sequence)
-            return last_output(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
+            return final_output(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
         return progress_output(sequence, sampled)
 
     def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
         """Ends one whose own data is at fault, if it has not ended yet: nobody finds what it computed."""
-        self.tables.forget(sequence)
+        self.tables.invalidate(sequence)
         if sequence.status is not Status.FINISHED:
             self._end(sequence)
         return error_output(sequence, message, now)
@@ -262,7 +266,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         """Out of every list; the blocks at once, or when the chunk in flight has landed."""
-        del self.live[sequence.request_id]
+        del self.unfinished[sequence.request_id]
         was_waiting = sequence.status is Status.WAITING
         sequence.status = Status.FINISHED
         if was_waiting:
@@ -270,11 +274,11 @@ class Scheduler:
         else:
             self._leave_running(sequence)
         self._ending[sequence.request_id] = sequence
-        self._end_landed(sequence)
+        self._free_if_idle(sequence)
 
-    def _end_landed(self, sequence: Sequence) -> None:
+    def _free_if_idle(self, sequence: Sequence) -> None:
         if not sequence.num_chunks_in_flight:
-            self.tables.release_all(self._ending.pop(sequence.request_id))
+            self.tables.free(self._ending.pop(sequence.request_id))
 
     def _leave_running(self, sequence: Sequence) -> None:
         index = bisect_left(self.running, sequence.order, key=lambda s: s.order)

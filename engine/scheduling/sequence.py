@@ -4,8 +4,8 @@ from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
 
-from engine.expert_options import SequenceExperts
-from engine.scheduling.block_hash import BlockKey, child_key, root_key
+from engine.expert_options import ExpertUsage
+from engine.scheduling.block_hash import BlockHash, child_key, root_key
 from engine.types import Request, Timing, TokenLogprobs
 
 
@@ -35,7 +35,7 @@ class Sequence:
         self.request = request
         self.request_id = request.request_id
         self.matcher = matcher  # follows the generated tokens, which a preemption keeps
-        self.follows_tokens = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
+        self.needs_last_token = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
         self.order = order  # lower goes first; (priority, arrival) until it is let in, then (priority, turn)
         self.tenant = request.tenant
         self.max_generated = max_generated  # max_tokens, or what the context leaves
@@ -47,15 +47,15 @@ class Sequence:
         self.num_pending_tokens = 0  # sampled in flight, not yet in token_ids
         self.num_chunks_in_flight = 0
         self.block_table: list[int] = []  # block of positions i*block_size ..; 0 where the window has slid out
-        self.num_slid_blocks = 0
+        self.num_evicted_blocks = 0
         self.num_published_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.experts: SequenceExperts | None = None  # where the request wants to know
+        self.experts: ExpertUsage | None = None  # where the request wants to know
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
-        self._block_keys: list[BlockKey] = []
+        self._block_keys: list[BlockHash] = []
 
     @property
     def num_tokens(self) -> int:
@@ -70,7 +70,7 @@ class Sequence:
         """Positions still to be computed before the next token can be sampled; none if the last one is on its way, or
         if the next cannot be sampled before that one is known."""
         pending, length = self.num_pending_tokens, len(self.token_ids)
-        if pending and (self.follows_tokens or length - self.num_prompt_tokens + pending >= self.max_generated):
+        if pending and (self.needs_last_token or length - self.num_prompt_tokens + pending >= self.max_generated):
             return 0
         return length + pending - self.num_scheduled
 
@@ -79,7 +79,7 @@ class Sequence:
         """Not where every prompt position's output is wanted: a cached position computes none."""
         return not (self.request.params.prompt_logprobs or self.request.expert_usage)
 
-    def block_key(self, index: int, block_size: int) -> BlockKey:
+    def block_key(self, index: int, block_size: int) -> BlockHash:
         """The key of full block `index`; the chain is extended as tokens arrive and kept."""
         keys = self._block_keys
         while len(keys) <= index:
@@ -87,7 +87,7 @@ class Sequence:
             keys.append(child_key(parent, self.block_tokens(len(keys), block_size)))
         return keys[index]
 
-    def _root_key(self) -> BlockKey:
+    def _root_key(self) -> BlockHash:
         request = self.request
         return root_key(request.cache_salt, request.experts_per_token, request.expert_mask)
 
@@ -100,7 +100,7 @@ class Sequence:
     def restart(self) -> None:
         """Forgets what was computed, not what was generated: preemption by recompute. The blocks are the caller's."""
         self.status = Status.WAITING
-        self.num_computed = self.num_scheduled = self.num_slid_blocks = self.num_published_blocks = 0
+        self.num_computed = self.num_scheduled = self.num_evicted_blocks = self.num_published_blocks = 0
         self.block_table = []
         self.prompt_logprobs = []
         self.num_preemptions += 1

@@ -30,8 +30,8 @@ class StepPlan:
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
     num_preemptions: int = 0
-    num_starved: int = 0  # requests that got no block, since those that could give one are in flight
-    scrub: tuple[int, ...] = ()  # blocks to be filled with zeros, once, before the step is launched
+    num_blocked: int = 0  # requests that got no block, since those that could give one are in flight
+    blocks_to_zero: tuple[int, ...] = ()  # blocks to be filled with zeros, once, before the step is launched
 
     @property
     def num_tokens(self) -> int:

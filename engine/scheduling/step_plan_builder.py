@@ -4,7 +4,7 @@ from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, StepPlan
 
 
-class Draft:
+class StepPlanBuilder:
     """Chunks can still be taken back, and no counter of a sequence has moved."""
 
     def __init__(self, budget: int) -> None:
@@ -13,7 +13,7 @@ class Draft:
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self.num_preemptions = 0
-        self.num_starved = 0
+        self.num_blocked = 0
 
     def add(self, sequence: Sequence, length: int, *, reaches_end: bool) -> None:
         """`reaches_end`: these are all positions that the sequence needs before its next token."""
@@ -29,7 +29,7 @@ class Draft:
         if chunk is not None:
             self.budget += chunk.length
 
-    def finish(self, scrub: tuple[int, ...]) -> StepPlan:
+    def finish(self, blocks_to_zero: tuple[int, ...]) -> StepPlan:
         """The plan is settled: from here on its chunks are in flight."""
         for chunk in self.chunks.values():
             chunk.sequence.num_scheduled += chunk.length
@@ -40,6 +40,6 @@ class Draft:
             self.num_prefix_queries,
             self.num_prefix_hits,
             self.num_preemptions,
-            self.num_starved,
-            scrub,
+            self.num_blocked,
+            blocks_to_zero,
         )

@@ -15,12 +15,12 @@ from engine.errors import EngineConfigError
 class DeviceMemory(Protocol):
     """The memory that weights, KV pool and steps share."""
 
-    share_of_pool: float  # of bytes_beside() that the KV pool may take
+    share_of_pool: float  # of bytes_left_after() that the KV pool may take
 
     def free_bytes(self) -> int:
         """What may still be allocated."""
 
-    def bytes_beside(self, largest_step: Callable[[], None]) -> int:
+    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
         """What may be allocated for good beside steps of this size."""
 
 
@@ -32,11 +32,11 @@ class HostMemory:
     def free_bytes(self) -> int:
         return available_bytes()
 
-    def bytes_beside(self, largest_step: Callable[[], None]) -> int:
+    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
         return self.free_bytes()
 
 
-class CardMemory:
+class CudaMemory:
     """A CUDA device's, as torch's allocator and the driver count it."""
 
     share_of_pool = 0.95  # the rest is for the allocator's fragments and for graphs
@@ -49,7 +49,7 @@ class CardMemory:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
-    def bytes_beside(self, largest_step: Callable[[], None]) -> int:
+    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
         """Runs the step twice, as the first also loads kernels, and takes the peak of the second."""
         largest_step()
         torch.cuda.synchronize(self._device)
@@ -62,7 +62,7 @@ class CardMemory:
 
 
 def memory_of(device: torch.device) -> DeviceMemory:
-    return CardMemory(device) if device.type == "cuda" else HostMemory()
+    return CudaMemory(device) if device.type == "cuda" else HostMemory()
 
 
 @contextmanager

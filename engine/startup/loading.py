@@ -11,7 +11,7 @@ from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
     MIN_CPU_BUDGET,
-    Limits,
+    EngineLimits,
     check_weights_fit,
     kv_block_bytes,
     served_dtype,
@@ -20,12 +20,12 @@ from engine.capacity.sizing import (
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.execution.expert_stats import ExpertCounts
+from engine.execution.expert_stats import ExpertStats
 from engine.execution.model_runner import ModelRunner
-from engine.execution.persistent_batch import RequestRows
+from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.startup.backend import Backend, choose_backend
@@ -44,7 +44,7 @@ from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.native.ops import NativeOps
 from model.packed_bytes import packed_bytes
-from model.profile_step import run_full_step
+from model.profile_step import run_profile_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_STEP_S = 0.5  # what a full step may take on a CPU, unless the user sets a budget
@@ -60,7 +60,7 @@ class LoadedModel:
     config: ModelConfig
     runner: ModelRunner
     kv_pool: KvPool
-    limits: Limits
+    limits: EngineLimits
     dtype: torch.dtype
     kv_dtype: KvDtype
     device: torch.device
@@ -99,7 +99,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     if heartbeat is not None:
         model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
-    return _made_ready(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
+    return _assemble(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
@@ -113,12 +113,12 @@ def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
     with explained(config, "weights are made", memory_of(device)):
         model = random_model(model_config, dtype, device, backend.ops, seed=0)
     weights_s = time.monotonic() - start
-    return _made_ready(
+    return _assemble(
         config, model, backend, device, packed_bytes(model.weights), weights_s, [], lambda phase, done, total: None
     )
 
 
-def _made_ready(
+def _assemble(
     config: EngineConfig,
     model: Mixtral,
     backend: Backend,
@@ -137,14 +137,14 @@ def _made_ready(
     kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
     with explained(config, "a full step is measured", memory):
-        free_bytes = memory.bytes_beside(
-            lambda: run_full_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
+        free_bytes = memory.bytes_left_after(
+            lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
     with explained(config, "the KV cache is made", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    expert_counts = ExpertCounts(model_config, device) if model_config.num_experts else None
-    requests = RequestRows(
+    expert_counts = ExpertStats(model_config, device) if model_config.num_experts else None
+    requests = PersistentBatch(
         config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
     )
     sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
@@ -172,10 +172,10 @@ def _made_ready(
     )
 
 
-def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> Scheduler:
+def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
     """A scheduler over an empty pool."""
     budget = limits.max_num_batched_tokens
-    tables = BlockTables(
+    tables = BlockManager(
         BlockPool(limits.num_blocks), config.block_size, model.window, budget, config.enable_prefix_caching
     )
     return Scheduler(
@@ -190,7 +190,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: Limits) -> 
     )
 
 
-def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: Limits) -> int:
+def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
     """As many tokens as this CPU computes in about CPU_STEP_S, from a small step timed twice (the first warms up)."""
     count = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
     seconds = 0.0

@@ -11,13 +11,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model.bench.roofline import Limits, seconds_of
+from model.bench.roofline import RooflineProbe, seconds_of
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.kv_format import NUMBER_BYTES, KvDtype, row_bytes
 from model.kv_pool import KvPool
 from model.mixtral import uniform_routing
-from model.ops.interface import ExpertChoice, FfnWeights, Ops
+from model.ops.interface import FfnWeights, Ops, RoutingRequest
 from model.packed_bytes import packed_bytes
 
 COLD_BYTES = 192 << 20  # more than caches hold
@@ -39,7 +39,7 @@ class Setting:
     kv_dtype: KvDtype
     arithmetic: str  # that the products are done in: float32, bfloat16 or int8
     device: torch.device
-    limits: Limits
+    limits: RooflineProbe
 
     @property
     def number_bytes(self) -> int:
@@ -133,7 +133,7 @@ def _moe(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
     for count in rows:
         x = torch.randn(count, config.dim, dtype=setting.dtype, device=setting.device)
         routing = uniform_routing(config, count, setting.device)
-        choice = ExpertChoice(routing.experts_per_token, None, routing.chosen[0])
+        choice = RoutingRequest(routing.experts_per_token, None, routing.chosen[0])
         calls = [lambda weight=weight, x=x, choice=choice: setting.ops.moe(x, weight, choice) for weight in weights]
         share = distinct_experts(config.num_experts, config.experts_per_token, count) / config.num_experts
         moved = size * share + 2 * count * config.dim * setting.number_bytes
@@ -169,9 +169,9 @@ def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
     config = setting.config
     for count in rows:
         pool = _pool(setting, count, 1, num_layers=1)
-        plan = setting.ops.plan_step(config, _decode_batch(setting, count, 1), BLOCK_SIZE)
+        plan = setting.ops.prepare_batch(config, _decode_batch(setting, count, 1), BLOCK_SIZE)
         qkv = _random(setting, count, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
-        call = [lambda qkv=qkv, pool=pool, plan=plan: setting.ops.rotate_and_store(qkv, pool.k[0], pool.v[0], plan)]
+        call = [lambda qkv=qkv, pool=pool, plan=plan: setting.ops.rope_and_store_kv(qkv, pool.k[0], pool.v[0], plan)]
         turned = (config.num_heads + config.num_kv_heads) * config.head_dim
         moved = count * setting.number_bytes * (2 * config.num_heads + 4 * config.num_kv_heads) * config.head_dim
         yield Case("rope", count, call, moved, 3.0 * count * turned, "float32")
@@ -186,7 +186,7 @@ def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -
             visible = min(context, config.window or context)
             size = 2 * count * visible * config.num_kv_heads * row
             pool = _pool(setting, count, context, num_layers=_copies(size))
-            plan = setting.ops.plan_step(config, _decode_batch(setting, count, context), BLOCK_SIZE)
+            plan = setting.ops.prepare_batch(config, _decode_batch(setting, count, context), BLOCK_SIZE)
             q = _random(setting, count, config.num_heads, config.head_dim)
             calls = [
                 lambda k=k, v=v, q=q, plan=plan: setting.ops.attention(q, k, v, plan)

@@ -68,7 +68,7 @@ def measure(ops: Ops, device: torch.device) -> Roofline:
     return Roofline(_copy_bandwidth(device), _matmul_peaks(device))
 
 
-class Limits:
+class RooflineProbe:
     """The machine's limits when they are asked for. A CPU's change with its neighbours, from one second to the next, so
     there they are measured anew each time; a GPU is nobody else's."""
 

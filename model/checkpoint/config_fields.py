@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.json_files import shown
+from model.checkpoint.json_files import printable
 
 
-class Fields:
+class JsonFields:
     """The keys of one JSON object in `file`."""
 
     def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
@@ -24,14 +24,14 @@ class Fields:
         """The value as it stands, unchecked; `default` where the key is absent."""
         return self._values.get(name, default)
 
-    def section(self, name: str) -> "Fields | None":
+    def section(self, name: str) -> "JsonFields | None":
         """A nested object; None where the key is absent or null."""
         values = self.get(name)
         if values is None:
             return None
         if not isinstance(values, dict):
             raise self._wrong(name, "an object")
-        return Fields(self.file, values, f"{self._prefix}{name}.")
+        return JsonFields(self.file, values, f"{self._prefix}{name}.")
 
     def positive(self, name: str, at_most: int) -> int:
         """An integer in 1..at_most."""
@@ -77,4 +77,4 @@ class Fields:
         return self._values[name]
 
     def _wrong(self, name: str, wanted: str) -> CheckpointError:
-        return self.error(f"{self._prefix}{name} is {shown(self.get(name))}, not {wanted}")
+        return self.error(f"{self._prefix}{name} is {printable(self.get(name))}, not {wanted}")

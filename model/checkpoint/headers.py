@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.json_files import LFS_POINTER, one_line, read_json_object, shown
+from model.checkpoint.json_files import LFS_POINTER, one_line, printable, read_json_object
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX_BYTES = 1 << 28
@@ -56,7 +56,7 @@ def _read_index(directory: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map")
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: {shown(name)} is not the name of a safetensors file")
+            raise CheckpointError(f"{path}: {printable(name)} is not the name of a safetensors file")
     return weight_map
 
 
@@ -78,9 +78,9 @@ def _what_is_there(directory: Path, index: dict[str, str]) -> str:
     names = sorted(entry.name for entry in directory.iterdir())
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        return f"; {shown(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
+        return f"; {printable(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
     others = [name for name in names if name.endswith(".safetensors")]
-    return f"; there is {shown(others[0])}, but no {INDEX_NAME}" if others else ", and so is an index of shards"
+    return f"; there is {printable(others[0])}, but no {INDEX_NAME}" if others else ", and so is an index of shards"
 
 
 def _read_header(file: Path) -> list[StoredTensor]:

@@ -28,7 +28,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise CheckpointError(f"{path} is not valid JSON: {reason}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {shown(value)}, not a JSON object")
+        raise CheckpointError(f"{path} holds {printable(value)}, not a JSON object")
     return value
 
 
@@ -62,12 +62,12 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in pairs:
         if key in keys:
-            raise ValueError(f"the key {shown(key)} occurs twice")
+            raise ValueError(f"the key {printable(key)} occurs twice")
         keys[key] = value
     return keys
 
 
-def shown(value: object) -> str:
+def printable(value: object) -> str:
     """A value from a file as it may stand in a one-line message: printable ASCII, at most 60 characters."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."

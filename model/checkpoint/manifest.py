@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.json_files import shown
+from model.checkpoint.json_files import printable
 
 MANIFEST_NAME = "SHA256SUMS"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -46,7 +46,7 @@ def verify_manifest(directory: Path, on_progress: Callable[[int, int], None]) ->
     names = {file.name for file in files}
     missing = [name for name in listed if name.endswith(SUFFIXES) and "/" not in name and name not in names]
     if missing:
-        raise CheckpointError(f"{directory}: {shown(missing[0])} is missing, though {MANIFEST_NAME} lists it")
+        raise CheckpointError(f"{directory}: {printable(missing[0])} is missing, though {MANIFEST_NAME} lists it")
     for file, digest in _sums(files, on_progress):
         if digest != listed[file.name]:
             raise CheckpointError(f"{file} is damaged: its SHA-256 sum is not the one in {MANIFEST_NAME}")

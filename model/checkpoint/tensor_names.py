@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import StoredTensor, read_headers
-from model.checkpoint.json_files import shown
+from model.checkpoint.json_files import printable
 from model.config import ModelConfig
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -47,7 +47,7 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     unknown = [name for name in stored if name not in expected]
     if unknown:
         file = stored[unknown[0]].file
-        raise CheckpointError(f"{file}: tensor {shown(unknown[0])} has no place in this model{_and_more(unknown)}")
+        raise CheckpointError(f"{file}: tensor {printable(unknown[0])} has no place in this model{_and_more(unknown)}")
     for name, shape in expected.items():
         _check_tensor(stored[name], shape)
     return stored

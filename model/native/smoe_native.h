@@ -72,7 +72,7 @@ SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, 
                                  float* cos, float* sin, int64_t T, int64_t K);
 /* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then their
  * float32 scale); slots [T]. */
-SMOE_API int smoe_rotate_and_store(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
+SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
                                    void* k_cache, void* v_cache, const float* cos, const float* sin,
                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
 /* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */

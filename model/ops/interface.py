@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.sampling_batch import SampledRows, SamplingRows
 
-Packed: TypeAlias = Any  # a weight in a backend's own form
-StepPlan: TypeAlias = Any  # what a backend computes once per batch and reads in every layer
+PackedWeights: TypeAlias = Any  # a weight in a backend's own form
+BatchMetadata: TypeAlias = Any  # what a backend computes once per batch and reads in every layer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FfnWeights:
 
 
 @dataclass(frozen=True)
-class ExpertChoice:
+class RoutingRequest:
     """What each row asks of one layer's gate, and where the answer goes. A row has at least k experts switched on.
 
     Example: E = 4, k = [2, 1], gate logits [[0, 3, 1, 3], [2, 0, 5, 0]], expert 2 switched off for row 1. Then
@@ -46,17 +46,17 @@ class ExpertChoice:
 class Ops(Protocol):
     """Weights come in the compute dtype and on the device; activations are [T, ...] in the same dtype."""
 
-    def pack_linear(self, weight: Tensor) -> Packed:
+    def pack_linear(self, weight: Tensor) -> PackedWeights:
         """weight [O, D]. May keep the tensor itself."""
 
-    def pack_ffn(self, weights: FfnWeights) -> Packed:
+    def pack_ffn(self, weights: FfnWeights) -> PackedWeights:
         """A dense FFN."""
 
-    def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> Packed:
+    def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> PackedWeights:
         """gate [E, D]; the experts in order of their ids. Each is drawn from the iterable when its turn comes and
         dropped once packed, so that no layer is ever held twice."""
 
-    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> StepPlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> BatchMetadata:
         """What depends on the batch alone: rotary angles, which slots each row attends to."""
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
@@ -65,29 +65,29 @@ class Ops(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, eq. 4), in float32. [T, D] -> [T, D]."""
 
-    def linear(self, x: Tensor, weight: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: PackedWeights) -> Tensor:
         """[T, D] -> [T, O]."""
 
-    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: BatchMetadata) -> Tensor:
         """Turns q and k by their positions (Su et al. 2021, eq. 34), writes k and v to the batch's slots, returns q.
 
         qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K] (written; int8 ones have rows of K + 4, see
         model/kv_format.py) -> [T, H, K].
         """
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: StepPlan) -> Tensor:
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: BatchMetadata) -> Tensor:
         """Causal grouped-query attention over the block tables: position i sees i - window + 1 .. i, and reads no slot
         outside of that. [T, H, K] -> [T, H * K]."""
 
-    def ffn(self, x: Tensor, weights: Packed) -> Tensor:
+    def ffn(self, x: Tensor, weights: PackedWeights) -> Tensor:
         """[T, D] -> [T, D]."""
 
-    def moe(self, x: Tensor, weights: Packed, choice: ExpertChoice) -> Tensor:
+    def moe(self, x: Tensor, weights: PackedWeights, choice: RoutingRequest) -> Tensor:
         """Sum over a row's k chosen experts of weight times output; weights are the softmax over the k largest gate
         logits of experts that are switched on (Jiang et al. 2024, section 2.1). Ties go to the lower expert id.
         Writes choice.chosen. [T, D] -> [T, D]."""
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Packed) -> Tensor:
+    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: PackedWeights) -> Tensor:
         """Final norm and head of the chosen rows: [T, D], [N] -> [N, V] float32."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:

@@ -20,13 +20,13 @@ from server.api.routes import (
 )
 from server.error_shapes import error_body
 from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
-from server.generation.state import AppState
-from server.http.disconnect import ClientGone
+from server.generation.state import ServerState
+from server.http.disconnect import ClientDisconnected
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
 
 
-def create_app(state: AppState) -> FastAPI:
+def create_app(state: ServerState) -> FastAPI:
     """The app around `state`. Serve it behind server.limits.guarded, which gives each request its id."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.smoe = state
@@ -46,7 +46,7 @@ def create_app(state: AppState) -> FastAPI:
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RoutingError, _on_routing_error)
-    app.add_exception_handler(ClientGone, _on_client_gone)
+    app.add_exception_handler(ClientDisconnected, _on_client_gone)
     app.add_exception_handler(Exception, _on_fault)
     return app
 

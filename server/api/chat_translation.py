@@ -10,12 +10,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.api.formats.event_reply import Event, TypedReply
-from server.api.routes.chat import ChatTurn, turn_of
+from server.api.routes.chat import ChatTurn, prepare_chat
 from server.errors import ApiError
-from server.generation.choice import Delta, joined
+from server.generation.choice import Delta, merge_deltas
 from server.generation.jobs import off_loop
 from server.http.disconnect import unless_disconnected
-from server.http.sse import KEEP_ALIVE_S, Dialect, EventStream, named
+from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 
 _QUOTED = re.compile(r"'([^' ]+)'")
@@ -36,7 +36,7 @@ async def chat_turn(
     """The request as a chat that is ready to be generated. Raises ApiError, as `chat_of` does."""
     chat = await chat_of(http, request, renamed)
     with renaming(renamed):
-        turn = await turn_of(http, chat, arrival_s)
+        turn = await prepare_chat(http, chat, arrival_s)
     return replace(turn, ignored=[_renamed(path, renamed) for path in turn.ignored])
 
 
@@ -60,7 +60,7 @@ def _renamed(path: str, names: Mapping[str, str]) -> str:
     return next((match.expand(name) for match, name in matches if match), path)
 
 
-def stream(turn: ChatTurn, reply: TypedReply, headers: dict[str, str], dialect: Dialect) -> Response:
+def stream(turn: ChatTurn, reply: TypedReply, headers: dict[str, str], dialect: EventFormat) -> Response:
     """The reply as events."""
     return EventStream(_events(turn, reply), turn.headers_beside(headers), dialect)
 
@@ -97,5 +97,5 @@ async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
         async for deltas in batches:
             everything += deltas
     reply.begin(turn.generation.usage())
-    reply.chunk(turn.layout.whole(joined(everything)))
+    reply.chunk(turn.layout.whole(merge_deltas(everything)))
     reply.end(turn.generation.final_usage())

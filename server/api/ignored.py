@@ -6,7 +6,7 @@ from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestMo
 from server.strict_json import JsonValue
 
 
-def ignored_fields(request: RequestModel, body: dict[str, JsonValue]) -> list[str]:
+def unknown_params(request: RequestModel, body: dict[str, JsonValue]) -> list[str]:
     """Their names, fit for a header, those at the top first; `messages[].name` for a field of any message.
 
     `request` was made of `body`. Inside, null is no field: clients send back what they were sent.

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from server.api.ignored import ignored_fields
+from server.api.ignored import unknown_params
 from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
 from server.generation.jobs import off_loop
 from server.generation.state import state_of
@@ -43,7 +43,7 @@ def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:
     """The request, and the names of its unknown fields. A megabyte of small values takes some 0.3 s."""
     fields = parse_object(body)
     request = validate(model_class, fields)
-    return request, ignored_fields(request, fields)
+    return request, unknown_params(request, fields)
 
 
 def _check_headers(http: HttpRequest) -> None:

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from server.bench.http_client import Endpoint
-from server.bench.load_generator import Record, Target, closed_loop, first_model
+from server.bench.load_generator import RequestTiming, Target, closed_loop, first_model
 from server.bench.report import gaps, spread
-from server.bench.workload import Work
+from server.bench.workload import BenchRequest
 
 TOKENS_PER_STREAM = 400
 PROMPT = [300, 301, 302, 303]
@@ -35,14 +35,14 @@ async def measure(num_streams: int, tokens_per_stream: int, steps_per_s: float) 
     """
     async with stubbed_server(steps_per_s) as (endpoint, pid):
         target = Target(endpoint, await first_model(endpoint))
-        await closed_loop(target, [Work(PROMPT, 8)] * num_streams, num_streams)  # warm-up
+        await closed_loop(target, [BenchRequest(PROMPT, 8)] * num_streams, num_streams)  # warm-up
         busy_s, start_s = cpu_seconds(pid), time.perf_counter()
-        records = await closed_loop(target, [Work(PROMPT, tokens_per_stream)] * num_streams, num_streams)
+        records = await closed_loop(target, [BenchRequest(PROMPT, tokens_per_stream)] * num_streams, num_streams)
         seconds = time.perf_counter() - start_s
         return figures(records, seconds, cpu_seconds(pid) - busy_s, steps_per_s)
 
 
-def figures(records: Sequence[Record], seconds: float, busy_s: float, steps_per_s: float) -> dict[str, Any]:
+def figures(records: Sequence[RequestTiming], seconds: float, busy_s: float, steps_per_s: float) -> dict[str, Any]:
     num_chunks = sum(len(record.chunk_s) for record in records)
     num_tokens = sum(record.output_tokens for record in records)
     return {

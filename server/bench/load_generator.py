@@ -9,7 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from server.bench.http_client import Endpoint, HttpError, Reply, request
-from server.bench.workload import Work
+from server.bench.workload import BenchRequest
 
 Api = Literal["completions", "chat"]
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -17,7 +17,7 @@ _DONE = b"[DONE]"
 
 
 @dataclass
-class Record:
+class RequestTiming:
     """One request, as its client saw it. Seconds of time.perf_counter()."""
 
     start_s: float  # when it was due, or sent in a closed loop
@@ -37,7 +37,7 @@ class Target:
     api: Api = "completions"
     ignore_eos: bool = True  # so that an answer has exactly the tokens that were asked for
 
-    def body(self, work: Work) -> bytes:
+    def body(self, work: BenchRequest) -> bytes:
         """A request's JSON: greedy, streamed, with usage."""
         fields: dict[str, object] = {
             "model": self.model,
@@ -53,9 +53,9 @@ class Target:
         return orjson.dumps(fields)
 
 
-async def closed_loop(target: Target, work: Sequence[Work], num_clients: int) -> list[Record]:
+async def closed_loop(target: Target, work: Sequence[BenchRequest], num_clients: int) -> list[RequestTiming]:
     """Each client sends its next request when its last one has ended, until none is left."""
-    records: list[Record] = []
+    records: list[RequestTiming] = []
     waiting = iter(work)
 
     async def client() -> None:
@@ -66,20 +66,20 @@ async def closed_loop(target: Target, work: Sequence[Work], num_clients: int) ->
     return records
 
 
-async def open_loop(target: Target, work: Sequence[Work]) -> list[Record]:
+async def open_loop(target: Target, work: Sequence[BenchRequest]) -> list[RequestTiming]:
     """Each request is sent when it is due, however many are still open; its times count from then."""
     start_s = time.perf_counter()
 
-    async def due(item: Work) -> Record:
+    async def due(item: BenchRequest) -> RequestTiming:
         await asyncio.sleep(start_s + item.due_s - time.perf_counter())
         return await ask(target, item, start_s + item.due_s)
 
     return await asyncio.gather(*map(due, work))
 
 
-async def ask(target: Target, work: Work, start_s: float) -> Record:
+async def ask(target: Target, work: BenchRequest, start_s: float) -> RequestTiming:
     """One request from its start to its end. What goes wrong is part of the record."""
-    record = Record(start_s)
+    record = RequestTiming(start_s)
     try:
         async with request(target.endpoint, "POST", _PATHS[target.api], target.body(work)) as reply:
             await _read(reply, record)
@@ -89,7 +89,7 @@ async def ask(target: Target, work: Work, start_s: float) -> Record:
     return record
 
 
-async def _read(reply: Reply, record: Record) -> None:
+async def _read(reply: Reply, record: RequestTiming) -> None:
     if reply.status != 200:
         raise HttpError(f"HTTP {reply.status}: {_message(await reply.body())}")
     is_done = False
@@ -103,7 +103,7 @@ async def _read(reply: Reply, record: Record) -> None:
         raise HttpError("the stream ended without [DONE]")
 
 
-def _take(event: bytes, record: Record, now_s: float) -> bool:
+def _take(event: bytes, record: RequestTiming, now_s: float) -> bool:
     """True for the stream's end. Raises HttpError for an error event."""
     payload = event.removeprefix(b"data: ")
     if payload == _DONE or not event.startswith(b"data: "):

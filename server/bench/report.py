@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from server.bench.load_generator import Record
+from server.bench.load_generator import RequestTiming
 
 PERCENTILES = (50, 90, 99)
 
@@ -28,7 +28,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": math.fsum(values) / len(values), **figures, "max": max(values)}
 
 
-def summary(records: Sequence[Record], seconds: float) -> dict[str, Any]:
+def summary(records: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
     """One run's figures. A request that failed counts as an error and nowhere else."""
     whole = [record for record in records if record.error is None]
     num_input = sum(record.prompt_tokens for record in whole)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from server.bench.http_client import Endpoint, HttpError
-from server.bench.load_generator import Api, Record, Target, ask, closed_loop, first_model, open_loop
+from server.bench.load_generator import Api, RequestTiming, Target, ask, closed_loop, first_model, open_loop
 from server.bench.report import summary
-from server.bench.workload import PromptKind, Range, Work, WorkError, draw_work, read_trace, with_arrivals
+from server.bench.workload import BenchRequest, PromptKind, Range, WorkError, draw_work, read_trace, with_arrivals
 
 MIN_REQUESTS_PER_CLIENT = 3
 WARM_UP_SEED = 1_000_003  # other prompts than the measured ones: no cache may profit
@@ -105,7 +105,7 @@ async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
     }
 
 
-def _planned(options: Options) -> list[tuple[str, int | None, list[Work]]]:
+def _planned(options: Options) -> list[tuple[str, int | None, list[BenchRequest]]]:
     """Name, clients (None: an open loop) and work of each run. Every run has prompts of its own."""
     rng = random.Random(options.seed)
     if options.trace is not None:
@@ -118,7 +118,7 @@ def _planned(options: Options) -> list[tuple[str, int | None, list[Work]]]:
     ]
 
 
-def _drawn(options: Options, at_least: int, rng: random.Random) -> list[Work]:
+def _drawn(options: Options, at_least: int, rng: random.Random) -> list[BenchRequest]:
     count = max(options.num_requests, at_least)
     return draw_work(options.kind, options.prompts, options.outputs, count, options.vocab_size, rng)
 
@@ -129,6 +129,6 @@ async def _warm_up(target: Target, options: Options) -> None:
     longest = Range(options.prompts.high, options.prompts.high)
     few = Range(WARM_UP_TOKENS, WARM_UP_TOKENS)
     for work in draw_work(options.kind, longest, few, options.num_warm_up, options.vocab_size, rng):
-        record: Record = await ask(target, work, time.perf_counter())
+        record: RequestTiming = await ask(target, work, time.perf_counter())
         if record.error is not None:
             raise HttpError(f"{options.endpoint.url}: {record.error}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.messages import Abort, Add, FrameReader, FromEngine, Ready, Start, Step, ToEngine, encode_frame
+from engine.messages import Abort, Add, FrameReader, FromEngine, Ready, Start, StepDone, ToEngine, encode_frame
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
 
 RECEIVE_BYTES = 1 << 18
@@ -87,12 +87,12 @@ class StubEngine:
     def is_idle(self) -> bool:
         return not self._running
 
-    def step(self) -> Step:
+    def step(self) -> StepDone:
         """One token for each."""
         outputs = [running.step() for running in self._running.values()]
         self._running = {key: running for key, running in self._running.items() if not running.is_finished}
         stats = StepStats(num_running=len(self._running), num_tokens=len(outputs), num_blocks_total=READY.num_blocks)
-        return Step(StepOutput(outputs, stats))
+        return StepDone(StepOutput(outputs, stats))
 
 
 def serve(connection: socket.socket, steps_per_s: float) -> None:

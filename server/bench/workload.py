@@ -45,7 +45,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Work:
+class BenchRequest:
     """One request to make."""
 
     prompt: list[int] | str
@@ -62,10 +62,10 @@ def prompt(kind: PromptKind, length: int, vocab_size: int, rng: random.Random) -
 
 def draw_work(
     kind: PromptKind, prompts: Range, outputs: Range, count: int, vocab_size: int, rng: random.Random
-) -> list[Work]:
+) -> list[BenchRequest]:
     """`count` requests with lengths drawn evenly from both ranges."""
     lengths = [(prompts.draw(rng), outputs.draw(rng)) for _ in range(count)]
-    return [Work(prompt(kind, num_prompt, vocab_size, rng), num_output) for num_prompt, num_output in lengths]
+    return [BenchRequest(prompt(kind, num_prompt, vocab_size, rng), num_output) for num_prompt, num_output in lengths]
 
 
 def poisson_arrivals(rate: float, rng: random.Random) -> Iterator[float]:
@@ -76,7 +76,7 @@ def poisson_arrivals(rate: float, rng: random.Random) -> Iterator[float]:
         yield now
 
 
-def read_trace(path: Path, kind: PromptKind, vocab_size: int, rng: random.Random) -> list[Work]:
+def read_trace(path: Path, kind: PromptKind, vocab_size: int, rng: random.Random) -> list[BenchRequest]:
     """The requests of a JSONL file, in order of arrival: one {"arrival_s", "prompt_tokens", "output_tokens"} per line.
 
     Raises WorkError that names the line.
@@ -89,7 +89,7 @@ def read_trace(path: Path, kind: PromptKind, vocab_size: int, rng: random.Random
     if not entries:
         raise WorkError(f"{path}: no requests in it")
     return [
-        Work(prompt(kind, num_prompt, vocab_size, rng), num_output, due_s)
+        BenchRequest(prompt(kind, num_prompt, vocab_size, rng), num_output, due_s)
         for due_s, num_prompt, num_output in sorted(entries)
     ]
 
@@ -109,6 +109,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def with_arrivals(work: Sequence[Work], rate: float, rng: random.Random) -> list[Work]:
+def with_arrivals(work: Sequence[BenchRequest], rate: float, rng: random.Random) -> list[BenchRequest]:
     """The same requests, due as a Poisson process has it."""
-    return [Work(w.prompt, w.max_tokens, due_s) for w, due_s in zip(work, poisson_arrivals(rate, rng), strict=False)]
+    return [
+        BenchRequest(w.prompt, w.max_tokens, due_s) for w, due_s in zip(work, poisson_arrivals(rate, rng), strict=False)
+    ]

@@ -40,7 +40,7 @@ class TemplateRefusal(Exception):
     """The template itself says no to this conversation (raise_exception). The text is the template's own."""
 
 
-class TemplateRunsAway(Exception):
+class TemplateBudgetExceeded(Exception):
     """The template asks for more work or text than a rendering may take."""
 
 
@@ -53,25 +53,25 @@ class _Budget:
     def step(self) -> None:
         self._steps_left -= 1
         if self._steps_left < 0:
-            raise TemplateRunsAway(f"it takes more than {MAX_STEPS} steps")
+            raise TemplateBudgetExceeded(f"it takes more than {MAX_STEPS} steps")
 
 
 class SandboxedTemplate:
     """One compiled template. Renderings share nothing: each has a budget of its own."""
 
     def __init__(self, source: str) -> None:
-        """Raises jinja2.TemplateError or TemplateRunsAway where the source is no usable template."""
+        """Raises jinja2.TemplateError or TemplateBudgetExceeded where the source is no usable template."""
         try:
             self._template = _Environment().from_string(source)
         except RecursionError:
-            raise TemplateRunsAway("it is nested too deeply") from None
+            raise TemplateBudgetExceeded("it is nested too deeply") from None
 
     def render(self, variables: dict[str, object]) -> str:
-        """The text. Raises TemplateRefusal, TemplateRunsAway, or jinja2.TemplateError for what fails inside."""
+        """The text. Raises TemplateRefusal, TemplateBudgetExceeded, or jinja2.TemplateError for what fails inside."""
         try:
             return _bounded_join(self._template.generate({**variables, _BUDGET: _Budget()}))
         except RecursionError:
-            raise TemplateRunsAway("it calls itself too deeply") from None
+            raise TemplateBudgetExceeded("it calls itself too deeply") from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise TemplateError(type(error).__name__) from error
 
@@ -116,7 +116,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             _check_product(owner, *args, *kwargs.values())
             if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
-                raise TemplateRunsAway("it pads a text out of all proportion")
+                raise TemplateBudgetExceeded("it pads a text out of all proportion")
             if function.__name__ == "join" and len(args) == 1:
                 return _join(args[0], owner)
         return super().call(context, function, *args, **kwargs)
@@ -124,7 +124,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic whose result may be a long text or an endless number."""
         if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise TemplateRunsAway("powers and formatting with % are not offered")
+            raise TemplateBudgetExceeded("powers and formatting with % are not offered")
         if operator == "*":
             _check_repetition(left, right)
         elif operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
@@ -204,13 +204,13 @@ def _bounded_join(pieces: Iterable[str]) -> str:
 
 def _check_chars(num_chars: int) -> None:
     if num_chars > MAX_CHARS:
-        raise TemplateRunsAway(f"it makes a text of more than {MAX_CHARS} characters")
+        raise TemplateBudgetExceeded(f"it makes a text of more than {MAX_CHARS} characters")
 
 
 def _check_repetition(left: object, right: object) -> None:
     if isinstance(left, int) and isinstance(right, int):
         if left.bit_length() + right.bit_length() > MAX_INT_BITS:
-            raise TemplateRunsAway("it makes a number beyond all sizes")
+            raise TemplateBudgetExceeded("it makes a number beyond all sizes")
         return
     _check_chars(_size(left) * _size(right))
 
@@ -221,7 +221,7 @@ def _check_product(*arguments: object) -> None:
     for argument in arguments:
         product *= _size(argument)
     if product > MAX_PRODUCT:
-        raise TemplateRunsAway("it makes a text out of all proportion")
+        raise TemplateBudgetExceeded("it makes a text out of all proportion")
 
 
 def _size(value: object) -> int:

@@ -56,4 +56,4 @@ def mistral_format(tokenizer: Tokenizer) -> str:
 
 def has_control_tokens(tokenizer: Tokenizer) -> bool:
     """Whether turns are marked by control tokens, which no text can spell."""
-    return tokenizer.id_of_special("[INST]") is not None
+    return tokenizer.special_token_id("[INST]") is not None

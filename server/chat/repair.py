@@ -19,7 +19,7 @@ BLANK_LINE = "\n\n"
 SystemPlace = Literal["own_message", "first_user_turn", "last_user_turn"]
 
 
-def repaired(messages: Sequence[Message], system_place: SystemPlace) -> tuple[list[Turn], list[str]]:
+def repair_conversation(messages: Sequence[Message], system_place: SystemPlace) -> tuple[list[Turn], list[str]]:
     """The conversation with its roles in order, and the names of the repairs that it took: none where it was valid.
 
     `system_place`: where the template in use takes the system's text. No text is lost, and the texts of user and

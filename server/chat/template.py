@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal, TemplateRunsAway
+from server.chat.jinja_sandbox import SandboxedTemplate, TemplateBudgetExceeded, TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
 from server.chat.repair import SystemPlace
 from server.chat.turns import Message, Turn
@@ -73,7 +73,7 @@ class ChatTemplate:
             self._template.render(self._variables([{"role": "user", "content": "Hello"}], True, False))
         except TemplateRefusal:
             return  # it may insist on something; each conversation will be told
-        except (TemplateRunsAway, TemplateError) as error:
+        except (TemplateBudgetExceeded, TemplateError) as error:
             raise TokenizerError(f"the chat template fails on a simple conversation: {error}") from None
 
     def _system_place(self) -> SystemPlace:
@@ -81,7 +81,7 @@ class ChatTemplate:
         turns = [{"role": "system", "content": SYSTEM_PROBE}, {"role": "user", "content": "Hello"}]
         try:
             is_taken = SYSTEM_PROBE in self._template.render(self._variables(turns, True, False))
-        except (TemplateRefusal, TemplateRunsAway, TemplateError):
+        except (TemplateRefusal, TemplateBudgetExceeded, TemplateError):
             is_taken = False
         if is_taken:
             return "own_message"
@@ -89,14 +89,14 @@ class ChatTemplate:
 
     def _takes_tools(self) -> bool:
         """Whether the model was taught to call tools: it has a token for it, and the template writes the tools down."""
-        if self._tokenizer.id_of_special(CALLS_MARKER) is None:
+        if self._tokenizer.special_token_id(CALLS_MARKER) is None:
             return False
         function: dict[str, JsonValue] = {"name": TOOL_PROBE, "description": "", "parameters": {}}
         tools = [{"type": "function", "function": function}]
         variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
         try:
             return TOOL_PROBE in self._template.render({**variables, "tools": tools})
-        except (TemplateRefusal, TemplateRunsAway, TemplateError):
+        except (TemplateRefusal, TemplateBudgetExceeded, TemplateError):
             return False
 
     def _variables(
@@ -117,7 +117,7 @@ class ChatTemplate:
             return self._template.render(variables)
         except TemplateRefusal as refusal:
             raise ApiError(str(refusal), param="messages", code="invalid_value") from None
-        except TemplateRunsAway:
+        except TemplateBudgetExceeded:
             message = "The conversation is more than the model's chat template can render here."
             raise ApiError(message, param="messages", code="invalid_value") from None
         except TemplateError:
@@ -177,7 +177,7 @@ def _compiled(source: str) -> SandboxedTemplate:
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise TokenizerError(f"the chat template is not valid jinja (line {line})") from None
-    except TemplateRunsAway as error:
+    except TemplateBudgetExceeded as error:
         raise TokenizerError(f"the chat template cannot be used: {error}") from None
 
 

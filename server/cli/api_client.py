@@ -16,7 +16,7 @@ class RemoteError(Exception):
     """The server did not do what was asked. One line for the person at the terminal."""
 
 
-class Remote:
+class ApiClient:
     """The server at a URL, with or without /v1 at its end."""
 
     def __init__(self, url: str, api_key: str | None) -> None:

@@ -4,9 +4,9 @@ import readline
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from server.cli.api_client import Remote, RemoteError
+from server.cli.api_client import ApiClient, RemoteError
 from server.cli.expert_bars import expert_lines
-from server.cli.streamed_answer import Answer, read_answer
+from server.cli.streamed_answer import StreamedAnswer, read_answer
 
 HELP = """\
 /stats     tokens and times of the last answer
@@ -22,7 +22,12 @@ class ChatSession:
     """The conversation so far. `say` writes to the terminal, with no line end of its own."""
 
     def __init__(
-        self, remote: Remote, model: str, fields: Mapping[str, object], system: str | None, say: Callable[[str], None]
+        self,
+        remote: ApiClient,
+        model: str,
+        fields: Mapping[str, object],
+        system: str | None,
+        say: Callable[[str], None],
     ) -> None:
         """`fields` go into every request."""
         self._remote = remote
@@ -31,7 +36,7 @@ class ChatSession:
         self._beginning = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = list(self._beginning)
         self._say = say
-        self._last: Answer | None = None
+        self._last: StreamedAnswer | None = None
         self._commands: dict[str, Callable[[], str]] = {
             "/stats": self._stats,
             "/experts": self._experts,
@@ -78,7 +83,7 @@ class ChatSession:
         return "a new conversation"
 
 
-def served_model(remote: Remote) -> str:
+def served_model(remote: ApiClient) -> str:
     """The first name that the server goes by. Raises RemoteError."""
     try:
         return str(remote.get("/v1/models")["data"][0]["id"])

@@ -100,7 +100,7 @@ def doctor_command(
         settings = load_settings(_given(model=model))
     except SettingsError as error:
         raise _refused(error) from None
-    findings = doctor.examine(settings)
+    findings = doctor.run_checks(settings)
     typer.echo(doctor.as_json(findings) if as_json else doctor.as_table(findings))
     raise typer.Exit(1 if any(finding.verdict == "fail" for finding in findings) else 0)
 
@@ -111,7 +111,7 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 def _remote(url: str | None, api_key: str | None) -> Any:
     """The server that was named, or the one that this machine's settings describe. Raises RemoteError."""
-    from server.cli.api_client import Remote, RemoteError
+    from server.cli.api_client import ApiClient, RemoteError
     from server.settings import SettingsError, load_settings
 
     try:
@@ -121,7 +121,7 @@ def _remote(url: str | None, api_key: str | None) -> Any:
     key = api_key or next(iter(settings.api_key), None)
     scheme = "http" if settings.ssl_certfile is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return Remote(url or f"{scheme}://{host}:{settings.port}", key)
+    return ApiClient(url or f"{scheme}://{host}:{settings.port}", key)
 
 
 def _history_file() -> Path:

@@ -168,7 +168,7 @@ async def count(config: EngineConfig, texts: Sequence[Text]) -> dict[str, list[l
         return {text.name: await engine.tokens_of(text) for text in texts}
 
 
-async def turn_dial(config: EngineConfig, texts: Sequence[Text]) -> list[DialPoint]:
+async def sweep_experts_per_token(config: EngineConfig, texts: Sequence[Text]) -> list[DialPoint]:
     """From 1 expert per token to all of them; speeds are medians of ROUNDS. Raises ExpertTextError."""
     async with text_engine(config) as engine:
         dial = range(1, engine.ready.num_experts + 1)

@@ -26,7 +26,7 @@ def run(
         model_dir = locate_model(settings.model, hub_cache_dir())
         texts = expert_measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
         config = engine_config(settings, model_dir)
-        answer = _turn_dial(config, texts, as_json, png) if dial else _count(config, texts, as_json, png)
+        answer = _sweep_experts_per_token(config, texts, as_json, png) if dial else _count(config, texts, as_json, png)
     except (SettingsError, ModelNotFoundError, TokenizerError, ExpertTextError) as error:
         typer.echo(f"smoe: {error}", err=True)
         return 2
@@ -41,8 +41,10 @@ def _count(config: EngineConfig, texts: Sequence[expert_measurement.Text], as_js
     return expert_report.count_json(counts) if as_json else expert_report.count_table(counts)
 
 
-def _turn_dial(config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None) -> str:
-    points = uvloop.run(expert_measurement.turn_dial(config, texts))
+def _sweep_experts_per_token(
+    config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None
+) -> str:
+    points = uvloop.run(expert_measurement.sweep_experts_per_token(config, texts))
     if png is not None:
         expert_report.draw_dial(points, png)
     return expert_report.dial_json(points) if as_json else expert_report.dial_table(points)

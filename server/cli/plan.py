@@ -21,7 +21,7 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class PlanReport:
     """A plan for what was asked, and what of it can be served."""
 
     model: str | None  # as the user called it
@@ -58,7 +58,7 @@ class Answer:
         return ["smoe", "serve", *named, *weights, *length, *size]
 
 
-def answer(settings: Settings, memory_bytes: int | None) -> Answer:
+def answer(settings: Settings, memory_bytes: int | None) -> PlanReport:
     """The plan for `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     try:
@@ -67,7 +67,7 @@ def answer(settings: Settings, memory_bytes: int | None) -> Answer:
         fitting = next((one for one in (plan, *_smaller(plan)) if one.limits), None)
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
-    return Answer(settings.model, plan, fitting)
+    return PlanReport(settings.model, plan, fitting)
 
 
 def write_manifest(settings: Settings) -> str:
@@ -90,7 +90,7 @@ def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:
         yield plan_memory(replace(config, quantization="int4"), plan.memory_bytes)
 
 
-def as_json(found: Answer) -> str:
+def as_json(found: PlanReport) -> str:
     """One object, sizes in bytes. What the KV cache holds is 0 or null where the plan does not fit."""
     plan, limits = found.plan, found.plan.limits
     fields: dict[str, Any] = {
@@ -126,7 +126,7 @@ def as_json(found: Answer) -> str:
     return json.dumps(fields, indent=2)
 
 
-def as_table(found: Answer) -> str:
+def as_table(found: PlanReport) -> str:
     """The same for people: at most some twenty lines."""
     lines = [*_heading(found), *_parameter_lines(found.plan), *_memory_lines(found.fitting or found.plan)]
     lines += [f"warning: {warning}" for warning in (found.fitting or found.plan).warnings]
@@ -140,7 +140,7 @@ def _rounded_up(num_bytes: int) -> str:
     return f"{-(-num_bytes >> exponent)} {unit}"
 
 
-def _heading(found: Answer) -> Iterator[str]:
+def _heading(found: PlanReport) -> Iterator[str]:
     model = found.plan.model
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Answer:
+class StreamedAnswer:
     """What came, and how fast on this side of the wire."""
 
     text: str
@@ -31,7 +31,7 @@ class Answer:
         )
 
 
-def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) -> Answer:
+def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) -> StreamedAnswer:
     """Gives `write` each piece of text. Ctrl-C ends the answer, not the program."""
     started_s = time.monotonic()
     first_s, finish_reason, seed = None, None, None
@@ -49,7 +49,7 @@ def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) 
                     write(piece)
     except KeyboardInterrupt:
         finish_reason = None
-    return Answer(
+    return StreamedAnswer(
         text="".join(pieces),
         num_prompt_tokens=usage.get("prompt_tokens", 0),
         num_tokens=usage.get("completion_tokens", 0),

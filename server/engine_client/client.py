@@ -15,18 +15,29 @@ from typing import Literal
 import msgspec
 
 from engine.config import EngineConfig
-from engine.messages import Abort, Add, AskExperts, Experts, FromEngine, Progress, Ready, Start, Started, Step
+from engine.messages import (
+    Abort,
+    Add,
+    ExpertsQuery,
+    ExpertsReply,
+    FromEngine,
+    PrefillStarted,
+    Progress,
+    Ready,
+    Start,
+    StepDone,
+)
 from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
-from server.engine_client.inflight import RequestBook
-from server.engine_client.output_collector import EngineDied, Mailbox
-from server.engine_client.process import ENGINE_COMMAND, Death, EngineLink
-from server.engine_client.restart_policy import MAX_USELESS, SERVED_S, Backoff
-from server.engine_client.watchdog import Patience, Watchdog
+from server.engine_client.inflight import InFlightRequests
+from server.engine_client.output_collector import EngineDied, OutputCollector
+from server.engine_client.process import ENGINE_COMMAND, EngineProcessHandle, ProcessExit
+from server.engine_client.restart_policy import MAX_FAILED_STARTS, SERVED_S, RestartPolicy
+from server.engine_client.watchdog import Watchdog, WatchdogTimeouts
 
 logger = logging.getLogger("smoe.engine")
 
 Phase = Literal["loading", "ready", "stuck", "restarting", "draining", "dead"]
-PATIENCE = Patience()
+PATIENCE = WatchdogTimeouts()
 STOP_GRACE_S = 0.5  # for a process that was told to exit
 STOPPED = "the server is shutting down"
 GONE = "the engine stopped; the request can be sent again"
@@ -56,10 +67,10 @@ class EngineClient:
         on_restart: Callable[[], None] = lambda: None,
         command: Sequence[str] = ENGINE_COMMAND,
         restarts: bool = False,
-        patience: Patience = PATIENCE,
+        patience: WatchdogTimeouts = PATIENCE,
     ) -> None:
         """`on_step` sees each step's numbers, `on_status` each new status, `on_restart` each process but the first;
-        `command`: see EngineLink."""
+        `command`: see EngineProcessHandle."""
         self.ready: Ready | None = None  # of the newest process that was
         self.stats = StepStats()
         self._status = EngineStatus("loading")
@@ -68,14 +79,14 @@ class EngineClient:
         self._on_restart = on_restart
         self._command = command
         self._patience = patience
-        self._backoff = Backoff() if restarts else None
-        self._book = RequestBook()
+        self._backoff = RestartPolicy() if restarts else None
+        self._book = InFlightRequests()
         self._questions: dict[tuple[float | None, bool], asyncio.Future[ExpertReport]] = {}  # about experts
         self._asked: dict[int, tuple[float | None, bool]] = {}  # by query id
         self._last_query_id = 0
         self._last_request_id = 0
         self._start: Start | None = None
-        self._link = EngineLink(command, self._receive, self._died)
+        self._link = EngineProcessHandle(command, self._receive, self._died)
         self._serves = False  # this process has loaded
         self._ready_s: float | None = None  # when it had
         self._gave_output = False  # this process, to anybody
@@ -116,9 +127,9 @@ class EngineClient:
         await self._link.start(self._start)
         self._spawn(self._look_after())
 
-    def submit(self, requests: Sequence[Request]) -> Mailbox:
+    def submit(self, requests: Sequence[Request]) -> OutputCollector:
         """Queue requests, in order, whose outputs come to one mailbox. Of a dead engine it raises EngineDied."""
-        mailbox = Mailbox()
+        mailbox = OutputCollector()
         if self._status.phase == "dead":
             mailbox.fail(GONE)
             return mailbox
@@ -140,7 +151,7 @@ class EngineClient:
             self._questions[question] = asyncio.get_running_loop().create_future()
             self._last_query_id += 1
             self._asked[self._last_query_id] = question
-            self._link.send(AskExperts(self._last_query_id, window_s, reset))
+            self._link.send(ExpertsQuery(self._last_query_id, window_s, reset))
         return await asyncio.shield(self._questions[question])
 
     def drain(self) -> None:
@@ -158,7 +169,7 @@ class EngineClient:
         await self._link.end(STOP_GRACE_S)
 
     def _send_what_is_due(self) -> None:
-        if self._serves and (requests := self._book.take_to_send()):
+        if self._serves and (requests := self._book.pop_sendable()):
             self._link.send(Add(requests))
 
     def _forget(self, in_engine: list[int]) -> None:
@@ -168,16 +179,16 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Step(step):
+            case StepDone(step):
                 self._take_step(step.outputs, step.stats)
-            case Started(request_ids):
+            case PrefillStarted(request_ids):
                 self._book.started(request_ids)
             case Progress():
                 phase: Phase = "loading" if self.ready is None else "restarting"
                 self._set_status(EngineStatus(phase, message.phase, message.loaded_bytes, message.total_bytes))
             case Ready():
                 self._take_ready(message)
-            case Experts():
+            case ExpertsReply():
                 answer = self._questions.pop(self._asked.pop(message.query_id))
                 answer.set_result(message.report)
 
@@ -208,20 +219,20 @@ class EngineClient:
         self._status = status
         self._on_status(status)
 
-    def _died(self, death: Death) -> None:
+    def _died(self, death: ProcessExit) -> None:
         """The process is gone, or of no use: those with output end, the others are kept for the next one."""
         if self._status.phase == "dead":
             return
         casualties = self._book.engine_died()
         for mailbox in casualties.lost:
             mailbox.fail(GONE)
-        if casualties.killer is not None:
-            mailbox, output = casualties.killer
+        if casualties.culprit is not None:
+            mailbox, output = casualties.culprit
             mailbox.put(output)
-        delay_s = self._delay_s(is_explained=casualties.killer is not None)
+        delay_s = self._delay_s(is_explained=casualties.culprit is not None)
         if delay_s is None:
             gave_up = self._backoff is not None and self.ready is not None
-            why = f"{MAX_USELESS} engines in a row came to nothing; of the last: " if gave_up else ""
+            why = f"{MAX_FAILED_STARTS} engines in a row came to nothing; of the last: " if gave_up else ""
             self._end(f"{why}{death.message}", exit_code=death.exit_code)
             return
         logger.warning(
@@ -229,7 +240,7 @@ class EngineClient:
             death.message,
             casualties.num_lost,
             casualties.num_kept,
-            "" if casualties.killer is None else ", and the one it died of twice is answered",
+            "" if casualties.culprit is None else ", and the one it died of twice is answered",
             delay_s,
         )
         self._forget_process()
@@ -254,16 +265,16 @@ class EngineClient:
         self._questions.clear()
         self._asked.clear()
 
-    async def _start_again(self, link: EngineLink, delay_s: float) -> None:
+    async def _start_again(self, link: EngineProcessHandle, delay_s: float) -> None:
         """The one before is gone for certain first: its memory is needed."""
         logger.info("the engine process %s", await link.end())
         await asyncio.sleep(delay_s)
-        self._link = EngineLink(self._command, self._receive, self._died)
+        self._link = EngineProcessHandle(self._command, self._receive, self._died)
         self._on_restart()
         try:
             await self._link.start(self._start_as_before())
         except OSError as error:
-            self._link.die(Death(f"the engine process cannot be started: {error.strerror}"))
+            self._link.die(ProcessExit(f"the engine process cannot be started: {error.strerror}"))
 
     def _start_as_before(self) -> Start:
         """With the limits that the first process derived: requests were accepted by them."""
@@ -279,7 +290,7 @@ class EngineClient:
         self._set_status(replace(self._status, phase="dead", message=message, exit_code=exit_code))
         for mailbox in self._book.close():
             mailbox.fail(told_clients)
-        self._link.die(Death(message))
+        self._link.die(ProcessExit(message))
 
     async def _look_after(self) -> None:
         """The process that there is, and the requests' deadlines, for which there need not be one."""
@@ -288,22 +299,22 @@ class EngineClient:
             now_s = time.monotonic()
             if watchdog is None or link is not self._link:
                 link, watchdog = self._link, Watchdog(now_s)
-            self._judge(watchdog.look(link.num_beats, now_s))
+            self._judge(watchdog.observe(link.num_beats, now_s))
             outputs, in_engine = self._book.expire(now_s)
             for mailbox, output in outputs:
                 mailbox.put(output)
             self._forget(in_engine)
             await asyncio.sleep(self._patience.look_s)
 
-    def _judge(self, still_s: float) -> None:
+    def _judge(self, stalled_s: float) -> None:
         """What it means that the process has shown no sign of life for so long."""
         patience = self._patience
-        if still_s >= (patience.kill_after_s if self._serves else patience.kill_loading_after_s):
-            self._link.die(Death(f"the engine has made no progress for {still_s:.0f} s"))
-        elif self._serves and still_s >= patience.stuck_after_s and self._status.phase != "stuck":
+        if stalled_s >= (patience.kill_after_s if self._serves else patience.kill_loading_after_s):
+            self._link.die(ProcessExit(f"the engine has made no progress for {stalled_s:.0f} s"))
+        elif self._serves and stalled_s >= patience.stuck_after_s and self._status.phase != "stuck":
             logger.warning("the engine makes no progress; it is killed if that lasts for %.0f s", patience.kill_after_s)
             self._set_status(replace(self._status, phase="stuck"))
-        elif still_s == 0.0 and self._status.phase == "stuck":
+        elif stalled_s == 0.0 and self._status.phase == "stuck":
             logger.warning("the engine makes progress again")
             self._set_status(replace(self._status, phase="ready"))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.types import Request, RequestOutput
-from server.engine_client.output_collector import Mailbox
+from server.engine_client.output_collector import OutputCollector
 
 Place = Literal["held", "sent", "started"]  # here; in the engine's queue, as far as is known; in one of its steps
 
@@ -21,7 +21,7 @@ class Entry:
     """One open request."""
 
     request: Request | None  # until its first output; then it can never be sent again
-    mailbox: Mailbox
+    mailbox: OutputCollector
     deadline_s: float | None
     queue_deadline_s: float | None
     place: Place = "held"
@@ -34,16 +34,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Casualties:
+class CrashReport:
     """What an engine's death means."""
 
-    lost: list[Mailbox]  # part of what came of their requests may have been read: they end
-    killer: tuple[Mailbox, RequestOutput] | None  # the request that killed it, and what to tell of it
+    lost: list[OutputCollector]  # part of what came of their requests may have been read: they end
+    culprit: tuple[OutputCollector, RequestOutput] | None  # the request that killed it, and what to tell of it
     num_lost: int
     num_kept: int
 
 
-class RequestBook:
+class InFlightRequests:
     """Every request from its submission to its last output, its abort, or the death that ends it.
 
     Those that may have killed an engine are suspects: the next one gets them one at a time, each alone with those that
@@ -60,7 +60,7 @@ class RequestBook:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
+    def add(self, requests: Sequence[Request], mailbox: OutputCollector) -> None:
         """New ones, to be sent behind all others."""
         for request in requests:
             entry = Entry(request, mailbox, request.deadline_s, request.queue_deadline_s)
@@ -68,7 +68,7 @@ class RequestBook:
             if request.deadline_s is not None or request.queue_deadline_s is not None:
                 self._timed[request.request_id] = entry
 
-    def take_to_send(self) -> list[Request]:
+    def pop_sendable(self) -> list[Request]:
         """What the engine is to get now; from here on it has it."""
         if self._on_trial is not None or not (self._suspects or self._held):
             return []
@@ -84,7 +84,7 @@ class RequestBook:
             if (entry := self._open.get(request_id)) is not None:
                 entry.place = "started"
 
-    def take(self, output: RequestOutput) -> Mailbox | None:
+    def take(self, output: RequestOutput) -> OutputCollector | None:
         """Whose output it is; nobody's where the request was aborted here."""
         entry = self._open.get(output.request_id)
         if entry is None:
@@ -103,18 +103,18 @@ class RequestBook:
             self._remove(request_id)
         return [request_id for request_id, entry in entries.items() if entry.place != "held"]
 
-    def expire(self, now_s: float) -> tuple[list[tuple[Mailbox, RequestOutput]], list[int]]:
+    def expire(self, now_s: float) -> tuple[list[tuple[OutputCollector, RequestOutput]], list[int]]:
         """Ends those whose time has been over for a while, which an engine that works has done before: what to tell of
         them, and which of them the engine has."""
         over = [(request_id, reason) for request_id, e in self._timed.items() if (reason := _expiry(e, now_s))]
         told = [(self._open[id_].mailbox, RequestOutput(id_, finish_reason=reason)) for id_, reason in over]
         return told, self.abort([request_id for request_id, _ in over])
 
-    def engine_died(self) -> Casualties:
+    def engine_died(self) -> CrashReport:
         """Nothing is in an engine any more. Its killer is a suspect that it began and that nobody else was with."""
         in_engine = {request_id: entry for request_id, entry in self._open.items() if entry.place != "held"}
         lost = {id(entry.mailbox): entry.mailbox for entry in in_engine.values() if entry.request is None}
-        killer = self._killer() if not lost else None
+        culprit = self._culprit() if not lost else None
         self._on_trial = None
         num_before = len(self._open)
         for request_id in [key for key, entry in self._open.items() if id(entry.mailbox) in lost]:
@@ -125,16 +125,16 @@ class RequestBook:
             in_engine[request_id].place = "held"
         self._hold_all()
         num_kept = len(self._open)
-        return Casualties(list(lost.values()), killer, num_before - num_kept, num_kept)
+        return CrashReport(list(lost.values()), culprit, num_before - num_kept, num_kept)
 
-    def close(self) -> list[Mailbox]:
+    def close(self) -> list[OutputCollector]:
         """Empties the book; returns whom it belongs to."""
         mailboxes = {id(entry.mailbox): entry.mailbox for entry in self._open.values()}
         for request_id in list(self._open):
             self._remove(request_id)
         return list(mailboxes.values())
 
-    def _killer(self) -> tuple[Mailbox, RequestOutput] | None:
+    def _culprit(self) -> tuple[OutputCollector, RequestOutput] | None:
         if self._on_trial is None or not (entry := self._open[self._on_trial]).may_have_run:
             return None
         output = RequestOutput(self._on_trial, finish_reason="error", error=KILLER)

@@ -13,7 +13,7 @@ class EngineDied(Exception):
     """The engine is gone, and with it every request that was running. The message is fit for a client."""
 
 
-class Mailbox:
+class OutputCollector:
     """The outputs of the requests submitted together, on their way from the socket to the handler that waits for them.
 
     Made on the event loop. One timer serves all waits: it is set anew only when it fires, not at each of them.

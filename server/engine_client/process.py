@@ -20,7 +20,7 @@ import msgspec
 import engine
 from engine.heartbeat import Heartbeat
 from engine.messages import Failed, FrameReader, FromEngine, Start, ToEngine, encode_frame
-from server.engine_client.stderr_log import EngineLog
+from server.engine_client.stderr_log import StderrLog
 
 logger = logging.getLogger("smoe.engine")
 
@@ -29,18 +29,18 @@ EXIT_GRACE_S = 1.0  # for what a process that has exited left in the socket
 
 
 @dataclass(frozen=True)
-class Death:
+class ProcessExit:
     """Why an engine process is of no use any more."""
 
     message: str  # one line for the person at the terminal: it may name paths
     exit_code: int = 1  # what the server should exit with where there is no other engine
 
 
-class EngineLink:
+class EngineProcessHandle:
     """One engine process. `on_message` gets what it says, `on_death` is called once: when it is gone, or should be."""
 
     def __init__(
-        self, command: Sequence[str], on_message: Callable[[FromEngine], None], on_death: Callable[[Death], None]
+        self, command: Sequence[str], on_message: Callable[[FromEngine], None], on_death: Callable[[ProcessExit], None]
     ) -> None:
         """`command` gets the numbers of the socket and of the heartbeat's memory."""
         self._heartbeat: Heartbeat | None = None
@@ -87,7 +87,7 @@ class EngineLink:
                 start_new_session=True,
             )
             on_error.pop_all()
-        await loop.connect_read_pipe(EngineLog, log_reader)
+        await loop.connect_read_pipe(StderrLog, log_reader)
         self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self.die), sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
         self.send(message)
@@ -99,7 +99,7 @@ class EngineLink:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode_frame(message))
 
-    def die(self, death: Death) -> None:
+    def die(self, death: ProcessExit) -> None:
         """The first reason stands. Closing our end is what makes a process exit that still can."""
         if self._is_dead:
             return
@@ -127,7 +127,7 @@ class EngineLink:
         if self._is_dead:
             return
         if isinstance(message, Failed):
-            self.die(Death(message.message, message.exit_code))
+            self.die(ProcessExit(message.message, message.exit_code))
         else:
             self._on_message(message)
 
@@ -135,14 +135,14 @@ class EngineLink:
         """A process that exits without closing its socket (a child of its own holds it open) is dead all the same."""
         code = await process.wait()
         if not self._is_dead:
-            death = Death(f"the engine process {_in_words(code)}")
+            death = ProcessExit(f"the engine process {_in_words(code)}")
             asyncio.get_running_loop().call_later(EXIT_GRACE_S, self.die, death)
 
 
 class _EngineProtocol(asyncio.Protocol):
     """Cuts the bytes from the engine into messages."""
 
-    def __init__(self, receive: Callable[[FromEngine], None], die: Callable[[Death], None]) -> None:
+    def __init__(self, receive: Callable[[FromEngine], None], die: Callable[[ProcessExit], None]) -> None:
         self._receive = receive
         self._die = die
         self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
@@ -152,13 +152,13 @@ class _EngineProtocol(asyncio.Protocol):
             messages = self._reader.feed(chunk)
         except msgspec.DecodeError:
             logger.exception("the engine sent a message that is none")
-            self._die(Death("the engine sent a message that the server cannot read"))
+            self._die(ProcessExit("the engine sent a message that the server cannot read"))
             return
         for message in messages:
             self._receive(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._die(Death("the engine process is gone"))
+        self._die(ProcessExit("the engine process is gone"))
 
 
 def package_root() -> Path:

@@ -2,10 +2,10 @@
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 SERVED_S = 60.0  # an engine that was ready for so long was of use, though nobody asked it for anything
-MAX_USELESS = 6  # engines in a row that came to nothing; an outside supervisor is to see it then
+MAX_FAILED_STARTS = 6  # engines in a row that came to nothing; an outside supervisor is to see it then
 
 
-class Backoff:
+class RestartPolicy:
     """An engine is replaced at once, the next after 0.5 s, 1 s ... 30 s; behind one that was of use it begins anew."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Backoff:
             self._num_deaths = self._num_useless = 0
         if not was_useful and not is_explained:
             self._num_useless += 1
-        if self._num_useless >= MAX_USELESS:
+        if self._num_useless >= MAX_FAILED_STARTS:
             return None
         self._num_deaths += 1
         return 0.0 if self._num_deaths == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._num_deaths - 2, 16))

@@ -13,7 +13,7 @@ MAX_LINE_BYTES = 1 << 14  # a longer one is cut into several
 _LEVELLED = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) (\S+): (.*)", re.DOTALL)  # as engine/process.py writes
 
 
-class EngineLog(asyncio.Protocol):
+class StderrLog(asyncio.Protocol):
     """Cuts the bytes into lines. What follows a line with a level has that level: tracebacks, texts of libraries."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ MAX_LOOK_S = 1.0  # the most that one look counts: who was itself stopped has no
 
 
 @dataclass(frozen=True)
-class Patience:
+class WatchdogTimeouts:
     """What is waited for, and how long.
 
     A stopped engine is seen within 10 s, one that stands still for 8 s is left alone: what lies between is the pace of
@@ -27,7 +27,7 @@ class Watchdog:
         self._looked_s = now_s
         self._still_s = 0.0
 
-    def look(self, count: int, now_s: float) -> float:
+    def observe(self, count: int, now_s: float) -> float:
         """For how many seconds it has been seen to stand still."""
         passed_s, self._looked_s = now_s - self._looked_s, now_s
         if count == self._count:

@@ -6,7 +6,7 @@ from server.observability.metric_families import Outcome
 from server.observability.metrics import Metrics
 
 
-class Account:
+class RequestAccount:
     """Opened when a choice is received; `close` must be called, and does nothing after the first time."""
 
     def __init__(

@@ -7,7 +7,7 @@ from engine.scheduling.fairness import share_of_places
 TOKENS_PER_CHOICE = 1024  # where no bound on tokens is given: so many for each choice that may wait
 
 
-class Backlog:
+class Admission:
     """Choices from their admission to their first output, and the tokens of their prompts, by tenant."""
 
     def __init__(self, max_choices: int, max_tokens: int | None = None, num_tenants: int = 1) -> None:

@@ -19,7 +19,7 @@ class TextDecoder(Protocol):
 
 
 class TextMatcher(Protocol):
-    """Finds stop strings: server.stop.StopMatcher."""
+    """Finds stop strings: server.stop.StopStringMatcher."""
 
     def push(self, text: str) -> tuple[str, str | None]: ...
     def finish(self) -> str: ...
@@ -62,7 +62,7 @@ class Delta:
         return [text, Delta(self.index, finish_reason=self.finish_reason, stop_reason=self.stop_reason)]
 
 
-def joined(deltas: Sequence[Delta]) -> Delta:
+def merge_deltas(deltas: Sequence[Delta]) -> Delta:
     """All deltas of one choice as a single one; at least one."""
     return Delta(
         index=deltas[0].index,
@@ -77,7 +77,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class StopConditions:
     """What ends a choice, beside the model's end token and the length."""
 
     min_tokens: int = 0  # stop strings are not looked for in the text of so many first tokens
@@ -98,7 +98,7 @@ class Choice:
     """Owns a choice's text state. Feed it every output of its request, in order, until `finish_reason` is set."""
 
     def __init__(
-        self, index: int, decoder: TextDecoder, matcher: TextMatcher, ending: Ending, echo: Echo | None = None
+        self, index: int, decoder: TextDecoder, matcher: TextMatcher, ending: StopConditions, echo: Echo | None = None
     ) -> None:
         self.index = index
         self.finish_reason: Literal["stop", "length"] | None = None

@@ -21,9 +21,9 @@ from server.errors import (
     queue_timeout,
     unavailable,
 )
-from server.generation.account import Account
+from server.generation.account import RequestAccount
 from server.generation.choice import Choice, Delta
-from server.generation.state import GONE_RETRY_S, LOADING_RETRY_S, AppState
+from server.generation.state import GONE_RETRY_S, LOADING_RETRY_S, ServerState
 from server.generation.usage import ExpertTally, ExpertTokens
 from server.observability.metric_families import Outcome
 
@@ -60,13 +60,13 @@ def expert_tokens(usage: Usage) -> dict[str, ExpertTokens]:
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: that is what ends the engine's work."""
 
-    def __init__(self, state: AppState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
+    def __init__(self, state: ServerState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
         """`user`: whom the client asks for, for the log alone."""
         self._state = state
         self._jobs = {job.request.request_id: job for job in jobs}
         self._http_id = http_id
         self._user = user
-        self._accounts: dict[int, Account] = {}
+        self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
         self._waiting: set[int] = set()  # admitted, and nothing has come of them yet
 
@@ -149,8 +149,8 @@ class Generation:
             request = self._jobs[request_id].request
             self._state.backlog.remove(request.tenant, len(request.prompt_token_ids))
 
-    def _account(self, request: Request) -> Account:
-        return Account(
+    def _account(self, request: Request) -> RequestAccount:
+        return RequestAccount(
             self._state.metrics,
             self._state.access_log,
             http_id=self._http_id,

@@ -8,15 +8,15 @@ from typing import TypeVar
 from engine.messages import Ready
 from engine.types import Request
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
-from server.generation.choice import Choice, Echo, Ending
+from server.generation.choice import Choice, Echo, StopConditions
 from server.generation.generation import Job
 from server.generation.sampling_params import check_bad_words, check_listed_ids, sampling_params
-from server.generation.state import AppState, Texts
+from server.generation.state import ServerState, TextFrontend
 from server.generation.usage import check_experts
 from server.schemas import GenerationRequest
-from server.structured_output.constraints import Form, form_too_large
+from server.structured_output.constraints import CompiledGrammar, form_too_large
 from server.tokenizer.detokenizer import Detokenizer
-from server.tokenizer.stop_strings import StopMatcher
+from server.tokenizer.stop_strings import StopStringMatcher
 
 INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on
 INLINE_CHOICES = 32  # likewise, of more choices to be made
@@ -45,7 +45,7 @@ async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
     return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
 
 
-def check_prompt_chars(texts: Texts, ready: Ready, contents: Sequence[str], param: str) -> None:
+def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str], param: str) -> None:
     """Raises ApiError 400 for a text that is too long whatever its tokens are, without tokenizing it."""
     num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
     if num_tokens > ready.max_prompt_tokens:
@@ -69,14 +69,14 @@ def completion_limit(num_prompt: int, asked: int | None, ready: Ready, param: st
     return asked
 
 
-def seed_of(state: AppState, request: GenerationRequest) -> int:
+def resolve_seed(state: ServerState, request: GenerationRequest) -> int:
     """The request's own, or one drawn for it: the reply names it, so that it can be repeated."""
     return state.draw_seed() if request.seed is None else request.seed
 
 
-async def jobs_of(
-    state: AppState,
-    texts: Texts,
+async def build_jobs(
+    state: ServerState,
+    texts: TextFrontend,
     request: GenerationRequest,
     prompts: Sequence[Prompt],
     limits: Sequence[int],
@@ -84,7 +84,7 @@ async def jobs_of(
     seed: int,
     arrival_s: float,
     tenant: int = 0,
-    form: Form | None = None,
+    form: CompiledGrammar | None = None,
 ) -> list[Job]:
     """One per prompt and choice, the choices of a prompt together.
 
@@ -106,7 +106,7 @@ async def jobs_of(
 
 def _jobs(
     ids: Sequence[int],
-    texts: Texts,
+    texts: TextFrontend,
     request: GenerationRequest,
     prompts: Sequence[Prompt],
     limits: Sequence[int],
@@ -114,10 +114,10 @@ def _jobs(
     seed: int,
     arrival_s: float,
     tenant: int,
-    form: Form | None,
+    form: CompiledGrammar | None,
 ) -> list[Job]:
     jobs: list[Job] = []
-    bad_words = texts.tokenizer.spellings_of(request.bad_words)
+    bad_words = texts.tokenizer.encode_words(request.bad_words)
     check_bad_words(request, bad_words)
     check_listed_ids(request, bad_words, len(prompts) * request.n)
     for prompt_index, prompt in enumerate(prompts):
@@ -155,15 +155,17 @@ def _after(arrival_s: float, timeout_s: float | None) -> float | None:
     return None if timeout_s is None else arrival_s + timeout_s
 
 
-def _choice(index: int, texts: Texts, request: GenerationRequest, prompt: Prompt, form: Form | None) -> Choice:
+def _choice(
+    index: int, texts: TextFrontend, request: GenerationRequest, prompt: Prompt, form: CompiledGrammar | None
+) -> Choice:
     has_all_spaces = prompt.is_continued or (form is not None and form.is_exact)
     context = prompt.token_ids if has_all_spaces else ()
     shown_ids = () if form is None else form.shown_ids
-    ending = Ending(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
+    ending = StopConditions(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
     return Choice(
         index,
         Detokenizer(texts.tokenizer, request.skip_special_tokens, context, shown_ids),
-        StopMatcher(request.stop, request.include_stop_str_in_output),
+        StopStringMatcher(request.stop, request.include_stop_str_in_output),
         ending,
         prompt.echo,
     )

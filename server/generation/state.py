@@ -14,11 +14,11 @@ from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
-from server.generation.admission import Backlog
+from server.generation.admission import Admission
 from server.generation.sampling_params import GenerationDefaults
-from server.generation.throughput import Throughput
+from server.generation.throughput import RetryEstimator
 from server.observability.access_log import AccessLog
-from server.observability.memory_pressure import MemoryWatch
+from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ MEMORY_RETRY_S = 10.0
 GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, a stuck engine not soon
 
 
-class Inbox(Protocol):
+class OutputStream(Protocol):
     """The outputs of requests submitted together: server.mailbox.Mailbox."""
 
     async def get(self, until_s: float) -> list[RequestOutput]: ...
@@ -46,13 +46,13 @@ class Engine(Protocol):
     @property
     def num_waiting(self) -> int: ...
     def new_request_id(self) -> int: ...
-    def submit(self, requests: Sequence[Request]) -> Inbox: ...
+    def submit(self, requests: Sequence[Request]) -> OutputStream: ...
     def abort(self, request_ids: Iterable[int]) -> None: ...
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextFrontend:
     """The checkpoint's text side."""
 
     tokenizer: Tokenizer
@@ -73,7 +73,7 @@ def seed_source(seed: int | None) -> Callable[[], int]:
 
 
 @dataclass
-class AppState:
+class ServerState:
     """One server. `texts` may be set later than the rest: the port answers before the model is loaded."""
 
     engine: Engine
@@ -88,18 +88,18 @@ class AppState:
     strict_params: bool = False  # what would be ignored is refused
     tool_emulation: bool = False  # a model that was not taught to call tools may decide to, asked in words
     strict_roles: bool = False  # conversations whose roles do not alternate are refused, not repaired
-    texts: Texts | None = None
-    throughput: Throughput = field(default_factory=Throughput)
+    texts: TextFrontend | None = None
+    throughput: RetryEstimator = field(default_factory=RetryEstimator)
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
     num_tenants: int = 1
-    memory: MemoryWatch | None = None
+    memory: MemoryMonitor | None = None
 
     @cached_property
-    def backlog(self) -> Backlog:
+    def backlog(self) -> Admission:
         """What waits for its first output."""
-        return Backlog(self.max_num_queued, self.max_num_queued_tokens, self.num_tenants)
+        return Admission(self.max_num_queued, self.max_num_queued_tokens, self.num_tenants)
 
-    def serving(self) -> tuple[Ready, Texts]:
+    def serving(self) -> tuple[Ready, TextFrontend]:
         """What a request is prepared with. Raises ApiError 503 where there is no model yet, or none any more."""
         if self.engine.ready is None or self.texts is None:
             raise self.refusal() or unavailable("loading", LOADING_RETRY_S)
@@ -147,7 +147,7 @@ def tenant_of(request: HttpRequest) -> int:
     return tenant
 
 
-def state_of(request: HttpRequest) -> AppState:
+def state_of(request: HttpRequest) -> ServerState:
     """The state that the app was made with."""
-    state: AppState = request.app.state.smoe
+    state: ServerState = request.app.state.smoe
     return state

@@ -9,7 +9,7 @@ MAX_ENDS = 512
 UNMEASURED_S = 1.0  # the wait that is named before anything has ended
 
 
-class Throughput:
+class RetryEstimator:
     """Moments at which choices ended, lately."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

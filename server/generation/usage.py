@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TypedDict
 
 from engine.errors import RequestRejectedError
-from engine.expert_options import ExpertShape, resolve_experts
+from engine.expert_options import ExpertLayout, resolve_experts
 from engine.messages import Ready
 from engine.types import ExpertIds, Request, SamplingParams
 from server.errors import ApiError, invalid_value, unsupported_parameter
@@ -29,7 +29,7 @@ def check_experts(request: GenerationRequest, ready: Ready) -> None:
         expert_usage=request.expert_usage,
         expert_routing=request.expert_routing,
     )
-    shape = ExpertShape(ready.num_layers, ready.num_experts, ready.experts_per_token)
+    shape = ExpertLayout(ready.num_layers, ready.num_experts, ready.experts_per_token)
     try:
         resolve_experts(asked, shape)
     except RequestRejectedError as refusal:

@@ -45,12 +45,12 @@ class Connections:
         elif len(self._open) > self._max_open + self._reserve:
             self._drop(connection)
 
-    def waits(self, connection: Closable) -> None:
+    def mark_idle(self, connection: Closable) -> None:
         """It waits for its client; one that did so before keeps its place."""
         if connection in self._open:
             self._waiting.setdefault(connection)
 
-    def works(self, connection: Closable) -> None:
+    def mark_busy(self, connection: Closable) -> None:
         """Its request is complete, and not yet answered."""
         self._waiting.pop(connection, None)
 

@@ -9,12 +9,12 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before it had its whole answer."""
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; where the client goes first, cancels it, waits for its cleanup and raises ClientGone.
+    """The result of `work`; where the client goes first, cancels it, waits for its cleanup and raises ClientDisconnected.
 
     Call it after the request's body was read to its end: from then on `receive` has nothing but the disconnect to tell.
     """
@@ -23,7 +23,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     try:
         await asyncio.wait({gone, job}, return_when=asyncio.FIRST_COMPLETED)
         if not job.done():
-            raise ClientGone
+            raise ClientDisconnected
         return job.result()
     finally:
         gone.cancel()

@@ -6,17 +6,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import overloaded
 from server.http.connections import Connections
 from server.http.middleware import OPEN_PATHS, send_error
-from server.observability.memory_pressure import MemoryWatch
+from server.observability.memory_pressure import MemoryMonitor
 
 RETRY_S = 5.0
 ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
 
 
-class Overload:
+class LoadShedding:
     """Pure ASGI middleware. With more connections than may be, only health and metrics are answered; while memory is
     short, no connection is kept for a further request."""
 
-    def __init__(self, app: ASGIApp, connections: Connections, memory: MemoryWatch | None) -> None:
+    def __init__(self, app: ASGIApp, connections: Connections, memory: MemoryMonitor | None) -> None:
         self._app = app
         self._connections = connections
         self._memory = memory

@@ -25,7 +25,7 @@ MAX_REQUEST_ID_LENGTH = 128
 DISCARD_FACTOR = 4
 
 
-def guarded(
+def with_middleware(
     app: ASGIApp,
     *,
     api_keys: Sequence[str],
@@ -56,7 +56,7 @@ def guarded(
                 "x-should-retry",
             ],
         )
-    return RootPath(RequestIds(HttpCounts(outermost(app), on_http)), root_path)
+    return RootPath(RequestIds(RequestMetrics(outermost(app), on_http)), root_path)
 
 
 class RootPath:
@@ -102,7 +102,7 @@ def sane_request_id(sent: str | None) -> str | None:
     return None
 
 
-class HttpCounts:
+class RequestMetrics:
     """Tells `on_http` how each request ended. A request whose client left before an answer is not one."""
 
     def __init__(self, app: ASGIApp, on_http: Callable[[str, str, int], None]) -> None:

@@ -17,11 +17,11 @@ import h11
 import orjson
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
+from uvicorn.server import ServerState as UvicornState
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
-from server.http.read_limiter import Crowd
+from server.http.read_limiter import ReadLimiter
 
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
@@ -30,7 +30,7 @@ MAX_HEAD_BYTES = 64 << 10
 # loop goes on: with 1 KiB each that is at most 60 ms, where 256 KiB each took over a second.
 READ_BYTES = 1024
 LATE_S = 0.05  # after a head's time is over: until the loop has looked once more whether something had come
-NEVER_QUEUE = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))  # how such a request begins
+PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))  # how such a request begins
 
 
 class Connection(H11Protocol):
@@ -83,9 +83,9 @@ class Connection(H11Protocol):
 
     def _tell_whose_turn_it_is(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            self.open_connections.waits(self)
+            self.open_connections.mark_idle(self)
         else:
-            self.open_connections.works(self)
+            self.open_connections.mark_busy(self)
 
     def _watch_head(self) -> None:
         """Bytes that trickle in do not start the timer anew; a complete head stops it."""
@@ -162,7 +162,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-class SmallReads(asyncio.BufferedProtocol):
+class BoundedReadProtocol(asyncio.BufferedProtocol):
     """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time, a head in its turn.
     While that waits nothing more is read; a body, whose time runs, is read as it comes."""
 
@@ -172,13 +172,13 @@ class SmallReads(asyncio.BufferedProtocol):
     def __init__(
         self,
         config: uvicorn.Config,
-        server_state: ServerState,
+        server_state: UvicornState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         on_http: Callable[[str, str, int], None],
         connections: Connections,
-        crowd: Crowd,
+        crowd: ReadLimiter,
     ) -> None:
         """`on_http` is told of the answers that no route gave: (route, method, status). `connections` counts them,
         `crowd` says whose turn it is."""
@@ -195,7 +195,7 @@ class SmallReads(asyncio.BufferedProtocol):
         data = bytes(self._buffer[:nbytes])
         if self._unparsed:
             self._unparsed += data
-        elif self._connection.is_in_a_body or self._crowd.may_go() or data.startswith(NEVER_QUEUE):
+        elif self._connection.is_in_a_body or self._crowd.try_acquire() or data.startswith(PRIORITY_PREFIXES):
             self._connection.data_received(data)
         elif self._transport is not None:
             self._unparsed = data

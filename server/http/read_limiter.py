@@ -7,7 +7,7 @@ from collections.abc import Callable
 PER_TURN = 4  # reads of a kilobyte; a request that one of them completes costs a millisecond or two
 
 
-class Crowd:
+class ReadLimiter:
     """Lets so many through in each turn of the event loop; the others wait, first come, first served."""
 
     def __init__(self, per_turn: int = PER_TURN) -> None:
@@ -15,7 +15,7 @@ class Crowd:
         self._queue: deque[Callable[[], None]] = deque()
         self._num_through = 0  # in this turn
 
-    def may_go(self) -> bool:
+    def try_acquire(self) -> bool:
         """Whether the caller may go on now, as one of this turn's few. Else it gives `wait` what it wanted to do."""
         if self._num_through >= self._per_turn:
             return False

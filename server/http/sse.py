@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, internal_error
-from server.http.disconnect import ClientGone, unless_disconnected
+from server.http.disconnect import ClientDisconnected, unless_disconnected
 
 KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Dialect:
+class EventFormat:
     """How an API writes its streams."""
 
     prefix: bytes  # of each payload
@@ -32,7 +32,7 @@ class Dialect:
     error: Callable[[ApiError], bytes]  # the payload that tells an error
 
 
-OPENAI = Dialect(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
+OPENAI = EventFormat(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
 
 
 def named(event: Mapping[str, object]) -> bytes:
@@ -52,7 +52,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], dialect: Dialect = OPENAI
+        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], dialect: EventFormat = OPENAI
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -64,7 +64,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_disconnected(receive, self._write(send))
-        except ClientGone:
+        except ClientDisconnected:
             if not self._started:
                 raise
 

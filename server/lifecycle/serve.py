@@ -20,20 +20,20 @@ from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
-from server.generation.state import AppState, Texts, seed_source
+from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
-from server.http.load_shedding import Overload
-from server.http.middleware import guarded
-from server.http.protocol import SmallReads
-from server.http.read_limiter import Crowd
+from server.http.load_shedding import LoadShedding
+from server.http.middleware import with_middleware
+from server.http.protocol import BoundedReadProtocol
+from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
-from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes
+from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes
 from server.observability.metrics import Metrics
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
@@ -93,8 +93,8 @@ class Server:
         self._num_files = raise_file_limit()
         self._connections = Connections(max_connections(self._num_files))
         limit_bytes = memory_limit_bytes()
-        self._memory = None if limit_bytes is None else MemoryWatch(limit_bytes)
-        self._state = AppState(
+        self._memory = None if limit_bytes is None else MemoryMonitor(limit_bytes)
+        self._state = ServerState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
@@ -112,7 +112,7 @@ class Server:
             tool_emulation=settings.tool_emulation,
         )
         self._in_flight = InFlight(self._guarded_app())
-        self._texts: Texts | None = None
+        self._texts: TextFrontend | None = None
         self._ended = asyncio.Event()  # a signal, or the engine's end
         self._hurry = asyncio.Event()  # a second signal
         self._signal: signal.Signals | None = None
@@ -139,7 +139,7 @@ class Server:
 
     def _guarded_app(self) -> ASGIApp:
         settings = self._settings
-        return guarded(
+        return with_middleware(
             create_app(self._state),
             api_keys=settings.api_key,
             metrics_auth=settings.metrics_auth,
@@ -147,13 +147,15 @@ class Server:
             allowed_origins=settings.allowed_origins,
             root_path=settings.root_path,
             on_http=self._metrics.http,
-            outermost=lambda app: Overload(app, self._connections, self._memory),
+            outermost=lambda app: LoadShedding(app, self._connections, self._memory),
         )
 
     @contextlib.asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
         """HTTP is answered inside this block."""
-        protocol = partial(SmallReads, on_http=self._metrics.http, connections=self._connections, crowd=Crowd())
+        protocol = partial(
+            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, crowd=ReadLimiter()
+        )
         try:
             http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)
         except CertificateError as error:
@@ -252,7 +254,7 @@ class Server:
             task.cancel()
 
 
-def load_texts(settings: Settings, model_dir: Path) -> Texts:
+def load_texts(settings: Settings, model_dir: Path) -> TextFrontend:
     """The checkpoint's text side. Raises TokenizerError or StartError."""
     tokenizer = load_tokenizer(model_dir)
     source = tokenizer.chat_template
@@ -263,4 +265,4 @@ def load_texts(settings: Settings, model_dir: Path) -> Texts:
             raise StartError(f"--chat-template {settings.chat_template}: cannot be read as text") from None
     use_defaults = settings.generation_config == "auto"
     defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
-    return Texts(tokenizer, ChatTemplate(source, tokenizer), defaults)
+    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults)

@@ -15,7 +15,7 @@ PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
 
 
 class Stream(Protocol):
-    """Where lines go: server.log_output.QueuedStream, which never blocks."""
+    """Where lines go: server.log_output.NonBlockingStream, which never blocks."""
 
     def write(self, text: str, /) -> int: ...
     def isatty(self) -> bool: ...

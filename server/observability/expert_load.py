@@ -8,7 +8,7 @@ WINDOW_S = 60.0
 Counts = list[list[int]]  # [layers][experts]
 
 
-class ExpertWindow:
+class ExpertLoad:
     """Running sums over what was added in the last WINDOW_S."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -17,7 +17,7 @@ class _Kind:
     num_lines: int = 0
 
 
-class LogLimit(logging.Filter):
+class LogRateLimit(logging.Filter):
     """Passes MAX_LINES of a kind in each PERIOD_S; the first line after that has the number of those left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

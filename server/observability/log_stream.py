@@ -13,7 +13,7 @@ from typing import Literal
 
 import orjson
 
-from server.observability.log_rate_limit import LogLimit
+from server.observability.log_rate_limit import LogRateLimit
 
 STDERR = 2
 QUEUE_LENGTH = 10_000
@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
-class QueuedStream(io.TextIOBase):
+class NonBlockingStream(io.TextIOBase):
     """A text stream that never makes anybody wait: a thread of its own does the writing. When that one is stuck, what
     comes is dropped.
 
@@ -107,14 +107,14 @@ class QueuedStream(io.TextIOBase):
 @contextlib.contextmanager
 def logging_to(
     fd: int = STDERR, *, level: str = "info", style: Literal["text", "json"] = "text", queue_length: int = QUEUE_LENGTH
-) -> Iterator[QueuedStream]:
+) -> Iterator[NonBlockingStream]:
     """All of the process' logging goes to `fd` while the block runs, by way of the stream that it gets.
 
     uvicorn's own starts at "error": its warnings tell of what clients sent, as often as they like.
     """
-    stream = QueuedStream(fd, queue_length)
+    stream = NonBlockingStream(fd, queue_length)
     handler = logging.StreamHandler(stream)
-    handler.addFilter(LogLimit())
+    handler.addFilter(LogRateLimit())
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.addHandler(handler)

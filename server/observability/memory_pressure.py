@@ -17,7 +17,7 @@ Level = Literal["normal", "high", "critical"]
 log = logging.getLogger("smoe.memory")
 
 
-class MemoryWatch:
+class MemoryMonitor:
     """The level of pressure, measured once a second. Above the first watermark connections are not kept, above the
     second no new generation is taken; what runs goes on."""
 

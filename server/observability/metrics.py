@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client.client import EngineStatus
-from server.observability.expert_load import ExpertWindow
+from server.observability.expert_load import ExpertLoad
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
 from server.observability.vllm_metric_names import aliased
 
@@ -42,7 +42,7 @@ class Metrics(Collector):
         self._engine = EngineFamilies()
         self._server = ServerFamilies()
         self._stats = StepStats()
-        self._experts = ExpertWindow(clock)
+        self._experts = ExpertLoad(clock)
         self._num_open = 0
         self._rendered = b""
         self._rendered_at_s = -MIN_RENDER_INTERVAL_S

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from server.errors import invalid_value
 from server.schemas.conversation import Conversation
 from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
-from server.schemas.tools import Choice, check_tools
+from server.schemas.tools import ToolChoiceParam, check_tools
 from server.strict_json import JsonValue
 
 UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
@@ -31,7 +31,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tool_choice: Choice | None = None
+    tool_choice: ToolChoiceParam | None = None
     parallel_tool_calls: bool = True
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ def _as_choice(value: object) -> object:
 
 
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
-Choice = Annotated[ToolChoice, BeforeValidator(_as_choice)]
+ToolChoiceParam = Annotated[ToolChoice, BeforeValidator(_as_choice)]
 
 
 class CalledFunction(RequestModel):

@@ -56,7 +56,7 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Form:
+class CompiledGrammar:
     """A constraint that can be followed. The fields are the constraint's."""
 
     grammar: str

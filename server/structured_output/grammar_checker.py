@@ -11,7 +11,7 @@ from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from server.errors import ApiError, invalid_value, queue_full
 from server.schemas.generation import GenerationRequest
-from server.structured_output.constraints import Constraint, Form, constraint_of, too_large
+from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of, too_large
 from server.tokenizer.tokenizer import Tokenizer
 
 NUM_THREADS = 2
@@ -53,14 +53,16 @@ class GrammarChecker:
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> what is wrong with it
         self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # likewise, to be known
 
-    async def form_of(self, request: GenerationRequest, constraints: Sequence[Constraint] = ()) -> Form | None:
+    async def compile(
+        self, request: GenerationRequest, constraints: Sequence[Constraint] = ()
+    ) -> CompiledGrammar | None:
         """The form of the answer, ready for the engine; None where any text will do.
 
         `constraints`: what the request implies otherwise, the last being the answer's own. Raises ApiError 400 for one
         that cannot be followed, or that another parameter contradicts; 429 where too many are being tried out.
         """
         constraint = None if constraints else await self._asked(request)
-        form: Form | None = None
+        form: CompiledGrammar | None = None
         for asked in [*constraints, *([constraint] if constraint else [])]:
             form = await self._checked(asked)
         if form is not None:
@@ -78,12 +80,12 @@ class GrammarChecker:
             return None
         return await asyncio.to_thread(constraint_of, request)
 
-    async def _checked(self, constraint: Constraint) -> Form:
+    async def _checked(self, constraint: Constraint) -> CompiledGrammar:
         grammar = constraint.grammar
         fault = await self._fault_of(_digest(grammar), grammar)
         if fault is not None:
             raise _refusal(fault, constraint.param)
-        return Form(grammar, constraint.is_exact, constraint.shown_ids)
+        return CompiledGrammar(grammar, constraint.is_exact, constraint.shown_ids)
 
     async def _fault_of(self, digest: bytes, grammar: str) -> str | None:
         if digest in self._known:

@@ -53,7 +53,7 @@ class SentencePieceEncoder:
         return ids
 
 
-class JsonEncoder:
+class HfTokenizerEncoder:
     """A tokenizer.json of the same kind (byte-pair pieces with byte fallback), through the tokenizers package."""
 
     def __init__(self, path: Path) -> None:

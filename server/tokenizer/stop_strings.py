@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-class StopMatcher:
+class StopStringMatcher:
     """Passes text on until a stop string is complete, holding back only what could still become one.
 
     The cut does not depend on how the text was split: the stop string that is complete first wins; of several complete

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.types import Vocabulary
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
-from server.tokenizer.encoders import SPACE, JsonEncoder, SentencePieceEncoder, TextEncoder
+from server.tokenizer.encoders import SPACE, HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
 
 __all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
 
@@ -25,7 +25,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     if model is not None:
         return Tokenizer(SentencePieceEncoder(model), settings, settings.added_tokens, _version(model))
     if (path / "tokenizer.json").is_file():
-        encoder = JsonEncoder(path / "tokenizer.json")
+        encoder = HfTokenizerEncoder(path / "tokenizer.json")
         return Tokenizer(encoder, settings, (*encoder.added_tokens, *settings.added_tokens), None)
     raise TokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
 
@@ -102,7 +102,7 @@ class Tokenizer:
         """What the engine's grammars need of it."""
         return Vocabulary(list(self._bytes), sorted(self._specials))
 
-    def id_of_special(self, text: str) -> int | None:
+    def special_token_id(self, text: str) -> int | None:
         """The id of the control token spelled `text`."""
         return self._special_ids.get(text)
 
@@ -133,7 +133,7 @@ class Tokenizer:
             start = match.end()
         return ids + self._encode_text(_without(text[start:], guard), is_first=not ids)
 
-    def spellings_of(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    def encode_words(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each word as it stands inside a text, with a space in front and without one."""
         texts = [text for word in words for text in (word.lstrip(" "), " " + word.lstrip(" "))]
         encoded = [tuple(self._encode_piecewise(text, with_prefix=False)) for text in texts]

@@ -25,7 +25,7 @@ class CallPart:
     arguments: str = ""
 
 
-class CallReader:
+class ToolCallParser:
     """One answer. Feed it the text in pieces of any size; what it gives does not depend on how it was cut."""
 
     def __init__(self) -> None:
@@ -109,17 +109,17 @@ class CallReader:
         return len(self._held)
 
 
-class CallFormat:
+class ToolCallFormatter:
     """The calls of all choices of one reply."""
 
     def __init__(self, http_id: str) -> None:
         self._http_id = http_id
-        self._readers: dict[int, CallReader] = {}
+        self._readers: dict[int, ToolCallParser] = {}
         self._untold: dict[int, Delta] = {}  # tokens that showed nothing yet
 
     def pieces(self, part: Delta) -> list[tuple[Delta, Mapping[str, object]]]:
         """A part of a stream as its chunks: of each one the delta that it comes from, and what it adds."""
-        reader = self._readers.setdefault(part.index, CallReader())
+        reader = self._readers.setdefault(part.index, ToolCallParser())
         words, parts = reader.push(part.text)
         if part.finish_reason is not None:
             words += reader.finish()
@@ -139,7 +139,7 @@ class CallFormat:
 
     def whole(self, delta: Delta) -> tuple[Delta, Mapping[str, object]]:
         """A choice's ending and its message."""
-        reader = CallReader()
+        reader = ToolCallParser()
         words, parts = reader.push(delta.text)
         words += reader.finish()
         if not reader.num_calls:
@@ -175,7 +175,7 @@ class CallFormat:
         return short_id(f"{self._http_id} {choice_index} {index}")
 
 
-def _ended(delta: Delta, part: Delta, reader: CallReader) -> Delta:
+def _ended(delta: Delta, part: Delta, reader: ToolCallParser) -> Delta:
     """The delta with the end of `part`: `tool_calls` where the calls are whole; a limit or a stop string says so."""
     has_calls = reader.is_complete and part.finish_reason == "stop"
     return replace(delta, finish_reason="tool_calls" if has_calls else part.finish_reason, stop_reason=part.stop_reason)

@@ -32,7 +32,7 @@ class ToolUse:
         return [(i, tool) for i, tool in enumerate(self.tools) if tool.function.name in self.callable_names]
 
 
-def tool_use_of(request: ChatCompletionRequest) -> ToolUse | None:
+def resolve_tool_use(request: ChatCompletionRequest) -> ToolUse | None:
     """None where no tool may be called. Raises ApiError 400 for what does not go together with tools."""
     choice = request.tool_choice.type if request.tool_choice else "auto"
     if not request.tools or choice == "none":

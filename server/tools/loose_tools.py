@@ -9,7 +9,7 @@ from server.structured_output.grammar_checker import GrammarChecker
 from server.tools.constraints import ToolUse, arguments_alone
 
 
-async def loosened(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:
+async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:
     """Places of such tools among the tools, and what will not be followed, as paths into the request.
 
     `num_chars`: of all tools together. Raises ApiError 400 for one that is too large, 429 where too many wait.

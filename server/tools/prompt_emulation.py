@@ -13,7 +13,7 @@ RESULTS_MARKER = "[TOOL_RESULTS]"
 FORM = f'{CALLS_MARKER} [{{"name": "...", "arguments": {{...}}}}]'
 
 
-def emulated(messages: Sequence[Message], use: ToolUse | None) -> list[Turn]:
+def with_prompted_tools(messages: Sequence[Message], use: ToolUse | None) -> list[Turn]:
     """The conversation without calls and results of its own kind: they are texts of the assistant and of the user.
 
     With `use`, the tools stand in front as a text of the system.

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.generation.state import AppState
+from server.generation.state import ServerState
 from tests.support.raw_http import LEAVINGS, RawClient
 from tests.support.running import MODEL
 from tests.support.serving import outcomes
@@ -92,7 +92,7 @@ class Storm:
             await client.leave(how)  # type: ignore[arg-type]
 
 
-async def check_ledger(engine: WatchedEngine, state: AppState) -> None:
+async def check_ledger(engine: WatchedEngine, state: ServerState) -> None:
     """Every few steps, until it is cancelled: received = running + waiting + all outcomes."""
     while True:
         await engine.steps(LEDGER_EVERY)
@@ -102,7 +102,7 @@ async def check_ledger(engine: WatchedEngine, state: AppState) -> None:
         assert values["smoe_requests_received_total"] == ended + open_now
 
 
-async def storm(url: str, engine: WatchedEngine, state: AppState, seed: int, count: int, num_bodies: int) -> Storm:
+async def storm(url: str, engine: WatchedEngine, state: ServerState, seed: int, count: int, num_bodies: int) -> Storm:
     rng = random.Random(seed)
     known = bodies(rng, num_bodies)
     made = Storm(url, engine, rng)

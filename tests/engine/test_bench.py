@@ -16,7 +16,7 @@ from engine.engine import Engine
 from engine.startup.loading import load_random
 from model.bench import roofline
 from model.bench.kernels import distinct_experts
-from model.bench.roofline import ARITHMETICS, Limits, Roofline, measure
+from model.bench.roofline import ARITHMETICS, Roofline, RooflineProbe, measure
 from model.bench.shapes import PRESETS
 from model.ops.native.library import ISAS, NativeLibrary
 from model.ops.native.ops import NativeOps
@@ -121,7 +121,7 @@ def test_packed_bytes_counts_each_tensor_of_nested_weights() -> None:
 @pytest.mark.usefixtures("fast")
 def test_a_decode_step_holds_the_whole_batch_and_leaves_nothing_behind() -> None:
     engine = tiny_engine()
-    bench = StepBench(engine, Limits(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
+    bench = StepBench(engine, RooflineProbe(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
     times = list(bench.decode([1, 5], 40))
     assert [(t.kind, t.batch, t.context) for t in times] == [("decode", 1, 40), ("decode", 5, 40)]
     assert all(t.tokens_per_s == pytest.approx(t.batch / t.seconds) and t.share > 0 for t in times)

@@ -11,7 +11,7 @@ import torch
 from transformers import MixtralForCausalLM
 
 from engine.errors import EngineError, RequestRejectedError
-from engine.expert_options import ExpertShape, resolve_experts
+from engine.expert_options import ExpertLayout, resolve_experts
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.errors import CheckpointError
@@ -182,8 +182,8 @@ def test_what_a_preemption_computes_again_is_counted_once_for_the_request_and_tw
     assert all(sum(layer.tokens) > told for layer in engine.experts().layers)
 
 
-SOME = ExpertShape(num_layers=2, num_experts=4, experts_per_token=2)
-NONE = ExpertShape(num_layers=2, num_experts=0, experts_per_token=0)
+SOME = ExpertLayout(num_layers=2, num_experts=4, experts_per_token=2)
+NONE = ExpertLayout(num_layers=2, num_experts=0, experts_per_token=0)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ NONE = ExpertShape(num_layers=2, num_experts=0, experts_per_token=0)
         (NONE, {"expert_routing": True}, "expert_routing"),
     ],
 )
-def test_what_the_network_cannot_do_is_refused_by_name(shape: ExpertShape, fields: dict[str, Any], param: str) -> None:
+def test_what_the_network_cannot_do_is_refused_by_name(shape: ExpertLayout, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestRejectedError) as refusal:
         resolve_experts(Request(1, [5], TokenSamplingParams(), **fields), shape)
     assert refusal.value.param == param

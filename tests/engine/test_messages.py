@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from engine.messages import Abort, Add, FrameReader, Step, ToEngine, encode_frame
+from engine.messages import Abort, Add, FrameReader, StepDone, ToEngine, encode_frame
 from engine.messages import FromEngine as FromEngineUnion
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, Timing, TokenLogprobs
 
@@ -28,7 +28,7 @@ def test_messages_arrive_whole_and_in_order_however_the_stream_is_cut() -> None:
 def test_a_step_crosses_unchanged() -> None:
     logprobs = [TokenLogprobs(3, -0.25, [3, 4], [-0.25, -1.5])]
     output = RequestOutput(1, [3], logprobs, finish_reason="stop", stop_token_id=3, timing=Timing(1.0, 2.0, 3.0, 4.0))
-    step = Step(StepOutput([output], StepStats(num_running=2)))
+    step = StepDone(StepOutput([output], StepStats(num_running=2)))
     reader: FrameReader[FromEngineUnion] = FrameReader(FromEngineUnion)
     assert reader.feed(encode_frame(step)) == [step]
 

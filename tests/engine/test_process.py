@@ -18,16 +18,16 @@ from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
-    AskExperts,
-    Experts,
+    ExpertsQuery,
+    ExpertsReply,
     Failed,
     FrameReader,
     FromEngine,
+    PrefillStarted,
     Progress,
     Ready,
     Start,
-    Started,
-    Step,
+    StepDone,
     ToEngine,
     encode_frame,
 )
@@ -58,7 +58,7 @@ class Peer:
             if not chunk:
                 raise EOFError
             for message in self.reader.feed(chunk):
-                if isinstance(message, Started):
+                if isinstance(message, PrefillStarted):
                     self.started += message.request_ids
                 else:
                     self.pending.append(message)
@@ -73,7 +73,7 @@ class Peer:
         outputs: list[RequestOutput] = []
         while not outputs or outputs[-1].finish_reason is None:
             message = self.receive()
-            assert isinstance(message, Step)
+            assert isinstance(message, StepDone)
             outputs += [o for o in message.step.outputs if o.request_id == request_id]
         return outputs
 
@@ -116,7 +116,7 @@ def test_it_loads_generates_aborts_and_leaves_with_its_parent(checkpoint: Path) 
         assert outputs[-1].finish_reason == "length"
         assert outputs[-1].timing is not None and outputs[-1].timing.first_token_s is not None
         peer.send(Abort([1, 1, 77]))
-        while not (isinstance(message := peer.receive(), Step) and message.step.stats.num_running == 0):
+        while not (isinstance(message := peer.receive(), StepDone) and message.step.stats.num_running == 0):
             pass
         assert message.step.stats.num_blocks_held == 0
     assert peer.process.returncode == 0
@@ -197,12 +197,12 @@ def test_what_the_experts_took_is_told_without_being_asked_and_when_asked(checkp
         told = 0
         while told < 2 * 2 * 7:
             message = peer.receive()
-            assert isinstance(message, Step)
+            assert isinstance(message, StepDone)
             told += sum(map(sum, message.step.stats.expert_tokens or []))
         assert told == 2 * 2 * 7
         for window_s, reset, expected in ((None, False, 14), (60.0, False, 14), (None, True, 0), (60.0, False, 0)):
-            peer.send(AskExperts(9, window_s, reset))
-            while not isinstance(message := peer.receive(), Experts):
+            peer.send(ExpertsQuery(9, window_s, reset))
+            while not isinstance(message := peer.receive(), ExpertsReply):
                 pass
             assert message.query_id == 9
             assert [sum(layer.tokens) for layer in message.report.layers] == [expected] * 2

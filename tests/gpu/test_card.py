@@ -70,16 +70,16 @@ def test_logits_equal_transformers_on_the_card(tmp_path: Path, num_experts: int)
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["by load", "deterministic"])
-def test_bfloat16_logits_are_near_the_references(fixed: bool) -> None:
+def test_bfloat16_logits_are_near_the_references(deterministic: bool) -> None:
     reference = _computed(_model(ReferenceOps()), _sequences(), [700, 1, 64, 5])
-    ours = _computed(_model(TritonOps(torch.bfloat16, fixed=fixed)), _sequences(), [700, 1, 64, 5])
+    ours = _computed(_model(TritonOps(torch.bfloat16, deterministic=deterministic)), _sequences(), [700, 1, 64, 5])
     for mine, theirs in zip(ours, reference, strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 0.03
 
 
 @pytest.mark.parametrize("weight_format", ["plain", "int8", "fp8"])
 def test_deterministic_logits_are_the_same_bits_alone_and_together_and_however_cut(weight_format: WeightFormat) -> None:
-    ops = TritonOps(torch.bfloat16, weight_format, fixed=True)
+    ops = TritonOps(torch.bfloat16, weight_format, deterministic=True)
     model = _model(ops)
     together = _computed(model, _sequences(), [700, 1, 64, 5])
     for expected, ids, chunk in zip(together, _sequences(), [33, 3, 1, 31], strict=True):
@@ -88,7 +88,7 @@ def test_deterministic_logits_are_the_same_bits_alone_and_together_and_however_c
 
 
 def test_graphs_give_the_steps_as_they_are() -> None:
-    model = _model(TritonOps(torch.bfloat16, fixed=True))
+    model = _model(TritonOps(torch.bfloat16, deterministic=True))
     pools = [KvPool(CONFIG, 40, BLOCK_SIZE, "bfloat16", CARD) for _ in range(2)]
     graphed = GraphedMixtral(model, pools[0], CudaRecorder())
     for num_rows in (5, 8, 3, 7):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from engine.execution.model_runner import InFlight, ModelRunner
-from engine.execution.persistent_batch import RequestRows
+from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.messages import Step, encode_frame
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import StepPlan, StepResult
@@ -84,14 +84,14 @@ def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
 def measure(num_requests: int) -> dict[str, float]:
     """Median microseconds per part and step."""
     pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
-    tables = BlockTables(pool, BLOCK_SIZE, None, 2048, prefix_caching=True)
+    tables = BlockManager(pool, BLOCK_SIZE, None, 2048, prefix_caching=True)
     scheduler = Scheduler(
         tables, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
     for index in range(num_requests):
         params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index)
         scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params))
-    rows = RequestRows(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
+    rows = PersistentBatch(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
     runner = ModelRunner(NoNetwork(), None, rows, Sampler(NoSampling(), rows, (2,)))  # type: ignore[arg-type]
     while len(scheduler.running) < num_requests:
         one_step(scheduler, runner, Timed())

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import StepPlan, StepResult
@@ -33,7 +33,7 @@ class Bench:
     plans: list[StepPlan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tables = BlockTables(
+        self.tables = BlockManager(
             BlockPool(self.num_blocks), self.block_size, self.window, self.budget, self.prefix_caching
         )
         servable = self.tables.max_servable_tokens() or self.max_model_len
@@ -105,7 +105,7 @@ class Bench:
     def assert_idle(self) -> None:
         self.scheduler.check_integrity()
         assert self.tables.pool.num_held == 0
-        assert not self.scheduler.live
+        assert not self.scheduler.unfinished
 
     def expected(self, request_id: int) -> list[int]:
         request = self.requests[request_id]

@@ -52,31 +52,33 @@ MUTATIONS = [
         "a block is freed twice",
         "scheduler:Scheduler.abort",
         "self._end(sequence)",
-        "table = list(sequence.block_table); self._end(sequence); self.tables.pool.release(table)",
+        "table = list(sequence.block_table); self._end(sequence); self.tables.pool.decref(table)",
     ),
     _bug(
         "blocks are freed while a step computes them",
-        "scheduler:Scheduler._end_landed",
+        "scheduler:Scheduler._free_if_idle",
         "if not sequence.num_chunks_in_flight:",
         "if sequence.request_id in self._ending:",
     ),
     _bug(
         "a block of the window is freed one early",
-        "block_tables:BlockTables._slide",
+        "block_tables:BlockManager._slide",
         "self._first_visible_block(sequence.num_computed), sequence",
         "self._first_visible_block(sequence.num_computed + self.block_size), sequence",
     ),
     _bug(
         "the window is off by one",
-        "block_tables:BlockTables._first_visible_block",
+        "block_tables:BlockManager._first_visible_block",
         "position - self.window + 1",
         "position - self.window + 2",
     ),
-    _bug("what slid out is never freed", "block_tables:BlockTables.commit", "if self.window is not None:", "if False:"),
+    _bug(
+        "what slid out is never freed", "block_tables:BlockManager.commit", "if self.window is not None:", "if False:"
+    ),
     _bug(
         "a preempted request's blocks are not freed",
         "scheduler:Scheduler._preempt",
-        "self.tables.release_all(victim)",
+        "self.tables.free(victim)",
         "victim.block_table = []",
     ),
     _bug("a hit block stays in the free list", "blocks:BlockPool.hold", "del self._free[block_id]", "pass"),
@@ -106,15 +108,17 @@ MUTATIONS = [
     _bug("a later block takes an earlier one's name", "blocks:BlockPool.publish", "key not in self._index and ", ""),
     _bug(
         "a hit reaches behind the window's blocks",
-        "block_tables:BlockTables._longest_visible",
+        "block_tables:BlockManager._longest_visible",
         "self._first_visible_block(count * self.block_size)",
         "count - 1",
     ),
     # The order of service
-    _bug("the first in order is preempted", "scheduler:Scheduler._last_idle", "reversed(self.running)", "self.running"),
+    _bug(
+        "the first in order is preempted", "scheduler:Scheduler._pick_victim", "reversed(self.running)", "self.running"
+    ),
     _bug(
         "a request is preempted while a step computes it",
-        "scheduler:Scheduler._last_idle",
+        "scheduler:Scheduler._pick_victim",
         "if not s.num_chunks_in_flight",
         "if s",
     ),
@@ -126,7 +130,7 @@ MUTATIONS = [
         "self.running or len(self.waiting)",
         "self.running",
     ),
-    _bug("the budget is not counted down", "draft:Draft.add", "self.budget -= length", "pass"),
+    _bug("the budget is not counted down", "draft:StepPlanBuilder.add", "self.budget -= length", "pass"),
     Mutation(
         "one request too many runs",
         (
@@ -135,12 +139,12 @@ MUTATIONS = [
                 "len(self.running) < self.max_running",
                 "len(self.running) <= self.max_running",
             ),
-            Edit("tenants:Tenants.has_its_share", ">= self._max", "> self._max"),
+            Edit("tenants:FairShare.at_limit", ">= self._max", "> self._max"),
         ),
     ),
     _bug(
         "a preempted request's chunk stays in the plan",
-        "draft:Draft.preempted",
+        "draft:StepPlanBuilder.preempted",
         "self.chunks.pop(victim.request_id, None)",
         "self.chunks.get(victim.request_id)",
     ),
@@ -149,18 +153,23 @@ MUTATIONS = [
         (
             Edit(
                 "sequence:Sequence.restart",
-                "self.num_computed = self.num_scheduled = self.num_slid_blocks",
-                "self.num_slid_blocks",
+                "self.num_computed = self.num_scheduled = self.num_evicted_blocks",
+                "self.num_evicted_blocks",
             ),
             Edit(
-                "block_tables:BlockTables.adopt_prefix",
+                "block_tables:BlockManager.attach_prefix",
                 "len(hits) * self.block_size",
                 "max(sequence.num_computed, len(hits) * self.block_size)",
             ),
         ),
     ),
     # Ends
-    _bug("a finished request stays in live", "scheduler:Scheduler._end", "del self.live[sequence.request_id]", "pass"),
+    _bug(
+        "a finished request stays in live",
+        "scheduler:Scheduler._end",
+        "del self.unfinished[sequence.request_id]",
+        "pass",
+    ),
     _bug("a deadline never fires", "deadlines:Deadlines.passed", "self._heap[0][0] <= now", "self._heap[0][0] <= -1.0"),
     _bug(
         "a deadline of the queue ends what has begun",
@@ -193,7 +202,7 @@ MUTATIONS = [
         "num_generated >= sequence.max_generated",
         "num_generated > sequence.max_generated",
     ),
-    _bug("usage is counted twice", "experts:SequenceExperts.take", "max(start, self._num_seen), max(", "start, max("),
+    _bug("usage is counted twice", "experts:ExpertUsage.take", "max(start, self._num_seen), max(", "start, max("),
     _bug(
         "a prompt's experts are told twice",
         "outputs:progress_output",
@@ -202,23 +211,26 @@ MUTATIONS = [
     ),
     # One step ahead
     _bug(
-        "a step lands twice", "engine:Engine._launch", "return landing[:-1] if keeps_one else landing", "return landing"
+        "a step lands twice",
+        "engine:Engine._launch",
+        "return completed[:-1] if keeps_one else completed",
+        "return completed",
     ),
-    _bug("a stale token is read", "sequence:Sequence.num_to_schedule", "self.follows_tokens or ", ""),
+    _bug("a stale token is read", "sequence:Sequence.num_to_schedule", "self.needs_last_token or ", ""),
     _bug(
         "a token in flight is not counted",
-        "draft:Draft.finish",
+        "draft:StepPlanBuilder.finish",
         "chunk.sequence.num_pending_tokens += chunk.samples",
         "pass",
     ),
     # Faults
     _bug(
         "a failed request's blocks are not scrubbed",
-        "block_tables:BlockTables.take_to_scrub",
+        "block_tables:BlockManager.take_blocks_to_zero",
         "return tuple(blocks)",
         "return ()",
     ),
-    _bug("a failed request's blocks stay findable", "block_tables:BlockTables.forget", "self.pool.forget(", "list("),
+    _bug("a failed request's blocks stay findable", "block_tables:BlockManager.forget", "self.pool.uncache(", "list("),
     _bug(
         "a row that fails after its cancel is not looked at",
         "scheduler:Scheduler._apply_chunk",
@@ -228,8 +240,8 @@ MUTATIONS = [
     _bug(
         "blocks are cleared when results are fetched again",
         "engine:Engine._finish",
-        "self._salvage(flight.plan, result) if",
-        "self.loaded.runner.clear(flight.plan.scrub) or self._salvage(flight.plan, result) if",
+        "self._isolate_faults(flight.plan, result) if",
+        "self.loaded.runner.zero_blocks(flight.plan.blocks_to_zero) or self._isolate_faults(flight.plan, result) if",
     ),
     _bug(
         "a prompt's positions are not looked at for numbers",
@@ -239,19 +251,19 @@ MUTATIONS = [
     ),
     _bug(
         "a step that raises ends all of its requests",
-        "salvage:_Salvage.parts_of",
+        "salvage:_FaultIsolation.parts_of",
         "if not second:",
         'if fault.kind == "other":',
     ),
     _bug(
         "a request that raises is dropped in silence",
-        "salvage:_Salvage._alone",
+        "salvage:_FaultIsolation._fail_single",
         "return _failed(plan,",
         "return StepResult({}) or _failed(plan,",
     ),
     _bug(
         "the second half of a step is not computed again",
-        "salvage:_Salvage.parts_of",
+        "salvage:_FaultIsolation.parts_of",
         "if rest else result",
         "if False else result",
     ),
@@ -276,19 +288,19 @@ MUTATIONS = [
     # Rows that stay from step to step
     _bug(
         "a resumed request's row keeps its old blocks",
-        "request_rows:RequestRows._write_blocks",
+        "request_rows:PersistentBatch._write_blocks",
         "written = slid = 0",
         "pass",
     ),
     _bug(
         "a row is given away while a step uses it",
-        "request_rows:RequestRows._reclaim",
+        "request_rows:PersistentBatch._reclaim",
         " and not s.num_chunks_in_flight",
         "",
     ),
     _bug(
         "new blocks are not written to the row",
-        "request_rows:RequestRows._write_blocks",
+        "request_rows:PersistentBatch._write_blocks",
         "self.block_tables[row, written:num_blocks] = table[written:]",
         "pass",
     ),
@@ -306,7 +318,7 @@ MUTATIONS = [
     ),
     _bug(
         "kept tables are not made anew",
-        "request_rows:RequestRows.update",
+        "request_rows:PersistentBatch.update",
         "self._last_states, self._last_tables = states, None",
         "self._last_states = states",
     ),

@@ -105,7 +105,7 @@ class ExactRunner:
     def _token(self, sequence: Sequence, position: int) -> int:
         if position < len(sequence.token_ids):
             return sequence.token_ids[position]
-        assert not sequence.follows_tokens, "a token was wanted that hangs on one the host does not have"
+        assert not sequence.needs_last_token, "a token was wanted that hangs on one the host does not have"
         return self.newest.get((sequence.request_id, position), 0)  # 0: the step before it failed
 
     def _values(self, chunk: Chunk, tokens: list[int]) -> list[int]:
@@ -163,7 +163,7 @@ class ExactRunner:
         size = self.block_size
         self.fill((b for b in block_ids if NAN not in self.slots[b * size : (b + 1) * size]), POISON)
 
-    def clear(self, block_ids: Iterable[int]) -> None:
+    def zero_blocks(self, block_ids: Iterable[int]) -> None:
         self.fill(block_ids, 0)
 
     def fill(self, block_ids: Iterable[int], value: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import GrammarError
-from engine.grammars.build_queue import Built
+from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request
@@ -132,7 +132,7 @@ class FaultyRunner:
         self.trouble = self._draw(plan)
         return self._attempt(plan)
 
-    def clear(self, block_ids: tuple[int, ...]) -> None:
+    def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         self.inner.clear(block_ids)
 
     def finish(self, step: Any) -> StepResult:
@@ -218,7 +218,7 @@ class FaultyMatcher:
 
 
 class FakeBuilds:
-    """Stands where GrammarBuilds stands, without a thread: a matcher is there after a number of looks."""
+    """Stands where GrammarQueue stands, without a thread: a matcher is there after a number of looks."""
 
     def __init__(self, faults: Faults, blamed: set[int], vocab: int, on_built: Callable[[int], None]) -> None:
         self._faults, self._blamed, self._vocab, self._on_built = faults, blamed, vocab, on_built
@@ -237,14 +237,14 @@ class FakeBuilds:
     def wait(self, timeout_s: float) -> None:
         pass
 
-    def take_built(self) -> list[Built]:
+    def take_built(self) -> list[CompiledRequest]:
         self._pending = {i: (request, looks - 1) for i, (request, looks) in self._pending.items()}
         built = [request for request, looks in self._pending.values() if looks < 0]
         for request in built:
             del self._pending[request.request_id]
         return [self._built(request) for request in built]
 
-    def _built(self, request: Request) -> Built:
+    def _built(self, request: Request) -> CompiledRequest:
         self._on_built(request.request_id)
         matcher: Any = FaultyMatcher(request, self._faults, self._blamed, self._vocab)
-        return Built(request, matcher)
+        return CompiledRequest(request, matcher)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.execution.model_runner import ModelRunner
-from engine.execution.persistent_batch import RequestRows
+from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
@@ -22,7 +22,7 @@ class ExactPool:
         self.block_size = block_size
         self.slots = [POISON] * ((num_blocks + 1) * block_size)
 
-    def clear(self, block_ids: tuple[int, ...]) -> None:
+    def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         for block in block_ids:
             self.slots[block * self.block_size : (block + 1) * self.block_size] = [0] * self.block_size
 
@@ -98,5 +98,5 @@ def rows_runner(config: ModelConfig, num_blocks: int, block_size: int, max_num_s
     network: Any = ExactNetwork(config)
     pool: Any = ExactPool(num_blocks, block_size)
     ops: Any = ExactSampling()
-    requests = RequestRows(max_num_seqs, max_len, block_size, config.vocab_size, torch.device("cpu"))
+    requests = PersistentBatch(max_num_seqs, max_len, block_size, config.vocab_size, torch.device("cpu"))
     return ModelRunner(network, pool, requests, Sampler(ops, requests, config.eos_token_ids))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import engine.scheduling.sequence
-from engine.scheduling.block_hash import BlockKey
+from engine.scheduling.block_hash import BlockHash
 from tests.simulator.faults import POINTS, Point
 from tests.simulator.simulation import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup, Simulation
 from tests.support.paths import ROOT
@@ -143,7 +143,7 @@ def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, objec
 class WeakKey(bytes):
     """Equal to that of a block with other tokens; `strong` is what blocks behind it are named after."""
 
-    strong: BlockKey
+    strong: BlockHash
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _keys(weak: bool) -> Iterator[None]:
     window alone: with one, a block is looked up whether the one before it was found or not.)"""
     strong_key = engine.sequence.child_key
 
-    def child_key(parent: BlockKey, token_ids: tuple[int, ...]) -> BlockKey:
+    def child_key(parent: BlockHash, token_ids: tuple[int, ...]) -> BlockHash:
         before = parent.strong if isinstance(parent, WeakKey) else parent
         key = WeakKey(strong_key(before, [token_ids[0] % 2]))
         key.strong = strong_key(before, token_ids)

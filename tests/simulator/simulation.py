@@ -1,4 +1,4 @@
-"""The product's Engine, Scheduler and BlockTables over the exact model, watched from outside after every step."""
+"""The product's Engine, Scheduler and BlockManager over the exact model, watched from outside after every step."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.capacity.sizing import Limits
+from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.scheduling.sequence import Sequence, Status
@@ -101,7 +101,7 @@ class Simulation:
             config=self._model,
             runner=runner,
             kv_pool=nothing,
-            limits=Limits(s.num_blocks, s.max_model_len, s.budget),
+            limits=EngineLimits(s.num_blocks, s.max_model_len, s.budget),
             dtype=torch.float32,
             kv_dtype="float32",
             device=torch.device("cpu"),
@@ -146,7 +146,7 @@ class Simulation:
             return set()
         block = self.faults.rng.choice(blocks)
         self._exact.slots[block * self.setup.block_size] = NAN
-        return {s.request_id for s in self.scheduler.live.values() if block in s.block_table}
+        return {s.request_id for s in self.scheduler.unfinished.values() if block in s.block_table}
 
     # What happens to it.
 
@@ -164,7 +164,7 @@ class Simulation:
 
     def cancel(self, request_id: int) -> None:
         """Twice, as a client in a hurry does."""
-        is_there = request_id in self.scheduler.live or request_id in self.engine._grammars._pending
+        is_there = request_id in self.scheduler.unfinished or request_id in self.engine._grammars._pending
         self.engine.abort(request_id)
         self.engine.abort(request_id)
         if is_there:
@@ -319,7 +319,7 @@ class Simulation:
 
     def _check(self, start: float, stats: StepStats) -> None:
         scheduler = self.scheduler
-        there = set(scheduler.live) | set(self.engine._grammars._pending)
+        there = set(scheduler.unfinished) | set(self.engine._grammars._pending)
         rejected = {output.request_id for output in self.engine._rejected}
         assert there | rejected == set(self.open), "a request is lost, or is kept after its end"
         assert len(self.told) == sum(self.ends.values()) + len(self.open)
@@ -330,7 +330,7 @@ class Simulation:
             for chunk in flight.plan.chunks:
                 has = len(chunk.sequence.block_table) * self.setup.block_size
                 assert has >= chunk.start + chunk.length, "blocks are given away while a step computes them"
-        for sequence in scheduler.live.values():
+        for sequence in scheduler.unfinished.values():
             request = sequence.request
             assert request.deadline_s is None or request.deadline_s > start, "a deadline has passed unseen"
             waits = sequence.first_scheduled_s is None and request.queue_deadline_s is not None
@@ -351,7 +351,7 @@ class Simulation:
         assert self.pool.num_held == 0 and super(FaultyPool, self.pool).num_free == self.setup.num_blocks, (
             "blocks are lost"
         )
-        left = (self.scheduler.live, self.scheduler.running, self.scheduler._ending, self.engine._in_flight)
+        left = (self.scheduler.unfinished, self.scheduler.running, self.scheduler._ending, self.engine._in_flight)
         assert not any(map(len, left)) and not len(self.scheduler.waiting), "something of a request is left behind"
 
     def _poison(self) -> None:
@@ -379,7 +379,7 @@ class Watch:
         self.start = simulation.clock.now
         self.running = set(simulation.scheduler.running)
         self.idle = {s for s in self.running if not s.num_chunks_in_flight}
-        self.preemptions = {s: s.num_preemptions for s in simulation.scheduler.live.values()}
+        self.preemptions = {s: s.num_preemptions for s in simulation.scheduler.unfinished.values()}
 
     def order(self, sequence: Sequence) -> tuple[int, int]:
         """(priority, arrival), as it was asked for."""
@@ -391,7 +391,7 @@ class Watch:
             for chunk in plan.chunks:
                 told = self.simulation.told[chunk.sequence.request_id]
                 told.was_scheduled = True
-        live = set(self.simulation.scheduler.live.values())
+        live = set(self.simulation.scheduler.unfinished.values())
         preempted = {s for s in live if s.num_preemptions > self.preemptions.get(s, 0)}
         spared = {s for s in self.idle if s in live and s not in preempted and s.status is Status.RUNNING}
         for victim in preempted:

@@ -42,7 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 10))
     def cancel(self, which: int) -> None:
-        live = list(self.bench.scheduler.live)
+        live = list(self.bench.scheduler.unfinished)
         if live:
             request_id = live[which % len(live)]
             assert self.bench.scheduler.abort(request_id)
@@ -51,7 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def abort_all(self) -> None:
-        for request_id in list(self.bench.scheduler.live):
+        for request_id in list(self.bench.scheduler.unfinished):
             assert self.bench.scheduler.abort(request_id)
             self.cancelled.add(request_id)
 
@@ -62,7 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = bench.scheduler.plan(bench.now)
         assert plan.num_tokens <= bench.budget
         if plan.chunks:
-            bench.runner.clear(plan.scrub)
+            bench.runner.zero_blocks(plan.blocks_to_zero)
             bench.in_flight.append((plan, bench.runner.run(plan)))
 
     @precondition(lambda self: self.bench.in_flight)
@@ -75,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         plan, result = self.bench.in_flight.pop(0)
         request_id = plan.chunks[which % len(plan.chunks)].sequence.request_id
-        if request_id in self.bench.scheduler.live:
+        if request_id in self.bench.scheduler.unfinished:
             self.failed.add(request_id)
         result.sampled[request_id] = RowFailed("as it was told to")
         self.bench.apply(plan, result)
@@ -88,7 +88,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def give_back(self) -> None:
-        self.bench.tables.pool.release(self.taken)
+        self.bench.tables.pool.decref(self.taken)
         self.taken = []
 
     @rule()
@@ -103,11 +103,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         scheduler, pool = self.bench.scheduler, self.bench.tables.pool
-        holders = [*scheduler.live.values(), *scheduler._ending.values()]
+        holders = [*scheduler.unfinished.values(), *scheduler._ending.values()]
         pool.check_integrity([*(sequence.block_table for sequence in holders), self.taken])
-        assert len(scheduler.running) + len(scheduler.waiting) == len(scheduler.live)
+        assert len(scheduler.running) + len(scheduler.waiting) == len(scheduler.unfinished)
         ended = len(self.bench.finished) + len(self.cancelled)
-        assert len(self.bench.requests) == ended + len(scheduler.live)
+        assert len(self.bench.requests) == ended + len(scheduler.unfinished)
         self.bench.runner.poison(block for block in pool._free if block not in pool._key_of)
 
     def teardown(self) -> None:

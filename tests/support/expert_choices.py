@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor
 
-from model.ops.interface import ExpertChoice
+from model.ops.interface import RoutingRequest
 
 
-def uniform(num_rows: int, k: int) -> ExpertChoice:
+def uniform(num_rows: int, k: int) -> RoutingRequest:
     """k experts for every row, none switched off."""
     return choice([k] * num_rows)
 
 
-def choice(experts_per_token: list[int], allowed: Tensor | None = None) -> ExpertChoice:
+def choice(experts_per_token: list[int], allowed: Tensor | None = None) -> RoutingRequest:
     """`allowed` [T, E]; the room for the answer is filled with what no gate answers."""
     room = torch.full((len(experts_per_token), max(experts_per_token)), -7, dtype=torch.int32)
-    return ExpertChoice(torch.tensor(experts_per_token, dtype=torch.int32), allowed, room)
+    return RoutingRequest(torch.tensor(experts_per_token, dtype=torch.int32), allowed, room)
 
 
-def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> ExpertChoice:
+def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequest:
     """Any k beside any other, under masks that leave each row at least its k."""
     generator = torch.Generator().manual_seed(seed)
     k = (torch.randint(num_experts, (num_rows,), generator=generator) + 1).tolist()

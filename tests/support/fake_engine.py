@@ -17,7 +17,7 @@ from engine.types import (
     TokenLogprobs,
 )
 from server.engine_client.client import EngineStatus, Phase
-from server.engine_client.output_collector import EngineDied, Mailbox
+from server.engine_client.output_collector import EngineDied, OutputCollector
 
 EOS = 2
 MAX_MODEL_LEN = 256
@@ -111,12 +111,12 @@ class FakeEngine:
         self.phase: Phase = "ready"
         self.submitted: list[Request] = []
         self.aborted: set[int] = set()
-        self.mailboxes: dict[int, Mailbox] = {}
+        self.mailboxes: dict[int, OutputCollector] = {}
         self.changed = asyncio.Event()  # something was submitted or aborted
         self._script = script
         self._held = held
         self._ids = itertools.count(1)
-        self._plays: list[tuple[Mailbox, Iterator[RequestOutput]]] = []
+        self._plays: list[tuple[OutputCollector, Iterator[RequestOutput]]] = []
         self._player: asyncio.Task[None] | None = None
 
     @property
@@ -126,9 +126,9 @@ class FakeEngine:
     def new_request_id(self) -> int:
         return next(self._ids)
 
-    def submit(self, requests: Sequence[Request]) -> Mailbox:
+    def submit(self, requests: Sequence[Request]) -> OutputCollector:
         self.submitted += requests
-        mailbox = Mailbox()
+        mailbox = OutputCollector()
         for request in requests:
             self.mailboxes[request.request_id] = mailbox
             self._plays.append((mailbox, outputs_for(request, self._script(request))))

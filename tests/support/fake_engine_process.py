@@ -20,15 +20,15 @@ from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
     Add,
-    AskExperts,
-    Experts,
+    ExpertsQuery,
+    ExpertsReply,
     Failed,
     FrameReader,
+    PrefillStarted,
     Progress,
     Ready,
     Start,
-    Started,
-    Step,
+    StepDone,
     ToEngine,
     encode_frame,
 )
@@ -78,7 +78,7 @@ def begin(connection: socket.socket, requests: list[Request]) -> None:
     """All of them at once, as in one step; what kills the engine kills it now."""
     prompts = {request.request_id: request.prompt_token_ids for request in requests}
     started = [request_id for request_id, prompt in prompts.items() if QUEUES not in prompt]
-    connection.sendall(encode_frame(Started(started)))
+    connection.sendall(encode_frame(PrefillStarted(started)))
     for prompt in prompts.values():
         if KILLS in prompt:
             os._exit(9)
@@ -86,9 +86,9 @@ def begin(connection: socket.socket, requests: list[Request]) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def steps_of(message: ToEngine, mode: str) -> Iterator[Step | None]:
+def steps_of(message: ToEngine, mode: str) -> Iterator[StepDone | None]:
     if isinstance(message, Abort):
-        yield Step(StepOutput([], StepStats(num_blocks_total=100)))
+        yield StepDone(StepOutput([], StepStats(num_blocks_total=100)))
     if isinstance(message, Add):
         for request in message.requests:
             if mode == "silent" or QUEUES in request.prompt_token_ids:
@@ -96,7 +96,7 @@ def steps_of(message: ToEngine, mode: str) -> Iterator[Step | None]:
             for output in outputs_of(request, mode):
                 num_running = 0 if output.finish_reason else 1
                 stats = StepStats(num_running=num_running, num_tokens=1, step_s=0.01, num_blocks_total=100)
-                yield Step(StepOutput([output], stats))
+                yield StepDone(StepOutput([output], stats))
                 if KILLS_LATER in request.prompt_token_ids:
                     yield None
 
@@ -143,10 +143,10 @@ def main(mode: str, connection: socket.socket, heartbeat: Heartbeat) -> None:
                 load(connection, mode)
             elif mode == "die":
                 os._exit(9)
-            elif isinstance(message, AskExperts) and mode != "hold":
+            elif isinstance(message, ExpertsQuery) and mode != "hold":
                 num_asked += 1
                 report = ExpertReport(float(num_asked), [])
-                connection.sendall(encode_frame(Experts(message.query_id, report)))
+                connection.sendall(encode_frame(ExpertsReply(message.query_id, report)))
             elif isinstance(message, Add):
                 begin(connection, message.requests)
             for step in steps_of(message, mode):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.sampling_batch import Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling_batch import FloatParam, IntParam, SampledRows, SamplingRows, Status
 
 NUM_ROWS, HISTORY_LEN = 5, 30
 
@@ -62,8 +62,8 @@ def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
         bias_ids=torch.randint(vocab_size, (0 if is_plain else NUM_ROWS,), generator=generator, dtype=torch.int32),
         bias_values=torch.tensor([0.0, 5.0, -100.0, float("-inf"), 1e30])[: 0 if is_plain else NUM_ROWS],
         masks=None if is_plain else masks,
-        max_logprobs=max(row[Whole.NUM_LOGPROBS] for row in wholes),
-        is_greedy=all(row[Real.TEMPERATURE] == 0 for row in reals),
+        max_logprobs=max(row[IntParam.NUM_LOGPROBS] for row in wholes),
+        is_greedy=all(row[FloatParam.TEMPERATURE] == 0 for row in reals),
         has_penalties=True,
     )
 
@@ -79,7 +79,7 @@ def assert_same(got: SampledRows, expected: SampledRows, rows: SamplingRows, voc
     assert torch.equal(got.status, expected.status)
     assert torch.equal(got.token_ids, expected.token_ids)
     for row in range(NUM_ROWS):
-        count = int(rows.wholes[row, Whole.NUM_LOGPROBS])
+        count = int(rows.wholes[row, IntParam.NUM_LOGPROBS])
         if got.status[row] == Status.DONE and count >= 0:
             count = min(count, vocab_size)
             assert got.logprob[row] == pytest.approx(float(expected.logprob[row]), rel=1e-6, abs=1e-6)

@@ -18,12 +18,12 @@ from engine.types import Request
 from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
-from server.generation.state import AppState, Texts
+from server.generation.state import ServerState, TextFrontend
 from server.http.connections import Connections
-from server.http.load_shedding import Overload
-from server.http.middleware import guarded
-from server.http.protocol import MAX_HEAD_BYTES, SmallReads
-from server.http.read_limiter import Crowd
+from server.http.load_shedding import LoadShedding
+from server.http.middleware import with_middleware
+from server.http.protocol import MAX_HEAD_BYTES, BoundedReadProtocol
+from server.http.read_limiter import ReadLimiter
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import Tokenizer
@@ -46,8 +46,8 @@ def saying(text: str) -> Callable[[Request], Sequence[int]]:
     return lambda request: ids
 
 
-def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> AppState:
-    return AppState(
+def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerState:
+    return ServerState(
         engine=engine,
         metrics=Metrics(MODEL),
         access_log=AccessLog(),
@@ -55,12 +55,12 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> AppState:
         max_num_queued=max_num_queued,
         version="0",
         created_s=1,
-        texts=Texts(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
+        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
     )
 
 
-def app_around(state: AppState, connections: Connections | None = None, *, api_keys: Sequence[str] = ()) -> ASGIApp:
-    return guarded(
+def app_around(state: ServerState, connections: Connections | None = None, *, api_keys: Sequence[str] = ()) -> ASGIApp:
+    return with_middleware(
         create_app(state),
         api_keys=api_keys,
         metrics_auth=False,
@@ -68,11 +68,11 @@ def app_around(state: AppState, connections: Connections | None = None, *, api_k
         allowed_origins=(),
         root_path="",
         on_http=state.metrics.http,
-        outermost=lambda app: Overload(app, Connections() if connections is None else connections, state.memory),
+        outermost=lambda app: LoadShedding(app, Connections() if connections is None else connections, state.memory),
     )
 
 
-def client_of(state: AppState) -> httpx.AsyncClient:
+def client_of(state: ServerState) -> httpx.AsyncClient:
     """Calls the app without a socket. A fault in the app is answered, as it would be over one."""
     transport = httpx.ASGITransport(app_around(state), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://smoe")
@@ -80,11 +80,11 @@ def client_of(state: AppState) -> httpx.AsyncClient:
 
 @contextlib.asynccontextmanager
 async def listening(
-    state: AppState,
+    state: ServerState,
     *,
     send_buffer_bytes: int | None = None,
     connections: Connections | None = None,
-    crowd: Crowd | None = None,
+    crowd: ReadLimiter | None = None,
 ) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
     connections = Connections() if connections is None else connections
@@ -93,7 +93,9 @@ async def listening(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         config = uvicorn.Config(
             app_around(state, connections),
-            http=partial(SmallReads, on_http=state.metrics.http, connections=connections, crowd=crowd or Crowd()),  # type: ignore[arg-type]
+            http=partial(
+                BoundedReadProtocol, on_http=state.metrics.http, connections=connections, crowd=crowd or ReadLimiter()
+            ),  # type: ignore[arg-type]
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             log_config=None,
@@ -113,7 +115,7 @@ def events(body: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def outcomes(state: AppState) -> dict[str, float]:
+def outcomes(state: ServerState) -> dict[str, float]:
     """The ledger: choices received, and how many ended how."""
     ledger: dict[str, float] = {}
     for family in state.metrics.collect():
@@ -125,7 +127,7 @@ def outcomes(state: AppState) -> dict[str, float]:
     return ledger
 
 
-def http_counts(state: AppState) -> dict[tuple[str, str, str], float]:
+def http_counts(state: ServerState) -> dict[tuple[str, str, str], float]:
     """Answers by route template, method and status."""
     samples = [sample for family in state.metrics.collect() for sample in family.samples]
     answers = [sample for sample in samples if sample.name == "smoe_http_requests_total"]

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from engine.config import EngineConfig
-from engine.messages import AskExperts, Experts, FromEngine
+from engine.messages import ExpertsQuery, ExpertsReply, FromEngine
 from engine.types import Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient
-from server.engine_client.output_collector import Mailbox
+from server.engine_client.output_collector import OutputCollector
 from server.generation.sampling_params import GenerationDefaults
-from server.generation.state import AppState, Texts
+from server.generation.state import ServerState, TextFrontend
 from server.http.connections import Connections
 from server.model_location import locate_model
 from server.observability.access_log import AccessLog
@@ -40,7 +40,7 @@ class WatchedEngine(EngineClient):
         self._marks: dict[int, set[int]] = {}  # by query id
         self._stepped = asyncio.Condition()
 
-    def submit(self, requests: Sequence[Request]) -> Mailbox:
+    def submit(self, requests: Sequence[Request]) -> OutputCollector:
         self.seeds |= {request.params.seed: self.num_steps for request in requests}
         self._wake()
         return super().submit(requests)
@@ -52,10 +52,10 @@ class WatchedEngine(EngineClient):
             self.aborted |= ids
             self._last_query_id += 1
             self._marks[self._last_query_id] = ids
-            self._link.send(AskExperts(self._last_query_id))
+            self._link.send(ExpertsQuery(self._last_query_id))
 
     def _receive(self, message: FromEngine) -> None:
-        if isinstance(message, Experts):
+        if isinstance(message, ExpertsReply):
             self._stopped |= self._marks.pop(message.query_id)
         else:
             super()._receive(message)
@@ -105,12 +105,12 @@ class WatchedEngine(EngineClient):
 @contextlib.asynccontextmanager
 async def watched_server(
     *, max_num_queued: int = 4096, num_tenants: int = 1, **settings: object
-) -> AsyncIterator[tuple[str, WatchedEngine, AppState, Connections]]:
+) -> AsyncIterator[tuple[str, WatchedEngine, ServerState, Connections]]:
     """URL, engine, state and connections of a server on the bundled model. `settings`: the engine's."""
     model_dir = locate_model(None, Path())
     tokenizer = load_tokenizer(model_dir)
     engine = WatchedEngine()
-    state = AppState(
+    state = ServerState(
         engine=engine,
         metrics=Metrics(MODEL),
         access_log=AccessLog(),
@@ -119,7 +119,7 @@ async def watched_server(
         num_tenants=num_tenants,
         version="0",
         created_s=1,
-        texts=Texts(tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), GenerationDefaults()),
+        texts=TextFrontend(tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), GenerationDefaults()),
     )
     engine._on_step = state.metrics.record_step
     config = EngineConfig(model=str(model_dir), threads=1, check_integrity=True, **settings)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
 from server.engine_client.client import PATIENCE, EngineClient, EngineStatus
-from server.engine_client.output_collector import Mailbox
-from server.engine_client.watchdog import Patience
+from server.engine_client.output_collector import OutputCollector
+from server.engine_client.watchdog import WatchdogTimeouts
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 class Watched:
     """A client, what it reported, and a way to wait for a phase."""
 
-    def __init__(self, mode: str, *, restarts: bool = False, patience: Patience = PATIENCE) -> None:
+    def __init__(self, mode: str, *, restarts: bool = False, patience: WatchdogTimeouts = PATIENCE) -> None:
         self.statuses: list[EngineStatus] = []
         self.steps: list[StepStats] = []
         self.num_restarts = 0
@@ -68,7 +68,9 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def started(mode: str, *, restarts: bool = False, patience: Patience = PATIENCE) -> AsyncIterator[Watched]:
+async def started(
+    mode: str, *, restarts: bool = False, patience: WatchdogTimeouts = PATIENCE
+) -> AsyncIterator[Watched]:
     watched = Watched(mode, restarts=restarts, patience=patience)
     await watched.client.start(EngineConfig(model="/nowhere"))
     try:
@@ -84,7 +86,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
-async def collect(mailbox: Mailbox) -> RequestOutput:
+async def collect(mailbox: OutputCollector) -> RequestOutput:
     """All outputs up to the last, as one."""
     token_ids: list[int] = []
     while True:

@@ -32,7 +32,7 @@ def random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
 def both_tilings(dtype: torch.dtype) -> Iterator[TritonOps]:
     """The backend as it is, and as --deterministic has it."""
     yield TritonOps(dtype)
-    yield TritonOps(dtype, fixed=True)
+    yield TritonOps(dtype, deterministic=True)
 
 
 def integers(low: int, high: int) -> int:

@@ -40,7 +40,7 @@ def test_random_batches(dtype: torch.dtype, head_dim: int, scale: int) -> None:
     for case in range(6 * scale):
         num_heads, num_kv_heads = RATIOS[case % len(RATIOS)]
         heads = Heads(num_heads, num_kv_heads, head_dim, WINDOWS[integers(0, len(WINDOWS) - 1)])
-        ops = TritonOps(dtype, fixed=case % 2 == 1)
+        ops = TritonOps(dtype, deterministic=case % 2 == 1)
         parts = _random_parts(integers(60, 600), heads, dtype, integers(1, 4), seed=case)
         _check(ops, heads, parts, dtype, block_size=[1, 4, 16, 32][integers(0, 3)], int8=case % 3 == 2)
 
@@ -76,7 +76,7 @@ def test_under_fixed_tilings_a_row_has_the_same_bits_as_decode_row_and_within_an
     monkeypatch.setattr("numpy.matmul", row_by_row)
     heads = Heads(2, 1, 16, 400)
     sequence = random_positions(560, heads, torch.float32, 0)
-    ops = TritonOps(torch.float32, fixed=True)
+    ops = TritonOps(torch.float32, deterministic=True)
     whole = attend(ops, heads, [Part(sequence, 500, 60)])[0]
     parts = [Part(sequence, 500, 1), Part(sequence, 501, 18), Part(sequence, 519, 40), Part(sequence, 559, 1)]
     assert torch.equal(torch.cat(attend(ops, heads, parts, seed=3)), whole)

@@ -34,7 +34,7 @@ def test_under_fixed_tilings_logits_are_the_same_bits_alone_and_together_and_how
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("numpy.matmul", row_by_row)
-    model = _model(TritonOps(torch.float32, fixed=True), 4, 5)
+    model = _model(TritonOps(torch.float32, deterministic=True), 4, 5)
     sequences = [SEQUENCES[0][:7], SEQUENCES[1]]
     together = teacher_forced(model, sequences, [3, 1])
     for expected, sequence, chunk in zip(together, sequences, [7, 2], strict=True):

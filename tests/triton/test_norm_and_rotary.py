@@ -42,7 +42,7 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
     before = torch.randint(-9, 9, (2, num_blocks, block_size, heads.num_kv_heads, row)).to(cached)
     caches = before.clone()
     ops = TritonOps(dtype)
-    q = ops.rotate_and_store(qkv, caches[0], caches[1], ops.plan_step(heads.config, batch, block_size))
+    q = ops.rope_and_store_kv(qkv, caches[0], caches[1], ops.prepare_batch(heads.config, batch, block_size))
     q_in, k_in, v_in = qkv.view(5, total, -1).split_with_sizes(
         [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1
     )
@@ -66,7 +66,7 @@ def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stor
     stored = []
     for ops in (TritonOps(dtype), ReferenceOps()):
         caches = torch.zeros(2, 2, 4, 1, 12, dtype=torch.int8)
-        ops.rotate_and_store(qkv, caches[0], caches[1], ops.plan_step(heads.config, batch, 4))
+        ops.rope_and_store_kv(qkv, caches[0], caches[1], ops.prepare_batch(heads.config, batch, 4))
         stored.append(as_numbers(caches[:, 1, :, 0]))
     ours, reference = stored
     assert torch.equal(ours.isnan().any(-1), reference.isnan().any(-1))

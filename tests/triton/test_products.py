@@ -59,7 +59,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
         gate[0] *= 4.0  # the crowd goes to one expert or avoids it
         choice = random_choice(num_rows, num_experts, seed=case)
-        ops = TritonOps(dtype, weight_format, fixed=case == 1)
+        ops = TritonOps(dtype, weight_format, deterministic=case == 1)
         weights = ops.pack_moe(gate, (random_ffn(dim, hidden, dtype) for _ in range(num_experts)))
         ours = ops.moe(x, weights, choice)
         assert choice.allowed is not None
@@ -112,7 +112,7 @@ def test_the_dense_ffn_is_one_expert_that_everybody_gets(dtype: torch.dtype) -> 
 
 
 def test_no_rows_are_no_work(dtype: torch.dtype) -> None:
-    ops = TritonOps(dtype, fixed=True)
+    ops = TritonOps(dtype, deterministic=True)
     empty = torch.empty(0, 8, dtype=dtype)
     head = ops.pack_linear(torch.randn(12, 8).to(dtype))
     logits = ops.logits(

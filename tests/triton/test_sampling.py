@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.ops.reference.ops import ReferenceOps
+from model.ops.triton import sampling
 from model.ops.triton.ops import TritonOps
 from model.sampling_batch import Status
 from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by

@@ -51,7 +51,7 @@ class Launched:
         return f"{self.name} {self.constants} {self.signature} {self.num_warps} warps, {self.num_stages} stages"
 
 
-class Recorder:
+class GraphRecorder:
     """A model.ops.triton_launch.Launch that runs nothing. Launches that differ only in what their sizes are divisible
     by are kept once."""
 

@@ -15,26 +15,26 @@ namespace {
 
 // A row block over a span in float32: its queries, their scores and weights. Number is what the caches hold.
 template <class Number>
-class SpanAttention : SpanBlock {
+class SpanAttention : SpanSoftmax {
   public:
-    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
                   float* partials, float* scratch)
-        : SpanBlock(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
+        : SpanSoftmax(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
           scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
         const Range keys = visible();
-        const SpanCache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
+        const KvSpan<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
         for (int64_t i = 0; i < num_queries_; ++i)
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
         const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
         const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
-        Asking asking(ahead_, num_squares + keys.end - keys.begin);
+        KvPrefetcher asking(ahead_, num_squares + keys.end - keys.begin);
         for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
             cache.template pack_keys<TILE_WIDTH>(first, panel_, asking);
             score({first, first + TILE_WIDTH});
         }
-        for (int64_t i = 0; i < num_queries_; ++i) soften(i);
+        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i);
         for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
             const Range positions{first, min(first + MAX_KEY_PANEL, keys.end)};
             cache.pack_values(positions.begin, positions.end, panel_, asking);
@@ -62,7 +62,7 @@ class SpanAttention : SpanBlock {
     }
 
     // Scores of query i -> weights; m and l; o = 0.
-    void soften(int64_t i) {
+    void softmax_row(int64_t i) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
         const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
@@ -136,11 +136,11 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 
 }  // namespace
 
-void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
                  float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return PairAttention(args, block, span_start, ahead, partials, scratch).run();
+        return Bf16Attention(args, block, span_start, ahead, partials, scratch).run();
 #endif
     with_kv_number(args.kv_dtype, [&](auto number) {
         SpanAttention<decltype(number)>(args, block, span_start, ahead, partials, scratch).run();

@@ -71,11 +71,11 @@ inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
     return num_queries * (padded_dim(head_dim) + SPAN) + MAX_KEY_PANEL * padded_dim(head_dim);
 }
 
-struct Ahead;
+struct KvPrefetchSpan;
 
 // Writes the Q partials of the block over the span that begins at position span_start, and asks for `ahead` meanwhile.
 // Pointers are 64-byte aligned.
-SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
                               float* partials, float* scratch))
 // Merges the Q partials of a later span into those of earlier ones.
 SMOE_PER_ISA(void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later))

@@ -18,29 +18,29 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // A row block over a span.
-class PairAttention : SpanBlock {
+class Bf16Attention : SpanSoftmax {
   public:
-    PairAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead,
+    Bf16Attention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
                   float* partials, float* scratch)
-        : SpanBlock(args, block, span_start, ahead, partials), dims_(padded_dim(args.head_dim)),
+        : SpanSoftmax(args, block, span_start, ahead, partials), dims_(padded_dim(args.head_dim)),
           queries_(reinterpret_cast<uint32_t*>(scratch)), scores_(scratch + num_queries_ * dims_),
           panel_(reinterpret_cast<uint32_t*>(scores_ + num_queries_ * SPAN)) {}
 
     void run() {
         const Range keys = visible();
-        const SpanCache<uint16_t> cache(args_, block_, span_start_, keys.begin, keys.end);
+        const KvSpan<uint16_t> cache(args_, block_, span_start_, keys.begin, keys.end);
         const Range panels{keys.begin / TILE_WIDTH * TILE_WIDTH, (keys.end + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH};
         const int64_t num_panels = (panels.end - panels.begin) / TILE_WIDTH;
-        Asking asking(ahead_, num_panels * (key_squares(TILE_WIDTH, args_.head_dim / 2) + TILE_WIDTH / 2));
+        KvPrefetcher asking(ahead_, num_panels * (key_squares(TILE_WIDTH, args_.head_dim / 2) + TILE_WIDTH / 2));
         for (int64_t i = 0; i < num_queries_; ++i) load_query(i);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             cache.pack_key_pairs<TILE_WIDTH>(first, panel_, asking);
             for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first); });
         }
-        for (int64_t i = 0; i < num_queries_; ++i) soften(i, panels);
+        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             const int64_t num_pairs = (min(TILE_WIDTH, keys.end - first) + 1) / 2;
-            const int64_t depth = (num_pairs + PairProducts::DEPTH - 1) / PairProducts::DEPTH * PairProducts::DEPTH;
+            const int64_t depth = (num_pairs + Bf16DotProducts::DEPTH - 1) / Bf16DotProducts::DEPTH * Bf16DotProducts::DEPTH;
             cache.pack_value_pairs(first, first + 2 * depth, panel_, asking);
             for_tiles(first, [&](int64_t i, int64_t rows) { add_values(i, rows, first, depth); });
         }
@@ -58,8 +58,8 @@ class PairAttention : SpanBlock {
     // Calls body(first query, count) for each tile of queries that sees something of the panel from `position` on.
     template <class Body>
     void for_tiles(int64_t position, Body&& body) const {
-        for (int64_t first = 0; first < num_queries_; first += PairProducts::MAX_ROWS) {
-            const int64_t rows = min(PairProducts::MAX_ROWS, num_queries_ - first);
+        for (int64_t first = 0; first < num_queries_; first += Bf16DotProducts::MAX_ROWS) {
+            const int64_t rows = min(Bf16DotProducts::MAX_ROWS, num_queries_ - first);
             if (!intersect({position, position + TILE_WIDTH}, visible(first, rows)).empty()) body(first, rows);
         }
     }
@@ -72,7 +72,7 @@ class PairAttention : SpanBlock {
     }
 
     // Scores of query i -> pairs of weights of all positions of the panels, at the front of the scores' own memory.
-    void soften(int64_t i, Range panels) {
+    void softmax_row(int64_t i, Range panels) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
         const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
@@ -98,7 +98,7 @@ class PairAttention : SpanBlock {
                           {partial(i) + PARTIAL_HEADER + dim, partial_floats(args_.head_dim)});
     }
 
-    PairProducts products_;
+    Bf16DotProducts products_;
     const int64_t dims_;       // words of a query, and of a pair of positions in the panel of values
     uint32_t* const queries_;  // [Q, dims]
     float* const scores_;      // [Q, SPAN]

@@ -21,7 +21,7 @@ struct Matrix {
 
 #if defined(__AMX_TILE__)
 
-class PairProducts {
+class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = 16;
     static constexpr int64_t DEPTH = LINE;  // of which the depth is a multiple
@@ -86,12 +86,12 @@ class PairProducts {
         }
     }
 
-    TileRegisters registers_;
+    AmxTiles registers_;
 };
 
 #else
 
-class PairProducts {
+class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = TILE_ROWS;
     static constexpr int64_t DEPTH = 1;

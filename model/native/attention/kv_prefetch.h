@@ -9,18 +9,18 @@
 namespace smoe {
 
 // What some KV heads have at the positions that a row block sees of a span.
-struct Ahead {
-    Ahead() = default;  // of nothing
+struct KvPrefetchSpan {
+    KvPrefetchSpan() = default;  // of nothing
 
     // Of `heads` KV heads from the block's on, and the span from position span_start on.
-    Ahead(const AttentionArgs& args, const RowBlock& block, int64_t heads, int64_t span_start)
+    KvPrefetchSpan(const AttentionArgs& args, const RowBlock& block, int64_t heads, int64_t span_start)
         : args(&args), table(args.block_tables + block.sequence * args.max_blocks), kv_head(block.kv_head), heads(heads),
           begin(std::max(span_start, args.first_visible(block.position))),
           end(std::min(span_start + SPAN, block.position + block.num_rows)) {}
 
     // The positions of part i of `count` equal ones.
-    Ahead part(int64_t i, int64_t count) const {
-        Ahead part = *this;
+    KvPrefetchSpan part(int64_t i, int64_t count) const {
+        KvPrefetchSpan part = *this;
         part.begin = begin + (end - begin) * i / count;
         part.end = begin + (end - begin) * (i + 1) / count;
         return part;
@@ -37,10 +37,10 @@ struct Ahead {
 // A head's numbers of one position are two or four cache lines among those of other heads, in blocks that lie anywhere:
 // no hardware prefetcher follows them. A core keeps some 20 requests in flight; who makes more of them at once stands
 // still until memory has taken them. So a step asks for one position's keys, or its values, at a time.
-class Asking {
+class KvPrefetcher {
   public:
     // To be done with the last of `num_steps` steps.
-    Asking(const Ahead& ahead, int64_t num_steps)
+    KvPrefetcher(const KvPrefetchSpan& ahead, int64_t num_steps)
         : ahead_(ahead), num_steps_(num_steps), num_rows_(2 * (ahead.end - ahead.begin)), left_(num_rows_) {
         if (!left_) return;
         const AttentionArgs& args = *ahead.args;
@@ -54,11 +54,11 @@ class Asking {
 
     void step() {
         if (!left_) return;
-        for (due_ += num_rows_; due_ >= num_steps_ && left_; due_ -= num_steps_) ask_for_row();
+        for (due_ += num_rows_; due_ >= num_steps_ && left_; due_ -= num_steps_) prefetch_row();
     }
 
   private:
-    void ask_for_row() {
+    void prefetch_row() {
         const AttentionArgs& args = *ahead_.args;
         const void* cache = is_values_ ? args.v_cache : args.k_cache;
         const int64_t offset = (ahead_.table[index_] * args.block_size + slot_) * position_bytes_ + first_byte_;
@@ -69,7 +69,7 @@ class Asking {
         is_values_ = !is_values_;
     }
 
-    const Ahead ahead_;
+    const KvPrefetchSpan ahead_;
     const int64_t num_steps_;
     const int64_t num_rows_;  // a row: one position's keys, or its values
     int64_t left_;            // of the rows

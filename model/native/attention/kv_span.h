@@ -17,9 +17,9 @@ inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES 
 // Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or a
 // position's values or a pair's, is a step of `asking`.
 template <class Number>
-class SpanCache {
+class KvSpan {
   public:
-    SpanCache(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
+    KvSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
         : args_(args), begin_(begin), end_(end) {
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
         int64_t index = (span_start + begin) / args.block_size, slot = (span_start + begin) % args.block_size;
@@ -33,7 +33,7 @@ class SpanCache {
     // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
     // is none.
     template <int WIDTH>
-    void pack_keys(int64_t first, float* panel, Asking& asking) const {
+    void pack_keys(int64_t first, float* panel, KvPrefetcher& asking) const {
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < args_.head_dim; k += LANES) {
                 Vec square[LANES];
@@ -51,7 +51,7 @@ class SpanCache {
     // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored, zeros behind them up to a
     // multiple of LANES. Of 2-byte numbers, K even.
     template <int WIDTH>
-    void pack_key_pairs(int64_t first, uint32_t* panel, Asking& asking) const {
+    void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& asking) const {
         const int64_t pairs = args_.head_dim / 2;
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < pairs; k += LANES) {
@@ -75,7 +75,7 @@ class SpanCache {
 #if defined(__AVX512BF16__)
     // Values of positions first .. last - 1, first even -> panel [(last - first + 1) / 2, padded K] of words: pairs of
     // neighbouring positions, the even one in the low half; zeros where there is no position, or behind dim K.
-    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, Asking& asking) const {
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, KvPrefetcher& asking) const {
         const int64_t stride = padded_dim(args_.head_dim);
         const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
         for (int64_t j = first; j < last; j += 2, panel += stride) {
@@ -90,7 +90,7 @@ class SpanCache {
 #endif
 
     // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
-    void pack_values(int64_t first, int64_t last, float* panel, Asking& asking) const {
+    void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& asking) const {
         const int64_t stride = padded_dim(args_.head_dim);
         for (int64_t j = first; j < last; ++j) {
             const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);

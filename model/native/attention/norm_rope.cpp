@@ -168,7 +168,7 @@ void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
         normalize<float>(args, first, last);
 }
 
-void rotate_and_store(const RotationArgs& args, int64_t first, int64_t last) {
+void rope_and_store_kv(const RotationArgs& args, int64_t first, int64_t last) {
     with_kv_number(args.kv_dtype, [&](auto number) {
         if (args.dtype == BFLOAT16)
             rotate_rows<uint16_t, decltype(number)>(args, first, last);

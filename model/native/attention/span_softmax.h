@@ -24,9 +24,9 @@ inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
 // One row block over one span.
-class SpanBlock {
+class SpanSoftmax {
   protected:
-    SpanBlock(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const Ahead& ahead, float* partials)
+    SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead, float* partials)
         : args_(args), block_(block), span_start_(span_start), ahead_(ahead), partials_(partials),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
@@ -96,7 +96,7 @@ class SpanBlock {
     const AttentionArgs& args_;
     const RowBlock& block_;
     const int64_t span_start_;
-    const Ahead& ahead_;
+    const KvPrefetchSpan& ahead_;
     float* const partials_;
     const int64_t num_queries_;
 };

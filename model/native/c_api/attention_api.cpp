@@ -72,16 +72,16 @@ class Attention {
         std::atomic<int64_t> unclaimed{0};
         pool_.parallel_for(std::min<int64_t>(pool_.threads(), num_tasks), [&](int64_t worker) {
             int64_t task = unclaimed++;
-            if (task < num_tasks) Asking(first_read(task), 1).step();
+            if (task < num_tasks) KvPrefetcher(first_read(task), 1).step();
             while (task < num_tasks) {
                 const int64_t next = unclaimed++;
-                body(task, next < num_tasks ? first_read(next) : Ahead(), memory + worker * floats);
+                body(task, next < num_tasks ? first_read(next) : KvPrefetchSpan(), memory + worker * floats);
                 task = next;
             }
         });
     }
 
-    Ahead ahead(const RowBlock& block, int64_t heads, int64_t span) const { return {args_, block, heads, span * SPAN}; }
+    KvPrefetchSpan ahead(const RowBlock& block, int64_t heads, int64_t span) const { return {args_, block, heads, span * SPAN}; }
 
     float* scratch(int64_t floats) { return reinterpret_cast<float*>(pool_.scratch(floats * sizeof(float))); }
 
@@ -89,7 +89,7 @@ class Attention {
         for (int64_t i = 0; i < num_queries(block); ++i) partials[i * partial_floats(args_.head_dim) + 1] = 0;
     }
 
-    void attend_span(const RowBlock& block, int64_t span, const Ahead& ahead, float* partials, float* memory) const {
+    void attend_span(const RowBlock& block, int64_t span, const KvPrefetchSpan& ahead, float* partials, float* memory) const {
         SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, ahead, partials, memory));
     }
 
@@ -111,17 +111,17 @@ class Attention {
             return ahead(block, heads, first_span(block));
         };
         for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), first_read,
-                  [&](int64_t task, const Ahead& next, float* memory) {
+                  [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
                       attend(&blocks_[task * heads], heads, next, memory);
                   });
     }
 
     // `count` KV heads of the same rows, from the first span to the last.
-    void attend(const RowBlock* blocks, int64_t count, const Ahead& next, float* memory) {
+    void attend(const RowBlock* blocks, int64_t count, const KvPrefetchSpan& next, float* memory) {
         float *merged = memory, *latest = merged + count * partials_floats_, *rest = latest + partials_floats_;
         for (int64_t i = 0; i < count; ++i) start(blocks[i], merged + i * partials_floats_);
         for (int64_t span = first_span(*blocks), end = end_span(*blocks); span < end; ++span) {
-            const Ahead after = span + 1 < end ? ahead(*blocks, count, span + 1) : next;
+            const KvPrefetchSpan after = span + 1 < end ? ahead(*blocks, count, span + 1) : next;
             for (int64_t i = 0; i < count; ++i) {
                 attend_span(blocks[i], span, after.part(i, count), latest, rest);
                 merge(blocks[i], merged + i * partials_floats_, latest);
@@ -143,7 +143,7 @@ class Attention {
         };
         const auto first_read = [&](int64_t task) { return ahead(blocks_[owners[task]], 1, span_of(task)); };
         for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, first_read,
-                  [&](int64_t task, const Ahead& next, float* memory) {
+                  [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
                       attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_, memory);
                   });
         for (size_t b = 0; b < blocks_.size(); ++b) {
@@ -192,14 +192,14 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
     });
 }
 
-int smoe_rotate_and_store(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
+int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
                           void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
                           int64_t T, int64_t H, int64_t G, int64_t K) {
     return out_of_memory([&] {
         void* turned = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
         const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, turned, H, G, K};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
-                 [&](int64_t first, int64_t last) { SMOE_CALL(isa, rotate_and_store(args, first, last)); });
+                 [&](int64_t first, int64_t last) { SMOE_CALL(isa, rope_and_store_kv(args, first, last)); });
     });
 }
 

@@ -115,7 +115,7 @@ class Forward {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
         const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
         return linear(at_.normed(), layer.qkv, at_.qkv(), T, (H + 2 * G) * K, D, false) ||
-               smoe_rotate_and_store(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
+               smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
                                      at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
                smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
                               step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,

@@ -19,14 +19,14 @@ namespace SMOE_ISA {
 inline void settle_memory() { asm volatile("" ::: "memory"); }
 
 // This thread's, while the object lives; one object at a time.
-class TileRegisters {
+class AmxTiles {
   public:
-    TileRegisters() = default;
-    ~TileRegisters() {
+    AmxTiles() = default;
+    ~AmxTiles() {
         if (rows_) _tile_release();
     }
-    TileRegisters(const TileRegisters&) = delete;
-    TileRegisters& operator=(const TileRegisters&) = delete;
+    AmxTiles(const AmxTiles&) = delete;
+    AmxTiles& operator=(const AmxTiles&) = delete;
 
     // Up to 32 rows and 32 columns. 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each;
     // 4, 5: those rows; 6, 7: those columns.

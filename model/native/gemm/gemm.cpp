@@ -42,9 +42,9 @@ void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stri
 
 }  // namespace
 
-void Multiplier::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
 #if defined(__AMX_TILE__)
-    if (in_lines(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
+    if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif
     if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
     if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
@@ -61,7 +61,7 @@ void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* pa
     const int64_t words = row_words(format, K), panel_size = panel_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
-    const auto multiply = [&](Multiplier& by, const Tile& tile, int64_t panel) {
+    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         by.multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
         const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
@@ -72,7 +72,7 @@ void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* pa
             store_tile(static_cast<uint16_t*>(y) + first, sums, tile.rows, columns, O);
         }
     };
-    for_each_product<Multiplier>(pool, tiles, ceil_div(O, PANEL), panel_size, multiply);
+    for_each_product<Microkernel>(pool, tiles, ceil_div(O, PANEL), panel_size, multiply);
 }
 
 }  // namespace SMOE_ISA

@@ -37,7 +37,7 @@ void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
 
 // out[rows][PANEL], float32 or int32.
 template <int FORMAT>
-void multiply_tiles(TileRegisters& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth,
+void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth,
                     void* out) {
     registers.shape_square(rows);
     auto* sums = static_cast<uint32_t*>(out);
@@ -70,7 +70,7 @@ inline void scale_sums(float* sums, int rows, const uint32_t* starts, const uint
     }
 }
 
-inline void multiply_lines(TileRegisters& registers, int format, int rows, const uint32_t* tile, const uint32_t* panel,
+inline void multiply_lines(AmxTiles& registers, int format, int rows, const uint32_t* tile, const uint32_t* panel,
                            int64_t K, float* out) {
     const int64_t depth = depth_of(format, K);
     if (format == BFLOAT16) return multiply_tiles<BFLOAT16>(registers, rows, tile, panel, depth, out);

@@ -9,14 +9,14 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // One thread's, for some products in a row: it keeps what they have in common.
-class Multiplier {
+class Microkernel {
   public:
     // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(format).
     void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out);
 
   private:
 #if defined(__AMX_TILE__)
-    TileRegisters registers_;
+    AmxTiles registers_;
 #endif
 };
 

@@ -15,20 +15,20 @@ constexpr int MAX_UNIT_ROWS = 12;  // of a tile by units
 
 #if defined(__AMX_TILE__)
 // In int8 few rows are faster by units, and have the same bits: its sums are exact.
-constexpr bool in_lines(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
+constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
 constexpr int MAX_TILE_ROWS = 32;
 #else
-constexpr bool in_lines(int, int) { return false; }
+constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
 #endif
 
-constexpr int max_tile_rows(int format) { return in_lines(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS; }
+constexpr int max_tile_rows(int format) { return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS; }
 
 // Words of one packed row, in either order.
 inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
     const int64_t depth = depth_of(format, K);
-    return (in_lines(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
+    return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
 
 // Words that pack_rows needs for each row: it packs, and before that may quantise to as many words again.

@@ -136,7 +136,7 @@ void quantize_in_lines(int dtype, const void* x, const int32_t* row_ids, int row
 // Row by row to `memory`, from there to the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
                    uint32_t* tile) {
-    if (in_lines(format, rows)) return quantize_in_lines(dtype, x, row_ids, rows, K, tile);
+    if (uses_amx_layout(format, rows)) return quantize_in_lines(dtype, x, row_ids, rows, K, tile);
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
@@ -172,7 +172,7 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
-        else if (in_lines(format, tile.rows))
+        else if (uses_amx_layout(format, tile.rows))
             copy_in_lines(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
         else
             pack_tile(dtype, x, ids, tile.rows, K, to);

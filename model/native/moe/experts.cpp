@@ -35,7 +35,7 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
         } else {
             std::memcpy(words, sums + m * PANEL, sizeof words);
         }
-        if (in_lines(dtype, rows)) {
+        if (uses_amx_layout(dtype, rows)) {
             std::memcpy(tile + (panel * rows + m) * LINE, words, LINE * 4);
         } else {
             for (int n = 0; n < count; ++n) tile[(panel * num_words + n) * rows + m] = words[n];
@@ -52,10 +52,10 @@ void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O
 
 // hidden = silu(w1 x) * (w3 x): store(tile, panel, sums) of each panel.
 template <class Store>
-void multiply_up(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
+void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
     const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
     const int64_t num_pairs = ceil_div(weights.F, PANEL);
-    for_each_product<Multiplier>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
+    for_each_product<Microkernel>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
         alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
         const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
         const uint32_t* rows = x + tile.first_row * words;
@@ -67,11 +67,11 @@ void multiply_up(Pool& pool, const uint32_t* x, const Experts& weights, const st
 }
 
 // y [P, D] = w2 hidden, in float32.
-void multiply_down(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
+void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
                    float* y) {
     const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
     const int64_t num_panels = ceil_div(weights.D, PANEL);
-    for_each_product<Multiplier>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
+    for_each_product<Microkernel>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         const uint32_t* w2 = weights.w2 + (tile.expert * num_panels + panel) * panel_size;
         by.multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
@@ -83,7 +83,7 @@ void multiply_down(Pool& pool, const uint32_t* hidden, const Experts& weights, c
 void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
     const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
-    multiply_up(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
+    gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
         store_words(dtype, sums, tile.rows, panel, depth, hidden + tile.first_row * words);
     });
 }
@@ -91,7 +91,7 @@ void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weight
 // Whole rows in float32 first, since a row's scale hangs on all of it.
 void quantize_hidden(Pool& pool, const uint32_t* x, const Experts& weights, const Pairs& pairs, float* rows,
                      uint32_t* hidden) {
-    multiply_up(pool, x, weights, pairs.tiles, [=, &weights](const Tile& tile, int64_t panel, const float* sums) {
+    gate_up_gemm(pool, x, weights, pairs.tiles, [=, &weights](const Tile& tile, int64_t panel, const float* sums) {
         store_columns(sums, tile, panel, weights.F, rows);
     });
     std::vector<int32_t> in_order(pairs.rows.size());
@@ -114,7 +114,7 @@ const float* multiply_experts(Pool& pool, int dtype, const void* x, const Expert
         quantize_hidden(pool, rows, weights, pairs, floats, hidden);
     else
         pack_hidden(pool, dtype, rows, weights, pairs.tiles, hidden);
-    multiply_down(pool, hidden, weights, pairs.tiles, floats);
+    down_gemm(pool, hidden, weights, pairs.tiles, floats);
     return floats;
 }
 

@@ -75,7 +75,7 @@ using Float32 = InVectors<Float32Step>;
 template <int FORMAT>
 struct InTiles {
     static int64_t multiply(int64_t rounds) {
-        TileRegisters registers;
+        AmxTiles registers;
         registers.shape_square(MAX_TILE_ROWS);
         for (int64_t round = 0; round < rounds; ++round) add_products<FORMAT, true>();
         return rounds * MAX_TILE_ROWS * PANEL * LINE * (FORMAT == INT8 ? 4 : 2) * 2;

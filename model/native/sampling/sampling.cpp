@@ -88,7 +88,7 @@ int64_t find_first(const float* x, int64_t V, float value) {
 inline float bounded(float x) { return x < LARGEST_FLOAT ? x : LARGEST_FLOAT; }
 
 // Penalties over prompt and output (repetition: Keskar et al. 2019, section 4.1) and over the output alone.
-void penalise(const Row& row, const int32_t* history, int32_t* counts, float* shaped) {
+void apply_penalties(const Row& row, const int32_t* history, int32_t* counts, float* shaped) {
     const int64_t prompt = row.num_prompt_tokens(), end = row.num_tokens();
     for (int64_t i = prompt; i < end; ++i) ++counts[history[i]];
     for (int64_t i = 0; i < prompt; ++i)
@@ -114,7 +114,7 @@ const float* shape(const smoe_sampling& args, const Row& row, const float* logit
     if (!row.changes_logits()) return logits;
     float* shaped = memory.shaped;
     std::memcpy(shaped, logits, args.V * sizeof(float));
-    if (row.penalises()) penalise(row, args.history + row.history_row() * args.history_len, memory.counts, shaped);
+    if (row.penalises()) apply_penalties(row, args.history + row.history_row() * args.history_len, memory.counts, shaped);
     for (int64_t i = row.first_bias(); i < row.end_bias(); ++i) {
         float& x = shaped[args.bias_ids[i]];
         x = bounded(x + args.bias_values[i]);
@@ -200,7 +200,7 @@ int64_t draw(const Row& row, const float* x, int64_t V, float largest, const Sam
         return invert(memory.masses, V, row.uniform() * sum(memory.masses, V));
     Candidates kept = gather(x, V, row.min_p(), memory);
     if (row.top_k() > 0) keep_top_k(kept, row.top_k());
-    if (row.top_p() < 1.0f) keep_top_mass(kept, static_cast<double>(row.top_p()) * sum(kept.masses, kept.count));
+    if (row.top_p() < 1.0f) keep_top_p(kept, static_cast<double>(row.top_p()) * sum(kept.masses, kept.count));
     return kept.ids[invert(kept.masses, kept.count, row.uniform() * sum(kept.masses, kept.count))];
 }
 

@@ -40,7 +40,7 @@ struct Candidates {
 // Keeps the first `limit` by descending logit, ties by ascending id.
 void keep_top_k(Candidates& candidates, int64_t limit);
 // Keeps the fewest, in that order, whose mass reaches `limit`; always one.
-void keep_top_mass(Candidates& candidates, double limit);
+void keep_top_p(Candidates& candidates, double limit);
 
 // The uniform number in [0, 1) of a seed and a counter: Philox4x32-10 (Salmon et al. 2011), its first word.
 double philox_uniform(uint64_t seed, uint32_t position, uint32_t prompt, uint32_t choice);

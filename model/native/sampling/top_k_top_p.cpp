@@ -12,7 +12,7 @@ constexpr int WIDTHS[NUM_DIGITS] = {11, 11, 10};
 constexpr int64_t MAX_BUCKETS = 1 << 11;
 
 // Kept are the keys above `key`, and the first `ties` of those equal to it.
-struct Cut {
+struct Threshold {
     uint32_t key;
     int64_t ties;
 };
@@ -38,7 +38,7 @@ uint32_t find_digit(const Bucket* buckets, double limit, double& before) {
 }
 
 template <class Weight>
-Cut find_cut(const Candidates& candidates, double limit, Weight weight) {
+Threshold find_cut(const Candidates& candidates, double limit, Weight weight) {
     uint32_t key = 0, known = 0;  // the digits found so far, and a mask of their bits
     double before = 0;
     for (int i = 0; i < NUM_DIGITS; ++i) {
@@ -63,7 +63,7 @@ Cut find_cut(const Candidates& candidates, double limit, Weight weight) {
     return {key, ties};
 }
 
-void apply(Candidates& candidates, Cut cut) {
+void apply(Candidates& candidates, Threshold cut) {
     int64_t kept = 0;
     for (int64_t c = 0; c < candidates.count; ++c) {
         if (candidates.keys[c] < cut.key || (candidates.keys[c] == cut.key && cut.ties-- <= 0)) continue;
@@ -81,7 +81,7 @@ void keep_top_k(Candidates& candidates, int64_t limit) {
     apply(candidates, find_cut(candidates, static_cast<double>(limit), [](int64_t) { return 1.0; }));
 }
 
-void keep_top_mass(Candidates& candidates, double limit) {
+void keep_top_p(Candidates& candidates, double limit) {
     apply(candidates, find_cut(candidates, limit, [&](int64_t c) { return candidates.masses[c]; }));
 }
 

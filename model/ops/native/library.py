@@ -34,7 +34,7 @@ _SIGNATURES = {
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
-    "smoe_rotate_and_store": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
+    "smoe_rope_and_store_kv": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
     "smoe_attention": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 7, *(c_int64,) * 7)),
     "smoe_forward": (c_int, (c_void_p, c_int, POINTER(NetworkArguments), POINTER(StepArguments))),
     "smoe_read_all": (c_uint32, (c_void_p, c_int, c_void_p, c_int64)),

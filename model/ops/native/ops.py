@@ -16,7 +16,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.huge_pages import empty
-from model.ops.interface import ExpertChoice, FfnWeights
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.sampling import sampling_arguments
 from model.ops.native.structs import NetworkArguments, StepArguments
@@ -110,7 +110,7 @@ class NativeOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> NativeMoe:
         return NativeMoe(gate.float().contiguous(), self._pack_experts(len(gate), experts))
 
-    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> NativePlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> NativePlan:
         num_pairs = config.head_dim // 2
         frequencies = inverse_frequencies(config.head_dim, config.rope_theta)  # [K/2]
         cos, sin = torch.empty(2, len(batch.positions), num_pairs).unbind()
@@ -139,13 +139,13 @@ class NativeOps:
     def linear(self, x: Tensor, weight: NativeLinear) -> Tensor:
         return self._multiply(x, weight, x.dtype)  # [T, O]
 
-    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: NativePlan) -> Tensor:
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: NativePlan) -> Tensor:
         q = torch.empty(len(qkv), plan.num_heads, plan.head_dim, dtype=qkv.dtype)
         tensors = qkv, q, k_cache, v_cache, plan.cos, plan.sin, plan.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), plan.num_heads, plan.num_kv_heads, plan.head_dim
         dtypes = DTYPES[qkv.dtype], DTYPES[k_cache.dtype]
-        check(self._call.smoe_rotate_and_store(self._pool, self._isa, *dtypes, *addresses, *sizes))
+        check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: NativePlan) -> Tensor:
@@ -165,7 +165,7 @@ class NativeOps:
         check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], weights.format, *addresses, *sizes))
         return y  # [T, D]
 
-    def moe(self, x: Tensor, weights: NativeMoe, choice: ExpertChoice) -> Tensor:
+    def moe(self, x: Tensor, weights: NativeMoe, choice: RoutingRequest) -> Tensor:
         y, experts = torch.empty_like(x), weights.experts
         tensors = x, weights.gate, experts.w13, experts.w2, y, choice.experts_per_token
         addresses = (tensor.data_ptr() for tensor in tensors)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.interface import ExpertChoice, FfnWeights
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
 from model.ops.reference.kv_int8 import as_cached
@@ -69,7 +69,7 @@ class ReferenceOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
 
-    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
         attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
         return ReferencePlan(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
@@ -85,7 +85,7 @@ class ReferenceOps:
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         return product(x, weight).to(x.dtype)  # [T, O]
 
-    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
         heads = qkv.view(len(qkv), -1, plan.head_dim)  # [T, H + 2G, K]
         num_rotated = heads.shape[1] - plan.num_kv_heads
         rotated = rotate(heads[:, :num_rotated], plan.cos, plan.sin)  # [T, H + G, K]
@@ -101,7 +101,7 @@ class ReferenceOps:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
         return product(F.silu(w1) * w3, weights.w2).to(x.dtype)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, choice: ExpertChoice) -> Tensor:
+    def moe(self, x: Tensor, weights: ReferenceMoe, choice: RoutingRequest) -> Tensor:
         num_experts = len(weights.experts)
         chosen, share = route(F.linear(x.float(), weights.gate), choice)  # [T, Kmax] each
         experts = chosen.flatten()
@@ -143,7 +143,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
-def route(gate_logits: Tensor, choice: ExpertChoice) -> tuple[Tensor, Tensor]:
+def route(gate_logits: Tensor, choice: RoutingRequest) -> tuple[Tensor, Tensor]:
     """[T, E] float32 -> the chosen experts in ascending id, and their shares (softmax over the chosen): [T, Kmax] each.
     Behind a row's own k stand the id E and the share 0. Writes choice.chosen.
 

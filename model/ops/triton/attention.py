@@ -40,7 +40,7 @@ class AttentionPlan:
     tile_first_row: Tensor  # [tiles] int32: its first row of the T; behind the sequence's rows where a tile is empty
     decode: AttentionTiling
     chunk: AttentionTiling
-    fixed: bool
+    deterministic: bool
     config: ModelConfig
     block_size: int
 
@@ -49,14 +49,16 @@ class AttentionPlan:
         return self.config.window or NO_WINDOW
 
 
-def plan_attention(config: ModelConfig, batch: ForwardBatch, block_size: int, wide: bool, fixed: bool) -> AttentionPlan:
+def plan_attention(
+    config: ModelConfig, batch: ForwardBatch, block_size: int, wide: bool, deterministic: bool
+) -> AttentionPlan:
     """`wide`: float32. `fixed`: the same tiling whatever the batch."""
-    decode, chunk = (WIDE, WIDE) if wide else (FIXED, FIXED) if fixed else (DECODE, CHUNK)
+    decode, chunk = (WIDE, WIDE) if wide else (FIXED, FIXED) if deterministic else (DECODE, CHUNK)
     per_kv_head = config.num_heads // config.num_kv_heads
     decode, chunk = _at_least(decode, per_kv_head), _at_least(chunk, per_kv_head)
     queries = chunk.tile // per_kv_head
     tiles = query_tiles(batch.query_start, len(batch.positions), queries)
-    return AttentionPlan(batch, *tiles, decode, chunk, fixed, config, block_size)
+    return AttentionPlan(batch, *tiles, decode, chunk, deterministic, config, block_size)
 
 
 def query_tiles(query_start: Tensor, num_rows: int, queries: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +97,7 @@ def _attend_chunks(
         (len(plan.tile_sequence), num_kv_heads),
         *(q, *with_scales(k_cache, v_cache), out, *of_batch, *sizes),
         **_constants(plan, plan.chunk, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
-        MERGES=plan.fixed,
+        MERGES=plan.deterministic,
     )
 
 

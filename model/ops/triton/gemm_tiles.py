@@ -36,11 +36,11 @@ BY_ROWS = ((16, FEW), (64, SOME), (None, MANY))
 BY_ROWS_PAIRED = ((16, FEW_PAIRED), (64, SOME), (None, MANY_PAIRED))
 
 
-def choose_tiling(num_rows: int, dtype: torch.dtype, fixed: bool, paired: bool = False) -> Tiling:
+def choose_tiling(num_rows: int, dtype: torch.dtype, deterministic: bool, paired: bool = False) -> Tiling:
     """`num_rows` per matrix (of an expert: on average). `fixed`: the same whatever the batch, so that bits are."""
     if dtype == torch.float32:
         return WIDE
-    if fixed:
+    if deterministic:
         return SOME
     table = BY_ROWS_PAIRED if paired else BY_ROWS
     return next(tiling for bound, tiling in table if bound is None or num_rows <= bound)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.interface import ExpertChoice, FfnWeights
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_tiling
 from model.ops.triton.launch import Launch, launch_on_device
@@ -22,7 +22,7 @@ from model.ops.triton.linear import linear
 from model.ops.triton.moe import TritonExperts, experts
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
 from model.ops.triton.rms_norm import rms_norm
-from model.ops.triton.rotary import rotary_angles, rotate_and_store
+from model.ops.triton.rotary import rope_and_store_kv, rotary_angles
 from model.ops.triton.sampling import sample
 from model.ops.triton.topk_routing import one_expert, route
 from model.sampling_batch import SampledRows, SamplingRows
@@ -51,12 +51,12 @@ class TritonOps:
         self,
         dtype: torch.dtype,
         weight_format: WeightFormat = "plain",
-        fixed: bool = False,
+        deterministic: bool = False,
         launch: Launch = launch_on_device,
     ) -> None:
         self.dtype = dtype
         self.weight_format = weight_format
-        self.fixed = fixed
+        self.deterministic = deterministic
         self._launch = launch
 
     def pack_linear(self, weight: Tensor) -> TritonMatrix:
@@ -68,9 +68,11 @@ class TritonOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> TritonMoe:
         return TritonMoe(gate.float().contiguous(), self._pack_experts(len(gate), experts))
 
-    def plan_step(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonPlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonPlan:
         angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
-        return TritonPlan(angles, plan_attention(config, batch, block_size, self.dtype == torch.float32, self.fixed))
+        return TritonPlan(
+            angles, plan_attention(config, batch, block_size, self.dtype == torch.float32, self.deterministic)
+        )
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return F.embedding(token_ids, table)  # [T, D]
@@ -79,13 +81,13 @@ class TritonOps:
         return rms_norm(self._launch, x, weight, eps)  # [T, D]
 
     def linear(self, x: Tensor, weight: TritonMatrix) -> Tensor:
-        if weight.format == "plain" and not self.fixed:
+        if weight.format == "plain" and not self.deterministic:
             return F.linear(x, weight.values)
         return linear(self._launch, x, weight, self._tiling(len(x)), x.dtype)  # [T, O]
 
-    def rotate_and_store(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
         slots = plan.attention.batch.slot_mapping
-        return rotate_and_store(self._launch, qkv, plan.angles, slots, k_cache, v_cache)  # [T, H, K]
+        return rope_and_store_kv(self._launch, qkv, plan.angles, slots, k_cache, v_cache)  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
         return attention(self._launch, q, k_cache, v_cache, plan.attention)  # [T, H * K]
@@ -94,7 +96,7 @@ class TritonOps:
         up, down = self._tilings(len(x))
         return experts(self._launch, x, weights, one_expert(len(x), up.rows, x.device), (up, down))  # [T, D]
 
-    def moe(self, x: Tensor, weights: TritonMoe, choice: ExpertChoice) -> Tensor:
+    def moe(self, x: Tensor, weights: TritonMoe, choice: RoutingRequest) -> Tensor:
         up, down = self._tilings(len(x) * choice.chosen.shape[1] // len(weights.gate))
         routing = route(self._launch, x, weights.gate, choice, up.rows)
         return experts(self._launch, x, weights.experts, routing, (up, down))  # [T, D]
@@ -107,11 +109,13 @@ class TritonOps:
         return sample(self._launch, logits, rows)
 
     def _tiling(self, num_rows: int) -> Tiling:
-        return choose_tiling(num_rows, self.dtype, self.fixed)
+        return choose_tiling(num_rows, self.dtype, self.deterministic)
 
     def _tilings(self, rows_per_expert: int) -> tuple[Tiling, Tiling]:
         """Of gate-up, which has two weight tiles at once, and of down. Both have the same rows."""
-        return choose_tiling(rows_per_expert, self.dtype, self.fixed, paired=True), self._tiling(rows_per_expert)
+        return choose_tiling(rows_per_expert, self.dtype, self.deterministic, paired=True), self._tiling(
+            rows_per_expert
+        )
 
     def _pack_experts(self, num_experts: int, weights: Iterable[FfnWeights]) -> TritonExperts:
         """The first expert tells the sizes. Each is quantised where it lies, and dropped before the next is read."""

@@ -107,7 +107,7 @@ def rotate_kernel(
     store_rows(v_cache, v_scales, cached - num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, ROW)
 
 
-def rotate_and_store(
+def rope_and_store_kv(
     launch: Launch, qkv: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, k_cache: Tensor, v_cache: Tensor
 ) -> Tensor:
     """qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] (written at slots [T]) -> q [T, H, K]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.ops.reference.sampling import INF, shape_logits, write_history
 from model.ops.triton.launch import Launch, power_of_two
-from model.sampling_batch import MIN_TEMPERATURE, Real, SampledRows, SamplingRows, Status, Whole
+from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SampledRows, SamplingRows, Status
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -20,14 +20,14 @@ BLOCK = 2048
 
 
 @triton.jit
-def keys_of(logits: tl.tensor) -> tl.tensor:
+def sort_keys(logits: tl.tensor) -> tl.tensor:
     """float32 to integers 0 .. 2^32 - 1 in the same order; -0.0 as 0.0."""
     bits = (logits + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
 
 
 @triton.jit
-def masses_of(logits: tl.tensor, largest: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
+def unnormalized_probs(logits: tl.tensor, largest: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
     """Probabilities over that of the likeliest token, those below min_p as 0."""
     masses = tl.exp((logits.to(tl.float64) - largest.to(tl.float64)) / temperature)
     return tl.where(masses >= min_p, masses, 0.0)
@@ -49,9 +49,9 @@ def weigh(
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         logits = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
-        above = (keys_of(logits) >= threshold) & (ids < vocab_size)
+        above = (sort_keys(logits) >= threshold) & (ids < vocab_size)
         count += tl.sum(above.to(tl.int32))
-        mass += tl.sum(tl.where(above, masses_of(logits, largest, temperature, min_p), 0.0))
+        mass += tl.sum(tl.where(above, unnormalized_probs(logits, largest, temperature, min_p), 0.0))
     return count, mass
 
 
@@ -113,11 +113,11 @@ def token_at(
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
-        keys = keys_of(block)
+        keys = sort_keys(block)
         ties_here = ((keys == cut) & (ids < vocab_size)).to(tl.int32)
         tie = ties + tl.cumsum(ties_here)
         kept = (keys > cut) | ((ties_here != 0) & (tie.to(tl.float64) <= kept_at_cut))
-        masses = tl.where(kept & (ids < vocab_size), masses_of(block, largest, temperature, min_p), 0.0)
+        masses = tl.where(kept & (ids < vocab_size), unnormalized_probs(block, largest, temperature, min_p), 0.0)
         running = cumulative + tl.cumsum(masses)
         token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
         cumulative += tl.sum(masses)
@@ -213,7 +213,7 @@ def logprobs_kernel(
         key, token = tl.full((), -1, dtype=tl.int64), tl.full((), 0, dtype=tl.int32)
         for start in range(0, vocab_size, BLOCK):
             ids = start + tl.arange(0, BLOCK)
-            keys = keys_of(tl.load(row + ids, mask=ids < vocab_size, other=float("-inf")))
+            keys = sort_keys(tl.load(row + ids, mask=ids < vocab_size, other=float("-inf")))
             left = (ids < vocab_size) & ((keys < last_key) | ((keys == last_key) & (ids > last_id)))
             keys = tl.where(left, keys, -1)
             best = tl.max(keys)
@@ -228,7 +228,7 @@ def logprobs_kernel(
 
 def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
     """logits [N, V] float32; see model.ops.Ops.sample."""
-    given = rows.wholes[:, Whole.GIVEN]
+    given = rows.wholes[:, IntParam.TARGET]
     finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
     clean = torch.where(finite.unsqueeze(-1), logits, 0.0)
     shaped = shape_logits(clean, rows)
@@ -244,8 +244,10 @@ def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
 def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    reals = [rows.reals[:, column].contiguous() for column in (Real.TEMPERATURE, Real.TOP_P, Real.MIN_P)]
-    columns = Whole.TOP_K, Whole.SEED, Whole.NUM_TOKENS, Whole.PROMPT_INDEX, Whole.CHOICE_INDEX
+    reals = [
+        rows.reals[:, column].contiguous() for column in (FloatParam.TEMPERATURE, FloatParam.TOP_P, FloatParam.MIN_P)
+    ]
+    columns = IntParam.TOP_K, IntParam.SEED, IntParam.NUM_TOKENS, IntParam.PROMPT_INDEX, IntParam.CHOICE_INDEX
     wholes = [rows.wholes[:, column].contiguous() for column in columns]
     launch(
         draw_kernel,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.interface import ExpertChoice
+from model.ops.interface import RoutingRequest
 from model.ops.triton.launch import Launch, blocks, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
@@ -122,7 +122,7 @@ class Routing:
     tile_expert: Tensor  # [tiles] int32, -1: nothing in this tile
 
 
-def route(launch: Launch, x: Tensor, gate: Tensor, choice: ExpertChoice, rows: int) -> Routing:
+def route(launch: Launch, x: Tensor, gate: Tensor, choice: RoutingRequest, rows: int) -> Routing:
     """x [T, D], gate [E, D] float32, tiles of `rows`; writes choice.chosen.
 
     Example, tiles of 2 rows, 3 rows of x with one expert each, chosen = [1, 0, 1]: tile_expert = [0, 1, -1, ...],

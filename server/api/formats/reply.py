@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from engine.messages import Ready
-from server.generation.choice import Delta, joined
+from server.generation.choice import Delta, merge_deltas
 from server.generation.generation import Generation
 from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventStream
@@ -39,7 +39,7 @@ class TextChunks:
 
     MARK = "\0"  # stands in no id, no name and no fingerprint
 
-    def __init__(self, layout: "Format", envelope: Envelope, more: Mapping[str, object]) -> None:
+    def __init__(self, layout: "ReplyFormat", envelope: Envelope, more: Mapping[str, object]) -> None:
         """`more`: what every chunk has beside its choices."""
         self._layout = layout
         self._envelope = envelope
@@ -69,12 +69,12 @@ def common_fields(prefix: str, http_id: str, model: str, ready: Ready, seed: int
     }
 
 
-class Format(Protocol):
+class ReplyFormat(Protocol):
     """One endpoint's shape of a choice."""
 
     stream_object: str
     whole_object: str
-    tells_text_alone: bool  # what is only text makes one chunk, in which nothing but the text differs
+    text_only_stream: bool  # what is only text makes one chunk, in which nothing but the text differs
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
         """The chunks that tell a delta: each one's choice, and its fields beside `choices`."""
@@ -84,7 +84,7 @@ class Format(Protocol):
         """A choice with everything in it."""
         ...
 
-    def beside_choices(self) -> Mapping[str, object]:
+    def extra_fields(self) -> Mapping[str, object]:
         """The whole reply's fields beside `choices`."""
         ...
 
@@ -93,7 +93,7 @@ async def reply(
     http: HttpRequest,
     request: GenerationRequest,
     generation: Generation,
-    layout: Format,
+    layout: ReplyFormat,
     fields: Mapping[str, str | int],
     headers: Mapping[str, str],
 ) -> Response:
@@ -108,11 +108,11 @@ async def reply(
 
 
 async def _stream(
-    generation: Generation, layout: Format, envelope: Envelope, options: StreamOptions, expert_usage: bool
+    generation: Generation, layout: ReplyFormat, envelope: Envelope, options: StreamOptions, expert_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
     usage_per_chunk = options.continuous_usage_stats
     no_usage: Mapping[str, object] = {"usage": None} if options.include_usage else {}
-    texts = TextChunks(layout, envelope, no_usage) if layout.tells_text_alone and not usage_per_chunk else None
+    texts = TextChunks(layout, envelope, no_usage) if layout.text_only_stream and not usage_per_chunk else None
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             if texts is not None and all(delta.is_text_alone for delta in deltas):
@@ -126,11 +126,11 @@ async def _stream(
         yield [envelope.chunk([], {"usage": generation.final_usage()})]
 
 
-async def _whole(generation: Generation, layout: Format, envelope: Envelope) -> bytes:
+async def _whole(generation: Generation, layout: ReplyFormat, envelope: Envelope) -> bytes:
     deltas_of: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
-    choices = [layout.whole(joined(deltas)) for deltas in deltas_of]
-    return envelope.whole(choices, {**layout.beside_choices(), "usage": generation.final_usage()})
+    choices = [layout.whole(merge_deltas(deltas)) for deltas in deltas_of]
+    return envelope.whole(choices, {**layout.extra_fields(), "usage": generation.final_usage()})

@@ -12,19 +12,27 @@ from server.api.formats.logprobs import chat_logprobs
 from server.api.formats.reply import common_fields, reply
 from server.api.request_body import ignoring, read_request
 from server.chat.mistral_format import CALLS_MARKER
-from server.chat.repair import repaired, roles_out_of_order
+from server.chat.repair import repair_conversation, roles_out_of_order
 from server.generation.choice import Delta
 from server.generation.generation import Generation
-from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
+from server.generation.jobs import (
+    Prompt,
+    build_jobs,
+    check_prompt_chars,
+    completion_limit,
+    off_loop,
+    resolve_seed,
+    truncated,
+)
 from server.generation.sampling_params import check_token_ids
-from server.generation.state import AppState, Texts, state_of, tenant_of
+from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import ChatCompletionRequest, Conversation
 from server.structured_output.constraints import Constraint
 from server.tokenizer.tokenizer import Tokenizer
-from server.tools.call_parser import CallFormat
-from server.tools.constraints import ToolUse, check_can_be_emulated, tool_constraints, tool_use_of
-from server.tools.loose_tools import loosened
-from server.tools.prompt_emulation import emulated
+from server.tools.call_parser import ToolCallFormatter
+from server.tools.constraints import ToolUse, check_can_be_emulated, resolve_tool_use, tool_constraints
+from server.tools.loose_tools import unsupported_schema_keywords
+from server.tools.prompt_emulation import with_prompted_tools
 
 REPAIRED_HEADER = "x-smoe-repaired"
 
@@ -39,7 +47,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ChatCompletionRequest)
-    turn = await turn_of(http, request, arrival_s)
+    turn = await prepare_chat(http, request, arrival_s)
     return await reply(http, request, turn.generation, turn.layout, turn.fields, turn.headers_beside(headers))
 
 
@@ -58,7 +66,7 @@ class ChatTurn:
         return {**ignoring(headers, self.ignored), **self.repair_headers}
 
 
-async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
+async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
     """The request, checked against the model and tokenized. Raises ApiError."""
     state = state_of(http)
     state.check_model(request.model)
@@ -66,20 +74,20 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, request.contents, "messages")
-    use = tool_use_of(request)
+    use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, request, state, texts)
-    token_ids, repair_headers = await rendered(request, state, texts, use)
+    token_ids, repair_headers = await render_prompt(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
-    form = await texts.grammars.form_of(request, constraints)
-    seed = seed_of(state, request)
-    jobs = await jobs_of(
+    form = await texts.grammars.compile(request, constraints)
+    seed = resolve_seed(state, request)
+    jobs = await build_jobs(
         state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
     )
     http_id = http.state.request_id
     return ChatTurn(
         Generation(state, jobs, http_id, request.user),
-        ChatFormat(request, prompt, texts.tokenizer, None if use is None else CallFormat(http_id)),
+        ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
         common_fields("chatcmpl", http_id, request.model, ready, seed),
         repair_headers,
         ignored,
@@ -87,32 +95,32 @@ async def turn_of(http: HttpRequest, request: ChatCompletionRequest, arrival_s: 
 
 
 async def _tool_constraints(
-    use: ToolUse | None, request: ChatCompletionRequest, state: AppState, texts: Texts
+    use: ToolUse | None, request: ChatCompletionRequest, state: ServerState, texts: TextFrontend
 ) -> tuple[list[Constraint], list[str]]:
     """What the tools imply for the answer's form, and what of their schemas it leaves out."""
     if use is None:
         return [], []
     if not texts.chat_template.takes_tools:
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
-    marker_id = texts.tokenizer.id_of_special(CALLS_MARKER) if texts.chat_template.takes_tools else None
+    marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     num_chars = sum(map(len, request.contents))
-    loose = {} if state.strict_params else await loosened(use, texts.grammars, num_chars)
+    loose = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
     constraints = await off_loop(num_chars, lambda: tool_constraints(use, request, marker_id, loose))
     return constraints, [name for names in loose.values() for name in names]
 
 
-async def rendered(
-    conversation: Conversation, state: AppState, texts: Texts, use: ToolUse | None = None
+async def render_prompt(
+    conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None
 ) -> tuple[list[int], dict[str, str]]:
     """The conversation's token ids, as the checkpoint's template writes it, and the headers that name its repairs.
 
     Raises ApiError 400.
     """
     template = texts.chat_template
-    messages = conversation.messages if template.takes_tools else emulated(conversation.messages, use)
+    messages = conversation.messages if template.takes_tools else with_prompted_tools(conversation.messages, use)
 
     def render() -> tuple[list[int], list[str]]:
-        turns, repairs = repaired(messages, template.system_place)
+        turns, repairs = repair_conversation(messages, template.system_place)
         if repairs and state.strict_roles:
             raise roles_out_of_order(repairs)
         token_ids = template.render(
@@ -140,7 +148,11 @@ class ChatFormat:
     whole_object = "chat.completion"
 
     def __init__(
-        self, request: ChatCompletionRequest, prompt: Prompt, tokenizer: Tokenizer, calls: CallFormat | None = None
+        self,
+        request: ChatCompletionRequest,
+        prompt: Prompt,
+        tokenizer: Tokenizer,
+        calls: ToolCallFormatter | None = None,
     ) -> None:
         """`calls` reads the calls of tools, where there may be some."""
         self._request = request
@@ -148,7 +160,7 @@ class ChatFormat:
         self._prompt = prompt
         self._tokenizer = tokenizer
         tells_more = bool(request.logprobs or request.return_token_ids or request.expert_routing)
-        self.tells_text_alone = calls is None and not tells_more
+        self.text_only_stream = calls is None and not tells_more
         self._has_begun = False
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
@@ -156,7 +168,7 @@ class ChatFormat:
         chunks: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
         if delta.is_first:
             role = {"role": "assistant", "content": ""}
-            chunks.append((self._chunk(Delta(delta.index), role), {} if self._has_begun else self.beside_choices()))
+            chunks.append((self._chunk(Delta(delta.index), role), {} if self._has_begun else self.extra_fields()))
             self._has_begun = True
         for part in delta.split() if delta.text or delta.finish_reason else []:
             chunks += [(self._chunk(piece, added), {}) for piece, added in self._pieces(part)]
@@ -173,7 +185,7 @@ class ChatFormat:
             delta, message = self._calls.whole(delta)
         return {"index": delta.index, "message": message, **self._rest(delta)}
 
-    def beside_choices(self) -> Mapping[str, object]:
+    def extra_fields(self) -> Mapping[str, object]:
         return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
 
     def _chunk(self, part: Delta, added: Mapping[str, object]) -> Mapping[str, object]:

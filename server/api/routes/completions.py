@@ -13,9 +13,17 @@ from server.api.formats.reply import common_fields, reply
 from server.api.request_body import read_request
 from server.generation.choice import Delta, Echo
 from server.generation.generation import Generation
-from server.generation.jobs import Prompt, check_prompt_chars, completion_limit, jobs_of, off_loop, seed_of, truncated
+from server.generation.jobs import (
+    Prompt,
+    build_jobs,
+    check_prompt_chars,
+    completion_limit,
+    off_loop,
+    resolve_seed,
+    truncated,
+)
 from server.generation.sampling_params import check_token_ids
-from server.generation.state import Texts, state_of, tenant_of
+from server.generation.state import TextFrontend, state_of, tenant_of
 from server.schemas import CompletionRequest
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.tokenizer import Tokenizer
@@ -34,14 +42,14 @@ async def completions(http: HttpRequest) -> Response:
     ready, texts = state.serving()
     check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
     prompts = await _prompts(request, ready, texts)
-    form = await texts.grammars.form_of(request)
-    seed = seed_of(state, request)
+    form = await texts.grammars.compile(request)
+    seed = resolve_seed(state, request)
     is_default = "max_tokens" not in request.model_fields_set
     limits = [
         completion_limit(len(prompt.token_ids), request.max_tokens, ready, "prompt", is_default=is_default)
         for prompt in prompts
     ]
-    jobs = await jobs_of(
+    jobs = await build_jobs(
         state, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
     )
     http_id = http.state.request_id
@@ -50,7 +58,7 @@ async def completions(http: HttpRequest) -> Response:
     return await reply(http, request, Generation(state, jobs, http_id, request.user), layout, fields, headers)
 
 
-async def _prompts(request: CompletionRequest, ready: Ready, texts: Texts) -> list[Prompt]:
+async def _prompts(request: CompletionRequest, ready: Ready, texts: TextFrontend) -> list[Prompt]:
     contents = [prompt for prompt in request.prompt if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, contents, "prompt")
@@ -90,7 +98,7 @@ class CompletionFormat:
         self._prompts = prompts
         self._tokenizer = tokenizer
         tells_more = request.return_token_ids or request.expert_routing
-        self.tells_text_alone = request.logprobs is None and not tells_more
+        self.text_only_stream = request.logprobs is None and not tells_more
         self._has_prompt_ids: set[int] = set()  # choices that have told their prompt's ids
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
@@ -113,7 +121,7 @@ class CompletionFormat:
             choice |= self._prompt_token_ids(delta.index)
         return choice
 
-    def beside_choices(self) -> Mapping[str, object]:
+    def extra_fields(self) -> Mapping[str, object]:
         return {}
 
     def _logprobs(self, delta: Delta) -> Mapping[str, object] | None:

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server.api.openapi import Facts, document, page
 from server.api.routes import READ
-from server.generation.state import AppState, state_of
+from server.generation.state import ServerState, state_of
 
 PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
@@ -36,7 +36,7 @@ def _document(facts: Facts, version: str) -> dict[str, Any]:
     return document(facts, version)
 
 
-def _facts(state: AppState) -> Facts:
+def _facts(state: ServerState) -> Facts:
     ready = state.engine.ready
     if ready is None:
         return Facts(state.model_names)

@@ -14,7 +14,7 @@ from server.api.routes import READ
 from server.engine_client.output_collector import EngineDied
 from server.errors import ApiError, unavailable
 from server.generation.jobs import off_loop
-from server.generation.state import LOADING_RETRY_S, AppState, state_of
+from server.generation.state import LOADING_RETRY_S, ServerState, state_of
 from server.observability.expert_load import WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
 from server.tokenizer.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def _window_s(text: str | None) -> float | None:
     return seconds
 
 
-async def _answer(state: AppState, window_s: float | None, *, reset: bool = False) -> Response:
+async def _answer(state: ServerState, window_s: float | None, *, reset: bool = False) -> Response:
     _, texts = state.serving()
     try:
         report = await state.engine.experts(window_s, reset=reset)

@@ -9,13 +9,13 @@ from starlette.responses import JSONResponse, Response
 from server.api.chat_translation import chat_of, chat_turn, json_response, stream, whole
 from server.api.formats.anthropic_messages import MessagesReply
 from server.api.request_body import read_request
-from server.api.routes.chat import rendered
+from server.api.routes.chat import render_prompt
 from server.error_shapes import anthropic_error
 from server.generation.jobs import check_prompt_chars
 from server.generation.state import state_of
-from server.http.sse import Dialect, named
+from server.http.sse import EventFormat, named
 from server.schemas import CountTokensRequest, MessagesRequest
-from server.tools.constraints import tool_use_of
+from server.tools.constraints import resolve_tool_use
 
 RENAMED = {
     r"stop": "stop_sequences",
@@ -25,7 +25,7 @@ RENAMED = {
     r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
     r"tool_choice\.function\.name": "tool_choice.name",
 }
-ANTHROPIC = Dialect(b"", b"", lambda error: named(anthropic_error(error)))
+ANTHROPIC = EventFormat(b"", b"", lambda error: named(anthropic_error(error)))
 
 router = APIRouter()
 
@@ -53,5 +53,5 @@ async def count_tokens(http: HttpRequest) -> Response:
     state.check_model(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")
-    token_ids, repair_headers = await rendered(chat, state, texts, tool_use_of(chat))
+    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat))
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

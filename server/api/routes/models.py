@@ -6,7 +6,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.api.routes import READ
-from server.generation.state import AppState, state_of
+from server.generation.state import ServerState, state_of
 
 router = APIRouter()
 
@@ -28,7 +28,7 @@ async def model(http: HttpRequest, model_id: str) -> Response:
     return JSONResponse(_entry(state, model_id))
 
 
-def _entry(state: AppState, name: str) -> dict[str, str | int | None]:
+def _entry(state: ServerState, name: str) -> dict[str, str | int | None]:
     """What only the loaded model tells is null until then; `num_experts` is 0 for a model without experts."""
     ready = state.engine.ready
     return {

@@ -11,7 +11,7 @@ from server.api.formats.openai_responses import ResponsesReply
 from server.api.request_body import read_request
 from server.errors import ApiError
 from server.generation.state import state_of
-from server.http.sse import Dialect, named
+from server.http.sse import EventFormat, named
 from server.schemas import ResponsesRequest
 
 RENAMED = {
@@ -34,7 +34,7 @@ async def responses(http: HttpRequest) -> Response:
     turn = await chat_turn(http, request, arrival_s, RENAMED)
     reply = ResponsesReply(f"resp_{http.state.request_id}", int(turn.fields["created"]), request)
     if request.stream:
-        return stream(turn, reply, headers, Dialect(b"", b"", lambda error: _error_event(reply, error)))
+        return stream(turn, reply, headers, EventFormat(b"", b"", lambda error: _error_event(reply, error)))
     await whole(http, turn, reply)
     return json_response(reply.response, turn, headers)
 

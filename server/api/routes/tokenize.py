@@ -7,10 +7,10 @@ from starlette.responses import JSONResponse, Response
 from engine.messages import Ready
 from server.api.request_body import read_request
 from server.api.routes import READ
-from server.api.routes.chat import rendered
+from server.api.routes.chat import render_prompt
 from server.errors import ApiError
 from server.generation.jobs import check_prompt_chars, off_loop
-from server.generation.state import AppState, Texts, state_of
+from server.generation.state import ServerState, TextFrontend, state_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools.constraints import offered
 
@@ -33,12 +33,12 @@ async def tokenize(http: HttpRequest) -> Response:
 
 
 async def _tokens(
-    request: TokenizeRequest, state: AppState, ready: Ready, texts: Texts
+    request: TokenizeRequest, state: ServerState, ready: Ready, texts: TextFrontend
 ) -> tuple[list[int], dict[str, str]]:
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
-        return await rendered(conversation, state, texts, offered(conversation.tools))
+        return await render_prompt(conversation, state, texts, offered(conversation.tools))
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertCounts
+from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertStats
 from engine.types import LayerExperts
 from model.config import load_config
 from tests.support.paths import DEMO
@@ -31,7 +31,7 @@ def _random_step(rng: random.Random, num_rows: int, max_k: int) -> Step:
     return ids, [[rng.sample(range(E), count) for count in k] for _ in range(L)]
 
 
-def _record(counts: ExpertCounts, step: Step) -> None:
+def _record(counts: ExpertStats, step: Step) -> None:
     ids, layers = step
     room = max(len(row) for row in layers[0])
     padded = [[row + [-1] * (room - len(row)) for row in layer] for layer in layers]
@@ -61,24 +61,24 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
 
 
 def test_reports_equal_a_loop_over_every_choice() -> None:
-    rng, counts = random.Random(0), ExpertCounts(MODEL, CPU)
+    rng, counts = random.Random(0), ExpertStats(MODEL, CPU)
     counts.reset(0.0, 1000.0)
     steps = [_random_step(rng, rng.choice((1, 3, 40)), rng.choice((1, 2, 8))) for _ in range(30)]
     for number, step in enumerate(steps):
         _record(counts, step)
         if number % 7 == 0:
-            counts.take_new(float(number))
+            counts.pop_new_counts(float(number))
     report = counts.report(None, 30.0, 1030.0)
     assert report.since == 1000.0
     assert report.layers == _naive(steps)
 
 
 def test_a_window_holds_what_was_computed_in_it() -> None:
-    rng, counts = random.Random(1), ExpertCounts(MODEL, CPU)
+    rng, counts = random.Random(1), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 5, 2) for _ in range(10)]
     for number, step in enumerate(steps):
         _record(counts, step)
-        counts.take_new(10.0 * number)
+        counts.pop_new_counts(10.0 * number)
     assert counts.report(60.0, 90.0, 5000.0).layers == _naive(steps[3:])
     assert counts.report(15.0, 90.0, 5000.0).layers == _naive(steps[8:])
     assert counts.report(1.0, 95.0, 5000.0).layers == _naive([])
@@ -86,25 +86,25 @@ def test_a_window_holds_what_was_computed_in_it() -> None:
 
 
 def test_what_is_told_adds_up_and_a_reset_loses_none_of_it() -> None:
-    rng, counts = random.Random(2), ExpertCounts(MODEL, CPU)
+    rng, counts = random.Random(2), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 7, 3) for _ in range(3)]
     _record(counts, steps[0])
-    assert counts.has_untold
-    assert counts.take_new(0.0) == _tokens(steps[:1])
-    assert not counts.has_untold
+    assert counts.has_unreported
+    assert counts.pop_new_counts(0.0) == _tokens(steps[:1])
+    assert not counts.has_unreported
     _record(counts, steps[1])
     counts.reset(1.0, 2000.0)
-    assert counts.has_untold
+    assert counts.has_unreported
     assert counts.report(None, 1.0, 2000.0).layers == counts.report(60.0, 1.0, 2000.0).layers == _naive([])
     _record(counts, steps[2])
     assert counts.report(None, 2.0, 2001.0).layers == _naive(steps[2:])
-    assert counts.take_new(2.0) == _tokens(steps[1:])
+    assert counts.pop_new_counts(2.0) == _tokens(steps[1:])
 
 
 def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
-    rng, counts = random.Random(3), ExpertCounts(MODEL, CPU)
+    rng, counts = random.Random(3), ExpertStats(MODEL, CPU)
     assert not counts.is_due(math.inf)
-    counts.take_new(100.0)
+    counts.pop_new_counts(100.0)
     _record(counts, _random_step(rng, 1, 2))
     assert not counts.is_due(100.0 + FOLD_S / 2) and counts.is_due(100.0 + FOLD_S)
     chosen = torch.zeros(L, MAX_UNCOUNTED_ROWS, 1, dtype=torch.int32)
@@ -114,10 +114,10 @@ def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
 
 def test_the_window_keeps_no_more_than_its_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.execution.expert_stats.MAX_WINDOW_BYTES", 3000)
-    rng, counts = random.Random(4), ExpertCounts(MODEL, CPU)
+    rng, counts = random.Random(4), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 50, 1) for _ in range(10)]  # 50 rows: 200 bytes of tokens and 100 of choices per layer
     for number, step in enumerate(steps):
         _record(counts, step)
-        counts.take_new(float(number))
+        counts.pop_new_counts(float(number))
     assert counts.report(60.0, 9.0, 0.0).layers == _naive(steps[-4:])
     assert counts.report(None, 9.0, 0.0).layers == _naive(steps)

@@ -200,7 +200,7 @@ def test_book_keeping_that_is_wrong_is_the_end(plain: Path) -> None:
     engine = load(plain)
     request_id = engine.add([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
     engine.step()
-    engine._engine.scheduler.tables.pool.release(engine._engine.scheduler.live[request_id].block_table)
+    engine._engine.scheduler.tables.pool.decref(engine._engine.scheduler.unfinished[request_id].block_table)
     with pytest.raises(FatalEngineError, match="book-keeping"):
         engine.step()
 
@@ -238,7 +238,7 @@ def test_expert_counts_that_fail_stop_counting_and_nothing_else(plain: Path) -> 
     engine = load(plain)
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
     [alone] = solo(engine, [([5, 6], params)])
-    for broken in ("record", "take_new"):
+    for broken in ("record", "pop_new_counts"):
         counts = engine._engine.loaded.runner.expert_counts
         if counts is not None:
             setattr(counts, broken, lambda *_: 1 / 0)

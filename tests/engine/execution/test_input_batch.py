@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.execution.input_batch import BatchBuilder, build_batch
-from engine.execution.persistent_batch import RequestRows
-from engine.scheduling.block_manager import BlockTables
+from engine.execution.persistent_batch import PersistentBatch
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
@@ -27,11 +27,11 @@ BLOCK_SIZE, MAX_LEN, NUM_REQUESTS = 4, 60, 6
 def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) -> None:
     """Requests come, end, cross blocks, slide and are preempted; after each step both batches say the same."""
     rng = random.Random(num_blocks)
-    tables = BlockTables(BlockPool(num_blocks), BLOCK_SIZE, window, 16, prefix_caching=False)
+    tables = BlockManager(BlockPool(num_blocks), BLOCK_SIZE, window, 16, prefix_caching=False)
     scheduler = Scheduler(
         tables, max_num_seqs=NUM_REQUESTS, max_num_batched_tokens=16, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
-    rows = RequestRows(NUM_REQUESTS, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
+    rows = PersistentBatch(NUM_REQUESTS, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
     builder = BatchBuilder(rows, CONFIG)
     num_added = num_kept = num_preemptions = 0
     last_rows = np.zeros(0, dtype=np.int64)
@@ -55,7 +55,7 @@ def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) 
     assert (num_preemptions > 0) == (num_blocks == 24 and window is None)
 
 
-def _made_anew(plan: StepPlan, rows: RequestRows) -> ForwardBatch:
+def _made_anew(plan: StepPlan, rows: PersistentBatch) -> ForwardBatch:
     """From what the sequences themselves say."""
     chunks = plan.chunks
     starts = np.array([chunk.start for chunk in chunks])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.execution.model_runner import ModelRunner
-from engine.execution.persistent_batch import RequestRows
+from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import RowFailed
@@ -35,12 +35,12 @@ class OneBadRow:
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_fails_its_request_alone(bad: float, max_tokens: int) -> None:
-    tables = BlockTables(BlockPool(8), 4, None, 32, prefix_caching=True)
+    tables = BlockManager(BlockPool(8), 4, None, 32, prefix_caching=True)
     scheduler = Scheduler(tables, max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, eos_token_ids=[])
     params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=True, num_logprobs=1)
     scheduler.add(Request(1, [3, 7, 3], params))
     scheduler.add(Request(2, [3, 4, 3], params))
-    requests = RequestRows(4, 64, 4, VOCAB, torch.device("cpu"))
+    requests = PersistentBatch(4, 64, 4, VOCAB, torch.device("cpu"))
     runner = ModelRunner(OneBadRow(bad), None, requests, Sampler(ReferenceOps(), requests, ()))  # type: ignore[arg-type]
     plan = scheduler.plan(0.0)
     result = runner.run(plan)

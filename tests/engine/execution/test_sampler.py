@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.execution.decode_batch import LogitRows
-from engine.execution.persistent_batch import RequestRows
-from engine.execution.sampler import Sampler, Scores
+from engine.execution.persistent_batch import PersistentBatch
+from engine.execution.sampler import PromptLogprobs, Sampler
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.types import Request, SamplingParams
@@ -41,7 +41,7 @@ def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
 
 
 def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | RowFailed]:
-    requests = RequestRows(len(sequences), 100, 16, VOCAB, torch.device("cpu"))
+    requests = PersistentBatch(len(sequences), 100, 16, VOCAB, torch.device("cpu"))
     positions = np.array([len(s.token_ids) - 1 for s in sequences])
     wanted = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
     sampler = Sampler(ops, requests, (EOS,))
@@ -49,9 +49,9 @@ def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sa
     return [outcomes[s.request_id] for s in sequences]
 
 
-def score(ops: Ops, logits: torch.Tensor, scored: Sequence) -> Scores:
+def score(ops: Ops, logits: torch.Tensor, scored: Sequence) -> PromptLogprobs:
     """Of the prompt's tokens but the first: logits [tokens - 1, V]."""
-    requests = RequestRows(1, 100, 16, VOCAB, torch.device("cpu"))
+    requests = PersistentBatch(1, 100, 16, VOCAB, torch.device("cpu"))
     rows = requests.update([scored]).repeat(len(logits))
     sampler = Sampler(ops, requests, (EOS,))
     return sampler.finish(sampler.launch(logits, LogitRows([scored] * len(rows), rows, np.arange(len(rows)), 0)))[1]

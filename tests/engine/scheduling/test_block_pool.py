@@ -3,7 +3,7 @@
 import pytest
 
 from engine.scheduling.block_hash import child_key, root_key
-from engine.scheduling.block_manager import BlockTables
+from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 
 KEYS = [child_key(root_key(""), [n]) for n in range(10)]
@@ -12,26 +12,26 @@ KEYS = [child_key(root_key(""), [n]) for n in range(10)]
 def test_a_block_is_never_freed_twice() -> None:
     pool = BlockPool(2)
     [block] = pool.allocate(1)
-    pool.release([block])
+    pool.decref([block])
     with pytest.raises(AssertionError, match="freed twice"):
-        pool.release([block])
+        pool.decref([block])
 
 
 def test_the_null_block_is_never_given_away() -> None:
     pool = BlockPool(3)
     assert sorted(pool.allocate(3)) == [1, 2, 3]
     assert not pool.can_allocate(1)
-    pool.release([0, 0])  # passed over
+    pool.decref([0, 0])  # passed over
     assert pool.num_free == 0
 
 
 def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
     pool = BlockPool(2)
     [block] = pool.allocate(1)
-    pool.hold(block)
-    pool.release([block])
+    pool.incref(block)
+    pool.decref([block])
     assert pool.num_held == 1
-    pool.release([block])
+    pool.decref([block])
     assert pool.num_held == 0
 
 
@@ -39,11 +39,11 @@ def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(4)
     for block, key in zip(blocks[:3], KEYS, strict=False):
-        pool.publish(block, key, (block,))
-    pool.release([blocks[1]])
-    pool.release([blocks[0]])
-    pool.release([blocks[3]])  # not cached: goes first
-    pool.release([blocks[2]])
+        pool.cache_block(block, key, (block,))
+    pool.decref([blocks[1]])
+    pool.decref([blocks[0]])
+    pool.decref([blocks[3]])  # not cached: goes first
+    pool.decref([blocks[2]])
     assert [pool.allocate(1)[0] for _ in range(4)] == [blocks[3], blocks[1], blocks[0], blocks[2]]
     assert pool.num_cached == 0
 
@@ -51,8 +51,8 @@ def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
 def test_a_reused_block_is_no_longer_found() -> None:
     pool = BlockPool(1)
     [block] = pool.allocate(1)
-    pool.publish(block, KEYS[0], (7,))
-    pool.release([block])
+    pool.cache_block(block, KEYS[0], (7,))
+    pool.decref([block])
     assert pool.lookup(KEYS[0], (7,)) == block
     pool.allocate(1)
     assert pool.lookup(KEYS[0], (7,)) is None
@@ -61,7 +61,7 @@ def test_a_reused_block_is_no_longer_found() -> None:
 def test_a_key_that_names_other_tokens_is_no_hit() -> None:
     pool = BlockPool(1)
     [block] = pool.allocate(1)
-    pool.publish(block, KEYS[0], (7,))
+    pool.cache_block(block, KEYS[0], (7,))
     assert pool.lookup(KEYS[0], (8,)) is None
 
 
@@ -80,4 +80,4 @@ def test_a_lost_block_is_noticed() -> None:
 def test_peak_blocks_are_those_of_the_window_and_the_chunk(
     window: int | None, tokens: int, chunk: int, expected: int
 ) -> None:
-    assert BlockTables(BlockPool(500), 16, window, chunk, True).peak_blocks(tokens) == expected
+    assert BlockManager(BlockPool(500), 16, window, chunk, True).peak_blocks(tokens) == expected

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from engine.scheduling.fairness import Tenants, share_of_places
+from engine.scheduling.fairness import FairShare, share_of_places
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.waiting_queue import MIN_PRUNED, WaitingQueue
@@ -185,8 +185,8 @@ def test_under_random_load_of_many_tenants_all_finish_with_their_own_tokens(seed
         if rng.random() < 0.3:
             priority = rng.choice([0, 0, 0, 1, -1])
             bench.ask(rng.randrange(5), random_prompt(rng, 1, 20), rng.randint(1, 15), priority)
-        if rng.random() < 0.05 and bench.scheduler.live:
-            gone = rng.choice(sorted(bench.scheduler.live))
+        if rng.random() < 0.05 and bench.scheduler.unfinished:
+            gone = rng.choice(sorted(bench.scheduler.unfinished))
             bench.scheduler.abort(gone)
             left.add(gone)
         first = bench.scheduler.running[0] if bench.scheduler.running else None
@@ -196,12 +196,12 @@ def test_under_random_load_of_many_tenants_all_finish_with_their_own_tokens(seed
     bench.run()
     for request_id in bench.requests:
         assert request_id in left or bench.tokens[request_id] == bench.expected(request_id)
-    assert not bench.scheduler.waiting._lines and not bench.scheduler.waiting._parked
+    assert not bench.scheduler.waiting._lines and not bench.scheduler.waiting._throttled
 
 
 @pytest.mark.parametrize("num_tenants", [1, 3])
 def test_those_who_come_and_go_while_nobody_is_let_in_leave_nothing_behind(num_tenants: int) -> None:
-    queue = WaitingQueue(Tenants())
+    queue = WaitingQueue(FairShare())
     stays = waiting(0)
     queue.push(stays)
     for arrival in range(1, 5000):

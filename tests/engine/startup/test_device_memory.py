@@ -8,12 +8,12 @@ import torch
 from engine.capacity.sizing import kv_block_bytes, size_engine
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup.device_memory import CardMemory, HostMemory, explained
+from engine.startup.device_memory import CudaMemory, HostMemory, explained
 from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.ops.huge_pages import zeros
 from model.ops.reference.ops import ReferenceOps
-from model.profile_step import run_full_step
+from model.profile_step import run_profile_step
 from tests.support.native_cases import Heads
 
 CARD = torch.device("cuda")
@@ -41,14 +41,14 @@ class FakeCard:
 
 def test_the_pool_gets_what_is_left_beside_a_full_step(monkeypatch: pytest.MonkeyPatch) -> None:
     card = FakeCard(monkeypatch)
-    assert CardMemory(CARD).bytes_beside(card.step) == 700 - 200
+    assert CudaMemory(CARD).bytes_left_after(card.step) == 700 - 200
 
 
 def test_on_a_cpu_no_step_is_run_to_size_the_pool() -> None:
     def step() -> None:
         raise AssertionError("run")
 
-    assert HostMemory().bytes_beside(step) > 0
+    assert HostMemory().bytes_left_after(step) > 0
 
 
 def test_a_pool_sized_by_a_share_takes_no_more_than_that() -> None:
@@ -103,7 +103,7 @@ def test_the_full_step_computes_as_many_rows_and_logits_as_it_is_told() -> None:
             return result
 
     model = random_model(_model_config(), torch.float32, torch.device("cpu"), Watched(), seed=0)
-    run_full_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
+    run_profile_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
     assert seen == [(50, 7, 32)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.bench.load_generator import Record
+from server.bench.load_generator import RequestTiming
 from server.bench.report import percentile, spread, summary, table
 
 
@@ -25,8 +25,11 @@ def test_a_run_counts_its_failures_apart_and_its_tokens_over_all_of_its_time() -
     records = []
     for start_s in range(20):
         moments = sorted(start_s + rng.random() for _ in range(5))
-        records.append(Record(start_s, moments, moments[-1] + 0.5, prompt_tokens=10, output_tokens=5))
-    failed = [Record(1.0, [1.5], 2.0, 10, 1, error="HTTP 429: full"), Record(2.0, [], 2.0, error="HTTP 429: full")]
+        records.append(RequestTiming(start_s, moments, moments[-1] + 0.5, prompt_tokens=10, output_tokens=5))
+    failed = [
+        RequestTiming(1.0, [1.5], 2.0, 10, 1, error="HTTP 429: full"),
+        RequestTiming(2.0, [], 2.0, error="HTTP 429: full"),
+    ]
     figures = summary([*records, *failed], seconds=4.0)
     assert (figures["requests"], figures["errors"]) == (22, 2)
     assert figures["error_messages"] == {"HTTP 429: full": 2}
@@ -39,5 +42,5 @@ def test_a_run_counts_its_failures_apart_and_its_tokens_over_all_of_its_time() -
 
 
 def test_a_run_in_which_everything_failed_can_still_be_told() -> None:
-    figures = summary([Record(0.0, error="connection refused")], 1.0)
+    figures = summary([RequestTiming(0.0, error="connection refused")], 1.0)
     assert "-" in table([{"load": "1 client", **figures}])

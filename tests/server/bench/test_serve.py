@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from server.bench import chart, frontend
 from server.bench.http_client import HttpError
-from server.bench.load_generator import Record
+from server.bench.load_generator import RequestTiming
 from server.bench.serve import measure, options_of
 from server.bench.workload import WorkError
 from server.cli.main import app
@@ -137,7 +137,7 @@ def test_the_stub_measures_the_real_front_end() -> None:
 
 
 def test_a_round_too_short_for_the_clock_has_no_figure_per_core() -> None:
-    record = Record(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
+    record = RequestTiming(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
     figures = frontend.figures([record], 0.2, 0.0, 0.0)
     assert (figures["chunks"], figures["chunks_per_core_s"]) == (2, None)
     assert "too short" in frontend.shown(figures)

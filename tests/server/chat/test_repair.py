@@ -10,7 +10,7 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat.repair import SystemPlace, repaired
+from server.chat.repair import SystemPlace, repair_conversation
 from server.chat.template import ChatTemplate
 from server.chat.turns import Turn
 from server.tokenizer.tokenizer import Tokenizer
@@ -61,18 +61,18 @@ def mistral_ids(oracle: MistralTokenizer, turns: list[Turn]) -> list[int]:
 def test_roles_alternate_after_the_system_message_and_repairing_again_changes_nothing(
     letters: str, place: SystemPlace
 ) -> None:
-    turns, repairs = repaired(conversation(letters), place)
+    turns, repairs = repair_conversation(conversation(letters), place)
     roles = as_letters(turns)
     others = roles.removeprefix("s")
     assert others == ("ua" * len(others))[: len(others)] != ""
     assert place == "own_message" or others == roles
-    assert repaired(turns, place) == (turns, [])
+    assert repair_conversation(turns, place) == (turns, [])
     assert bool(repairs) == (turns != conversation(letters))
 
 
 @given(letters=st.text("sua", min_size=1, max_size=12), place=st.sampled_from(PLACES))
 def test_every_text_is_still_there_once_and_in_its_order(letters: str, place: SystemPlace) -> None:
-    turns, _ = repaired(conversation(letters), place)
+    turns, _ = repair_conversation(conversation(letters), place)
     texts = [text for turn in turns for text in turn.text.split("\n\n") if text]
     said = [turn.text for turn in conversation(letters)]
     assert sorted(texts) == sorted(said)
@@ -82,14 +82,14 @@ def test_every_text_is_still_there_once_and_in_its_order(letters: str, place: Sy
 
 @given(letters=st.text("sua", min_size=1, max_size=12).filter(lambda letters: letters[-1] == "a"))
 def test_an_answer_to_be_continued_stays_at_the_end(letters: str) -> None:
-    turns, _ = repaired(conversation(letters), "own_message")
+    turns, _ = repair_conversation(conversation(letters), "own_message")
     assert turns[-1].template_role == "assistant"
     assert turns[-1].text.endswith(f"a{len(letters) - 1}")
 
 
 @pytest.mark.parametrize("letters", ["u", "su", "uau", "suauau", "ua", "sua"])
 def test_a_conversation_in_order_is_left_alone(letters: str) -> None:
-    assert repaired(conversation(letters), "own_message") == (conversation(letters), [])
+    assert repair_conversation(conversation(letters), "own_message") == (conversation(letters), [])
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,14 @@ def test_a_conversation_in_order_is_left_alone(letters: str) -> None:
     ],
 )
 def test_each_repair_is_made_and_named(letters: str, texts: list[str], repairs: list[str]) -> None:
-    turns, names = repaired(conversation(letters), "own_message")
+    turns, names = repair_conversation(conversation(letters), "own_message")
     assert ([turn.text for turn in turns], names) == (texts, repairs)
 
 
 def test_an_empty_text_leaves_no_blank_line_where_turns_are_joined() -> None:
-    turns, _ = repaired([Turn("user", ""), Turn("user", "a"), Turn("user", ""), Turn("user", "b")], "own_message")
+    turns, _ = repair_conversation(
+        [Turn("user", ""), Turn("user", "a"), Turn("user", ""), Turn("user", "b")], "own_message"
+    )
     assert turns == [Turn("user", "a\n\nb")]
 
 
@@ -125,7 +127,7 @@ def test_the_ids_are_those_of_mistral_commons_own_repair(v1: Tokenizer, v3: Toke
         turns = conversation(letters)
         for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
             template = ChatTemplate(None, ours)
-            assert template.render(repaired(turns, template.system_place)[0]) == mistral_ids(oracle, turns)
+            assert template.render(repair_conversation(turns, template.system_place)[0]) == mistral_ids(oracle, turns)
 
     are_equal()
 
@@ -144,7 +146,7 @@ def test_what_mistral_common_refuses_has_the_ids_of_the_valid_conversation(
 ) -> None:
     for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
         template = ChatTemplate(None, ours)
-        ids = template.render(repaired(conversation(letters), template.system_place)[0])
+        ids = template.render(repair_conversation(conversation(letters), template.system_place)[0])
         assert ids == mistral_ids(oracle, [Turn(role, text) for role, text in valid])
 
 
@@ -159,11 +161,13 @@ def test_a_template_that_takes_no_system_message_has_its_text_in_mistrals_place(
     ):
         own = source.replace("START", repr(start)).replace("END", repr(end)).replace("SPACE", repr(space))
         template = ChatTemplate(own, ours)
-        turns, repairs = repaired(conversation(letters), template.system_place)
+        turns, repairs = repair_conversation(conversation(letters), template.system_place)
         assert "folded-system" in repairs
-        assert template.render(turns) == mistral_ids(oracle, repaired(conversation(letters), "own_message")[0])
+        assert template.render(turns) == mistral_ids(
+            oracle, repair_conversation(conversation(letters), "own_message")[0]
+        )
 
 
 def test_an_empty_system_message_folds_into_nothing() -> None:
-    turns, repairs = repaired([Turn("system", ""), Turn("user", "a")], "first_user_turn")
+    turns, repairs = repair_conversation([Turn("system", ""), Turn("user", "a")], "first_user_turn")
     assert (turns, repairs) == ([Turn("user", "a")], ["folded-system"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from server.cli.api_client import Remote, RemoteError
+from server.cli.api_client import ApiClient, RemoteError
 from server.cli.chat import served_model
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -15,7 +15,7 @@ CHUNK = b'data: {"choices": []}\n\n'
 
 
 @contextmanager
-def answering(reply: bytes) -> Iterator[Remote]:
+def answering(reply: bytes) -> Iterator[ApiClient]:
     """A server that gives one client these bytes, whatever it asks, and closes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -27,7 +27,7 @@ def answering(reply: bytes) -> Iterator[Remote]:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        yield Remote(f"127.0.0.1:{listener.getsockname()[1]}", None)
+        yield ApiClient(f"127.0.0.1:{listener.getsockname()[1]}", None)
         thread.join()
 
 
@@ -57,4 +57,4 @@ def test_what_is_no_server_of_models_is_named(body: bytes) -> None:
 @pytest.mark.parametrize("url", ["http://[::1", "ftp://host", "http://", "http://127.0.0.1:port"])
 def test_what_is_no_url_is_an_error_and_no_traceback(url: str) -> None:
     with pytest.raises(RemoteError):
-        Remote(url, None).get("/v1/models")
+        ApiClient(url, None).get("/v1/models")

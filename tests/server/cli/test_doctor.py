@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.cli import doctor
-from server.cli.doctor import Finding, examine
+from server.cli.doctor import Check, run_checks
 from server.settings import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
@@ -23,8 +23,8 @@ def probing(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", code))
 
 
-def found(name: str, **flags: object) -> Finding:
-    [finding] = [finding for finding in examine(load_settings({"port": 0, **flags})) if finding.name == name]
+def found(name: str, **flags: object) -> Check:
+    [finding] = [finding for finding in run_checks(load_settings({"port": 0, **flags})) if finding.name == name]
     return finding
 
 

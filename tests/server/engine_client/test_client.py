@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from engine.types import RequestOutput, TokenLogprobs
-from server.engine_client.output_collector import EngineDied, Mailbox
+from server.engine_client.output_collector import EngineDied, OutputCollector
 from tests.support.watched_engine import collect, run, started
 
 
@@ -155,7 +155,7 @@ def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
         return TokenLogprobs(token_id, -1.0, [], [])
 
     async def scenario() -> None:
-        mailbox = Mailbox()
+        mailbox = OutputCollector()
         mailbox.put(RequestOutput(1, [4], logprobs=[entry(4)], prompt_logprobs=[entry(9)], num_cached_tokens=16))
         mailbox.put(RequestOutput(1, [5, 6], logprobs=[entry(5), entry(6)]))
         mailbox.put(RequestOutput(1, [], finish_reason="stop", stop_token_id=6))
@@ -175,7 +175,7 @@ def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
 
 def test_outputs_that_arrived_before_the_engine_died_are_not_lost() -> None:
     async def scenario() -> None:
-        mailbox = Mailbox()
+        mailbox = OutputCollector()
         mailbox.put(RequestOutput(1, [4]))
         mailbox.fail("gone")
         assert (await mailbox.get())[0].token_ids == [4]
@@ -188,7 +188,7 @@ def test_outputs_that_arrived_before_the_engine_died_are_not_lost() -> None:
 
 def test_a_mailbox_keeps_the_outputs_of_its_requests_apart() -> None:
     async def scenario() -> None:
-        mailbox = Mailbox()
+        mailbox = OutputCollector()
         for request_id, token_id in [(2, 4), (1, 5), (2, 6), (3, 7), (1, 8)]:
             mailbox.put(RequestOutput(request_id, [token_id]))
         assert [(o.request_id, o.token_ids) for o in await mailbox.get()] == [(2, [4, 6]), (1, [5, 8]), (3, [7])]
@@ -200,7 +200,7 @@ def test_a_wait_ends_at_its_time_with_nothing_and_the_next_one_has_its_own() -> 
     """The second wait begins while the first one's timer is still set, which is for an earlier time."""
 
     async def scenario() -> None:
-        loop, mailbox = asyncio.get_running_loop(), Mailbox()
+        loop, mailbox = asyncio.get_running_loop(), OutputCollector()
         until_s = loop.time() + 0.05
         loop.call_soon(mailbox.put, RequestOutput(1, [4]))
         assert len(await mailbox.get(until_s)) == 1

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from server.engine_client.stderr_log import MAX_LINE_BYTES, EngineLog
+from server.engine_client.stderr_log import MAX_LINE_BYTES, StderrLog
 
 
 def logged(caplog: pytest.LogCaptureFixture, *chunks: bytes) -> list[tuple[str, int, str]]:
     with caplog.at_level(logging.DEBUG):
-        log = EngineLog()
+        log = StderrLog()
         for chunk in chunks:
             log.data_received(chunk)
         log.connection_lost(None)

@@ -12,13 +12,13 @@ from engine.types import RequestOutput
 from server.engine_client import restart_policy
 from server.engine_client.inflight import KILLER
 from server.engine_client.output_collector import EngineDied
-from server.engine_client.restart_policy import MAX_USELESS
-from server.engine_client.watchdog import Patience
+from server.engine_client.restart_policy import MAX_FAILED_STARTS
+from server.engine_client.watchdog import WatchdogTimeouts
 from tests.support.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.support.watched_engine import Watched, collect, run, started
 
-HASTY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=2.0)  # no process is kept waiting for so long
-STEADY = Patience(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
+HASTY = WatchdogTimeouts(look_s=0.02, stuck_after_s=1.0, kill_after_s=2.0)  # no process is kept waiting for so long
+STEADY = WatchdogTimeouts(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
 
 
 @pytest.fixture(autouse=True)
@@ -126,9 +126,9 @@ def test_an_engine_that_cannot_come_back_is_given_up(tmp_path: Path) -> None:
             mailbox = engine.client.submit([engine.request(marker=QUEUES)])
             await lose(engine)
             status = await engine.reach("dead")
-            assert engine.num_restarts == MAX_USELESS - 1
+            assert engine.num_restarts == MAX_FAILED_STARTS - 1
             assert status.exit_code != 0
-            assert status.message is not None and status.message.startswith(f"{MAX_USELESS} engines in a row")
+            assert status.message is not None and status.message.startswith(f"{MAX_FAILED_STARTS} engines in a row")
             with pytest.raises(EngineDied):
                 await mailbox.get()
 

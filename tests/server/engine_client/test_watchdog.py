@@ -5,9 +5,9 @@ import random
 import pytest
 
 from engine.heartbeat import Heartbeat
-from server.engine_client.watchdog import Patience, Watchdog
+from server.engine_client.watchdog import Watchdog, WatchdogTimeouts
 
-PATIENCE = Patience()
+PATIENCE = WatchdogTimeouts()
 IDLE_BEAT_S = 0.5  # engine/process.py
 
 
@@ -17,7 +17,7 @@ def stands_still(stop_s: float, resume_s: float, phase_s: float) -> list[tuple[f
     for number in range(1, 400):
         now_s = number * PATIENCE.look_s
         beating_s = min(now_s, stop_s) + max(0.0, now_s - resume_s)
-        looks.append((now_s, watchdog.look(1 + int((beating_s + phase_s) / IDLE_BEAT_S), now_s)))
+        looks.append((now_s, watchdog.observe(1 + int((beating_s + phase_s) / IDLE_BEAT_S), now_s)))
     return looks
 
 
@@ -39,7 +39,7 @@ def test_a_pause_of_eight_seconds_is_no_alarm(seed: int) -> None:
 def test_a_step_that_honestly_takes_half_a_minute_is_none_either() -> None:
     """32 layers of a second each, which is a full step of the 8x7B on two cores."""
     watchdog = Watchdog(0.0)
-    assert max(watchdog.look(1 + int(now_s), now_s) for now_s in (0.25 * n for n in range(128))) <= 1.0
+    assert max(watchdog.observe(1 + int(now_s), now_s) for now_s in (0.25 * n for n in range(128))) <= 1.0
 
 
 def test_it_is_over_with_the_first_sign_of_life() -> None:
@@ -51,13 +51,13 @@ def test_it_is_over_with_the_first_sign_of_life() -> None:
 def test_who_was_stopped_itself_has_not_watched() -> None:
     """A machine that is suspended for an hour stops both processes: nobody is to be killed for that."""
     watchdog = Watchdog(0.0)
-    watchdog.look(5, 0.25)
-    assert watchdog.look(5, 3600.0) <= 1.0
+    watchdog.observe(5, 0.25)
+    assert watchdog.observe(5, 3600.0) <= 1.0
 
 
 def test_an_engine_that_keeps_no_counter_is_not_judged() -> None:
     watchdog = Watchdog(0.0)
-    assert max(watchdog.look(0, now_s) for now_s in range(1000)) == 0.0
+    assert max(watchdog.observe(0, now_s) for now_s in range(1000)) == 0.0
 
 
 def test_the_counter_is_shared_and_does_not_overflow() -> None:

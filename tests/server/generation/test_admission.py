@@ -1,11 +1,11 @@
 """server/generation/throughput.py: the wait that is named is what was measured."""
 
-from server.generation.throughput import UNMEASURED_S, WINDOW_S, Throughput
+from server.generation.throughput import UNMEASURED_S, WINDOW_S, RetryEstimator
 
 
 def test_the_wait_is_what_so_many_ends_took() -> None:
     now = [0.0]
-    throughput = Throughput(lambda: now[0])
+    throughput = RetryEstimator(lambda: now[0])
     assert throughput.wait_s(1000) == UNMEASURED_S
     for _ in range(5):
         throughput.ended()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client.output_collector import merge_outputs
-from server.generation.choice import Choice, Delta, Ending, joined
+from server.generation.choice import Choice, Delta, StopConditions, merge_deltas
 from server.tokenizer.detokenizer import Detokenizer
-from server.tokenizer.stop_strings import StopMatcher
+from server.tokenizer.stop_strings import StopStringMatcher
 from tests.support.fake_engine import EOS, outputs_for
 from tests.support.serving import tokenizer
 
@@ -22,9 +22,9 @@ def outputs(ids: list[int], **params: object) -> list[RequestOutput]:
     return list(outputs_for(Request(1, [1], msgspec.convert(given_params, SamplingParams)), ids))
 
 
-def choice(stop: list[str] | None = None, ending: Ending | None = None) -> Choice:
-    stop_matcher = StopMatcher(stop or [], (ending or Ending()).include_stop)
-    return Choice(0, Detokenizer(tokenizer()), stop_matcher, ending or Ending())
+def choice(stop: list[str] | None = None, ending: StopConditions | None = None) -> Choice:
+    stop_matcher = StopStringMatcher(stop or [], (ending or StopConditions()).include_stop)
+    return Choice(0, Detokenizer(tokenizer()), stop_matcher, ending or StopConditions())
 
 
 def told(a_choice: Choice, steps: list[RequestOutput]) -> Delta:
@@ -33,7 +33,7 @@ def told(a_choice: Choice, steps: list[RequestOutput]) -> Delta:
     for step in steps:
         if a_choice.finish_reason is None and (delta := a_choice.push(step)):
             deltas.append(delta)
-    return joined(deltas)
+    return merge_deltas(deltas)
 
 
 def ids_of(text: str) -> list[int]:
@@ -67,15 +67,15 @@ def test_a_stop_string_ends_the_choice_at_the_token_that_completed_it() -> None:
 
 def test_stop_strings_are_not_looked_for_in_the_first_min_tokens() -> None:
     ids = ids_of("so it is so")
-    delta = told(choice(["so"], Ending(min_tokens=2)), outputs([*ids, EOS]))
+    delta = told(choice(["so"], StopConditions(min_tokens=2)), outputs([*ids, EOS]))
     assert delta.text == "so it is "
 
 
 def test_a_stop_token_is_not_shown_unless_asked_for() -> None:
     ids = ids_of("one two three")
     steps = outputs(ids, stop_token_ids=(ids[1],))
-    hidden = told(choice(ending=Ending(stop_token_ids=frozenset({ids[1]}))), steps)
-    shown = told(choice(ending=Ending(stop_token_ids=frozenset({ids[1]}), include_stop=True)), steps)
+    hidden = told(choice(ending=StopConditions(stop_token_ids=frozenset({ids[1]}))), steps)
+    shown = told(choice(ending=StopConditions(stop_token_ids=frozenset({ids[1]}), include_stop=True)), steps)
     assert (hidden.text, hidden.stop_reason) == ("one", ids[1])
     assert (shown.text, shown.stop_reason) == ("one two", ids[1])
     assert hidden.token_ids == shown.token_ids == ids[:2]

@@ -9,8 +9,8 @@ import pytest
 
 from engine.types import StepStats
 from server.api.app import create_app
-from server.http.middleware import guarded
-from server.observability.expert_load import WINDOW_S, ExpertWindow
+from server.http.middleware import with_middleware
+from server.observability.expert_load import WINDOW_S, ExpertLoad
 from server.observability.metrics import Metrics
 from tests.support.fake_engine import EOS, READY, FakeEngine, experts_of, prompt_experts
 from tests.support.serving import MODEL, client_of, events, state_around
@@ -177,7 +177,7 @@ async def test_experts_of_an_engine_that_is_gone_are_a_503() -> None:
 
 def test_the_imbalance_is_that_of_the_last_minute() -> None:
     now = [0.0]
-    window = ExpertWindow(lambda: now[0])
+    window = ExpertLoad(lambda: now[0])
     assert window.imbalance() == []
     window.add([[6, 0, 0, 0], [1, 1, 1, 1]])
     now[0] = 50.0
@@ -194,7 +194,7 @@ def test_counts_are_forgotten_after_a_minute_though_nobody_asks() -> None:
         """One that can be watched."""
 
     now = [0.0]
-    window = ExpertWindow(lambda: now[0])
+    window = ExpertLoad(lambda: now[0])
     old = Counts([[1, 2]])
     watched = weakref.ref(old)
     window.add(old)
@@ -223,7 +223,7 @@ def test_metrics_count_what_each_expert_took() -> None:
 
 async def test_experts_need_a_key_where_there_is_one() -> None:
     state = state_around(an_engine())
-    app = guarded(
+    app = with_middleware(
         create_app(state),
         api_keys=("key",),
         metrics_auth=False,

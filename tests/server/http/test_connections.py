@@ -13,10 +13,10 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.types import Message
 
 from server.errors import ApiError
-from server.generation.account import Account
+from server.generation.account import RequestAccount
 from server.generation.generation import Generation
-from server.generation.jobs import Prompt, jobs_of
-from server.generation.state import AppState
+from server.generation.jobs import Prompt, build_jobs
+from server.generation.state import ServerState
 from server.http.sse import EventStream
 from server.schemas import CompletionRequest
 from tests.support.fake_engine import FakeEngine
@@ -175,11 +175,11 @@ async def test_a_client_that_leaves_closes_the_payloads() -> None:
     assert closed.is_set()
 
 
-async def lost_generation(state: AppState, engine: FakeEngine) -> None:
+async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
     """Takes one batch, and forgets the rest without closing it."""
     request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
     assert state.texts is not None
-    jobs = await jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    jobs = await build_jobs(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
     deltas = Generation(state, jobs, "id").deltas(idle_s=60)
     first = asyncio.ensure_future(anext(deltas))
     await engine.until(lambda: bool(engine.submitted))
@@ -203,7 +203,7 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
     state = state_around(engine)
     request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
     assert state.texts is not None
-    jobs = await jobs_of(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    jobs = await build_jobs(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
     text, num_quiet = "", 0
     async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
         async for deltas in batches:
@@ -231,7 +231,7 @@ async def test_a_stream_that_waits_sends_comments_until_it_has_text(monkeypatch:
 
 async def test_an_account_is_closed_once() -> None:
     state = state_around(FakeEngine(saying("a")))
-    account = Account(state.metrics, state.access_log, http_id="id", num_prompt_tokens=3, arrival_s=0.0)
+    account = RequestAccount(state.metrics, state.access_log, http_id="id", num_prompt_tokens=3, arrival_s=0.0)
     account.close("stop", 1.0)
     account.close("abort", 2.0)
     assert outcomes(state) == {"received": 1, "stop": 1}

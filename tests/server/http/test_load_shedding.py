@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.generation.admission import TOKENS_PER_CHOICE, Backlog
-from server.http.read_limiter import Crowd
-from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogLimit
-from server.observability.memory_pressure import MemoryWatch, memory_limit_bytes, tree_bytes
+from server.generation.admission import TOKENS_PER_CHOICE, Admission
+from server.http.read_limiter import ReadLimiter
+from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogRateLimit
+from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes, tree_bytes
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 
@@ -92,7 +92,7 @@ async def test_what_ends_unheard_leaves_the_queue_too(how: str) -> None:
 
 
 def test_one_key_of_several_never_fills_the_queue_alone() -> None:
-    backlog = Backlog(max_choices=16, num_tenants=2)
+    backlog = Admission(max_choices=16, num_tenants=2)
     assert backlog.max_tokens == 16 * TOKENS_PER_CHOICE
     for _ in range(14):
         assert backlog.has_room(0, 1)
@@ -118,8 +118,8 @@ async def test_the_key_of_a_request_is_its_tenant() -> None:
 # Memory.
 
 
-def watching(used: Callable[[], int], limit: int = 1000, static: int = 0) -> MemoryWatch:
-    watch = MemoryWatch(limit, used)
+def watching(used: Callable[[], int], limit: int = 1000, static: int = 0) -> MemoryMonitor:
+    watch = MemoryMonitor(limit, used)
     watch.settle(static)
     watch.measure()
     return watch
@@ -139,7 +139,7 @@ def watching(used: Callable[[], int], limit: int = 1000, static: int = 0) -> Mem
 )
 def test_the_levels_count_from_the_limit_or_from_what_loading_left(used: int, static: int, level: str) -> None:
     held = [min(used, static)]
-    watch = MemoryWatch(1000, lambda: held[0])
+    watch = MemoryMonitor(1000, lambda: held[0])
     watch.settle(static)
     held[0] = used
     watch.measure()
@@ -201,7 +201,7 @@ def record(level: int = logging.ERROR, message: str = "a fault", **fields: objec
 
 def test_lines_that_clients_cause_are_limited_and_the_rest_is_counted() -> None:
     now = [0.0]
-    limit = LogLimit(lambda: now[0])
+    limit = LogRateLimit(lambda: now[0])
     assert sum(limit.filter(record()) for _ in range(10_000)) == MAX_LINES
     assert sum(limit.filter(record(logging.INFO, outcome="rejected")) for _ in range(10_000)) == MAX_LINES
     now[0] = PERIOD_S
@@ -210,12 +210,12 @@ def test_lines_that_clients_cause_are_limited_and_the_rest_is_counted() -> None:
 
 
 def test_the_line_of_a_request_that_used_something_is_never_left_out() -> None:
-    limit = LogLimit()
+    limit = LogRateLimit()
     assert all(limit.filter(record(logging.INFO, "request finished", outcome="abort")) for _ in range(10_000))
 
 
 def test_kinds_of_lines_are_bounded() -> None:
-    limit = LogLimit()
+    limit = LogRateLimit()
     passed = sum(limit.filter(record(message=f"fault {number}")) for number in range(10_000))
     assert passed == MAX_KINDS + MAX_LINES and len(limit._kinds) == MAX_KINDS + 1
 
@@ -254,9 +254,9 @@ async def test_a_scrape_is_rendered_once_a_second_at_most(monkeypatch: pytest.Mo
 async def test_of_a_crowd_a_few_go_in_each_turn_of_the_loop_in_their_order() -> None:
     order: list[int] = []
     turns: list[int] = []
-    crowd = Crowd(per_turn=16)
+    crowd = ReadLimiter(per_turn=16)
     for number in range(100):
-        if crowd.may_go():
+        if crowd.try_acquire():
             order.append(number)
         else:
             crowd.wait(partial(order.append, number))
@@ -266,7 +266,7 @@ async def test_of_a_crowd_a_few_go_in_each_turn_of_the_loop_in_their_order() -> 
     assert order == list(range(100))
     assert max(after - before for before, after in itertools.pairwise(turns)) == 16
     await asyncio.sleep(0)
-    assert crowd.may_go()
+    assert crowd.try_acquire()
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])

@@ -16,7 +16,7 @@ import pytest
 from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
 from server.http.listener import ACCEPTORS
 from server.http.protocol import Connection
-from server.http.read_limiter import Crowd
+from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
@@ -52,11 +52,11 @@ def open_ones(connections: Connections, count: int) -> list[Closable]:
 def test_who_waited_longest_for_its_client_makes_room() -> None:
     connections = Connections(max_open=3, reserve=1)
     first, second, third = open_ones(connections, 3)
-    connections.works(first)
+    connections.mark_busy(first)
     [fourth] = open_ones(connections, 1)
     assert [connection.is_open for connection in (first, second, third, fourth)] == [True, False, True, True]
-    connections.waits(third)  # a further byte of the same request: it keeps its place
-    connections.waits(first)  # its answer is complete: it waits for the next request from now on
+    connections.mark_idle(third)  # a further byte of the same request: it keeps its place
+    connections.mark_idle(first)  # its answer is complete: it waits for the next request from now on
     open_ones(connections, 1)
     assert (first.is_open, third.is_open) == (True, False)
     assert len(connections) == 3 and not connections.is_full
@@ -65,12 +65,12 @@ def test_who_waited_longest_for_its_client_makes_room() -> None:
 def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
     connections = Connections(max_open=2, reserve=2)
     for connection in open_ones(connections, 2):
-        connections.works(connection)
+        connections.mark_busy(connection)
     more = open_ones(connections, 5)
     assert [connection.is_open for connection in more] == [False, False, False, True, True]
     more = more[3:]
     for connection in more:
-        connections.works(connection)
+        connections.mark_busy(connection)
     assert connections.is_full
     assert [connection.is_open for connection in open_ones(connections, 3)] == [False] * 3
     connections.closed(more[0])
@@ -190,7 +190,7 @@ async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(mon
     """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
     state = state_around(FakeEngine(saying("a")))
     big = post_bytes("/v1/completions", {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5})
-    async with asyncio.timeout(60), listening(state, crowd=Crowd(per_turn=1)) as url:
+    async with asyncio.timeout(60), listening(state, crowd=ReadLimiter(per_turn=1)) as url:
         async with httpx.AsyncClient(base_url=url) as first:
             await first.get("/health")  # it listens now
         monkeypatch.setattr(Connection, "head_timeout_s", 0.2)

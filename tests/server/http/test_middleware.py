@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message
 
-from server.http.middleware import BodyLimit, guarded
+from server.http.middleware import BodyLimit, with_middleware
 
 LIMIT = 1000
 
@@ -92,7 +92,7 @@ def client(counts: list[tuple[str, str, int]] | None = None, **settings: Any) ->
         "api_keys": (), "metrics_auth": False, "max_body_bytes": LIMIT, "allowed_origins": (), "root_path": "",
     }  # fmt: skip
     on_http = (lambda *count: counts.append(count)) if counts is not None else (lambda *count: None)
-    return Client(guarded(echo_app(), on_http=on_http, **{**defaults, **settings}))
+    return Client(with_middleware(echo_app(), on_http=on_http, **{**defaults, **settings}))
 
 
 def bearer(value: str | bytes) -> list[tuple[bytes, bytes]]:

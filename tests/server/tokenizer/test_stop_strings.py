@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.tokenizer.stop_strings import StopMatcher
+from server.tokenizer.stop_strings import StopStringMatcher
 
 TEXTS = st.text(alphabet="ab\u00e9", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=4)
@@ -22,7 +22,7 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
 
 
 def streamed(pieces: list[str], stops: list[str], include: bool) -> tuple[str, str | None]:
-    matcher = StopMatcher(stops, include)
+    matcher = StopStringMatcher(stops, include)
     sent = ""
     for piece in pieces:
         safe, matched = matcher.push(piece)
@@ -47,7 +47,7 @@ def test_the_cut_is_the_same_at_every_split(text: str, stops: list[str], include
 @given(TEXTS, STOPS)
 @settings(deadline=None)
 def test_only_what_could_still_become_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
-    matcher = StopMatcher(stops)
+    matcher = StopStringMatcher(stops)
     safe, matched = matcher.push(text)
     held = text[len(safe) :]
     assert matched is not None or not held or any(stop.startswith(held) for stop in stops)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.types import RequestOutput
-from server.generation.choice import Choice, Ending
+from server.generation.choice import Choice, StopConditions
 from server.tokenizer.detokenizer import Detokenizer
-from server.tokenizer.stop_strings import StopMatcher
+from server.tokenizer.stop_strings import StopStringMatcher
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 from tests.support.paths import DEMO
@@ -72,7 +72,7 @@ def random_outputs(rng: random.Random, ids: list[int]) -> list[RequestOutput]:
 
 
 def streamed(tokenizer: Tokenizer, outputs: list[RequestOutput], stops: list[str], include: bool) -> list[str]:
-    choice = Choice(0, Detokenizer(tokenizer), StopMatcher(stops, include), Ending(include_stop=include))
+    choice = Choice(0, Detokenizer(tokenizer), StopStringMatcher(stops, include), StopConditions(include_stop=include))
     texts: list[str] = []
     reason: str | int | None = None
     for output in outputs:

@@ -18,9 +18,9 @@ from engine.messages import Ready
 from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
-from server.generation.state import AppState, Texts
+from server.generation.state import ServerState, TextFrontend
 from server.tokenizer.tokenizer import Tokenizer
-from server.tools.call_parser import CallReader
+from server.tools.call_parser import ToolCallParser
 from tests.support.fake_engine import EOS, READY, FakeEngine
 from tests.support.mistral_tokenizers import v3_tokenizer
 from tests.support.serving import MODEL, client_of, events, saying, state_around, tokenizer
@@ -50,9 +50,9 @@ def v3() -> Tokenizer:
         return v3_tokenizer(Path(folder))
 
 
-def v3_state(engine: FakeEngine) -> AppState:
+def v3_state(engine: FakeEngine) -> ServerState:
     engine.ready = replace_vocab(32768)
-    texts = Texts(v3(), ChatTemplate(None, v3()), GenerationDefaults())
+    texts = TextFrontend(v3(), ChatTemplate(None, v3()), GenerationDefaults())
     return replace(state_around(engine), texts=texts)
 
 
@@ -105,7 +105,7 @@ def test_calls_are_read_alike_however_the_text_is_cut(scale: int) -> None:
 
 
 def read(pieces: list[str]) -> tuple[str, list[tuple[str, str]], bool]:
-    reader = CallReader()
+    reader = ToolCallParser()
     words, calls = "", []
     for piece in pieces:
         more, parts = reader.push(piece)
@@ -182,7 +182,7 @@ def allows(grammar: str | None, text: str, *, version: int = 3) -> bool:
     matcher = GrammarCompiler(vocabulary, len(vocabulary.tokens), (EOS,)).matcher(grammar)
     ids: list[int] = []
     if version == 3 and text.startswith("[TOOL_CALLS]"):
-        marker = v3().id_of_special("[TOOL_CALLS]")
+        marker = v3().special_token_id("[TOOL_CALLS]")
         ids, text = [marker] if marker is not None else [], text.removeprefix("[TOOL_CALLS]")
     ids += [FIRST_BYTE_ID[version] + byte for byte in text.encode()]
     try:

@@ -13,13 +13,13 @@ from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from server.chat.repair import repaired
+from server.chat.repair import repair_conversation
 from server.chat.template import ChatTemplate
 from server.chat.turns import ALPHANUMERICS
 from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.constraints import offered
-from server.tools.prompt_emulation import emulated
+from server.tools.prompt_emulation import with_prompted_tools
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 WORDS = [
@@ -128,8 +128,8 @@ def our_ids(tokenizer: Tokenizer, body: dict[str, Any]) -> tuple[list[int], list
     request = validate(ChatCompletionRequest, body)
     template = ChatTemplate(None, tokenizer)
     use = offered(request.tools)
-    messages = request.messages if template.takes_tools else emulated(request.messages, use)
-    turns, repairs = repaired(messages, template.system_place)
+    messages = request.messages if template.takes_tools else with_prompted_tools(request.messages, use)
+    turns, repairs = repair_conversation(messages, template.system_place)
     return template.render(turns, tools=request.tools if template.takes_tools else ()), repairs
 
 
@@ -142,7 +142,7 @@ def test_tool_conversations_have_mistral_commons_ids(v3: Tokenizer, scale: int) 
 
 def test_no_text_of_tools_calls_or_results_becomes_a_control_token(v3: Tokenizer) -> None:
     rng = random.Random(12)
-    marks = [v3.id_of_special(text) for text in ("[TOOL_CALLS]", "[TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[INST]")]
+    marks = [v3.special_token_id(text) for text in ("[TOOL_CALLS]", "[TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[INST]")]
     for _ in range(50):
         body = random_conversation(rng)
         ids, _ = our_ids(v3, body)

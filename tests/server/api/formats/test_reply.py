@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.formats.reply import Envelope, Format, TextChunks
+from server.api.formats.reply import Envelope, ReplyFormat, TextChunks
 from server.api.routes.chat import ChatFormat
 from server.api.routes.completions import CompletionFormat
 from server.generation.choice import Delta
@@ -18,7 +18,7 @@ COMPLETION = {"model": MODEL, "prompt": "a"}
 FIELDS = {"id": "x-1", "created": 1, "model": 'with "text":"" in it', "seed": 3}
 
 
-def layouts() -> list[Format]:
+def layouts() -> list[ReplyFormat]:
     prompt = Prompt([1], is_continued=False)
     chat = ChatFormat(ChatCompletionRequest.model_validate(CHAT), prompt, tokenizer())
     completion = CompletionFormat(CompletionRequest.model_validate(COMPLETION), [prompt], tokenizer())
@@ -42,13 +42,13 @@ def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, i
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": True}])
 def test_a_chat_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = ChatCompletionRequest.model_validate(CHAT | extra)
-    assert not ChatFormat(request, Prompt([1], is_continued=False), tokenizer()).tells_text_alone
+    assert not ChatFormat(request, Prompt([1], is_continued=False), tokenizer()).text_only_stream
 
 
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": 0}])
 def test_a_completion_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = CompletionRequest.model_validate(COMPLETION | extra)
-    assert not CompletionFormat(request, [], tokenizer()).tells_text_alone
+    assert not CompletionFormat(request, [], tokenizer()).text_only_stream
 
 
 def test_first_and_last_deltas_are_more_than_text() -> None:

@@ -183,11 +183,11 @@ def asking(turns: list[tuple[str, str]], **fields: object) -> dict[str, object]:
 async def test_a_repaired_conversation_is_named_so_and_has_the_prompt_of_the_valid_one(streamed: bool) -> None:
     engine = FakeEngine(saying("fine"))
     async with client_of(state_around(engine)) as client:
-        repaired = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
+        repair_conversation = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
         valid = await client.post(URL, json=asking(VALID, stream=streamed))
-    assert (repaired.status_code, valid.status_code) == (200, 200)
-    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
-    assert repaired.headers["x-smoe-ignored-params"] == "temprature"
+    assert (repair_conversation.status_code, valid.status_code) == (200, 200)
+    assert repair_conversation.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+    assert repair_conversation.headers["x-smoe-ignored-params"] == "temprature"
     assert "x-smoe-repaired" not in valid.headers
     first, second = (request.prompt_token_ids for request in engine.submitted)
     assert first == second
@@ -195,9 +195,9 @@ async def test_a_repaired_conversation_is_named_so_and_has_the_prompt_of_the_val
 
 async def test_tokenize_repairs_as_the_chat_does() -> None:
     async with client_of(state_around(FakeEngine(saying("fine")))) as client:
-        repaired, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
-    assert repaired.json() == valid.json()
-    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+        repair_conversation, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
+    assert repair_conversation.json() == valid.json()
+    assert repair_conversation.headers["x-smoe-repaired"] == "moved-system, joined-turns"
     assert "x-smoe-repaired" not in valid.headers
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from server.api.app import create_app
 from server.api.routes.playground import FOLDER
-from server.http.middleware import guarded
+from server.http.middleware import with_middleware
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import client_of, saying, state_around
 
@@ -34,7 +34,7 @@ class Links(HTMLParser):
 
 def with_key() -> httpx.AsyncClient:
     state = state_around(FakeEngine(saying("a")))
-    app = guarded(
+    app = with_middleware(
         create_app(state),
         api_keys=("secret",),
         metrics_auth=True,
