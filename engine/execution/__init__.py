@@ -1,1 +1,1 @@
-"""Run a step plan: tensors in, model forward, sampling, results back. Imports torch, as startup/ does."""
+"""Run a step plan: build tensors, run the model, sample, copy results back."""

@@ -14,7 +14,7 @@ class ClientDisconnected(Exception):
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; where the client goes first, cancels it, waits for its cleanup and raises ClientDisconnected.
+    """Return the result of `work`; if the client disconnects first, cancel it and raise ClientDisconnected.
 
     Call it after the request's body was read to its end: from then on `receive` has nothing but the disconnect to tell.
     """
