@@ -1,1 +1,4 @@
-"""Run a step plan: tensors in, model forward, sampling, results back. The only engine folder beside startup/ that imports torch."""
+"""Run a step plan: tensors in, model forward, sampling, results back.
+
+The only engine folder beside startup/ that imports torch.
+"""

@@ -1,4 +1,4 @@
-"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.http.middleware."""
+"""The app: its routes, and how what goes wrong in them is answered. What stands before it: server.http.middleware."""
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException as RoutingError

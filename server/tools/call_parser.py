@@ -1,7 +1,7 @@
 """Reads calls of tools out of an answer as it comes, and tells them in OpenAI's shape.
 
-The answer has the form that server/tools/constraints.py gave it: a text, or [TOOL_CALLS] and a list of calls, of which a limit may
-have cut off the end.
+The answer has the form that server/tools/constraints.py gave it: a text, or [TOOL_CALLS] and a list of calls, of which
+a limit may have cut off the end.
 """
 
 import re

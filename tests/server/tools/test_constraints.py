@@ -1,4 +1,4 @@
-"""server/tools/loose_tools.py: a tool whose schema says more than a grammar can is called all the same, and that is said."""
+"""server/tools/loose_tools.py: a tool whose schema says more than a grammar can is still called, and that is said."""
 
 from typing import Any
 
