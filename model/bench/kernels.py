@@ -1,6 +1,6 @@
 """Every kernel at several row counts: how long it takes, and how near that is to the machine's limits.
 
-Weights and caches are held so often that what one call reads is in no cache. Shape letters: model/ops/interface.py.
+Weights and caches are held so often that what one call reads is in no cache. Shape letters: see model/ops/interface.py.
 """
 
 import math
