@@ -20,6 +20,7 @@ from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
+from server.event_loop import LagProbe
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -32,7 +33,6 @@ from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
-from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
