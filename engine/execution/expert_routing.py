@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.execution.device_transfer import to_device
-from engine.expert_options import ExpertChoices
+from engine.capacity.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
 from model.forward_batch import Routing

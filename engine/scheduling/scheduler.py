@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from engine.errors import RequestRejectedError
-from engine.expert_options import ExpertUsage
+from engine.capacity.expert_options import ExpertUsage
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.deadlines import Deadlines
 from engine.scheduling.fairness import FairShare, share_of_places

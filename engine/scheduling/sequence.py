@@ -4,7 +4,7 @@ from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
 
-from engine.expert_options import ExpertUsage
+from engine.capacity.expert_options import ExpertUsage
 from engine.scheduling.block_hash import BlockHash, child_key, root_key
 from engine.types import Request, Timing, TokenLogprobs
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from engine.expert_options import ExpertChoices
+from engine.capacity.expert_options import ExpertChoices
 from engine.scheduling.sequence import Sequence
 from engine.types import TokenLogprobs
 

@@ -11,7 +11,7 @@ import torch
 from transformers import MixtralForCausalLM
 
 from engine.errors import EngineError, RequestRejectedError
-from engine.expert_options import ExpertLayout, resolve_experts
+from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.errors import CheckpointError

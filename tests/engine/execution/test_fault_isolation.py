@@ -239,7 +239,7 @@ def test_expert_counts_that_fail_stop_counting_and_nothing_else(plain: Path) -> 
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
     [alone] = solo(engine, [([5, 6], params)])
     for broken in ("record", "pop_new_counts"):
-        counts = engine._engine.loaded.runner.expert_counts
+        counts = engine._engine.experts._stats
         if counts is not None:
             setattr(counts, broken, lambda *_: 1 / 0)
             counts.is_due = lambda _: True  # type: ignore[method-assign]
