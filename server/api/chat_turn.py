@@ -11,13 +11,13 @@ from server.api.formats.tool_calls import ToolCallFormatter
 from server.api.request_body import ignoring
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import repair_conversation, roles_out_of_order
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import (
     Prompt,
     build_jobs,
     check_prompt_chars,
     completion_limit,
-    off_loop,
     resolve_seed,
     truncated,
 )
@@ -88,7 +88,9 @@ async def _tool_constraints(
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     num_chars = sum(map(len, request.contents))
     loose = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
-    constraints = await off_loop(num_chars, lambda: tool_constraints(use, request, marker_id, loose))
+    constraints = await off_loop(
+        lambda: tool_constraints(use, request, marker_id, loose), heavy=num_chars > INLINE_CHARS
+    )
     return constraints, [name for names in loose.values() for name in names]
 
 
@@ -115,7 +117,7 @@ async def render_prompt(
         )
         return token_ids, repairs
 
-    token_ids, repairs = await off_loop(_num_chars(conversation), render)
+    token_ids, repairs = await off_loop(render, heavy=_num_chars(conversation) > INLINE_CHARS)
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 
