@@ -14,11 +14,13 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
+from server.event_loop import LagProbe
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -31,9 +33,8 @@ from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
-from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
-from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes
+from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
