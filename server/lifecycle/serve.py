@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api.app import create_app
 from server.engine_client.client import EngineClient, EngineStatus
@@ -32,7 +33,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
-from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes
+from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError
