@@ -121,8 +121,8 @@ class Engine:
         return bool(self._rejected or self._grammars or self._in_flight) or self.scheduler.has_work()
 
     def step(self) -> StepOutput:
-        """Computes one step. An exception in it ends the requests that it can be blamed on (engine/execution/fault_isolation.py); the
-        others go on. Raises FatalEngineError where nothing can go on.
+        """Computes one step. An exception in it ends the requests that caused it (execution/fault_isolation.py);
+        the others continue. Raises FatalEngineError when the engine must end.
 
         With asynchronous scheduling it launches one step and tells of the one before, so that the device has work while
         the host plans. The tokens are those of the plain loop.

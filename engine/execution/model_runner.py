@@ -75,7 +75,7 @@ class ModelRunner:
         if self.expert_counts is None or batch.routing is None:
             return
         try:
-            self.expert_counts.record(batch.token_ids, batch.routing.chosen)
+            self.expert_counts.record(batch.token_ids, batch.routing.expert_ids)
         except Exception:
             log.exception("experts are no longer counted")
             self.expert_counts = None

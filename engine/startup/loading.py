@@ -32,10 +32,11 @@ from engine.scheduling.scheduler import Scheduler
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explained, memory_of
 from engine.types import Request, SamplingParams
+from model.checkpoint.config_file import load_config
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.tensor_names import checked_tensors
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
-from model.config import ModelConfig, load_config
+from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -43,8 +44,8 @@ from model.loader import load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
+from model.ops.interface import packed_bytes
 from model.ops.native.ops import NativeOps
-from model.packed_bytes import packed_bytes
 from model.profile_step import run_profile_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

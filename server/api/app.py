@@ -1,4 +1,4 @@
-"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.http.middleware."""
+"""The ASGI application: routes and exception handlers. server/http/middleware.py wraps it."""
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException as RoutingError

@@ -7,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 
 from server.api.ignored import unknown_params
 from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
-from server.generation.jobs import off_loop
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.state import state_of
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, UNPRINTABLE, RequestModel, validate
 from server.strict_json import parse_object
@@ -24,7 +24,7 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
     _check_headers(http)
     state = state_of(http)
     body = await http.body()
-    request, ignored = await off_loop(len(body), lambda: _parsed(body, model_class))
+    request, ignored = await off_loop(lambda: _parsed(body, model_class), heavy=len(body) > INLINE_CHARS)
     if not state.by_priority and "priority" in request.model_fields_set:
         ignored.append("priority")
     if ignored and state.strict_params:

@@ -1,7 +1,6 @@
 """Reads calls of tools out of an answer as it comes, and tells them in OpenAI's shape.
 
-The answer has the form that server/tools/constraints.py gave it: a text, or [TOOL_CALLS] and a list of calls, of which a limit may
-have cut off the end.
+tools/constraints.py restricts the answer to text, or to [TOOL_CALLS] and a list of calls. A token limit may cut it off.
 """
 
 import re

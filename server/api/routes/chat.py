@@ -13,6 +13,7 @@ from server.api.formats.reply import common_fields, reply
 from server.api.request_body import ignoring, read_request
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import repair_conversation, roles_out_of_order
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta
 from server.generation.generation import Generation
 from server.generation.jobs import (
@@ -20,7 +21,6 @@ from server.generation.jobs import (
     build_jobs,
     check_prompt_chars,
     completion_limit,
-    off_loop,
     resolve_seed,
     truncated,
 )
@@ -105,7 +105,9 @@ async def _tool_constraints(
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     num_chars = sum(map(len, request.contents))
     loose = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
-    constraints = await off_loop(num_chars, lambda: tool_constraints(use, request, marker_id, loose))
+    constraints = await off_loop(
+        lambda: tool_constraints(use, request, marker_id, loose), heavy=num_chars > INLINE_CHARS
+    )
     return constraints, [name for names in loose.values() for name in names]
 
 
@@ -132,7 +134,7 @@ async def render_prompt(
         )
         return token_ids, repairs
 
-    token_ids, repairs = await off_loop(_num_chars(conversation), render)
+    token_ids, repairs = await off_loop(render, heavy=_num_chars(conversation) > INLINE_CHARS)
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 

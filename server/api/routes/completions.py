@@ -11,6 +11,7 @@ from engine.messages import Ready
 from server.api.formats.logprobs import completion_logprobs
 from server.api.formats.reply import common_fields, reply
 from server.api.request_body import read_request
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, Echo
 from server.generation.generation import Generation
 from server.generation.jobs import (
@@ -18,7 +19,6 @@ from server.generation.jobs import (
     build_jobs,
     check_prompt_chars,
     completion_limit,
-    off_loop,
     resolve_seed,
     truncated,
 )
@@ -62,8 +62,8 @@ async def _prompts(request: CompletionRequest, ready: Ready, texts: TextFrontend
     contents = [prompt for prompt in request.prompt if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, contents, "prompt")
-    num_chars = sum(map(len, contents))
-    return await off_loop(num_chars, lambda: [_prompt(request, prompt, texts.tokenizer) for prompt in request.prompt])
+    heavy = sum(map(len, contents)) > INLINE_CHARS
+    return await off_loop(lambda: [_prompt(request, prompt, texts.tokenizer) for prompt in request.prompt], heavy=heavy)
 
 
 def _prompt(request: CompletionRequest, prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:

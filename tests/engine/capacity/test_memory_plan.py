@@ -7,12 +7,11 @@ from typing import NoReturn
 import pytest
 import torch
 
-import engine.startup.device_memory
-import engine.startup.loading
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
+from engine.startup import device_memory, loading
 from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import DEMO
@@ -190,7 +189,7 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_read(
     def reads_nothing(*arguments: object) -> NoReturn:
         pytest.fail("weights are read")
 
-    monkeypatch.setattr(engine.device_memory, "available_bytes", lambda: 100 * GIB)
-    monkeypatch.setattr(engine.loading, "load_model", reads_nothing)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 100 * GIB)
+    monkeypatch.setattr(loading, "load_model", reads_nothing)
     with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
         Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))
