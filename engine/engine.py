@@ -120,7 +120,7 @@ class Engine:
 
     def _step(self) -> StepOutput:
         start = self._clock()
-        freed_before = self.scheduler.tables.num_window_blocks_freed
+        freed_before = self.scheduler.block_manager.num_window_blocks_freed
         self._queue_compiled()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
@@ -133,7 +133,7 @@ class Engine:
             outputs += self.scheduler.apply(completed, result, end)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
-        freed = self.scheduler.tables.num_window_blocks_freed - freed_before
+        freed = self.scheduler.block_manager.num_window_blocks_freed - freed_before
         return StepOutput(outputs, self._stats(plan, end - start, freed, self.experts.pop_due_counts()))
 
     def _take_rejected(self) -> list[RequestOutput]:
@@ -145,7 +145,7 @@ class Engine:
         return self._stats(StepPlan(()), 0.0, 0, self.experts.pop_new_counts() if self.experts.has_unreported else None)
 
     def _stats(self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None) -> StepStats:
-        pool = self.scheduler.tables.pool
+        pool = self.scheduler.block_manager.pool
         return StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting) + len(self._grammars),

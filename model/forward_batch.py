@@ -15,7 +15,7 @@ class Routing:
     experts_per_token: Tensor  # [T] int32, 1 .. E
     masks: Tensor | None  # [M, L, E] bool, True: switched on, at least k per layer of a row that has the mask
     mask_rows: Tensor | None  # [T] int64, which of the masks a row has; None where there are no masks
-    chosen: Tensor  # [L, T, Kmax] int32, WRITTEN by the network, as in ops.RoutingRequest
+    expert_ids: Tensor  # [L, T, Kmax] int32, WRITTEN by the network, as in ops.RoutingRequest
 
 
 @dataclass(frozen=True)

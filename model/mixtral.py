@@ -54,8 +54,10 @@ class Mixtral:
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Writes the rows' K and V into their slots, the experts they took into batch.routing.chosen, and batch.finite;
-        returns the logits of batch.logit_rows, [N, V] float32."""
+        """Compute one step: return the logits of batch.logit_rows, [N, V] float32.
+
+        Writes K and V of all rows to their slots in the pool, and batch.routing.expert_ids and batch.finite if given.
+        """
         eps = self.config.norm_eps
         choices = self._expert_choices(batch)
         plan = self.ops.prepare_batch(self.config, batch, kv_pool.block_size)
@@ -89,15 +91,15 @@ class Mixtral:
         if not config.num_experts:
             return [None] * config.num_layers
         routing = batch.routing or uniform_routing(config, len(batch.token_ids), batch.token_ids.device)
-        k, chosen = routing.experts_per_token, routing.chosen
+        k, expert_ids = routing.experts_per_token, routing.expert_ids
         if routing.masks is None or routing.mask_rows is None:
-            return [RoutingRequest(k, None, chosen[layer]) for layer in range(config.num_layers)]
+            return [RoutingRequest(k, None, expert_ids[layer]) for layer in range(config.num_layers)]
         allowed = routing.masks.transpose(0, 1).index_select(1, routing.mask_rows)  # [L, T, E]
-        return [RoutingRequest(k, allowed[layer], chosen[layer]) for layer in range(config.num_layers)]
+        return [RoutingRequest(k, allowed[layer], expert_ids[layer]) for layer in range(config.num_layers)]
 
 
 def uniform_routing(config: ModelConfig, num_rows: int, device: torch.device) -> Routing:
     """Every row takes the model's own number of experts, and none is switched off."""
     k = config.experts_per_token
-    chosen = torch.empty(config.num_layers, num_rows, k, dtype=torch.int32, device=device)
-    return Routing(torch.full((num_rows,), k, dtype=torch.int32, device=device), None, None, chosen)
+    expert_ids = torch.empty(config.num_layers, num_rows, k, dtype=torch.int32, device=device)
+    return Routing(torch.full((num_rows,), k, dtype=torch.int32, device=device), None, None, expert_ids)

@@ -13,7 +13,7 @@ MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflo
 
 
 class FloatParam(IntEnum):
-    """Columns of SamplingRows.reals."""
+    """Columns of SamplingRows.float_params."""
 
     TEMPERATURE = 0
     TOP_P = 1
@@ -24,7 +24,7 @@ class FloatParam(IntEnum):
 
 
 class IntParam(IntEnum):
-    """Columns of SamplingRows.wholes."""
+    """Columns of SamplingRows.int_params."""
 
     TOP_K = 0  # 0: all
     NUM_LOGPROBS = 1  # -1: none; 0: the token's own; k: also of the k likeliest
@@ -53,8 +53,8 @@ class SamplingRows:
     """One entry per row of logits, on the model's device. The flags say what no row asks for, so that it need not be
     looked at."""
 
-    reals: Tensor  # [N, 6] float32
-    wholes: Tensor  # [N, 12] int64
+    float_params: Tensor  # [N, 6] float32
+    int_params: Tensor  # [N, 12] int64
     history: Tensor  # [S, L] int32, WRITTEN: row NUM_TOKENS of each request that is sampled; L may be a part of a row
     bias_ids: Tensor  # [B] int32; -infinity forbids a token
     bias_values: Tensor  # [B] float32

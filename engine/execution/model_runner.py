@@ -65,7 +65,7 @@ class ModelRunner:
             forward = replace(forward, finite=finite)
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
         if forward.routing is not None:
-            self.experts.record(forward.token_ids, forward.routing.chosen)
+            self.experts.record(forward.token_ids, forward.routing.expert_ids)
         sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
         return InFlightStep(plan, sampling, forward.routing, None if finite is None else HostCopy([finite]))
 

@@ -1,6 +1,7 @@
 """Every kernel at several row counts: how long it takes, and how near that is to the machine's limits.
 
-Weights and caches are held so often that what one call reads is in no cache. Shape letters: see model/ops/interface.py.
+There are so many copies of weights and caches that what one call reads is in no CPU or GPU cache. Shape letters as in
+model/ops/interface.py.
 """
 
 import math
@@ -17,8 +18,7 @@ from model.forward_batch import ForwardBatch
 from model.kv_format import NUMBER_BYTES, KvDtype, row_bytes
 from model.kv_pool import KvPool
 from model.mixtral import uniform_routing
-from model.ops.interface import FfnWeights, Ops, RoutingRequest
-from model.packed_bytes import packed_bytes
+from model.ops.interface import FfnWeights, Ops, RoutingRequest, packed_bytes
 
 COLD_BYTES = 192 << 20  # more than caches hold
 BLOCK_SIZE = 16
@@ -133,7 +133,7 @@ def _moe(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
     for count in rows:
         x = torch.randn(count, config.dim, dtype=setting.dtype, device=setting.device)
         routing = uniform_routing(config, count, setting.device)
-        choice = RoutingRequest(routing.experts_per_token, None, routing.chosen[0])
+        choice = RoutingRequest(routing.experts_per_token, None, routing.expert_ids[0])
         calls = [lambda weight=weight, x=x, choice=choice: setting.ops.moe(x, weight, choice) for weight in weights]
         share = distinct_experts(config.num_experts, config.experts_per_token, count) / config.num_experts
         moved = size * share + 2 * count * config.dim * setting.number_bytes

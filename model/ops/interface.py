@@ -35,12 +35,14 @@ class RoutingRequest:
     """What each row asks of one layer's gate, and where the answer goes. A row has at least k experts switched on.
 
     Example: E = 4, k = [2, 1], gate logits [[0, 3, 1, 3], [2, 0, 5, 0]], expert 2 switched off for row 1. Then
-    chosen = [[1, 3], [0, -1]].
+    expert_ids = [[1, 3], [0, -1]].
     """
 
     experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax (0: a padding row of model/mixtral_cuda_graphs.py)
     allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are
-    chosen: Tensor  # [T, Kmax] int32, WRITTEN: ids in descending order of their gate logits, -1 behind the row's own k
+    expert_ids: (
+        Tensor  # [T, Kmax] int32, WRITTEN: ids in descending order of their gate logits, -1 behind the row's own k
+    )
 
 
 class Ops(Protocol):
@@ -85,7 +87,7 @@ class Ops(Protocol):
     def moe(self, x: Tensor, weights: PackedWeights, choice: RoutingRequest) -> Tensor:
         """Sum over a row's k chosen experts of weight times output; weights are the softmax over the k largest gate
         logits of experts that are switched on (Jiang et al. 2024, section 2.1). Ties go to the lower expert id.
-        Writes choice.chosen. [T, D] -> [T, D]."""
+        Writes choice.expert_ids. [T, D] -> [T, D]."""
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: PackedWeights) -> Tensor:
         """Final norm and head of the chosen rows: [T, D], [N] -> [N, V] float32."""
@@ -93,3 +95,13 @@ class Ops(Protocol):
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """A token for every row of logits [N, V] float32, and its log probabilities; reference_sampling.py says how.
         Each row's answer is its own. Writes rows.history."""
+
+
+def packed_bytes(packed: object) -> int:
+    """Return the bytes of all tensors in packed weights: a tensor, a sequence, or a dataclass of them."""
+    if isinstance(packed, Tensor):
+        return packed.nbytes
+    if isinstance(packed, list | tuple):
+        return sum(map(packed_bytes, packed))
+    fields = getattr(packed, "__dataclass_fields__", {})
+    return sum(packed_bytes(getattr(packed, name)) for name in fields)

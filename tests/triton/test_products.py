@@ -68,7 +68,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         logits = (x.double() @ gate.double().T).tolist()
         for row, k in enumerate(choice.experts_per_token.tolist()):
             expected = naive_choice(logits[row], k, choice.allowed[row].tolist())
-            assert choice.chosen[row].tolist() == expected + [-1] * (choice.chosen.shape[1] - k)
+            assert choice.expert_ids[row].tolist() == expected + [-1] * (choice.expert_ids.shape[1] - k)
 
 
 def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
@@ -77,7 +77,7 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
     for ops in both_tilings(dtype):
         choice = uniform(150, 1)
         ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
-        assert choice.chosen.unique().tolist() == [0]
+        assert choice.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
 
 
@@ -88,7 +88,7 @@ def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:
     x = torch.zeros(3, 8).to(dtype)
     x[1, 0], x[2, 0] = 1.0, -1.0
     ops.moe(x, ops.pack_moe(gate, (random_ffn(8, 8, dtype) for _ in range(5))), choice)
-    assert choice.chosen.tolist() == [[0, 1], [4, 0], [0, 1]]
+    assert choice.expert_ids.tolist() == [[0, 1], [4, 0], [0, 1]]
 
 
 def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> None:
@@ -102,7 +102,7 @@ def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> N
     others = [0, 1, 3, 4, 5]
     assert ours[2].isnan().all()
     assert torch.equal(ours[others], clean[others])
-    assert ((choice.chosen >= 0) & (choice.chosen < 4)).all()
+    assert ((choice.expert_ids >= 0) & (choice.expert_ids < 4)).all()
 
 
 def test_the_dense_ffn_is_one_expert_that_everybody_gets(dtype: torch.dtype) -> None:

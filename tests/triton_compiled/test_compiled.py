@@ -38,8 +38,8 @@ def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, 
     x = ops.attention(ops.rope_and_store_kv(qkv, k_cache, v_cache, plan), k_cache, v_cache, plan)
     packed = _experts(ops, dtype)
     for allowed in (None, _empty(num_rows, 8, dtype=torch.bool)):
-        k, chosen = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
-        x = ops.moe(x, packed, RoutingRequest(k, allowed, chosen))
+        k, expert_ids = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
+        x = ops.moe(x, packed, RoutingRequest(k, allowed, expert_ids))
     head = ops.pack_linear(_empty(CONFIG.vocab_size, CONFIG.dim, dtype=dtype))
     logits = ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
     ops.sample(logits, _sampling_rows(num_sequences))
@@ -57,10 +57,10 @@ def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
 
 
 def _sampling_rows(count: int) -> SamplingRows:
-    wholes, history = _empty(count, len(IntParam), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
+    int_params, history = _empty(count, len(IntParam), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
     nothing = _empty(0, dtype=torch.int32), _empty(0, dtype=torch.float32)
     return SamplingRows(
-        _empty(count, len(FloatParam), dtype=torch.float32), wholes, history, *nothing, None, 5, False, False
+        _empty(count, len(FloatParam), dtype=torch.float32), int_params, history, *nothing, None, 5, False, False
     )
 
 

@@ -170,8 +170,8 @@ class NativeOps:
         tensors = x, weights.gate, experts.w13, experts.w2, y, choice.experts_per_token
         addresses = (tensor.data_ptr() for tensor in tensors)
         allowed = None if choice.allowed is None else choice.allowed.data_ptr()
-        sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, choice.chosen.shape[1]
-        routing = allowed, choice.chosen.data_ptr()
+        sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, choice.expert_ids.shape[1]
+        routing = allowed, choice.expert_ids.data_ptr()
         dtypes = DTYPES[x.dtype], experts.format
         check(self._call.smoe_moe(self._pool, self._isa, *dtypes, *addresses, *routing, *sizes))
         return y  # [T, D]

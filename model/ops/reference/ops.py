@@ -103,15 +103,15 @@ class ReferenceOps:
 
     def moe(self, x: Tensor, weights: ReferenceMoe, choice: RoutingRequest) -> Tensor:
         num_experts = len(weights.experts)
-        chosen, share = route(F.linear(x.float(), weights.gate), choice)  # [T, Kmax] each
-        experts = chosen.flatten()
+        expert_ids, share = route(F.linear(x.float(), weights.gate), choice)  # [T, Kmax] each
+        experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
-        parts = x[order // chosen.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
+        parts = x[order // expert_ids.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
         outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
         by_pair = torch.zeros(len(experts), x.shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
         by_pair[order] = torch.cat(outputs).float()
-        return combine(by_pair.view(*chosen.shape, -1), share).to(x.dtype)  # [T, D]
+        return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
         return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
@@ -145,20 +145,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def route(gate_logits: Tensor, choice: RoutingRequest) -> tuple[Tensor, Tensor]:
     """[T, E] float32 -> the chosen experts in ascending id, and their shares (softmax over the chosen): [T, Kmax] each.
-    Behind a row's own k stand the id E and the share 0. Writes choice.chosen.
+    Behind a row's own k stand the id E and the share 0. Writes choice.expert_ids.
 
     The sort is stable, so equal logits go to the lower id; torch.topk would not promise that. Example, k = 2: logits
     [1, 3, 0, 3] choose experts 1 and 3 with half each.
     """
-    num_experts, max_k = gate_logits.shape[1], choice.chosen.shape[1]
+    num_experts, max_k = gate_logits.shape[1], choice.expert_ids.shape[1]
     if choice.allowed is not None:
         gate_logits = gate_logits.masked_fill(~choice.allowed, float("-inf"))
     ordered = gate_logits.sort(dim=-1, descending=True, stable=True).indices[:, :max_k]
     beyond = torch.arange(max_k, device=ordered.device) >= choice.experts_per_token[:, None]  # [T, Kmax]
-    choice.chosen.copy_(ordered.masked_fill(beyond, -1))
-    chosen = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
-    chosen_logits = gate_logits.gather(-1, chosen.clamp(max=num_experts - 1))
-    return chosen, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
+    choice.expert_ids.copy_(ordered.masked_fill(beyond, -1))
+    expert_ids = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
+    chosen_logits = gate_logits.gather(-1, expert_ids.clamp(max=num_experts - 1))
+    return expert_ids, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
 
 
 def combine(outputs: Tensor, share: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def down_kernel(
 def combine_kernel(
     by_pair: tl.tensor,
     shares: tl.tensor,
-    chosen: tl.tensor,
+    expert_ids: tl.tensor,
     y: tl.tensor,
     dim: tl.tensor,
     most: tl.tensor,
@@ -129,7 +129,7 @@ def combine_kernel(
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
     for choice in range(most):
         pair = row * most + choice
-        taken = tl.load(chosen + pair) >= 0
+        taken = tl.load(expert_ids + pair) >= 0
         read = columns < tl.where(taken, dim, 0)
         output = tl.load(by_pair + pair * dim + columns, mask=read, other=0.0)
         share = tl.load(shares + pair)
@@ -142,7 +142,7 @@ def experts(
 ) -> Tensor:
     """[T, D] -> [T, D]. `tilings` of gate-up and of down; their rows are the routing's."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]
-    most = routing.chosen.shape[1]
+    most = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * most, len(routing.tile_expert)
     hidden = x.new_empty(num_pairs, hidden_dim)
     by_pair = x.new_empty(num_pairs, dim, dtype=torch.float32)
@@ -162,7 +162,7 @@ def experts(
         **_constants(down, weights.w2),
     )
     grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
-    arguments = (by_pair, routing.shares, routing.chosen, y, dim, most)
+    arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, most)
     launch(combine_kernel, grid, *arguments, COLUMNS=COMBINED_COLUMNS, num_warps=4, num_stages=1)
     return y
 

@@ -97,7 +97,7 @@ class TritonOps:
         return experts(self._launch, x, weights, one_expert(len(x), up.rows, x.device), (up, down))  # [T, D]
 
     def moe(self, x: Tensor, weights: TritonMoe, choice: RoutingRequest) -> Tensor:
-        up, down = self._tilings(len(x) * choice.chosen.shape[1] // len(weights.gate))
+        up, down = self._tilings(len(x) * choice.expert_ids.shape[1] // len(weights.gate))
         routing = route(self._launch, x, weights.gate, choice, up.rows)
         return experts(self._launch, x, weights.experts, routing, (up, down))  # [T, D]
 

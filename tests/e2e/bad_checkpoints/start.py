@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
-from server.lifecycle.serve import StartError, load_texts
+from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings import SettingsError, engine_config, load_settings
 from server.tokenizer.config_files import TokenizerError
 

@@ -103,7 +103,7 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
     for row in range(num_rows):
         best = naive_choice(logits[row], k[row], allowed[row].tolist())
         for one in asked:
-            assert one.chosen[row].tolist() == best + [-1] * (one.chosen.shape[1] - k[row])
+            assert one.expert_ids[row].tolist() == best + [-1] * (one.expert_ids.shape[1] - k[row])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -115,7 +115,7 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
     ops = native(isa)
     asked = uniform(5, k)
     ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), asked)
-    assert asked.chosen.tolist() == [list(range(k))] * 5
+    assert asked.expert_ids.tolist() == [list(range(k))] * 5
     assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform(5, k)))
 
 
