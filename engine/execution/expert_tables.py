@@ -80,7 +80,7 @@ class ExpertTables:
         ]
 
     def _top_tokens(self) -> tuple[Tensor, Tensor]:
-        """Counts and ids of each expert's most frequent tokens, [L, E, top] each; lower ids first among equal counts."""
+        """Counts and ids of each expert's most frequent tokens, [L, E, top] each; among equals the lower ids first."""
         low_ids_first = torch.arange(self._vocab_size - 1, -1, -1, device=self._pairs.device)
         num_top = min(NUM_TOP_TOKENS, self._vocab_size)
         best = torch.stack(  # layer by layer: a second table of this size may not fit a GPU

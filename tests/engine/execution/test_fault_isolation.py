@@ -196,12 +196,12 @@ def test_a_lost_device_is_the_end_and_nothing_is_tried_again(plain: Path, where:
     assert attempts == 1
 
 
-def test_book_keeping_that_is_wrong_is_the_end(plain: Path) -> None:
+def test_wrong_bookkeeping_ends_the_engine(plain: Path) -> None:
     engine = load(plain)
     request_id = engine.add([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
     engine.step()
     engine._engine.scheduler.block_manager.pool.decref(engine._engine.scheduler.unfinished[request_id].block_table)
-    with pytest.raises(FatalEngineError, match="book-keeping"):
+    with pytest.raises(FatalEngineError, match="bookkeeping"):
         engine.step()
 
 
