@@ -136,7 +136,7 @@ class Engine:
 
     def _step(self) -> StepOutput:
         start = self._clock()
-        freed_before = self.scheduler.tables.num_window_blocks_freed
+        freed_before = self.scheduler.block_manager.num_window_blocks_freed
         self._queue_built()
         expired = self.scheduler.expire(start)
         plan = self.scheduler.plan(start)
@@ -150,7 +150,7 @@ class Engine:
             outputs += self.scheduler.apply(landed, result, end)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
-        freed = self.scheduler.tables.num_window_blocks_freed - freed_before
+        freed = self.scheduler.block_manager.num_window_blocks_freed - freed_before
         return StepOutput(outputs, self._stats(plan, end - start, freed, self._new_expert_tokens(only_if_due=True)))
 
     def _launch(self, plan: StepPlan) -> list[PendingStep]:
@@ -221,7 +221,7 @@ class Engine:
     def _stats(
         self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None = None
     ) -> StepStats:
-        pool = self.scheduler.tables.pool
+        pool = self.scheduler.block_manager.pool
         return StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting) + len(self._grammars),

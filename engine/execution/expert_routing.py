@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.execution.device_transfer import to_device
-from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
+from engine.types import ExpertChoices
 from model.config import ModelConfig
 from model.forward_batch import Routing
 

@@ -25,6 +25,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -176,11 +177,9 @@ def _assemble(
 def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
     """A scheduler over an empty pool."""
     budget = limits.max_num_batched_tokens
-    tables = BlockManager(
-        BlockPool(limits.num_blocks), config.block_size, model.window, budget, config.enable_prefix_caching
-    )
+    geometry = BlockGeometry(config.block_size, model.window, budget)
     return Scheduler(
-        tables,
+        BlockManager(BlockPool(limits.num_blocks), geometry, prefix_caching=config.enable_prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=limits.max_model_len,

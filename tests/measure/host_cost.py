@@ -20,6 +20,7 @@ from engine.execution.model_runner import InFlight, ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.messages import Step, encode_frame
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -84,9 +85,9 @@ def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
 def measure(num_requests: int) -> dict[str, float]:
     """Median microseconds per part and step."""
     pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
-    tables = BlockManager(pool, BLOCK_SIZE, None, 2048, prefix_caching=True)
+    block_manager = BlockManager(pool, BlockGeometry(BLOCK_SIZE, None, 2048), prefix_caching=True)
     scheduler = Scheduler(
-        tables, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
+        block_manager, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
     for index in range(num_requests):
         params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index)

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import GrammarError
-from engine.expert_options import ExpertChoices
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.types import Request
+from engine.types import ExpertChoices, Request
 
 POISON = 0xDEADBEEFDEADBEEF  # in blocks that nobody holds and nobody can find
 NAN = -1  # what is no number; whoever reads one computes none

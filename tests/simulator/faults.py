@@ -92,7 +92,7 @@ class FaultyPool(BlockPool):
 
     def unused(self) -> list[int]:
         """Blocks that nobody holds and nobody can find."""
-        return [block for block in self._free if block not in self._key_of]
+        return [block for block in self._free if block not in self._hashes]
 
 
 class BrokenStepError(RuntimeError):
@@ -133,7 +133,7 @@ class FaultyRunner:
         return self._attempt(plan)
 
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
-        self.inner.clear(block_ids)
+        self.inner.zero_blocks(block_ids)
 
     def finish(self, step: Any) -> StepResult:
         self.cancel()

@@ -72,7 +72,7 @@ class Simulation:
         self.runner = FaultyRunner(self._exact, self.faults, self._set_nans, self._rot, self._cancel_somebody)
         self.engine = self._engine()
         self.scheduler = self.engine.scheduler
-        pool = self.scheduler.tables.pool
+        pool = self.scheduler.block_manager.pool
         assert isinstance(pool, FaultyPool)
         self.pool = pool
 
@@ -113,10 +113,10 @@ class Simulation:
             warnings=(),
         )
         engine = Engine(config, loaded, clock=self.clock)
-        engine.scheduler.tables.pool = FaultyPool(s.num_blocks, self.faults)
+        engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, self.faults)
         builds: Any = FakeBuilds(self.faults, self.runner.blamed, VOCAB, self._arrives)
         engine._grammars = builds
-        servable = engine.scheduler.tables.max_servable_tokens()
+        servable = engine.scheduler.block_manager.geometry.max_servable_tokens(s.num_blocks)
         engine.scheduler.max_model_len = min(s.max_model_len, servable or s.max_model_len)
         return engine
 
