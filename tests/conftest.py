@@ -18,7 +18,7 @@ SLOW = (
     "tests/model/ops/native/test_sanitizers.py",
 )
 
-# Triton's interpreter is chosen for a whole process; tests/model/ops/triton/test_interpreted.py starts the one that runs these.
+# Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
 
 

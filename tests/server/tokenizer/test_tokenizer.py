@@ -1,4 +1,4 @@
-"""server/tokenizer/tokenizer.py against the real Mixtral tokenizers, with mistral-common and transformers as oracles."""
+"""server/tokenizer/tokenizer.py against Mixtral's real tokenizers; mistral-common and transformers are the oracles."""
 
 from pathlib import Path
 

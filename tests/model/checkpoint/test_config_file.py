@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
-from model.config import load_config
 
 CLASSIC: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],

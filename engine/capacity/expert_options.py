@@ -1,18 +1,11 @@
-"""What a request may ask of the experts, and what it is told of them.
+"""Check and complete the expert options of a request: experts per token and expert mask."""
 
-Letters: L layers, E experts, k experts per token.
-"""
-
-from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 
 import msgspec
 
 from engine.errors import RequestRejectedError
-from engine.types import ExpertIds, Request
-
-ExpertChoices = list[list[ExpertIds]]  # [L][rows][k] of consecutive positions of one request
+from engine.types import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +51,3 @@ def _check_mask(mask: list[list[bool]], k: int, shape: ExpertLayout) -> None:
         if sum(layer) < k:
             message = f"layer {index} has {sum(layer)} experts on; {k} per token are asked for"
             raise RequestRejectedError(message, "expert_mask")
-
-
-class ExpertUsage:
-    """The experts that one request's positions took, each position once, however often it is computed."""
-
-    def __init__(self, request: Request, num_experts: int) -> None:
-        self._num_experts = num_experts
-        self._wants_routing = request.expert_routing
-        self._num_prompt_tokens = len(request.prompt_token_ids)
-        self._num_seen = 0
-        self._of_prompt: list[Counter[int]] = []  # L of them
-        self._untold: list[list[ExpertIds]] = []
-
-    def take(self, start: int, choices: ExpertChoices) -> None:
-        """Of positions start, start + 1, ...; those that were seen before are passed over."""
-        end = start + len(choices[0])
-        first, split = max(start, self._num_seen), max(start, min(self._num_prompt_tokens, end))
-        self._of_prompt = self._of_prompt or [Counter() for _ in choices]
-        for counts, layer in zip(self._of_prompt, choices, strict=True):
-            counts.update(chain.from_iterable(layer[first - start : split - start]))
-        if self._wants_routing:
-            completion = slice(max(first, split) - start, None)
-            self._untold += map(list, zip(*(layer[completion] for layer in choices), strict=True))
-        self._num_seen = max(self._num_seen, end)
-
-    def prompt_tokens(self) -> list[list[int]]:
-        """[L][E]: how many of the prompt's positions took which expert."""
-        return [[counts[expert] for expert in range(self._num_experts)] for counts in self._of_prompt]
-
-    def told(self) -> list[list[ExpertIds]]:
-        """[position][L][k], of the completion's positions computed since the last call."""
-        untold, self._untold = self._untold, []
-        return untold
