@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import slow modules for `-m "not slow"`: the clients that they need may be absent, and imports take time."""
+    """Skip slow modules under `-m "not slow"` before they are imported: packages that they need may be absent."""
     return True if "not slow" in config.option.markexpr and is_slow(collection_path) else None
 
 
