@@ -12,7 +12,7 @@ namespace {
 
 constexpr float INF = __builtin_inff();
 constexpr float LARGEST_FLOAT = 3.4028234663852886e38f;
-constexpr float MIN_TEMPERATURE = 1e-5f;  // anything lower is greedy
+constexpr float MIN_TEMPERATURE = 1e-4f;  // as in model/sampling_batch.py: rows below are greedy
 constexpr int64_t BLOCK = 512;            // masses are summed in blocks of so many, and the blocks in order
 
 // One row's numbers among the columns of smoe_sampling.
