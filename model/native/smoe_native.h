@@ -1,9 +1,9 @@
 /* The C interface of the CPU backend, as model/ops/native/ops.py calls it.
  *
- * dtype, of activations and of weights before they are packed: 0 float32, 1 bfloat16. format, of packed weights: dtype's
- * own, or 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 those with AMX.
- * Every row's result depends on that row alone, for a given isa. Functions that return int: 0, or 1 where memory is
- * short. Shape letters as in model/ops/interface.py; matrices are row-major and contiguous.
+ * dtype, of activations and of weights before they are packed: 0 float32, 1 bfloat16. format, of packed weights:
+ * dtype's own, or 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and
+ * VNNI, 4 those with AMX. Every row's result depends on that row alone, for a given isa. Functions that return int: 0,
+ * or 1 where memory is short. Shape letters as in model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -48,14 +48,14 @@ SMOE_API void smoe_pack_pair(smoe_pool*, int isa, int dtype, int format, const v
 SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, int format, const void* x, const void* packed, void* y,
                          int64_t T, int64_t O, int64_t K, int wide_output);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). */
-SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
-                      int64_t T, int64_t D, int64_t F);
+SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2,
+                      void* y, int64_t T, int64_t D, int64_t F);
 /* gate [E, D] float32; w13 and w2 hold E packed experts one after the other. experts_per_token [T], each 1 .. max_k;
- * allowed [T, E] (0: not this one; at least that many are), or NULL; chosen [T, max_k] is written: the ids in descending
- * order of their gate logits, -1 behind the row's own. */
+ * allowed [T, E] (0: not this one; at least that many are), or NULL; chosen [T, max_k] is written: the ids in
+ * descending order of their gate logits, -1 behind the row's own. */
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
-                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen,
-                      int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
+                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed,
+                      int32_t* chosen, int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
 /* What smoe_moe writes to chosen, alone. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D,
@@ -73,13 +73,13 @@ SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, 
 /* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then their
  * float32 scale); slots [T]. */
 SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
-                                   void* k_cache, void* v_cache, const float* cos, const float* sin,
-                                   const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
+                                    void* k_cache, void* v_cache, const float* cos, const float* sin,
+                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
 /* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
 SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
                             const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
-                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
-                            int64_t G, int64_t K, int64_t window);
+                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
+                            int64_t K, int64_t window);
 
 /* A whole network, its matrices packed in one format: the functions above, one after the other, in one call. */
 typedef struct {
@@ -117,9 +117,9 @@ SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_s
 typedef struct {
     int64_t N, V;
     const float* logits;
-    const float* reals;     /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
-    const int64_t* wholes;  /* [N, 12]: the columns of model/sampling_batch.py */
-    int32_t* history;       /* [.., history_len]: each request's tokens; the sampled one is written behind them */
+    const float* reals;    /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
+    const int64_t* wholes; /* [N, 12]: the columns of model/sampling_batch.py */
+    int32_t* history;      /* [.., history_len]: each request's tokens; the sampled one is written behind them */
     int64_t history_len;
     const int32_t* bias_ids; /* what is added to which logits; wholes say which part is a row's */
     const float* bias_values;
@@ -135,8 +135,8 @@ typedef struct {
 SMOE_API int smoe_sample(smoe_pool*, int isa, const smoe_sampling*);
 
 /* What the machine can do at most. smoe_read_all reads a buffer once, on all threads, and returns the sum of its words.
- * smoe_peak_operations does `rounds` rounds of multiply-adds in registers on each thread and returns the operations that
- * were, two per multiply-add; arithmetic: 0 float32, 1 bfloat16, 2 int8; 0 where the isa has none. */
+ * smoe_peak_operations does `rounds` rounds of multiply-adds in registers on each thread and returns the operations
+ * that were, two per multiply-add; arithmetic: 0 float32, 1 bfloat16, 2 int8; 0 where the isa has none. */
 SMOE_API uint32_t smoe_read_all(smoe_pool*, int isa, const void* buffer, int64_t num_bytes);
 SMOE_API int64_t smoe_peak_operations(smoe_pool*, int isa, int arithmetic, int64_t rounds);
 

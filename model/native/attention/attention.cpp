@@ -3,9 +3,9 @@
 
 #include "attention/attention_bf16.h"
 #include "attention/attention_f32.h"
-#include "simd/exp_f32.h"
-#include "attention/span_softmax.h"
 #include "attention/kv_span.h"
+#include "attention/span_softmax.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 #include "simd/vec_tail.h"
 
@@ -19,8 +19,8 @@ class SpanAttention : SpanSoftmax {
   public:
     SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
                   float* partials, float* scratch)
-        : SpanSoftmax(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
-          scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
+        : SpanSoftmax(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)),
+          queries_(scratch), scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
         const Range keys = visible();

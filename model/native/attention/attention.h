@@ -1,11 +1,13 @@
-// Paged grouped-query attention: what the driver (attention/attention.cpp) and the kernels of each instruction set share.
+// Paged grouped-query attention: what the driver (attention/attention.cpp) and the kernels of each instruction set
+// share.
 //
 // Letters as in model/ops/interface.py: T rows, S sequences, M the widest block table, H heads, G KV heads, K head dim;
 // R = H / G query heads share a KV head. Q = R times the rows of a row block, row by row.
 //
-// A row's result depends on the row alone. Its keys are always taken in spans of SPAN absolute positions; each span gives
-// a softmax of its own (largest score m, sum of weights l, weighted sum of values o), and those are merged in ascending
-// order. Within a span every number is made in one order: a score over ascending dims, o over ascending positions.
+// A row's result depends on the row alone. Its keys are always taken in spans of SPAN absolute positions; each span
+// gives a softmax of its own (largest score m, sum of weights l, weighted sum of values o), and those are merged in
+// ascending order. Within a span every number is made in one order: a score over ascending dims, o over ascending
+// positions.
 #pragma once
 
 #include <cstdint>
@@ -75,8 +77,8 @@ struct KvPrefetchSpan;
 
 // Writes the Q partials of the block over the span that begins at position span_start, and asks for `ahead` meanwhile.
 // Pointers are 64-byte aligned.
-SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
-                              float* partials, float* scratch))
+SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start,
+                              const KvPrefetchSpan& ahead, float* partials, float* scratch))
 // Merges the Q partials of a later span into those of earlier ones.
 SMOE_PER_ISA(void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later))
 // Writes o / l of the block's partials to args.out.

@@ -1,5 +1,6 @@
-// Attention in bfloat16 products, two at a time, where queries and caches are bfloat16 and the instruction set multiplies
-// such pairs: of neighbouring dims for scores, of neighbouring positions for values. Included by kernel files only.
+// Attention in bfloat16 products, two at a time, where queries and caches are bfloat16 and the instruction set
+// multiplies such pairs: of neighbouring dims for scores, of neighbouring positions for values. Included by kernel
+// files only.
 //
 // Weights are rounded to bfloat16, and l is the sum of what they were rounded to, so that they still add up to one.
 // attention/bf16_dot_products.h says in which order products are summed.
@@ -10,8 +11,8 @@
 #include "attention/attention.h"
 #include "attention/attention_f32.h"
 #include "attention/bf16_dot_products.h"
-#include "attention/span_softmax.h"
 #include "attention/kv_span.h"
+#include "attention/span_softmax.h"
 #include "simd/vec_tail.h"
 
 namespace smoe {
@@ -40,7 +41,8 @@ class Bf16Attention : SpanSoftmax {
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             const int64_t num_pairs = (min(TILE_WIDTH, keys.end - first) + 1) / 2;
-            const int64_t depth = (num_pairs + Bf16DotProducts::DEPTH - 1) / Bf16DotProducts::DEPTH * Bf16DotProducts::DEPTH;
+            const int64_t depth =
+                (num_pairs + Bf16DotProducts::DEPTH - 1) / Bf16DotProducts::DEPTH * Bf16DotProducts::DEPTH;
             cache.pack_value_pairs(first, first + 2 * depth, panel_, asking);
             for_tiles(first, [&](int64_t i, int64_t rows) { add_values(i, rows, first, depth); });
         }

@@ -14,8 +14,8 @@ struct KvPrefetchSpan {
 
     // Of `heads` KV heads from the block's on, and the span from position span_start on.
     KvPrefetchSpan(const AttentionArgs& args, const RowBlock& block, int64_t heads, int64_t span_start)
-        : args(&args), table(args.block_tables + block.sequence * args.max_blocks), kv_head(block.kv_head), heads(heads),
-          begin(std::max(span_start, args.first_visible(block.position))),
+        : args(&args), table(args.block_tables + block.sequence * args.max_blocks), kv_head(block.kv_head),
+          heads(heads), begin(std::max(span_start, args.first_visible(block.position))),
           end(std::min(span_start + SPAN, block.position + block.num_rows)) {}
 
     // The positions of part i of `count` equal ones.

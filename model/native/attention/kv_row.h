@@ -1,8 +1,8 @@
 // What the KV caches hold: a row of K numbers for each position and KV head. Included by kernel files only.
 //
 // float32 and bfloat16 rows are the K numbers. An int8 row is K bytes and then a float32 scale: number k is
-// byte k times the scale, where the scale is the row's largest magnitude over 127. Rows of numbers too small to divide by
-// are zeros; one that holds a NaN or an infinity has a NaN for a scale, so that its reader sees it.
+// byte k times the scale, where the scale is the row's largest magnitude over 127. Rows of numbers too small to divide
+// by are zeros; one that holds a NaN or an infinity has a NaN for a scale, so that its reader sees it.
 #pragma once
 
 #include <cstring>

@@ -1,8 +1,8 @@
 // One KV head's keys and values of one span, read through the block table. Included by kernel files only.
 #pragma once
 
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
+#include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
@@ -14,8 +14,8 @@ namespace SMOE_ISA {
 // Squares of LANES by LANES words that a panel of `width` keys takes.
 inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES * ((words + LANES - 1) / LANES); }
 
-// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or a
-// position's values or a pair's, is a step of `asking`.
+// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or
+// a position's values or a pair's, is a step of `asking`.
 template <class Number>
 class KvSpan {
   public:
@@ -62,7 +62,8 @@ class KvSpan {
                     for (int i = 0; i < LANES; ++i) square[i] = load(words(args_.k_cache, from + i) + k);
                 } else {
                     for (int i = 0; i < LANES; ++i)
-                        square[i] = exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
+                        square[i] =
+                            exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
                 }
                 transpose(square);
 #pragma GCC unroll 16
@@ -109,8 +110,9 @@ class KvSpan {
 
 #if defined(__AVX512BF16__)
     // Number i of the first vector and number i of the second, in turns: for i = 0 .. LANES - 1; for the others.
-    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
-                                           0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
+    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
+                                           0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,
+                                           0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
     static constexpr uint32_t ZIPPED_HALF = 0x100010;
 
     // 2-byte numbers k .. k + 2 * LANES - 1 of position j's values; zeros where there are none.

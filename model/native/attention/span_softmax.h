@@ -1,8 +1,8 @@
 // What attention over one span knows and does, whatever its numbers are multiplied in. Included by kernel files only.
 #pragma once
 
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
+#include "attention/kv_prefetch.h"
 #include "simd/exp_f32.h"
 #include "simd/vec.h"
 
@@ -26,7 +26,8 @@ inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.
 // One row block over one span.
 class SpanSoftmax {
   protected:
-    SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead, float* partials)
+    SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
+                float* partials)
         : args_(args), block_(block), span_start_(span_start), ahead_(ahead), partials_(partials),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
@@ -37,9 +38,7 @@ class SpanSoftmax {
     }
 
     // What queries first .. first + count - 1 see, together: the last ends last, the first begins first.
-    Range visible(int64_t first, int64_t count) const {
-        return {visible(first).begin, visible(first + count - 1).end};
-    }
+    Range visible(int64_t first, int64_t count) const { return {visible(first).begin, visible(first + count - 1).end}; }
     Range visible() const { return visible(0, num_queries_); }
 
     float* partial(int64_t i) const { return partials_ + i * partial_floats(args_.head_dim); }

@@ -3,11 +3,11 @@
 #include <atomic>
 #include <vector>
 
-#include "c_api/core.h"
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
-#include "gemm/gemm.h"
+#include "attention/kv_prefetch.h"
 #include "attention/norm_rope.h"
+#include "c_api/core.h"
+#include "gemm/gemm.h"
 #include "runtime/thread_pool.h"
 #include "smoe_native.h"
 
@@ -27,8 +27,8 @@ std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_s
         const int64_t end = query_start[s + 1], first_position = context_len[s] - (end - query_start[s]);
         for (int64_t row = query_start[s]; row < end; row += rows_per_block)
             for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
-                blocks.push_back({s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s],
-                                  kv_head});
+                blocks.push_back(
+                    {s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s], kv_head});
     }
     const auto cost = [&args](const RowBlock& block) {
         return block.num_rows * (block.position + block.num_rows - args.first_visible(block.position));
@@ -81,7 +81,9 @@ class Attention {
         });
     }
 
-    KvPrefetchSpan ahead(const RowBlock& block, int64_t heads, int64_t span) const { return {args_, block, heads, span * SPAN}; }
+    KvPrefetchSpan ahead(const RowBlock& block, int64_t heads, int64_t span) const {
+        return {args_, block, heads, span * SPAN};
+    }
 
     float* scratch(int64_t floats) { return reinterpret_cast<float*>(pool_.scratch(floats * sizeof(float))); }
 
@@ -89,7 +91,8 @@ class Attention {
         for (int64_t i = 0; i < num_queries(block); ++i) partials[i * partial_floats(args_.head_dim) + 1] = 0;
     }
 
-    void attend_span(const RowBlock& block, int64_t span, const KvPrefetchSpan& ahead, float* partials, float* memory) const {
+    void attend_span(const RowBlock& block, int64_t span, const KvPrefetchSpan& ahead, float* partials,
+                     float* memory) const {
         SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, ahead, partials, memory));
     }
 
@@ -144,7 +147,8 @@ class Attention {
         const auto first_read = [&](int64_t task) { return ahead(blocks_[owners[task]], 1, span_of(task)); };
         for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, first_read,
                   [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
-                      attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_, memory);
+                      attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_,
+                                  memory);
                   });
         for (size_t b = 0; b < blocks_.size(); ++b) {
             float* merged = partials + first_task[b] * partials_floats_;
@@ -188,13 +192,14 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
     const int64_t pairs = K / 2;
     for_rows(pool_of(pool), T, 16 * pairs, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
-            SMOE_CALL(isa, rotary_angles(positions[row], inverse_frequency, pairs, cos + row * pairs, sin + row * pairs));
+            SMOE_CALL(isa,
+                      rotary_angles(positions[row], inverse_frequency, pairs, cos + row * pairs, sin + row * pairs));
     });
 }
 
 int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
-                          void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
-                          int64_t T, int64_t H, int64_t G, int64_t K) {
+                           void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
+                           int64_t T, int64_t H, int64_t G, int64_t K) {
     return out_of_memory([&] {
         void* turned = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
         const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, turned, H, G, K};

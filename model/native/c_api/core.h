@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <new>
 
-#include "runtime/thread_pool.h"
 #include "gemm/quant_formats.h"
+#include "runtime/thread_pool.h"
 #include "smoe_native.h"
 
 namespace smoe {
@@ -18,9 +18,8 @@ constexpr int64_t NUMBERS_PER_TASK = 16384;  // of row-wise work: below that, wa
 template <class Body>
 void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body) {
     const int64_t piece = std::max<int64_t>(1, NUMBERS_PER_TASK / numbers_per_row);
-    pool.parallel_for(ceil_div(num_rows, piece), [&](int64_t task) {
-        body(task * piece, std::min(num_rows, (task + 1) * piece));
-    });
+    pool.parallel_for(ceil_div(num_rows, piece),
+                      [&](int64_t task) { body(task * piece, std::min(num_rows, (task + 1) * piece)); });
 }
 
 // What a function of the interface returns: 0, or 1 where the call found no memory.

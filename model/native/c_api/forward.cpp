@@ -2,8 +2,8 @@
 #include <cstring>
 #include <vector>
 
-#include "c_api/core.h"
 #include "attention/norm_rope.h"
+#include "c_api/core.h"
 #include "gemm/quant_formats.h"
 
 namespace smoe {
@@ -30,12 +30,12 @@ class Activations {
 
     void place(Pool& pool) { memory_ = pool.activations(size_); }
 
-    std::byte* x() const { return memory_ + x_; }                // [T, D]
-    std::byte* normed() const { return memory_ + normed_; }      // [T, D]
-    std::byte* y() const { return memory_ + y_; }                // [T, D] what a layer's half adds to x
-    std::byte* qkv() const { return memory_ + qkv_; }            // [T, (H + 2G) * K]
-    std::byte* q() const { return memory_ + q_; }                // [T, H, K]
-    std::byte* attended() const { return memory_ + attended_; }  // [T, H * K]
+    std::byte* x() const { return memory_ + x_; }                            // [T, D]
+    std::byte* normed() const { return memory_ + normed_; }                  // [T, D]
+    std::byte* y() const { return memory_ + y_; }                            // [T, D] what a layer's half adds to x
+    std::byte* qkv() const { return memory_ + qkv_; }                        // [T, (H + 2G) * K]
+    std::byte* q() const { return memory_ + q_; }                            // [T, H, K]
+    std::byte* attended() const { return memory_ + attended_; }              // [T, H * K]
     float* cos() const { return reinterpret_cast<float*>(memory_ + cos_); }  // [T, K/2]
     float* sin() const { return reinterpret_cast<float*>(memory_ + sin_); }  // [T, K/2]
     std::byte* last_x() const { return memory_ + last_x_; }            // [N, D] the rows of x that logits are wanted of
@@ -116,7 +116,7 @@ class Forward {
         const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
         return linear(at_.normed(), layer.qkv, at_.qkv(), T, (H + 2 * G) * K, D, false) ||
                smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
-                                     at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
+                                      at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
                smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
                               step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                               network_.block_size, H, G, K, network_.window) ||
@@ -131,8 +131,8 @@ class Forward {
     int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
         const int64_t D = network_.D, F = network_.F;
         if (!layer.gate)
-            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(), num_rows, D,
-                            F);
+            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(),
+                            num_rows, D, F);
         return smoe_moe(pool_, isa_, network_.dtype, network_.format, normed, layer.gate, layer.w13, layer.w2, at_.y(),
                         choices.experts_per_token, choices.allowed, choices.chosen, num_rows, D, F, network_.E,
                         step_.max_k);

@@ -1,8 +1,8 @@
 // AMX's tile registers. Included by kernel files only.
 //
-// An instruction multiplies LINE units of up to 16 rows with LINE units of 16 columns. In bfloat16 it adds up the units'
-// first halves and their second halves each by itself, k ascending, and then both to the sum (Intel, Software Developer's
-// Manual, TDPBF16PS), whatever the number of rows. In int8 it is exact.
+// An instruction multiplies LINE units of up to 16 rows with LINE units of 16 columns. In bfloat16 it adds up the
+// units' first halves and their second halves each by itself, k ascending, and then both to the sum (Intel, Software
+// Developer's Manual, TDPBF16PS), whatever the number of rows. In int8 it is exact.
 #pragma once
 
 #if defined(__AMX_TILE__)

@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/gemm_amx.h"
 #include "gemm/gemm_float.h"
 #include "gemm/gemm_int4.h"
 #include "gemm/gemm_int8.h"
-#include "gemm/gemm_amx.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack_activations.h"
 

@@ -1,8 +1,9 @@
 // Products with packed weights: the tiles that linear, ffn, moe and head are made of.
 //
 // A packed [O, K] matrix is a row of panels of PANEL outputs. In the float formats a panel is [depth][PANEL] units,
-// where a unit is one float32 or two bfloat16 of neighbouring k; an odd K is filled up with a zero. gemm/quant_formats.h has the
-// other formats. Rows of x are packed by tiles, in the order in which a product reads them: gemm/packed_row_layout.h.
+// where a unit is one float32 or two bfloat16 of neighbouring k; an odd K is filled up with a zero.
+// gemm/quant_formats.h has the other formats. Rows of x are packed by tiles, in the order in which a product reads
+// them: gemm/packed_row_layout.h.
 //
 // One accumulator per output, k ascending, whatever the number of rows beside it: a row's result is its own.
 #pragma once
@@ -10,9 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gemm/quant_formats.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"
-#include "gemm/quant_formats.h"
 
 namespace smoe {
 

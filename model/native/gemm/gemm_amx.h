@@ -3,8 +3,8 @@
 
 #if defined(__AMX_TILE__)
 
-#include "gemm/gemm_int8.h"
 #include "gemm/amx_tiles.h"
+#include "gemm/gemm_int8.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -37,8 +37,7 @@ void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
 
 // out[rows][PANEL], float32 or int32.
 template <int FORMAT>
-void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth,
-                    void* out) {
+void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
     registers.shape_square(rows);
     auto* sums = static_cast<uint32_t*>(out);
     _tile_zero(0);

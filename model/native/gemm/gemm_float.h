@@ -1,4 +1,5 @@
-// Blocks of products in float32 and bfloat16: a few rows times COLUMNS columns of a panel. Included by gemm/gemm.cpp only.
+// Blocks of products in float32 and bfloat16: a few rows times COLUMNS columns of a panel. Included by gemm/gemm.cpp
+// only.
 #pragma once
 
 #include "gemm/gemm.h"

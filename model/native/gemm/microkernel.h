@@ -1,8 +1,8 @@
 // What multiplies tiles with panels, and takes the sums. Included by kernel files only.
 #pragma once
 
-#include "gemm/packed_row_layout.h"
 #include "gemm/amx_tiles.h"
+#include "gemm/packed_row_layout.h"
 #include "simd/vec.h"
 
 namespace smoe {

@@ -1,8 +1,8 @@
 // How the rows of x lie in a packed tile. Included by kernel files only.
 //
 // By units: [depth][rows], for blocks that multiply one unit of each row at a time. In lines, for AMX: of LINE units,
-// [depth / LINE][rows], the last filled up with zeros. gemm/quant_formats.h says what else a quantised row holds, and where; in
-// lines int8's [rows] starts of the sum and then [rows] scales lie behind the units.
+// [depth / LINE][rows], the last filled up with zeros. gemm/quant_formats.h says what else a quantised row holds, and
+// where; in lines int8's [rows] starts of the sum and then [rows] scales lie behind the units.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -22,7 +22,9 @@ constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
 #endif
 
-constexpr int max_tile_rows(int format) { return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS; }
+constexpr int max_tile_rows(int format) {
+    return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
+}
 
 // Words of one packed row, in either order.
 inline int64_t row_words(int format, int64_t K) {

@@ -3,8 +3,8 @@
 // A row of x: scale = max |x| / 127, x ~ scale * q with q in -127 .. 127. It depends on the row alone. A unit is four q
 // of neighbouring k; K is filled up with zeros.
 //
-// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, as the dot products of VNNI want their first
-// operand unsigned; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
+// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, as the dot products of VNNI want their
+// first operand unsigned; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
 //   row: [start of the sums, units ..., scale]          panel: units [depth][PANEL], then scales [PANEL] float32
 // int4: groups of GROUP k with a bfloat16 scale per output and group, q in -8 .. 7 stored as q + 8. A group's sum is
 // exact; the groups are added up in float32, in ascending order.

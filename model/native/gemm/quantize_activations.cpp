@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "gemm/pack_activations.h"
-#include "gemm/quantize_common.h"
 #include "gemm/packed_row_layout.h"
+#include "gemm/quantize_common.h"
 #include "simd/transpose.h"
 #include "simd/vec_tail.h"
 
@@ -95,8 +95,8 @@ void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, 
     });
 }
 
-// Packed rows [ROWS][words] -> tile [words][ROWS], by squares. Whole vectors are stored: what is too much lies where the
-// next k's words come, so that the last words are copied one by one.
+// Packed rows [ROWS][words] -> tile [words][ROWS], by squares. Whole vectors are stored: what is too much lies where
+// the next k's words come, so that the last words are copied one by one.
 template <int ROWS>
 void interleave(const uint32_t* from, int64_t words, uint32_t* tile) {
     const auto* numbers = reinterpret_cast<const float*>(from);

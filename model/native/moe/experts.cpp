@@ -4,9 +4,9 @@
 #include <numeric>
 #include <vector>
 
-#include "simd/exp_f32.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack_activations.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -21,8 +21,8 @@ void gate_with(float* a, const float* b, int count) {
     }
 }
 
-// Panel `panel` of sums [rows][PANEL] becomes words of a tile, as pack_rows would write them. Columns behind the matrix's
-// end are zeros, as their weights are.
+// Panel `panel` of sums [rows][PANEL] becomes words of a tile, as pack_rows would write them. Columns behind the
+// matrix's end are zeros, as their weights are.
 void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t depth, uint32_t* tile) {
     const int num_words = dtype == BFLOAT16 ? PANEL / 2 : PANEL;
     const auto count = static_cast<int>(std::min<int64_t>(num_words, depth - panel * num_words));
@@ -52,23 +52,24 @@ void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O
 
 // hidden = silu(w1 x) * (w3 x): store(tile, panel, sums) of each panel.
 template <class Store>
-void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
+void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
+                  Store&& store) {
     const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
     const int64_t num_pairs = ceil_div(weights.F, PANEL);
-    for_each_product<Microkernel>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
-        alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
-        const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
-        const uint32_t* rows = x + tile.first_row * words;
-        by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
-        by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
-        gate_with(a, b, tile.rows * PANEL);
-        store(tile, pair, a);
-    });
+    for_each_product<Microkernel>(
+        pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
+            alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
+            const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
+            const uint32_t* rows = x + tile.first_row * words;
+            by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
+            by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
+            gate_with(a, b, tile.rows * PANEL);
+            store(tile, pair, a);
+        });
 }
 
 // y [P, D] = w2 hidden, in float32.
-void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
-                   float* y) {
+void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles, float* y) {
     const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
     const int64_t num_panels = ceil_div(weights.D, PANEL);
     for_each_product<Microkernel>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "simd/exp_f32.h"
-#include "moe/experts.h"
 #include "gemm/packed_row_layout.h"
+#include "moe/experts.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -87,7 +87,8 @@ void combine_row(const float* outputs, const int64_t* place, const float* shares
     }
 }
 
-void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D, void* y) {
+void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D,
+             void* y) {
     for_each_row(pool, choice.num_rows(), [&](int64_t t) {
         const int64_t* place = pairs.place.data() + choice.first[t];
         const float* shares = choice.shares.data() + choice.first[t];

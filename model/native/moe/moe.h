@@ -14,7 +14,7 @@ SMOE_PER_ISA(void moe(Pool& pool, int dtype, const void* x, const float* gate, c
                       int64_t T, const Routing& routing))
 
 // The choices alone.
-SMOE_PER_ISA(void choose_experts(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,
-                                 const Routing& routing))
+SMOE_PER_ISA(void choose_experts(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D,
+                                 int64_t T, const Routing& routing))
 
 }  // namespace smoe

@@ -40,8 +40,8 @@ struct Pairs {
     std::vector<Tile> tiles;     // of the sorted pairs
 };
 
-// The k largest of logits [E] among those not taken: to chosen in descending order, to experts in ascending id. Of equal
-// ones the lower ids go first. Defined for NaN too. Those chosen are taken then.
+// The k largest of logits [E] among those not taken: to chosen in descending order, to experts in ascending id. Of
+// equal ones the lower ids go first. Defined for NaN too. Those chosen are taken then.
 void choose(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* chosen, int32_t* experts);
 
 Pairs sort_pairs(const Choice& choice, int64_t E, int max_tile_rows);

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <cstring>
 
-#include "runtime/thread_pool.h"
 #include "gemm/amx_tiles.h"
+#include "runtime/thread_pool.h"
 #include "simd/vec.h"
 
 #if SMOE_X86
@@ -45,9 +45,9 @@ uint32_t sum_words(const char* from, int64_t num_bytes) {
     return total;
 }
 
-// Many rounds of multiply-adds: the operations that were, two per multiply-add. A Step has a register, the multiply-adds in
-// one instruction, and the instruction: acc += a * a. The empty assembler statement makes the compiler believe that each
-// chain's value is used, in a register.
+// Many rounds of multiply-adds: the operations that were, two per multiply-add. A Step has a register, the
+// multiply-adds in one instruction, and the instruction: acc += a * a. The empty assembler statement makes the compiler
+// believe that each chain's value is used, in a register.
 template <class Step>
 struct InVectors {
     static int64_t multiply(int64_t rounds) {

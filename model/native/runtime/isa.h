@@ -9,14 +9,24 @@
 
 // Declares a kernel in every instruction set's namespace.
 #if SMOE_X86
-#define SMOE_PER_ISA(...)                       \
-    namespace portable { __VA_ARGS__; }         \
-    namespace avx2 { __VA_ARGS__; }             \
-    namespace avx512 { __VA_ARGS__; }           \
-    namespace avx512bf16 { __VA_ARGS__; }       \
-    namespace amx { __VA_ARGS__; }
+#define SMOE_PER_ISA(...)  \
+    namespace portable {   \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx2 {       \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx512 {     \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx512bf16 { \
+    __VA_ARGS__;           \
+    }                      \
+    namespace amx {        \
+    __VA_ARGS__;           \
+    }
 // Calls kernel(arguments) of the instruction set.
-#define SMOE_CALL(isa, ...)                             \
+#define SMOE_CALL(isa, ...)                                  \
     ((isa) == ::smoe::AMX          ? amx::__VA_ARGS__        \
      : (isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
      : (isa) == ::smoe::AVX512     ? avx512::__VA_ARGS__     \
@@ -24,7 +34,9 @@
                                    : portable::__VA_ARGS__)
 #else
 #define SMOE_PER_ISA(...) \
-    namespace portable { __VA_ARGS__; }
+    namespace portable {  \
+    __VA_ARGS__;          \
+    }
 #define SMOE_CALL(isa, ...) (portable::__VA_ARGS__)
 #endif
 

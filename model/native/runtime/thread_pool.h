@@ -41,7 +41,8 @@ class Pool {
     template <class F>
     void parallel_for(int64_t n, F&& f) {
         using Function = std::remove_reference_t<F>;
-        run(n, [](void* context, int64_t task) { (*static_cast<Function*>(context))(task); },
+        run(
+            n, [](void* context, int64_t task) { (*static_cast<Function*>(context))(task); },
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 

@@ -114,7 +114,8 @@ const float* shape(const smoe_sampling& args, const Row& row, const float* logit
     if (!row.changes_logits()) return logits;
     float* shaped = memory.shaped;
     std::memcpy(shaped, logits, args.V * sizeof(float));
-    if (row.penalises()) apply_penalties(row, args.history + row.history_row() * args.history_len, memory.counts, shaped);
+    if (row.penalises())
+        apply_penalties(row, args.history + row.history_row() * args.history_len, memory.counts, shaped);
     for (int64_t i = row.first_bias(); i < row.end_bias(); ++i) {
         float& x = shaped[args.bias_ids[i]];
         x = bounded(x + args.bias_values[i]);
@@ -152,7 +153,8 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 double sum(const double* masses, int64_t count) {
     double total = 0;
-    for (int64_t first = 0; first < count; first += BLOCK) total += sum_block(masses + first, min(BLOCK, count - first));
+    for (int64_t first = 0; first < count; first += BLOCK)
+        total += sum_block(masses + first, min(BLOCK, count - first));
     return total;
 }
 

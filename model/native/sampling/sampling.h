@@ -12,11 +12,11 @@ enum RowStatus { ROW_SAMPLED = 0, ROW_NOT_FINITE = 1, ROW_NO_TOKEN = 2 };
 
 // What one thread works in, for a vocabulary of V.
 struct SamplingMemory {
-    double* masses;    // [V]
-    float* shaped;     // [V]
-    uint32_t* keys;    // [V]
-    int32_t* ids;      // [V]
-    int32_t* counts;   // [V], zeros between rows
+    double* masses;   // [V]
+    float* shaped;    // [V]
+    uint32_t* keys;   // [V]
+    int32_t* ids;     // [V]
+    int32_t* counts;  // [V], zeros between rows
 };
 
 inline int64_t sampling_memory_bytes(int64_t V) { return (V * 24 + 127) / 64 * 64; }

@@ -19,7 +19,8 @@ inline Wide load_wide(const float* p) {
 
 // e^x for x <= 0 within 2 units of the last place; 0 below -700.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of degree 13.
+// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of
+// degree 13.
 inline Wide exp(Wide x) {
     const Wide given = x;
     x = x < -700.0 ? Wide{} - 700.0 : x;

@@ -7,9 +7,9 @@ namespace smoe {
 namespace SMOE_ISA {
 
 #if defined(__AVX512F__)
-#define SMOE_ZIP(a, b, i) \
-    __builtin_shufflevector(a, b, i, 16 + i, i + 1, 17 + i, i + 2, 18 + i, i + 3, 19 + i, i + 4, 20 + i, i + 5, 21 + i, \
-                            i + 6, 22 + i, i + 7, 23 + i)
+#define SMOE_ZIP(a, b, i)                                                                                       \
+    __builtin_shufflevector(a, b, i, 16 + i, i + 1, 17 + i, i + 2, 18 + i, i + 3, 19 + i, i + 4, 20 + i, i + 5, \
+                            21 + i, i + 6, 22 + i, i + 7, 23 + i)
 #elif defined(__AVX2__)
 #define SMOE_ZIP(a, b, i) __builtin_shufflevector(a, b, i, 8 + i, i + 1, 9 + i, i + 2, 10 + i, i + 3, 11 + i)
 #else
