@@ -14,12 +14,12 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api.app import create_app
-from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
-from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
+from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
@@ -29,21 +29,17 @@ from server.http.protocol import BoundedReadProtocol
 from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.startup_report import StartupReport, ready_lines
+from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
-from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
-from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes
+from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.settings import Settings, engine_config, hub_cache_dir
-from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
+from server.tokenizer.tokenizer import TokenizerError
 
 FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half
 VERSION = importlib.metadata.version("smoe")
-
-
-class StartError(Exception):
-    """The server cannot start with these settings or this checkpoint: one line, exit code 2."""
 
 
 def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
@@ -252,17 +248,3 @@ class Server:
         _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
-
-
-def load_texts(settings: Settings, model_dir: Path) -> TextFrontend:
-    """The checkpoint's text side. Raises TokenizerError or StartError."""
-    tokenizer = load_tokenizer(model_dir)
-    source = tokenizer.chat_template
-    if settings.chat_template is not None:
-        try:
-            source = settings.chat_template.read_text()
-        except (OSError, UnicodeDecodeError):
-            raise StartError(f"--chat-template {settings.chat_template}: cannot be read as text") from None
-    use_defaults = settings.generation_config == "auto"
-    defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
-    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from server.engine_client import restart_policy
-from server.lifecycle.serve import StartError, serve
+from server.lifecycle.serve import serve
+from server.lifecycle.text_frontend import StartError
 from server.settings import load_settings
 
 if __name__ == "__main__":
