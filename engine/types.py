@@ -9,6 +9,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error", "queue_timeout", "timeout"]
 ExpertIds = list[int]  # the k experts that a position took in one layer, the gate's first choice first
+ExpertChoices = list[list[ExpertIds]]  # [layers][positions][k], consecutive positions of one request
 
 NOTHING_TO_SAMPLE = "the request's constraints leave no token to sample"  # an error that is the request's own
 

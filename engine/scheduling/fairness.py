@@ -11,13 +11,6 @@ from math import inf
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # of a computed prompt token and of a generated one
 
-KEPT_FREE = 8  # of so many places one is kept for those who have none
-
-
-def share_of_places(num_places: int) -> int:
-    """How many of all places one tenant may have: of 256 places 224, of 4 places 3, of 1 place that one."""
-    return max(1, num_places - max(1, num_places // KEPT_FREE))
-
 
 class FairShare:
     """Owned by the WaitingQueue. Tenants are few and known to the server (one per API key), so none is forgotten."""

@@ -36,7 +36,7 @@ def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutpu
         prompt_logprobs=sequence.prompt_logprobs if is_first and params.prompt_logprobs else None,
         num_cached_tokens=sequence.num_cached_tokens,
         expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,
-        expert_routing=experts.told() if experts and request.expert_routing else None,
+        expert_routing=experts.pop_routing() if experts and request.expert_routing else None,
     )
 
 

@@ -9,11 +9,12 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
+from engine.config import share_of_places
 from engine.errors import RequestRejectedError
-from engine.expert_options import ExpertUsage
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.deadlines import Deadlines
-from engine.scheduling.fairness import FairShare, share_of_places
+from engine.scheduling.expert_usage import ExpertUsage
+from engine.scheduling.fairness import FairShare
 from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
 from engine.scheduling.sequence import Matcher, Sequence, Status
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
@@ -37,7 +38,7 @@ class Scheduler:
 
     def __init__(
         self,
-        tables: BlockManager,
+        block_manager: BlockManager,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -48,7 +49,7 @@ class Scheduler:
         num_tenants: int = 1,
     ) -> None:
         """`num_tenants`: with more than one, none may have all places, so that another's first request finds one."""
-        self.tables = tables
+        self.block_manager = block_manager
         self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
@@ -111,7 +112,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises AssertionError if a block is lost or counted wrongly. For tests, and for idle moments."""
         holders = [*self.unfinished.values(), *self._ending.values()]
-        self.tables.pool.check_integrity(sequence.block_table for sequence in holders)
+        self.block_manager.pool.check_integrity(sequence.block_table for sequence in holders)
         assert len(self.running) + len(self.waiting) == len(self.unfinished), (
             "a live request is neither running nor waiting"
         )
@@ -130,7 +131,7 @@ class Scheduler:
                 self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
-        return step.finish(self.tables.take_blocks_to_zero() if step.chunks else ())
+        return step.finish(self.block_manager.take_blocks_to_zero() if step.chunks else ())
 
     def _split_decode_prefill(self) -> tuple[list[Sequence], list[Sequence]]:
         """Those that need one position, and those that need more, each in order."""
@@ -147,7 +148,7 @@ class Scheduler:
         """Gives the sequence a chunk of the positions that it needs, as many as the budget, which is not used up, lets
         it have; preempts from the end of the order until some of it fits."""
         wanted = min(needed, step.budget)
-        while not (length := self.tables.allocate_for(sequence, wanted)):
+        while not (length := self.block_manager.allocate_for(sequence, wanted)):
             victim = self._pick_victim()
             if victim is None or victim.order < sequence.order:
                 step.num_blocked += 1  # everyone behind it is in flight: it waits for the next step
@@ -163,7 +164,7 @@ class Scheduler:
         return next((s for s in reversed(self.running) if not s.num_chunks_in_flight), None)
 
     def _preempt(self, victim: Sequence) -> None:
-        self.tables.free(victim)
+        self.block_manager.free(victim)
         self._leave_running(victim)
         victim.restart()
         self.waiting.push(victim)
@@ -175,14 +176,14 @@ class Scheduler:
             sequence = self.waiting.peek()
             if sequence is None:
                 return
-            hits = self.tables.find_prefix(sequence)
-            if not self.tables.can_admit(sequence, hits):
+            hits = self.block_manager.find_prefix(sequence)
+            if not self.block_manager.can_admit(sequence, hits):
                 return
             self.waiting.pop()
             self._start(step, sequence, hits, now)
 
     def _start(self, step: StepPlanBuilder, sequence: Sequence, hits: list[int], now: float) -> None:
-        self.tables.attach_prefix(sequence, hits)
+        self.block_manager.attach_prefix(sequence, hits)
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=lambda s: s.order)
         self.tenants.on_started(sequence.tenant)
@@ -214,7 +215,7 @@ class Scheduler:
         outcome = result.sampled.get(sequence.request_id)
         if sequence.status is Status.FINISHED:
             if isinstance(outcome, RowFailed):
-                self.tables.invalidate(sequence)
+                self.block_manager.invalidate(sequence)
             self._free_if_idle(sequence)
             return None
         if isinstance(outcome, RowFailed):
@@ -232,9 +233,9 @@ class Scheduler:
     ) -> RequestOutput | None:
         sequence = chunk.sequence
         if sequence.experts and sequence.request_id in result.expert_choices:
-            sequence.experts.take(chunk.start, result.expert_choices[sequence.request_id])
+            sequence.experts.add(chunk.start, result.expert_choices[sequence.request_id])
         sequence.num_computed += chunk.length
-        self.tables.commit(sequence)
+        self.block_manager.commit(sequence)
         if result.prompt_logprobs:
             sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
         if outcome is not None:
@@ -257,7 +258,7 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
         """Ends one whose own data is at fault, if it has not ended yet: nobody finds what it computed."""
-        self.tables.invalidate(sequence)
+        self.block_manager.invalidate(sequence)
         if sequence.status is not Status.FINISHED:
             self._end(sequence)
         return error_output(sequence, message, now)
@@ -278,7 +279,7 @@ class Scheduler:
 
     def _free_if_idle(self, sequence: Sequence) -> None:
         if not sequence.num_chunks_in_flight:
-            self.tables.free(self._ending.pop(sequence.request_id))
+            self.block_manager.free(self._ending.pop(sequence.request_id))
 
     def _leave_running(self, sequence: Sequence) -> None:
         index = bisect_left(self.running, sequence.order, key=lambda s: s.order)

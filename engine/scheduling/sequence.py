@@ -4,8 +4,8 @@ from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
 
-from engine.expert_options import ExpertUsage
-from engine.scheduling.block_hash import BlockHash, child_key, root_key
+from engine.scheduling.block_hash import BlockHash, child_hash, root_hash
+from engine.scheduling.expert_usage import ExpertUsage
 from engine.types import Request, Timing, TokenLogprobs
 
 
@@ -48,14 +48,14 @@ class Sequence:
         self.num_chunks_in_flight = 0
         self.block_table: list[int] = []  # block of positions i*block_size ..; 0 where the window has slid out
         self.num_evicted_blocks = 0
-        self.num_published_blocks = 0
+        self.num_cached_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.experts: ExpertUsage | None = None  # where the request wants to know
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
-        self._block_keys: list[BlockHash] = []
+        self._block_hashes: list[BlockHash] = []
 
     @property
     def num_tokens(self) -> int:
@@ -79,28 +79,28 @@ class Sequence:
         """Not where every prompt position's output is wanted: a cached position computes none."""
         return not (self.request.params.prompt_logprobs or self.request.expert_usage)
 
-    def block_key(self, index: int, block_size: int) -> BlockHash:
-        """The key of full block `index`; the chain is extended as tokens arrive and kept."""
-        keys = self._block_keys
-        while len(keys) <= index:
-            parent = keys[-1] if keys else self._root_key()
-            keys.append(child_key(parent, self.block_tokens(len(keys), block_size)))
-        return keys[index]
+    def block_hash(self, index: int, block_size: int) -> BlockHash:
+        """Return the hash of full block `index`. The chain of hashes is kept and extended as tokens arrive."""
+        hashes = self._block_hashes
+        while len(hashes) <= index:
+            parent = hashes[-1] if hashes else self._root_hash()
+            hashes.append(child_hash(parent, self.block_tokens(len(hashes), block_size)))
+        return hashes[index]
 
-    def _root_key(self) -> BlockHash:
+    def _root_hash(self) -> BlockHash:
         request = self.request
-        return root_key(request.cache_salt, request.experts_per_token, request.expert_mask)
+        return root_hash(request.cache_salt, request.experts_per_token, request.expert_mask)
 
     def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
         """The tokens of full block `index`: with blocks of 16, block 2 holds tokens 32..47."""
         tokens = self.token_ids[index * block_size : (index + 1) * block_size]
-        assert len(tokens) == block_size, "only a full block has a key"
+        assert len(tokens) == block_size, "only a full block has a hash"
         return tuple(tokens)
 
     def restart(self) -> None:
         """Forgets what was computed, not what was generated: preemption by recompute. The blocks are the caller's."""
         self.status = Status.WAITING
-        self.num_computed = self.num_scheduled = self.num_evicted_blocks = self.num_published_blocks = 0
+        self.num_computed = self.num_scheduled = self.num_evicted_blocks = self.num_cached_blocks = 0
         self.block_table = []
         self.prompt_logprobs = []
         self.num_preemptions += 1

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from engine.expert_options import ExpertChoices
 from engine.scheduling.sequence import Sequence
-from engine.types import TokenLogprobs
+from engine.types import ExpertChoices, TokenLogprobs
 
 
 class Chunk(NamedTuple):

@@ -9,8 +9,8 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, TypedReply
-from server.api.routes.chat import ChatTurn, prepare_chat
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas

@@ -35,9 +35,9 @@ FOUND_LATE = {  # the bugs that take more than 100 seeds, and the first that fin
 }
 
 PUBLISHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
-        if self.tables.prefix_caching and not sequence.num_pending_tokens:
+        if self.block_manager.prefix_caching and not sequence.num_pending_tokens:
             sequence.num_computed += length
-            self.tables._publish_full_blocks(sequence)
+            self.block_manager._cache_full_blocks(sequence)
             sequence.num_computed -= length"""
 
 MUTATIONS = [
@@ -52,7 +52,7 @@ MUTATIONS = [
         "a block is freed twice",
         "scheduling.scheduler:Scheduler.abort",
         "self._end(sequence)",
-        "table = list(sequence.block_table); self._end(sequence); self.tables.pool.decref(table)",
+        "table = list(sequence.block_table); self._end(sequence); self.block_manager.pool.decref(table)",
     ),
     _bug(
         "blocks are freed while a step computes them",
@@ -62,26 +62,26 @@ MUTATIONS = [
     ),
     _bug(
         "a block of the window is freed one early",
-        "scheduling.block_manager:BlockManager._slide",
-        "self._first_visible_block(sequence.num_computed), sequence",
-        "self._first_visible_block(sequence.num_computed + self.block_size), sequence",
+        "scheduling.block_manager:BlockManager._evict_left_blocks",
+        "self.geometry.first_visible_block(sequence.num_computed), sequence",
+        "self.geometry.first_visible_block(sequence.num_computed + self._block_size), sequence",
     ),
     _bug(
         "the window is off by one",
-        "scheduling.block_manager:BlockManager._first_visible_block",
+        "scheduling.block_geometry:BlockGeometry.first_visible_block",
         "position - self.window + 1",
         "position - self.window + 2",
     ),
     _bug(
         "what slid out is never freed",
         "scheduling.block_manager:BlockManager.commit",
-        "if self.window is not None:",
+        "if self.geometry.window is not None:",
         "if False:",
     ),
     _bug(
         "a preempted request's blocks are not freed",
         "scheduling.scheduler:Scheduler._preempt",
-        "self.tables.free(victim)",
+        "self.block_manager.free(victim)",
         "victim.block_table = []",
     ),
     _bug(
@@ -106,7 +106,7 @@ MUTATIONS = [
     _bug(
         "a reused block is still found",
         "scheduling.block_pool:BlockPool._take_oldest",
-        "if key is not None:",
+        "if block_hash is not None:",
         "if False:",
     ),
     _bug(
@@ -115,29 +115,29 @@ MUTATIONS = [
         " and cached.token_ids == token_ids",
         "",
     ),
-    _bug("a prefix is shared across salts", "scheduling.sequence:Sequence._root_key", "request.cache_salt", '""'),
+    _bug("a prefix is shared across salts", "scheduling.sequence:Sequence._root_hash", "request.cache_salt", '""'),
     _bug(
         "a prefix is shared across numbers of experts",
-        "scheduling.sequence:Sequence._root_key",
+        "scheduling.sequence:Sequence._root_hash",
         "request.experts_per_token",
         "None",
     ),
     _bug(
         "a prefix is shared across expert masks",
-        "scheduling.sequence:Sequence._root_key",
+        "scheduling.sequence:Sequence._root_hash",
         "request.expert_mask",
         "None",
     ),
     _bug(
         "a later block takes an earlier one's name",
         "scheduling.block_pool:BlockPool.cache_block",
-        "key not in self._index and ",
+        "block_hash not in self._index and ",
         "",
     ),
     _bug(
         "a hit reaches behind the window's blocks",
         "scheduling.block_manager:BlockManager._longest_visible",
-        "self._first_visible_block(count * self.block_size)",
+        "self.geometry.first_visible_block(count * self._block_size)",
         "count - 1",
     ),
     # The order of service
@@ -199,8 +199,8 @@ MUTATIONS = [
             ),
             Edit(
                 "scheduling.block_manager:BlockManager.attach_prefix",
-                "len(hits) * self.block_size",
-                "max(sequence.num_computed, len(hits) * self.block_size)",
+                "len(hits) * self._block_size",
+                "max(sequence.num_computed, len(hits) * self._block_size)",
             ),
         ),
     ),
@@ -249,7 +249,10 @@ MUTATIONS = [
         "num_generated > sequence.max_generated",
     ),
     _bug(
-        "usage is counted twice", "expert_options:ExpertUsage.take", "max(start, self._num_seen), max(", "start, max("
+        "usage is counted twice",
+        "scheduling.expert_usage:ExpertUsage.add",
+        "max(start, self._num_seen), max(",
+        "start, max(",
     ),
     _bug(
         "a prompt's experts are told twice",
@@ -260,7 +263,7 @@ MUTATIONS = [
     # One step ahead
     _bug(
         "a step lands twice",
-        "engine:Engine._launch",
+        "execution.step_pipeline:StepPipeline._launch",
         "return completed[:-1] if keeps_one else completed",
         "return completed",
     ),
@@ -292,9 +295,9 @@ MUTATIONS = [
     ),
     _bug(
         "blocks are cleared when results are fetched again",
-        "engine:Engine._finish",
-        "self._isolate_faults(flight.plan, result) if",
-        "self.loaded.runner.zero_blocks(flight.plan.blocks_to_zero) or self._isolate_faults(flight.plan, result) if",
+        "execution.step_pipeline:StepPipeline._finish",
+        "self._isolate_faults(pending.plan, result) if",
+        "self._runner.zero_blocks(pending.plan.blocks_to_zero) or self._isolate_faults(pending.plan, result) if",
     ),
     _bug(
         "a prompt's positions are not looked at for numbers",
@@ -304,7 +307,7 @@ MUTATIONS = [
     ),
     _bug(
         "a step that raises ends all of its requests",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if not second:",
         'if fault.kind == "other":',
     ),
@@ -316,7 +319,7 @@ MUTATIONS = [
     ),
     _bug(
         "the second half of a step is not computed again",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if rest else result",
         "if False else result",
     ),

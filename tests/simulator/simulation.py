@@ -72,7 +72,7 @@ class Simulation:
         self.runner = FaultyRunner(self._exact, self.faults, self._set_nans, self._rot, self._cancel_somebody)
         self.engine = self._engine()
         self.scheduler = self.engine.scheduler
-        pool = self.scheduler.tables.pool
+        pool = self.scheduler.block_manager.pool
         assert isinstance(pool, FaultyPool)
         self.pool = pool
 
@@ -113,10 +113,10 @@ class Simulation:
             warnings=(),
         )
         engine = Engine(config, loaded, clock=self.clock)
-        engine.scheduler.tables.pool = FaultyPool(s.num_blocks, self.faults)
+        engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, self.faults)
         builds: Any = FakeBuilds(self.faults, self.runner.blamed, VOCAB, self._arrives)
         engine._grammars = builds
-        servable = engine.scheduler.tables.max_servable_tokens()
+        servable = engine.scheduler.block_manager.geometry.max_servable_tokens(s.num_blocks)
         engine.scheduler.max_model_len = min(s.max_model_len, servable or s.max_model_len)
         return engine
 
@@ -326,7 +326,7 @@ class Simulation:
         assert len(scheduler.running) <= self.setup.max_num_seqs
         assert stats.num_running + stats.num_waiting == len(there)
         assert stats.num_blocks_held == self.pool.num_held <= self.setup.num_blocks
-        for flight in self.engine._in_flight:
+        for flight in self.engine._pipeline.in_flight:
             for chunk in flight.plan.chunks:
                 has = len(chunk.sequence.block_table) * self.setup.block_size
                 assert has >= chunk.start + chunk.length, "blocks are given away while a step computes them"
@@ -351,7 +351,12 @@ class Simulation:
         assert self.pool.num_held == 0 and super(FaultyPool, self.pool).num_free == self.setup.num_blocks, (
             "blocks are lost"
         )
-        left = (self.scheduler.unfinished, self.scheduler.running, self.scheduler._ending, self.engine._in_flight)
+        left = (
+            self.scheduler.unfinished,
+            self.scheduler.running,
+            self.scheduler._ending,
+            self.engine._pipeline.in_flight,
+        )
         assert not any(map(len, left)) and not len(self.scheduler.waiting), "something of a request is left behind"
 
     def _poison(self) -> None:

@@ -83,12 +83,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 10))
     def shrink(self, count: int) -> None:
         """Fewer blocks are free: those that grow have to preempt."""
-        pool = self.bench.tables.pool
+        pool = self.bench.block_manager.pool
         self.taken += pool.allocate(min(count, pool.num_free))
 
     @rule()
     def give_back(self) -> None:
-        self.bench.tables.pool.decref(self.taken)
+        self.bench.block_manager.pool.decref(self.taken)
         self.taken = []
 
     @rule()
@@ -102,13 +102,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def every_block_is_accounted_for(self) -> None:
         if not hasattr(self, "bench"):
             return
-        scheduler, pool = self.bench.scheduler, self.bench.tables.pool
+        scheduler, pool = self.bench.scheduler, self.bench.block_manager.pool
         holders = [*scheduler.unfinished.values(), *scheduler._ending.values()]
         pool.check_integrity([*(sequence.block_table for sequence in holders), self.taken])
         assert len(scheduler.running) + len(scheduler.waiting) == len(scheduler.unfinished)
         ended = len(self.bench.finished) + len(self.cancelled)
         assert len(self.bench.requests) == ended + len(scheduler.unfinished)
-        self.bench.runner.poison(block for block in pool._free if block not in pool._key_of)
+        self.bench.runner.poison(block for block in pool._free if block not in pool._hashes)
 
     def teardown(self) -> None:
         """Whatever was done to the others, those that were left alone got their own tokens."""

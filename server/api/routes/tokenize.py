@@ -5,9 +5,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.messages import Ready
+from server.api.chat_turn import render_prompt
 from server.api.request_body import read_request
 from server.api.routes import READ
-from server.api.routes.chat import render_prompt
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.jobs import check_prompt_chars

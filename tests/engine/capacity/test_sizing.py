@@ -7,7 +7,8 @@ import pytest
 from engine.capacity.sizing import context_limit, pool_blocks
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from model.config import ModelConfig, load_config
+from model.checkpoint.config_file import load_config
+from model.config import ModelConfig
 from tests.support.checkpoints import Shape
 
 

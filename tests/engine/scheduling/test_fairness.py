@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from engine.scheduling.fairness import FairShare, share_of_places
+from engine.config import share_of_places
+from engine.scheduling.fairness import FairShare
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.waiting_queue import MIN_PRUNED, WaitingQueue
@@ -21,7 +22,7 @@ class TenantBench(Bench):
     def __init__(self, num_tenants: int = 2, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
         self.scheduler = Scheduler(
-            self.tables,
+            self.block_manager,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.budget,
             max_model_len=self.scheduler.max_model_len,

@@ -88,7 +88,7 @@ def test_under_a_window_a_hit_needs_only_the_blocks_still_visible() -> None:
     prompt = random_prompt(random.Random(0), 61, 61)
     bench.add(prompt, 1)
     bench.run()
-    early = bench.tables.pool.lookup(bench_key(bench, prompt, 0), tuple(prompt[:4]))
+    early = bench.block_manager.pool.lookup(bench_key(bench, prompt, 0), tuple(prompt[:4]))
     assert early is None, "the first block should have been reused by now"
     again = bench.add(prompt, 6)
     assert bench.step().num_prefix_hits == 60
@@ -99,7 +99,7 @@ def test_under_a_window_a_hit_needs_only_the_blocks_still_visible() -> None:
 def bench_key(bench: Bench, prompt: list[int], index: int) -> bytes:
     from engine.scheduling.sequence import Sequence
 
-    return Sequence(Request(0, prompt, SamplingParams()), (0, 0), 1).block_key(index, bench.block_size)
+    return Sequence(Request(0, prompt, SamplingParams()), (0, 0), 1).block_hash(index, bench.block_size)
 
 
 def test_a_request_that_can_never_fit_is_refused_and_the_largest_that_can_is_served() -> None:
