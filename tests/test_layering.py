@@ -1,14 +1,18 @@
-"""The import rules: server -> engine -> model, never back; no torch in the API process; one reader of the environment.
+"""Import rules: server -> engine -> model, no loops, torch only where tensors are, one reader of the environment.
 
-Imports are read from the source (those inside functions too), so a lazy import does not get around a rule.
+Imports are read from the source, those inside functions too, so a lazy import does not get around a rule. All rules
+name folders, not files: a new file is checked from its first line.
 """
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,33 +24,30 @@ MAY_IMPORT = {
     "server": {"server", "engine"},
     "engine": {"engine", "model"},
     "model": {"model"},
-    "smoe": {"server", "engine"},  # the face that users import: text and engine in one process
+    "smoe": {"server", "engine"},  # the Python interface: text and engine in one process
 }
-PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # where the bundled checkpoint lies
-ENGINE_MODULES_WITH_TORCH = {
-    "engine.startup.backend",
-    "engine.startup.probe",
-    "engine.execution.input_batch",
-    "engine.execution.logit_masks",
-    "engine.execution.expert_stats",
-    "engine.execution.persistent_batch",
-    "engine.execution.device_transfer",
-    "engine.execution.expert_routing",
-    "engine.execution.sampler",
-    "engine.execution.decode_batch",
-    "engine.execution.model_runner",
-    "engine.startup.loading",
-    "engine.execution.step_faults",
-    "engine.startup.device_memory",
+PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # the folder of the bundled checkpoint
+
+ANY_IO = {"torch", "numpy", "socket", "asyncio", "time", "random"}
+# Folder or top-level file -> packages that it must not reach, through however many of our modules.
+NEVER_REACHES = {
+    "server": {"torch"},
+    "engine.scheduling": ANY_IO,
+    "engine.types": ANY_IO,
+    "engine.messages": ANY_IO,
+    "engine.config": ANY_IO,
+    "engine.capacity": {"torch"},
+    "engine.grammars": {"torch"},
+    "model.checkpoint": {"torch"},
+    "model.config": {"torch"},
+    "model.kv_format": {"torch"},
 }
-SANS_IO = (
-    "engine.scheduling.scheduler",
-    "engine.scheduling.block_pool",
-    "engine.scheduling.step_plan",
-    "engine.types",
-    "engine.messages",
-    "engine.config",
-)
+ENGINE_FOLDERS_WITH_TORCH = ("engine.execution", "engine.startup")
+CAPACITY_TAKES_FROM_MODEL = ("model.config", "model.kv_format", "model.checkpoint")
+SERVER_TAKES_FROM_ENGINE = ("engine.capacity", "engine.grammars", "engine.bench.task")  # and data files, see below
+NO_DATA_FILES = ("engine.engine", "engine.process")  # top-level files that run the engine
+
+NATIVE = ROOT / "model" / "native"
 
 
 def product_files() -> list[Path]:
@@ -75,6 +76,18 @@ def imported_names(tree: ast.AST) -> Iterator[str]:
 def import_graph() -> dict[str, set[str]]:
     """Product module -> the names it imports."""
     return {module_name(path): set(imported_names(ast.parse(path.read_text()))) for path in product_files()}
+
+
+def module_imports() -> Iterator[tuple[str, str]]:
+    """Pairs of product modules, the importing one first. `from a import b` means a.b where that is a module."""
+    graph = import_graph()
+    for module, names in graph.items():
+        found = {name for name in names if name in graph}
+        yield from ((module, name) for name in found if not any(other.startswith(f"{name}.") for other in found))
+
+
+def is_in(module: str, folder: str) -> bool:
+    return module == folder or module.startswith(f"{folder}.")
 
 
 def top_level(name: str) -> str:
@@ -112,6 +125,33 @@ def reads_environment(tree: ast.AST) -> bool:
     )
 
 
+def loop_in(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """The nodes of one loop in a directed graph, in order; empty where there is none."""
+    followers: Mapping[str, set[str]] = defaultdict(set)
+    for start, end in edges:
+        if start != end:
+            followers[start].add(end)
+    try:
+        TopologicalSorter(followers).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def entries_of(folder: str, edges: Iterable[tuple[str, str]], separator: str) -> set[tuple[str, str]]:
+    """The edges between a folder's direct entries, which are files and subfolders.
+
+    Example: in folder `a` the edge a.b.c -> a.d becomes b -> d.
+    """
+    prefix = folder + separator if folder else ""
+    inside = [
+        (start.removeprefix(prefix), end.removeprefix(prefix))
+        for start, end in edges
+        if start.startswith(prefix) and end.startswith(prefix)
+    ]
+    return {(start.partition(separator)[0], end.partition(separator)[0]) for start, end in inside}
+
+
 @pytest.mark.parametrize("layer", sorted(MAY_IMPORT))
 def test_imports_go_from_server_to_engine_to_model_and_never_back(layer: str) -> None:
     ours = {*LAYERS, "smoe"}
@@ -125,23 +165,60 @@ def test_imports_go_from_server_to_engine_to_model_and_never_back(layer: str) ->
     assert not wrong
 
 
-def test_torch_stays_in_the_few_engine_modules_that_touch_tensors() -> None:
-    direct = {
+def test_no_two_entries_of_a_folder_import_each_other_in_a_loop() -> None:
+    """Each folder's entries (files and subfolders) can be put on floors such that every import goes down."""
+    edges = list(module_imports())
+    folders = {module.rpartition(".")[0] for module in import_graph()} - {""}
+    loops = {folder: loop_in(entries_of(folder, edges, ".")) for folder in sorted(folders)}
+    assert not {folder: loop for folder, loop in loops.items() if loop}
+
+
+def test_no_two_files_import_each_other_in_a_loop() -> None:
+    assert not loop_in(module_imports())
+
+
+def test_no_two_folders_of_the_native_library_include_each_other_in_a_loop() -> None:
+    edges = list(native_includes())
+    folders = {"", *(path.rpartition("/")[0] for path, _ in edges)}
+    loops = {folder: loop_in(entries_of(folder, edges, "/")) for folder in sorted(folders)}
+    assert not {folder: loop for folder, loop in loops.items() if loop}
+    assert not loop_in(edges)
+
+
+def native_includes() -> Iterator[tuple[str, str]]:
+    """Pairs of C++ files below model/native, the including one first."""
+    for path in sorted(NATIVE.rglob("*")):
+        if path.suffix in (".cpp", ".h") and "CMakeFiles" not in path.parts:
+            name = path.relative_to(NATIVE).as_posix()
+            yield from ((name, found) for found in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("folder", sorted(NEVER_REACHES))
+def test_a_folder_reaches_no_package_that_is_forbidden_to_it(folder: str) -> None:
+    modules = [module for module in import_graph() if is_in(module, folder)]
+    assert modules
+    wrong = {module: found for module in modules if (found := reachable(module) & NEVER_REACHES[folder])}
+    assert not wrong
+
+
+def test_in_the_engine_only_execution_and_startup_import_torch() -> None:
+    importing = [
         module
         for module, names in import_graph().items()
-        if module.startswith("engine") and any(top_level(name) == "torch" for name in names)
-    }
-    assert direct <= ENGINE_MODULES_WITH_TORCH
+        if is_in(module, "engine") and "torch" in map(top_level, names)
+    ]
+    assert [m for m in importing if not any(is_in(m, folder) for folder in ENGINE_FOLDERS_WITH_TORCH)] == []
 
 
-@pytest.mark.parametrize("module", SANS_IO)
-def test_the_scheduling_core_reaches_no_torch_no_socket_and_no_clock(module: str) -> None:
-    assert not reachable(module) & {"torch", "numpy", "socket", "asyncio", "time", "random"}
+def test_capacity_takes_from_the_model_only_what_describes_a_checkpoint() -> None:
+    taken = {name for module, name in module_imports() if is_in(module, "engine.capacity") and is_in(name, "model")}
+    assert [name for name in taken if not any(is_in(name, allowed) for allowed in CAPACITY_TAKES_FROM_MODEL)] == []
 
 
-def test_no_server_module_reaches_torch() -> None:
-    reaching = [module for module in import_graph() if top_level(module) == "server" and "torch" in reachable(module)]
-    assert not reaching
+def test_the_server_takes_from_the_engine_only_data_capacity_and_grammars() -> None:
+    taken = {name for module, name in module_imports() if is_in(module, "server") and is_in(name, "engine")}
+    data_files = {name for name in taken if name.count(".") <= 1} - set(NO_DATA_FILES)
+    assert [n for n in taken - data_files if not any(is_in(n, allowed) for allowed in SERVER_TAKES_FROM_ENGINE)] == []
 
 
 def test_importing_the_app_does_not_import_torch() -> None:
@@ -168,3 +245,7 @@ def test_every_rule_sees_what_it_forbids() -> None:
     assert "torch" in reachable("engine.execution.model_runner")
     assert reads_environment(ast.parse("import os\nos.environ['X']"))
     assert reads_environment(ast.parse("from os import getenv"))
+    assert ("gemm/gemm.cpp", "gemm/gemm.h") in set(native_includes())
+    assert ("server.api.app", "server.errors") in set(module_imports())
+    upward = [("a.x.one", "a.y.two"), ("a.y.three", "a.x.four")]  # no loop between files, one between folders
+    assert not loop_in(upward) and set(loop_in(entries_of("a", upward, "."))) == {"x", "y"}

@@ -1,1 +1,1 @@
-"""Run a step plan: tensors in, model forward, sampling, results back. The only engine folder beside startup/ that imports torch."""
+"""Run a step plan: build tensors, run the model, sample, copy results back."""

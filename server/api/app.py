@@ -1,4 +1,4 @@
-"""The app: its routes, and how what goes wrong in them is answered. What stands before it is in server.http.middleware."""
+"""The ASGI application: routes and exception handlers. server/http/middleware.py wraps it."""
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException as RoutingError
@@ -18,8 +18,7 @@ from server.api.routes import (
     responses,
     tokenize,
 )
-from server.error_shapes import error_body
-from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
+from server.errors import ApiError, error_body, internal_error, method_not_allowed, unknown_url
 from server.generation.state import ServerState
 from server.http.disconnect import ClientDisconnected
 

@@ -9,11 +9,11 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, TypedReply
-from server.api.routes.chat import ChatTurn, prepare_chat
 from server.errors import ApiError
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas
-from server.generation.jobs import off_loop
 from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
@@ -25,9 +25,9 @@ async def chat_of(
     http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
 ) -> ChatCompletionRequest:
     """The chat of a translated request. Raises ApiError 400, which calls fields as this endpoint does (`renamed`)."""
-    num_bytes = len(await http.body())
+    heavy = len(await http.body()) > INLINE_CHARS
     with renaming(renamed):
-        return await off_loop(num_bytes, lambda: validate(ChatCompletionRequest, request.chat_body()))
+        return await off_loop(lambda: validate(ChatCompletionRequest, request.chat_body()), heavy=heavy)
 
 
 async def chat_turn(

@@ -39,7 +39,7 @@ def mistral_format(tokenizer: Tokenizer) -> str:
     """Version 1 where [INST] is plain text: `[INST] user [/INST] answer`, the system text in the first user turn.
 
     Where [INST] is a control token (version 3) the texts stand between such tokens, the system text is in the last user
-    turn and the tools are in front of it. Version 1 knows no tools: server/tools/prompt_emulation.py writes them as text.
+    turn and the tools are in front of it. Version 1 knows no tools: tools/prompt_emulation.py writes them as text.
     """
     if has_control_tokens(tokenizer):
         start, end = "" if tokenizer.prefixes_each_text else " ", ""

@@ -136,7 +136,8 @@ def _serve(flags: dict[str, Any], config: Path | None, started_s: float) -> int:
         settings = load_settings(flags, config)
     except SettingsError as error:
         return _refused(error)
-    from server.lifecycle.serve import StartError, serve
+    from server.lifecycle.serve import serve
+    from server.lifecycle.text_frontend import StartError
 
     try:
         return serve(settings, started_s)

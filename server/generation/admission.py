@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from engine.scheduling.fairness import share_of_places
+from engine.config import share_of_places
 
 TOKENS_PER_CHOICE = 1024  # where no bound on tokens is given: so many for each choice that may wait
 

@@ -1,13 +1,12 @@
 """From a valid request and its prompts' token ids to what is generated: the limits, the seed, one job per choice."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from engine.messages import Ready
 from engine.types import Request
 from server.errors import ApiError, context_length_exceeded, prompt_too_long
+from server.event_loop import off_loop
 from server.generation.choice import Choice, Echo, StopConditions
 from server.generation.generation import Job
 from server.generation.sampling_params import check_bad_words, check_listed_ids, sampling_params
@@ -18,11 +17,8 @@ from server.structured_output.constraints import CompiledGrammar, form_too_large
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
-INLINE_CHARS = 4096  # a longer text is tokenized in a thread, so that the event loop goes on
-INLINE_CHOICES = 32  # likewise, of more choices to be made
+INLINE_CHOICES = 32  # more choices are prepared in a thread
 MAX_FORM_CHARS = 2**21  # of a grammar, in all choices of a request together: each is sent and built by itself
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,6 @@ def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
     """The prompt's last tokens, as many as the request keeps of it; all where it does not say."""
     keep = request.truncate_prompt_tokens
     return token_ids if keep is None or keep >= len(token_ids) else token_ids[-keep:]
-
-
-async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
-    """The result of `work`, which takes time in proportion to a text of `num_chars`."""
-    return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
 
 
 def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str], param: str) -> None:
@@ -99,8 +90,8 @@ async def build_jobs(
     check_experts(request, state.serving()[0])
     ids = [state.engine.new_request_id() for _ in range(num_choices)]
     return await off_loop(
-        INLINE_CHARS + 1 if num_choices > INLINE_CHOICES or request.bad_words else 0,
         lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant, form=form),
+        heavy=num_choices > INLINE_CHOICES or bool(request.bad_words),
     )
 
 

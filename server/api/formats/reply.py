@@ -89,7 +89,7 @@ class ReplyFormat(Protocol):
         ...
 
 
-async def reply(
+async def respond(
     http: HttpRequest,
     request: GenerationRequest,
     generation: Generation,

@@ -1,24 +1,24 @@
 """POST /v1/completions: a prompt is continued, or scored."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from engine.messages import Ready
-from server.api.formats.logprobs import completion_logprobs
-from server.api.formats.reply import common_fields, reply
+from server.api.formats.completion import CompletionFormat
+from server.api.formats.reply import common_fields, respond
 from server.api.request_body import read_request
-from server.generation.choice import Delta, Echo
+from server.event_loop import INLINE_CHARS, off_loop
+from server.generation.choice import Echo
 from server.generation.generation import Generation
 from server.generation.jobs import (
     Prompt,
     build_jobs,
     check_prompt_chars,
     completion_limit,
-    off_loop,
     resolve_seed,
     truncated,
 )
@@ -55,15 +55,15 @@ async def completions(http: HttpRequest) -> Response:
     http_id = http.state.request_id
     fields = common_fields("cmpl", http_id, request.model, ready, seed)
     layout = CompletionFormat(request, prompts, texts.tokenizer)
-    return await reply(http, request, Generation(state, jobs, http_id, request.user), layout, fields, headers)
+    return await respond(http, request, Generation(state, jobs, http_id, request.user), layout, fields, headers)
 
 
 async def _prompts(request: CompletionRequest, ready: Ready, texts: TextFrontend) -> list[Prompt]:
     contents = [prompt for prompt in request.prompt if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is None:
         check_prompt_chars(texts, ready, contents, "prompt")
-    num_chars = sum(map(len, contents))
-    return await off_loop(num_chars, lambda: [_prompt(request, prompt, texts.tokenizer) for prompt in request.prompt])
+    heavy = sum(map(len, contents)) > INLINE_CHARS
+    return await off_loop(lambda: [_prompt(request, prompt, texts.tokenizer) for prompt in request.prompt], heavy=heavy)
 
 
 def _prompt(request: CompletionRequest, prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
@@ -86,52 +86,3 @@ def _echo(request: CompletionRequest, prompt: str | Sequence[int], token_ids: li
     if isinstance(prompt, str):
         text = prompt
     return Echo(text, token_ids, text_offsets) if request.has_prompt_logprobs else Echo(text)
-
-
-class CompletionFormat:
-    """A choice is the same thing in a chunk and in the whole reply: what there is of its text."""
-
-    stream_object = whole_object = "text_completion"
-
-    def __init__(self, request: CompletionRequest, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
-        self._request = request
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        tells_more = request.return_token_ids or request.expert_routing
-        self.text_only_stream = request.logprobs is None and not tells_more
-        self._has_prompt_ids: set[int] = set()  # choices that have told their prompt's ids
-
-    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
-        """Nothing for a first delta without text: completions have no role to tell."""
-        parts = delta.split() if delta.text or delta.finish_reason else []
-        return [(self.whole(part), {}) for part in parts]
-
-    def whole(self, delta: Delta) -> Mapping[str, object]:
-        choice: dict[str, object] = {
-            "index": delta.index,
-            "text": delta.text,
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
-        if self._request.expert_routing:
-            choice["expert_routing"] = delta.routing
-        if self._request.return_token_ids:
-            choice["token_ids"] = delta.token_ids
-            choice |= self._prompt_token_ids(delta.index)
-        return choice
-
-    def extra_fields(self) -> Mapping[str, object]:
-        return {}
-
-    def _logprobs(self, delta: Delta) -> Mapping[str, object] | None:
-        if self._request.logprobs is None or not delta.positions:
-            return None
-        return dict(completion_logprobs(delta.positions, self._tokenizer))
-
-    def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
-        """Once per choice."""
-        if index in self._has_prompt_ids:
-            return {}
-        self._has_prompt_ids.add(index)
-        return {"prompt_token_ids": self._prompts[index // self._request.n].token_ids}

@@ -13,7 +13,7 @@ from server.api.request_body import ignoring
 from server.api.routes import READ
 from server.engine_client.output_collector import EngineDied
 from server.errors import ApiError, unavailable
-from server.generation.jobs import off_loop
+from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.state import LOADING_RETRY_S, ServerState, state_of
 from server.observability.expert_load import WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
@@ -63,7 +63,8 @@ async def _answer(state: ServerState, window_s: float | None, *, reset: bool = F
     except EngineDied:
         raise state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
     num_tokens = sum(len(top) for layer in report.layers for top in layer.top_tokens)
-    return JSONResponse(await off_loop(num_tokens, lambda: _body(report, window_s, texts.tokenizer)))
+    heavy = num_tokens > INLINE_CHARS
+    return JSONResponse(await off_loop(lambda: _body(report, window_s, texts.tokenizer), heavy=heavy))
 
 
 def _body(report: ExpertReport, window_s: float | None, tokenizer: Tokenizer) -> Mapping[str, object]:

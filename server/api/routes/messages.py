@@ -7,10 +7,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.api.chat_translation import chat_of, chat_turn, json_response, stream, whole
+from server.api.chat_turn import render_prompt
 from server.api.formats.anthropic_messages import MessagesReply
 from server.api.request_body import read_request
-from server.api.routes.chat import render_prompt
-from server.error_shapes import anthropic_error
+from server.errors import anthropic_error
 from server.generation.jobs import check_prompt_chars
 from server.generation.state import state_of
 from server.http.sse import EventFormat, named

@@ -1,4 +1,4 @@
-"""server/chat/repair.py: broken conversations become those that mistral-common would have made of them; valid ones stay."""
+"""server/chat/repair.py: broken conversations become those that mistral-common would make of them; valid ones stay."""
 
 from pathlib import Path
 from typing import get_args

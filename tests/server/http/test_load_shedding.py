@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from server.generation.admission import TOKENS_PER_CHOICE, Admission
 from server.http.read_limiter import ReadLimiter
 from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogRateLimit
-from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes, tree_bytes
+from server.observability.memory_pressure import MemoryMonitor
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, app_around, client_of, http_counts, outcomes, saying, state_around
 
@@ -168,26 +167,6 @@ async def test_short_of_memory_nothing_new_is_generated_and_everything_else_is_a
         held[0] = 100
         assert await answers() == (200, None, 200)
     assert outcomes(state) == {"received": 4, "stop": 3, "rejected": 1}
-
-
-def test_the_limit_is_the_smaller_of_the_cgroups_and_the_machines(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemFree: 10 kB\n")
-    limits = (tmp_path / "v2", tmp_path / "v1")
-    assert memory_limit_bytes(tmp_path, limits) == 1000 * 1024
-    limits[0].write_text("max\n")
-    assert memory_limit_bytes(tmp_path, limits) == 1000 * 1024
-    limits[1].write_text("5000\n")
-    assert memory_limit_bytes(tmp_path, limits) == 5000
-    assert memory_limit_bytes(tmp_path / "nowhere", ()) is None
-
-
-def test_the_whole_tree_counts_and_files_that_are_mapped_do_not(tmp_path: Path) -> None:
-    for pid, children, anonymous in (("self", "7 9", 100), ("7", "8", 30), ("8", "", 5), ("9", "", 1)):
-        (tmp_path / pid / "task" / pid).mkdir(parents=True)
-        (tmp_path / pid / "task" / pid / "children").write_text(children)
-        (tmp_path / pid / "status").write_text(f"Name: x\nRssAnon: {anonymous} kB\nRssFile: 999 kB\nRssShmem: 1 kB\n")
-    assert tree_bytes(tmp_path) == (136 + 4) * 1024
-    assert tree_bytes() > 1 << 20
 
 
 # Log lines.

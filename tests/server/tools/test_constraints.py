@@ -1,4 +1,4 @@
-"""server/tools/loose_tools.py: a tool whose schema says more than a grammar can is called all the same, and that is said."""
+"""server/tools/constraints.py: schema keywords that no grammar can express are dropped, and the reply names them."""
 
 from typing import Any
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.api.formats.chat import ChatFormat
+from server.api.formats.completion import CompletionFormat
 from server.api.formats.reply import Envelope, ReplyFormat, TextChunks
-from server.api.routes.chat import ChatFormat
-from server.api.routes.completions import CompletionFormat
 from server.generation.choice import Delta
 from server.generation.jobs import Prompt
 from server.schemas import ChatCompletionRequest, CompletionRequest
