@@ -9,8 +9,7 @@ from server.errors import ApiError, invalid_value
 from server.schemas import CompletionRequest, GenerationRequest
 from server.tokenizer.config_files import TokenizerError, read_json
 
-MIN_TEMPERATURE = 1e-4  # below, logits / temperature leaves float32's range for no visible change: greedy
-MIN_REPETITION_PENALTY = 1e-3  # likewise
+MIN_REPETITION_PENALTY = 1e-3  # below, logits * penalty leave float32's range for no visible change
 MAX_TOP_K = 2**31 - 1
 MAX_LISTED_IDS = 2**18  # in a request's biases, allowed and forbidden tokens, in all its choices together
 
@@ -58,13 +57,12 @@ def sampling_params(
     """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
-    temperature = _given(request.temperature, defaults.temperature)
     repetition_penalty = _given(request.repetition_penalty, defaults.repetition_penalty)
     allowed = request.allowed_token_ids
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        temperature=_given(request.temperature, defaults.temperature),
         top_k=max(0, min(MAX_TOP_K, defaults.top_k if request.top_k is None else request.top_k)),
         top_p=_given(request.top_p, defaults.top_p),
         min_p=_given(request.min_p, defaults.min_p),

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.errors import ApiError, model_not_found, overloaded, queue_full, unavailable
 from server.generation.admission import Admission
 from server.generation.sampling_params import GenerationDefaults
@@ -29,18 +29,19 @@ GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, a
 
 
 class OutputStream(Protocol):
-    """The outputs of requests submitted together: server.mailbox.Mailbox."""
+    """The outputs of requests submitted together: server.engine_client.output_collector.OutputCollector."""
 
     async def get(self, until_s: float) -> list[RequestOutput]: ...
     def close(self) -> None: ...
 
 
 class Engine(Protocol):
-    """What the routes need of the engine: server.engine_client.EngineClient, whose docstrings are the contract."""
+    """Interface of the engine for the routes. Contract: see server/engine_client/client.py."""
 
-    ready: Ready | None
     stats: StepStats
 
+    @property
+    def ready(self) -> Ready | None: ...
     @property
     def status(self) -> EngineStatus: ...
     @property
