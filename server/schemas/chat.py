@@ -26,6 +26,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     """POST /v1/chat/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, **UNSUPPORTED_IN_CHAT}
+    prompt_field: ClassVar[str] = "messages"
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
