@@ -13,7 +13,8 @@ from torch import Tensor
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
-from model.ops.native.ops import DTYPES, NativeExperts, NativeMoe, NativeOps, inverse_frequencies
+from model.ops.native.ops import NativeOps, inverse_frequencies
+from model.ops.native.packed_weights import DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
 
 

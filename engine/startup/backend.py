@@ -62,7 +62,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     threads = config.threads or num_cores()
     ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, _quantization(config))
     if heartbeat is not None:
-        ops.beat_in(heartbeat.counter)
+        ops.set_heartbeat(heartbeat.counter)
     torch.set_num_threads(1)
     return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
 

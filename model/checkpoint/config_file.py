@@ -98,7 +98,7 @@ def _check_supported(fields: JsonFields) -> None:
         if fields.flag(name):
             raise fields.error(f"{name} is true; these networks have no biases")
     if fields.get("quantization_config") is not None:
-        raise fields.error("quantization_config is set; quantised checkpoints are not read")
+        raise fields.error("quantization_config is set; quantized checkpoints are not read")
     kinds = fields.get("layer_types")
     if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
         raise fields.error(f"layer_types is {printable(kinds)}; only one kind of attention for all layers is served")

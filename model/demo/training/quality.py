@@ -1,4 +1,4 @@
-"""Measures what quantised weights cost in quality: perplexity, and how near the predictions are to float32's.
+"""Measures what quantized weights cost in quality: perplexity, and how near the predictions are to float32's.
 
     python -m model.demo.training.quality [CHECKPOINT] [--text FILE ...]
 

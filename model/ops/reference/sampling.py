@@ -38,7 +38,7 @@ def write_history(rows: SamplingRows, token_ids: Tensor) -> None:
 def shape_logits(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Penalties, bias and masks. [N, V] -> [N, V]."""
     if rows.has_penalties:
-        logits = _bounded(_penalise(logits, rows))
+        logits = _bounded(_penalize(logits, rows))
     if len(rows.bias_ids):
         owners = torch.arange(len(logits), device=logits.device).repeat_interleave(
             rows.int_params[:, IntParam.END_BIAS] - rows.int_params[:, IntParam.FIRST_BIAS]
@@ -56,7 +56,7 @@ def _bounded(logits: Tensor) -> Tensor:
     return logits.clamp(max=torch.finfo(logits.dtype).max)
 
 
-def _penalise(logits: Tensor, rows: SamplingRows) -> Tensor:
+def _penalize(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Repetition over prompt and output (Keskar et al. 2019, CTRL, section 4.1), the others over the output alone."""
     history = rows.history[rows.int_params[:, IntParam.HISTORY_ROW]].long()  # [N, L]
     positions = torch.arange(history.shape[1], device=history.device)

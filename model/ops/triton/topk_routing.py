@@ -26,7 +26,7 @@ def gate_kernel(
     shares: tl.tensor,
     dim: tl.tensor,
     num_experts: tl.tensor,
-    most: tl.tensor,
+    max_k: tl.tensor,
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
     PLACES: tl.constexpr,
@@ -56,7 +56,7 @@ def gate_kernel(
     places = tl.arange(0, PLACES)
     ids = tl.full((PLACES,), -1, dtype=tl.int32)
     weights_of = tl.zeros((PLACES,), dtype=tl.float32)
-    for choice in range(most):
+    for choice in range(max_k):
         best = tl.max(tl.where(free, ranked, float("-inf")))
         expert = tl.min(tl.where(free & (ranked == best), experts, EXPERTS))
         taken = (choice < count) & (expert < num_experts)
@@ -64,9 +64,9 @@ def gate_kernel(
         ids = tl.where((places == choice) & taken, expert, ids)
         weights_of = tl.where((places == choice) & taken, weight, weights_of)
         free = free & (experts != expert)
-    target = row * most + places
-    tl.store(expert_ids + target, ids, mask=places < most)
-    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < most)
+    target = row * max_k + places
+    tl.store(expert_ids + target, ids, mask=places < max_k)
+    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < max_k)
 
 
 @triton.jit
@@ -122,38 +122,38 @@ class Routing:
     tile_expert: Tensor  # [tiles] int32, -1: nothing in this tile
 
 
-def route(launch: Launch, x: Tensor, gate: Tensor, choice: RoutingRequest, rows: int) -> Routing:
-    """x [T, D], gate [E, D] float32, tiles of `rows`; writes choice.expert_ids.
+def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows: int) -> Routing:
+    """x [T, D], gate [E, D] float32, tiles of `rows`; writes request.expert_ids.
 
     Example, tiles of 2 rows, 3 rows of x with one expert each, expert_ids = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
     tile_pairs = [1, 3, 0, 2, ...].
     """
-    (num_rows, dim), num_experts, expert_ids = x.shape, len(gate), choice.expert_ids
-    most = expert_ids.shape[1]
-    shares = x.new_empty(num_rows, most, dtype=torch.float32)
-    padded, allowed = power_of_two(num_experts), choice.allowed
+    (num_rows, dim), num_experts, expert_ids = x.shape, len(gate), request.expert_ids
+    max_k = expert_ids.shape[1]
+    shares = x.new_empty(num_rows, max_k, dtype=torch.float32)
+    padded, allowed = power_of_two(num_experts), request.allowed
     launch(
         gate_kernel,
         (num_rows,),
         *(
             x,
             gate,
-            choice.experts_per_token,
+            request.experts_per_token,
             gate if allowed is None else allowed,
             expert_ids,
             shares,
             dim,
             num_experts,
-            most,
+            max_k,
         ),
         MASKED=allowed is not None,
         EXPERTS=padded,
-        PLACES=power_of_two(most),
+        PLACES=power_of_two(max_k),
         INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
         num_warps=4,
         num_stages=1,
     )
-    num_pairs = num_rows * most
+    num_pairs = num_rows * max_k
     num_tiles = num_pairs // rows + min(num_experts, num_pairs)
     tile_pairs = torch.empty(num_tiles * rows, dtype=torch.int32, device=x.device)
     tile_expert = torch.empty(num_tiles, dtype=torch.int32, device=x.device)

@@ -141,8 +141,8 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
     mixed = torch.randn(18, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim).to(dtype)
     q, k, v = mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
     pool = KvPool(heads.config, 101, block_size, name_of(dtype), CPU)
-    plan = native(isa).prepare_batch(heads.config, batch, block_size)
-    turned = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], plan)
+    metadata = native(isa).prepare_batch(heads.config, batch, block_size)
+    turned = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], metadata)
     k_slots, v_slots = pool.k[0].flatten(0, 1), pool.v[0].flatten(0, 1)
     bound = 1e-5 if dtype == torch.float32 else 3e-3  # an angle near 300 is itself rounded to float32
     for ours, given in ((turned, q), (k_slots[batch.slot_mapping], k)):

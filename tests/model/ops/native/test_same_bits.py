@@ -113,10 +113,10 @@ def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dim", [37, 256])
-def test_a_row_times_quantised_weights_gives_the_same_bits_too(
+def test_a_row_times_quantized_weights_gives_the_same_bits_too(
     isa: str, dtype: torch.dtype, kind: Quantization, dim: int
 ) -> None:
-    """A row is quantised by itself."""
+    """A row is quantized by itself."""
     packer = native(ISAS[0], quantization=kind)
     linear = packer.pack_linear(_random(75, dim, dtype=dtype))
     experts = packer.pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
