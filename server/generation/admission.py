@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from engine.scheduling.fairness import share_of_places
+from engine.config import share_of_places
 from engine.types import Request
 from server.engine_client.client import EngineStatus
 from server.errors import ApiError, overloaded, queue_full, unavailable

@@ -147,7 +147,7 @@ class Choice:
                 return
 
     def _push_routing(self, routing: Sequence[list[ExpertIds]]) -> None:
-        """Add the experts of tokens that were computed as input: not of the last token, and of none after a stop string."""
+        """Add the experts of tokens that were computed as input: all but the last one and those after a stop string."""
         new = routing[: self.num_tokens - 1 - self.num_routed]
         self._pending.routing += new
         self.num_routed += len(new)
@@ -171,7 +171,7 @@ class Choice:
                 self._pending.stop_reason = output.stop_token_id
 
     def _flush(self) -> Delta | None:
-        """Return the pending delta if it has text or the end: no chunk is empty except the first, which is sent at once."""
+        """Return the pending delta if it has text or a finish reason. Only the first delta may be empty."""
         if self._pending.text or self.finish_reason:
             delta, self._pending = self._pending, Delta(self.index)
             delta.finish_reason = self.finish_reason

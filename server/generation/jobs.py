@@ -1,12 +1,12 @@
-"""From a valid request and its tokenized prompts to jobs: one engine request per choice, with the choice's text state."""
+"""Build the jobs of a valid request and its tokenized prompts: per choice, the engine's request and the text state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
 
-from engine.errors import RequestRejectedError
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
+from engine.errors import RequestRejectedError
 from engine.messages import Ready
 from engine.types import Request, SamplingParams
 from server.errors import ApiError, context_length_exceeded, invalid_value, prompt_too_long, unsupported_parameter
@@ -74,7 +74,7 @@ class JobBuilder:
         ready, texts = state.serving()
         check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
         if request.truncate_prompt_tokens is None:
-            check_prompt_chars(texts, ready, request.contents, request.prompt_field)
+            check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
         return cls(state, ready, texts, request, tenant_of(http), arrival_s)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:

@@ -117,7 +117,9 @@ def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int
     }
     if sum(num_listed.values()) * num_choices > MAX_LISTED_IDS:
         param = max(num_listed, key=lambda name: num_listed[name])
-        message = f"'{param}' is too long for {num_choices} choices: together they may carry {MAX_LISTED_IDS} token ids."
+        message = (
+            f"'{param}' is too long for {num_choices} choices: together they may carry {MAX_LISTED_IDS} token ids."
+        )
         raise ApiError(message, param=param, code="array_above_max_length")
 
 

@@ -1,4 +1,4 @@
-"""The state of one server, which its routes share: the engine's client, the text frontend, and the server's settings."""
+"""The state of one server, shared by its routes: the engine's client, the text frontend, the server's settings."""
 
 import random
 import secrets

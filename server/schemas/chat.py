@@ -47,6 +47,10 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
         return self
 
     @property
+    def prompt_texts(self) -> list[str]:
+        return self.contents
+
+    @property
     def completion_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 

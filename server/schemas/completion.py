@@ -75,7 +75,7 @@ class CompletionRequest(GenerationRequest):
         return self
 
     @property
-    def contents(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
         """The prompts that are texts."""
         return [prompt for prompt in self.prompt if isinstance(prompt, str)]
 

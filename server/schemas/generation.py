@@ -133,7 +133,7 @@ class GenerationRequest(RequestModel):
 
     @property
     @abstractmethod
-    def contents(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
         """The texts that the prompt is made of."""
 
     @property

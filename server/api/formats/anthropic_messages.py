@@ -81,8 +81,10 @@ class MessagesReply(EventReply):
 
 
 def _input(arguments: str) -> dict[str, JsonValue]:
-    """Parse a call's arguments. Return an empty object if a limit cut them off, or if this server would reject them in a
-    later request."""
+    """Parse a call's arguments.
+
+    Return an empty object if a limit cut them off, or if this server would reject them in a later request.
+    """
     try:
         return parse_object(arguments.encode()) if arguments else {}
     except ApiError:
@@ -90,7 +92,7 @@ def _input(arguments: str) -> dict[str, JsonValue]:
 
 
 def _usage(usage: Usage) -> Event:
-    """Convert usage to Anthropic's fields: `input_tokens` counts computed prompt tokens, without those from the prefix cache."""
+    """Convert to Anthropic's fields: `input_tokens` are computed prompt tokens, without those of the prefix cache."""
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": usage["prompt_tokens"] - cached,

@@ -63,8 +63,10 @@ def chat_logprobs(positions: Sequence[Position], texts: TokenTexts) -> ChatLogpr
 
 
 def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
-    """Map the texts of the most likely tokens and of the token itself to logprobs. Of two tokens with the same text the
-    likelier one counts."""
+    """Map texts to logprobs, of the most likely tokens and of the token itself.
+
+    If two tokens have the same text, the likelier one counts.
+    """
     by_text: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
         by_text.setdefault(texts.token_text(token_id), _finite(logprob))

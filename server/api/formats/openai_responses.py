@@ -46,8 +46,10 @@ class ResponsesReply(EventReply):
         return [*events, self._event(f"response.{self.response['status']}", response=self.response)]
 
     def error(self, error: Mapping[str, str | None]) -> Event:
-        """Return the last event of a failed stream. Clients read the object `error`, OpenAI's documentation has its fields at
-        the top: the event has both."""
+        """Return the last event of a failed stream.
+
+        Clients read the object `error`; OpenAI's documentation has its fields at the top. The event has both.
+        """
         return self._event("error", **{**error, "error": error})
 
     def _finish(self, choice: Mapping[str, Any]) -> None:

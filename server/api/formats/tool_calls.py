@@ -75,7 +75,6 @@ class ToolCallFormatter:
 
 
 def _ended(delta: Delta, part: Delta, parser: ToolCallParser) -> Delta:
-    """Return `delta` with the finish reason of `part`: `tool_calls` if the calls are complete and no limit or stop
-    string ended the choice."""
+    """Return `delta` with the end of `part`: `tool_calls` if the calls are complete, else the part's own reason."""
     has_calls = parser.is_complete and part.finish_reason == "stop"
     return replace(delta, finish_reason="tool_calls" if has_calls else part.finish_reason, stop_reason=part.stop_reason)

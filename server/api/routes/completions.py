@@ -37,7 +37,7 @@ async def completions(http: HttpRequest) -> Response:
 
 
 async def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
-    heavy = sum(map(len, request.contents)) > INLINE_CHARS
+    heavy = sum(map(len, request.prompt_texts)) > INLINE_CHARS
     return await off_loop(lambda: [_prompt(request, prompt, tokenizer) for prompt in request.prompt], heavy=heavy)
 
 
