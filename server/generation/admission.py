@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from engine.config import share_of_places
 from engine.types import Request
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.errors import ApiError, overloaded, queue_full, unavailable
 from server.observability.memory_pressure import MemoryMonitor
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-import server.api.request_body
+from server.api import request_body
 from server.strict_json import JsonValue, parse_object
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around

@@ -192,7 +192,7 @@ async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
 
 
 async def test_a_generation_that_is_lost_without_being_closed_ends_its_work() -> None:
-    """F-44: the event loop closes what the garbage collector finds."""
+    """The event loop closes what the garbage collector finds."""
     engine = FakeEngine(saying(LONG), held=True)
     state = state_around(engine)
     await lost_generation(state, engine)
