@@ -9,8 +9,7 @@ from server.errors import ApiError, invalid_value
 from server.schemas import CompletionRequest, GenerationRequest
 from server.tokenizer.config_files import TokenizerError, read_json
 
-MIN_TEMPERATURE = 1e-4  # smaller ones mean greedy: logits / temperature would leave float32's range
-MIN_REPETITION_PENALTY = 1e-3  # smaller ones are raised to it, for the same reason
+MIN_REPETITION_PENALTY = 1e-3  # smaller ones are raised to it: they could move logits out of float32's range
 MAX_TOP_K = 2**31 - 1
 MAX_LISTED_IDS = 2**18  # token ids in a request's biases, allowed tokens, bad words and stop ids, times its choices
 
@@ -58,13 +57,12 @@ def sampling_params(
     """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
-    temperature = _or_default(request.temperature, defaults.temperature)
     repetition_penalty = _or_default(request.repetition_penalty, defaults.repetition_penalty)
     allowed = request.allowed_token_ids
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        temperature=_or_default(request.temperature, defaults.temperature),
         top_k=max(0, min(MAX_TOP_K, defaults.top_k if request.top_k is None else request.top_k)),
         top_p=_or_default(request.top_p, defaults.top_p),
         min_p=_or_default(request.min_p, defaults.min_p),
