@@ -102,19 +102,19 @@ def test_jinja_still_has_the_private_parts_that_the_limits_are_built_on() -> Non
         @staticmethod
         def concat(pieces: object) -> str:
             Traced.used.add("concat")
-            return Environment.concat(pieces)  # type: ignore[arg-type]
+            return Environment.concat(pieces)
 
-        def _parse(self, *args: object) -> object:  # type: ignore[override]
+        def _parse(self, *args: object) -> object:
             Traced.used.add("_parse")
-            return super()._parse(*args)  # type: ignore[arg-type]
+            return super()._parse(*args)
 
-        def call(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        def call(self, *args: object, **kwargs: object) -> object:
             Traced.used.add("call")
-            return super().call(*args, **kwargs)  # type: ignore[arg-type]
+            return super().call(*args, **kwargs)
 
-        def call_binop(self, *args: object) -> object:  # type: ignore[override]
+        def call_binop(self, *args: object) -> object:
             Traced.used.add("call_binop")
-            return super().call_binop(*args)  # type: ignore[arg-type]
+            return super().call_binop(*args)
 
     template = Traced().from_string("{% set x %}{{ '{}'.format(1 + n) }}{% endset %}{{ x }}")
     assert "".join(template.generate(n=1)) == "2"
