@@ -19,6 +19,7 @@ from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient, EngineStatus
 from server.engine_client.process import ENGINE_COMMAND
+from server.engine_config import engine_config
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -35,7 +36,8 @@ from server.observability.health import LagProbe
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryMonitor, memory_limit_bytes
 from server.observability.metrics import Metrics
-from server.settings import Settings, engine_config, hub_cache_dir
+from server.settings import Settings
+from server.settings_sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.engine_client import restart_policy
 from server.lifecycle.serve import StartError, serve
-from server.settings import load_settings
+from server.settings_sources import load_settings
 
 if __name__ == "__main__":
     mode, *flags = sys.argv[1:]

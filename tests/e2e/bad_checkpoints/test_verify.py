@@ -10,7 +10,8 @@ import pytest
 from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
 from server.cli.plan import write_manifest
-from server.settings import engine_config, load_settings
+from server.engine_config import engine_config
+from server.settings_sources import load_settings
 from server.tokenizer.config_files import TokenizerError
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,
