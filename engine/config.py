@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+KEPT_FREE = 8  # one place in so many stays free for tenants that have none
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One engine's settings. None means: derive it from the checkpoint or the machine."""
@@ -35,3 +37,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
     experts_per_token: int | None = None  # of requests that name no number; None: as the checkpoint's config says
     check_integrity: bool = False  # audit the block pool after every step (tests)
+
+
+def share_of_places(num_places: int) -> int:
+    """Return how many of all places one tenant may take: 224 of 256 places, 3 of 4, 1 of 1."""
+    return max(1, num_places - max(1, num_places // KEPT_FREE))

@@ -87,7 +87,7 @@ class GraphedMixtral(Mixtral):
             recorded = self._recorded[key] = self._record(key, batch, routing)
         _fill(recorded.batch, recorded.routing, batch, routing)
         recorded.replay()
-        routing.chosen.copy_(recorded.routing.chosen[:, : len(batch.token_ids)])
+        routing.expert_ids.copy_(recorded.routing.expert_ids[:, : len(batch.token_ids)])
         return recorded.logits[: len(batch.logit_rows)]
 
     def _record(self, key: Key, batch: ForwardBatch, routing: Routing) -> CapturedStep:
@@ -111,7 +111,7 @@ def _key(batch: ForwardBatch, routing: Routing) -> Key:
     """The bucket: 5 rows with 11 blocks are a step of 8 rows with 16."""
     rows = next(bucket for bucket in ROW_BUCKETS if bucket >= len(batch.token_ids))
     width = max(NARROWEST_TABLE, 1 << (batch.block_tables.shape[1] - 1).bit_length())
-    return rows, width, routing.chosen.shape[2]
+    return rows, width, routing.expert_ids.shape[2]
 
 
 def _standing(key: Key, num_layers: int, device: torch.device) -> tuple[ForwardBatch, Routing]:
@@ -122,7 +122,7 @@ def _standing(key: Key, num_layers: int, device: torch.device) -> tuple[ForwardB
         experts_per_token=torch.zeros(rows, dtype=ints, device=device),
         masks=None,
         mask_rows=None,
-        chosen=torch.full((num_layers, rows, most), -1, dtype=ints, device=device),
+        expert_ids=torch.full((num_layers, rows, most), -1, dtype=ints, device=device),
     )
     batch = ForwardBatch(
         token_ids=longs[0],

@@ -13,7 +13,8 @@ from torch import Tensor
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
-from model.ops.native.ops import DTYPES, NativeExperts, NativeMoe, NativeOps, inverse_frequencies
+from model.ops.native.ops import NativeOps, inverse_frequencies
+from model.ops.native.packed_weights import DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
 
 
@@ -41,7 +42,7 @@ class NativeMixtral(Mixtral):
         step.block_tables, step.logits = batch.block_tables.data_ptr(), logits.data_ptr()
         if self.config.num_experts:
             routing = batch.routing or uniform_routing(self.config, num_rows, batch.token_ids.device)
-            step.max_k, step.chosen = routing.chosen.shape[2], routing.chosen.data_ptr()
+            step.max_k, step.expert_ids = routing.expert_ids.shape[2], routing.expert_ids.data_ptr()
             step.experts_per_token = routing.experts_per_token.data_ptr()
             if routing.masks is not None and routing.mask_rows is not None:
                 allowed = routing.masks.transpose(0, 1).index_select(1, routing.mask_rows)  # [L, T, E]

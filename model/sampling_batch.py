@@ -1,7 +1,7 @@
-"""What a step's rows of logits are for: which are sampled and how, which score a token that is given; and the answers.
+"""Input and output of sampling: which rows of logits are sampled and how, and which score a token that is given.
 
-A request's tokens stay where the model is: the sampled one is written behind them, and the next step reads it there.
-Letters: N rows, V vocabulary, S requests' rows in the history.
+The token history of each request stays on the model's device: a sampled token is appended there, and the next step
+reads it from there. Letters: N rows, V vocabulary, S requests' rows in the history.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from enum import IntEnum
 
 from torch import Tensor
 
-MIN_TEMPERATURE = 1e-5  # anything lower is greedy: dividing by it would overflow
+MIN_TEMPERATURE = 1e-4  # lower is greedy: logits / temperature would leave float32's range for no visible change
 
 
 class FloatParam(IntEnum):
-    """Columns of SamplingRows.reals."""
+    """Columns of SamplingRows.float_params."""
 
     TEMPERATURE = 0
     TOP_P = 1
@@ -24,53 +24,58 @@ class FloatParam(IntEnum):
 
 
 class IntParam(IntEnum):
-    """Columns of SamplingRows.wholes."""
+    """Columns of SamplingRows.int_params."""
 
-    TOP_K = 0  # 0: all
-    NUM_LOGPROBS = 1  # -1: none; 0: the token's own; k: also of the k likeliest
+    TOP_K = 0  # 0: all tokens
+    NUM_LOGPROBS = 1  # -1: no log probabilities; 0: of the token itself; k: of the k most likely tokens as well
     SEED = 2
-    PROMPT_INDEX = 3  # with choice and position the counter of the random generator
+    PROMPT_INDEX = 3  # with choice and position, the counter of the random generator
     CHOICE_INDEX = 4
     NUM_PROMPT_TOKENS = 5
-    NUM_TOKENS = 6  # in the history so far: the place of the token to come
+    NUM_TOKENS = 6  # tokens in the history so far, and thus the index of the next one
     TARGET = 7  # the token to score; -1: sample one
     HISTORY_ROW = 8
-    MASK_ROW = 9  # -1: none
-    FIRST_BIAS = 10  # its part of bias_ids, which lies behind that of the row before
+    MASK_ROW = 9  # -1: no mask
+    FIRST_BIAS = 10  # start of the row's part of bias_ids, which follows the part of the row before
     END_BIAS = 11
 
 
 class Status(IntEnum):
-    """What became of a row."""
+    """Result of a row."""
 
     DONE = 0
-    NOT_FINITE = 1  # NaN or infinity among its logits, or nothing but -infinity
-    NO_TOKEN = 2  # its masks and biases leave none
+    NOT_FINITE = 1  # a logit is NaN or +Inf, or all are -Inf
+    NO_TOKEN = 2  # masks and biases exclude every token
 
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """One entry per row of logits, on the model's device. The flags say what no row asks for, so that it need not be
-    looked at."""
+    """Sampling parameters of each row of logits, on the model's device.
 
-    reals: Tensor  # [N, 6] float32
-    wholes: Tensor  # [N, 12] int64
-    history: Tensor  # [S, L] int32, WRITTEN: row NUM_TOKENS of each request that is sampled; L may be a part of a row
-    bias_ids: Tensor  # [B] int32; -infinity forbids a token
-    bias_values: Tensor  # [B] float32
+    `max_logprobs`, `is_greedy` and `has_penalties` let a backend skip work that no row needs.
+    """
+
+    float_params: Tensor  # [N, 6] float32, columns of FloatParam
+    int_params: Tensor  # [N, 12] int64, columns of IntParam
+    history: Tensor  # [S, L] int32, WRITTEN at NUM_TOKENS of each sampled row; may be a slice of wider rows
+    bias_ids: Tensor  # [B] int32
+    bias_values: Tensor  # [B] float32; -Inf forbids a token
     masks: Tensor | None  # [M, ceil(V / 32)] int32: bit i % 32 of word i / 32 allows token i
     max_logprobs: int  # the largest NUM_LOGPROBS
-    is_greedy: bool  # all rows are
-    has_penalties: bool
+    is_greedy: bool  # all rows are greedy
+    has_penalties: bool  # some row may have penalties
 
 
 @dataclass(frozen=True)
 class SampledRows:
-    """The answers. Log probabilities are log_softmax of the raw logits, and mean nothing where none were asked for or
-    the row is not done."""
+    """Tokens and log probabilities of each row.
 
-    token_ids: Tensor  # [N] int64: sampled or given; 0 where the row is not done
+    Log probabilities are log_softmax of the raw logits; they are undefined for rows that did not request them and for
+    rows whose status is not DONE.
+    """
+
+    token_ids: Tensor  # [N] int64: the sampled or scored token; 0 if the status is not DONE
     status: Tensor  # [N] uint8
     logprob: Tensor  # [N] float32
-    top_ids: Tensor  # [N, max(0, max_logprobs)] int32, descending, ties to the lower id
-    top_logprobs: Tensor  # likewise, float32
+    top_ids: Tensor  # [N, max(0, max_logprobs)] int32, by descending probability, ties to the lower id
+    top_logprobs: Tensor  # [N, max(0, max_logprobs)] float32

@@ -4,12 +4,25 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from starlette.types import Scope
+
 ErrorType = Literal[
     "invalid_request_error", "rate_limit_error", "server_error", "service_unavailable_error", "timeout_error"
 ]
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 MAX_RETRY_AFTER_S = 120  # openai-python ignores anything longer
+
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -188,3 +201,21 @@ def internal_error(*, deterministic: bool = True) -> ApiError:
 
 def _retry_after(retry_after_s: float) -> dict[str, str]:
     return {"retry-after": str(max(1, min(MAX_RETRY_AFTER_S, round(retry_after_s))))}
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether the request is to one of Anthropic's endpoints, behind a proxy's prefix or not."""
+    path: str = scope.get("path", "")
+    path = path.removeprefix(scope.get("root_path", ""))
+    return path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/")
+
+
+def error_body(error: ApiError, scope: Scope) -> Mapping[str, object]:
+    """The body of the reply that tells the error."""
+    return anthropic_error(error) if is_anthropic(scope) else error.body()
+
+
+def anthropic_error(error: ApiError) -> dict[str, object]:
+    """{"type": "error", "error": {"type", "message"}}; also the last event of a stream that fails."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}

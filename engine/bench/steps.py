@@ -13,7 +13,7 @@ from model.bench.kernels import distinct_experts
 from model.bench.roofline import RooflineProbe
 from model.config import ModelConfig
 from model.mixtral_native import NativeMixtral
-from model.packed_bytes import packed_bytes
+from model.ops.interface import packed_bytes
 
 WARM_UP_STEPS = 2
 DECODE_STEPS = 12

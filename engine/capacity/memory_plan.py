@@ -19,10 +19,11 @@ from engine.capacity.sizing import (
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tensor_names import checked_tensors, parameters_by_part
 from model.checkpoint.weight_sizes import weight_bytes
-from model.config import ModelConfig, load_config
+from model.config import ModelConfig
 from model.kv_format import KvDtype
 
 WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")

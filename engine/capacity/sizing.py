@@ -9,8 +9,7 @@ from math import ceil
 from engine.capacity.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_geometry import BlockGeometry
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 
@@ -100,7 +99,7 @@ def bytes_for_longest(config: EngineConfig, model: ModelConfig, budget: int) -> 
 
 def peak_blocks(config: EngineConfig, model: ModelConfig, budget: int, num_tokens: int) -> int:
     """Blocks that a request of so many tokens holds at most at once, a chunk of the whole budget included."""
-    return _tables(config, model, 1, budget).peak_blocks(num_tokens)
+    return _geometry(config, model, budget).peak_blocks(num_tokens)
 
 
 def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int | None) -> int:
@@ -108,8 +107,7 @@ def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int
 
     Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
     """
-    tables = BlockManager(BlockPool(num_blocks), block_size, window, max_chunk=1, prefix_caching=False)
-    return num_blocks // tables.decoding_blocks(length)
+    return num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
 
 
 def example_lengths(max_model_len: int) -> list[int]:
@@ -151,7 +149,7 @@ def context_limit(
 ) -> tuple[int, tuple[str, ...]]:
     """The longest sequence served, and warnings. A length set by flag must fit, else the error names the number that
     would; a derived one is lowered to what the pool holds."""
-    servable = _tables(config, model, num_blocks, budget).max_servable_tokens()
+    servable = _geometry(config, model, budget).max_servable_tokens(num_blocks)
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
         raise EngineConfigError(f"the KV cache of {num_blocks} blocks holds no request: raise --kv-cache-memory-bytes")
@@ -169,5 +167,5 @@ def context_limit(
     return wanted, ()
 
 
-def _tables(config: EngineConfig, model: ModelConfig, num_blocks: int, budget: int) -> BlockManager:
-    return BlockManager(BlockPool(num_blocks), config.block_size, model.window, budget, prefix_caching=False)
+def _geometry(config: EngineConfig, model: ModelConfig, budget: int) -> BlockGeometry:
+    return BlockGeometry(config.block_size, model.window, budget)

@@ -63,4 +63,6 @@ class DecodeBatch:
         routing = self._routing
         if routing is None:
             return None
-        return Routing(routing.experts_per_token, routing.masks, routing.mask_rows, torch.empty_like(routing.chosen))
+        return Routing(
+            routing.experts_per_token, routing.masks, routing.mask_rows, torch.empty_like(routing.expert_ids)
+        )

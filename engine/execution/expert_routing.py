@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.execution.device_transfer import to_device
-from engine.expert_options import ExpertChoices
 from engine.scheduling.step_plan import Chunk
+from engine.types import ExpertChoices
 from model.config import ModelConfig
 from model.forward_batch import Routing
 
@@ -31,7 +31,7 @@ def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.d
         experts_per_token=to_device(_repeated(k_of_chunk, lengths, np.int32), device),
         masks=None if masks is None else to_device(masks, device),
         mask_rows=None if mask_rows is None else to_device(mask_rows, device),
-        chosen=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
+        expert_ids=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
     )
 
 
@@ -49,8 +49,8 @@ def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[i
     for chunk in chunks:
         request = chunk.sequence.request
         if chunk.sequence.experts:
-            chosen = routing.chosen[:, first : first + chunk.length, : request.experts_per_token]
-            found[request.request_id] = chosen.tolist()
+            expert_ids = routing.expert_ids[:, first : first + chunk.length, : request.experts_per_token]
+            found[request.request_id] = expert_ids.tolist()
         first += chunk.length
     return found
 

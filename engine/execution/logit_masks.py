@@ -31,17 +31,17 @@ class LogitMasks:
         self._masks: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
         self.failed: dict[int, RowFailed] = {}  # request ids whose grammar cannot go on
 
-    def add(self, sequence: Sequence, num_generated: int, wholes: Int64s) -> None:
-        """`wholes` is the row's, written."""
+    def add(self, sequence: Sequence, num_generated: int, int_params: Int64s) -> None:
+        """`int_params` is the row's, written."""
         first = len(self._ids)
         for token_id, value in self._biases(sequence, num_generated):
             if 0 <= token_id < self._vocab_size:
                 self._ids.append(token_id)
                 self._values.append(value)
-        wholes[IntParam.FIRST_BIAS], wholes[IntParam.END_BIAS] = first, len(self._ids)
+        int_params[IntParam.FIRST_BIAS], int_params[IntParam.END_BIAS] = first, len(self._ids)
         mask = self._mask(sequence)
         if mask is not None:
-            wholes[IntParam.MASK_ROW] = len(self._masks)
+            int_params[IntParam.MASK_ROW] = len(self._masks)
             self._masks.append(mask)
 
     def _biases(self, sequence: Sequence, num_generated: int) -> Iterable[tuple[int, float]]:

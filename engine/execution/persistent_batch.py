@@ -42,8 +42,8 @@ class PersistentBatch:
         self.block_tables = np.zeros(
             (num_rows, -(-max_tokens // block_size)), dtype=np.int32
         )  # [R, M], 0 behind the end
-        self.reals = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
-        self.wholes = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
+        self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
+        self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # what may be sampled changes from step to step
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
         self._written: list[BlocksState] = [(0, 0, 0)] * num_rows  # what block_tables has of each row
@@ -77,8 +77,8 @@ class PersistentBatch:
         row = self._free[-1]
         ids = np.array(sequence.token_ids, dtype=np.int32)
         self.tokens[row, : len(ids)] = to_device(ids, self.device)
-        self.reals[row] = _float_params(sequence)
-        self.wholes[row] = _int_params(sequence, row)
+        self.float_params[row] = _float_params(sequence)
+        self.int_params[row] = _int_params(sequence, row)
         self.is_constrained[row] = is_constrained(sequence)
         self.scores_prompt[row] = sequence.request.params.prompt_logprobs
         self._written[row] = 0, 0, sequence.num_preemptions
@@ -134,7 +134,7 @@ def _float_params(sequence: Sequence) -> list[float]:
 def _int_params(sequence: Sequence, row: int) -> list[int]:
     """Columns that change from step to step are filled in by the sampler."""
     params = sequence.request.params
-    wholes = dict.fromkeys(IntParam, 0) | {
+    int_params = dict.fromkeys(IntParam, 0) | {
         IntParam.TOP_K: params.top_k,
         IntParam.NUM_LOGPROBS: -1 if params.num_logprobs is None else params.num_logprobs,
         IntParam.SEED: (params.seed + 2**63) % 2**64 - 2**63,
@@ -145,7 +145,7 @@ def _int_params(sequence: Sequence, row: int) -> list[int]:
         IntParam.HISTORY_ROW: row,
         IntParam.MASK_ROW: -1,
     }
-    return list(wholes.values())
+    return list(int_params.values())
 
 
 def is_constrained(sequence: Sequence) -> bool:

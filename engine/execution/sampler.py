@@ -40,7 +40,7 @@ class _Standing:
     step of other rows."""
 
     of: Int64s  # LogitRows.rows
-    wholes: Int64s
+    int_params: Int64s
     sent: SamplingRows
     num_logprobs: list[int]
 
@@ -67,52 +67,52 @@ class Sampler:
         standing = self._standing
         if standing is None or standing.of is not wanted.rows:
             return self._fill_anew(wanted)
-        standing.wholes[:, IntParam.NUM_TOKENS] = wanted.positions + 1
+        standing.int_params[:, IntParam.NUM_TOKENS] = wanted.positions + 1
         return self._sent(standing, wanted), standing.num_logprobs, {}
 
     def _fill_anew(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         rows, device = self._rows, self._rows.device
-        reals, wholes = rows.reals[wanted.rows], rows.wholes[wanted.rows]
-        wholes[:, IntParam.NUM_TOKENS] = wanted.positions + 1
-        self._fill_scores(wanted, wholes)
+        float_params, int_params = rows.float_params[wanted.rows], rows.int_params[wanted.rows]
+        int_params[:, IntParam.NUM_TOKENS] = wanted.positions + 1
+        self._fill_scores(wanted, int_params)
         constraints = LogitMasks(rows.vocab_size, self._eos_token_ids)
         constrained = rows.is_constrained[wanted.rows[: wanted.num_sampled]].nonzero()[0].tolist()
         for index in constrained:
             sequence = wanted.sequences[index]
             num_generated = int(wanted.positions[index]) + 1 - sequence.num_prompt_tokens
-            constraints.add(sequence, num_generated, wholes[index])
+            constraints.add(sequence, num_generated, int_params[index])
         bias_ids, bias_values = constraints.biases(device)
-        penalties = reals[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
+        penalties = float_params[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
-            reals=to_device(reals, device),
-            wholes=to_device(wholes, device),
+            float_params=to_device(float_params, device),
+            int_params=to_device(int_params, device),
             history=rows.tokens,
             bias_ids=bias_ids,
             bias_values=bias_values,
             masks=constraints.masks(device),
-            max_logprobs=int(wholes[:, IntParam.NUM_LOGPROBS].max()),
-            is_greedy=bool((reals[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all()),
+            max_logprobs=int(int_params[:, IntParam.NUM_LOGPROBS].max()),
+            is_greedy=bool((float_params[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all()),
             has_penalties=bool(penalties.any()),
         )
-        filled = _Standing(wanted.rows, wholes, sampling_rows, wholes[:, IntParam.NUM_LOGPROBS].tolist())
-        self._standing = filled if wanted.num_sampled == len(wholes) and not constrained else None
+        filled = _Standing(wanted.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
+        self._standing = filled if wanted.num_sampled == len(int_params) and not constrained else None
         return self._sent(filled, wanted), filled.num_logprobs, constraints.failed
 
     def _sent(self, standing: "_Standing", wanted: LogitRows) -> SamplingRows:
         """With the numbers as they stand now; only penalties look at the history, at no more than there is of it."""
         rows, device = standing.sent, self._rows.device
         if device.type != "cpu":
-            rows = replace(rows, wholes=to_device(standing.wholes, device))
+            rows = replace(rows, int_params=to_device(standing.int_params, device))
         if rows.has_penalties:
             rows = replace(rows, history=self._rows.tokens[:, : int(wanted.positions.max()) + 2])
         return rows
 
     @staticmethod
-    def _fill_scores(wanted: LogitRows, wholes: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
-        for index in range(wanted.num_sampled, len(wholes)):
+    def _fill_scores(wanted: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
+        for index in range(wanted.num_sampled, len(int_params)):
             token_ids = wanted.sequences[index].token_ids
-            wholes[index, IntParam.TARGET] = token_ids[int(wanted.positions[index]) + 1]
-            wholes[index, IntParam.NUM_LOGPROBS] = max(0, wholes[index, IntParam.NUM_LOGPROBS])
+            int_params[index, IntParam.TARGET] = token_ids[int(wanted.positions[index]) + 1]
+            int_params[index, IntParam.NUM_LOGPROBS] = max(0, int_params[index, IntParam.NUM_LOGPROBS])
 
     def finish(self, sampling: PendingSamples) -> tuple[Outcomes, PromptLogprobs]:
         """Waits for the device. A row without a token fails its own request alone."""

@@ -1,14 +1,12 @@
 """Which backend computes on this device: the user's choice, or the fastest one that is to be had."""
 
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from engine.capacity.host_resources import CGROUP_V2
+from engine.capacity.host_resources import num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
@@ -64,7 +62,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     threads = config.threads or num_cores()
     ops = NativeOps(NativeLibrary(), threads, None if config.isa == "auto" else config.isa, _quantization(config))
     if heartbeat is not None:
-        ops.beat_in(heartbeat.counter)
+        ops.set_heartbeat(heartbeat.counter)
     torch.set_num_threads(1)
     return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
 
@@ -107,16 +105,3 @@ def _quantization(config: EngineConfig) -> Quantization:
 
 def _named(quantization: str) -> str:
     return "" if quantization == "none" else f"-{quantization}"
-
-
-def num_cores(cgroup: Path = CGROUP_V2) -> int:
-    """Cores that this process may run on, as its affinity and its cgroup's quota have it; at least 1."""
-    return max(1, min(len(os.sched_getaffinity(0)), _cgroup_cores(cgroup / "cpu.max")))
-
-
-def _cgroup_cores(quota_file: Path) -> int:
-    """The whole cores in "150000 100000" (microseconds in every so many); beyond any machine for "max ..."."""
-    if not quota_file.is_file():
-        return 2**31
-    quota, period = quota_file.read_text().split()
-    return 2**31 if quota == "max" else int(quota) // int(period)

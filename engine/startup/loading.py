@@ -20,21 +20,23 @@ from engine.capacity.sizing import (
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.execution.expert_stats import ExpertStats
+from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explained, memory_of
 from engine.types import Request, SamplingParams
+from model.checkpoint.config_file import load_config
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.tensor_names import checked_tensors
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
-from model.config import ModelConfig, load_config
+from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -42,8 +44,8 @@ from model.loader import load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
+from model.ops.interface import packed_bytes
 from model.ops.native.ops import NativeOps
-from model.packed_bytes import packed_bytes
 from model.profile_step import run_profile_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -143,14 +145,14 @@ def _assemble(
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
     with explained(config, "the KV cache is made", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    expert_counts = ExpertStats(model_config, device) if model_config.num_experts else None
+    experts = ExpertReporter(ExpertStats(model_config, device) if model_config.num_experts else None)
     requests = PersistentBatch(
         config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
     )
     sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
     if backend.name == "triton":
         model = GraphedMixtral(model, kv_pool, CudaRecorder())
-    runner = ModelRunner(model, kv_pool, requests, sampler, expert_counts)
+    runner = ModelRunner(model, kv_pool, requests, sampler, experts)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
@@ -175,11 +177,9 @@ def _assemble(
 def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
     """A scheduler over an empty pool."""
     budget = limits.max_num_batched_tokens
-    tables = BlockManager(
-        BlockPool(limits.num_blocks), config.block_size, model.window, budget, config.enable_prefix_caching
-    )
+    geometry = BlockGeometry(config.block_size, model.window, budget)
     return Scheduler(
-        tables,
+        BlockManager(BlockPool(limits.num_blocks), geometry, prefix_caching=config.enable_prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=limits.max_model_len,

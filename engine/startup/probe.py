@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from engine.startup.backend import num_cores
+from engine.capacity.host_resources import num_cores
 from model.ops.native.library import NativeLibrary, NativeUnavailableError
 
 

@@ -1,6 +1,7 @@
 """Every kernel at several row counts: how long it takes, and how near that is to the machine's limits.
 
-Weights and caches are held so often that what one call reads is in no cache. Shape letters: see model/ops/interface.py.
+There are so many copies of weights and caches that what one call reads is in no CPU or GPU cache. Shape letters as in
+model/ops/interface.py.
 """
 
 import math
@@ -17,8 +18,7 @@ from model.forward_batch import ForwardBatch
 from model.kv_format import NUMBER_BYTES, KvDtype, row_bytes
 from model.kv_pool import KvPool
 from model.mixtral import uniform_routing
-from model.ops.interface import FfnWeights, Ops, RoutingRequest
-from model.packed_bytes import packed_bytes
+from model.ops.interface import FfnWeights, Ops, RoutingRequest, packed_bytes
 
 COLD_BYTES = 192 << 20  # more than caches hold
 BLOCK_SIZE = 16
@@ -133,8 +133,8 @@ def _moe(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
     for count in rows:
         x = torch.randn(count, config.dim, dtype=setting.dtype, device=setting.device)
         routing = uniform_routing(config, count, setting.device)
-        choice = RoutingRequest(routing.experts_per_token, None, routing.chosen[0])
-        calls = [lambda weight=weight, x=x, choice=choice: setting.ops.moe(x, weight, choice) for weight in weights]
+        request = RoutingRequest(routing.experts_per_token, None, routing.expert_ids[0])
+        calls = [lambda weight=weight, x=x, request=request: setting.ops.moe(x, weight, request) for weight in weights]
         share = distinct_experts(config.num_experts, config.experts_per_token, count) / config.num_experts
         moved = size * share + 2 * count * config.dim * setting.number_bytes
         operations = 6.0 * count * config.experts_per_token * config.dim * config.hidden_dim
@@ -169,9 +169,13 @@ def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
     config = setting.config
     for count in rows:
         pool = _pool(setting, count, 1, num_layers=1)
-        plan = setting.ops.prepare_batch(config, _decode_batch(setting, count, 1), BLOCK_SIZE)
+        metadata = setting.ops.prepare_batch(config, _decode_batch(setting, count, 1), BLOCK_SIZE)
         qkv = _random(setting, count, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
-        call = [lambda qkv=qkv, pool=pool, plan=plan: setting.ops.rope_and_store_kv(qkv, pool.k[0], pool.v[0], plan)]
+        call = [
+            lambda qkv=qkv, pool=pool, metadata=metadata: setting.ops.rope_and_store_kv(
+                qkv, pool.k[0], pool.v[0], metadata
+            )
+        ]
         turned = (config.num_heads + config.num_kv_heads) * config.head_dim
         moved = count * setting.number_bytes * (2 * config.num_heads + 4 * config.num_kv_heads) * config.head_dim
         yield Case("rope", count, call, moved, 3.0 * count * turned, "float32")
@@ -186,10 +190,10 @@ def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -
             visible = min(context, config.window or context)
             size = 2 * count * visible * config.num_kv_heads * row
             pool = _pool(setting, count, context, num_layers=_copies(size))
-            plan = setting.ops.prepare_batch(config, _decode_batch(setting, count, context), BLOCK_SIZE)
+            metadata = setting.ops.prepare_batch(config, _decode_batch(setting, count, context), BLOCK_SIZE)
             q = _random(setting, count, config.num_heads, config.head_dim)
             calls = [
-                lambda k=k, v=v, q=q, plan=plan: setting.ops.attention(q, k, v, plan)
+                lambda k=k, v=v, q=q, metadata=metadata: setting.ops.attention(q, k, v, metadata)
                 for k, v in zip(pool.k, pool.v, strict=True)
             ]
             operations = 4.0 * count * visible * config.num_heads * config.head_dim

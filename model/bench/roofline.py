@@ -105,7 +105,7 @@ def _copy_bandwidth(device: torch.device) -> float:
 
 
 def _matmul_peaks(device: torch.device) -> dict[str, float]:
-    """Of large square matrices. Quantised weights are widened before they are multiplied there, so int8 has none."""
+    """Of large square matrices. Quantized weights are widened before they are multiplied there, so int8 has none."""
     size = MATMUL_SIZE[device.type]
     peaks = {}
     for name in ("float32", "bfloat16"):

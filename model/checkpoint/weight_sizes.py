@@ -13,7 +13,7 @@ GROUP = 32  # of int4
 def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantization: str) -> dict[str, int]:
     """Bytes of each of PARTS. `element_bytes`: of the dtype served; `quantization`: none, int8, int4 or fp8.
 
-    A tied head has none of its own, unless weights are quantised: the embedding it shares is not.
+    A tied head has none of its own, unless weights are quantized: the embedding it shares is not.
     """
     sizes = dict.fromkeys(PARTS, 0)
     for name, tensor in stored.items():

@@ -11,7 +11,7 @@ HUGE_PAGE_BYTES = 2 << 20
 
 
 def empty(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised vector, aligned to 64 bytes, and to huge pages where it fills one."""
+    """An uninitialized vector, aligned to 64 bytes, and to huge pages where it fills one."""
     is_small = num_elements * dtype.itemsize < HUGE_PAGE_BYTES
     return torch.empty(num_elements, dtype=dtype) if is_small else _mapped(num_elements, dtype)
 

@@ -1,7 +1,7 @@
 """What int8 and int4 weights mean: the definition, in plain torch, of what model/native/gemm/quant_formats.h describes.
 
 int8: one float32 scale per output, q in -127 .. 127. int4: a bfloat16 scale per output and group of 32 inputs, q in
--8 .. 7. A quantised matrix is multiplied with rows quantised to int8, each by its own largest magnitude.
+-8 .. 7. A quantized matrix is multiplied with rows quantized to int8, each by its own largest magnitude.
 Shape letters as in model/ops/interface.py; C groups of a row.
 """
 
@@ -55,7 +55,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiply(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-    """x [T, D] as quantised rows times the matrix: [T, O] float32, rounded once, at the end."""
+    """x [T, D] as quantized rows times the matrix: [T, O] float32, rounded once, at the end."""
     q, scale = quantize_rows(x)
     return (q.double() @ matrix.weight().T * scale).float()
 

@@ -18,8 +18,7 @@ from server.api.routes import (
     responses,
     tokenize,
 )
-from server.error_shapes import error_body
-from server.errors import ApiError, internal_error, method_not_allowed, unknown_url
+from server.errors import ApiError, error_body, internal_error, method_not_allowed, unknown_url
 from server.generation.state import ServerState
 from server.http.disconnect import ClientDisconnected
 

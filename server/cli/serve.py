@@ -20,10 +20,8 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
         settings = load_settings(flags, config)
     except SettingsError as error:
         return report_error(error)
-    from server.lifecycle.serve import (
-        StartError,
-        serve,
-    )  # only now: a wrong flag is reported before this takes its time
+    from server.lifecycle.serve import serve  # only now: a wrong flag is reported without loading this
+    from server.lifecycle.text_frontend import StartError
 
     try:
         return serve(settings, started_s)

@@ -14,9 +14,10 @@ class ClientDisconnected(Exception):
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`; if the client disconnects first, cancel it and raise ClientDisconnected.
+    """Return the result of `work`, or cancel it if the client disconnects first.
 
-    Call it after the request's body was read to its end: from then on `receive` has nothing but the disconnect to tell.
+    Call it after the whole request body was read: from then on `receive` yields only the disconnect. Raises
+    ClientDisconnected, after the cancelled `work` has cleaned up.
     """
     gone = asyncio.create_task(_disconnected(receive))
     job = asyncio.create_task(work)

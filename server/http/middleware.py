@@ -13,9 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.routes import playground
-from server.error_shapes import error_body, is_anthropic
-from server.errors import ApiError, invalid_api_key, malformed_request, request_timeout, request_too_large
+from server.api import playground_files
+from server.errors import (
+    ApiError,
+    error_body,
+    invalid_api_key,
+    is_anthropic,
+    malformed_request,
+    request_timeout,
+    request_too_large,
+)
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0
@@ -40,7 +47,7 @@ def with_middleware(
     makes a guard of its own before the others."""
     app = BodyLimit(app, max_body_bytes)
     if api_keys:
-        open_paths = OPEN_PATHS | playground.open_paths() | (set() if metrics_auth else {"/metrics"})
+        open_paths = OPEN_PATHS | playground_files.open_paths() | (set() if metrics_auth else {"/metrics"})
         app = ApiKeys(app, api_keys, open_paths, root_path)
     if allowed_origins:
         app = CORSMiddleware(

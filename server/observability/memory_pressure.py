@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
+
+from engine.capacity.host_resources import process_tree_bytes
 
 INTERVAL_S = 1.0
 HIGH, CRITICAL = 0.90, 0.95  # of the limit
 ROOM_HIGH, ROOM_CRITICAL = 0.5, 0.75  # of what loading left, where that is later: big weights alone are no pressure
-PROC = Path("/proc")
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 Level = Literal["normal", "high", "critical"]
 
@@ -25,7 +24,7 @@ class MemoryMonitor:
         """`usage` gives the bytes that the processes hold now."""
         self.level: Level = "normal"
         self._limit_bytes = limit_bytes
-        self._usage = usage or tree_bytes
+        self._usage = usage or process_tree_bytes
         self._settled_bytes = 0
 
     def settle(self, static_bytes: int) -> None:
@@ -55,43 +54,3 @@ class MemoryMonitor:
         """With a limit of 100 GB: 95 GB, or of the 10 GB that weights and cache of 90 GB leave 7.5 GB more, 97.5 GB."""
         room = max(0, self._limit_bytes - self._settled_bytes)
         return max(of_limit * self._limit_bytes, self._settled_bytes + of_room * room)
-
-
-def memory_limit_bytes(proc: Path = PROC, cgroup_limits: tuple[Path, ...] = CGROUP_LIMITS) -> int | None:
-    """What all processes here may hold: the cgroup's limit or the machine's memory. None where nothing tells."""
-    limits = [int(text) for path in cgroup_limits if path.is_file() and (text := path.read_text().strip()).isdecimal()]
-    meminfo = proc / "meminfo"
-    if meminfo.is_file():
-        limits += [value * 1024 for name, value in _fields(meminfo) if name == "MemTotal"]
-    return min(limits, default=None)
-
-
-def tree_bytes(proc: Path = PROC) -> int:
-    """What this process and its children hold for themselves: pages of files do not count, they give way."""
-    return sum(_own_bytes(proc / pid / "status") for pid in _tree(proc, "self"))
-
-
-def _tree(proc: Path, pid: str) -> Iterator[str]:
-    yield pid
-    for children in proc.glob(f"{pid}/task/*/children"):
-        try:
-            found = children.read_text().split()
-        except OSError:  # it has just ended
-            continue
-        for child in found:
-            yield from _tree(proc, child)
-
-
-def _own_bytes(status: Path) -> int:
-    try:
-        return sum(value * 1024 for name, value in _fields(status) if name in ("RssAnon", "RssShmem"))
-    except OSError:
-        return 0
-
-
-def _fields(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines "RssAnon:     1234 kB" of a file under /proc."""
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if value.endswith(" kB"):
-            yield name, int(value.removesuffix(" kB"))

@@ -21,7 +21,6 @@ from model.bench.shapes import PRESETS
 from model.ops.native.library import ISAS, NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
-from model.packed_bytes import packed_bytes
 from tests.support.paths import ROOT
 
 TINY = PRESETS["tiny"]
@@ -109,13 +108,6 @@ def test_what_a_step_reads_and_computes_is_what_its_matrices_say() -> None:
     seen = 4 * 64 * 5  # scores and sums, all heads' numbers, positions
     products = 2 * 3 * per_row + (3 + 2) * experts + 2 * head[0] * head[1]
     assert costs.num_operations(3, 5, 2) == 2 * products + 2 * seen
-
-
-def test_packed_bytes_counts_each_tensor_of_nested_weights() -> None:
-    ops = ReferenceOps()
-    weight = torch.zeros(6, 4, dtype=torch.bfloat16)
-    assert packed_bytes(ops.pack_linear(weight)) == 48
-    assert packed_bytes([weight, (weight, 3)]) == 96
 
 
 @pytest.mark.usefixtures("fast")

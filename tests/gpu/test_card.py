@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from model.config import load_config
+from model.checkpoint.config_file import load_config
 from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool

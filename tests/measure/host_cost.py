@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.execution.model_runner import InFlight, ModelRunner
+from engine.execution.model_runner import InFlightStep, ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
-from engine.messages import Step, encode_frame
+from engine.messages import StepDone, encode_frame
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -75,25 +76,25 @@ class Timed:
 
 def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
     plan: StepPlan = timed("plan", lambda: scheduler.plan(0.0))
-    flight: InFlight = timed("launch", lambda: runner.launch(plan))
+    flight: InFlightStep = timed("launch", lambda: runner.launch(plan))
     result: StepResult = timed("finish", lambda: runner.finish(flight))
     outputs: list[RequestOutput] = timed("apply", lambda: scheduler.apply(plan, result, 0.0))
-    timed("encode", lambda: encode_frame(Step(StepOutput(outputs, StepStats()))))
+    timed("encode", lambda: encode_frame(StepDone(StepOutput(outputs, StepStats()))))
 
 
 def measure(num_requests: int) -> dict[str, float]:
     """Median microseconds per part and step."""
     pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
-    tables = BlockManager(pool, BLOCK_SIZE, None, 2048, prefix_caching=True)
+    block_manager = BlockManager(pool, BlockGeometry(BLOCK_SIZE, None, 2048), prefix_caching=True)
     scheduler = Scheduler(
-        tables, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
+        block_manager, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
     for index in range(num_requests):
         params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index)
         scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params))
     rows = PersistentBatch(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
     runner = ModelRunner(NoNetwork(), None, rows, Sampler(NoSampling(), rows, (2,)))  # type: ignore[arg-type]
-    while len(scheduler.running) < num_requests:
+    while len(scheduler.requests.running) < num_requests:
         one_step(scheduler, runner, Timed())
     gc.collect()
     gc.freeze()

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -33,12 +34,11 @@ class Bench:
     plans: list[StepPlan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tables = BlockManager(
-            BlockPool(self.num_blocks), self.block_size, self.window, self.budget, self.prefix_caching
-        )
-        servable = self.tables.max_servable_tokens() or self.max_model_len
+        geometry = BlockGeometry(self.block_size, self.window, self.budget)
+        self.block_manager = BlockManager(BlockPool(self.num_blocks), geometry, prefix_caching=self.prefix_caching)
+        servable = geometry.max_servable_tokens(self.num_blocks) or self.max_model_len
         self.scheduler = Scheduler(
-            self.tables,
+            self.block_manager,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.budget,
             max_model_len=min(self.max_model_len, servable),
@@ -104,8 +104,8 @@ class Bench:
 
     def assert_idle(self) -> None:
         self.scheduler.check_integrity()
-        assert self.tables.pool.num_held == 0
-        assert not self.scheduler.unfinished
+        assert self.block_manager.pool.num_held == 0
+        assert not self.scheduler.requests.unfinished
 
     def expected(self, request_id: int) -> list[int]:
         request = self.requests[request_id]

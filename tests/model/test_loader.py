@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import model.loader
+from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import StoredTensor, read_headers
 from model.checkpoint.manifest import verify_manifest
-from model.config import load_config
 from model.loader import load_model, read_tensor
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
@@ -68,7 +68,7 @@ def _assert_refused(path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -
     def read_nothing(*arguments: object) -> Tensor:
         raise AssertionError("a weight was read before all were checked")
 
-    monkeypatch.setattr(model.weights, "read_tensor", read_nothing)
+    monkeypatch.setattr(model.loader, "read_tensor", read_nothing)
     with pytest.raises(CheckpointError) as caught:
         _load(path)
     message = str(caught.value)
@@ -256,7 +256,7 @@ def test_an_expert_is_dropped_before_the_next_is_read(tmp_path: Path, monkeypatc
             most_alive = max(most_alive, len(alive))
         return weight
 
-    monkeypatch.setattr(model.weights, "read_tensor", watched)
+    monkeypatch.setattr(model.loader, "read_tensor", watched)
     _load(save_in_layout(random_model(Shape(num_experts=4)), tmp_path))
     assert most_alive == 2  # w1 and w3 of one expert
 

@@ -67,8 +67,10 @@ def _decode(num_sequences: int, length: int) -> ForwardBatch:
 
 def _routed(batch: ForwardBatch, k: list[int]) -> ForwardBatch:
     routing = uniform_routing(CONFIG, len(k), CPU)
-    chosen = torch.full((2, len(k), max(k)), -7, dtype=torch.int32)
-    return replace(batch, routing=replace(routing, experts_per_token=torch.tensor(k, dtype=torch.int32), chosen=chosen))
+    expert_ids = torch.full((2, len(k), max(k)), -7, dtype=torch.int32)
+    return replace(
+        batch, routing=replace(routing, experts_per_token=torch.tensor(k, dtype=torch.int32), expert_ids=expert_ids)
+    )
 
 
 def test_recorded_steps_are_the_steps_as_they_are(model: Mixtral) -> None:
@@ -82,7 +84,7 @@ def test_recorded_steps_are_the_steps_as_they_are(model: Mixtral) -> None:
         logits, expected = graphed.forward(mine, ours), model.forward(theirs, plain)
         assert torch.allclose(logits, expected, atol=1e-5)
         assert mine.routing is not None and theirs.routing is not None
-        assert torch.equal(mine.routing.chosen, theirs.routing.chosen)
+        assert torch.equal(mine.routing.expert_ids, theirs.routing.expert_ids)
         assert torch.allclose(ours.k[:, 1:], plain.k[:, 1:], atol=1e-5)  # the null block is where padding goes
         assert torch.allclose(ours.v[:, 1:], plain.v[:, 1:], atol=1e-5)
     assert recorder.num_replayed == 7

@@ -67,7 +67,7 @@ def _compare(parts: Mixtral, whole: NativeMixtral, kv_dtype: KvDtype) -> None:
             ours, theirs = (_with_routing(batch, parts.config, random.Random(len(batch.positions))) for _ in range(2))
             assert torch.equal(whole.forward(ours, pools[0]), parts.forward(theirs, pools[1]))
             if ours.routing is not None and theirs.routing is not None:
-                assert torch.equal(ours.routing.chosen, theirs.routing.chosen)
+                assert torch.equal(ours.routing.expert_ids, theirs.routing.expert_ids)
             assert torch.equal(pools[0].k, pools[1].k)
             assert torch.equal(pools[0].v, pools[1].v)
             for run, length in zip(runs, lengths, strict=True):
@@ -91,6 +91,6 @@ def _with_routing(batch: ForwardBatch, config: ModelConfig, rng: random.Random) 
     masks[1, :, rng.randrange(config.num_experts)] = False
     has_masks = rng.random() < 0.7
     mask_rows = torch.tensor([rng.randint(0, 1) for _ in range(num_rows)])
-    chosen = torch.full((config.num_layers, num_rows, 3), -2, dtype=torch.int32)
-    routing = Routing(k, masks if has_masks else None, mask_rows if has_masks else None, chosen)
+    expert_ids = torch.full((config.num_layers, num_rows, 3), -2, dtype=torch.int32)
+    routing = Routing(k, masks if has_masks else None, mask_rows if has_masks else None, expert_ids)
     return replace(batch, routing=routing)

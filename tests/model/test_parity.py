@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import load_config
+from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
 from model.loader import load_model
 from model.mixtral import Mixtral

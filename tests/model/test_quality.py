@@ -1,4 +1,4 @@
-"""What quantised weights cost the bundled model in quality, on a little text: the whole is measured by hand."""
+"""What quantized weights cost the bundled model in quality, on a little text: the whole is measured by hand."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_scores_are_of_what_was_predicted() -> None:
 
 
 @pytest.mark.parametrize(("kind", "perplexity", "same"), [("int8", 1.02, 0.9), ("int4", 1.1, 0.75)])
-def test_quantised_weights_predict_nearly_as_float32_does(kind: Quantization, perplexity: float, same: float) -> None:
+def test_quantized_weights_predict_nearly_as_float32_does(kind: Quantization, perplexity: float, same: float) -> None:
     torch.set_num_threads(1)
     scores = measure(DEMO, [TEXT], [("bfloat16", kind)])
     exact, ours = scores[EXACT], scores["bfloat16", kind]

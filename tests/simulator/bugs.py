@@ -35,9 +35,9 @@ FOUND_LATE = {  # the bugs that take more than 100 seeds, and the first that fin
 }
 
 PUBLISHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
-        if self.tables.prefix_caching and not sequence.num_pending_tokens:
+        if self.block_manager.prefix_caching and not sequence.num_pending_tokens:
             sequence.num_computed += length
-            self.tables._publish_full_blocks(sequence)
+            self.block_manager._cache_full_blocks(sequence)
             sequence.num_computed -= length"""
 
 MUTATIONS = [
@@ -45,43 +45,43 @@ MUTATIONS = [
     _bug(
         "a block is not freed on cancel",
         "scheduling.scheduler:Scheduler.abort",
-        "self._end(sequence)",
-        "sequence.block_table = []; self._end(sequence)",
+        "self.requests.end(sequence)",
+        "sequence.block_table = []; self.requests.end(sequence)",
     ),
     _bug(
         "a block is freed twice",
         "scheduling.scheduler:Scheduler.abort",
-        "self._end(sequence)",
-        "table = list(sequence.block_table); self._end(sequence); self.tables.pool.decref(table)",
+        "self.requests.end(sequence)",
+        "table = list(sequence.block_table); self.requests.end(sequence); self.block_manager.pool.decref(table)",
     ),
     _bug(
         "blocks are freed while a step computes them",
-        "scheduling.scheduler:Scheduler._free_if_idle",
+        "scheduling.active_requests:ActiveRequests.free_if_idle",
         "if not sequence.num_chunks_in_flight:",
         "if sequence.request_id in self._ending:",
     ),
     _bug(
         "a block of the window is freed one early",
-        "scheduling.block_manager:BlockManager._slide",
-        "self._first_visible_block(sequence.num_computed), sequence",
-        "self._first_visible_block(sequence.num_computed + self.block_size), sequence",
+        "scheduling.block_manager:BlockManager._evict_left_blocks",
+        "self.geometry.first_visible_block(sequence.num_computed), sequence",
+        "self.geometry.first_visible_block(sequence.num_computed + self._block_size), sequence",
     ),
     _bug(
         "the window is off by one",
-        "scheduling.block_manager:BlockManager._first_visible_block",
+        "scheduling.block_geometry:BlockGeometry.first_visible_block",
         "position - self.window + 1",
         "position - self.window + 2",
     ),
     _bug(
         "what slid out is never freed",
         "scheduling.block_manager:BlockManager.commit",
-        "if self.window is not None:",
+        "if self.geometry.window is not None:",
         "if False:",
     ),
     _bug(
         "a preempted request's blocks are not freed",
-        "scheduling.scheduler:Scheduler._preempt",
-        "self.tables.free(victim)",
+        "scheduling.active_requests:ActiveRequests.preempt",
+        "self._block_manager.free(victim)",
         "victim.block_table = []",
     ),
     _bug(
@@ -106,7 +106,7 @@ MUTATIONS = [
     _bug(
         "a reused block is still found",
         "scheduling.block_pool:BlockPool._take_oldest",
-        "if key is not None:",
+        "if block_hash is not None:",
         "if False:",
     ),
     _bug(
@@ -115,56 +115,56 @@ MUTATIONS = [
         " and cached.token_ids == token_ids",
         "",
     ),
-    _bug("a prefix is shared across salts", "scheduling.sequence:Sequence._root_key", "request.cache_salt", '""'),
+    _bug("a prefix is shared across salts", "scheduling.sequence:Sequence._root_hash", "request.cache_salt", '""'),
     _bug(
         "a prefix is shared across numbers of experts",
-        "scheduling.sequence:Sequence._root_key",
+        "scheduling.sequence:Sequence._root_hash",
         "request.experts_per_token",
         "None",
     ),
     _bug(
         "a prefix is shared across expert masks",
-        "scheduling.sequence:Sequence._root_key",
+        "scheduling.sequence:Sequence._root_hash",
         "request.expert_mask",
         "None",
     ),
     _bug(
         "a later block takes an earlier one's name",
         "scheduling.block_pool:BlockPool.cache_block",
-        "key not in self._index and ",
+        "block_hash not in self._index and ",
         "",
     ),
     _bug(
         "a hit reaches behind the window's blocks",
         "scheduling.block_manager:BlockManager._longest_visible",
-        "self._first_visible_block(count * self.block_size)",
+        "self.geometry.first_visible_block(count * self._block_size)",
         "count - 1",
     ),
     # The order of service
     _bug(
         "the first in order is preempted",
-        "scheduling.scheduler:Scheduler._pick_victim",
+        "scheduling.active_requests:ActiveRequests.pick_victim",
         "reversed(self.running)",
         "self.running",
     ),
     _bug(
         "a request is preempted while a step computes it",
-        "scheduling.scheduler:Scheduler._pick_victim",
+        "scheduling.active_requests:ActiveRequests.pick_victim",
         "if not s.num_chunks_in_flight",
         "if s",
     ),
     _bug("priority is inverted", "scheduling.scheduler:Scheduler.add", "(request.priority if", "(-request.priority if"),
     _bug(
         "a preempted request is never woken",
-        "scheduling.scheduler:Scheduler._preempt",
+        "scheduling.active_requests:ActiveRequests.preempt",
         "self.waiting.push(victim)",
         "pass",
     ),
     _bug(
         "nobody steps while requests only wait",
         "scheduling.scheduler:Scheduler.has_work",
-        "self.running or len(self.waiting)",
-        "self.running",
+        "self.requests.running or len(self.requests.waiting)",
+        "self.requests.running",
     ),
     _bug(
         "the budget is not counted down",
@@ -177,15 +177,15 @@ MUTATIONS = [
         (
             Edit(
                 "scheduling.scheduler:Scheduler._admit",
-                "len(self.running) < self.max_running",
-                "len(self.running) <= self.max_running",
+                "len(requests.running) < self.max_running",
+                "len(requests.running) <= self.max_running",
             ),
             Edit("scheduling.fairness:FairShare.at_limit", ">= self._max", "> self._max"),
         ),
     ),
     _bug(
         "a preempted request's chunk stays in the plan",
-        "scheduling.step_plan_builder:StepPlanBuilder.preempted",
+        "scheduling.step_plan_builder:StepPlanBuilder.remove_preempted",
         "self.chunks.pop(victim.request_id, None)",
         "self.chunks.get(victim.request_id)",
     ),
@@ -199,27 +199,27 @@ MUTATIONS = [
             ),
             Edit(
                 "scheduling.block_manager:BlockManager.attach_prefix",
-                "len(hits) * self.block_size",
-                "max(sequence.num_computed, len(hits) * self.block_size)",
+                "len(hits) * self._block_size",
+                "max(sequence.num_computed, len(hits) * self._block_size)",
             ),
         ),
     ),
     # Ends
     _bug(
         "a finished request stays in live",
-        "scheduling.scheduler:Scheduler._end",
+        "scheduling.active_requests:ActiveRequests.end",
         "del self.unfinished[sequence.request_id]",
         "pass",
     ),
     _bug(
         "a deadline never fires",
-        "scheduling.deadlines:Deadlines.passed",
+        "scheduling.deadlines:Deadlines.pop_expired",
         "self._heap[0][0] <= now",
         "self._heap[0][0] <= -1.0",
     ),
     _bug(
         "a deadline of the queue ends what has begun",
-        "scheduling.scheduler:Scheduler.expire",
+        "scheduling.active_requests:ActiveRequests.pop_expired",
         "sequence.first_scheduled_s is None",
         "True",
     ),
@@ -238,8 +238,8 @@ MUTATIONS = [
     _bug(
         "min_tokens is ignored",
         "scheduling.request_outputs:finish_reason",
-        "if ends and num_generated > params.min_tokens",
-        "if ends",
+        "if is_end_token and num_generated > params.min_tokens",
+        "if is_end_token",
     ),
     _bug("ignore_eos is ignored", "scheduling.request_outputs:finish_reason", " and not params.ignore_eos", ""),
     _bug(
@@ -249,7 +249,10 @@ MUTATIONS = [
         "num_generated > sequence.max_generated",
     ),
     _bug(
-        "usage is counted twice", "expert_options:ExpertUsage.take", "max(start, self._num_seen), max(", "start, max("
+        "usage is counted twice",
+        "scheduling.expert_usage:ExpertUsage.add",
+        "max(start, self._num_seen), max(",
+        "start, max(",
     ),
     _bug(
         "a prompt's experts are told twice",
@@ -260,14 +263,14 @@ MUTATIONS = [
     # One step ahead
     _bug(
         "a step lands twice",
-        "engine:Engine._launch",
+        "execution.step_pipeline:StepPipeline._launch",
         "return completed[:-1] if keeps_one else completed",
         "return completed",
     ),
     _bug("a stale token is read", "scheduling.sequence:Sequence.num_to_schedule", "self.needs_last_token or ", ""),
     _bug(
         "a token in flight is not counted",
-        "scheduling.step_plan_builder:StepPlanBuilder.finish",
+        "scheduling.step_plan_builder:StepPlanBuilder.build",
         "chunk.sequence.num_pending_tokens += chunk.samples",
         "pass",
     ),
@@ -286,15 +289,15 @@ MUTATIONS = [
     ),
     _bug(
         "a row that fails after its cancel is not looked at",
-        "scheduling.scheduler:Scheduler._apply_chunk",
+        "scheduling.step_commit:StepCommitter._apply_chunk",
         "isinstance(outcome, RowFailed):\n                self",
         "False:\n                self",
     ),
     _bug(
         "blocks are cleared when results are fetched again",
-        "engine:Engine._finish",
-        "self._isolate_faults(flight.plan, result) if",
-        "self.loaded.runner.zero_blocks(flight.plan.blocks_to_zero) or self._isolate_faults(flight.plan, result) if",
+        "execution.step_pipeline:StepPipeline._finish",
+        "self._isolate_faults(pending.plan, result) if",
+        "self._runner.zero_blocks(pending.plan.blocks_to_zero) or self._isolate_faults(pending.plan, result) if",
     ),
     _bug(
         "a prompt's positions are not looked at for numbers",
@@ -304,7 +307,7 @@ MUTATIONS = [
     ),
     _bug(
         "a step that raises ends all of its requests",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if not second:",
         'if fault.kind == "other":',
     ),
@@ -316,7 +319,7 @@ MUTATIONS = [
     ),
     _bug(
         "the second half of a step is not computed again",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if rest else result",
         "if False else result",
     ),
@@ -334,7 +337,7 @@ MUTATIONS = [
     ),
     _bug(
         "what one result spoils ends the engine",
-        "scheduling.scheduler:Scheduler._apply_chunk",
+        "scheduling.step_commit:StepCommitter._apply_chunk",
         "except Exception:",
         "except KeyError:",
     ),

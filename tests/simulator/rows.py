@@ -52,9 +52,9 @@ class ExactNetwork:
                 is_nan = row in self.nan_rows or before == NAN or self._reads_a_nan(pool, table)
                 assert slots[row] == _slot(pool, table, position)
                 pool.slots[slots[row]] = NAN if is_nan else mix(tokens[row], position, before)
-                for layer, chosen in enumerate(batch.routing.chosen[:, row]):
+                for layer, expert_ids in enumerate(batch.routing.expert_ids[:, row]):
                     ids = experts_of(tokens[row], position, layer, ks[row], self.config.num_experts)
-                    chosen[: len(ids)] = torch.tensor(ids)
+                    expert_ids[: len(ids)] = torch.tensor(ids)
                 if batch.finite is not None:
                     batch.finite[row] = not is_nan
                 if row in wanted:

@@ -150,17 +150,17 @@ class WeakKey(bytes):
 def _keys(weak: bool) -> Iterator[None]:
     """Weak: blocks behind the same prefix often have one name, so that only their tokens tell them apart. (Without a
     window alone: with one, a block is looked up whether the one before it was found or not.)"""
-    strong_key = engine.sequence.child_key
+    strong_key = engine.scheduling.sequence.child_hash
 
-    def child_key(parent: BlockHash, token_ids: tuple[int, ...]) -> BlockHash:
+    def child_hash(parent: BlockHash, token_ids: tuple[int, ...]) -> BlockHash:
         before = parent.strong if isinstance(parent, WeakKey) else parent
         key = WeakKey(strong_key(before, [token_ids[0] % 2]))
         key.strong = strong_key(before, token_ids)
         return key
 
     if weak:
-        engine.sequence.child_key = child_key  # type: ignore[assignment]
+        engine.scheduling.sequence.child_hash = child_hash  # type: ignore[assignment]
     try:
         yield
     finally:
-        engine.sequence.child_key = strong_key
+        engine.scheduling.sequence.child_hash = strong_key

@@ -46,7 +46,7 @@ def _line(seed: int) -> str:
 
 
 def test_the_simulator_leaves_the_product_as_it_was() -> None:
-    before = engine.sequence.child_key
+    before = engine.scheduling.sequence.child_hash
     for seed in range(10):
         run_seed(seed)
-    assert engine.sequence.child_key is before
+    assert engine.scheduling.sequence.child_hash is before

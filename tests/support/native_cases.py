@@ -122,6 +122,6 @@ def attend(
         runs.append(Running([0] * end, table, part.first))
     batch = make_batch([(run, part.num_rows) for run, part in zip(runs, parts, strict=True)], block_size)
     q = torch.cat([part.sequence.q[part.first : part.first + part.num_rows] for part in parts])
-    plan = ops.prepare_batch(heads.config, batch, block_size)
+    metadata = ops.prepare_batch(heads.config, batch, block_size)
     k_cache, v_cache = k_slots.unflatten(0, (-1, block_size)), v_slots.unflatten(0, (-1, block_size))
-    return list(ops.attention(q, k_cache, v_cache, plan).split_with_sizes([part.num_rows for part in parts]))
+    return list(ops.attention(q, k_cache, v_cache, metadata).split_with_sizes([part.num_rows for part in parts]))

@@ -29,8 +29,12 @@ def _random_row(rng: random.Random, row: int, vocab_size: int) -> tuple[list[flo
     penalties = [rng.choice((1.0, 1.3, 0.7)), rng.choice((0.0, 0.5, -0.5)), rng.choice((0.0, 1.0))]
     penalties = rng.choice(([1.0, 0.0, 0.0], penalties))
     num_tokens = rng.randint(1, HISTORY_LEN - 1)
-    reals = [rng.choice((0.0, 0.3, 1.0, 1.7)), rng.choice((1.0, 0.9, 0.3, 1e-9)), rng.choice((0.0, 0.05, 0.5, 1.0))]
-    wholes = [
+    float_params = [
+        rng.choice((0.0, 0.3, 1.0, 1.7)),
+        rng.choice((1.0, 0.9, 0.3, 1e-9)),
+        rng.choice((0.0, 0.05, 0.5, 1.0)),
+    ]
+    int_params = [
         rng.choice((0, 1, 5, vocab_size - 1, 10**6)),
         rng.choice((-1, 0, 3)),
         rng.randrange(-(2**63), 2**63),
@@ -42,11 +46,11 @@ def _random_row(rng: random.Random, row: int, vocab_size: int) -> tuple[list[flo
         NUM_ROWS - 1 - row,
         rng.choice((-1, 0, 1)),
     ]
-    return reals + penalties, wholes
+    return float_params + penalties, int_params
 
 
 def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
-    reals, wholes = zip(*(_random_row(rng, row, vocab_size) for row in range(NUM_ROWS)), strict=True)
+    float_params, int_params = zip(*(_random_row(rng, row, vocab_size) for row in range(NUM_ROWS)), strict=True)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     masks = torch.randint(-(2**31), 2**31, (2, -(-vocab_size // 32)), generator=generator, dtype=torch.int64).int()
     masks[1] = 1 << rng.randrange(min(31, vocab_size)) if rng.random() < 0.5 else 0
@@ -54,16 +58,16 @@ def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
     bounds = sorted(rng.choices(range(NUM_ROWS + 1), k=NUM_ROWS - 1))
     biases = list(zip([0, *bounds], [*bounds, NUM_ROWS], strict=True))
     return SamplingRows(
-        reals=torch.tensor(reals),
-        wholes=torch.tensor(
-            [[*row[:9], -1, 0, 0] if is_plain else [*row, *bias] for row, bias in zip(wholes, biases, strict=True)]
+        float_params=torch.tensor(float_params),
+        int_params=torch.tensor(
+            [[*row[:9], -1, 0, 0] if is_plain else [*row, *bias] for row, bias in zip(int_params, biases, strict=True)]
         ),
         history=torch.randint(vocab_size, (NUM_ROWS, HISTORY_LEN), generator=generator, dtype=torch.int32),
         bias_ids=torch.randint(vocab_size, (0 if is_plain else NUM_ROWS,), generator=generator, dtype=torch.int32),
         bias_values=torch.tensor([0.0, 5.0, -100.0, float("-inf"), 1e30])[: 0 if is_plain else NUM_ROWS],
         masks=None if is_plain else masks,
-        max_logprobs=max(row[IntParam.NUM_LOGPROBS] for row in wholes),
-        is_greedy=all(row[FloatParam.TEMPERATURE] == 0 for row in reals),
+        max_logprobs=max(row[IntParam.NUM_LOGPROBS] for row in int_params),
+        is_greedy=all(row[FloatParam.TEMPERATURE] == 0 for row in float_params),
         has_penalties=True,
     )
 
@@ -79,7 +83,7 @@ def assert_same(got: SampledRows, expected: SampledRows, rows: SamplingRows, voc
     assert torch.equal(got.status, expected.status)
     assert torch.equal(got.token_ids, expected.token_ids)
     for row in range(NUM_ROWS):
-        count = int(rows.wholes[row, IntParam.NUM_LOGPROBS])
+        count = int(rows.int_params[row, IntParam.NUM_LOGPROBS])
         if got.status[row] == Status.DONE and count >= 0:
             count = min(count, vocab_size)
             assert got.logprob[row] == pytest.approx(float(expected.logprob[row]), rel=1e-6, abs=1e-6)

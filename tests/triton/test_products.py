@@ -8,7 +8,7 @@ from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
 from model.ops.triton.launch import launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.ops import TritonMoe, TritonOps
-from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantise, pack
+from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize, pack
 from tests.support import float64_oracle as oracle
 from tests.support.expert_choices import naive_choice, random_choice, uniform
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn
@@ -24,27 +24,27 @@ def test_linear(
     dtype: torch.dtype, weight_format: WeightFormat, tiling: Tiling, num_rows: int, outputs: int, dim: int
 ) -> None:
     x, weight = torch.randn(num_rows, dim).to(dtype), pack(torch.randn(outputs, dim).to(dtype), weight_format)
-    exact = oracle.linear(x, dequantise(weight))
+    exact = oracle.linear(x, dequantize(weight))
     assert_close(linear(launch_on_device, x, weight, tiling, torch.float32), exact, dtype)
     assert_close(linear(launch_on_device, x, weight, tiling, dtype), exact, dtype)
 
 
 @pytest.mark.parametrize(("weight_format", "error"), [("int8", 0.015), ("fp8", 0.04)])
-def test_quantised_weights_are_near_the_weights(dtype: torch.dtype, weight_format: WeightFormat, error: float) -> None:
+def test_quantized_weights_are_near_the_weights(dtype: torch.dtype, weight_format: WeightFormat, error: float) -> None:
     weight = torch.randn(40, 300).to(dtype) * torch.logspace(-3, 2, 40).to(dtype)[:, None]
     weight[7] = 0.0
-    ours = dequantise(pack(weight, weight_format))
+    ours = dequantize(pack(weight, weight_format))
     assert torch.equal(ours[7], torch.zeros(300))
     relative = (ours - weight.float()).norm(dim=1) / weight.float().norm(dim=1).clamp(1e-9)
     assert float(relative.max()) < error
 
 
-def _dequantised(matrix: TritonMatrix) -> list[torch.Tensor]:
-    return list(dequantise(matrix))
+def _dequantized(matrix: TritonMatrix) -> list[torch.Tensor]:
+    return list(dequantize(matrix))
 
 
 def _experts_of(packed: TritonMoe) -> list[FfnWeights]:
-    pairs = zip(_dequantised(packed.experts.w13), _dequantised(packed.experts.w2), strict=True)
+    pairs = zip(_dequantized(packed.experts.w13), _dequantized(packed.experts.w2), strict=True)
     return [FfnWeights(*w13.chunk(2), w2) for w13, w2 in pairs]
 
 
@@ -68,7 +68,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         logits = (x.double() @ gate.double().T).tolist()
         for row, k in enumerate(choice.experts_per_token.tolist()):
             expected = naive_choice(logits[row], k, choice.allowed[row].tolist())
-            assert choice.chosen[row].tolist() == expected + [-1] * (choice.chosen.shape[1] - k)
+            assert choice.expert_ids[row].tolist() == expected + [-1] * (choice.expert_ids.shape[1] - k)
 
 
 def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
@@ -77,7 +77,7 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
     for ops in both_tilings(dtype):
         choice = uniform(150, 1)
         ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
-        assert choice.chosen.unique().tolist() == [0]
+        assert choice.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
 
 
@@ -88,7 +88,7 @@ def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:
     x = torch.zeros(3, 8).to(dtype)
     x[1, 0], x[2, 0] = 1.0, -1.0
     ops.moe(x, ops.pack_moe(gate, (random_ffn(8, 8, dtype) for _ in range(5))), choice)
-    assert choice.chosen.tolist() == [[0, 1], [4, 0], [0, 1]]
+    assert choice.expert_ids.tolist() == [[0, 1], [4, 0], [0, 1]]
 
 
 def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> None:
@@ -102,7 +102,7 @@ def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> N
     others = [0, 1, 3, 4, 5]
     assert ours[2].isnan().all()
     assert torch.equal(ours[others], clean[others])
-    assert ((choice.chosen >= 0) & (choice.chosen < 4)).all()
+    assert ((choice.expert_ids >= 0) & (choice.expert_ids < 4)).all()
 
 
 def test_the_dense_ffn_is_one_expert_that_everybody_gets(dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """What would run on a card, recorded from the backend itself and compiled without one.
 
 The backend computes on torch's meta device, which has shapes and no numbers; its launcher writes down every kernel with
-the types of its arguments, as Triton's own would specialise them. Each is then compiled to machine code.
+the types of its arguments, as Triton's own would specialize them. Each is then compiled to machine code.
 """
 
 import re
@@ -51,8 +51,8 @@ class Launched:
         return f"{self.name} {self.constants} {self.signature} {self.num_warps} warps, {self.num_stages} stages"
 
 
-class GraphRecorder:
-    """A model.ops.triton_launch.Launch that runs nothing. Launches that differ only in what their sizes are divisible
+class LaunchRecorder:
+    """A model.ops.triton.launch.Launch that runs nothing. Launches that differ only in what their sizes are divisible
     by are kept once."""
 
     def __init__(self) -> None:

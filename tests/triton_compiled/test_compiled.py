@@ -18,7 +18,7 @@ from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import FloatParam, IntParam, SamplingRows
 from tests.support.native_cases import Heads
-from tests.triton_compiled.recording import MAX_SHARED_BYTES, GraphRecorder, Launched, compile_for, kernels_of
+from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, LaunchRecorder, compile_for, kernels_of
 
 META = torch.device("meta")
 CONFIG = replace(
@@ -30,16 +30,16 @@ DECODES, CHUNKS = [(1, 1), (64, 64)], [(2048, 4)]  # rows, sequences
 def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
     """One layer's functions and the head on tensors without numbers."""
     batch = _batch(num_rows, num_sequences)
-    plan = ops.prepare_batch(CONFIG, batch, 16)
+    metadata = ops.prepare_batch(CONFIG, batch, 16)
     x = ops.rms_norm(_empty(num_rows, CONFIG.dim, dtype=dtype), _empty(CONFIG.dim, dtype=dtype), 1e-5)
     qkv = ops.linear(x, ops.pack_linear(_empty(6144, CONFIG.dim, dtype=dtype)))
     row = 132 if kv_dtype == torch.int8 else 128
     k_cache, v_cache = _empty(2, 100, 16, 8, row, dtype=kv_dtype)
-    x = ops.attention(ops.rope_and_store_kv(qkv, k_cache, v_cache, plan), k_cache, v_cache, plan)
+    x = ops.attention(ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata), k_cache, v_cache, metadata)
     packed = _experts(ops, dtype)
     for allowed in (None, _empty(num_rows, 8, dtype=torch.bool)):
-        k, chosen = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
-        x = ops.moe(x, packed, RoutingRequest(k, allowed, chosen))
+        k, expert_ids = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
+        x = ops.moe(x, packed, RoutingRequest(k, allowed, expert_ids))
     head = ops.pack_linear(_empty(CONFIG.vocab_size, CONFIG.dim, dtype=dtype))
     logits = ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
     ops.sample(logits, _sampling_rows(num_sequences))
@@ -57,10 +57,10 @@ def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
 
 
 def _sampling_rows(count: int) -> SamplingRows:
-    wholes, history = _empty(count, len(IntParam), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
+    int_params, history = _empty(count, len(IntParam), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
     nothing = _empty(0, dtype=torch.int32), _empty(0, dtype=torch.float32)
     return SamplingRows(
-        _empty(count, len(FloatParam), dtype=torch.float32), wholes, history, *nothing, None, 5, False, False
+        _empty(count, len(FloatParam), dtype=torch.float32), int_params, history, *nothing, None, 5, False, False
     )
 
 
@@ -71,7 +71,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 @cache
 def launched() -> list[Launched]:
     """What the served combinations of dtype, weights and KV cache start: for one row, many rows, and chunks."""
-    recorder = GraphRecorder()
+    recorder = LaunchRecorder()
     wide, half, int8 = torch.float32, torch.bfloat16, KV_DTYPES["int8"]
     combinations: list[tuple[torch.dtype, WeightFormat, bool, torch.dtype, list[tuple[int, int]]]] = [
         (half, "plain", False, half, DECODES + CHUNKS),

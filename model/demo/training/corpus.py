@@ -1,6 +1,6 @@
 """The three domains the demo model learns, read from what Debian packages carry.
 
-Austen: `r-cran-janeaustenr` keeps six novels as zlib-compressed serialised R strings. Scripture: `bible-kjv` prints
+Austen: `r-cran-janeaustenr` keeps six novels as zlib-compressed serialized R strings. Scripture: `bible-kjv` prints
 the King James Bible. Python: the standard library's source, of whichever interpreter runs this. A domain is a list
 of documents (chapters, chapters, files), split once and for all into a training and a held-out part.
 """
@@ -68,22 +68,22 @@ def _novel_lines(key: str) -> list[str]:
     return list(_strings(zlib.decompress(packed[4:])))  # 4 bytes: the unpacked length
 
 
-def _strings(serialised: bytes) -> Iterator[str]:
-    """The strings of one serialised R character vector (XDR format, versions 2 and 3)."""
-    version = struct.unpack(">I", serialised[2:6])[0]
+def _strings(serialized: bytes) -> Iterator[str]:
+    """The strings of one serialized R character vector (XDR format, versions 2 and 3)."""
+    version = struct.unpack(">I", serialized[2:6])[0]
     offset = 14
     if version == 3:  # then the native encoding's name follows
-        offset += 4 + struct.unpack(">I", serialised[14:18])[0]
-    flags, count = struct.unpack(">II", serialised[offset : offset + 8])
+        offset += 4 + struct.unpack(">I", serialized[14:18])[0]
+    flags, count = struct.unpack(">II", serialized[offset : offset + 8])
     if flags & 0xFF != STRSXP:
         raise ValueError(f"expected a character vector, got R type {flags & 0xFF}")
     offset += 8
     for _ in range(count):
-        flags, length = struct.unpack(">Ii", serialised[offset : offset + 8])
+        flags, length = struct.unpack(">Ii", serialized[offset : offset + 8])
         if flags & 0xFF != CHARSXP:
             raise ValueError(f"expected a string, got R type {flags & 0xFF}")
         offset += 8
-        yield serialised[offset : offset + length].decode("utf-8", "replace")
+        yield serialized[offset : offset + length].decode("utf-8", "replace")
         offset += length
 
 

@@ -1,4 +1,4 @@
-"""Measures what quantised weights cost in quality: perplexity, and how near the predictions are to float32's.
+"""Measures what quantized weights cost in quality: perplexity, and how near the predictions are to float32's.
 
     python -m model.demo.training.quality [CHECKPOINT] [--text FILE ...]
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import load_config
+from model.checkpoint.config_file import load_config
 from model.demo.training.corpus import load_domains
 from model.forward_batch import ForwardBatch
 from model.kv_format import KvDtype

@@ -1,4 +1,4 @@
-"""Trains the demo's SentencePiece model: byte-pair pieces, byte fallback, no normalisation, Llama's conventions."""
+"""Trains the demo's SentencePiece model: byte-pair pieces, byte fallback, no normalization, Llama's conventions."""
 
 import itertools
 import tempfile

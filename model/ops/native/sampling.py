@@ -14,7 +14,7 @@ class SamplingArguments(ctypes.Structure):
     _fields_ = [
         ("N", c_int64),
         ("V", c_int64),
-        *((name, c_void_p) for name in ("logits", "reals", "wholes", "history")),
+        *((name, c_void_p) for name in ("logits", "float_params", "int_params", "history")),
         ("history_len", c_int64),
         *((name, c_void_p) for name in ("bias_ids", "bias_values", "masks")),
         ("mask_words", c_int64),
@@ -28,7 +28,7 @@ def sampling_arguments(logits: Tensor, rows: SamplingRows, result: SampledRows) 
     masks = rows.masks
     return SamplingArguments(
         *logits.shape,
-        *(tensor.data_ptr() for tensor in (logits, rows.reals, rows.wholes, rows.history)),
+        *(tensor.data_ptr() for tensor in (logits, rows.float_params, rows.int_params, rows.history)),
         rows.history.stride(0),
         *(tensor.data_ptr() for tensor in (rows.bias_ids, rows.bias_values)),
         None if masks is None else masks.data_ptr(),

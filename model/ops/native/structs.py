@@ -33,5 +33,5 @@ class StepArguments(ctypes.Structure):
         *((name, c_int64) for name in ("T", "S", "M", "N", "max_k")),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots", "logit_rows")),
         *((name, c_void_p) for name in ("query_start", "context_len", "block_tables")),
-        *((name, c_void_p) for name in ("experts_per_token", "allowed", "chosen", "finite", "logits")),
+        *((name, c_void_p) for name in ("experts_per_token", "allowed", "expert_ids", "finite", "logits")),
     ]

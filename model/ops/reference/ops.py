@@ -42,7 +42,7 @@ class ReferenceMoe:
 
 
 @dataclass(frozen=True)
-class ReferencePlan:
+class ReferenceMetadata:
     """One batch's rotary angles, slots and attention spans."""
 
     num_kv_heads: int
@@ -69,10 +69,10 @@ class ReferenceOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
 
-    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferencePlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferenceMetadata:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
         attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
-        return ReferencePlan(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
+        return ReferenceMetadata(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return F.embedding(token_ids, table)  # [T, D]
@@ -85,33 +85,33 @@ class ReferenceOps:
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         return product(x, weight).to(x.dtype)  # [T, O]
 
-    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
-        heads = qkv.view(len(qkv), -1, plan.head_dim)  # [T, H + 2G, K]
-        num_rotated = heads.shape[1] - plan.num_kv_heads
-        rotated = rotate(heads[:, :num_rotated], plan.cos, plan.sin)  # [T, H + G, K]
-        q, k = rotated[:, : -plan.num_kv_heads], rotated[:, -plan.num_kv_heads :]
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
+        heads = qkv.view(len(qkv), -1, metadata.head_dim)  # [T, H + 2G, K]
+        num_rotated = heads.shape[1] - metadata.num_kv_heads
+        rotated = rotate(heads[:, :num_rotated], metadata.cos, metadata.sin)  # [T, H + G, K]
+        q, k = rotated[:, : -metadata.num_kv_heads], rotated[:, -metadata.num_kv_heads :]
         for cache, rows in ((k_cache, k), (v_cache, heads[:, num_rotated:])):
-            cache.flatten(0, 1).index_copy_(0, plan.slot_mapping, as_cached(rows, cache.dtype))
+            cache.flatten(0, 1).index_copy_(0, metadata.slot_mapping, as_cached(rows, cache.dtype))
         return q  # [T, H, K]
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan) -> Tensor:
-        return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), plan.attention)  # [T, H * K]
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
+        return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), metadata.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: ReferenceFfn) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
         return product(F.silu(w1) * w3, weights.w2).to(x.dtype)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, choice: RoutingRequest) -> Tensor:
+    def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest) -> Tensor:
         num_experts = len(weights.experts)
-        chosen, share = route(F.linear(x.float(), weights.gate), choice)  # [T, Kmax] each
-        experts = chosen.flatten()
+        expert_ids, share = route(F.linear(x.float(), weights.gate), request)  # [T, Kmax] each
+        experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
-        parts = x[order // chosen.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
+        parts = x[order // expert_ids.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
         outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
         by_pair = torch.zeros(len(experts), x.shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
         by_pair[order] = torch.cat(outputs).float()
-        return combine(by_pair.view(*chosen.shape, -1), share).to(x.dtype)  # [T, D]
+        return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
         return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
@@ -121,7 +121,7 @@ class ReferenceOps:
 
 
 def product(x: Tensor, weight: Matrix) -> Tensor:
-    """[T, D] -> [T, O]; in x's dtype, or in float32 where the weight is quantised: what follows rounds it once."""
+    """[T, D] -> [T, O]; in x's dtype, or in float32 where the weight is quantized: what follows rounds it once."""
     return F.linear(x, weight) if isinstance(weight, Tensor) else multiply(x, weight)
 
 
@@ -143,22 +143,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
-def route(gate_logits: Tensor, choice: RoutingRequest) -> tuple[Tensor, Tensor]:
+def route(gate_logits: Tensor, request: RoutingRequest) -> tuple[Tensor, Tensor]:
     """[T, E] float32 -> the chosen experts in ascending id, and their shares (softmax over the chosen): [T, Kmax] each.
-    Behind a row's own k stand the id E and the share 0. Writes choice.chosen.
+    Behind a row's own k stand the id E and the share 0. Writes request.expert_ids.
 
     The sort is stable, so equal logits go to the lower id; torch.topk would not promise that. Example, k = 2: logits
     [1, 3, 0, 3] choose experts 1 and 3 with half each.
     """
-    num_experts, max_k = gate_logits.shape[1], choice.chosen.shape[1]
-    if choice.allowed is not None:
-        gate_logits = gate_logits.masked_fill(~choice.allowed, float("-inf"))
+    num_experts, max_k = gate_logits.shape[1], request.expert_ids.shape[1]
+    if request.allowed is not None:
+        gate_logits = gate_logits.masked_fill(~request.allowed, float("-inf"))
     ordered = gate_logits.sort(dim=-1, descending=True, stable=True).indices[:, :max_k]
-    beyond = torch.arange(max_k, device=ordered.device) >= choice.experts_per_token[:, None]  # [T, Kmax]
-    choice.chosen.copy_(ordered.masked_fill(beyond, -1))
-    chosen = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
-    chosen_logits = gate_logits.gather(-1, chosen.clamp(max=num_experts - 1))
-    return chosen, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
+    beyond = torch.arange(max_k, device=ordered.device) >= request.experts_per_token[:, None]  # [T, Kmax]
+    request.expert_ids.copy_(ordered.masked_fill(beyond, -1))
+    expert_ids = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
+    chosen_logits = gate_logits.gather(-1, expert_ids.clamp(max=num_experts - 1))
+    return expert_ids, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
 
 
 def combine(outputs: Tensor, share: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ INF = float("inf")
 
 def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     """logits [N, V] float32; see model.ops.Ops.sample."""
-    given = rows.wholes[:, IntParam.TARGET]
+    given = rows.int_params[:, IntParam.TARGET]
     finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
     shaped = shape_logits(torch.where(finite.unsqueeze(-1), logits, 0.0), rows)
     possible = (shaped > -INF).any(-1) | (given >= 0)
@@ -30,22 +30,24 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
 
 
 def write_history(rows: SamplingRows, token_ids: Tensor) -> None:
-    is_sampled = rows.wholes[:, IntParam.TARGET] < 0
-    place = rows.wholes[:, IntParam.HISTORY_ROW], rows.wholes[:, IntParam.NUM_TOKENS]
+    is_sampled = rows.int_params[:, IntParam.TARGET] < 0
+    place = rows.int_params[:, IntParam.HISTORY_ROW], rows.int_params[:, IntParam.NUM_TOKENS]
     rows.history[place] = torch.where(is_sampled, token_ids.int(), rows.history[place])
 
 
 def shape_logits(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Penalties, bias and masks. [N, V] -> [N, V]."""
     if rows.has_penalties:
-        logits = _bounded(_penalise(logits, rows))
+        logits = _bounded(_penalize(logits, rows))
     if len(rows.bias_ids):
         owners = torch.arange(len(logits), device=logits.device).repeat_interleave(
-            rows.wholes[:, IntParam.END_BIAS] - rows.wholes[:, IntParam.FIRST_BIAS]
+            rows.int_params[:, IntParam.END_BIAS] - rows.int_params[:, IntParam.FIRST_BIAS]
         )
         logits = _bounded(logits.index_put((owners, rows.bias_ids.long()), rows.bias_values, accumulate=True))
     if rows.masks is not None:
-        logits = logits.masked_fill(~_allowed(rows.masks, rows.wholes[:, IntParam.MASK_ROW], logits.shape[-1]), -INF)
+        logits = logits.masked_fill(
+            ~_allowed(rows.masks, rows.int_params[:, IntParam.MASK_ROW], logits.shape[-1]), -INF
+        )
     return logits
 
 
@@ -54,17 +56,17 @@ def _bounded(logits: Tensor) -> Tensor:
     return logits.clamp(max=torch.finfo(logits.dtype).max)
 
 
-def _penalise(logits: Tensor, rows: SamplingRows) -> Tensor:
+def _penalize(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Repetition over prompt and output (Keskar et al. 2019, CTRL, section 4.1), the others over the output alone."""
-    history = rows.history[rows.wholes[:, IntParam.HISTORY_ROW]].long()  # [N, L]
+    history = rows.history[rows.int_params[:, IntParam.HISTORY_ROW]].long()  # [N, L]
     positions = torch.arange(history.shape[1], device=history.device)
-    is_there = positions < rows.wholes[:, IntParam.NUM_TOKENS, None]
-    is_output = is_there & (positions >= rows.wholes[:, IntParam.NUM_PROMPT_TOKENS, None])
+    is_there = positions < rows.int_params[:, IntParam.NUM_TOKENS, None]
+    is_output = is_there & (positions >= rows.int_params[:, IntParam.NUM_PROMPT_TOKENS, None])
     ids = torch.where(is_there, history, 0)
     seen = torch.zeros_like(logits).scatter_add(1, ids, is_there.float()) > 0
     counts = torch.zeros_like(logits).scatter_add(1, ids, is_output.float())
     repetition, frequency, presence = (
-        rows.reals[:, column, None] for column in list(FloatParam)[FloatParam.REPETITION :]
+        rows.float_params[:, column, None] for column in list(FloatParam)[FloatParam.REPETITION :]
     )
     repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(seen & (repetition != 1.0), repeated, logits)
@@ -85,11 +87,11 @@ def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:
     best = torch.where(logits == largest, ids, logits.shape[-1]).amin(-1)
     if rows.is_greedy:
         return best
-    temperature = rows.reals[:, FloatParam.TEMPERATURE]
+    temperature = rows.float_params[:, FloatParam.TEMPERATURE]
     divisor = temperature.clamp(min=MIN_TEMPERATURE).double().unsqueeze(-1)
     masses = torch.exp((logits.double() - largest.double()) / divisor)  # [N, V], the likeliest is 1
     kept = _limit(logits, masses, rows)
-    draws = uniforms(*(rows.wholes[:, c].tolist() for c in (IntParam.SEED, IntParam.NUM_TOKENS, *COUNTERS)))
+    draws = uniforms(*(rows.int_params[:, c].tolist() for c in (IntParam.SEED, IntParam.NUM_TOKENS, *COUNTERS)))
     target = torch.from_numpy(draws).to(logits.device).unsqueeze(-1)
     cumulative = kept.cumsum(-1)
     random = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True).squeeze(-1)
@@ -102,8 +104,11 @@ COUNTERS = (IntParam.PROMPT_INDEX, IntParam.CHOICE_INDEX)
 def _limit(logits: Tensor, masses: Tensor, rows: SamplingRows) -> Tensor:
     """The masses of what may be drawn, the others 0: those of min_p times the largest or more, of these the top_k by
     descending logit (ties to the lower id), of these the fewest that reach top_p of their mass."""
-    min_p, top_p = rows.reals[:, FloatParam.MIN_P, None].double(), rows.reals[:, FloatParam.TOP_P, None].double()
-    top_k = rows.wholes[:, IntParam.TOP_K, None]
+    min_p, top_p = (
+        rows.float_params[:, FloatParam.MIN_P, None].double(),
+        rows.float_params[:, FloatParam.TOP_P, None].double(),
+    )
+    top_k = rows.int_params[:, IntParam.TOP_K, None]
     masses = torch.where(masses >= min_p, masses, 0.0)
     if bool(((top_k <= 0) & (top_p >= 1.0)).all()):
         return masses

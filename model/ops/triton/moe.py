@@ -39,7 +39,7 @@ def gate_up_kernel(
     tile_expert: tl.tensor,
     num_tiles: tl.tensor,
     num_pairs: tl.tensor,
-    most: tl.tensor,
+    max_k: tl.tensor,
     hidden_dim: tl.tensor,
     dim: tl.tensor,
     ROWS: tl.constexpr,
@@ -54,7 +54,7 @@ def gate_up_kernel(
         pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
         row_mask, output_mask = pairs < num_pairs, outputs < hidden_dim
-        x_rows = x + (pairs // most) * dim
+        x_rows = x + (pairs // max_k) * dim
         first_output = expert * 2 * hidden_dim + outputs
         w1_rows = w13 + first_output * dim
         w3_rows = w13 + (first_output + hidden_dim) * dim
@@ -116,10 +116,10 @@ def down_kernel(
 def combine_kernel(
     by_pair: tl.tensor,
     shares: tl.tensor,
-    chosen: tl.tensor,
+    expert_ids: tl.tensor,
     y: tl.tensor,
     dim: tl.tensor,
-    most: tl.tensor,
+    max_k: tl.tensor,
     COLUMNS: tl.constexpr,
 ) -> None:
     """y[row] = the sum over its choices, in their order, of share times output. Places behind k are never read."""
@@ -127,9 +127,9 @@ def combine_kernel(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < dim
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
-    for choice in range(most):
-        pair = row * most + choice
-        taken = tl.load(chosen + pair) >= 0
+    for choice in range(max_k):
+        pair = row * max_k + choice
+        taken = tl.load(expert_ids + pair) >= 0
         read = columns < tl.where(taken, dim, 0)
         output = tl.load(by_pair + pair * dim + columns, mask=read, other=0.0)
         share = tl.load(shares + pair)
@@ -142,8 +142,8 @@ def experts(
 ) -> Tensor:
     """[T, D] -> [T, D]. `tilings` of gate-up and of down; their rows are the routing's."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]
-    most = routing.chosen.shape[1]
-    num_pairs, num_tiles = num_rows * most, len(routing.tile_expert)
+    max_k = routing.expert_ids.shape[1]
+    num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)
     hidden = x.new_empty(num_pairs, hidden_dim)
     by_pair = x.new_empty(num_pairs, dim, dtype=torch.float32)
     y = torch.empty_like(x)
@@ -152,7 +152,7 @@ def experts(
     launch(
         gate_up_kernel,
         (num_tiles * blocks(hidden_dim, up.outputs),),
-        *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, most, hidden_dim, dim),
+        *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, max_k, hidden_dim, dim),
         **_constants(up, weights.w13),
     )
     launch(
@@ -162,7 +162,7 @@ def experts(
         **_constants(down, weights.w2),
     )
     grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
-    arguments = (by_pair, routing.shares, routing.chosen, y, dim, most)
+    arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, max_k)
     launch(combine_kernel, grid, *arguments, COLUMNS=COMBINED_COLUMNS, num_warps=4, num_stages=1)
     return y
 

@@ -37,7 +37,7 @@ class TritonMoe:
 
 
 @dataclass(frozen=True)
-class TritonPlan:
+class TritonMetadata:
     """One batch's rotary angles, slots and attention tiles."""
 
     angles: tuple[Tensor, Tensor]  # cos and sin, [T, K/2] float32 each
@@ -68,9 +68,9 @@ class TritonOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> TritonMoe:
         return TritonMoe(gate.float().contiguous(), self._pack_experts(len(gate), experts))
 
-    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonPlan:
+    def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonMetadata:
         angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
-        return TritonPlan(
+        return TritonMetadata(
             angles, plan_attention(config, batch, block_size, self.dtype == torch.float32, self.deterministic)
         )
 
@@ -85,20 +85,20 @@ class TritonOps:
             return F.linear(x, weight.values)
         return linear(self._launch, x, weight, self._tiling(len(x)), x.dtype)  # [T, O]
 
-    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
-        slots = plan.attention.batch.slot_mapping
-        return rope_and_store_kv(self._launch, qkv, plan.angles, slots, k_cache, v_cache)  # [T, H, K]
+    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
+        slots = metadata.attention.batch.slot_mapping
+        return rope_and_store_kv(self._launch, qkv, metadata.angles, slots, k_cache, v_cache)  # [T, H, K]
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: TritonPlan) -> Tensor:
-        return attention(self._launch, q, k_cache, v_cache, plan.attention)  # [T, H * K]
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
+        return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
         up, down = self._tilings(len(x))
         return experts(self._launch, x, weights, one_expert(len(x), up.rows, x.device), (up, down))  # [T, D]
 
-    def moe(self, x: Tensor, weights: TritonMoe, choice: RoutingRequest) -> Tensor:
-        up, down = self._tilings(len(x) * choice.chosen.shape[1] // len(weights.gate))
-        routing = route(self._launch, x, weights.gate, choice, up.rows)
+    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Tensor:
+        up, down = self._tilings(len(x) * request.expert_ids.shape[1] // len(weights.gate))
+        routing = route(self._launch, x, weights.gate, request, up.rows)
         return experts(self._launch, x, weights.experts, routing, (up, down))  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: TritonMatrix) -> Tensor:
@@ -118,7 +118,7 @@ class TritonOps:
         )
 
     def _pack_experts(self, num_experts: int, weights: Iterable[FfnWeights]) -> TritonExperts:
-        """The first expert tells the sizes. Each is quantised where it lies, and dropped before the next is read."""
+        """The first expert tells the sizes. Each is quantized where it lies, and dropped before the next is read."""
         packed: TritonExperts | None = None
         for expert, ffn in enumerate(weights):
             hidden_dim, dim = ffn.w1.shape

@@ -28,7 +28,7 @@ class TritonMatrix:
 
 
 def empty_matrix(shape: tuple[int, ...], like: Tensor, weight_format: WeightFormat) -> TritonMatrix:
-    """Uninitialised, on the device of `like`, to be filled with `store`."""
+    """Uninitialized, on the device of `like`, to be filled with `store`."""
     dtype = {"plain": like.dtype, "int8": torch.int8, "fp8": torch.uint8}[weight_format]
     num_scales = 0 if weight_format == "plain" else 1
     values = torch.empty(shape, dtype=dtype, device=like.device)
@@ -46,17 +46,17 @@ def pack(weight: Tensor, weight_format: WeightFormat) -> TritonMatrix:
 
 
 def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | None = None) -> None:
-    """Writes weight [O', D] to rows `outputs` of the matrix, or of one expert's; quantised where the matrix is."""
+    """Writes weight [O', D] to rows `outputs` of the matrix, or of one expert's; quantized where the matrix is."""
     at = outputs if expert is None else (expert, outputs)
     if matrix.format == "plain":
         matrix.values[at] = weight
         return
-    values, scale = quantise(weight, matrix.format)
+    values, scale = quantize(weight, matrix.format)
     matrix.values[at] = values
     matrix.scale[at] = scale
 
 
-def quantise(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
     """[O, D] -> int8 or the bits of e4m3 [O, D], and what a kernel multiplies its sums by, [O]."""
     if weight_format == "int8":
         values, scale = quantize_rows(weight)
@@ -67,7 +67,7 @@ def quantise(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tenso
     return values.view(torch.uint8), scale[:, 0] * FP8_SHIFT
 
 
-def dequantise(matrix: TritonMatrix) -> Tensor:
+def dequantize(matrix: TritonMatrix) -> Tensor:
     """The numbers that the kernels multiply by, float32 [..., O, D]: the definition of both formats."""
     if matrix.format == "plain":
         return matrix.values.float()

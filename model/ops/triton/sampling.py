@@ -228,7 +228,7 @@ def logprobs_kernel(
 
 def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
     """logits [N, V] float32; see model.ops.Ops.sample."""
-    given = rows.wholes[:, IntParam.TARGET]
+    given = rows.int_params[:, IntParam.TARGET]
     finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
     clean = torch.where(finite.unsqueeze(-1), logits, 0.0)
     shaped = shape_logits(clean, rows)
@@ -244,15 +244,16 @@ def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
 def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    reals = [
-        rows.reals[:, column].contiguous() for column in (FloatParam.TEMPERATURE, FloatParam.TOP_P, FloatParam.MIN_P)
+    float_params = [
+        rows.float_params[:, column].contiguous()
+        for column in (FloatParam.TEMPERATURE, FloatParam.TOP_P, FloatParam.MIN_P)
     ]
     columns = IntParam.TOP_K, IntParam.SEED, IntParam.NUM_TOKENS, IntParam.PROMPT_INDEX, IntParam.CHOICE_INDEX
-    wholes = [rows.wholes[:, column].contiguous() for column in columns]
+    int_params = [rows.int_params[:, column].contiguous() for column in columns]
     launch(
         draw_kernel,
         (num_rows,),
-        *(logits, *reals, *wholes, tokens, vocab_size),
+        *(logits, *float_params, *int_params, tokens, vocab_size),
         MIN_TEMPERATURE=MIN_TEMPERATURE,
         BLOCK=min(BLOCK, power_of_two(vocab_size, 16)),
         num_warps=8,

@@ -22,11 +22,11 @@ def gate_kernel(
     gate: tl.tensor,
     experts_per_token: tl.tensor,
     allowed: tl.tensor,
-    chosen: tl.tensor,
+    expert_ids: tl.tensor,
     shares: tl.tensor,
     dim: tl.tensor,
     num_experts: tl.tensor,
-    most: tl.tensor,
+    max_k: tl.tensor,
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
     PLACES: tl.constexpr,
@@ -56,7 +56,7 @@ def gate_kernel(
     places = tl.arange(0, PLACES)
     ids = tl.full((PLACES,), -1, dtype=tl.int32)
     weights_of = tl.zeros((PLACES,), dtype=tl.float32)
-    for choice in range(most):
+    for choice in range(max_k):
         best = tl.max(tl.where(free, ranked, float("-inf")))
         expert = tl.min(tl.where(free & (ranked == best), experts, EXPERTS))
         taken = (choice < count) & (expert < num_experts)
@@ -64,14 +64,14 @@ def gate_kernel(
         ids = tl.where((places == choice) & taken, expert, ids)
         weights_of = tl.where((places == choice) & taken, weight, weights_of)
         free = free & (experts != expert)
-    target = row * most + places
-    tl.store(chosen + target, ids, mask=places < most)
-    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < most)
+    target = row * max_k + places
+    tl.store(expert_ids + target, ids, mask=places < max_k)
+    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < max_k)
 
 
 @triton.jit
 def align_kernel(
-    chosen: tl.tensor,
+    expert_ids: tl.tensor,
     tile_pairs: tl.tensor,
     tile_expert: tl.tensor,
     num_pairs: tl.tensor,
@@ -88,7 +88,7 @@ def align_kernel(
     pairs = tl.arange(0, PAIRS)
     counts = tl.zeros((EXPERTS,), dtype=tl.int32)
     for start in range(0, num_pairs, PAIRS):
-        ids = tl.load(chosen + start + pairs, mask=start + pairs < num_pairs, other=-1)
+        ids = tl.load(expert_ids + start + pairs, mask=start + pairs < num_pairs, other=-1)
         counts += tl.sum((ids[None, :] == experts[:, None]).to(tl.int32), axis=1)
     tiles = (counts + ROWS - 1) // ROWS
     first_tile = tl.sum(tl.where(experts < expert, tiles, 0))
@@ -103,7 +103,7 @@ def align_kernel(
         done = first_tile * ROWS
         for start in range(0, num_pairs, PAIRS):
             pair = start + pairs
-            ids = tl.load(chosen + pair, mask=pair < num_pairs, other=-1)
+            ids = tl.load(expert_ids + pair, mask=pair < num_pairs, other=-1)
             mine = (ids == expert).to(tl.int32)
             tl.store(tile_pairs + done + tl.cumsum(mine) - mine, pair, mask=mine != 0)
             done += tl.sum(mine)
@@ -116,58 +116,58 @@ def align_kernel(
 class Routing:
     """Every pair stands in one tile; the pairs of a tile share an expert. Example in `route`."""
 
-    chosen: Tensor  # [T, J] int32: the experts of a row in its order of choice, -1 behind its own k
+    expert_ids: Tensor  # [T, J] int32: the experts of a row in its order of choice, -1 behind its own k
     shares: Tensor  # [T, J] float32: the weight of each, 0 behind k
     tile_pairs: Tensor  # [tiles * rows] int32: pair row * J + choice, or P where a tile is not full
     tile_expert: Tensor  # [tiles] int32, -1: nothing in this tile
 
 
-def route(launch: Launch, x: Tensor, gate: Tensor, choice: RoutingRequest, rows: int) -> Routing:
-    """x [T, D], gate [E, D] float32, tiles of `rows`; writes choice.chosen.
+def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows: int) -> Routing:
+    """x [T, D], gate [E, D] float32, tiles of `rows`; writes request.expert_ids.
 
-    Example, tiles of 2 rows, 3 rows of x with one expert each, chosen = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
+    Example, tiles of 2 rows, 3 rows of x with one expert each, expert_ids = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
     tile_pairs = [1, 3, 0, 2, ...].
     """
-    (num_rows, dim), num_experts, chosen = x.shape, len(gate), choice.chosen
-    most = chosen.shape[1]
-    shares = x.new_empty(num_rows, most, dtype=torch.float32)
-    padded, allowed = power_of_two(num_experts), choice.allowed
+    (num_rows, dim), num_experts, expert_ids = x.shape, len(gate), request.expert_ids
+    max_k = expert_ids.shape[1]
+    shares = x.new_empty(num_rows, max_k, dtype=torch.float32)
+    padded, allowed = power_of_two(num_experts), request.allowed
     launch(
         gate_kernel,
         (num_rows,),
         *(
             x,
             gate,
-            choice.experts_per_token,
+            request.experts_per_token,
             gate if allowed is None else allowed,
-            chosen,
+            expert_ids,
             shares,
             dim,
             num_experts,
-            most,
+            max_k,
         ),
         MASKED=allowed is not None,
         EXPERTS=padded,
-        PLACES=power_of_two(most),
+        PLACES=power_of_two(max_k),
         INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
         num_warps=4,
         num_stages=1,
     )
-    num_pairs = num_rows * most
+    num_pairs = num_rows * max_k
     num_tiles = num_pairs // rows + min(num_experts, num_pairs)
     tile_pairs = torch.empty(num_tiles * rows, dtype=torch.int32, device=x.device)
     tile_expert = torch.empty(num_tiles, dtype=torch.int32, device=x.device)
     launch(
         align_kernel,
         (num_experts + 1,),
-        *(chosen, tile_pairs, tile_expert, num_pairs, num_tiles, num_experts),
+        *(expert_ids, tile_pairs, tile_expert, num_pairs, num_tiles, num_experts),
         EXPERTS=power_of_two(num_experts, 2),
         ROWS=rows,
         PAIRS=min(1024, power_of_two(num_pairs, 16)),
         num_warps=4,
         num_stages=1,
     )
-    return Routing(chosen, shares, tile_pairs, tile_expert)
+    return Routing(expert_ids, shares, tile_pairs, tile_expert)
 
 
 def one_expert(num_rows: int, rows: int, device: torch.device) -> Routing:
@@ -175,5 +175,5 @@ def one_expert(num_rows: int, rows: int, device: torch.device) -> Routing:
     num_tiles = blocks(num_rows, rows)
     pairs = torch.arange(num_tiles * rows, dtype=torch.int32, device=device).clamp(max=num_rows)
     expert = torch.zeros(num_tiles, dtype=torch.int32, device=device)
-    chosen = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
-    return Routing(chosen, torch.ones(num_rows, 1, device=device), pairs, expert)
+    expert_ids = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
+    return Routing(expert_ids, torch.ones(num_rows, 1, device=device), pairs, expert)

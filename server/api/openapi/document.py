@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 from server.api.openapi.bounds import Facts, bounded
 from server.api.openapi.operations import ANYWHERE, OPERATIONS, STATUSES, Operation
 from server.api.openapi.response_schemas import ANTHROPIC_ERROR, ERROR
-from server.error_shapes import ANTHROPIC_PATH
+from server.errors import ANTHROPIC_PATH
 
 __all__ = ["Facts", "document"]
 

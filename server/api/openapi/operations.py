@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.api import playground_files
 from server.api.openapi import response_schemas
-from server.api.routes import playground
 from server.api.routes.experts import MIN_WINDOW_S
 from server.observability.expert_load import WINDOW_S
 from server.schemas import (
@@ -62,7 +62,7 @@ FILE_NAME: Schema = {
     "name": "name",
     "in": "path",
     "required": True,
-    "schema": {"enum": sorted(playground.files())},
+    "schema": {"enum": sorted(playground_files.files())},
 }
 
 WINDOW: Schema = {

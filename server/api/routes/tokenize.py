@@ -5,11 +5,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.messages import Ready
+from server.api.chat_turn import render_prompt
 from server.api.request_body import read_request
 from server.api.routes import READ
-from server.api.routes.chat import render_prompt
 from server.errors import ApiError
-from server.generation.jobs import check_prompt_chars, off_loop
+from server.event_loop import INLINE_CHARS, off_loop
+from server.generation.jobs import check_prompt_chars
 from server.generation.state import ServerState, TextFrontend, state_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools.constraints import offered
@@ -41,7 +42,8 @@ async def _tokens(
         return await render_prompt(conversation, state, texts, offered(conversation.tools))
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
-    return await off_loop(len(prompt), lambda: texts.tokenizer.encode(prompt, request.add_special_tokens)), {}
+    heavy = len(prompt) > INLINE_CHARS
+    return await off_loop(lambda: texts.tokenizer.encode(prompt, request.add_special_tokens), heavy=heavy), {}
 
 
 @router.post("/detokenize")
@@ -56,7 +58,7 @@ async def detokenize(http: HttpRequest) -> Response:
         message = f"'tokens' has an id outside the vocabulary of {ready.vocab_size}."
         raise ApiError(message, param="tokens", code="integer_above_max_value")
     tokens, skip = request.tokens, request.skip_special_tokens
-    prompt = await off_loop(len(tokens), lambda: texts.tokenizer.decode(tokens, skip))
+    prompt = await off_loop(lambda: texts.tokenizer.decode(tokens, skip), heavy=len(tokens) > INLINE_CHARS)
     return JSONResponse({"prompt": prompt}, headers=headers)
 
 

@@ -12,7 +12,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from server.engine_config import engine_config
-from server.lifecycle.serve import StartError, load_texts
+from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings_sources import SettingsError, load_settings
 from server.tokenizer.config_files import TokenizerError
 
@@ -29,7 +29,7 @@ def start(path: Path, **flags: Any) -> None:
     settings = load_settings({"model": str(path), **given})
     texts = load_texts(settings, path)
     engine = Engine.load(engine_config(settings, path), lambda *progress: None)
-    texts.tokenizer.check_fits(engine.ready().vocab_size)
+    texts.tokenizer.check_fits(engine.loaded.config.vocab_size)
 
 
 def refusal(path: Path, **flags: Any) -> str:

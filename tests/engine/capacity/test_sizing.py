@@ -1,14 +1,14 @@
-"""Limits follow from model, machine and flags, and a cgroup's limit is obeyed."""
+"""The engine's limits follow from model, machine and flags."""
 
 from pathlib import Path
 
 import pytest
 
-from engine.capacity.host_resources import cgroup_headroom_bytes
 from engine.capacity.sizing import context_limit, pool_blocks
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from model.config import ModelConfig, load_config
+from model.checkpoint.config_file import load_config
+from model.config import ModelConfig
 from tests.support.checkpoints import Shape
 
 
@@ -43,23 +43,3 @@ def test_a_derived_context_is_lowered_to_what_fits_and_a_set_one_is_refused_with
     assert context_limit(config(max_model_len=160), model, 10, 512) == (160, ())
     with pytest.raises(EngineConfigError, match="--max-model-len 160 fits"):
         context_limit(config(max_model_len=161), model, 10, 512)
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("1000", 700), ("200", 0), ("max", 2**62)])
-def test_a_cgroup_limits_what_is_available(tmp_path: Path, limit: str, expected: int) -> None:
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text("300\n")
-    assert cgroup_headroom_bytes(tmp_path, tmp_path / "none") == expected
-
-
-@pytest.mark.parametrize(
-    ("limit_file", "usage_file", "prefix"),
-    [("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")],
-)
-def test_the_page_cache_of_a_cgroup_counts_as_available(
-    tmp_path: Path, limit_file: str, usage_file: str, prefix: str
-) -> None:
-    (tmp_path / limit_file).write_text("1000\n")
-    (tmp_path / usage_file).write_text("900\n")
-    (tmp_path / "memory.stat").write_text(f"anon 200\n{prefix}inactive_file 500\n{prefix}active_file 150\nshmem 50\n")
-    assert cgroup_headroom_bytes(tmp_path, tmp_path) == 1000 - 250

@@ -9,6 +9,7 @@ import torch
 
 from engine.execution.input_batch import BatchBuilder, build_batch
 from engine.execution.persistent_batch import PersistentBatch
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -27,9 +28,9 @@ BLOCK_SIZE, MAX_LEN, NUM_REQUESTS = 4, 60, 6
 def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) -> None:
     """Requests come, end, cross blocks, slide and are preempted; after each step both batches say the same."""
     rng = random.Random(num_blocks)
-    tables = BlockManager(BlockPool(num_blocks), BLOCK_SIZE, window, 16, prefix_caching=False)
+    block_manager = BlockManager(BlockPool(num_blocks), BlockGeometry(BLOCK_SIZE, window, 16), prefix_caching=False)
     scheduler = Scheduler(
-        tables, max_num_seqs=NUM_REQUESTS, max_num_batched_tokens=16, max_model_len=MAX_LEN, eos_token_ids=[2]
+        block_manager, max_num_seqs=NUM_REQUESTS, max_num_batched_tokens=16, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
     rows = PersistentBatch(NUM_REQUESTS, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
     builder = BatchBuilder(rows, CONFIG)

@@ -8,6 +8,7 @@ import torch
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
+from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
@@ -35,8 +36,8 @@ class OneBadRow:
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_fails_its_request_alone(bad: float, max_tokens: int) -> None:
-    tables = BlockManager(BlockPool(8), 4, None, 32, prefix_caching=True)
-    scheduler = Scheduler(tables, max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, eos_token_ids=[])
+    block_manager = BlockManager(BlockPool(8), BlockGeometry(4, None, 32), prefix_caching=True)
+    scheduler = Scheduler(block_manager, max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, eos_token_ids=[])
     params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=True, num_logprobs=1)
     scheduler.add(Request(1, [3, 7, 3], params))
     scheduler.add(Request(2, [3, 4, 3], params))

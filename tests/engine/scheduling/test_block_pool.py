@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.scheduling.block_hash import child_key, root_key
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.block_geometry import BlockGeometry
+from engine.scheduling.block_hash import child_hash, root_hash
 from engine.scheduling.block_pool import BlockPool
 
-KEYS = [child_key(root_key(""), [n]) for n in range(10)]
+HASHES = [child_hash(root_hash(""), [n]) for n in range(10)]
 
 
 def test_a_block_is_never_freed_twice() -> None:
@@ -38,8 +38,8 @@ def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
 def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(4)
-    for block, key in zip(blocks[:3], KEYS, strict=False):
-        pool.cache_block(block, key, (block,))
+    for block, block_hash in zip(blocks[:3], HASHES, strict=False):
+        pool.cache_block(block, block_hash, (block,))
     pool.decref([blocks[1]])
     pool.decref([blocks[0]])
     pool.decref([blocks[3]])  # not cached: goes first
@@ -51,18 +51,18 @@ def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
 def test_a_reused_block_is_no_longer_found() -> None:
     pool = BlockPool(1)
     [block] = pool.allocate(1)
-    pool.cache_block(block, KEYS[0], (7,))
+    pool.cache_block(block, HASHES[0], (7,))
     pool.decref([block])
-    assert pool.lookup(KEYS[0], (7,)) == block
+    assert pool.lookup(HASHES[0], (7,)) == block
     pool.allocate(1)
-    assert pool.lookup(KEYS[0], (7,)) is None
+    assert pool.lookup(HASHES[0], (7,)) is None
 
 
 def test_a_key_that_names_other_tokens_is_no_hit() -> None:
     pool = BlockPool(1)
     [block] = pool.allocate(1)
-    pool.cache_block(block, KEYS[0], (7,))
-    assert pool.lookup(KEYS[0], (8,)) is None
+    pool.cache_block(block, HASHES[0], (7,))
+    assert pool.lookup(HASHES[0], (8,)) is None
 
 
 def test_a_lost_block_is_noticed() -> None:
@@ -80,4 +80,4 @@ def test_a_lost_block_is_noticed() -> None:
 def test_peak_blocks_are_those_of_the_window_and_the_chunk(
     window: int | None, tokens: int, chunk: int, expected: int
 ) -> None:
-    assert BlockManager(BlockPool(500), 16, window, chunk, True).peak_blocks(tokens) == expected
+    assert BlockGeometry(16, window, chunk).peak_blocks(tokens) == expected

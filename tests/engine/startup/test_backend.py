@@ -10,7 +10,7 @@ import engine.startup.backend as backends
 import model.ops.native.library as native_library
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup.backend import choose_backend, num_cores
+from engine.startup.backend import choose_backend
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 from model.ops.native.ops import NUMERICS
 from smoe import LocalEngine
@@ -93,13 +93,6 @@ def test_a_file_that_is_no_library_is_no_traceback(tmp_path: Path) -> None:
 def test_the_portable_kernels_run_everywhere() -> None:
     available = NativeLibrary().isas()
     assert available[0] == "portable" and available == [isa for isa in ISAS if isa in available]
-
-
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
-def test_the_cgroups_quota_limits_the_threads(tmp_path: Path, quota: str, cores: int | None) -> None:
-    unlimited = num_cores(tmp_path)
-    (tmp_path / "cpu.max").write_text(quota)
-    assert num_cores(tmp_path) == (cores or unlimited)
 
 
 CUDA = torch.device("cuda")

@@ -135,7 +135,7 @@ def test_native_ffns_are_the_references(
 def test_native_mixtures_are_the_references(
     isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int
 ) -> None:
-    """Rows of any k. The gate is not quantised: the same experts are chosen as without."""
+    """Rows of any k. The gate is not quantized: the same experts are chosen as without."""
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
     choices = [random_choice(num_rows, num_experts) for _ in range(3)]
@@ -146,7 +146,7 @@ def test_native_mixtures_are_the_references(
         )
     )
     _assert_near(ours, reference, plain, kind, dtype)
-    assert torch.equal(choices[0].chosen, choices[2].chosen)
+    assert torch.equal(choices[0].expert_ids, choices[2].expert_ids)
 
 
 def _assert_near(ours: Tensor, reference: Tensor, exact: Tensor, kind: str, dtype: torch.dtype) -> None:
@@ -157,7 +157,7 @@ def _assert_near(ours: Tensor, reference: Tensor, exact: Tensor, kind: str, dtyp
 
 @on_every_isa
 @of_every_kind
-def test_logits_are_float32_of_the_quantised_head(isa: str, kind: Quantization) -> None:
+def test_logits_are_float32_of_the_quantized_head(isa: str, kind: Quantization) -> None:
     x, norm, head = torch.randn(9, 64).bfloat16(), torch.rand(64).bfloat16(), torch.randn(101, 64).bfloat16()
     rows = torch.tensor([8, 0, 3])
     ours, reference = (

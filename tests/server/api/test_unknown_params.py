@@ -1,10 +1,10 @@
-"""server/api/ignored.py: what a request asks for in vain is named, wherever in it that stands."""
+"""server.api.request_body.py: what a request asks for in vain is named, wherever in it that stands."""
 
 from typing import Any
 
 import pytest
 
-from server.api.ignored import unknown_params
+from server.api.request_body import unknown_params
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.lifecycle.startup_report import StartupReport, ready_lines, size
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.observability.health import LagProbe, liveness, readiness
+from server.observability.health import liveness, readiness
 from tests.support.fake_engine_process import READY
 
 
@@ -145,14 +145,3 @@ def test_health_says_what_the_engine_can_do(phase: str, ready: int, live: int) -
         assert (body["phase"], body["loaded_bytes"], body["total_bytes"]) == (phase, 5, 10)
         assert body["status"] == ("ok" if expected == 200 else "unavailable")
         assert "/secret/path" not in str(body)
-
-
-def test_the_lag_reported_is_the_worst_of_the_last_ten_seconds() -> None:
-    now, reports = [0.0], []
-    probe = LagProbe(reports.append, clock=lambda: now[0])
-    for lag in (0.1, 0.7, *[0.0] * 40):
-        now[0] += 0.25 + lag
-        probe.measure(now[0] - lag)
-    assert reports[:3] == pytest.approx([0.1, 0.7, 0.7])
-    assert reports[40] == pytest.approx(0.7)
-    assert reports[41] == pytest.approx(0.0)

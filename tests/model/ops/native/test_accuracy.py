@@ -51,8 +51,8 @@ def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
     """Of the float32 products position * frequency, to a rounding; up to the longest context that Mixtral has."""
     positions = torch.cat((torch.arange(2000), torch.randint(2000, 65536, (1000,))))
     batch = replace(make_batch([(Running([0], [1]), 1)], block_size=1), positions=positions)
-    plan = native(isa).prepare_batch(replace(Heads(head_dim=128).config, rope_theta=theta), batch, 1)
+    metadata = native(isa).prepare_batch(replace(Heads(head_dim=128).config, rope_theta=theta), batch, 1)
     angles = (positions.float()[:, None] * inverse_frequencies(128, theta)).double()
-    for ours, exact in ((plan.cos, angles.cos()), (plan.sin, angles.sin())):
+    for ours, exact in ((metadata.cos, angles.cos()), (metadata.sin, angles.sin())):
         # Beside a zero of the function what counts is the distance to it.
         assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()

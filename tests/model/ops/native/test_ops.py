@@ -103,7 +103,7 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
     for row in range(num_rows):
         best = naive_choice(logits[row], k[row], allowed[row].tolist())
         for one in asked:
-            assert one.chosen[row].tolist() == best + [-1] * (one.chosen.shape[1] - k[row])
+            assert one.expert_ids[row].tolist() == best + [-1] * (one.expert_ids.shape[1] - k[row])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -115,7 +115,7 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
     ops = native(isa)
     asked = uniform(5, k)
     ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), asked)
-    assert asked.chosen.tolist() == [list(range(k))] * 5
+    assert asked.expert_ids.tolist() == [list(range(k))] * 5
     assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform(5, k)))
 
 
@@ -141,8 +141,8 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
     mixed = torch.randn(18, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim).to(dtype)
     q, k, v = mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
     pool = KvPool(heads.config, 101, block_size, name_of(dtype), CPU)
-    plan = native(isa).prepare_batch(heads.config, batch, block_size)
-    turned = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], plan)
+    metadata = native(isa).prepare_batch(heads.config, batch, block_size)
+    turned = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], metadata)
     k_slots, v_slots = pool.k[0].flatten(0, 1), pool.v[0].flatten(0, 1)
     bound = 1e-5 if dtype == torch.float32 else 3e-3  # an angle near 300 is itself rounded to float32
     for ours, given in ((turned, q), (k_slots[batch.slot_mapping], k)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import load_config
+from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
 from model.loader import load_model
 from model.mixtral import Mixtral
@@ -108,15 +108,15 @@ def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
     for row in range(MAX_ROWS):
         alone = choice([k[row]], allowed[row : row + 1])
         assert torch.equal(native(isa).moe(rows[row : row + 1], packed, alone)[0], together[row])
-        assert torch.equal(alone.chosen[0], asked.chosen[row, : k[row]])
+        assert torch.equal(alone.expert_ids[0], asked.expert_ids[row, : k[row]])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dim", [37, 256])
-def test_a_row_times_quantised_weights_gives_the_same_bits_too(
+def test_a_row_times_quantized_weights_gives_the_same_bits_too(
     isa: str, dtype: torch.dtype, kind: Quantization, dim: int
 ) -> None:
-    """A row is quantised by itself."""
+    """A row is quantized by itself."""
     packer = native(ISAS[0], quantization=kind)
     linear = packer.pack_linear(_random(75, dim, dtype=dtype))
     experts = packer.pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))

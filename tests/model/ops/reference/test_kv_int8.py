@@ -55,8 +55,8 @@ def test_what_is_written_is_the_definitions_rounding_of_the_rotated_rows(
     mixed[6, -1, 1], mixed[7, -1, 0] = float("nan"), float("inf")
     exact, packed = (KvPool(heads.config, 11, 4, name_of(kind), CPU) for kind in (dtype, cached))
     for pool in (exact, packed):
-        plan = native(isa).prepare_batch(heads.config, batch, 4)
-        q = native(isa).rope_and_store_kv(mixed.to(dtype).flatten(1), pool.k[0], pool.v[0], plan)
+        metadata = native(isa).prepare_batch(heads.config, batch, 4)
+        q = native(isa).rope_and_store_kv(mixed.to(dtype).flatten(1), pool.k[0], pool.v[0], metadata)
         assert q.shape == (30, heads.num_heads, heads.head_dim)
     for ours, numbers in ((packed.k[0], exact.k[0]), (packed.v[0], exact.v[0])):
         expected = quantize(numbers) if cached == torch.int8 else numbers.to(cached)

@@ -45,18 +45,18 @@ def test_the_moe_equals_a_naive_loop_over_tokens_and_experts(num_experts: int, k
     for row, token in enumerate(x):
         logits = [float(gate[e] @ token) for e in range(num_experts)]
         allowed = None if mixed.allowed is None else mixed.allowed[row].tolist()
-        chosen = naive_choice(logits, int(mixed.experts_per_token[row]), allowed)
-        assert mixed.chosen[row].tolist() == chosen + [-1] * (mixed.chosen.shape[1] - len(chosen))
-        total = sum(math.exp(logits[e]) for e in chosen)
+        expert_ids = naive_choice(logits, int(mixed.experts_per_token[row]), allowed)
+        assert mixed.expert_ids[row].tolist() == expert_ids + [-1] * (mixed.expert_ids.shape[1] - len(expert_ids))
+        total = sum(math.exp(logits[e]) for e in expert_ids)
         expected = torch.zeros(dim)
-        for e in chosen:
+        for e in expert_ids:
             expected += math.exp(logits[e]) / total * torch.tensor(_swiglu(token, experts[e]))
         assert torch.allclose(ours[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_ties_of_the_gate_go_to_the_lower_expert() -> None:
-    chosen, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), uniform(2, 2))
-    assert chosen.tolist() == [[1, 3], [0, 1]]
+    expert_ids, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), uniform(2, 2))
+    assert expert_ids.tolist() == [[1, 3], [0, 1]]
     assert share.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 

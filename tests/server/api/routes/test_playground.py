@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.api.app import create_app
-from server.api.routes.playground import FOLDER
+from server.api.playground_files import FOLDER
 from server.http.middleware import with_middleware
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import client_of, saying, state_around

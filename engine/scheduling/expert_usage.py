@@ -1,0 +1,42 @@
+"""Expert ids that one request's positions were routed to: counts for its prompt, the ids themselves for its completion.
+
+Letters: L layers, E experts, k experts per token.
+"""
+
+from collections import Counter
+from itertools import chain
+
+from engine.types import ExpertChoices, ExpertIds, Request
+
+
+class ExpertUsage:
+    """Collects each position once, however often it is computed."""
+
+    def __init__(self, request: Request, num_experts: int) -> None:
+        self._num_experts = num_experts
+        self._keeps_routing = request.expert_routing
+        self._num_prompt_tokens = len(request.prompt_token_ids)
+        self._num_seen = 0
+        self._prompt_counts: list[Counter[int]] = []  # L of them
+        self._unreported: list[list[ExpertIds]] = []
+
+    def add(self, start: int, choices: ExpertChoices) -> None:
+        """Add positions start, start + 1, ...; skip those that were added before."""
+        end = start + len(choices[0])
+        first, split = max(start, self._num_seen), max(start, min(self._num_prompt_tokens, end))
+        self._prompt_counts = self._prompt_counts or [Counter() for _ in choices]
+        for counts, layer in zip(self._prompt_counts, choices, strict=True):
+            counts.update(chain.from_iterable(layer[first - start : split - start]))
+        if self._keeps_routing:
+            completion = slice(max(first, split) - start, None)
+            self._unreported += map(list, zip(*(layer[completion] for layer in choices), strict=True))
+        self._num_seen = max(self._num_seen, end)
+
+    def prompt_tokens(self) -> list[list[int]]:
+        """Return [L][E]: the number of prompt positions that were routed to each expert."""
+        return [[counts[expert] for expert in range(self._num_experts)] for counts in self._prompt_counts]
+
+    def pop_routing(self) -> list[list[ExpertIds]]:
+        """Return [position][L][k] of the completion positions added since the last call."""
+        unreported, self._unreported = self._unreported, []
+        return unreported

@@ -1,0 +1,203 @@
+"""Read config.json and generation_config.json into a ModelConfig. Imports no torch.
+
+Two spellings are read: rope_theta and torch_dtype, or rope_parameters.rope_theta and dtype (transformers 5).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from model.checkpoint.config_fields import JsonFields
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import printable, read_json_object
+from model.config import MISTRAL, MIXTRAL, ModelConfig
+
+MAX_CONFIG_BYTES = 1 << 20
+DTYPES = ("float32", "bfloat16", "float16")
+MISTRAL_WINDOW = 4096  # of Mistral-7B v0.1; what an absent key means to transformers
+
+
+def load_config(
+    path: Path, sliding_window: Literal["model", "none"] | int = "model", experts_per_token: int | None = None
+) -> tuple[ModelConfig, list[str]]:
+    """The config of the checkpoint in directory `path`, and warnings of one line each.
+
+    `sliding_window` other than "model" and `experts_per_token` go before what the checkpoint says. Raises
+    CheckpointError for everything that the network cannot run exactly as the checkpoint means it.
+    """
+    _check_directory(path)
+    fields = JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
+    warnings: list[str] = []
+    config = _parse(fields, path, sliding_window, warnings)
+    return config if experts_per_token is None else _with_experts_per_token(config, experts_per_token), warnings
+
+
+def _with_experts_per_token(config: ModelConfig, experts_per_token: int) -> ModelConfig:
+    if not 1 <= experts_per_token <= config.num_experts:
+        has = f"has {config.num_experts} experts" if config.num_experts else "has no experts"
+        raise CheckpointError(f"{experts_per_token} experts per token are not possible: the model {has}")
+    return replace(config, experts_per_token=experts_per_token)
+
+
+def _check_directory(path: Path) -> None:
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not a directory")
+        if (path / "params.json").exists() and not (path / "config.json").exists():
+            raise CheckpointError(f"{path} has params.json but no config.json: only the Hugging Face layout is read")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parse(
+    fields: JsonFields, path: Path, sliding_window: Literal["model", "none"] | int, warnings: list[str]
+) -> ModelConfig:
+    architecture = _architecture(fields)
+    _check_supported(fields)
+    is_moe = architecture == MIXTRAL
+    num_experts = fields.positive("num_local_experts", at_most=1024) if is_moe else 0
+    num_heads = fields.positive("num_attention_heads", at_most=4096)
+    dim = fields.positive("hidden_size", at_most=1 << 20)
+    vocab_size = fields.positive("vocab_size", at_most=1 << 24)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=vocab_size,
+        dim=dim,
+        num_layers=fields.positive("num_hidden_layers", at_most=1024),
+        num_heads=num_heads,
+        num_kv_heads=_num_kv_heads(fields, num_heads),
+        head_dim=_head_dim(fields, dim, num_heads),
+        hidden_dim=fields.positive("intermediate_size", at_most=1 << 24),
+        num_experts=num_experts,
+        experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
+        window=_window(fields, architecture, sliding_window, warnings),
+        context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
+        rope_theta=_rope_theta(fields),
+        norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
+        tied_head=fields.flag("tie_word_embeddings"),
+        dtype=_dtype(fields, warnings),
+        bos_token_id=_bos_token_id(fields, vocab_size),
+        eos_token_ids=_eos_token_ids(fields, path, vocab_size),
+    )
+
+
+def _architecture(fields: JsonFields) -> str:
+    names = fields.get("architectures")
+    if isinstance(names, list) and len(names) == 1 and names[0] in (MIXTRAL, MISTRAL):
+        return str(names[0])
+    raise fields.error(f"architectures is {printable(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are served")
+
+
+def _check_supported(fields: JsonFields) -> None:
+    """Refuses what would change the computation and is not implemented."""
+    if fields.get("hidden_act", "silu") != "silu":
+        raise fields.error(f"hidden_act is {printable(fields.get('hidden_act'))}; only 'silu' is served")
+    for name in ("attention_bias", "mlp_bias"):
+        if fields.flag(name):
+            raise fields.error(f"{name} is true; these networks have no biases")
+    if fields.get("quantization_config") is not None:
+        raise fields.error("quantization_config is set; quantized checkpoints are not read")
+    kinds = fields.get("layer_types")
+    if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
+        raise fields.error(f"layer_types is {printable(kinds)}; only one kind of attention for all layers is served")
+
+
+def _num_kv_heads(fields: JsonFields, num_heads: int) -> int:
+    if fields.get("num_key_value_heads", "absent") is None:  # as transformers reads null
+        return num_heads
+    num_kv_heads = fields.positive("num_key_value_heads", at_most=num_heads)
+    if num_heads % num_kv_heads:
+        raise fields.error(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+    return num_kv_heads
+
+
+def _head_dim(fields: JsonFields, dim: int, num_heads: int) -> int:
+    if fields.get("head_dim") is not None:
+        head_dim = fields.positive("head_dim", at_most=1 << 14)
+    elif dim % num_heads:
+        raise fields.error(
+            f"hidden_size {dim} is no multiple of num_attention_heads {num_heads}, and no head_dim is given"
+        )
+    else:
+        head_dim = dim // num_heads
+    if head_dim % 2:
+        raise fields.error(f"the head dimension {head_dim} is odd; rotary positions turn pairs")
+    return head_dim
+
+
+def _rope_theta(fields: JsonFields) -> float:
+    """Theta from either dialect. Never a default: a wrong theta serves fluent nonsense."""
+    found = []
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = fields.section(name)
+        if rope is not None:
+            _check_rope(rope)
+            if rope.get("rope_theta") is not None:
+                found.append(rope.positive_float("rope_theta", at_most=1e12))
+    if fields.get("rope_theta") is not None:
+        found.append(fields.positive_float("rope_theta", at_most=1e12))
+    if not found:
+        raise fields.error("neither rope_theta nor rope_parameters.rope_theta is given")
+    if len(set(found)) > 1:
+        raise fields.error(f"rope_theta is given twice and differs: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _check_rope(rope: JsonFields) -> None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise rope.error(f"the rope type is {printable(kind)}; only 'default' is served")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise rope.error(f"partial_rotary_factor is {printable(rope.get('partial_rotary_factor'))}; only 1 is served")
+
+
+def _window(
+    fields: JsonFields, architecture: str, choice: Literal["model", "none"] | int, warnings: list[str]
+) -> int | None:
+    """The operator's choice; else what the config says, with a warning where that is odd."""
+    stored = _stored_window(fields)
+    if choice == "none":
+        return None
+    if choice != "model":
+        if choice < 1:
+            raise CheckpointError(f"a sliding window of {choice} is not possible: at least 1, or none")
+        return choice
+    if architecture == MIXTRAL and stored == MISTRAL_WINDOW:
+        warnings.append(
+            f"config.json gives this Mixtral a sliding window of {stored}, which old conversions carry by mistake: "
+            "--sliding-window none switches it off"
+        )
+    if architecture == MISTRAL and fields.get("sliding_window", "absent") == "absent":
+        warnings.append(f"config.json names no sliding_window; taken as {MISTRAL_WINDOW}, as in Mistral-7B v0.1")
+        return MISTRAL_WINDOW
+    return stored
+
+
+def _stored_window(fields: JsonFields) -> int | None:
+    return None if fields.get("sliding_window") is None else fields.positive("sliding_window", at_most=1 << 26)
+
+
+def _dtype(fields: JsonFields, warnings: list[str]) -> str:
+    name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
+    if name is None:
+        warnings.append("config.json names no dtype: float32 is taken")
+        return "float32"
+    if name not in DTYPES:
+        raise fields.error(f"dtype is {printable(name)}; known are {', '.join(DTYPES)}")
+    return str(name)
+
+
+def _bos_token_id(fields: JsonFields, vocab_size: int) -> int | None:
+    return None if fields.get("bos_token_id") is None else fields.token_id("bos_token_id", vocab_size)
+
+
+def _eos_token_ids(fields: JsonFields, path: Path, vocab_size: int) -> tuple[int, ...]:
+    """The union of both files, generation_config.json first: each of them ends a generation somewhere."""
+    file = path / "generation_config.json"
+    sources = [fields]
+    if file.exists():
+        sources.insert(0, JsonFields(file, read_json_object(file, MAX_CONFIG_BYTES)))
+    ids = [token_id for source in sources for token_id in source.token_ids("eos_token_id", vocab_size)]
+    return tuple(dict.fromkeys(ids))

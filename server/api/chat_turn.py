@@ -1,0 +1,108 @@
+"""Prepare a chat: check the request against the model, render its prompt, and build its generation and reply format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request as HttpRequest
+
+from server.api.formats.chat import ChatFormat
+from server.api.formats.reply import common_fields
+from server.api.formats.tool_calls import ToolCallFormatter
+from server.api.request_body import add_ignored_params
+from server.chat.mistral_format import CALLS_MARKER
+from server.chat.repair import repair_conversation, roles_out_of_order
+from server.event_loop import INLINE_CHARS, off_loop
+from server.generation.generation import Generation
+from server.generation.jobs import JobBuilder, Prompt, truncated
+from server.generation.state import ServerState, TextFrontend
+from server.schemas import ChatCompletionRequest, Conversation
+from server.structured_output.constraints import Constraint
+from server.tools.constraints import ToolUse, check_can_be_emulated, resolve_tool_use, tool_constraints
+from server.tools.loose_tools import unsupported_schema_keywords
+from server.tools.prompt_emulation import with_prompted_tools
+
+REPAIRED_HEADER = "x-smoe-repaired"
+
+CHARS_OF_A_MESSAGE = 32  # a message takes as long to render as this many characters of its text
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """A chat that is ready to be generated."""
+
+    generation: Generation
+    layout: ChatFormat
+    fields: Mapping[str, str | int]  # of the reply's envelope
+    repair_headers: Mapping[str, str]  # name the repairs of the conversation
+    ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow
+
+    def add_to_headers(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return `headers`, which read_request returned, with those that this chat adds."""
+        return {**add_ignored_params(headers, self.ignored), **self.repair_headers}
+
+
+async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
+    """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
+    builder = JobBuilder.checked(http, request, arrival_s)
+    state, texts, http_id = builder.state, builder.texts, http.state.request_id
+    use = resolve_tool_use(request)
+    constraints, ignored = await _tool_constraints(use, request, state, texts)
+    token_ids, repair_headers = await render_prompt(request, state, texts, use)
+    prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
+    generation = await Generation.prepare(builder, [prompt], http_id, constraints)
+    return ChatTurn(
+        generation,
+        ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
+        common_fields("chatcmpl", generation, request.model, builder.ready.fingerprint),
+        repair_headers,
+        ignored,
+    )
+
+
+async def _tool_constraints(
+    use: ToolUse | None, request: ChatCompletionRequest, state: ServerState, texts: TextFrontend
+) -> tuple[list[Constraint], list[str]]:
+    """Return the constraints that the tools imply for the output, and the schema parts that these leave out."""
+    if use is None:
+        return [], []
+    if not texts.chat_template.takes_tools:
+        check_can_be_emulated(use, is_allowed=state.tool_emulation)
+    marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
+    num_chars = sum(map(len, request.contents))
+    loose = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
+    constraints = await off_loop(
+        lambda: tool_constraints(use, request, marker_id, loose), heavy=num_chars > INLINE_CHARS
+    )
+    return constraints, [name for names in loose.values() for name in names]
+
+
+async def render_prompt(
+    conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None
+) -> tuple[list[int], dict[str, str]]:
+    """Return the conversation's token ids by the checkpoint's template, and the headers that name its repairs.
+
+    Raises ApiError 400.
+    """
+    template = texts.chat_template
+    messages = conversation.messages if template.takes_tools else with_prompted_tools(conversation.messages, use)
+
+    def render() -> tuple[list[int], list[str]]:
+        turns, repairs = repair_conversation(messages, template.system_place)
+        if repairs and state.strict_roles:
+            raise roles_out_of_order(repairs)
+        token_ids = template.render(
+            turns,
+            add_generation_prompt=conversation.with_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
+            tools=use.tools if use and template.takes_tools else (),
+        )
+        return token_ids, repairs
+
+    token_ids, repairs = await off_loop(render, heavy=_num_chars(conversation) > INLINE_CHARS)
+    return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
+
+
+def _num_chars(conversation: Conversation) -> int:
+    """Estimate the work of rendering, in characters: even an empty message takes some."""
+    return sum(map(len, conversation.contents)) + CHARS_OF_A_MESSAGE * len(conversation.messages)

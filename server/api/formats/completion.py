@@ -1,0 +1,58 @@
+"""The reply format of completions: a choice has the same fields in a chunk and in a full reply."""
+
+from collections.abc import Mapping, Sequence
+
+from server.api.formats.logprobs import completion_logprobs
+from server.generation.choice import Delta
+from server.generation.jobs import Prompt
+from server.schemas import CompletionRequest
+from server.tokenizer.tokenizer import Tokenizer
+
+
+class CompletionFormat:
+    """ReplyFormat of completions: a choice with its text, or in a stream with the new part of it."""
+
+    stream_object = full_object = "text_completion"
+
+    def __init__(self, request: CompletionRequest, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        has_more_fields = request.return_token_ids or request.expert_routing
+        self.text_only_stream = request.logprobs is None and not has_more_fields
+        self._has_prompt_ids: set[int] = set()  # indices of choices whose prompt's ids were sent
+
+    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
+        """Return no chunk for a first delta without text: completions have no role to send."""
+        parts = delta.split() if delta.text or delta.finish_reason else []
+        return [(self.full(part), {}) for part in parts]
+
+    def full(self, delta: Delta) -> Mapping[str, object]:
+        choice: dict[str, object] = {
+            "index": delta.index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.expert_routing:
+            choice["expert_routing"] = delta.routing
+        if self._request.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+            choice |= self._prompt_token_ids(delta.index)
+        return choice
+
+    def extra_fields(self) -> Mapping[str, object]:
+        return {}
+
+    def _logprobs(self, delta: Delta) -> Mapping[str, object] | None:
+        if self._request.logprobs is None or not delta.positions:
+            return None
+        return dict(completion_logprobs(delta.positions, self._tokenizer))
+
+    def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
+        """Return the prompt's ids at the first call for a choice, then nothing."""
+        if index in self._has_prompt_ids:
+            return {}
+        self._has_prompt_ids.add(index)
+        return {"prompt_token_ids": self._prompts[index // self._request.n].token_ids}

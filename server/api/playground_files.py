@@ -1,0 +1,26 @@
+"""The files of the playground, which are shipped with the package."""
+
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "playground"
+INDEX = "index.html"
+PREFIX = "/playground/"
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@cache
+def files() -> dict[str, tuple[bytes, str]]:
+    """The folder's files by name: content and content type."""
+    paths = [path for path in FOLDER.iterdir() if path.suffix in CONTENT_TYPES]
+    return {path.name: (path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in paths}
+
+
+def open_paths() -> frozenset[str]:
+    """What is served without an API key: the page and its files, which hold nothing secret."""
+    return frozenset({"/", *(PREFIX + name for name in files())})

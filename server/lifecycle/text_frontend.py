@@ -1,0 +1,29 @@
+"""Load what turns text into tokens and back: the tokenizer, the chat template and the generation defaults."""
+
+from pathlib import Path
+
+from server.chat.template import ChatTemplate
+from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
+from server.generation.state import TextFrontend
+from server.settings import Settings
+from server.tokenizer.tokenizer import load_tokenizer
+
+
+class StartError(Exception):
+    """The server cannot start with these settings or this checkpoint. One line; the process exits with code 2."""
+
+
+def load_texts(settings: Settings, model_dir: Path) -> TextFrontend:
+    """Load the text frontend of a checkpoint. Raises TokenizerError or StartError."""
+    tokenizer = load_tokenizer(model_dir)
+    source = tokenizer.chat_template if settings.chat_template is None else _read_template(settings.chat_template)
+    use_defaults = settings.generation_config == "auto"
+    defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
+    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise StartError(f"--chat-template {path}: cannot be read as text") from None

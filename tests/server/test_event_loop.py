@@ -1,0 +1,31 @@
+"""server/event_loop.py: heavy work runs beside the event loop, and the loop's delay is measured."""
+
+import asyncio
+import threading
+
+import pytest
+
+from server.event_loop import LagProbe, off_loop
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_only_heavy_work_runs_in_another_thread(heavy: bool) -> None:
+    thread_id = asyncio.run(off_loop(threading.get_ident, heavy=heavy))
+    assert (thread_id != threading.get_ident()) == heavy
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_an_error_in_the_work_reaches_the_caller(heavy: bool) -> None:
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(off_loop(lambda: 1 / 0, heavy=heavy))
+
+
+def test_the_lag_reported_is_the_worst_of_the_last_ten_seconds() -> None:
+    now, reports = [0.0], []
+    probe = LagProbe(reports.append, clock=lambda: now[0])
+    for lag in (0.1, 0.7, *[0.0] * 40):
+        now[0] += 0.25 + lag
+        probe.measure(now[0] - lag)
+    assert reports[:3] == pytest.approx([0.1, 0.7, 0.7])
+    assert reports[40] == pytest.approx(0.7)
+    assert reports[41] == pytest.approx(0.0)
