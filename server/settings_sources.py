@@ -10,9 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.settings import Settings, flag_name, parse_size
-
-PREFIX = "SMOE_"
+from server.settings import PREFIX, Settings, flag_name, parse_size
 
 
 class SettingsError(Exception):
