@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
+from server.api import playground_files
 from server.api.app import create_app
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
@@ -140,6 +141,7 @@ class Server:
         return with_middleware(
             create_app(self._state),
             api_keys=settings.api_key,
+            open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
@@ -152,7 +154,7 @@ class Server:
     async def _http_server(self) -> AsyncIterator[None]:
         """Answer HTTP requests inside this block."""
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, crowd=ReadLimiter()
+            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=ReadLimiter()
         )
         try:
             http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)
