@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation gets its next message."""
+"""POST /v1/chat/completions: generate the next message of a conversation."""
 
 import time
 
@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from server.api.chat_turn import prepare_chat
 from server.api.formats.reply import respond
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.generation.state import state_of
 from server.schemas import ChatCompletionRequest
@@ -15,11 +17,20 @@ from server.schemas import ChatCompletionRequest
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    **describe(
+        "Generate the next message of a conversation.",
+        response_schemas.CHAT,
+        request=ChatCompletionRequest,
+        statuses=GENERATION,
+        is_streamed=True,
+    ),
+)
 async def chat_completions(http: HttpRequest) -> Response:
-    """Answers with a message per choice."""
+    """Reply with a message per choice."""
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await prepare_chat(http, request, arrival_s)
-    return await respond(http, request, turn.generation, turn.layout, turn.fields, turn.headers_beside(headers))
+    return await respond(http, request, turn.generation, turn.layout, turn.fields, turn.add_to_headers(headers))
