@@ -79,15 +79,15 @@ def _assert_refused(path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop(W1), f"tensor {W1} is missing$"),
     "several missing": (lambda t: (t.pop(W1), t.pop(HEAD)), r"is missing \(and 1 more\)"),
-    "unexpected": (lambda t: t.update({"model.layers.2.x": torch.zeros(2)}), r"model\.layers\.2\.x'? has no place"),
-    "bias": (lambda t: t.update({Q_PROJ[:-6] + "bias": torch.zeros(32)}), "q_proj.bias'? has no place"),
-    "transposed": (lambda t: t.update({W1: t[W1].T.contiguous()}), rf"{W1} has shape \[32, 48\].*wants \[48, 32\]"),
+    "unexpected": (lambda t: t.update({"model.layers.2.x": torch.zeros(2)}), r"model\.layers\.2\.x'? does not belong"),
+    "bias": (lambda t: t.update({Q_PROJ[:-6] + "bias": torch.zeros(32)}), "q_proj.bias'? does not belong"),
+    "transposed": (lambda t: t.update({W1: t[W1].T.contiguous()}), rf"{W1} has shape \[32, 48\].*requires \[48, 32\]"),
     "short": (lambda t: t.update({HEAD: t[HEAD][:-1]}), rf"{HEAD} has shape \[100, 32\].*\[101, 32\]"),
     "flat": (lambda t: t.update({Q_PROJ: t[Q_PROJ].flatten()}), rf"{Q_PROJ} has shape \[1024\].*\[32, 32\]"),
     "integers": (lambda t: t.update({Q_PROJ: t[Q_PROJ].to(torch.int8)}), f"{Q_PROJ} has dtype I8"),
     "doubles": (lambda t: t.update({Q_PROJ: t[Q_PROJ].double()}), f"{Q_PROJ} has dtype F64"),
     "fp8": (lambda t: t.update({Q_PROJ: t[Q_PROJ].to(torch.float8_e4m3fn)}), f"{Q_PROJ} has dtype F8_E4M3"),
-    "ugly name": (lambda t: t.update({"a\nb" * 99: torch.zeros(1)}), "has no place"),
+    "ugly name": (lambda t: t.update({"a\nb" * 99: torch.zeros(1)}), "does not belong"),
 }
 
 
@@ -186,7 +186,7 @@ def test_swapped_shards_are_refused(checkpoint: Path, monkeypatch: pytest.Monkey
     shards = _shard(checkpoint)
     save_file(shards["a.safetensors"], checkpoint / "b.safetensors")
     save_file(shards["b.safetensors"], checkpoint / "a.safetensors")
-    _assert_refused(checkpoint, "places tensor .* which has none such", monkeypatch)
+    _assert_refused(checkpoint, "lists tensor .* which does not contain it", monkeypatch)
 
 
 @pytest.mark.parametrize(
