@@ -1,7 +1,7 @@
 # smoe: `make serve` and `make test` do everything on a machine that has python3 (3.11 or newer), its venv module and make.
 #
-#   TORCH_INDEX  index to take torch from. Empty: whatever pip is set up for, which on x86-64 is usually the CUDA build
-#                (several GB). PyTorch's own CPU index keeps the install small:
+#   TORCH_INDEX  index to install torch from. Empty: the index that pip is configured for, which on x86-64 usually has
+#                the CUDA build (several GB). PyTorch's own CPU index keeps the install small:
 #                make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   PYTHON       the interpreter to build .venv with (python3)
 #   ARGS         extra arguments for pytest: make test ARGS=tests/engine
@@ -16,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+INSTALLED_LINT := $(VENV)/.installed-lint
+INSTALLED_FAST := $(VENV)/.installed-test-fast
 INSTALLED_TEST := $(VENV)/.installed-test
 
 KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
@@ -25,19 +27,20 @@ NODE_CLIENTS := tests/e2e/clients/node
 NPM_INSTALL := npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
 empty :=
 space := $(empty) $(empty)
+comma := ,
 
-# Tests that need a program which is not here are left out, and that is said.
-LEFT_OUT := $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
-    $(if $(shell command -v chromium),,browser)
-ifneq ($(strip $(LEFT_OUT)),)
-PYTEST += -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(strip $(LEFT_OUT)))))"
-NOTE := @echo "not found here, so their tests are left out: $(strip $(LEFT_OUT)) (.ci/run installs them)"
-endif
+# Tests that need a program which is absent here are left out, and a line says so.
+LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
+    $(if $(shell command -v chromium),,browser))
+unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
+ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
+FAST := $(call unless,slow $(LEFT_OUT))
+NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-full check clean
+.PHONY: help install serve test test-fast test-full check clean
 
-help:  ## this list
+help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED)  ## build .venv with the smoe command in it
@@ -45,15 +48,19 @@ install: $(INSTALLED)  ## build .venv with the smoe command in it
 serve: $(INSTALLED)  ## install, then serve the bundled model on 127.0.0.1:8000
 	exec $(BIN)/smoe serve
 
-test: $(INSTALLED_TEST)  ## every promise, scaled to fit 15 minutes on 2 cores
+test-fast: $(INSTALLED_FAST)  ## the tests that are not slow, for use while you work
 	$(NOTE)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(FAST) $(ARGS)
 
-test-full: $(INSTALLED_TEST)  ## every promise at its full count
+test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 	$(NOTE)
-	$(PYTEST) --scale 10 $(ARGS)
+	$(PYTEST) $(ALL) $(ARGS)
 
-check: $(INSTALLED_TEST)  ## format, lint and types
+test-full: $(INSTALLED_TEST)  ## every test at its full count
+	$(NOTE)
+	$(PYTEST) $(ALL) --scale 10 $(ARGS)
+
+check: $(INSTALLED_LINT)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -66,15 +73,24 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("smoe needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# An index of torch's own is asked first and alone, so that no other one can offer a bigger build. What the CPU kernels
-# are built of is named, so that new sources never meet an old library.
+# torch is installed from TORCH_INDEX first and alone, so that no other index can offer a bigger build. The sources of
+# the CPU kernels are prerequisites, so that new sources never run with an old library.
 $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
 	@echo "Installing smoe and what it needs into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
 	$(PIP) install --editable .
 	@touch $@
 
+# mypy follows the packages that the code imports: those of the runtime, and tokenizers.
+$(INSTALLED_LINT): $(INSTALLED)
+	$(PIP) install --editable ".[lint,tokenizers]"
+	@touch $@
+
+$(INSTALLED_FAST): $(INSTALLED)
+	$(PIP) install --editable ".[test,tokenizers]"
+	@touch $@
+
 $(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json
-	$(PIP) install --editable ".[test,tokenizers,cuda]"
+	$(PIP) install --editable ".[test,clients,browser,tokenizers,cuda]"
 	$(if $(shell command -v npm),$(NPM_INSTALL))
 	@touch $@

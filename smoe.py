@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.startup.description import fingerprint
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
 from engine.types import SamplingParams as TokenSamplingParams
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -86,7 +87,7 @@ class LocalEngine:
     @property
     def fingerprint(self) -> str:
         """Names the numerics, as in the server's replies."""
-        return self._engine.fingerprint()
+        return fingerprint(self._engine.config, self._engine.loaded)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -140,11 +141,11 @@ class LocalEngine:
 
     def experts(self, window_s: float | None = None) -> ExpertReport:
         """What the experts took of all that was computed here: since the start, or in the last 1 to 60 seconds."""
-        return self._engine.experts(window_s)
+        return self._engine.experts.report(window_s)
 
     def reset_experts(self) -> None:
         """experts() counts from zero again."""
-        self._engine.reset_experts()
+        self._engine.experts.reset()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a KV block is lost or counted wrongly."""

@@ -33,6 +33,7 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
+from engine.startup.description import ready_message
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
@@ -82,7 +83,7 @@ class EngineProcess:
         """Serves until the peer is gone (0), or until the engine cannot start or go on (the exit code then)."""
         try:
             engine, early = self._start()
-            self.channel.send(engine.ready())
+            self.channel.send(ready_message(engine.config, engine.loaded))
             self._serve(engine, early)
         except PeerClosedError:
             return 0
@@ -123,12 +124,12 @@ class EngineProcess:
         while True:
             self.heartbeat.beat()
             busy = engine.has_work()
-            idle_s = FOLD_S if engine.has_untold_experts() else IDLE_S
+            idle_s = FOLD_S if engine.experts.has_unreported else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
                 self.channel.send(StepDone(engine.step()))
                 audited = False
-            elif changed or engine.has_untold_experts():
+            elif changed or engine.experts.has_unreported:
                 self.channel.send(StepDone(StepOutput([], engine.stats())))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
@@ -146,7 +147,7 @@ class EngineProcess:
                 for request_id in message.request_ids:
                     engine.abort(request_id)
             elif isinstance(message, ExpertsQuery):
-                report = engine.reset_experts() if message.reset else engine.experts(message.window_s)
+                report = engine.experts.reset() if message.reset else engine.experts.report(message.window_s)
                 self.channel.send(ExpertsReply(message.query_id, report))
         return arrived
 

@@ -1,8 +1,22 @@
-"""What all tests share: how large their counts are."""
+"""Shared by all tests: `--scale` for the counts of randomised tests, and the mark `slow`, which is given by path."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
+
+# Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
+# repeat an experiment many times. `pytest --durations 20` finds new ones.
+SLOW = (
+    "tests/e2e",
+    "tests/simulator",
+    "tests/triton",
+    "tests/triton_compiled",
+    "tests/model/ops/triton/test_interpreted.py",
+    "tests/model/ops/native/test_sanitizers.py",
+)
 
 # Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
@@ -12,9 +26,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", type=int, default=1, help="multiplies the counts of randomised tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker("slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip slow modules under `-m "not slow"` before they are imported: packages that they need may be absent."""
+    return True if "not slow" in config.option.markexpr and is_slow(collection_path) else None
+
+
+def is_slow(path: Path) -> bool:
+    """True for the paths of SLOW and for everything in its folders."""
+    return any(path.is_relative_to(ROOT / slow) for slow in SLOW)
+
+
 @pytest.fixture(scope="session")
 def scale(request: pytest.FixtureRequest) -> int:
-    """1 in `make test`, larger in `make test-full`."""
+    """1 in `make test`, 10 in `make test-full`."""
     value = request.config.getoption("--scale")
     assert isinstance(value, int)
     return value

@@ -11,7 +11,7 @@ from tests.test_layering import module_name, product_files
 TELL_PEOPLE_THE_TIME = {
     "server.lifecycle.serve",  # `created` of the models
     "server.api.formats.reply",  # `created` of a reply
-    "engine.engine",  # `since` of the experts' counts
+    "engine.execution.expert_stats",  # `since` of a report
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
 

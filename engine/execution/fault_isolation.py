@@ -1,60 +1,102 @@
-"""A step that raised, computed again in parts, so that only those requests end that make it raise.
+"""Failed steps: classify the exception, then compute the step again in parts, so that only the requests at fault end.
 
-To compute a chunk again is harmless: its K and V, and the token behind it, are written to the same places, and are the
-same numbers (bit by bit on the native backend). So a step that raises is halved until the halves are computed, or are
-one request; where memory was short, one request's chunk is halved too. What raises alone ends with an error.
+Computing a chunk again is harmless: its K, V and sampled token go to the same places and are the same numbers (bit by
+bit on the native backend). So a failed step is split in half until each part is computed or is one request; where
+memory ran out, one request's chunk is split too. A request that fails alone ends with an error.
 """
 
 import logging
+import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
-from engine.execution.step_faults import StepFault, catch_fault
+import torch
+
+from engine.errors import FatalEngineError
 from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 
-MAX_ALONE = 4  # requests that raise one by one, with no part computed in between: then the fault is nobody's own
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # texts of torch, CUDA and cuBLAS
+DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "cuDNN error")
+MAX_ALONE = 4  # single requests that fail while no part is computed; then no single request is at fault
 
 FAILED = RowFailed("the engine failed while computing this request")
 NO_MEMORY = RowFailed("the engine has too little memory to compute this request")
 
+Result = TypeVar("Result")
+
 log = logging.getLogger("smoe.engine")
 
 
+@dataclass(frozen=True)
+class StepFault:
+    """Text of an exception. The exception itself would keep alive, through its traceback, tensors whose memory the next
+    attempt needs."""
+
+    kind: Literal["memory", "other"]
+    summary: str  # one line
+    trace: str
+
+
+def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
+    """Return the result of `compute`, or the exception that it raised as a StepFault.
+
+    Raises FatalEngineError if no later step can be computed: the error of a CUDA device persists in the process.
+    """
+    try:
+        return compute()
+    except Exception as error:  # noqa: BLE001 (the caller logs the fault or tries again)
+        return _fault_of(error)
+
+
+def _fault_of(error: Exception) -> StepFault:
+    text = str(error)
+    summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return StepFault("memory", summary, "")
+    if isinstance(error, torch.AcceleratorError) or any(words in text for words in DEVICE_LOST):
+        raise FatalEngineError(f"the device is lost: {summary}") from error
+    if isinstance(error, FatalEngineError):
+        raise error
+    return StepFault("other", summary, "".join(traceback.format_exception(error)))
+
+
 def isolate_faults(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: StepFault) -> StepResult:
-    """The plan's results by `run`, which computes and waits, after the whole plan raised `fault`. Every chunk that
-    could not be computed is a RowFailed. Raises FatalEngineError."""
+    """Compute the parts of a plan that failed as a whole with `fault`. `run` computes a plan and waits for it.
+
+    Every request that could not be computed has a RowFailed in the result. Raises FatalEngineError.
+    """
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
-    attempts = _FaultIsolation(run)
-    return attempts.parts_of(plan, fault) if _halves(plan, fault)[1] else attempts.whole(plan)
+    isolation = _FaultIsolation(run)
+    return isolation.run_halves(plan, fault) if _halves(plan, fault)[1] else isolation.run(plan)
 
 
 class _FaultIsolation:
+    """Splits one failed plan and counts the requests that fail alone."""
+
     def __init__(self, run: Callable[[StepPlan], StepResult]) -> None:
         self._run = run
         self._num_alone = 0
         self._has_computed = False
 
-    def whole(self, plan: StepPlan) -> StepResult:
-        """Once more: what raises once may have been nobody's fault."""
-        return self._attempt(plan)
-
-    def parts_of(self, plan: StepPlan, fault: StepFault) -> StepResult:
-        """Of a plan that raised."""
-        first, second = _halves(plan, fault)
-        if not second:
-            return self._fail_single(plan, fault)
-        result = self._attempt(replace(plan, chunks=first))
-        rest = tuple(chunk for chunk in second if not _has_failed(chunk, result))
-        return _merged(result, self._attempt(replace(plan, chunks=rest))) if rest else result
-
-    def _attempt(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the plan, in halves if it fails."""
         if self._num_alone >= MAX_ALONE and not self._has_computed:
             return _failed(plan, FAILED)
         result = catch_fault(lambda: self._run(plan))
         if isinstance(result, StepFault):
-            return self.parts_of(plan, result)
+            return self.run_halves(plan, result)
         self._has_computed = True
         return result
+
+    def run_halves(self, plan: StepPlan, fault: StepFault) -> StepResult:
+        """Compute the halves of a plan that failed with `fault`; a plan that cannot be halved fails."""
+        first, second = _halves(plan, fault)
+        if not second:
+            return self._fail_single(plan, fault)
+        result = self.run(replace(plan, chunks=first))
+        rest = tuple(chunk for chunk in second if not _has_failed(chunk, result))
+        return _merged(result, self.run(replace(plan, chunks=rest))) if rest else result
 
     def _fail_single(self, plan: StepPlan, fault: StepFault) -> StepResult:
         self._num_alone += 1
@@ -66,7 +108,8 @@ class _FaultIsolation:
 
 
 def _halves(plan: StepPlan, fault: StepFault) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
-    """The second is empty where there is nothing to halve. Positions 4..8 of one request: 4..5 and 6..8."""
+    """Split the plan's chunks, or its only chunk if memory ran out: positions 4..8 of one request become 4..5 and 6..8.
+    The second half is empty if there is nothing to split."""
     chunks = plan.chunks
     middle = len(chunks) // 2
     if middle:
@@ -88,7 +131,7 @@ def _failed(plan: StepPlan, failure: RowFailed) -> StepResult:
 
 
 def _merged(first: StepResult, second: StepResult) -> StepResult:
-    """Where a request is in both, `second` has its later positions."""
+    """Join the results of two halves. Of a request in both halves, `second` has the later positions."""
     scores = dict(first.prompt_logprobs)
     for request_id, later in second.prompt_logprobs.items():
         scores[request_id] = scores.get(request_id, []) + later

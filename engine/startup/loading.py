@@ -20,7 +20,7 @@ from engine.capacity.sizing import (
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.execution.expert_stats import ExpertStats
+from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
@@ -145,14 +145,14 @@ def _assemble(
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
     with explained(config, "the KV cache is made", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    expert_counts = ExpertStats(model_config, device) if model_config.num_experts else None
+    experts = ExpertReporter(ExpertStats(model_config, device) if model_config.num_experts else None)
     requests = PersistentBatch(
         config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
     )
     sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
     if backend.name == "triton":
         model = GraphedMixtral(model, kv_pool, CudaRecorder())
-    runner = ModelRunner(model, kv_pool, requests, sampler, expert_counts)
+    runner = ModelRunner(model, kv_pool, requests, sampler, experts)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":

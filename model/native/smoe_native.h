@@ -1,9 +1,9 @@
-/* The C interface of the CPU backend, as model/ops/native/ops.py calls it.
+/* C interface of the CPU backend; model/ops/native/ops.py calls it.
  *
- * dtype, of activations and of weights before they are packed: 0 float32, 1 bfloat16. format, of packed weights: dtype's
- * own, or 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 those with AMX.
- * Every row's result depends on that row alone, for a given isa. Functions that return int: 0, or 1 where memory is
- * short. Shape letters as in model/ops/interface.py; matrices are row-major and contiguous.
+ * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, or
+ * 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same
+ * with AMX. For a given isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if
+ * an allocation failed. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -24,21 +24,21 @@ extern "C" {
 
 typedef struct smoe_pool smoe_pool;
 
-/* Compared with the caller's own number before anything else is called. */
+/* Version of this interface. The caller compares it with its own before it calls anything else. */
 SMOE_API int smoe_abi_version(void);
-/* Whether this library holds the isa's kernels and this CPU runs them. */
+/* 1 if this library contains the isa's kernels and this CPU runs them, else 0. */
 SMOE_API int smoe_isa_available(int isa);
 
-/* NULL where threads cannot be started. */
+/* Start a thread pool; NULL if the threads cannot be started. */
 SMOE_API smoe_pool* smoe_pool_create(int threads);
 SMOE_API void smoe_pool_destroy(smoe_pool*);
-/* From now on the calling thread moves this counter on with each task that it runs; NULL: none. It writes it alone. */
+/* Set the counter that the calling thread increments with each task it runs; NULL: none. Only that thread writes it. */
 SMOE_API void smoe_pool_heartbeat(smoe_pool*, uint64_t* counter);
 
 /* Bytes of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
 SMOE_API int64_t smoe_packed_size(int format, int64_t O, int64_t K);
 SMOE_API int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K);
-/* What is packed is the same for every isa. */
+/* Pack weights. The packed form is the same for every isa. */
 SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* weight, void* packed, int64_t O,
                         int64_t K);
 SMOE_API void smoe_pack_pair(smoe_pool*, int isa, int dtype, int format, const void* w1, const void* w3, void* packed,
@@ -48,18 +48,18 @@ SMOE_API void smoe_pack_pair(smoe_pool*, int isa, int dtype, int format, const v
 SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, int format, const void* x, const void* packed, void* y,
                          int64_t T, int64_t O, int64_t K, int wide_output);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). */
-SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
-                      int64_t T, int64_t D, int64_t F);
-/* gate [E, D] float32; w13 and w2 hold E packed experts one after the other. experts_per_token [T], each 1 .. max_k;
- * allowed [T, E] (0: not this one; at least that many are), or NULL; chosen [T, max_k] is written: the ids in descending
- * order of their gate logits, -1 behind the row's own. */
+SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2,
+                      void* y, int64_t T, int64_t D, int64_t F);
+/* gate [E, D] float32; w13 and w2 hold E packed experts, consecutive. experts_per_token [T], each 1 .. max_k;
+ * allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is written: ids
+ * by descending gate logit, then -1. */
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
-                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen,
-                      int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
-/* What smoe_moe writes to chosen, alone. */
+                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed,
+                      int32_t* expert_ids, int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
+/* Routing only: write the expert_ids that smoe_moe would write. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
-                        const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D,
-                        int64_t E, int64_t max_k);
+                        const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
+                        int64_t D, int64_t E, int64_t max_k);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
 SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,
@@ -70,18 +70,18 @@ SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const v
 /* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
-/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then their
+/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then one
  * float32 scale); slots [T]. */
 SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
-                                   void* k_cache, void* v_cache, const float* cos, const float* sin,
-                                   const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
+                                    void* k_cache, void* v_cache, const float* cos, const float* sin,
+                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
 /* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
 SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
                             const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
-                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H,
-                            int64_t G, int64_t K, int64_t window);
+                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
+                            int64_t K, int64_t window);
 
-/* A whole network, its matrices packed in one format: the functions above, one after the other, in one call. */
+/* A whole network with all matrices in one packed format, for smoe_forward: the functions above in one call. */
 typedef struct {
     const void *attention_norm, *qkv, *output, *ffn_norm;
     const float* gate; /* [E, D], or NULL: w13 and w2 are one dense FFN */
@@ -105,38 +105,38 @@ typedef struct {
     const int32_t *query_start, *context_len, *block_tables;
     const int32_t* experts_per_token; /* [T] */
     const uint8_t* allowed;           /* [L, T, E], or NULL */
-    int32_t* chosen;                  /* [L, T, max_k], written; this and the two before: NULL without experts */
-    uint8_t* finite;                  /* [T], written: 1 where what the row adds up to is all numbers; or NULL */
+    int32_t* expert_ids;              /* [L, T, max_k], written; this and the two above: NULL without experts */
+    uint8_t* finite;                  /* [T], written: 1 if the row has no NaN or infinity; or NULL */
     float* logits;                    /* [N, V], written */
 } smoe_step;
 SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_step*);
 
-/* N rows of logits [N, V], each to be sampled, or to score the token that is given. */
-#define SMOE_SAMPLING_REALS 6
-#define SMOE_SAMPLING_WHOLES 12
+/* N rows of logits [N, V]; each row samples a token or scores its target token. */
+#define SMOE_SAMPLING_FLOAT_PARAMS 6
+#define SMOE_SAMPLING_INT_PARAMS 12
 typedef struct {
     int64_t N, V;
     const float* logits;
-    const float* reals;     /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
-    const int64_t* wholes;  /* [N, 12]: the columns of model/sampling_batch.py */
-    int32_t* history;       /* [.., history_len]: each request's tokens; the sampled one is written behind them */
+    const float* float_params; /* [N, 6]: temperature, top_p, min_p; repetition, frequency and presence penalty */
+    const int64_t* int_params; /* [N, 12]: the columns of model/sampling_batch.py */
+    int32_t* history;          /* [.., history_len]: each request's tokens; the sampled token is appended */
     int64_t history_len;
-    const int32_t* bias_ids; /* what is added to which logits; wholes say which part is a row's */
+    const int32_t* bias_ids; /* biases added to logits; int_params give each row's part */
     const float* bias_values;
     const uint32_t* masks; /* [.., mask_words]: bit i % 32 of word i / 32 is set where token i is allowed */
     int64_t mask_words;
     int64_t* token_ids;  /* [N] */
     uint8_t* status;     /* [N]: 0 sampled or scored; 1 the logits are not finite; 2 no token is allowed */
-    float* logprob;      /* [N], where the row wants log probabilities: its token's */
-    int32_t* top_ids;    /* [N, max_logprobs]: the likeliest, descending, ties to the lower id */
+    float* logprob;      /* [N], log probability of the token, if the row asks for log probabilities */
+    int32_t* top_ids;    /* [N, max_logprobs]: top tokens, descending, ties to the lower id */
     float* top_logprobs; /* [N, max_logprobs] */
     int64_t max_logprobs;
 } smoe_sampling;
 SMOE_API int smoe_sample(smoe_pool*, int isa, const smoe_sampling*);
 
-/* What the machine can do at most. smoe_read_all reads a buffer once, on all threads, and returns the sum of its words.
- * smoe_peak_operations does `rounds` rounds of multiply-adds in registers on each thread and returns the operations that
- * were, two per multiply-add; arithmetic: 0 float32, 1 bfloat16, 2 int8; 0 where the isa has none. */
+/* Measured limits of the machine. smoe_read_all reads a buffer once on all threads and returns the sum of its words.
+ * smoe_peak_operations runs `rounds` rounds of multiply-adds in registers on each thread and returns the number of
+ * operations, two per multiply-add; arithmetic: 0 float32, 1 bfloat16, 2 int8; returns 0 if the isa has none. */
 SMOE_API uint32_t smoe_read_all(smoe_pool*, int isa, const void* buffer, int64_t num_bytes);
 SMOE_API int64_t smoe_peak_operations(smoe_pool*, int isa, int arithmetic, int64_t rounds);
 

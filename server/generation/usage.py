@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TypedDict
 
+from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.errors import RequestRejectedError
-from engine.expert_options import ExpertLayout, resolve_experts
 from engine.messages import Ready
 from engine.types import ExpertIds, Request, SamplingParams
 from server.errors import ApiError, invalid_value, unsupported_parameter

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import MixtralForCausalLM
 
+from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.errors import EngineError, RequestRejectedError
-from engine.expert_options import ExpertLayout, resolve_experts
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.errors import CheckpointError

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.execution.model_runner import InFlight, ModelRunner
+from engine.execution.model_runner import InFlightStep, ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
-from engine.messages import Step, encode_frame
+from engine.messages import StepDone, encode_frame
 from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
@@ -76,10 +76,10 @@ class Timed:
 
 def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
     plan: StepPlan = timed("plan", lambda: scheduler.plan(0.0))
-    flight: InFlight = timed("launch", lambda: runner.launch(plan))
+    flight: InFlightStep = timed("launch", lambda: runner.launch(plan))
     result: StepResult = timed("finish", lambda: runner.finish(flight))
     outputs: list[RequestOutput] = timed("apply", lambda: scheduler.apply(plan, result, 0.0))
-    timed("encode", lambda: encode_frame(Step(StepOutput(outputs, StepStats()))))
+    timed("encode", lambda: encode_frame(StepDone(StepOutput(outputs, StepStats()))))
 
 
 def measure(num_requests: int) -> dict[str, float]:

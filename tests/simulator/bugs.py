@@ -263,7 +263,7 @@ MUTATIONS = [
     # One step ahead
     _bug(
         "a step lands twice",
-        "engine:Engine._launch",
+        "execution.step_pipeline:StepPipeline._launch",
         "return completed[:-1] if keeps_one else completed",
         "return completed",
     ),
@@ -295,9 +295,9 @@ MUTATIONS = [
     ),
     _bug(
         "blocks are cleared when results are fetched again",
-        "engine:Engine._finish",
-        "self._isolate_faults(flight.plan, result) if",
-        "self.loaded.runner.zero_blocks(flight.plan.blocks_to_zero) or self._isolate_faults(flight.plan, result) if",
+        "execution.step_pipeline:StepPipeline._finish",
+        "self._isolate_faults(pending.plan, result) if",
+        "self._runner.zero_blocks(pending.plan.blocks_to_zero) or self._isolate_faults(pending.plan, result) if",
     ),
     _bug(
         "a prompt's positions are not looked at for numbers",
@@ -307,7 +307,7 @@ MUTATIONS = [
     ),
     _bug(
         "a step that raises ends all of its requests",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if not second:",
         'if fault.kind == "other":',
     ),
@@ -319,7 +319,7 @@ MUTATIONS = [
     ),
     _bug(
         "the second half of a step is not computed again",
-        "execution.fault_isolation:_FaultIsolation.parts_of",
+        "execution.fault_isolation:_FaultIsolation.run_halves",
         "if rest else result",
         "if False else result",
     ),

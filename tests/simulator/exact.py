@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import GrammarError
+from engine.execution.expert_stats import ExpertReporter
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.types import ExpertChoices, Request
@@ -64,7 +65,7 @@ class Computed:
 class ExactRunner:
     """Stands where the ModelRunner stands. `nan_ids`: requests whose next chunk begins with what is no number."""
 
-    expert_counts = None
+    experts = ExpertReporter(None)
 
     def __init__(self, num_blocks: int, block_size: int, window: int | None, vocab: int, num_layers: int = 1) -> None:
         self.block_size = block_size

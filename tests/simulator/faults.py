@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import GrammarError
+from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.step_plan import StepPlan, StepResult
@@ -124,7 +125,7 @@ class FaultyRunner:
     blamed: set[int] = field(default_factory=set)  # those that may end with an error
     launched: list[StepPlan] = field(default_factory=list)
     trouble: StepTrouble = field(default_factory=StepTrouble)
-    expert_counts: None = None
+    experts: ExpertReporter = field(default_factory=lambda: ExpertReporter(None))
 
     def launch(self, plan: StepPlan) -> Any:
         self.launched.append(plan)

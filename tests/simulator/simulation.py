@@ -326,7 +326,7 @@ class Simulation:
         assert len(scheduler.running) <= self.setup.max_num_seqs
         assert stats.num_running + stats.num_waiting == len(there)
         assert stats.num_blocks_held == self.pool.num_held <= self.setup.num_blocks
-        for flight in self.engine._in_flight:
+        for flight in self.engine._pipeline.in_flight:
             for chunk in flight.plan.chunks:
                 has = len(chunk.sequence.block_table) * self.setup.block_size
                 assert has >= chunk.start + chunk.length, "blocks are given away while a step computes them"
@@ -351,7 +351,12 @@ class Simulation:
         assert self.pool.num_held == 0 and super(FaultyPool, self.pool).num_free == self.setup.num_blocks, (
             "blocks are lost"
         )
-        left = (self.scheduler.unfinished, self.scheduler.running, self.scheduler._ending, self.engine._in_flight)
+        left = (
+            self.scheduler.unfinished,
+            self.scheduler.running,
+            self.scheduler._ending,
+            self.engine._pipeline.in_flight,
+        )
         assert not any(map(len, left)) and not len(self.scheduler.waiting), "something of a request is left behind"
 
     def _poison(self) -> None:

@@ -3,9 +3,9 @@
 
 #include "attention/attention_bf16.h"
 #include "attention/attention_f32.h"
-#include "simd/exp_f32.h"
-#include "attention/span_softmax.h"
 #include "attention/kv_span.h"
+#include "attention/span_softmax.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 #include "simd/vec_tail.h"
 
@@ -13,14 +13,14 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// A row block over a span in float32: its queries, their scores and weights. Number is what the caches hold.
+// Attention of one row block over one span, computed in float32. Number is the type that the caches hold.
 template <class Number>
 class SpanAttention : SpanSoftmax {
   public:
-    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
+    SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                   float* partials, float* scratch)
-        : SpanSoftmax(args, block, span_start, ahead, partials), query_stride_(padded_dim(args.head_dim)), queries_(scratch),
-          scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
+        : SpanSoftmax(args, block, span_start, prefetch, partials), query_stride_(padded_dim(args.head_dim)),
+          queries_(scratch), scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
         const Range keys = visible();
@@ -29,15 +29,15 @@ class SpanAttention : SpanSoftmax {
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
         const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
         const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
-        KvPrefetcher asking(ahead_, num_squares + keys.end - keys.begin);
+        KvPrefetcher prefetcher(prefetch_, num_squares + keys.end - keys.begin);
         for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
-            cache.template pack_keys<TILE_WIDTH>(first, panel_, asking);
+            cache.template pack_keys<TILE_WIDTH>(first, panel_, prefetcher);
             score({first, first + TILE_WIDTH});
         }
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i);
         for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
             const Range positions{first, min(first + MAX_KEY_PANEL, keys.end)};
-            cache.pack_values(positions.begin, positions.end, panel_, asking);
+            cache.pack_values(positions.begin, positions.end, panel_, prefetcher);
             add_values(positions);
         }
     }
@@ -49,7 +49,7 @@ class SpanAttention : SpanSoftmax {
             store(queries_ + i * query_stride_ + k, load_first(from + k, args_.head_dim - k));
     }
 
-    // Scores of the panel's keys, also of some that their query does not see: nobody reads those.
+    // Compute the scores of the panel's keys. Masked positions get a score too; no code reads it.
     void score(Range keys) {
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
@@ -61,7 +61,7 @@ class SpanAttention : SpanSoftmax {
         }
     }
 
-    // Scores of query i -> weights; m and l; o = 0.
+    // Turn the scores of query i into weights; set m and l; clear o.
     void softmax_row(int64_t i) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
@@ -79,7 +79,7 @@ class SpanAttention : SpanSoftmax {
     void add_values(Range positions) {
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
-            // What all queries of the tile see, they add together; what is before and behind it, each alone.
+            // Add the positions that all queries of the tile see at once, and the rest per query.
             const Range shared = intersect(positions, {visible(first + rows - 1).begin, visible(first).end});
             if (shared.empty()) {
                 for (int64_t i = first; i < first + rows; ++i) add(i, 1, intersect(positions, visible(i)), positions);
@@ -93,7 +93,7 @@ class SpanAttention : SpanSoftmax {
         }
     }
 
-    // Adds the values of positions `added` to o of queries first .. first + rows - 1; the panel holds `packed`.
+    // Add the values of positions `added` to o of queries first .. first + rows - 1. The panel holds `packed`.
     void add(int64_t first, int64_t rows, Range added, Range packed) {
         if (added.empty()) return;
         for (int64_t dim = 0; dim < query_stride_; dim += TILE_WIDTH)
@@ -105,7 +105,7 @@ class SpanAttention : SpanSoftmax {
             });
     }
 
-    const int64_t query_stride_;  // also of a position in the panel of values
+    const int64_t query_stride_;  // also the stride of a position in the value panel
     float* const queries_;        // [Q, query_stride]
     float* const scores_;         // [Q, SPAN]
     float* const panel_;          // [K, TILE_WIDTH] of keys, then [MAX_KEY_PANEL, query_stride] of values
@@ -136,14 +136,14 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 
 }  // namespace
 
-void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead,
+void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                  float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return Bf16Attention(args, block, span_start, ahead, partials, scratch).run();
+        return Bf16Attention(args, block, span_start, prefetch, partials, scratch).run();
 #endif
     with_kv_number(args.kv_dtype, [&](auto number) {
-        SpanAttention<decltype(number)>(args, block, span_start, ahead, partials, scratch).run();
+        SpanAttention<decltype(number)>(args, block, span_start, prefetch, partials, scratch).run();
     });
 }
 

@@ -1,7 +1,7 @@
-// The two inner products of attention, for up to TILE_ROWS queries at once. Included by kernel files only.
+// The two matrix products of attention in float32, for up to TILE_ROWS queries at once. Included by kernel files only.
 //
-// Both keep one accumulator per number and take what they sum over one by one, in ascending order, so a query's result
-// does not depend on which queries share its tile.
+// Both use one accumulator per output and add in ascending order, so a query's result does not depend on the other
+// queries in its tile.
 #pragma once
 
 #include "attention/attention.h"
@@ -10,12 +10,12 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Accumulators of a tile, TILE_ROWS x TILE_VECS, stay in registers beside TILE_VECS loaded vectors and a broadcast one.
+// The TILE_ROWS x TILE_VECS accumulators stay in registers, beside TILE_VECS loaded vectors and one broadcast vector.
 constexpr int TILE_ROWS = 6;
 constexpr int TILE_VECS = LANES == 16 ? 4 : 2;
 constexpr int TILE_WIDTH = TILE_VECS * LANES;  // keys of a score tile, dims of a value tile
 
-// queries [ROWS, head_dim], keys [head_dim, TILE_WIDTH] -> scale * products, into [ROWS, SPAN].
+// queries [ROWS, head_dim] times keys [head_dim, TILE_WIDTH], scaled, into scores [ROWS, SPAN].
 template <int ROWS>
 inline void score_tile(const float* queries, int64_t query_stride, const float* keys, int64_t head_dim, float scale,
                        float* scores) {
@@ -37,7 +37,7 @@ inline void score_tile(const float* queries, int64_t query_stride, const float* 
         for (int n = 0; n < TILE_VECS; ++n) store(scores + row * SPAN + n * LANES, sums[row][n] * scale);
 }
 
-// Adds to TILE_WIDTH dims of each row's o: weights [ROWS, SPAN] times values [num_positions, value_stride].
+// Add weights [ROWS, SPAN] times values [num_positions, value_stride] to TILE_WIDTH dims of each row's o.
 template <int ROWS>
 inline void value_tile(const float* weights, const float* values, int64_t value_stride, int64_t num_positions,
                        float* outputs, int64_t output_stride) {
@@ -68,7 +68,7 @@ struct Rows {
     static constexpr int value = N;
 };
 
-// Calls tile(Rows<rows>) for 1 <= rows <= TILE_ROWS.
+// Call tile(Rows<rows>) for 1 <= rows <= TILE_ROWS.
 template <class Tile>
 inline void with_rows(int64_t rows, Tile tile) {
     switch (rows) {

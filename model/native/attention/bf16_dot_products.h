@@ -1,7 +1,7 @@
-// Products of pairs of bfloat16, summed in float32: up to MAX_ROWS rows of attention at once. Included by kernel files
-// only.
+// Dot products of bfloat16 pairs, accumulated in float32, for up to MAX_ROWS attention rows at once. Included by kernel
+// files only.
 //
-// A word is two numbers of neighbouring k. One accumulator per number, k ascending, whatever the number of rows.
+// A word holds two numbers of neighbouring k. One accumulator per output, k ascending, for any number of rows.
 #pragma once
 
 #if defined(__AVX512BF16__)
@@ -12,7 +12,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Its rows lie `stride` numbers apart.
+// Row-major matrix; rows are `stride` elements apart.
 template <class T>
 struct Matrix {
     T* first;
@@ -24,9 +24,9 @@ struct Matrix {
 class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = 16;
-    static constexpr int64_t DEPTH = LINE;  // of which the depth is a multiple
+    static constexpr int64_t DEPTH = LINE;  // the depth is a multiple of this
 
-    // sums [rows, TILE_WIDTH] = scale times pairs [rows, depth] times panel [depth, TILE_WIDTH].
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times panel [depth, TILE_WIDTH].
     void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
                   Matrix<float> sums) {
         add_to<true>(rows, pairs, panel, depth, sums);
@@ -48,7 +48,7 @@ class Bf16DotProducts {
     void add_to(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
                 Matrix<float> sums) {
         registers_.shape_wide(static_cast<int>(rows));
-        settle_memory();
+        compiler_barrier();
         begin<FROM_ZERO>(sums);
         for (; depth; depth -= LINE) {
             const int64_t panel_bytes = panel.stride * 4;
@@ -68,7 +68,7 @@ class Bf16DotProducts {
         _tile_stored(1, sums.first + 16, sums.stride * 4);
         _tile_stored(2, sums.first + 32, sums.stride * 4);
         _tile_stored(3, sums.first + 48, sums.stride * 4);
-        settle_memory();
+        compiler_barrier();
     }
 
     template <bool FROM_ZERO>

@@ -1,8 +1,8 @@
-// What the KV caches hold: a row of K numbers for each position and KV head. Included by kernel files only.
+// Layout of the KV caches: one row of K numbers per position and KV head. Included by kernel files only.
 //
-// float32 and bfloat16 rows are the K numbers. An int8 row is K bytes and then a float32 scale: number k is
-// byte k times the scale, where the scale is the row's largest magnitude over 127. Rows of numbers too small to divide by
-// are zeros; one that holds a NaN or an infinity has a NaN for a scale, so that its reader sees it.
+// float32 and bfloat16 rows store the K numbers. An int8 row stores K bytes, then a float32 scale: number k is byte k
+// times the scale, and the scale is the row's largest magnitude divided by 127. Rows too small to divide by are stored
+// as zeros. A row with a NaN or an infinity gets a NaN scale, so that the reader sees it.
 #pragma once
 
 #include <cstring>
@@ -14,7 +14,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Calls body with a zero of the type that caches of kv_dtype hold.
+// Call body with a zero of the element type that caches of kv_dtype hold.
 template <class Body>
 void with_kv_number(int kv_dtype, Body&& body) {
     switch (kv_dtype) {
@@ -24,13 +24,13 @@ void with_kv_number(int kv_dtype, Body&& body) {
     }
 }
 
-// Reads one row.
+// Reads the numbers of one row.
 template <class Number>
 class KvRow {
   public:
     KvRow(const char* row, int64_t head_dim) : numbers_(reinterpret_cast<const Number*>(row)), head_dim_(head_dim) {}
 
-    // Numbers k .., zeros behind the last.
+    // Numbers from k on; zeros past the last.
     Vec load(int64_t k) const { return load_first(numbers_ + k, head_dim_ - k); }
 
   private:
@@ -59,9 +59,9 @@ class KvRow<int8_t> {
     Vec scale_;
 };
 
-constexpr float SMALLEST_SCALED = 1e-30f;  // the largest magnitude of a row that is not zeros
+constexpr float SMALLEST_SCALED = 1e-30f;  // rows with no larger magnitude are stored as zeros
 
-// Writes one int8 row whose numbers are number(k) .. number(k + LANES - 1), zeros behind the last.
+// Write one int8 row; number(k) returns numbers k .. k + LANES - 1, zeros past the last.
 template <class Source>
 void write_int8_row(char* row, int64_t head_dim, Source&& number) {
     Vec largest{}, odd{};
@@ -74,7 +74,8 @@ void write_int8_row(char* row, int64_t head_dim, Source&& number) {
     for (int i = 0; i < LANES; ++i) magnitude = magnitude > largest[i] ? magnitude : largest[i];
     const bool is_zero = magnitude < SMALLEST_SCALED;
     const float scale = is_zero ? 0.0f : magnitude / 127.0f, inverse = is_zero ? 0.0f : 127.0f / magnitude;
-    constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: the sum's low byte is the number rounded, ties to even
+    // 1.5 * 2^23: the low byte of the sum is the number rounded to nearest, ties to even
+    constexpr float TO_INTEGER = 12582912.0f;
     for (int64_t k = 0; k < head_dim; k += LANES) {
         uint8_t bytes[LANES];
         store_low_bytes(bytes, bits(number(k) * inverse + TO_INTEGER));

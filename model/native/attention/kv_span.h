@@ -1,8 +1,8 @@
-// One KV head's keys and values of one span, read through the block table. Included by kernel files only.
+// Reads the keys and values of one KV head and one span through the block table. Included by kernel files only.
 #pragma once
 
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
+#include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
@@ -11,11 +11,11 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Squares of LANES by LANES words that a panel of `width` keys takes.
+// Number of LANES x LANES squares of words in a panel of `width` keys.
 inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES * ((words + LANES - 1) / LANES); }
 
-// Positions begin .. end - 1 of the span that starts at span_start; no other slot is read. To pack a square of keys, or a
-// position's values or a pair's, is a step of `asking`.
+// Positions begin .. end - 1 of the span that starts at span_start; reads no other slot. Packing one square of keys,
+// one position's values or one pair's values counts as one step of `prefetcher`.
 template <class Number>
 class KvSpan {
   public:
@@ -30,10 +30,10 @@ class KvSpan {
         }
     }
 
-    // Keys of positions first .. first + WIDTH - 1, WIDTH a multiple of LANES -> panel [K, WIDTH]; zeros where there
-    // is none.
+    // Pack keys of positions first .. first + WIDTH - 1 (WIDTH a multiple of LANES) into panel [K, WIDTH]; zeros where
+    // a position is absent.
     template <int WIDTH>
-    void pack_keys(int64_t first, float* panel, KvPrefetcher& asking) const {
+    void pack_keys(int64_t first, float* panel, KvPrefetcher& prefetcher) const {
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < args_.head_dim; k += LANES) {
                 Vec square[LANES];
@@ -44,14 +44,14 @@ class KvSpan {
 #pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i)
                     if (i < dims) store(panel + (k + i) * WIDTH + group, square[i]);
-                asking.step();
+                prefetcher.step();
             }
     }
 
-    // Likewise -> panel [K/2, WIDTH] of words: pairs of neighbouring dims as they are stored, zeros behind them up to a
-    // multiple of LANES. Of 2-byte numbers, K even.
+    // Pack them as words into panel [K/2, WIDTH]: pairs of neighbouring dims as stored, zero-padded to a multiple of
+    // LANES. For 2-byte numbers and even K.
     template <int WIDTH>
-    void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& asking) const {
+    void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& prefetcher) const {
         const int64_t pairs = args_.head_dim / 2;
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < pairs; k += LANES) {
@@ -62,20 +62,21 @@ class KvSpan {
                     for (int i = 0; i < LANES; ++i) square[i] = load(words(args_.k_cache, from + i) + k);
                 } else {
                     for (int i = 0; i < LANES; ++i)
-                        square[i] = exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
+                        square[i] =
+                            exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
                 }
                 transpose(square);
 #pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i)
                     std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
-                asking.step();
+                prefetcher.step();
             }
     }
 
 #if defined(__AVX512BF16__)
-    // Values of positions first .. last - 1, first even -> panel [(last - first + 1) / 2, padded K] of words: pairs of
-    // neighbouring positions, the even one in the low half; zeros where there is no position, or behind dim K.
-    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, KvPrefetcher& asking) const {
+    // Pack values of positions first .. last - 1 (first even) into panel [(last - first + 1) / 2, padded K] of words:
+    // pairs of neighbouring positions, the even one in the low half; zeros for absent positions and dims past K.
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, KvPrefetcher& prefetcher) const {
         const int64_t stride = padded_dim(args_.head_dim);
         const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
         for (int64_t j = first; j < last; j += 2, panel += stride) {
@@ -84,19 +85,19 @@ class KvSpan {
                 _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
                 _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
             }
-            asking.step();
+            prefetcher.step();
         }
     }
 #endif
 
-    // Values of positions first .. last - 1 -> panel [last - first, padded K]; zeros behind dim K.
-    void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& asking) const {
+    // Pack values of positions first .. last - 1 into panel [last - first, padded K]; zeros past dim K.
+    void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& prefetcher) const {
         const int64_t stride = padded_dim(args_.head_dim);
         for (int64_t j = first; j < last; ++j) {
             const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);
             for (int64_t k = 0; k < stride; k += LANES)
                 store(panel + (j - first) * stride + k, k < args_.head_dim ? values.load(k) : Vec{});
-            asking.step();
+            prefetcher.step();
         }
     }
 
@@ -108,12 +109,13 @@ class KvSpan {
     }
 
 #if defined(__AVX512BF16__)
-    // Number i of the first vector and number i of the second, in turns: for i = 0 .. LANES - 1; for the others.
-    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
-                                           0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
+    // Lane order that interleaves two vectors: first lanes 0 .. LANES - 1 of both, then the rest.
+    static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
+                                           0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,
+                                           0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
     static constexpr uint32_t ZIPPED_HALF = 0x100010;
 
-    // 2-byte numbers k .. k + 2 * LANES - 1 of position j's values; zeros where there are none.
+    // 2-byte numbers k .. k + 2 * LANES - 1 of the values of position j; zeros where absent.
     __m512i values(int64_t j, int64_t k) const {
         const int64_t count = exists(j) ? args_.head_dim - k : 0;
         if (count <= 0) return __m512i{};
@@ -130,7 +132,7 @@ class KvSpan {
     const AttentionArgs& args_;
     const int64_t begin_;
     const int64_t end_;
-    int64_t offsets_[SPAN];  // in bytes, from the start of a cache
+    int64_t offsets_[SPAN];  // bytes from the start of a cache
 };
 
 }  // namespace SMOE_ISA

@@ -1,4 +1,4 @@
-// RMSNorm, rotary angles, rotation and the writing of keys and values. Compiled once per instruction set.
+// RMSNorm, rotary angles, rotation, and writes to the KV cache. Compiled once per instruction set.
 #include "attention/norm_rope.h"
 
 #include <cstring>
@@ -13,7 +13,7 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// The sum of x^2 over one row: number i goes to chain i / LANES mod 4, so that four additions are under way at a time.
+// Sum of x^2 over one row. Number i goes to accumulator i / LANES mod 4, so that four additions are in flight.
 template <class T>
 float sum_of_squares(const T* x, int64_t dim) {
     Vec chains[4] = {};
@@ -51,7 +51,7 @@ void add_numbers(T* x, const T* y, int64_t first, int64_t last) {
         store_first(x + i, load_first(x + i, last - i) + load_first(y + i, last - i), last - i);
 }
 
-// Turns the pairs (i, i + K/2) of one head.
+// Rotate the pairs (i, i + K/2) of one head.
 template <class T>
 void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t num_pairs) {
     for (int64_t i = 0; i < num_pairs; i += LANES) {
@@ -63,7 +63,7 @@ void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t nu
     }
 }
 
-// Where one row's keys, or its values, go: G rows of one cache.
+// Destination of one row's keys or values: G rows of one cache.
 template <class T, class Number>
 class CacheRows {
   public:
@@ -72,8 +72,8 @@ class CacheRows {
           rows_(static_cast<char*>(cache) + args.slots[row] * args.num_kv_heads * row_bytes_),
           spare_(static_cast<T*>(args.turned) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
 
-    // Where K numbers may be put before they are written: in the cache itself where it holds such numbers.
-    T* room(int64_t head) const {
+    // Buffer for K numbers before they are stored: the cache row itself if it has the same type.
+    T* target(int64_t head) const {
         if constexpr (std::is_same_v<T, Number>)
             return reinterpret_cast<T*>(rows_ + head * row_bytes_);
         else
@@ -88,7 +88,7 @@ class CacheRows {
         else if constexpr (!std::is_same_v<T, Number>)
             for (int64_t k = 0; k < head_dim_; k += LANES)
                 store_first(reinterpret_cast<Number*>(to) + k, number(k), head_dim_ - k);
-        else if (numbers != room(head))
+        else if (numbers != target(head))
             std::memcpy(to, numbers, row_bytes_);
     }
 
@@ -110,7 +110,7 @@ void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
         for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
         const CacheRows<T, Number> k(args, args.k_cache, row), v(args, args.v_cache, row);
         for (int64_t head = 0; head < G; ++head) {
-            T* turned = k.room(head);
+            T* turned = k.target(head);
             rotate(from + (H + head) * K, turned, cos, sin, num_pairs);
             k.write(head, turned);
             v.write(head, from + (H + G + head) * K);
@@ -123,10 +123,10 @@ struct SinCos {
     double cos;
 };
 
-// x = n pi/2 + r with |r| <= pi/4 (pi/2 in two parts, the first of 33 bits: Cody & Waite 1980); on r the polynomials of
-// fdlibm (k_sin.c, k_cos.c), whose error is far below a float's last place.
+// Range reduction: x = n pi/2 + r with |r| <= pi/4, pi/2 in two parts, the first of 33 bits (Cody & Waite 1980).
+// Polynomials of fdlibm (k_sin.c, k_cos.c) on r; their error is far below a float's last place.
 SinCos sin_cos(double x) {
-    constexpr double TO_INTEGER = 6755399441055744.0;  // 1.5 * 2^52: what is added to it is rounded to an integer
+    constexpr double TO_INTEGER = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
     const double n = (x * 6.36619772367581382433e-01 + TO_INTEGER) - TO_INTEGER;
     const double r = (x - n * 1.57079632673412561417e+00) - n * 6.07710050650619224932e-11;
     const double z = r * r;

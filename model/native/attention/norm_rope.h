@@ -1,5 +1,5 @@
-// What is done to one row at a time: RMSNorm, rotary angles, rotation and the writing of keys and values.
-// Rows first .. last - 1 of each call; letters as in model/ops/interface.py.
+// Row-wise operations: RMSNorm, rotary angles, rotation, and writes to the KV cache. Each call handles rows first ..
+// last - 1. Shape letters: model/ops/interface.py.
 #pragma once
 
 #include <cstdint>
@@ -27,18 +27,18 @@ struct RotationArgs {
     const float* cos;      // [T, K/2]
     const float* sin;      // [T, K/2]
     const int64_t* slots;  // [T]
-    void* turned;          // room for [T, K] in dtype, where the caches hold another
+    void* turned;          // scratch [T, K] in dtype, if the caches hold another type
     int64_t num_heads;
     int64_t num_kv_heads;
     int64_t head_dim;
 };
 
-// x += y, numbers first .. last - 1, each sum rounded to dtype.
+// x += y for numbers first .. last - 1; each sum is rounded to dtype.
 SMOE_PER_ISA(void add(int dtype, void* x, const void* y, int64_t first, int64_t last))
 SMOE_PER_ISA(void rms_norm(const NormArgs& args, int64_t first, int64_t last))
 SMOE_PER_ISA(void rope_and_store_kv(const RotationArgs& args, int64_t first, int64_t last))
-// cos and sin [num_pairs] of the float32 products position * inverse_frequency[i], each within 0.51 units of the last
-// place for products up to 2^20.
+// Write cos and sin [num_pairs] of the float32 products position * inverse_frequency[i], each within 0.51 units in the
+// last place for products up to 2^20.
 SMOE_PER_ISA(void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos,
                                 float* sin))
 

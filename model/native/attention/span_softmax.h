@@ -1,8 +1,8 @@
-// What attention over one span knows and does, whatever its numbers are multiplied in. Included by kernel files only.
+// Softmax of attention over one span, shared by the float32 and the bfloat16 kernels. Included by kernel files only.
 #pragma once
 
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
+#include "attention/kv_prefetch.h"
 #include "simd/exp_f32.h"
 #include "simd/vec.h"
 
@@ -23,28 +23,28 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
-// One row block over one span.
+// Softmax state of one row block over one span.
 class SpanSoftmax {
   protected:
-    SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& ahead, float* partials)
-        : args_(args), block_(block), span_start_(span_start), ahead_(ahead), partials_(partials),
+    SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
+                float* partials)
+        : args_(args), block_(block), span_start_(span_start), prefetch_(prefetch), partials_(partials),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
-    // What query i sees of the span.
+    // Positions of the span that query i sees.
     Range visible(int64_t i) const {
         const int64_t position = block_.position + i / args_.queries_per_row();
         return {max(args_.first_visible(position) - span_start_, 0), min(position + 1 - span_start_, SPAN)};
     }
 
-    // What queries first .. first + count - 1 see, together: the last ends last, the first begins first.
-    Range visible(int64_t first, int64_t count) const {
-        return {visible(first).begin, visible(first + count - 1).end};
-    }
+    // Union of the positions that queries first .. first + count - 1 see: the first query begins first, the last ends
+    // last.
+    Range visible(int64_t first, int64_t count) const { return {visible(first).begin, visible(first + count - 1).end}; }
     Range visible() const { return visible(0, num_queries_); }
 
     float* partial(int64_t i) const { return partials_ + i * partial_floats(args_.head_dim); }
 
-    // The K numbers of query i, in dtype.
+    // Pointer to the K numbers of query i, in dtype.
     template <class T>
     const T* query(int64_t i) const {
         const int64_t R = args_.queries_per_row();
@@ -52,10 +52,10 @@ class SpanSoftmax {
         return static_cast<const T*>(args_.q) + ((block_.first_row + i / R) * args_.num_heads + head) * args_.head_dim;
     }
 
-    // What scores are multiplied with.
+    // Factor of all scores: 1 / sqrt(K).
     float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(args_.head_dim)); }
 
-    // The largest of the scores that are seen, of a query's scores of the span.
+    // Largest visible score of one query in this span.
     static float largest_seen(const float* scores, Range seen) {
         Vec largest = broadcast(MINUS_INFINITY);
         for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES) {
@@ -65,18 +65,18 @@ class SpanSoftmax {
         return largest_lane(largest);
     }
 
-    // Weights e^(score - m) of positions j .. j + LANES - 1, 0 where the query does not see.
+    // Weights e^(score - m) of positions j .. j + LANES - 1; 0 for masked positions.
     static Vec weights(const float* scores, int64_t j, Range seen, float m) {
         return mask(exp(load(scores + j) - m), j, seen, 0);
     }
 
-    // m as given, l = 0, o = 0.
+    // Initialize a partial: the given m, l = 0, o = 0.
     void start(float* partial, float m) const {
         partial[0] = m, partial[1] = 0;
         for (int64_t k = 0; k < padded_dim(args_.head_dim); k += LANES) store(partial + PARTIAL_HEADER + k, Vec{});
     }
 
-    // x where lanes j, j + 1, ... are seen, else `other`.
+    // Select x in visible lanes (positions j, j + 1, ...) and `other` elsewhere.
     static Vec mask(Vec x, int64_t j, Range seen, float other) {
         if (j >= seen.begin && j + LANES <= seen.end) return x;
         Ints position = {};
@@ -96,7 +96,7 @@ class SpanSoftmax {
     const AttentionArgs& args_;
     const RowBlock& block_;
     const int64_t span_start_;
-    const KvPrefetchSpan& ahead_;
+    const KvPrefetchSpan& prefetch_;
     float* const partials_;
     const int64_t num_queries_;
 };

@@ -1,24 +1,24 @@
-// The C interface of attention, norm and rotation, and how their work is cut into tasks.
+// C interface of attention, norm and rotation, and the division of their work into tasks.
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "c_api/core.h"
-#include "attention/kv_prefetch.h"
 #include "attention/attention.h"
-#include "gemm/gemm.h"
+#include "attention/kv_prefetch.h"
 #include "attention/norm_rope.h"
+#include "c_api/core.h"
+#include "gemm/gemm.h"
 #include "runtime/thread_pool.h"
 #include "smoe_native.h"
 
 namespace smoe {
 namespace {
 
-constexpr int64_t QUERIES_PER_BLOCK = 64;  // enough to make the unpacking of keys and values cheap
+constexpr int64_t QUERIES_PER_BLOCK = 64;  // amortizes the unpacking of keys and values
 constexpr int64_t TASKS_PER_THREAD = 4;
 
-// Cuts every sequence's rows into blocks, one per KV head, which stay together; the costly ones, with many positions to
-// see, first.
+// Divide every sequence's rows into blocks, one per KV head, adjacent in the list. Expensive blocks (many visible
+// positions) come first.
 std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
                                int64_t num_sequences) {
     const int64_t rows_per_block = std::max<int64_t>(1, QUERIES_PER_BLOCK / args.queries_per_row());
@@ -27,8 +27,8 @@ std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_s
         const int64_t end = query_start[s + 1], first_position = context_len[s] - (end - query_start[s]);
         for (int64_t row = query_start[s]; row < end; row += rows_per_block)
             for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
-                blocks.push_back({s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s],
-                                  kv_head});
+                blocks.push_back(
+                    {s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s], kv_head});
     }
     const auto cost = [&args](const RowBlock& block) {
         return block.num_rows * (block.position + block.num_rows - args.first_visible(block.position));
@@ -38,7 +38,7 @@ std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_s
     return blocks;
 }
 
-// One call of smoe_attention.
+// Executes one call of smoe_attention.
 class Attention {
   public:
     Attention(Pool& pool, int isa, const AttentionArgs& args, std::vector<RowBlock> blocks)
@@ -47,8 +47,7 @@ class Attention {
           partials_floats_(max_queries_ * partial_floats(args.head_dim)),
           span_floats_(span_scratch_floats(args.head_dim, max_queries_)) {}
 
-    // Where there are too few blocks to fill the threads, their spans are tasks of their own. The order in which spans
-    // are merged is the same.
+    // With too few blocks to fill the threads, each span of a block is a task. The merge order of spans stays the same.
     void run() {
         const bool fill = static_cast<int64_t>(blocks_.size()) >= 2 * pool_.threads() || pool_.threads() == 1;
         fill || max_queries_ > QUERIES_PER_BLOCK / 2 ? by_block() : by_span();
@@ -65,8 +64,8 @@ class Attention {
     int64_t first_span(const RowBlock& block) const { return args_.first_visible(block.position) / SPAN; }
     int64_t end_span(const RowBlock& block) const { return ceil_div(block.position + block.num_rows, SPAN); }
 
-    // Runs body(task, next, memory) for every task; `next` is what the thread's next task reads first, as
-    // first_read(task) says; `floats` of memory that no other task uses at the time.
+    // Run body(task, next, memory) for every task. `next` is what the thread's next task reads first, given by
+    // first_read(task); `memory` has `floats` floats that no concurrent task uses.
     template <class FirstRead, class Body>
     void for_tasks(int64_t num_tasks, int64_t floats, float* memory, FirstRead&& first_read, Body&& body) {
         std::atomic<int64_t> unclaimed{0};
@@ -81,7 +80,9 @@ class Attention {
         });
     }
 
-    KvPrefetchSpan ahead(const RowBlock& block, int64_t heads, int64_t span) const { return {args_, block, heads, span * SPAN}; }
+    KvPrefetchSpan prefetch(const RowBlock& block, int64_t heads, int64_t span) const {
+        return {args_, block, heads, span * SPAN};
+    }
 
     float* scratch(int64_t floats) { return reinterpret_cast<float*>(pool_.scratch(floats * sizeof(float))); }
 
@@ -89,8 +90,9 @@ class Attention {
         for (int64_t i = 0; i < num_queries(block); ++i) partials[i * partial_floats(args_.head_dim) + 1] = 0;
     }
 
-    void attend_span(const RowBlock& block, int64_t span, const KvPrefetchSpan& ahead, float* partials, float* memory) const {
-        SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, ahead, partials, memory));
+    void attend_span(const RowBlock& block, int64_t span, const KvPrefetchSpan& prefetch, float* partials,
+                     float* memory) const {
+        SMOE_CALL(isa_, attend_span(args_, block, span * SPAN, prefetch, partials, memory));
     }
 
     void merge(const RowBlock& block, float* into, const float* later) const {
@@ -101,14 +103,14 @@ class Attention {
         SMOE_CALL(isa_, finish_attention(args_, block, partials));
     }
 
-    // Where there is enough to do, a task is all KV heads of the same rows: a position's keys lie side by side.
+    // With enough rows, one task handles all KV heads of the same rows: keys of one position lie side by side.
     void by_block() {
         const int64_t num_blocks = blocks_.size(), G = args_.num_kv_heads;
         const int64_t heads = num_blocks / G >= TASKS_PER_THREAD * pool_.threads() ? G : 1;
         const int64_t floats = (heads + 1) * partials_floats_ + span_floats_;
         const auto first_read = [&](int64_t task) {
             const RowBlock& block = blocks_[task * heads];
-            return ahead(block, heads, first_span(block));
+            return prefetch(block, heads, first_span(block));
         };
         for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), first_read,
                   [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
@@ -116,12 +118,12 @@ class Attention {
                   });
     }
 
-    // `count` KV heads of the same rows, from the first span to the last.
+    // Attend `count` KV heads of the same rows, from the first span to the last.
     void attend(const RowBlock* blocks, int64_t count, const KvPrefetchSpan& next, float* memory) {
         float *merged = memory, *latest = merged + count * partials_floats_, *rest = latest + partials_floats_;
         for (int64_t i = 0; i < count; ++i) start(blocks[i], merged + i * partials_floats_);
         for (int64_t span = first_span(*blocks), end = end_span(*blocks); span < end; ++span) {
-            const KvPrefetchSpan after = span + 1 < end ? ahead(*blocks, count, span + 1) : next;
+            const KvPrefetchSpan after = span + 1 < end ? prefetch(*blocks, count, span + 1) : next;
             for (int64_t i = 0; i < count; ++i) {
                 attend_span(blocks[i], span, after.part(i, count), latest, rest);
                 merge(blocks[i], merged + i * partials_floats_, latest);
@@ -141,10 +143,11 @@ class Attention {
         const auto span_of = [&](int64_t task) {
             return first_span(blocks_[owners[task]]) + task - first_task[owners[task]];
         };
-        const auto first_read = [&](int64_t task) { return ahead(blocks_[owners[task]], 1, span_of(task)); };
+        const auto first_read = [&](int64_t task) { return prefetch(blocks_[owners[task]], 1, span_of(task)); };
         for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, first_read,
                   [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
-                      attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_, memory);
+                      attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_,
+                                  memory);
                   });
         for (size_t b = 0; b < blocks_.size(); ++b) {
             float* merged = partials + first_task[b] * partials_floats_;
@@ -159,8 +162,8 @@ class Attention {
     const AttentionArgs& args_;
     std::vector<RowBlock> blocks_;
     const int64_t max_queries_;
-    const int64_t partials_floats_;  // of one block over one span
-    const int64_t span_floats_;      // that attend_span works in
+    const int64_t partials_floats_;  // floats of one block's partials over one span
+    const int64_t span_floats_;      // scratch floats of attend_span
 };
 
 }  // namespace
@@ -188,13 +191,14 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
     const int64_t pairs = K / 2;
     for_rows(pool_of(pool), T, 16 * pairs, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
-            SMOE_CALL(isa, rotary_angles(positions[row], inverse_frequency, pairs, cos + row * pairs, sin + row * pairs));
+            SMOE_CALL(isa,
+                      rotary_angles(positions[row], inverse_frequency, pairs, cos + row * pairs, sin + row * pairs));
     });
 }
 
 int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
-                          void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
-                          int64_t T, int64_t H, int64_t G, int64_t K) {
+                           void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
+                           int64_t T, int64_t H, int64_t G, int64_t K) {
     return out_of_memory([&] {
         void* turned = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
         const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, turned, H, G, K};

@@ -1,4 +1,4 @@
-// The C interface of pool, packing, linear and experts. Memory that cannot be had becomes a return value here.
+// C interface of pool, packing, linear and experts. Failed allocations become return values here.
 #include "smoe_native.h"
 
 #include <new>
@@ -6,8 +6,8 @@
 
 #include "c_api/core.h"
 #include "gemm/gemm.h"
-#include "runtime/isa.h"
 #include "moe/moe.h"
+#include "runtime/isa.h"
 #include "runtime/thread_pool.h"
 
 using namespace smoe;
@@ -28,13 +28,14 @@ smoe_pool* smoe_pool_create(int threads) {
 
 void smoe_pool_destroy(smoe_pool* pool) { delete reinterpret_cast<Pool*>(pool); }
 
-void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).beat_in(counter); }
+void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).set_heartbeat(counter); }
 
 int64_t smoe_packed_size(int format, int64_t O, int64_t K) { return ceil_div(O, PANEL) * panel_words(format, K) * 4; }
 
 int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K) { return 2 * smoe_packed_size(format, F, K); }
 
-void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t O, int64_t K) {
+void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t O,
+               int64_t K) {
     pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), O, K);
 }
 
@@ -46,7 +47,8 @@ void smoe_pack_pair(smoe_pool* pool, int isa, int dtype, int format, const void*
 int smoe_linear(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* packed, void* y, int64_t T,
                 int64_t O, int64_t K, int wide_output) {
     const auto* panels = static_cast<const uint32_t*>(packed);
-    return out_of_memory([&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, format, x, panels, y, T, O, K, wide_output)); });
+    return out_of_memory(
+        [&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, format, x, panels, y, T, O, K, wide_output)); });
 }
 
 int smoe_ffn(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
@@ -56,15 +58,15 @@ int smoe_ffn(smoe_pool* pool, int isa, int dtype, int format, const void* x, con
 }
 
 int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
-             const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* chosen, int64_t T,
-             int64_t D, int64_t F, int64_t E, int64_t max_k) {
+             const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids,
+             int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k) {
     const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
-    const Routing routing{experts_per_token, allowed, chosen, max_k};
+    const Routing routing{experts_per_token, allowed, expert_ids, max_k};
     return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
 }
 
 int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const int32_t* experts_per_token,
-               const uint8_t* allowed, int32_t* chosen, int64_t T, int64_t D, int64_t E, int64_t max_k) {
-    const Routing routing{experts_per_token, allowed, chosen, max_k};
+               const uint8_t* allowed, int32_t* expert_ids, int64_t T, int64_t D, int64_t E, int64_t max_k) {
+    const Routing routing{experts_per_token, allowed, expert_ids, max_k};
     return out_of_memory([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
 }

@@ -1,29 +1,29 @@
-// What the files of the C interface share.
+// Helpers shared by the files of the C interface.
 #pragma once
 
 #include <algorithm>
 #include <new>
 
-#include "runtime/thread_pool.h"
 #include "gemm/quant_formats.h"
+#include "runtime/thread_pool.h"
 #include "smoe_native.h"
 
 namespace smoe {
 
 inline Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
 
-constexpr int64_t NUMBERS_PER_TASK = 16384;  // of row-wise work: below that, waking a thread costs more than it saves
+// Row-wise work per task: below this, waking a thread costs more than it saves
+constexpr int64_t NUMBERS_PER_TASK = 16384;
 
-// Calls body(first, last) for all rows, in pieces.
+// Call body(first, last) over all rows, in pieces, on all threads.
 template <class Body>
 void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body) {
     const int64_t piece = std::max<int64_t>(1, NUMBERS_PER_TASK / numbers_per_row);
-    pool.parallel_for(ceil_div(num_rows, piece), [&](int64_t task) {
-        body(task * piece, std::min(num_rows, (task + 1) * piece));
-    });
+    pool.parallel_for(ceil_div(num_rows, piece),
+                      [&](int64_t task) { body(task * piece, std::min(num_rows, (task + 1) * piece)); });
 }
 
-// What a function of the interface returns: 0, or 1 where the call found no memory.
+// Run the call and return 0, or 1 if an allocation failed.
 template <class Call>
 int out_of_memory(Call&& call) {
     try {

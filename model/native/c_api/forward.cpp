@@ -1,61 +1,61 @@
-// All layers of a step in one call: the lines of model/mixtral.py, over the functions of the C interface.
+// All layers of a step in one call: the same sequence as model/mixtral.py, over the functions of the C interface.
 #include <cstring>
 #include <vector>
 
-#include "c_api/core.h"
 #include "attention/norm_rope.h"
+#include "c_api/core.h"
 #include "gemm/quant_formats.h"
 
 namespace smoe {
 namespace {
 
-constexpr int64_t LINE = 64;  // intermediate results begin at multiples of it
+constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
 
-// The intermediate results of a step, one after the other in memory that the pool keeps.
+// Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
   public:
     Activations(const smoe_network& network, const smoe_step& step) : item_(network.dtype == FLOAT32 ? 4 : 2) {
         const int64_t T = step.T, heads = network.H + 2 * network.G;
-        x_ = room(T * network.D * item_);
-        normed_ = room(T * network.D * item_);
-        y_ = room(T * network.D * item_);
-        qkv_ = room(T * heads * network.K * item_);
-        q_ = room(T * network.H * network.K * item_);
-        attended_ = room(T * network.H * network.K * item_);
-        cos_ = room(T * network.K / 2 * sizeof(float));
-        sin_ = room(T * network.K / 2 * sizeof(float));
-        last_x_ = room(step.N * network.D * item_);
-        last_normed_ = room(step.N * network.D * item_);
+        x_ = reserve(T * network.D * item_);
+        normed_ = reserve(T * network.D * item_);
+        y_ = reserve(T * network.D * item_);
+        qkv_ = reserve(T * heads * network.K * item_);
+        q_ = reserve(T * network.H * network.K * item_);
+        attended_ = reserve(T * network.H * network.K * item_);
+        cos_ = reserve(T * network.K / 2 * sizeof(float));
+        sin_ = reserve(T * network.K / 2 * sizeof(float));
+        last_x_ = reserve(step.N * network.D * item_);
+        last_normed_ = reserve(step.N * network.D * item_);
     }
 
     void place(Pool& pool) { memory_ = pool.activations(size_); }
 
     std::byte* x() const { return memory_ + x_; }                // [T, D]
     std::byte* normed() const { return memory_ + normed_; }      // [T, D]
-    std::byte* y() const { return memory_ + y_; }                // [T, D] what a layer's half adds to x
+    std::byte* y() const { return memory_ + y_; }                // [T, D] output of attention or FFN, added to x
     std::byte* qkv() const { return memory_ + qkv_; }            // [T, (H + 2G) * K]
     std::byte* q() const { return memory_ + q_; }                // [T, H, K]
     std::byte* attended() const { return memory_ + attended_; }  // [T, H * K]
     float* cos() const { return reinterpret_cast<float*>(memory_ + cos_); }  // [T, K/2]
     float* sin() const { return reinterpret_cast<float*>(memory_ + sin_); }  // [T, K/2]
-    std::byte* last_x() const { return memory_ + last_x_; }            // [N, D] the rows of x that logits are wanted of
-    std::byte* last_normed() const { return memory_ + last_normed_; }  // [N, D]
+    std::byte* last_x() const { return memory_ + last_x_; }                  // [N, D] rows of x that need logits
+    std::byte* last_normed() const { return memory_ + last_normed_; }        // [N, D]
     int64_t item() const { return item_; }
 
   private:
-    size_t room(int64_t bytes) {
+    size_t reserve(int64_t bytes) {
         const size_t offset = size_;
         size_ += ceil_div(bytes, LINE) * LINE;
         return offset;
     }
 
-    const int64_t item_;  // bytes of a number
+    const int64_t item_;  // bytes per number
     size_t size_ = 0;
     size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_;
     std::byte* memory_ = nullptr;
 };
 
-// One call of smoe_forward. Its functions return what those of the interface do.
+// Executes one call of smoe_forward. Its functions return 0, or 1 if an allocation failed.
 class Forward {
   public:
     Forward(smoe_pool* pool, int isa, const smoe_network& network, const smoe_step& step)
@@ -76,24 +76,24 @@ class Forward {
             if (feed_forward(layer, at_.normed(), step_.T, choices(index))) return 1;
             add_and_norm(network_.layers[index + 1].attention_norm);
         }
-        if (step_.finite) tell_finite();
-        return step_.N ? logits() : tell_last_choices();
+        if (step_.finite) write_finite_flags();
+        return step_.N ? logits() : route_last_layer();
     }
 
   private:
-    // What rows ask of a layer's gate, and where its answers go.
+    // Routing options of the rows for one layer, and the output of its gate.
     struct Choices {
         const int32_t* experts_per_token;
         const uint8_t* allowed;
-        int32_t* chosen;
+        int32_t* expert_ids;
     };
 
     Choices choices(int64_t layer) const {
         return {step_.experts_per_token, step_.allowed ? step_.allowed + layer * step_.T * network_.E : nullptr,
-                step_.chosen + layer * step_.T * step_.max_k};
+                step_.expert_ids + layer * step_.T * step_.max_k};
     }
 
-    // Rows ids[0] .. of a table [.., D].
+    // Copy rows ids[0] .. of a table [.., D].
     void gather(const void* table, const int64_t* ids, int64_t num_rows, std::byte* rows) const {
         const size_t row_bytes = network_.D * at_.item();
         for (int64_t row = 0; row < num_rows; ++row)
@@ -116,7 +116,7 @@ class Forward {
         const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
         return linear(at_.normed(), layer.qkv, at_.qkv(), T, (H + 2 * G) * K, D, false) ||
                smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
-                                     at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
+                                      at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
                smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
                               step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                               network_.block_size, H, G, K, network_.window) ||
@@ -127,19 +127,19 @@ class Forward {
         return smoe_linear(pool_, isa_, network_.dtype, network_.format, x, packed, y, num_rows, O, K, wide);
     }
 
-    // y = FFN(normed), of so many rows.
+    // y = FFN(normed) for num_rows rows.
     int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
         const int64_t D = network_.D, F = network_.F;
         if (!layer.gate)
-            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(), num_rows, D,
-                            F);
+            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(),
+                            num_rows, D, F);
         return smoe_moe(pool_, isa_, network_.dtype, network_.format, normed, layer.gate, layer.w13, layer.w2, at_.y(),
-                        choices.experts_per_token, choices.allowed, choices.chosen, num_rows, D, F, network_.E,
+                        choices.experts_per_token, choices.allowed, choices.expert_ids, num_rows, D, F, network_.E,
                         step_.max_k);
     }
 
-    // What is no number in K, V or an expert stays none in the row's sum.
-    void tell_finite() const {
+    // Set step.finite: a NaN or infinity in K, V or an expert propagates to the row's sum.
+    void write_finite_flags() const {
         for (int64_t row = 0; row < step_.T; ++row) {
             const std::byte* x = at_.x() + row * network_.D * at_.item();
             step_.finite[row] = at_.item() == 4 ? all_finite<uint32_t, 0x7f800000>(x, network_.D)
@@ -147,7 +147,7 @@ class Forward {
         }
     }
 
-    // Whether no number has all the bits of its exponent set.
+    // True if no number has all exponent bits set, which means infinity or NaN.
     template <typename Bits, Bits EXPONENT>
     static bool all_finite(const std::byte* numbers, int64_t count) {
         const Bits* bits = reinterpret_cast<const Bits*>(numbers);
@@ -156,17 +156,17 @@ class Forward {
         return none_found;
     }
 
-    // Behind the last layer's attention nobody reads a row without logits, so its experts are not computed; which they
-    // would be is still told.
-    int tell_last_choices() const {
+    // After the last layer's attention only rows with logits are used, so experts of other rows are not computed. Their
+    // expert ids are still reported.
+    int route_last_layer() const {
         const int64_t last = network_.L - 1;
         if (!network_.layers[last].gate) return 0;
         const Choices all = choices(last);
         return smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
-                          all.allowed, all.chosen, step_.T, network_.D, network_.E, step_.max_k);
+                          all.allowed, all.expert_ids, step_.T, network_.D, network_.E, step_.max_k);
     }
 
-    // What logit_rows ask of the last layer's gate, and room for its answers to them.
+    // Routing options of logit_rows for the last layer, with memory for their expert ids.
     class LastChoices {
       public:
         LastChoices(const Choices& all, const smoe_step& step, int64_t E)
@@ -184,7 +184,7 @@ class Forward {
         std::vector<int32_t> chosen_;
     };
 
-    // The last layer's FFN, the last norm and the head, of the rows that they are wanted of.
+    // Compute the last layer's FFN, the final norm and the head for the rows that need logits.
     int logits() const {
         const int64_t N = step_.N;
         const smoe_layer& layer = network_.layers[network_.L - 1];
@@ -192,7 +192,7 @@ class Forward {
         gather(at_.normed(), step_.logit_rows, N, at_.last_normed());
         if (layer.gate) {
             LastChoices wanted(choices(network_.L - 1), step_, network_.E);
-            if (tell_last_choices() || feed_forward(layer, at_.last_normed(), N, wanted.choices())) return 1;
+            if (route_last_layer() || feed_forward(layer, at_.last_normed(), N, wanted.choices())) return 1;
         } else if (feed_forward(layer, at_.last_normed(), N, {})) {
             return 1;
         }

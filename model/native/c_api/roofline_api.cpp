@@ -1,4 +1,4 @@
-// The C interface of the machine's limits.
+// C interface of the roofline measurements.
 #include "c_api/core.h"
 #include "roofline/roofline.h"
 

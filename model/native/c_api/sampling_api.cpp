@@ -1,4 +1,4 @@
-// The C interface of sampling: rows spread over the threads.
+// C interface of sampling: rows are distributed over the threads.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

@@ -1,8 +1,8 @@
-// AMX's tile registers. Included by kernel files only.
+// AMX tile registers. Included by kernel files only.
 //
-// An instruction multiplies LINE units of up to 16 rows with LINE units of 16 columns. In bfloat16 it adds up the units'
-// first halves and their second halves each by itself, k ascending, and then both to the sum (Intel, Software Developer's
-// Manual, TDPBF16PS), whatever the number of rows. In int8 it is exact.
+// One instruction multiplies LINE units of up to 16 rows by LINE units of 16 columns. In bfloat16 it sums the units'
+// first halves and their second halves separately, k ascending, then adds both to the accumulator (Intel, Software
+// Developer's Manual, TDPBF16PS), for any number of rows. In int8 it is exact.
 #pragma once
 
 #if defined(__AMX_TILE__)
@@ -15,10 +15,10 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// The compiler does not see what memory tile instructions read.
-inline void settle_memory() { asm volatile("" ::: "memory"); }
+// The compiler does not know which memory tile instructions read.
+inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
-// This thread's, while the object lives; one object at a time.
+// Owns this thread's tile registers while it lives; at most one object per thread at a time.
 class AmxTiles {
   public:
     AmxTiles() = default;
@@ -28,8 +28,8 @@ class AmxTiles {
     AmxTiles(const AmxTiles&) = delete;
     AmxTiles& operator=(const AmxTiles&) = delete;
 
-    // Up to 32 rows and 32 columns. 0 .. 3: sums of rows 0 .. 15 and 16 .. 31, of columns 0 .. 15 and 16 .. 31 each;
-    // 4, 5: those rows; 6, 7: those columns.
+    // Configure for up to 32 rows and 32 columns. Registers 0 .. 3: sums of rows 0 .. 15 and 16 .. 31 by columns 0 ..
+    // 15 and 16 .. 31; 4, 5: the rows; 6, 7: the columns.
     void shape_square(int rows) {
         if (rows == rows_) return;
         rows_ = rows;
@@ -37,7 +37,8 @@ class AmxTiles {
         shape({upper, upper, lower, lower, upper, lower, LINE, LINE});
     }
 
-    // Up to 16 rows and 64 columns. 0 .. 3: sums, of 16 columns each; 4: the rows; 5 .. 7: columns.
+    // Configure for up to 16 rows and 64 columns. Registers 0 .. 3: sums of 16 columns each; 4: the rows; 5 .. 7:
+    // columns.
     void shape_wide(int rows) {
         if (rows == rows_) return;
         rows_ = rows;
@@ -45,14 +46,14 @@ class AmxTiles {
     }
 
   private:
-    // As LDTILECFG reads it.
+    // Memory layout of LDTILECFG's operand.
     struct Shapes {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
         uint16_t row_bytes[16] = {};
         uint8_t rows[16] = {};
     };
 
-    // A register without rows is not used.
+    // Set the rows of each register; 0 leaves a register unused.
     static void shape(std::initializer_list<int> rows) {
         alignas(64) Shapes shapes;
         int index = 0;
@@ -60,14 +61,14 @@ class AmxTiles {
             shapes.row_bytes[index] = LINE * 4;
             shapes.rows[index++] = static_cast<uint8_t>(count ? count : 1);
         }
-        settle_memory();
+        compiler_barrier();
         _tile_loadconfig(&shapes);
     }
 
-    int rows_ = 0;  // that they are shaped for; an object is used in one of the two ways
+    int rows_ = 0;  // rows of the current configuration; an object uses one of the two shapes
 };
 
-// Of a square: sums += rows times columns, of the first 16 rows or of all.
+// Multiply a square: sums += rows times columns, for the first 16 rows or for all.
 template <int FORMAT, bool BOTH>
 inline void add_products() {
     if constexpr (FORMAT == BFLOAT16) {

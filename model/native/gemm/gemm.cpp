@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/gemm_amx.h"
 #include "gemm/gemm_float.h"
 #include "gemm/gemm_int4.h"
 #include "gemm/gemm_int8.h"
-#include "gemm/gemm_amx.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack_activations.h"
 
@@ -18,7 +18,7 @@ namespace {
 
 using Block = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out);
 
-// The block of 1, 2, .. MAX_ROWS rows.
+// Table of block functions for 1, 2, .. MAX_ROWS rows.
 template <class Format, int... ROWS>
 Block block_of(int rows, std::integer_sequence<int, ROWS...>) {
     static constexpr Block blocks[] = {Format::template multiply<ROWS + 1>...};

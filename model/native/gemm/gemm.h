@@ -1,40 +1,41 @@
-// Products with packed weights: the tiles that linear, ffn, moe and head are made of.
+// Products with packed weights: the building blocks of linear, ffn, moe and head.
 //
-// A packed [O, K] matrix is a row of panels of PANEL outputs. In the float formats a panel is [depth][PANEL] units,
-// where a unit is one float32 or two bfloat16 of neighbouring k; an odd K is filled up with a zero. gemm/quant_formats.h has the
-// other formats. Rows of x are packed by tiles, in the order in which a product reads them: gemm/packed_row_layout.h.
+// A packed [O, K] matrix is a sequence of panels of PANEL outputs. In the float formats a panel is [depth][PANEL]
+// units; a unit is one float32 or two bfloat16 of neighbouring k, and an odd K is padded with a zero.
+// gemm/quant_formats.h describes the other formats. Rows of x are packed by tiles, in the order in which a product
+// reads them: gemm/packed_row_layout.h.
 //
-// One accumulator per output, k ascending, whatever the number of rows beside it: a row's result is its own.
+// One accumulator per output, k ascending, for any number of rows: a row's result depends on that row alone.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "gemm/quant_formats.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"
-#include "gemm/quant_formats.h"
 
 namespace smoe {
 
 constexpr int PANEL = 32;
 
-// Units of a row of K numbers; not of int4's.
+// Units in a row of K numbers; not for int4.
 inline int64_t depth_of(int format, int64_t K) {
     return format == INT8 ? ceil_div(K, 4) : format == BFLOAT16 ? ceil_div(K, 2) : K;
 }
 
-// Words of one panel.
+// Words in one panel.
 inline int64_t panel_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_PANEL_WORDS;
     return (depth_of(format, K) + (format == INT8 ? 1 : 0)) * PANEL;
 }
 
-// weight [O, K] in dtype -> packed in format: dtype's own, or a quantised one.
+// Pack weight [O, K] of dtype into format: the dtype's own or a quantized one.
 void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t O, int64_t K);
-// w1, w3 [F, K] -> their panels in turns: w1's first, w3's first, w1's second, ...
+// Pack w1, w3 [F, K] with alternating panels: w1's first, w3's first, w1's second, ...
 void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
                int64_t K);
-// Rows row_ids[0] .. row_ids[rows - 1] of x [.., K] -> tile, in dtype's own format: [depth][rows] units.
+// Pack rows row_ids[0] .. row_ids[rows - 1] of x [.., K] into a tile in dtype's own format: [depth][rows] units.
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile);
 
 SMOE_PER_ISA(void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T,

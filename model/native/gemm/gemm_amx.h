@@ -1,15 +1,15 @@
-// Products on AMX: up to 32 rows in lines times a panel. Included by gemm/gemm.cpp only.
+// Products on AMX: up to 32 rows in the AMX layout times a panel. Included by gemm/gemm.cpp only.
 #pragma once
 
 #if defined(__AMX_TILE__)
 
-#include "gemm/gemm_int8.h"
 #include "gemm/amx_tiles.h"
+#include "gemm/gemm_int8.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-// Sums += x [rows][LINE] times w [LINE][PANEL].
+// sums += x [rows][LINE] times w [LINE][PANEL].
 template <int FORMAT, bool BOTH>
 inline void add_line(const uint32_t* x, const uint32_t* w) {
     _tile_loadd(6, w, PANEL * 4);
@@ -21,7 +21,7 @@ inline void add_line(const uint32_t* x, const uint32_t* w) {
 
 template <int FORMAT, bool BOTH>
 void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
-    constexpr int AHEAD = 4 * LINE * PANEL;  // words: with few rows the panel comes from memory
+    constexpr int AHEAD = 4 * LINE * PANEL;  // words to prefetch ahead: with few rows the panel comes from memory
     for (; depth >= LINE; depth -= LINE) {
         for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + AHEAD + word);
         add_line<FORMAT, BOTH>(x, panel);
@@ -31,14 +31,13 @@ void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
     if (depth == 0) return;
     alignas(64) uint32_t rest[LINE * PANEL] = {};
     std::memcpy(rest, panel, depth * PANEL * 4);
-    settle_memory();
+    compiler_barrier();
     add_line<FORMAT, BOTH>(x, rest);
 }
 
 // out[rows][PANEL], float32 or int32.
 template <int FORMAT>
-void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth,
-                    void* out) {
+void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
     registers.shape_square(rows);
     auto* sums = static_cast<uint32_t*>(out);
     _tile_zero(0);
@@ -54,10 +53,10 @@ void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint
     }
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + 16, PANEL * 4);
-    settle_memory();
+    compiler_barrier();
 }
 
-// Integer sums -> float32, as Int8Block has them.
+// Convert integer sums to float32, as Int8Block does.
 inline void scale_sums(float* sums, int rows, const uint32_t* starts, const uint32_t* scales,
                        const uint32_t* panel_scales) {
     const Vec scale0 = from_bits(load_words(panel_scales)), scale1 = from_bits(load_words(panel_scales + LANES));

@@ -1,4 +1,4 @@
-// Blocks of products in float32 and bfloat16: a few rows times COLUMNS columns of a panel. Included by gemm/gemm.cpp only.
+// Product blocks in float32 and bfloat16: a few rows times COLUMNS columns of a panel. Included by gemm/gemm.cpp only.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -7,7 +7,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Columns that one pass over k computes.
+// Columns computed in one pass over k.
 constexpr int COLUMNS = 2 * LANES;
 constexpr int PREFETCH_WORDS = 1024;  // 4 KB ahead: with few rows the panel comes from memory
 
@@ -64,10 +64,10 @@ struct Bfloat16 {
 
 template <class Unit>
 struct FloatBlock {
-    // As many accumulators as registers hold beside two vectors of the panel and one of x.
+    // As many accumulators as fit into registers beside two vectors of the panel and one of x.
     static constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;
 
-    // out[ROWS][COLUMNS of PANEL]; x has `stride` words from one k to the next; panel and out from the first column on.
+    // Compute out[ROWS][COLUMNS of PANEL]. x advances `stride` words per k; panel and out start at the first column.
     template <int ROWS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = depth_of(Unit::FORMAT, K);

@@ -1,4 +1,4 @@
-// Blocks of products with int4 weights. Included by gemm/gemm.cpp only.
+// Product blocks with int4 weights. Included by gemm/gemm.cpp only.
 #pragma once
 
 #include "gemm/gemm_int8.h"
@@ -6,7 +6,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// The sum of one group's products: four bytes of x times four of w, 0 .. 15, at a time.
+// Sum of the products of one group: four bytes of x times four bytes of w (0 .. 15) at a time.
 struct GroupSum {
     Words sum;
 
@@ -15,7 +15,7 @@ struct GroupSum {
     inline void add(Words x, Words w) { sum = (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
     inline Words total() const { return sum; }
 #elif defined(__AVX512BW__) || defined(__AVX2__)
-    // In 16 bits: a group's 16 products per lane stay below 16 * 15 * 127 = 30,480.
+    // 16-bit sums suffice: the 16 products of a group per lane stay below 16 * 15 * 127 = 30,480.
     static inline GroupSum zero() { return {Words{}}; }
 #if defined(__AVX512BW__)
     inline void add(Words x, Words w) {

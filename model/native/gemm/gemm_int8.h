@@ -1,4 +1,4 @@
-// Blocks of products with int8 weights. Included by gemm/gemm.cpp only.
+// Product blocks with int8 weights. Included by gemm/gemm.cpp only.
 #pragma once
 
 #include "gemm/gemm_float.h"
@@ -8,8 +8,8 @@ namespace SMOE_ISA {
 
 inline Vec to_float(Words sums) { return __builtin_convertvector((Ints)sums, Vec); }
 
-// Four bytes of x times the four bytes of each lane of w, as stored: q + 128. Without VNNI no instruction multiplies
-// bytes of full range without saturating, so that q itself, or its magnitude, is the operand there.
+// Dot product of four bytes of x with the four bytes of each lane of w, stored as q + 128. Without VNNI no instruction
+// multiplies full-range bytes without saturation, so there the operand is q or its magnitude.
 struct Int8Unit {
 #if defined(__AVX512VNNI__)
     static constexpr bool IS_BIASED = true;
@@ -22,7 +22,7 @@ struct Int8Unit {
     static constexpr bool IS_BIASED = false;
 
     static inline Words prepare(Words w) { return w ^ 0x80808080u; }
-    // |w| * (x with w's sign): two of these products stay below 2^15.
+    // |w| * (x with w's sign): the sum of two such products stays below 2^15.
     static inline Words add(Words sums, Words x, Words w) {
         const auto w8 = (__m512i)w;
         const __m512i signed_x = _mm512_mask_sub_epi8((__m512i)x, _mm512_movepi8_mask(w8), __m512i{}, (__m512i)x);

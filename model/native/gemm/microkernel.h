@@ -1,14 +1,14 @@
-// What multiplies tiles with panels, and takes the sums. Included by kernel files only.
+// Multiplies tiles by panels and stores the sums. Included by kernel files only.
 #pragma once
 
-#include "gemm/packed_row_layout.h"
 #include "gemm/amx_tiles.h"
+#include "gemm/packed_row_layout.h"
 #include "simd/vec.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-// One thread's, for some products in a row: it keeps what they have in common.
+// Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
   public:
     // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(format).
@@ -20,7 +20,7 @@ class Microkernel {
 #endif
 };
 
-// The first `columns` of a panel's sums of one row, to y.
+// Store the first `columns` sums of one row and panel to y.
 template <class T>
 inline void store_row(T* y, const float* sums, int64_t columns) {
     if (columns == PANEL) {

@@ -7,12 +7,12 @@
 namespace smoe {
 namespace {
 
-constexpr int CHUNK = 16;  // units that are read of one row at a time: a cache line
+constexpr int CHUNK = 16;  // units read from one row at a time: a cache line
 
 int64_t row_bytes_of(int dtype, int64_t K) { return K * (dtype == FLOAT32 ? 4 : 2); }
 
-// out[k][n] = unit k of row n, for `width` columns; rows from `rows` on, and what lies behind a row's end, are zeros.
-// Whole lines of each row go through `chunk`, since rows a power of two apart would push each other out of the cache.
+// Transpose: out[k][n] = unit k of row n, for `width` columns; zeros for rows >= `rows` and past a row's end. Whole
+// cache lines of each row go through `chunk`, because rows a power of two apart would evict each other from the cache.
 template <class RowAt>
 void interleave(RowAt row_at, int rows, int width, int64_t row_bytes, int64_t depth, uint32_t* out) {
     alignas(64) uint32_t chunk[PANEL][CHUNK] = {};

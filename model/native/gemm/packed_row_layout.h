@@ -1,8 +1,8 @@
-// How the rows of x lie in a packed tile. Included by kernel files only.
+// Layout of the rows of x in a packed tile. Included by kernel files only.
 //
-// By units: [depth][rows], for blocks that multiply one unit of each row at a time. In lines, for AMX: of LINE units,
-// [depth / LINE][rows], the last filled up with zeros. gemm/quant_formats.h says what else a quantised row holds, and where; in
-// lines int8's [rows] starts of the sum and then [rows] scales lie behind the units.
+// Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
+// [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h says what else a quantized row holds; in the
+// AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -11,10 +11,10 @@ namespace smoe {
 namespace SMOE_ISA {
 
 constexpr int LINE = 16;
-constexpr int MAX_UNIT_ROWS = 12;  // of a tile by units
+constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout
 
 #if defined(__AMX_TILE__)
-// In int8 few rows are faster by units, and have the same bits: its sums are exact.
+// In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
 constexpr int MAX_TILE_ROWS = 32;
 #else
@@ -22,16 +22,18 @@ constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
 #endif
 
-constexpr int max_tile_rows(int format) { return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS; }
+constexpr int max_tile_rows(int format) {
+    return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
+}
 
-// Words of one packed row, in either order.
+// Words in one packed row, in either layout.
 inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
     const int64_t depth = depth_of(format, K);
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
 
-// Words that pack_rows needs for each row: it packs, and before that may quantise to as many words again.
+// Words that pack_rows needs per row: the packed row, and for quantized formats as many again as scratch.
 inline int64_t packing_words(int format, int64_t K) { return row_words(format, K) * (is_quantized(format) ? 2 : 1); }
 
 }  // namespace SMOE_ISA

@@ -1,10 +1,10 @@
-// The formats int8 and int4: integer weights, multiplied with rows of x that are quantised to int8 when they come.
+// The int8 and int4 formats: integer weights, multiplied by rows of x that are quantized to int8 on the fly.
 //
-// A row of x: scale = max |x| / 127, x ~ scale * q with q in -127 .. 127. It depends on the row alone. A unit is four q
-// of neighbouring k; K is filled up with zeros.
+// A row of x has scale = max |x| / 127 and x ~ scale * q with q in -127 .. 127. It depends on the row alone. A unit is
+// four q of neighbouring k; K is zero-padded.
 //
-// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, as the dot products of VNNI want their first
-// operand unsigned; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
+// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, as the dot products of VNNI want their
+// first operand unsigned; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
 //   row: [start of the sums, units ..., scale]          panel: units [depth][PANEL], then scales [PANEL] float32
 // int4: groups of GROUP k with a bfloat16 scale per output and group, q in -8 .. 7 stored as q + 8. A group's sum is
 // exact; the groups are added up in float32, in ascending order.
@@ -28,7 +28,7 @@ constexpr int GROUP = 32;
 constexpr int INT4_ROW_WORDS = 1 + GROUP / 4;
 constexpr int INT4_PANEL_WORDS = 32 / 2 + 32 * GROUP / 8;
 
-// Outputs first .. first + 31 of weight [O, K] in dtype -> panel; behind the last output, zeros.
+// Quantize outputs first .. first + 31 of weight [O, K] of dtype into a panel; zeros past the last output.
 SMOE_PER_ISA(void quantize_panel(int dtype, int format, const void* weight, int64_t first, int64_t O, int64_t K,
                                  uint32_t* panel))
 

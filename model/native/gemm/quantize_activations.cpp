@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "gemm/pack_activations.h"
-#include "gemm/quantize_common.h"
 #include "gemm/packed_row_layout.h"
+#include "gemm/quantize_common.h"
 #include "simd/transpose.h"
 #include "simd/vec_tail.h"
 
@@ -25,7 +25,7 @@ float largest_magnitude(const T* x, int64_t K) {
     return float_of(word);
 }
 
-// x[0] .. x[count - 1], zeros behind them -> GROUP numbers q; their sum is that of the lanes that are returned.
+// Quantize x[0] .. x[count - 1], zero-padded, to GROUP numbers q. The lanes of the result add up to the sum of q.
 template <class T>
 Words quantize_group(const T* x, int64_t count, float inverse, uint8_t* q) {
     Words total = {};
@@ -45,7 +45,7 @@ uint32_t sum_of_lanes(Words lanes) {
     return sum;
 }
 
-// Where the parts of a row lie: LINE units, and from each such line to the next `stride` words.
+// Destination of one row: LINE units per line, and `stride` words from one line to the next.
 struct Int8Row {
     uint32_t *start, *units, *scale;
     int64_t stride;
@@ -81,13 +81,13 @@ void quantize_to_int4(const T* x, int64_t K, uint32_t* row) {
     row[0] = word_of(scale.scale);
 }
 
-// Calls use(first number of the row).
+// Call use(first number of the row).
 template <class Use>
 void with_row(int dtype, const void* x, int64_t row, int64_t K, Use&& use) {
     dtype == BFLOAT16 ? use(static_cast<const uint16_t*>(x) + row * K) : use(static_cast<const float*>(x) + row * K);
 }
 
-// To words one after the other, as gemm/quant_formats.h has them.
+// Quantize one row to consecutive words, as gemm/quant_formats.h describes.
 void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, uint32_t* packed) {
     with_row(dtype, x, row, K, [=](auto* numbers) {
         if (format == INT4) return quantize_to_int4(numbers, K, packed);
@@ -95,8 +95,8 @@ void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, 
     });
 }
 
-// Packed rows [ROWS][words] -> tile [words][ROWS], by squares. Whole vectors are stored: what is too much lies where the
-// next k's words come, so that the last words are copied one by one.
+// Transpose packed rows [ROWS][words] into a tile [words][ROWS], square by square. Whole vectors are stored; the excess
+// is overwritten by the next k, so the last words are copied one by one.
 template <int ROWS>
 void interleave(const uint32_t* from, int64_t words, uint32_t* tile) {
     const auto* numbers = reinterpret_cast<const float*>(from);
@@ -115,28 +115,28 @@ void interleave(const uint32_t* from, int64_t words, uint32_t* tile) {
 
 using Interleave = void (*)(const uint32_t* from, int64_t words, uint32_t* tile);
 
-// That of 1, 2, .. MAX_UNIT_ROWS rows.
+// Table of interleave functions for 1, 2, .. MAX_UNIT_ROWS rows.
 template <int... ROWS>
 Interleave interleave_of(int rows, std::integer_sequence<int, ROWS...>) {
     static constexpr Interleave of_rows[] = {interleave<ROWS + 1>...};
     return of_rows[rows - 1];
 }
 
-// To int8, in lines.
-void quantize_in_lines(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+// Quantize to int8 in the AMX layout.
+void quantize_for_amx(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     const int64_t stride = int64_t{rows} * LINE;
     uint32_t* starts = tile + ceil_div(depth_of(INT8, K), LINE) * stride;
-    std::fill(starts - stride, starts, 0);  // behind the rows' ends
+    std::fill(starts - stride, starts, 0);  // padding past the rows' ends
     for (int m = 0; m < rows; ++m)
         with_row(dtype, x, row_ids[m], K, [=](auto* numbers) {
             quantize_to_int8(numbers, K, {starts + m, tile + m * LINE, starts + rows + m, stride});
         });
 }
 
-// Row by row to `memory`, from there to the tile.
+// Quantize row by row into `memory`, then interleave into the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
                    uint32_t* tile) {
-    if (uses_amx_layout(format, rows)) return quantize_in_lines(dtype, x, row_ids, rows, K, tile);
+    if (uses_amx_layout(format, rows)) return quantize_for_amx(dtype, x, row_ids, rows, K, tile);
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
@@ -150,8 +150,8 @@ void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids,
     }
 }
 
-// Rows of bfloat16 -> tile in lines.
-void copy_in_lines(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+// Copy bfloat16 rows into a tile in the AMX layout.
+void copy_for_amx(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     const int64_t line_bytes = LINE * 4, row_bytes = K * 2;
     auto* to = reinterpret_cast<std::byte*>(tile);
     for (int64_t at = 0; at < row_bytes; at += line_bytes)
@@ -173,7 +173,7 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
         else if (uses_amx_layout(format, tile.rows))
-            copy_in_lines(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
+            copy_for_amx(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
         else
             pack_tile(dtype, x, ids, tile.rows, K, to);
     });

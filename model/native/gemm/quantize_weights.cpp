@@ -8,7 +8,7 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// GROUP numbers of a weight's row from k on; zeros behind its end, and where there is no row.
+// Load GROUP numbers of a weight row from k on; zeros past its end and for absent rows.
 template <class T>
 void load_group(const T* row, int64_t k, int64_t K, float* group) {
     const int64_t count = row == nullptr ? 0 : std::min<int64_t>(GROUP, K - k);
@@ -16,7 +16,7 @@ void load_group(const T* row, int64_t k, int64_t K, float* group) {
     for (int64_t i = count; i < GROUP; ++i) group[i] = 0;
 }
 
-// By halves: one order of additions on every instruction set.
+// Sum by halving: one order of additions on every instruction set.
 float sum_of_group(float* x) {
     for (int width = GROUP / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) x[i] += x[i + width];
@@ -46,8 +46,8 @@ void quantize_row_to_int8(const T* row, int64_t K, int n, uint32_t* panel) {
     panel[depth * PANEL + n] = word_of(scale.scale);
 }
 
-// What the number farthest from zero may become; other numbers follow by the scale, clipped to -8 .. 7. The larger ones
-// clip it, and leave finer steps to the rest of the group.
+// Candidate values of the number farthest from zero; the scale follows, and other numbers are clipped to -8 .. 7. The
+// larger candidates clip that number and give the rest of the group finer steps.
 constexpr float FARTHEST[] = {-8.0f, -7.0f, -7.5f, -8.5f, -9.0f};
 
 float farthest_from_zero(const float* group) {
@@ -59,7 +59,7 @@ float farthest_from_zero(const float* group) {
     return most >= -least ? most : least;
 }
 
-// Clipped to -8 .. 7, as floats.
+// Round and clip a group to -8 .. 7, as floats.
 void round_group(const float* group, float scale, float* q) {
     const float inverse = scale == 0 ? 0 : 1 / scale;
     for (int i = 0; i < GROUP; ++i) {
@@ -83,7 +83,7 @@ bool is_finite(const float* group) {
     return sum_of_group(zeros) == 0;
 }
 
-// The bfloat16 scale with the least squared error, the first of equal ones.
+// Return the bfloat16 scale with the smallest squared error; the first one on ties.
 uint16_t best_scale(const float* group) {
     if (!is_finite(group)) return narrow(std::numeric_limits<float>::quiet_NaN());
     const float farthest = farthest_from_zero(group);

@@ -1,4 +1,5 @@
-// Rows that are multiplied with one matrix each: all with the same (linear), or by expert (moe). In tiles and tasks.
+// Division of rows into tiles and of products into tasks. Each row is multiplied by one matrix: the same for all rows
+// (linear), or by expert (moe).
 #pragma once
 
 #include <cstdint>
@@ -8,31 +9,32 @@
 
 namespace smoe {
 
-// Rows first_row .. first_row + rows - 1. Packed, with so many words a row, they start at word first_row * words.
+// Rows first_row .. first_row + rows - 1. Packed with `words` words per row, they start at word first_row * words.
 struct Tile {
     int64_t first_row;
     int rows;
     int expert;
 };
 
-// What one thread does in one go: some neighbouring panels of one expert's matrix times some of its tiles.
+// Unit of work of one thread: neighbouring panels of one expert's matrix times some of its tiles.
 struct Task {
     int expert;
     int64_t first_panel, end_panel;
     int64_t first_tile, end_tile;
 };
 
-// Cuts rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, 12 at most, make 9 + 8 + 8.
+// Divide rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, at most 12 per tile, give 9
+// + 8 + 8.
 void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert, int max_rows);
 
-// Every tile times every panel of its expert's matrix, once: enough tasks to fill the threads several times over, and
-// few enough panels in each to stay in the second-level cache while the tiles pass by.
+// Divide the product of every tile with every panel of its expert's matrix into tasks: enough tasks to fill the threads
+// several times, and few enough panels per task to stay in the second-level cache while the tiles pass.
 std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads);
 
-// pack(tile) for every tile; `words` in all.
+// Call pack(tile) for every tile; `words` is the total size.
 template <class Pack>
 void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pack&& pack) {
-    constexpr int64_t FEW_WORDS = 1 << 14;  // packed by one thread: waking another costs more
+    constexpr int64_t FEW_WORDS = 1 << 14;  // below this one thread packs all: waking another costs more
     const auto num_tiles = static_cast<int64_t>(tiles.size());
     const int64_t num_tasks = words < FEW_WORDS ? 1 : num_tiles;
     pool.parallel_for(num_tasks, [&](int64_t task) {
@@ -40,7 +42,7 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pa
     });
 }
 
-// product(state, tile, panel) for every tile and panel, each task's with a State of its own.
+// Call product(state, tile, panel) for every tile and panel; each task has its own State.
 template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       Product&& product) {

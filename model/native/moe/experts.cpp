@@ -4,25 +4,25 @@
 #include <numeric>
 #include <vector>
 
-#include "simd/exp_f32.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack_activations.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// silu(a) * b, to a.
-void gate_with(float* a, const float* b, int count) {
+// a = silu(a) * b.
+void silu_multiply(float* a, const float* b, int count) {
     for (int i = 0; i < count; i += LANES) {
         const Vec x = load(a + i);
         store(a + i, x / (exp(-x) + 1.0f) * load(b + i));
     }
 }
 
-// Panel `panel` of sums [rows][PANEL] becomes words of a tile, as pack_rows would write them. Columns behind the matrix's
-// end are zeros, as their weights are.
+// Convert panel `panel` of sums [rows][PANEL] to words of a tile, in the layout of pack_rows. Columns past the matrix's
+// end are zeros, because their weights are zeros.
 void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t depth, uint32_t* tile) {
     const int num_words = dtype == BFLOAT16 ? PANEL / 2 : PANEL;
     const auto count = static_cast<int>(std::min<int64_t>(num_words, depth - panel * num_words));
@@ -43,32 +43,33 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
     }
 }
 
-// Panel `panel` of rows [.., O].
+// Store the sums to panel `panel` of rows [.., O].
 void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O, float* rows) {
     const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
     for (int m = 0; m < tile.rows; ++m)
         store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
 }
 
-// hidden = silu(w1 x) * (w3 x): store(tile, panel, sums) of each panel.
+// hidden = silu(w1 x) * (w3 x); calls store(tile, panel, sums) for each panel.
 template <class Store>
-void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles, Store&& store) {
+void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
+                  Store&& store) {
     const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
     const int64_t num_pairs = ceil_div(weights.F, PANEL);
-    for_each_product<Microkernel>(pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
-        alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
-        const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
-        const uint32_t* rows = x + tile.first_row * words;
-        by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
-        by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
-        gate_with(a, b, tile.rows * PANEL);
-        store(tile, pair, a);
-    });
+    for_each_product<Microkernel>(
+        pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
+            alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
+            const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
+            const uint32_t* rows = x + tile.first_row * words;
+            by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
+            by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
+            silu_multiply(a, b, tile.rows * PANEL);
+            store(tile, pair, a);
+        });
 }
 
 // y [P, D] = w2 hidden, in float32.
-void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
-                   float* y) {
+void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles, float* y) {
     const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
     const int64_t num_panels = ceil_div(weights.D, PANEL);
     for_each_product<Microkernel>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
@@ -79,7 +80,7 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
     });
 }
 
-// Tiles of hidden rows in x's dtype, as they come.
+// Pack hidden rows into tiles of x's dtype, panel by panel.
 void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
     const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
@@ -88,7 +89,7 @@ void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weight
     });
 }
 
-// Whole rows in float32 first, since a row's scale hangs on all of it.
+// Collect whole rows in float32 first, because a row's scale depends on all of its numbers.
 void quantize_hidden(Pool& pool, const uint32_t* x, const Experts& weights, const Pairs& pairs, float* rows,
                      uint32_t* hidden) {
     gate_up_gemm(pool, x, weights, pairs.tiles, [=, &weights](const Tile& tile, int64_t panel, const float* sums) {

@@ -3,16 +3,16 @@
 #include <algorithm>
 #include <vector>
 
-#include "simd/exp_f32.h"
-#include "moe/experts.h"
 #include "gemm/packed_row_layout.h"
+#include "moe/experts.h"
+#include "simd/exp_f32.h"
 #include "simd/vec.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-constexpr int64_t ROWS_PER_TASK = 16;  // of what is done row by row
+constexpr int64_t ROWS_PER_TASK = 16;  // rows per task of row-wise work
 
 template <class F>
 void for_each_row(Pool& pool, int64_t T, F&& f) {
@@ -32,8 +32,8 @@ float dot(const T* x, const float* weight, int64_t D) {
     return total;
 }
 
-// Softmax over the chosen k alone (Jiang et al. 2024, section 2.1).
-void share_out(const float* logits, const int32_t* experts, int64_t k, float* shares) {
+// Softmax over the chosen k only (Jiang et al. 2024, section 2.1).
+void softmax_over_chosen(const float* logits, const int32_t* experts, int64_t k, float* shares) {
     float largest = logits[experts[0]];
     for (int64_t i = 1; i < k; ++i) largest = std::max(largest, logits[experts[i]]);
     float total = 0;
@@ -41,7 +41,7 @@ void share_out(const float* logits, const int32_t* experts, int64_t k, float* sh
     for (int64_t i = 0; i < k; ++i) shares[i] /= total;
 }
 
-// The gate's logits of row x; weight [E, D].
+// Compute the gate's logits of one row x; weight [E, D].
 template <class T>
 void gate_row(const T* x, const float* gate, int64_t E, int64_t D, float* logits) {
     for (int64_t e = 0; e < E; ++e) logits[e] = dot(x, gate + e * D, D);
@@ -56,7 +56,7 @@ Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E,
         float* row = logits.data() + t * E;
         uint8_t* row_taken = taken.data() + t * E;
         int32_t* experts = choice.experts.data() + choice.first[t];
-        int32_t* chosen = routing.chosen + t * routing.max_k;
+        int32_t* expert_ids = routing.expert_ids + t * routing.max_k;
         const int64_t k = choice.k(t);
         if (routing.allowed)
             for (int64_t e = 0; e < E; ++e) row_taken[e] = !routing.allowed[t * E + e];
@@ -64,9 +64,9 @@ Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E,
             gate_row(static_cast<const uint16_t*>(x) + t * D, gate, E, D, row);
         else
             gate_row(static_cast<const float*>(x) + t * D, gate, E, D, row);
-        choose(row, E, k, row_taken, chosen, experts);
-        std::fill(chosen + k, chosen + routing.max_k, -1);
-        share_out(row, experts, k, choice.shares.data() + choice.first[t]);
+        choose(row, E, k, row_taken, expert_ids, experts);
+        std::fill(expert_ids + k, expert_ids + routing.max_k, -1);
+        softmax_over_chosen(row, experts, k, choice.shares.data() + choice.first[t]);
     });
     return choice;
 }
@@ -87,7 +87,8 @@ void combine_row(const float* outputs, const int64_t* place, const float* shares
     }
 }
 
-void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D, void* y) {
+void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, const Pairs& pairs, int64_t D,
+             void* y) {
     for_each_row(pool, choice.num_rows(), [&](int64_t t) {
         const int64_t* place = pairs.place.data() + choice.first[t];
         const float* shares = choice.shares.data() + choice.first[t];

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <cstring>
 
-#include "runtime/thread_pool.h"
 #include "gemm/amx_tiles.h"
+#include "runtime/thread_pool.h"
 #include "simd/vec.h"
 
 #if SMOE_X86
@@ -20,10 +20,10 @@ namespace {
 
 constexpr int64_t BYTES_PER_TASK = 1 << 20;
 constexpr int64_t PREFETCH_BYTES = 4096;
-constexpr int CHAINS = 12;            // more than latency times issue rate, and all of them fit the registers
-constexpr int TASKS_PER_THREAD = 16;  // so that a thread that is held up leaves its work to others
+constexpr int CHAINS = 12;            // more than latency times issue rate; all of them fit into registers
+constexpr int TASKS_PER_THREAD = 16;  // so that other threads take over the work of a delayed one
 
-// Several sums, so that no addition waits for the one before.
+// Several accumulators, so that no addition waits for the previous one.
 uint32_t sum_words(const char* from, int64_t num_bytes) {
     constexpr int64_t WIDTH = sizeof(Words), STRIDE = 8 * WIDTH;
     Words sums[8] = {};
@@ -45,9 +45,9 @@ uint32_t sum_words(const char* from, int64_t num_bytes) {
     return total;
 }
 
-// Many rounds of multiply-adds: the operations that were, two per multiply-add. A Step has a register, the multiply-adds in
-// one instruction, and the instruction: acc += a * a. The empty assembler statement makes the compiler believe that each
-// chain's value is used, in a register.
+// Run many rounds of multiply-adds; return the number of operations, two per multiply-add. A Step has a register type,
+// the multiply-adds per instruction, and the instruction acc += a * a. The empty assembler statement makes the compiler
+// assume that each chain's value is used, in a register.
 template <class Step>
 struct InVectors {
     static int64_t multiply(int64_t rounds) {

@@ -1,4 +1,4 @@
-// What the machine can do at most: bytes read from memory, and multiply-adds in registers. For `smoe bench`.
+// Measured limits of the machine: bytes read from memory, and multiply-adds in registers. For `smoe bench`.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@ class Pool;
 
 enum Arithmetic { MULTIPLY_FLOAT32 = 0, MULTIPLY_BFLOAT16 = 1, MULTIPLY_INT8 = 2 };
 
-// read_all: reads the buffer once, on all threads; the sum of its words, so that nothing can be left out.
-// peak_operations: chains of independent multiply-adds that no memory is needed for, `rounds` on each thread. Returns
-// how many operations these were (two per multiply-add), or 0 where the instruction set has none of the kind.
+// read_all: read the buffer once on all threads; returns the sum of its words, so that no read can be optimized away.
+// peak_operations: chains of independent multiply-adds without memory access, `rounds` on each thread; returns the
+// number of operations (two per multiply-add), or 0 if the instruction set has none of this kind.
 SMOE_PER_ISA(uint32_t read_all(Pool& pool, const void* buffer, int64_t num_bytes);
-             int64_t peak_operations(Pool& pool, int arithmetic, int64_t rounds))
+             int64_t peak_operations(Pool & pool, int arithmetic, int64_t rounds))
 
 }  // namespace smoe

@@ -10,7 +10,8 @@ namespace smoe {
 #if SMOE_X86
 namespace {
 
-// Tile registers are large: Linux saves them for processes alone that asked for them. KvPrefetcher twice does no harm.
+// Tile registers are large, so Linux saves them only for processes that request them. Requesting them twice is
+// harmless.
 bool tiles_permitted() {
 #if defined(__linux__)
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;

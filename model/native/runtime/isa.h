@@ -1,4 +1,4 @@
-// Kernels are compiled once per instruction set, each time into a namespace of that name (SMOE_ISA, set by the build).
+// Kernels are compiled once per instruction set, each time into a namespace of that name (the build sets SMOE_ISA).
 #pragma once
 
 #if defined(__x86_64__)
@@ -7,16 +7,26 @@
 #define SMOE_X86 0
 #endif
 
-// Declares a kernel in every instruction set's namespace.
+// Declare a kernel in every instruction set's namespace.
 #if SMOE_X86
-#define SMOE_PER_ISA(...)                       \
-    namespace portable { __VA_ARGS__; }         \
-    namespace avx2 { __VA_ARGS__; }             \
-    namespace avx512 { __VA_ARGS__; }           \
-    namespace avx512bf16 { __VA_ARGS__; }       \
-    namespace amx { __VA_ARGS__; }
-// Calls kernel(arguments) of the instruction set.
-#define SMOE_CALL(isa, ...)                             \
+#define SMOE_PER_ISA(...)  \
+    namespace portable {   \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx2 {       \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx512 {     \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx512bf16 { \
+    __VA_ARGS__;           \
+    }                      \
+    namespace amx {        \
+    __VA_ARGS__;           \
+    }
+// Call kernel(arguments) of the given instruction set.
+#define SMOE_CALL(isa, ...)                                  \
     ((isa) == ::smoe::AMX          ? amx::__VA_ARGS__        \
      : (isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
      : (isa) == ::smoe::AVX512     ? avx512::__VA_ARGS__     \
@@ -24,16 +34,18 @@
                                    : portable::__VA_ARGS__)
 #else
 #define SMOE_PER_ISA(...) \
-    namespace portable { __VA_ARGS__; }
+    namespace portable {  \
+    __VA_ARGS__;          \
+    }
 #define SMOE_CALL(isa, ...) (portable::__VA_ARGS__)
 #endif
 
 namespace smoe {
 
 enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
-enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: of KV caches and weights; INT4: of weights
+enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: KV caches and weights; INT4: weights
 
-// Whether this library holds the kernels, and this CPU and its kernel run them.
+// True if the library contains the kernels and both the CPU and the operating system support them.
 bool isa_available(int isa);
 
 }  // namespace smoe

@@ -13,7 +13,7 @@ namespace smoe {
 namespace {
 
 constexpr uint64_t CLOSED = 0xffffffffu;
-// Long enough to cover the gap between two calls of one step; short enough to leave the core to a neighbour.
+// Long enough to bridge the gap between two calls of one step; short enough to yield the core to other processes.
 constexpr auto SPIN_TIME = std::chrono::microseconds(50);
 constexpr size_t ALIGNMENT = 64;
 
@@ -26,7 +26,7 @@ void pause() {
 #endif
 }
 
-// Whether the condition came true within SPIN_TIME.
+// Spin until the condition holds; return false after SPIN_TIME.
 template <class Condition>
 bool spin(Condition condition) {
     const auto end = std::chrono::steady_clock::now() + SPIN_TIME;
@@ -40,12 +40,12 @@ bool spin(Condition condition) {
     return condition();
 }
 
-// One thread writes, so nothing is lost between load and store, and no other core waits for the line.
+// One thread writes, so a plain load and store lose no count and no other core waits for the cache line.
 void beat(std::atomic<uint64_t>* heartbeat) {
     if (heartbeat) heartbeat->store(heartbeat->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
-// Threads started meanwhile receive no signals: those are for the thread that called us.
+// Block signals for threads started while the object lives: signals belong to the calling thread.
 class SignalsBlocked {
   public:
     SignalsBlocked() {
@@ -83,7 +83,7 @@ void Pool::stop() {
     workers_.clear();
 }
 
-std::byte* Memory::room(size_t bytes) {
+std::byte* Memory::reserve(size_t bytes) {
     if (bytes > bytes_) {
         memory_.reset();
         bytes_ = 0;
@@ -117,7 +117,7 @@ void Pool::run(int64_t n, Task task, void* context) {
     await_completion();
 }
 
-// Takes tasks until none of the current job is left; returns that job.
+// Run tasks until the current job has none left; return that job.
 uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
     uint64_t ticket = ticket_.load();
     while (index_of(ticket) != CLOSED) {
@@ -131,7 +131,7 @@ uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
                 beat(heartbeat);
             }
         } else if (ticket_.load() == ticket) {
-            break;  // n is this job's
+            break;  // n belongs to this job
         }
         ticket = ticket_.load();
     }

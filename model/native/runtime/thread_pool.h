@@ -1,4 +1,4 @@
-// The threads that every kernel runs on: persistent workers beside the calling thread, which is thread 0.
+// Thread pool of all kernels: persistent workers beside the calling thread, which is thread 0.
 #pragma once
 
 #include <atomic>
@@ -13,18 +13,18 @@
 
 namespace smoe {
 
-// Grows and is kept: fresh pages would cost more than what is computed in them.
+// Scratch memory that only grows: page faults of fresh memory would cost more than the computation.
 class Memory {
   public:
-    // Aligned to 64 bytes; valid until the next call. Throws std::bad_alloc.
-    std::byte* room(size_t bytes);
+    // Return memory aligned to 64 bytes, valid until the next call. Throws std::bad_alloc.
+    std::byte* reserve(size_t bytes);
 
   private:
     std::unique_ptr<std::byte[]> memory_;
     size_t bytes_ = 0;
 };
 
-// One caller at a time. Which thread runs a task is left to chance, so a task's result must not hang on it.
+// Serves one caller at a time. Any thread may run any task, so a result must not depend on it.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -34,22 +34,23 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // The calling thread moves this counter on with each task that it runs: whoever reads it sees that work goes on.
-    void beat_in(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
+    // The calling thread increments this counter with each task it runs; readers see that the work makes progress.
+    void set_heartbeat(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
 
-    // Runs f(0) .. f(n - 1), each once, and returns when all are done. f must not throw. Needs n < 2^32 - 1.
+    // Run f(0) .. f(n - 1), each once, and return when all are done. f must not throw; n < 2^32 - 1.
     template <class F>
     void parallel_for(int64_t n, F&& f) {
         using Function = std::remove_reference_t<F>;
-        run(n, [](void* context, int64_t task) { (*static_cast<Function*>(context))(task); },
+        run(
+            n, [](void* context, int64_t task) { (*static_cast<Function*>(context))(task); },
             const_cast<void*>(static_cast<const void*>(&f)));
     }
 
-    // Memory for one call's intermediate results; valid until the next call of scratch(). Throws std::bad_alloc.
-    std::byte* scratch(size_t bytes) { return scratch_.room(bytes); }
+    // Memory for the intermediate results of one call, valid until the next call of scratch(). Throws std::bad_alloc.
+    std::byte* scratch(size_t bytes) { return scratch_.reserve(bytes); }
 
-    // Likewise for what outlives such calls; valid until the next call of activations().
-    std::byte* activations(size_t bytes) { return activations_.room(bytes); }
+    // Memory that outlives calls of scratch(), valid until the next call of activations(). Throws std::bad_alloc.
+    std::byte* activations(size_t bytes) { return activations_.reserve(bytes); }
 
   private:
     using Task = void (*)(void* context, int64_t task);
@@ -62,13 +63,13 @@ class Pool {
     void await_job_after(uint64_t seen);
     void await_completion();
 
-    // High half: number of the job; low half: its next task, or CLOSED while the fields below are exchanged. A claim
-    // compares both at once, so a worker that wakes late can never take a task of a job it has not read.
+    // High half: job number; low half: its next task, or CLOSED while the fields below are replaced. A claim compares
+    // both halves at once, so a worker that wakes late never takes a task of a job that it has not read.
     std::atomic<uint64_t> ticket_;
     std::atomic<int64_t> num_tasks_{0};
     std::atomic<Task> task_{nullptr};
     std::atomic<void*> context_{nullptr};
-    std::atomic<int64_t> remaining_{0};  // tasks of the job that are not finished
+    std::atomic<int64_t> remaining_{0};  // unfinished tasks of the job
 
     std::mutex mutex_;
     std::condition_variable wake_workers_;
@@ -77,7 +78,7 @@ class Pool {
     std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stopping_{false};
     std::vector<std::thread> workers_;
-    std::atomic<uint64_t>* heartbeat_ = nullptr;  // read and written by the calling thread alone
+    std::atomic<uint64_t>* heartbeat_ = nullptr;  // only the calling thread reads and writes it
 
     Memory scratch_;
     Memory activations_;

@@ -1,4 +1,4 @@
-// Top-k and top-p without sorting: the place where the order would be cut is found digit by digit of the key.
+// Top-k and top-p without sorting: a radix search finds the threshold key digit by digit.
 #include <cstddef>
 
 #include "sampling/sampling.h"
@@ -11,7 +11,7 @@ constexpr int SHIFTS[NUM_DIGITS] = {21, 10, 0};
 constexpr int WIDTHS[NUM_DIGITS] = {11, 11, 10};
 constexpr int64_t MAX_BUCKETS = 1 << 11;
 
-// Kept are the keys above `key`, and the first `ties` of those equal to it.
+// Keeps the keys above `key`, and the first `ties` of those equal to it.
 struct Threshold {
     uint32_t key;
     int64_t ties;
@@ -22,8 +22,8 @@ struct Bucket {
     int64_t count = 0;
 };
 
-// The digit in which the running weight, taken from the largest digit on, reaches the limit; the last that holds
-// anything where rounding keeps it from reaching. Adds the weight of the larger ones to `before`.
+// Find the digit at which the running weight, from the largest digit down, reaches the limit; the last nonempty digit
+// if rounding keeps it below. Adds the weight of larger digits to `before`.
 uint32_t find_digit(const Bucket* buckets, double limit, double& before) {
     uint32_t last = 0;
     double before_last = before;
@@ -38,8 +38,8 @@ uint32_t find_digit(const Bucket* buckets, double limit, double& before) {
 }
 
 template <class Weight>
-Threshold find_cut(const Candidates& candidates, double limit, Weight weight) {
-    uint32_t key = 0, known = 0;  // the digits found so far, and a mask of their bits
+Threshold find_threshold(const Candidates& candidates, double limit, Weight weight) {
+    uint32_t key = 0, known = 0;  // digits found so far, and the mask of their bits
     double before = 0;
     for (int i = 0; i < NUM_DIGITS; ++i) {
         Bucket buckets[MAX_BUCKETS];
@@ -67,7 +67,7 @@ void apply(Candidates& candidates, Threshold cut) {
     int64_t kept = 0;
     for (int64_t c = 0; c < candidates.count; ++c) {
         if (candidates.keys[c] < cut.key || (candidates.keys[c] == cut.key && cut.ties-- <= 0)) continue;
-        candidates.masses[kept] = candidates.masses[c];
+        candidates.probs[kept] = candidates.probs[c];
         candidates.keys[kept] = candidates.keys[c];
         candidates.ids[kept++] = candidates.ids[c];
     }
@@ -78,11 +78,11 @@ void apply(Candidates& candidates, Threshold cut) {
 
 void keep_top_k(Candidates& candidates, int64_t limit) {
     if (limit >= candidates.count) return;
-    apply(candidates, find_cut(candidates, static_cast<double>(limit), [](int64_t) { return 1.0; }));
+    apply(candidates, find_threshold(candidates, static_cast<double>(limit), [](int64_t) { return 1.0; }));
 }
 
 void keep_top_p(Candidates& candidates, double limit) {
-    apply(candidates, find_cut(candidates, limit, [&](int64_t c) { return candidates.masses[c]; }));
+    apply(candidates, find_threshold(candidates, limit, [&](int64_t c) { return candidates.probs[c]; }));
 }
 
 double philox_uniform(uint64_t seed, uint32_t position, uint32_t prompt, uint32_t choice) {

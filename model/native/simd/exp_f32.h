@@ -1,4 +1,4 @@
-// exp of our own: what libm computes differs between machines. Included by kernel files only.
+// e^x in float32. libm's results differ between machines; these do not. Included by kernel files only.
 #pragma once
 
 #include "simd/vec.h"
@@ -16,12 +16,12 @@ inline Vec times_power_of_two(Vec x, Vec n) { return (Vec)_mm512_scalef_ps((__m5
 
 #else
 
-constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
 
-// Ties to even; |x| < 2^22.
+// Round to nearest, ties to even; |x| < 2^22.
 inline Vec nearest_integer(Vec x) { return (x + SHIFT) - SHIFT; }
 
-// x 2^n for whole n, -256 <= n < 256: in two factors, since n can leave the range of an exponent by a little.
+// x * 2^n for integer n, -256 <= n < 256, as two factors, because n can slightly exceed the range of an exponent.
 inline Vec times_power_of_two(Vec x, Vec n) {
     // n + 256 is positive, also in the bits of the sum with SHIFT.
     const Words shifted = bits(n + (SHIFT + 256.0f)) & 0x1ffu;
@@ -33,7 +33,7 @@ inline Vec times_power_of_two(Vec x, Vec n) {
 
 #endif
 
-// e^x within 2 units of the last place; 0 below -104, infinity above 88.73, NaN for NaN.
+// e^x within 2 units in the last place; 0 below -104, infinity above 88.73, NaN for NaN.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of degree 7.
 inline Vec exp(Vec x) {

@@ -1,4 +1,4 @@
-// e^x and ln x in float64, of our own. Included by kernel files only.
+// e^x and ln x in float64, with the same results on every machine. Included by kernel files only.
 #pragma once
 
 #include "simd/vec.h"
@@ -17,13 +17,14 @@ inline Wide load_wide(const float* p) {
     return __builtin_convertvector(v, Wide);
 }
 
-// e^x for x <= 0 within 2 units of the last place; 0 below -700.
+// e^x for x <= 0 within 2 units in the last place; 0 below -700.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of degree 13.
+// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of
+// degree 13.
 inline Wide exp(Wide x) {
     const Wide given = x;
     x = x < -700.0 ? Wide{} - 700.0 : x;
-    constexpr double TO_INTEGER = 6755399441055744.0;  // 1.5 * 2^52: what is added to it is rounded to an integer
+    constexpr double TO_INTEGER = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
     const Wide shifted = x * 1.44269504088896340736 + TO_INTEGER;
     const Wide n = shifted - TO_INTEGER;
     const Wide r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
@@ -41,7 +42,7 @@ inline Wide exp(Wide x) {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    const Wide power = (Wide)(((WideWords)shifted + 1023) << 52);  // 2^n: n stands in the low bits
+    const Wide power = (Wide)(((WideWords)shifted + 1023) << 52);  // 2^n: the low bits hold n
     return given < -700.0 ? Wide{} : p * power;
 }
 

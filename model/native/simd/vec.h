@@ -1,6 +1,6 @@
 // Vectors of float32 as wide as the instruction set's registers. Included by kernel files only.
 //
-// Arithmetic is that of GCC's vector extension; what it lacks (fused multiply-add, bfloat16) is here.
+// GCC's vector extension supplies the arithmetic; this file adds what it lacks (fused multiply-add, bfloat16).
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 
-// a * b + c; rounded once where the instruction set can.
+// a * b + c, rounded once where the instruction set has fused multiply-add.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -57,13 +57,13 @@ inline Words load_words(const uint32_t* p) {
     return words;
 }
 
-// The low byte of each word. Written out, since GCC takes the words apart one by one where it unrolls loops around it.
+// Store the low byte of each word. Written with intrinsics because GCC splits the words one by one in unrolled loops.
 inline void store_low_bytes(uint8_t* p, Words words) {
 #if defined(__AVX512F__)
     const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)words);
 #elif defined(__AVX2__)
     const __m256i low = _mm256_set1_epi32(0x0c080400);
-    const __m256i quads = _mm256_shuffle_epi8((__m256i)words, low);  // each half's four bytes, four times
+    const __m256i quads = _mm256_shuffle_epi8((__m256i)words, low);  // four bytes of each half, four times
     const auto bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1))[0];
 #else
     const Bytes bytes = __builtin_convertvector(words, Bytes);
@@ -92,7 +92,7 @@ inline float widen(uint16_t x) {
     return wide;
 }
 
-// To bfloat16, to nearest, ties to even; NaN stays NaN.
+// Round to bfloat16: to nearest, ties to even; NaN stays NaN.
 inline uint16_t narrow(float x) {
     uint32_t word;
     std::memcpy(&word, &x, sizeof word);
@@ -120,7 +120,7 @@ inline float load_one(const uint16_t* p) { return widen(*p); }
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(uint16_t* p, float x) { *p = narrow(x); }
 
-// Sum of the lanes, halves onto halves.
+// Sum of the lanes by repeated halving.
 inline float sum(Vec v) {
     float lanes[LANES];
     store(lanes, v);

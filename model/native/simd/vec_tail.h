@@ -1,4 +1,4 @@
-// The last numbers of a row, fewer than a vector holds. Included by kernel files only.
+// Loads and stores of a row's tail, shorter than a vector. Included by kernel files only.
 #pragma once
 
 #include "simd/vec.h"
@@ -6,7 +6,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// The first n numbers, zeros behind them; a whole vector where n >= LANES.
+// Load the first n numbers and zeros after them; a whole vector if n >= LANES.
 template <class T>
 inline Vec load_first(const T* from, int64_t n) {
     if (n >= LANES) return load(from);
@@ -15,7 +15,7 @@ inline Vec load_first(const T* from, int64_t n) {
     return load(padded);
 }
 
-// Writes n numbers; a whole vector where n >= LANES.
+// Store n numbers; a whole vector if n >= LANES.
 template <class T>
 inline void store_first(T* to, Vec x, int64_t n) {
     if (n >= LANES) return store(to, x);

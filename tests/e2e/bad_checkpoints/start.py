@@ -28,7 +28,7 @@ def start(path: Path, **flags: Any) -> None:
     settings = load_settings({"model": str(path), **given})
     texts = load_texts(settings, path)
     engine = Engine.load(engine_config(settings, path), lambda *progress: None)
-    texts.tokenizer.check_fits(engine.ready().vocab_size)
+    texts.tokenizer.check_fits(engine.loaded.config.vocab_size)
 
 
 def refusal(path: Path, **flags: Any) -> str:

@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import device_memory, loading
+from engine.startup.description import ready_message
 from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import DEMO
@@ -149,7 +150,7 @@ def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned
 ) -> None:
     config = EngineConfig(model=str(DEMO), backend=backend, quantization=quantization, threads=1)  # type: ignore[arg-type]
     planned, loaded = plan_memory(config, 8 * GIB), Engine.load(config)
-    assert planned.weight_bytes == loaded.ready().weight_bytes
+    assert planned.weight_bytes == loaded.loaded.weight_bytes
     assert held_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
 
 
@@ -172,7 +173,8 @@ def test_a_tied_head_is_a_matrix_of_its_own_where_weights_are_quantised(tmp_path
 def assert_planned_as_loaded(path: Path, dtype: str, kv_cache_dtype: str = "auto") -> MemoryPlan:
     config = EngineConfig(model=str(path), dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=1, max_num_seqs=4)  # type: ignore[arg-type]
     planned = plan_memory(config, 8 * GIB)
-    ready = Engine.load(config).ready()
+    engine = Engine.load(config)
+    ready = ready_message(engine.config, engine.loaded)
     assert planned.limits is not None
     assert planned.weight_bytes == ready.weight_bytes
     assert planned.total_parameters == ready.num_parameters

@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, NUM_TOP_TOKENS, ExpertStats
+from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, ExpertStats
+from engine.execution.expert_tables import NUM_TOP_TOKENS
 from engine.types import LayerExperts
 from model.checkpoint.config_file import load_config
 from tests.support.paths import DEMO

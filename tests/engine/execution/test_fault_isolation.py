@@ -196,12 +196,12 @@ def test_a_lost_device_is_the_end_and_nothing_is_tried_again(plain: Path, where:
     assert attempts == 1
 
 
-def test_book_keeping_that_is_wrong_is_the_end(plain: Path) -> None:
+def test_wrong_bookkeeping_ends_the_engine(plain: Path) -> None:
     engine = load(plain)
     request_id = engine.add([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
     engine.step()
     engine._engine.scheduler.block_manager.pool.decref(engine._engine.scheduler.unfinished[request_id].block_table)
-    with pytest.raises(FatalEngineError, match="book-keeping"):
+    with pytest.raises(FatalEngineError, match="bookkeeping"):
         engine.step()
 
 
@@ -239,7 +239,7 @@ def test_expert_counts_that_fail_stop_counting_and_nothing_else(plain: Path) -> 
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
     [alone] = solo(engine, [([5, 6], params)])
     for broken in ("record", "pop_new_counts"):
-        counts = engine._engine.loaded.runner.expert_counts
+        counts = engine._engine.experts._stats
         if counts is not None:
             setattr(counts, broken, lambda *_: 1 / 0)
             counts.is_due = lambda _: True  # type: ignore[method-assign]

@@ -1,0 +1,48 @@
+"""Descriptions of a loaded engine: the Ready message for the API process, and the fingerprint of its numerics."""
+
+from engine.config import EngineConfig
+from engine.messages import Ready
+from engine.startup.loading import LoadedModel
+
+
+def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
+    """Describe the model, its effective limits and its memory to the API process."""
+    model, limits = loaded.config, loaded.limits
+    return Ready(
+        max_model_len=limits.max_model_len,
+        max_prompt_tokens=limits.max_prompt_tokens,
+        vocab_size=model.vocab_size,
+        eos_token_ids=list(model.eos_token_ids),
+        num_parameters=model.num_parameters(),
+        weight_bytes=loaded.weight_bytes,
+        kv_cache_bytes=loaded.kv_block_bytes * (limits.num_blocks + 1),
+        kv_bytes_per_token=model.kv_bytes_per_token(loaded.kv_dtype),
+        num_blocks=limits.num_blocks,
+        block_size=config.block_size,
+        num_layers=model.num_layers,
+        num_experts=model.num_experts,
+        experts_per_token=model.experts_per_token,
+        window=model.window,
+        dtype=_dtype_name(loaded),
+        device=str(loaded.device),
+        backend=loaded.backend,
+        fingerprint=fingerprint(config, loaded),
+        phase_seconds=loaded.phase_seconds,
+        warnings=list(loaded.warnings),
+        quantization=config.quantization,
+    )
+
+
+def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
+    """Name the numerics: engines of equal fingerprints compute equal bits, except on the reference backend.
+
+    The package's version is no part of it, so that a release that keeps the bits keeps the fingerprint. Example:
+    smoe-native.2-avx512bf16-float32-kv-float32-window-256.
+    """
+    window = "none" if loaded.config.window is None else loaded.config.window
+    k = "" if config.experts_per_token is None else f"-k-{config.experts_per_token}"
+    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-window-{window}{k}"
+
+
+def _dtype_name(loaded: LoadedModel) -> str:
+    return str(loaded.dtype).removeprefix("torch.")
