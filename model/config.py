@@ -31,7 +31,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     def kv_bytes_per_token(self, kv_dtype: KvDtype) -> int:
-        """Return the bytes of K and V of one position, all layers. Mixtral-8x7B in bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
+        """Return the bytes of K and V per position, all layers. Mixtral-8x7B, bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
         return 2 * self.num_layers * self.num_kv_heads * row_bytes(kv_dtype, self.head_dim)
 
     def num_parameters(self) -> int:

@@ -46,7 +46,7 @@ def load_model(
 
 
 def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """Read entries first .. first + count - 1 of a tensor's first axis (without `count`: to the end) into new memory."""
+    """Read entries first .. first + count - 1 of a tensor's first axis into new memory; without `count`, to the end."""
     dtype = DTYPES[tensor.dtype]
     shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
     entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
