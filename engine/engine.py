@@ -147,8 +147,8 @@ class Engine:
     def _stats(self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None) -> StepStats:
         pool = self.scheduler.block_manager.pool
         return StepStats(
-            num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting) + len(self._grammars),
+            num_running=len(self.scheduler.requests.running),
+            num_waiting=len(self.scheduler.requests.waiting) + len(self._grammars),
             num_blocks_held=pool.num_held,
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,

@@ -19,7 +19,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
     max_tokens: int = 16  # tokens to generate at most; 0 computes the prompt only (scoring)
     min_tokens: int = 0  # end and stop tokens cannot be sampled before this many
-    temperature: float = 1.0  # 0 is greedy
+    temperature: float = 1.0  # below 1e-4: greedy
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     min_p: float = 0.0

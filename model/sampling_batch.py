@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from torch import Tensor
 
-MIN_TEMPERATURE = 1e-5  # lower temperatures are greedy: a division by them would overflow
+MIN_TEMPERATURE = 1e-4  # lower is greedy: logits / temperature would leave float32's range for no visible change
 
 
 class FloatParam(IntEnum):

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 INLINE_CHARS = 4096  # work on a longer text runs in a thread
 LAG_PROBE_INTERVAL_S = 0.25
@@ -19,6 +19,32 @@ async def off_loop(work: Callable[[], T], *, heavy: bool) -> T:
     Light work runs in the caller, because a thread would cost more than the work itself.
     """
     return await asyncio.to_thread(work) if heavy else work()
+
+
+class BackgroundTasks:
+    """Tasks without a caller that awaits them."""
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        """`on_error` receives the exception of each task that fails."""
+        self._on_error = on_error
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task on the running event loop."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(error)
 
 
 class LagProbe:

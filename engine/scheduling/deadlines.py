@@ -1,4 +1,4 @@
-"""When requests' time is over: one heap of moments, so that a step that nobody's time ends in costs nothing."""
+"""Deadlines of requests in one heap, so that a step in which no deadline passes costs nothing."""
 
 import heapq
 from collections.abc import Container, Iterator
@@ -11,7 +11,7 @@ MIN_PRUNED = 64
 
 
 class Deadlines:
-    """The deadlines of requests that have some. Of a request's two the earlier is told first."""
+    """Heap of (moment, request id, kind). If a request has two deadlines, the earlier one comes first."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Expiry]] = []
@@ -20,10 +20,13 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, request: Request, live: Container[int]) -> None:
-        """Watches the request. Now and then drops what belongs to no `live` id: far deadlines of requests long gone."""
+    def add(self, request: Request, unfinished_ids: Container[int]) -> None:
+        """Add the request's deadlines. From time to time, drop those of requests outside `unfinished_ids`.
+
+        Without this, distant deadlines of finished requests would pile up.
+        """
         if len(self._heap) >= self._prune_at:
-            self._heap = [entry for entry in self._heap if entry[1] in live]
+            self._heap = [entry for entry in self._heap if entry[1] in unfinished_ids]
             heapq.heapify(self._heap)
             self._prune_at = max(MIN_PRUNED, 2 * len(self._heap))
         if request.queue_deadline_s is not None:
@@ -31,8 +34,8 @@ class Deadlines:
         if request.deadline_s is not None:
             heapq.heappush(self._heap, (request.deadline_s, request.request_id, "timeout"))
 
-    def passed(self, now: float) -> Iterator[tuple[int, Expiry]]:
-        """Takes out what is over at `now`: request ids, and which time it was."""
+    def pop_expired(self, now: float) -> Iterator[tuple[int, Expiry]]:
+        """Remove and yield the deadlines that have passed at `now`: request id and kind."""
         while self._heap and self._heap[0][0] <= now:
             _, request_id, expiry = heapq.heappop(self._heap)
             yield request_id, expiry

@@ -1,60 +1,61 @@
-"""How much each tenant was served: virtual token counters.
+"""Fair shares among tenants, by virtual token counters: each tenant's counter grows with the service it receives.
 
 After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 2: the waiting tenant with the
-lowest counter goes next, and one that comes back to the queue is lifted to the lowest of those in it, so that nobody
-saves up. With the paper's weights, what two tenants that both wait all the time were served never differs by more than
-2 max(longest prompt, 2 * positions that the KV pool holds).
+lowest counter goes next. When a tenant comes back to the queue, its counter is raised to the lowest counter of those in
+the queue, so that no tenant saves up service. With the paper's weights, the counters of two tenants that both wait all
+the time never differ by more than 2 max(longest prompt, 2 * positions that the KV pool holds).
 """
 
 from collections import Counter, defaultdict
 from math import inf
 
-PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # of a computed prompt token and of a generated one
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # per computed prompt token, per generated token
 
 
 class FairShare:
-    """Owned by the WaitingQueue. Tenants are few and known to the server (one per API key), so none is forgotten."""
+    """Counters of all tenants. Tenants are few and known to the server (one per API key), so none is dropped."""
 
     def __init__(self, max_running_each: float = inf) -> None:
-        """`max_running_each`: how many running requests one tenant may have before the next is let in."""
+        """`max_running_each`: how many requests of one tenant may run at once."""
         self._max_running_each = max_running_each
         self._served: defaultdict[int, int] = defaultdict(int)
         self._num_waiting: Counter[int] = Counter()
         self._num_running: Counter[int] = Counter()
-        self._last_to_leave = 0  # the queue
+        self._last_dequeued = 0  # tenant whose last waiting request left the queue most recently
 
     def served(self, tenant: int) -> int:
-        """Weighted tokens; only ever more."""
+        """Return the tenant's counter in weighted tokens. It never decreases."""
         return self._served[tenant]
 
     def at_limit(self, tenant: int) -> bool:
-        """Whether its next request must wait for one of its own to end."""
+        """Return whether the tenant's next request must wait until one of its running requests ends."""
         return self._num_running[tenant] >= self._max_running_each
 
     def charge_prompt(self, tenant: int, num_tokens: int) -> None:
         self._served[tenant] += PROMPT_WEIGHT * num_tokens
 
     def charge_output(self, tenant: int) -> None:
-        """Of one token: called for each request of each step."""
+        """Charge one generated token: called for each request of each step."""
         self._served[tenant] += OUTPUT_WEIGHT
 
     def on_queued(self, tenant: int) -> None:
-        """A request of the tenant joins the queue. One that had none there looks at all others that have."""
+        """Call when a request joins the queue. O(waiting tenants) if the tenant had no request there, else O(1)."""
         if not self._num_waiting[tenant]:
             waiting = [self._served[other] for other, count in self._num_waiting.items() if count]
-            floor = min(waiting) if waiting else self._served[self._last_to_leave]
+            floor = min(waiting) if waiting else self._served[self._last_dequeued]
             self._served[tenant] = max(self._served[tenant], floor)
         self._num_waiting[tenant] += 1
 
     def on_dequeued(self, tenant: int) -> None:
-        """A request of the tenant leaves the queue."""
+        """Call when a request leaves the queue."""
         self._num_waiting[tenant] -= 1
         if not self._num_waiting[tenant]:
-            self._last_to_leave = tenant
+            self._last_dequeued = tenant
 
     def on_started(self, tenant: int) -> None:
+        """Call when a request starts to run."""
         self._num_running[tenant] += 1
 
     def on_stopped(self, tenant: int) -> None:
-        """A running request ended, or went back to the queue."""
+        """Call when a running request ends or goes back to the queue."""
         self._num_running[tenant] -= 1

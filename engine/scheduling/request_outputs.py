@@ -1,4 +1,4 @@
-"""What a request is told after a step, and whether that was its end. Pure functions of the sequence."""
+"""Build the outputs of a request after a step, and find out whether it has ended. Pure functions of the sequence."""
 
 import msgspec
 
@@ -10,11 +10,14 @@ from engine.types import FinishReason, RequestOutput
 def finish_reason(
     sequence: Sequence, token_id: int, eos_token_ids: frozenset[int]
 ) -> tuple[FinishReason | None, int | None]:
-    """Whether the token just appended is the sequence's last, and which end or stop token it is."""
+    """Return the finish reason, None if the sequence continues, and the end or stop token that finished it.
+
+    `token_id`: the token that was just appended.
+    """
     params = sequence.request.params
     num_generated = sequence.num_generated
-    ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
-    if ends and num_generated > params.min_tokens:
+    is_end_token = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
+    if is_end_token and num_generated > params.min_tokens:
         return "stop", token_id
     if num_generated >= sequence.max_generated:
         return "length", None
@@ -22,12 +25,12 @@ def finish_reason(
 
 
 def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
-    """The token, and what has gathered since the last output."""
+    """Return the new token and everything collected since the last output."""
     request, params, experts = sequence.request, sequence.request.params, sequence.experts
     is_first = sequence.num_generated == (1 if sampled else 0)
     token_ids = [sampled.token_id] if sampled else []
     logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
-    if not is_first and not experts:  # nearly all: the rest of them need not be asked
+    if not is_first and not experts:  # nearly all outputs: the checks below are not needed
         return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
     return RequestOutput(
         request_id=sequence.request_id,
@@ -48,7 +51,7 @@ def final_output(
     sampled: Sampled | None = None,
     stop_token_id: int | None = None,
 ) -> RequestOutput:
-    """The end of a request that went well, or whose time is over."""
+    """Return the last output of a request that finished or whose deadline passed."""
     return msgspec.structs.replace(
         progress_output(sequence, sampled),
         finish_reason=reason,
@@ -58,7 +61,7 @@ def final_output(
 
 
 def error_output(sequence: Sequence, message: str, now: float) -> RequestOutput:
-    """The end of one that failed. Asks nothing of what may be what failed."""
+    """Return the last output of a request that failed. Reads no expert counts: they may be what failed."""
     return RequestOutput(
         sequence.request_id,
         finish_reason="error",

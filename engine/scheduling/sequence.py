@@ -1,4 +1,4 @@
-"""One request on its way through the engine: its tokens, how far they are computed, and the blocks that hold them."""
+"""State of one request in the engine: its tokens, how many of them are computed, and the blocks with their K and V."""
 
 from collections.abc import Sequence as Ids
 from enum import Enum
@@ -16,17 +16,17 @@ class Status(Enum):
 
 
 class Matcher(Protocol):
-    """Which tokens a request's grammar allows next: engine.grammar.GrammarMatcher, which see."""
+    """Position of one request in its grammar. Implemented by engine.grammars.matcher.GrammarMatcher."""
 
     def bitmask(self, token_ids: Ids[int], start: int) -> bytes: ...
 
 
 class Sequence:
-    """Mutable state, owned and changed by the Scheduler alone.
+    """Mutable state of a request; only engine/scheduling changes it.
 
-    Three counts tell how far it is, num_computed <= num_scheduled <= num_tokens:
-    of 7 tokens with 4 computed and a chunk of 2 in flight, num_computed is 4, num_scheduled 6, num_tokens 7.
-    With a sampling chunk in flight num_tokens counts the token that is to come, while `token_ids` does not have it yet.
+    Progress is three counts, num_computed <= num_scheduled <= num_tokens. Of 7 tokens with 4 computed and a chunk of 2
+    in flight, num_computed is 4, num_scheduled 6, num_tokens 7. While a step that samples is in flight, num_tokens
+    includes its token, which `token_ids` does not have yet.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class Sequence:
     ) -> None:
         self.request = request
         self.request_id = request.request_id
-        self.matcher = matcher  # follows the generated tokens, which a preemption keeps
+        self.matcher = matcher  # stays valid through a preemption, which keeps the generated tokens
         self.needs_last_token = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
-        self.order = order  # lower goes first; (priority, arrival) until it is let in, then (priority, turn)
+        self.order = order  # lowest first; (priority, arrival) until admitted, then (priority, turn)
         self.tenant = request.tenant
-        self.max_generated = max_generated  # max_tokens, or what the context leaves
+        self.max_generated = max_generated  # max_tokens, or fewer if the context is shorter
         self.status = Status.WAITING
-        self.token_ids = list(request.prompt_token_ids)  # prompt, then what was generated
+        self.token_ids = list(request.prompt_token_ids)  # prompt, then generated tokens
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_computed = 0
         self.num_scheduled = 0
-        self.num_pending_tokens = 0  # sampled in flight, not yet in token_ids
+        self.num_pending_tokens = 0  # sampled by a step in flight, not yet in token_ids
         self.num_chunks_in_flight = 0
-        self.block_table: list[int] = []  # block of positions i*block_size ..; 0 where the window has slid out
-        self.num_evicted_blocks = 0
-        self.num_cached_blocks = 0
-        self.num_cached_tokens = 0
+        self.block_table: list[int] = []  # entry i: positions i * block_size ..; 0: left the window
+        self.num_evicted_blocks = 0  # leading blocks that left the window
+        self.num_cached_blocks = 0  # leading blocks that were offered to the prefix index
+        self.num_cached_tokens = 0  # prompt tokens taken from the prefix cache when first scheduled
         self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.experts: ExpertUsage | None = None  # where the request wants to know
+        self.experts: ExpertUsage | None = None  # None unless the request reports experts
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self._block_hashes: list[BlockHash] = []
@@ -67,8 +67,10 @@ class Sequence:
 
     @property
     def num_to_schedule(self) -> int:
-        """Positions still to be computed before the next token can be sampled; none if the last one is on its way, or
-        if the next cannot be sampled before that one is known."""
+        """Positions still to be scheduled before the next token can be sampled.
+
+        0 if the last token is already in flight, or if the next one cannot be sampled before that token is known.
+        """
         pending, length = self.num_pending_tokens, len(self.token_ids)
         if pending and (self.needs_last_token or length - self.num_prompt_tokens + pending >= self.max_generated):
             return 0
@@ -76,7 +78,7 @@ class Sequence:
 
     @property
     def reads_prefix_cache(self) -> bool:
-        """Not where every prompt position's output is wanted: a cached position computes none."""
+        """False if the request needs an output of every prompt position: cached positions are not computed."""
         return not (self.request.params.prompt_logprobs or self.request.expert_usage)
 
     def block_hash(self, index: int, block_size: int) -> BlockHash:
@@ -92,13 +94,13 @@ class Sequence:
         return root_hash(request.cache_salt, request.experts_per_token, request.expert_mask)
 
     def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
-        """The tokens of full block `index`: with blocks of 16, block 2 holds tokens 32..47."""
+        """Return the tokens of full block `index`: with blocks of 16, block 2 holds tokens 32 to 47."""
         tokens = self.token_ids[index * block_size : (index + 1) * block_size]
         assert len(tokens) == block_size, "only a full block has a hash"
         return tuple(tokens)
 
     def restart(self) -> None:
-        """Forgets what was computed, not what was generated: preemption by recompute. The blocks are the caller's."""
+        """Reset the computed counts, keep the generated tokens: preemption by recompute. The caller frees blocks."""
         self.status = Status.WAITING
         self.num_computed = self.num_scheduled = self.num_evicted_blocks = self.num_cached_blocks = 0
         self.block_table = []

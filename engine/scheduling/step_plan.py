@@ -1,4 +1,4 @@
-"""A step as plain data: what to compute (Scheduler -> runner), and what came of it (runner -> Scheduler)."""
+"""A step as plain data: the work (Scheduler -> ModelRunner) and its results (ModelRunner -> Scheduler)."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,29 +8,29 @@ from engine.types import ExpertChoices, TokenLogprobs
 
 
 class Chunk(NamedTuple):
-    """Positions start .. start+length-1 of one sequence, to be computed in this step.
+    """Positions start .. start+length-1 of one sequence that a step computes.
 
     A sequence of 5 prompt tokens under a budget of 3: Chunk(start=0, length=3, samples=False), then Chunk(3, 2, True),
-    whose last row's logits give token 5; then Chunk(5, 1, True), and so on. (All but the last are prefill.)
+    whose last row's logits give token 5; then Chunk(5, 1, True), and so on. The first two are prefill.
     """
 
     sequence: Sequence  # read token_ids and block_table before the plan is applied; mutate nothing
     start: int
     length: int
     samples: bool  # the last position's logits give a new token
-    is_prefill: bool  # computes a prompt, or recomputes what a preemption dropped
+    is_prefill: bool  # computes a prompt, or recomputes positions after a preemption
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work. The rows of a step are the chunks' positions, in this order."""
+    """Work of one step. Its rows are the positions of the chunks, in this order."""
 
     chunks: tuple[Chunk, ...]
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
     num_preemptions: int = 0
-    num_blocked: int = 0  # requests that got no block, since those that could give one are in flight
-    blocks_to_zero: tuple[int, ...] = ()  # blocks to be filled with zeros, once, before the step is launched
+    num_blocked: int = 0  # requests without a block, because all possible victims are in flight
+    blocks_to_zero: tuple[int, ...] = ()  # to be filled with zeros, once, before the step is launched
 
     @property
     def num_tokens(self) -> int:
@@ -38,7 +38,7 @@ class StepPlan:
 
 
 class Sampled(NamedTuple):
-    """The token that a chunk's last row gave."""
+    """Token sampled from the logits of a chunk's last row."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -46,15 +46,15 @@ class Sampled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowFailed:
-    """The row's own data was bad (a NaN in its logits): its request ends, the others go on."""
+    """Failure of one row by its own data, such as NaN in its logits. Its request ends; the others continue."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Outcomes by request id. A chunk that samples has an entry in `sampled`; any other only if it failed."""
+    """Results by request id. A chunk that samples has an entry in `sampled`; any other chunk only if it failed."""
 
     sampled: dict[int, Sampled | RowFailed]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of the chunks' positions, where wanted
+    expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of requests that report experts

@@ -1,11 +1,11 @@
-"""A step's plan in the making."""
+"""Build the plan of one step."""
 
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, StepPlan
 
 
 class StepPlanBuilder:
-    """Chunks can still be taken back, and no counter of a sequence has moved."""
+    """Mutable plan. Chunks can still be removed, and no counter of a sequence has changed before build()."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -16,21 +16,21 @@ class StepPlanBuilder:
         self.num_blocked = 0
 
     def add(self, sequence: Sequence, length: int, *, reaches_end: bool) -> None:
-        """`reaches_end`: these are all positions that the sequence needs before its next token."""
+        """Add a chunk. `reaches_end`: it holds all positions that the sequence needs before its next token."""
         samples = reaches_end and sequence.max_generated > 0
         is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
         self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)
         self.budget -= length
 
-    def preempted(self, victim: Sequence) -> None:
-        """Takes the victim's chunk, if it had one, out again."""
+    def remove_preempted(self, victim: Sequence) -> None:
+        """Count a preemption and remove the victim's chunk, if it has one."""
         self.num_preemptions += 1
         chunk = self.chunks.pop(victim.request_id, None)
         if chunk is not None:
             self.budget += chunk.length
 
-    def finish(self, blocks_to_zero: tuple[int, ...]) -> StepPlan:
-        """The plan is settled: from here on its chunks are in flight."""
+    def build(self, blocks_to_zero: tuple[int, ...]) -> StepPlan:
+        """Return the plan and count its chunks as in flight."""
         for chunk in self.chunks.values():
             chunk.sequence.num_scheduled += chunk.length
             chunk.sequence.num_pending_tokens += chunk.samples

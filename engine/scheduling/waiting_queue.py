@@ -1,7 +1,7 @@
-"""The queue in front of the engine: who is let in next.
+"""Queue in front of the engine: it decides which request is admitted next.
 
-By priority; within one, first those that a preemption sent back, in their order; then the tenant that was served least,
-and of its requests the earliest. With one tenant that is (priority, arrival).
+Order: by priority. Within a priority, preempted requests first, in their scheduling order. Then the tenant that was
+served least, and of its requests the earliest. With one tenant the order is (priority, arrival).
 """
 
 import heapq
@@ -15,7 +15,7 @@ MIN_PRUNED = 64
 
 
 class _TenantQueue:
-    """One tenant's newcomers of one priority, by arrival."""
+    """New requests of one tenant and one priority, by arrival."""
 
     def __init__(self, priority: int, tenant: int) -> None:
         self.priority = priority
@@ -23,75 +23,77 @@ class _TenantQueue:
         self.sequences: deque[Sequence] = deque()
 
     def head(self) -> Sequence | None:
-        """The first that still waits."""
+        """Drop sequences that no longer wait; return the first that does."""
         while self.sequences and self.sequences[0].status is not Status.WAITING:
             self.sequences.popleft()
         return self.sequences[0] if self.sequences else None
 
 
-_Entry = tuple[
-    int, bool, int, int, Sequence | _TenantQueue
-]  # priority, is a line; turn or tokens served; arrival of its head
+# (priority, is a tenant queue, turn or tokens served, arrival of the head, item)
+_Entry = tuple[int, bool, int, int, Sequence | _TenantQueue]
 
 
 class WaitingQueue:
-    """One heap of sequences that came back and of lines of newcomers. A line's place only ever gets later (its tenant
-    is served, its head leaves), so it is looked at again when it comes first: O(log n) per token served or request.
+    """One heap of preempted sequences and of tenant queues: O(log n) per admission and per token served.
 
-    Removal is lazy: what no longer waits is passed over, and swept out when it is more than what waits.
+    The place of a tenant queue only moves back, when its tenant is served or its head leaves. So its entry is compared
+    with its true place only when it reaches the front. Removal is lazy: entries that no longer wait are skipped, and
+    pruned once they outnumber the waiting ones.
     """
 
-    def __init__(self, tenants: FairShare | None = None) -> None:
-        self.tenants = tenants or FairShare()
+    def __init__(self, fair_share: FairShare | None = None) -> None:
+        self.fair_share = fair_share or FairShare()
         self._heap: list[_Entry] = []
-        self._lines: dict[tuple[int, int], _TenantQueue] = {}  # by priority and tenant
-        self._throttled: dict[int, list[_TenantQueue]] = {}  # by tenant: lines that wait for one of their own to end
+        self._tenant_queues: dict[tuple[int, int], _TenantQueue] = {}  # by priority and tenant
+        self._throttled: dict[
+            int, list[_TenantQueue]
+        ] = {}  # by tenant: queues that wait until one of its requests ends
         self._size = 0
-        self._num_gone = 0  # entries that no longer wait, at most
+        self._num_stale = 0  # upper bound of the entries that no longer wait
         self._num_turns = 0
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Sequence]:
-        """All waiting sequences, in no particular order."""
-        returned = (item for *_, item in self._heap if isinstance(item, Sequence))
-        for sequences in (returned, *(line.sequences for line in self._lines.values())):
+        """Yield all waiting sequences in no particular order."""
+        preempted = (item for *_, item in self._heap if isinstance(item, Sequence))
+        for sequences in (preempted, *(tenant_queue.sequences for tenant_queue in self._tenant_queues.values())):
             yield from (sequence for sequence in sequences if sequence.status is Status.WAITING)
 
     def push(self, sequence: Sequence) -> None:
         self._size += 1
-        self.tenants.on_queued(sequence.tenant)
+        self.fair_share.on_queued(sequence.tenant)
         if sequence.num_preemptions:
             priority, turn = sequence.order
             heapq.heappush(self._heap, (priority, False, turn, 0, sequence))
             return
         key = sequence.order[0], sequence.tenant
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _TenantQueue(*key)
-            line.sequences.append(sequence)
-            self._enqueue(line, sequence)
+        tenant_queue = self._tenant_queues.get(key)
+        if tenant_queue is None:
+            tenant_queue = self._tenant_queues[key] = _TenantQueue(*key)
+            tenant_queue.sequences.append(sequence)
+            self._enqueue(tenant_queue, sequence)
         else:
-            line.sequences.append(sequence)
+            tenant_queue.sequences.append(sequence)
 
     def peek(self) -> Sequence | None:
-        """The next to be let in, or None."""
+        """Return the sequence to admit next, or None."""
         while self._heap:
             item = self._heap[0][-1]
             if isinstance(item, _TenantQueue):
-                head = self._settled(item)
+                head = self._head_in_place(item)
                 if head is not None:
                     return head
             elif item.status is Status.WAITING:
                 return item
             else:
                 heapq.heappop(self._heap)
-                self._num_gone -= 1
+                self._num_stale -= 1
         return None
 
     def pop(self) -> Sequence:
-        """Takes out what peek() returned. A newcomer gets its turn: its place in the order of service from now on."""
+        """Remove and return the sequence that peek() returned. A new one gets its turn in the scheduling order."""
         self._size -= 1
         item = self._heap[0][-1]
         if isinstance(item, _TenantQueue):
@@ -101,54 +103,54 @@ class WaitingQueue:
         else:
             sequence = item
             heapq.heappop(self._heap)
-        self.tenants.on_dequeued(sequence.tenant)
+        self.fair_share.on_dequeued(sequence.tenant)
         return sequence
 
-    def forget(self, sequence: Sequence) -> None:
-        """Call once when a waiting sequence ends; its status must have changed already."""
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a waiting sequence that has ended. Call once, after its status has changed."""
         assert sequence.status is not Status.WAITING
         self._size -= 1
-        self._num_gone += 1
-        self.tenants.on_dequeued(sequence.tenant)
-        if self._num_gone > max(MIN_PRUNED, self._size):
+        self._num_stale += 1
+        self.fair_share.on_dequeued(sequence.tenant)
+        if self._num_stale > max(MIN_PRUNED, self._size):
             self._prune()
 
-    def stopped(self, sequence: Sequence) -> None:
-        """Call when a running sequence ends or is preempted: its tenant's lines may be let in again."""
-        self.tenants.on_stopped(sequence.tenant)
-        for line in self._throttled.pop(sequence.tenant, ()):
-            head = line.head()
+    def on_stopped(self, sequence: Sequence) -> None:
+        """Call when a running sequence ends or is preempted: its tenant's queues are no longer throttled."""
+        self.fair_share.on_stopped(sequence.tenant)
+        for tenant_queue in self._throttled.pop(sequence.tenant, ()):
+            head = tenant_queue.head()
             if head is None:
-                del self._lines[line.priority, line.tenant]
+                del self._tenant_queues[tenant_queue.priority, tenant_queue.tenant]
             else:
-                self._enqueue(line, head)
+                self._enqueue(tenant_queue, head)
 
-    def _settled(self, line: _TenantQueue) -> Sequence | None:
-        """The head of the line that is first in the heap, if that is still its place; else the line is moved."""
-        head = line.head()
+    def _head_in_place(self, tenant_queue: _TenantQueue) -> Sequence | None:
+        """Return the head of the queue in front of the heap if this is its true place; else move the queue there."""
+        head = tenant_queue.head()
         if head is None:
             heapq.heappop(self._heap)
-            del self._lines[line.priority, line.tenant]
-        elif self.tenants.at_limit(line.tenant):
+            del self._tenant_queues[tenant_queue.priority, tenant_queue.tenant]
+        elif self.fair_share.at_limit(tenant_queue.tenant):
             heapq.heappop(self._heap)
-            self._throttled.setdefault(line.tenant, []).append(line)
-        elif (entry := self._entry(line, head)) != self._heap[0]:
+            self._throttled.setdefault(tenant_queue.tenant, []).append(tenant_queue)
+        elif (entry := self._entry(tenant_queue, head)) != self._heap[0]:
             heapq.heapreplace(self._heap, entry)
         else:
             return head
         return None
 
-    def _enqueue(self, line: _TenantQueue, head: Sequence) -> None:
-        heapq.heappush(self._heap, self._entry(line, head))
+    def _enqueue(self, tenant_queue: _TenantQueue, head: Sequence) -> None:
+        heapq.heappush(self._heap, self._entry(tenant_queue, head))
 
-    def _entry(self, line: _TenantQueue, head: Sequence) -> _Entry:
-        return line.priority, True, self.tenants.served(line.tenant), head.order[1], line
+    def _entry(self, tenant_queue: _TenantQueue, head: Sequence) -> _Entry:
+        return tenant_queue.priority, True, self.fair_share.served(tenant_queue.tenant), head.order[1], tenant_queue
 
     def _prune(self) -> None:
-        """Lets go of what no longer waits: else those who come and go while nobody is let in would pile up."""
-        self._num_gone = 0
-        for line in self._lines.values():
-            line.sequences = deque(sequence for sequence in line.sequences if sequence.status is Status.WAITING)
+        """Drop entries that no longer wait: they would pile up while requests are aborted and none is admitted."""
+        self._num_stale = 0
+        for tenant_queue in self._tenant_queues.values():
+            tenant_queue.sequences = deque(s for s in tenant_queue.sequences if s.status is Status.WAITING)
         self._heap = [
             entry for entry in self._heap if isinstance(entry[-1], _TenantQueue) or entry[-1].status is Status.WAITING
         ]

@@ -1,4 +1,4 @@
-"""Endpoints that are translations of chat: the request becomes a chat's, the reply is made of the chat's choices."""
+"""Endpoints that translate to chat: their request becomes a chat request, and the chat's choices become their reply."""
 
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.api.chat_turn import ChatTurn, prepare_chat
-from server.api.formats.event_reply import Event, TypedReply
+from server.api.formats.event_reply import Event, EventReply
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas
@@ -21,20 +21,20 @@ from server.schemas import ChatCompletionRequest, CountTokensRequest, Translated
 _QUOTED = re.compile(r"'([^' ]+)'")
 
 
-async def chat_of(
+async def to_chat_request(
     http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
 ) -> ChatCompletionRequest:
-    """The chat of a translated request. Raises ApiError 400, which calls fields as this endpoint does (`renamed`)."""
+    """Return the chat request of a translated one. Raises ApiError 400 with this endpoint's field names (`renamed`)."""
     heavy = len(await http.body()) > INLINE_CHARS
     with renaming(renamed):
         return await off_loop(lambda: validate(ChatCompletionRequest, request.chat_body()), heavy=heavy)
 
 
-async def chat_turn(
+async def prepare_translated(
     http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
-    """The request as a chat that is ready to be generated. Raises ApiError, as `chat_of` does."""
-    chat = await chat_of(http, request, renamed)
+    """Return the request as a chat that is ready to be generated. Raises ApiError with this endpoint's field names."""
+    chat = await to_chat_request(http, request, renamed)
     with renaming(renamed):
         turn = await prepare_chat(http, chat, arrival_s)
     return replace(turn, ignored=[_renamed(path, renamed) for path in turn.ignored])
@@ -42,10 +42,10 @@ async def chat_turn(
 
 @contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors that leave this block name fields as another endpoint calls them.
+    """Replace chat's field names by another endpoint's in the errors that leave this block.
 
-    `names`: patterns of chat's paths, and what each is there. A path into what was translated piece by piece is no path
-    into what the client sent, so that the field's name has to do.
+    `names`: patterns of chat's paths, and the endpoint's name for each. If a field is translated piece by piece, a path
+    into the translation does not exist in the client's request, and its name is that of the field alone.
     """
     try:
         yield
@@ -60,22 +60,22 @@ def _renamed(path: str, names: Mapping[str, str]) -> str:
     return next((match.expand(name) for match, name in matches if match), path)
 
 
-def stream(turn: ChatTurn, reply: TypedReply, headers: dict[str, str], dialect: EventFormat) -> Response:
-    """The reply as events."""
-    return EventStream(_events(turn, reply), turn.headers_beside(headers), dialect)
+def stream(turn: ChatTurn, reply: EventReply, headers: dict[str, str], event_format: EventFormat) -> Response:
+    """Return the reply as a stream of events."""
+    return EventStream(_events(turn, reply), turn.add_to_headers(headers), event_format)
 
 
-async def whole(http: HttpRequest, turn: ChatTurn, reply: TypedReply) -> None:
-    """Feeds `reply` everything, unless the client goes first."""
+async def complete(http: HttpRequest, turn: ChatTurn, reply: EventReply) -> None:
+    """Generate all of the chat into `reply`. Raises ClientDisconnected if the client leaves before the end."""
     await unless_disconnected(http.receive, _feed(turn, reply))
 
 
 def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str, str]) -> Response:
-    """A reply in one piece."""
-    return Response(orjson.dumps(body), headers=turn.headers_beside(headers), media_type="application/json")
+    """Return a full reply."""
+    return Response(orjson.dumps(body), headers=turn.add_to_headers(headers), media_type="application/json")
 
 
-async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[bytes], None]:
+async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[bytes], None]:
     has_begun = False
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
@@ -91,11 +91,11 @@ async def _events(turn: ChatTurn, reply: TypedReply) -> AsyncGenerator[list[byte
     yield list(map(named, reply.end(turn.generation.final_usage())))
 
 
-async def _feed(turn: ChatTurn, reply: TypedReply) -> None:
+async def _feed(turn: ChatTurn, reply: EventReply) -> None:
     everything: list[Delta] = []
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             everything += deltas
     reply.begin(turn.generation.usage())
-    reply.chunk(turn.layout.whole(merge_deltas(everything)))
+    reply.chunk(turn.layout.full(merge_deltas(everything)))
     reply.end(turn.generation.final_usage())

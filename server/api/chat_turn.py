@@ -1,4 +1,4 @@
-"""A chat request, checked against the model, rendered and tokenized: what its generation needs."""
+"""Prepare a chat: check the request against the model, render its prompt, and build its generation and reply format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,13 @@ from starlette.requests import Request as HttpRequest
 from server.api.formats.chat import ChatFormat
 from server.api.formats.reply import common_fields
 from server.api.formats.tool_calls import ToolCallFormatter
-from server.api.request_body import ignoring
+from server.api.request_body import add_ignored_params
 from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
-from server.generation.jobs import (
-    Prompt,
-    build_jobs,
-    check_prompt_chars,
-    completion_limit,
-    resolve_seed,
-    truncated,
-)
-from server.generation.sampling_params import check_token_ids
-from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
+from server.generation.jobs import JobBuilder, Prompt, truncated
+from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
 from server.structured_output.constraints import Constraint
 from server.tools.constraints import ToolUse, check_can_be_emulated, resolve_tool_use, tool_constraints
@@ -31,7 +23,7 @@ from server.tools.prompt_emulation import with_prompted_tools
 
 REPAIRED_HEADER = "x-smoe-repaired"
 
-CHARS_OF_A_MESSAGE = 32  # that take as long as a message itself
+CHARS_OF_A_MESSAGE = 32  # a message takes as long to render as this many characters of its text
 
 
 @dataclass(frozen=True)
@@ -41,37 +33,27 @@ class ChatTurn:
     generation: Generation
     layout: ChatFormat
     fields: Mapping[str, str | int]  # of the reply's envelope
-    repair_headers: Mapping[str, str]  # that name the conversation's repairs
-    ignored: Sequence[str]  # what of its tools will not be followed
+    repair_headers: Mapping[str, str]  # name the repairs of the conversation
+    ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow
 
-    def headers_beside(self, headers: dict[str, str]) -> dict[str, str]:
-        """All headers of the reply, with those that the request has got already."""
-        return {**ignoring(headers, self.ignored), **self.repair_headers}
+    def add_to_headers(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return `headers`, which read_request returned, with those that this chat adds."""
+        return {**add_ignored_params(headers, self.ignored), **self.repair_headers}
 
 
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
-    """The request, checked against the model and tokenized. Raises ApiError."""
-    state = state_of(http)
-    state.check_model(request.model)
-    ready, texts = state.serving()
-    check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
-    if request.truncate_prompt_tokens is None:
-        check_prompt_chars(texts, ready, request.contents, "messages")
+    """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
+    builder = JobBuilder.checked(http, request, arrival_s)
+    state, texts, http_id = builder.state, builder.texts, http.state.request_id
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, request, state, texts)
     token_ids, repair_headers = await render_prompt(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
-    limit = completion_limit(len(prompt.token_ids), request.completion_limit, ready, "messages")
-    form = await texts.grammars.compile(request, constraints)
-    seed = resolve_seed(state, request)
-    jobs = await build_jobs(
-        state, texts, request, [prompt], [limit], seed=seed, arrival_s=arrival_s, tenant=tenant_of(http), form=form
-    )
-    http_id = http.state.request_id
+    generation = await Generation.prepare(builder, [prompt], http_id, constraints)
     return ChatTurn(
-        Generation(state, jobs, http_id, request.user),
+        generation,
         ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
-        common_fields("chatcmpl", http_id, request.model, ready, seed),
+        common_fields("chatcmpl", generation, request.model, builder.ready.fingerprint),
         repair_headers,
         ignored,
     )
@@ -80,7 +62,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
 async def _tool_constraints(
     use: ToolUse | None, request: ChatCompletionRequest, state: ServerState, texts: TextFrontend
 ) -> tuple[list[Constraint], list[str]]:
-    """What the tools imply for the answer's form, and what of their schemas it leaves out."""
+    """Return the constraints that the tools imply for the output, and the schema parts that these leave out."""
     if use is None:
         return [], []
     if not texts.chat_template.takes_tools:
@@ -97,7 +79,7 @@ async def _tool_constraints(
 async def render_prompt(
     conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None
 ) -> tuple[list[int], dict[str, str]]:
-    """The conversation's token ids, as the checkpoint's template writes it, and the headers that name its repairs.
+    """Return the conversation's token ids by the checkpoint's template, and the headers that name its repairs.
 
     Raises ApiError 400.
     """
@@ -122,5 +104,5 @@ async def render_prompt(
 
 
 def _num_chars(conversation: Conversation) -> int:
-    """As far as work goes: an empty message is some as well."""
+    """Estimate the work of rendering, in characters: even an empty message takes some."""
     return sum(map(len, conversation.contents)) + CHARS_OF_A_MESSAGE * len(conversation.messages)

@@ -6,6 +6,7 @@ Its port is one that was free; its first lines on standard output are the server
 import sys
 import time
 
+from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
 from server.settings import load_settings
 
@@ -13,7 +14,8 @@ from server.settings import load_settings
 def main() -> int:
     """Entry point of the process."""
     settings = load_settings({"port": "0", "log_level": "warning"})
-    return serve(settings, time.monotonic(), (sys.executable, "-m", "server.bench.stub_engine", sys.argv[1]))
+    command = (sys.executable, "-m", "server.bench.stub_engine", sys.argv[1])
+    return serve(settings, time.monotonic(), SupervisorConfig(command, restarts=True))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import msgspec
 from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.types import Request, RequestOutput, SamplingParams
-from server.engine_client.client import EngineClient, EngineStatus
+from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import EngineDied
+from server.engine_client.status import EngineStatus
 from server.generation.usage import ExpertTally
 from server.tokenizer.tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
-"""The book of open requests: each is kept until its first output, so that it can be sent to another engine.
+"""All open requests. Each is kept until its first output, so that it can be sent again to another engine process.
 
-Sans-IO: it is told what happens and says what to send. Knows requests and mailboxes, no process and no socket.
+Sans-IO: callers report events, and it returns what to send. Knows requests and collectors, no process and no socket.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,162 +10,172 @@ from typing import Literal
 from engine.types import Request, RequestOutput
 from server.engine_client.output_collector import OutputCollector
 
-Place = Literal["held", "sent", "started"]  # here; in the engine's queue, as far as is known; in one of its steps
+Place = Literal["pending", "sent", "started"]  # not sent; as far as known in the engine's queue; in one of its steps
 
-DEADLINE_GRACE_S = 1.0  # the engine ends requests in time; one that cannot is spoken for after so long
-KILLER = "the engine died twice while computing this request"
+DEADLINE_GRACE_S = 1.0  # the engine enforces deadlines itself; this much later the server does it in its place
+CULPRIT_ERROR = "the engine died twice while computing this request"
 
 
 @dataclass(slots=True)
 class Entry:
     """One open request."""
 
-    request: Request | None  # until its first output; then it can never be sent again
-    mailbox: OutputCollector
+    request: Request | None  # None after its first output: it can never be sent again
+    collector: OutputCollector
     deadline_s: float | None
     queue_deadline_s: float | None
-    place: Place = "held"
+    place: Place = "pending"
 
     @property
     def may_have_run(self) -> bool:
-        """Whether the engine may have died of it. Grammars are built while their requests still queue."""
+        """True if this request may have crashed the engine. Grammars are compiled while their requests still queue."""
         has_grammar = self.request is not None and self.request.grammar is not None
         return self.place == "started" or (self.place == "sent" and has_grammar)
 
 
 @dataclass(frozen=True)
 class CrashReport:
-    """What an engine's death means."""
+    """Consequences of a crash of the engine for the open requests."""
 
-    lost: list[OutputCollector]  # part of what came of their requests may have been read: they end
-    culprit: tuple[OutputCollector, RequestOutput] | None  # the request that killed it, and what to tell of it
+    lost: list[OutputCollector]  # clients may have read a part of the outputs: these requests fail
+    culprit: tuple[OutputCollector, RequestOutput] | None  # the request that crashed the engine, and its error output
     num_lost: int
     num_kept: int
 
+    def summary(self) -> str:
+        """Return one phrase for the log: "2 requests fail, 3 will be sent again"."""
+        culprit = "" if self.culprit is None else ", the one that crashed the engine twice gets an error"
+        return f"{self.num_lost} requests fail, {self.num_kept} will be sent again{culprit}"
+
 
 class InFlightRequests:
-    """Every request from its submission to its last output, its abort, or the death that ends it.
+    """Every request from its submission to its last output, its abort, or the crash that ends it.
 
-    Those that may have killed an engine are suspects: the next one gets them one at a time, each alone with those that
-    have given an output since, and everybody else waits until all of them are cleared.
+    Requests that may have crashed an engine are suspects. The next engine gets them one at a time, each only together
+    with requests that have given an output since, and all other requests wait until no suspect is left.
     """
 
     def __init__(self) -> None:
         self._open: dict[int, Entry] = {}  # in the order of arrival
-        self._held: dict[int, Entry] = {}  # of those, the ones to send
+        self._pending: dict[int, Entry] = {}  # those of them to send, without suspects
         self._suspects: dict[int, Entry] = {}
         self._timed: dict[int, Entry] = {}  # those with a deadline
-        self._on_trial: int | None = None  # the suspect that the engine has
+        self._probing: int | None = None  # the suspect that was sent to the engine
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, requests: Sequence[Request], mailbox: OutputCollector) -> None:
-        """New ones, to be sent behind all others."""
+    def add(self, requests: Sequence[Request], collector: OutputCollector) -> None:
+        """Add new requests behind all others."""
         for request in requests:
-            entry = Entry(request, mailbox, request.deadline_s, request.queue_deadline_s)
-            self._open[request.request_id] = self._held[request.request_id] = entry
+            entry = Entry(request, collector, request.deadline_s, request.queue_deadline_s)
+            self._open[request.request_id] = self._pending[request.request_id] = entry
             if request.deadline_s is not None or request.queue_deadline_s is not None:
                 self._timed[request.request_id] = entry
 
     def pop_sendable(self) -> list[Request]:
-        """What the engine is to get now; from here on it has it."""
-        if self._on_trial is not None or not (self._suspects or self._held):
+        """Return the requests to send now, and mark them as sent."""
+        if self._probing is not None or not (self._suspects or self._pending):
             return []
         if self._suspects:
-            self._on_trial = next(iter(self._suspects))
-            return [_sent(self._suspects[self._on_trial])]
-        held, self._held = self._held, {}
-        return [_sent(entry) for entry in held.values()]
+            self._probing = next(iter(self._suspects))
+            return [_mark_sent(self._suspects[self._probing])]
+        pending, self._pending = self._pending, {}
+        return [_mark_sent(entry) for entry in pending.values()]
 
     def started(self, request_ids: Iterable[int]) -> None:
-        """The engine computes these."""
+        """Record that the engine computes these requests."""
         for request_id in request_ids:
             if (entry := self._open.get(request_id)) is not None:
                 entry.place = "started"
 
     def take(self, output: RequestOutput) -> OutputCollector | None:
-        """Whose output it is; nobody's where the request was aborted here."""
+        """Record an output and return the collector it belongs to; None if its request was aborted."""
         entry = self._open.get(output.request_id)
         if entry is None:
             return None
         if entry.request is not None:
             entry.request, entry.place = None, "started"
-            self._clear(output.request_id)
+            self._clear_suspect(output.request_id)
         if output.finish_reason is not None:
             self._remove(output.request_id)
-        return entry.mailbox
+        return entry.collector
 
     def abort(self, request_ids: Iterable[int]) -> list[int]:
-        """Forgets these; returns those of them that the engine has."""
+        """Forget these requests; return the ids of those that the engine has."""
         entries = {request_id: self._open[request_id] for request_id in request_ids if request_id in self._open}
         for request_id in entries:
             self._remove(request_id)
-        return [request_id for request_id, entry in entries.items() if entry.place != "held"]
+        return [request_id for request_id, entry in entries.items() if entry.place != "pending"]
 
     def expire(self, now_s: float) -> tuple[list[tuple[OutputCollector, RequestOutput]], list[int]]:
-        """Ends those whose time has been over for a while, which an engine that works has done before: what to tell of
-        them, and which of them the engine has."""
-        over = [(request_id, reason) for request_id, e in self._timed.items() if (reason := _expiry(e, now_s))]
-        told = [(self._open[id_].mailbox, RequestOutput(id_, finish_reason=reason)) for id_, reason in over]
-        return told, self.abort([request_id for request_id, _ in over])
+        """End requests whose deadline passed DEADLINE_GRACE_S ago: the engine could not end them itself.
+
+        Returns their final outputs with their collectors, and the ids of those that the engine has.
+        """
+        overdue = [(request_id, reason) for request_id, e in self._timed.items() if (reason := _overdue(e, now_s))]
+        outputs = [(self._open[id_].collector, RequestOutput(id_, finish_reason=reason)) for id_, reason in overdue]
+        return outputs, self.abort([request_id for request_id, _ in overdue])
 
     def engine_died(self) -> CrashReport:
-        """Nothing is in an engine any more. Its killer is a suspect that it began and that nobody else was with."""
-        in_engine = {request_id: entry for request_id, entry in self._open.items() if entry.place != "held"}
-        lost = {id(entry.mailbox): entry.mailbox for entry in in_engine.values() if entry.request is None}
-        culprit = self._culprit() if not lost else None
-        self._on_trial = None
+        """Make all requests without an output pending again and remove the others.
+
+        The culprit is a suspect that the engine had started while it had no other request.
+        """
+        in_engine = {request_id: entry for request_id, entry in self._open.items() if entry.place != "pending"}
+        lost = {id(entry.collector): entry.collector for entry in in_engine.values() if entry.request is None}
+        culprit = self._pop_culprit() if not lost else None
+        self._probing = None
         num_before = len(self._open)
-        for request_id in [key for key, entry in self._open.items() if id(entry.mailbox) in lost]:
+        for request_id in [key for key, entry in self._open.items() if id(entry.collector) in lost]:
             self._remove(request_id)
         for request_id in in_engine.keys() & self._open.keys():
             if in_engine[request_id].may_have_run:
                 self._suspects[request_id] = in_engine[request_id]
-            in_engine[request_id].place = "held"
-        self._hold_all()
+            in_engine[request_id].place = "pending"
+        self._sort_pending()
         num_kept = len(self._open)
         return CrashReport(list(lost.values()), culprit, num_before - num_kept, num_kept)
 
     def close(self) -> list[OutputCollector]:
-        """Empties the book; returns whom it belongs to."""
-        mailboxes = {id(entry.mailbox): entry.mailbox for entry in self._open.values()}
+        """Remove all requests; return their collectors."""
+        collectors = {id(entry.collector): entry.collector for entry in self._open.values()}
         for request_id in list(self._open):
             self._remove(request_id)
-        return list(mailboxes.values())
+        return list(collectors.values())
 
-    def _culprit(self) -> tuple[OutputCollector, RequestOutput] | None:
-        if self._on_trial is None or not (entry := self._open[self._on_trial]).may_have_run:
+    def _pop_culprit(self) -> tuple[OutputCollector, RequestOutput] | None:
+        if self._probing is None or not (entry := self._open[self._probing]).may_have_run:
             return None
-        output = RequestOutput(self._on_trial, finish_reason="error", error=KILLER)
-        self._remove(self._on_trial)
-        return entry.mailbox, output
+        output = RequestOutput(self._probing, finish_reason="error", error=CULPRIT_ERROR)
+        self._remove(self._probing)
+        return entry.collector, output
 
-    def _hold_all(self) -> None:
-        """By arrival, suspects apart."""
+    def _sort_pending(self) -> None:
+        """Split all open requests into suspects and pending ones, both in the order of arrival."""
         self._suspects = {key: entry for key, entry in self._open.items() if key in self._suspects}
-        self._held = {key: entry for key, entry in self._open.items() if key not in self._suspects}
+        self._pending = {key: entry for key, entry in self._open.items() if key not in self._suspects}
 
-    def _clear(self, request_id: int) -> None:
+    def _clear_suspect(self, request_id: int) -> None:
         self._suspects.pop(request_id, None)
-        if self._on_trial == request_id:
-            self._on_trial = None
+        if self._probing == request_id:
+            self._probing = None
 
     def _remove(self, request_id: int) -> None:
-        self._clear(request_id)
-        for place in (self._open, self._held, self._timed):
-            place.pop(request_id, None)
+        self._clear_suspect(request_id)
+        for entries in (self._open, self._pending, self._timed):
+            entries.pop(request_id, None)
 
 
-def _sent(entry: Entry) -> Request:
-    assert entry.request is not None, "what has given an output is never sent again"
+def _mark_sent(entry: Entry) -> Request:
+    assert entry.request is not None, "a request that has given an output is never sent again"
     entry.place = "sent"
     return entry.request
 
 
-def _expiry(entry: Entry, now_s: float) -> Literal["timeout", "queue_timeout"] | None:
-    """Of what was begun, only the whole's deadline counts."""
+def _overdue(entry: Entry, now_s: float) -> Literal["timeout", "queue_timeout"] | None:
+    """Return the finish reason of a request whose deadline has passed. The queue's does not apply once it started."""
     if entry.deadline_s is not None and entry.deadline_s + DEADLINE_GRACE_S <= now_s:
         return "timeout"
-    waits = entry.place != "started" and entry.queue_deadline_s is not None
-    return "queue_timeout" if waits and (entry.queue_deadline_s or 0.0) + DEADLINE_GRACE_S <= now_s else None
+    is_queued = entry.place != "started" and entry.queue_deadline_s is not None
+    return "queue_timeout" if is_queued and (entry.queue_deadline_s or 0.0) + DEADLINE_GRACE_S <= now_s else None

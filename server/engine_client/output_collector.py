@@ -1,4 +1,4 @@
-"""What the engine says of requests, on its way from the socket's side to the handlers that wait for it."""
+"""Outputs of requests between the engine's socket and the handlers that wait for them."""
 
 import asyncio
 import math
@@ -8,57 +8,60 @@ import msgspec
 
 from engine.types import RequestOutput
 
+CRASHED = "the engine stopped; the request can be sent again"
+SHUTTING_DOWN = "the server is shutting down"
+
 
 class EngineDied(Exception):
-    """The engine is gone, and with it every request that was running. The message is fit for a client."""
+    """The engine is gone, and with it every running request. The message may be sent to clients."""
 
 
 class OutputCollector:
-    """The outputs of the requests submitted together, on their way from the socket to the handler that waits for them.
+    """Collects the outputs of requests that were submitted together, until their handler reads them.
 
-    Made on the event loop. One timer serves all waits: it is set anew only when it fires, not at each of them.
+    Create it on the event loop. One timer serves all waits: it is set again only when it fires, not for each wait.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._outputs: list[RequestOutput] = []
         self._failure: str | None = None
-        self._reader: asyncio.Future[None] | None = None  # waits for something to come
-        self._until_s = 0.0  # how long it waits, on the loop's clock
+        self._reader: asyncio.Future[None] | None = None  # a pending `get`
+        self._until_s = 0.0  # end of its wait, on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, output: RequestOutput) -> None:
-        """Add what a step gave. Never blocks; the requests' own max_tokens bound what can pile up."""
+        """Add one output of a step. Never blocks; `max_tokens` of the requests bounds what can accumulate."""
         self._outputs.append(output)
         self._wake()
 
     def fail(self, reason: str) -> None:
-        """After what is already here, `get` raises EngineDied(reason)."""
+        """Make `get` raise EngineDied(reason) after the outputs that are already here."""
         self._failure = reason
         self._wake()
 
     async def get(self, until_s: float = math.inf) -> list[RequestOutput]:
-        """Everything since the last call, one output per request; waits for the first until `until_s` on the loop's
-        clock, and gives nothing where nothing came. What a lagging reader missed is merged, as of a longer step.
+        """Return all outputs since the last call, merged to one per request, as if of one longer step.
 
-        Raises EngineDied once the engine is gone and its last outputs are read.
+        Waits for the first output until `until_s` on the loop's clock; the list is empty if none came. Raises
+        EngineDied once the engine is gone and its last outputs were read.
         """
         if not self._outputs and self._failure is None:
-            await self._something(until_s)
+            await self._wait(until_s)
         outputs, self._outputs = self._outputs, []
         if not outputs and self._failure is not None:
             raise EngineDied(self._failure)
         return outputs if len(outputs) < 2 else merged_by_request(outputs)
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Cancel the timer. Call it when nothing reads the outputs any more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _something(self, until_s: float) -> None:
+    async def _wait(self, until_s: float) -> None:
         self._reader, self._until_s = self._loop.create_future(), until_s
         if self._timer is None and until_s < math.inf:
-            self._timer = self._loop.call_at(until_s, self._time_is_up)
+            self._timer = self._loop.call_at(until_s, self._on_timer)
         try:
             await self._reader
         finally:
@@ -68,19 +71,19 @@ class OutputCollector:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _time_is_up(self) -> None:
-        """Of the wait that it was set for, or of an earlier one."""
+    def _on_timer(self) -> None:
+        """Wake the reader if its wait is over; the timer may have been set for an earlier wait."""
         self._timer = None
         if self._reader is None:
             return
         if self._loop.time() >= self._until_s:
             self._wake()
         elif self._until_s < math.inf:
-            self._timer = self._loop.call_at(self._until_s, self._time_is_up)
+            self._timer = self._loop.call_at(self._until_s, self._on_timer)
 
 
 def merged_by_request(outputs: Sequence[RequestOutput]) -> list[RequestOutput]:
-    """One output per request, in the order of their first ones."""
+    """Merge outputs to one per request, in the order of each request's first output."""
     by_request: dict[int, list[RequestOutput]] = {}
     for output in outputs:
         by_request.setdefault(output.request_id, []).append(output)
@@ -88,7 +91,7 @@ def merged_by_request(outputs: Sequence[RequestOutput]) -> list[RequestOutput]:
 
 
 def merge_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
-    """Consecutive outputs of one request as the single output of a longer step."""
+    """Merge consecutive outputs of one request into the output of one longer step."""
     last = outputs[-1]
     logprobs = [entry for output in outputs for entry in output.logprobs or []]
     with_prompt = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]

@@ -1,28 +1,28 @@
-"""How long to wait before an engine is started in place of one that died, and when to give up. Sans-IO."""
+"""How long to wait before the next engine process, and when to give up. Sans-IO."""
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
-SERVED_S = 60.0  # an engine that was ready for so long was of use, though nobody asked it for anything
-MAX_FAILED_STARTS = 6  # engines in a row that came to nothing; an outside supervisor is to see it then
+SERVED_S = 60.0  # a process that was ready for this long has served, even if no request came
+MAX_FAILED_STARTS = 6  # processes in a row that failed; after that an outside supervisor must see the exit
 
 
 class RestartPolicy:
-    """An engine is replaced at once, the next after 0.5 s, 1 s ... 30 s; behind one that was of use it begins anew."""
+    """Restart delays: none, then 0.5 s, 1 s ... 30 s. They start over after a process that has served."""
 
     def __init__(self) -> None:
-        self._num_deaths = 0
-        self._num_useless = 0
+        self._num_exits = 0
+        self._num_failed = 0
 
-    def died(self, *, was_useful: bool, is_explained: bool) -> float | None:
-        """Seconds to wait, or None: another one would die too.
+    def next_delay_s(self, *, has_served: bool, has_culprit: bool) -> float | None:
+        """Return the seconds to wait after a process has exited, or None to give up.
 
-        `was_useful`: it gave somebody an output, or was ready for SERVED_S. `is_explained`: a request is known to have
-        killed it, which speaks against that request and not against the engine.
+        `has_served`: it gave an output to any request, or was ready for SERVED_S. `has_culprit`: a known request
+        crashed it, so that the exit does not count as a failure of the engine.
         """
-        if was_useful:
-            self._num_deaths = self._num_useless = 0
-        if not was_useful and not is_explained:
-            self._num_useless += 1
-        if self._num_useless >= MAX_FAILED_STARTS:
+        if has_served:
+            self._num_exits = self._num_failed = 0
+        if not has_served and not has_culprit:
+            self._num_failed += 1
+        if self._num_failed >= MAX_FAILED_STARTS:
             return None
-        self._num_deaths += 1
-        return 0.0 if self._num_deaths == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._num_deaths - 2, 16))
+        self._num_exits += 1
+        return 0.0 if self._num_exits == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._num_exits - 2, 16))

@@ -1,20 +1,23 @@
-"""What the engine process writes to its standard error, as lines of the server's own log.
+"""Copy the engine process' standard error into the server's log.
 
-The engine never waits for whoever reads the server's log, or does not: it writes into a pipe that the event loop
-empties, and server/observability/log_stream.py drops what nobody takes.
+The engine never waits for a slow reader of the server's log: it writes into a pipe that the event loop empties, and
+server/observability/log_stream.py drops lines that cannot be written in time.
 """
 
 import asyncio
 import logging
 import re
 
-MAX_LINE_BYTES = 1 << 14  # a longer one is cut into several
+MAX_LINE_BYTES = 1 << 14  # longer lines are split
 
-_LEVELLED = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) (\S+): (.*)", re.DOTALL)  # as engine/process.py writes
+_WITH_LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) (\S+): (.*)", re.DOTALL)  # as engine/process.py writes
 
 
 class StderrLog(asyncio.Protocol):
-    """Cuts the bytes into lines. What follows a line with a level has that level: tracebacks, texts of libraries."""
+    """Splits the bytes into lines and logs them.
+
+    A line without a level, such as one of a traceback or of a library, gets the level of the line before it.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
@@ -35,8 +38,8 @@ class StderrLog(asyncio.Protocol):
 
     def _log(self, line: bytes) -> None:
         text = line.decode(errors="backslashreplace").rstrip()
-        if levelled := _LEVELLED.fullmatch(text):
-            self._level = logging.getLevelNamesMapping()[levelled[1]]
-            self._logger = logging.getLogger(levelled[2])
-            text = levelled[3]
+        if match := _WITH_LEVEL.fullmatch(text):
+            self._level = logging.getLevelNamesMapping()[match[1]]
+            self._logger = logging.getLogger(match[2])
+            text = match[3]
         self._logger.log(self._level, "%s", text)

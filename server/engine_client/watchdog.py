@@ -1,37 +1,43 @@
-"""Whether the engine goes on, judged by a counter that it moves. Sans-IO: time is an argument."""
+"""Detect an engine process that makes no progress, by a counter that it increments. Sans-IO: time is an argument."""
 
 from dataclasses import dataclass
 
-MAX_LOOK_S = 1.0  # the most that one look counts: who was itself stopped has not watched in the meantime
+MAX_OBSERVED_S = 1.0  # limit per observation: the watcher may have been suspended since the last one
 
 
 @dataclass(frozen=True)
 class WatchdogTimeouts:
-    """What is waited for, and how long.
+    """When a process without progress is reported and when it is killed.
 
-    A stopped engine is seen within 10 s, one that stands still for 8 s is left alone: what lies between is the pace of
-    the looks, and that at which an idle engine moves its counter (engine/process.py: 0.5 s).
+    A stopped engine is reported within 10 s, one that pauses for 8 s is not. The difference covers the observation
+    interval and the interval at which an idle engine increments its counter (engine/process.py: 0.5 s).
     """
 
-    look_s: float = 0.25  # between two looks
+    observe_interval_s: float = 0.25
     stuck_after_s: float = 9.0
-    kill_after_s: float = 60.0  # until then it may go on: a debugger stopped it, or a machine short of memory
-    kill_loading_after_s: float = 600.0  # importing from a slow disk moves no counter
+    kill_after_s: float = 60.0  # it may recover before: a debugger stopped it, or the machine is short of memory
+    kill_loading_after_s: float = 600.0  # longer, because imports from a slow disk do not increment the counter
+
+
+DEFAULT_TIMEOUTS = WatchdogTimeouts()
 
 
 class Watchdog:
-    """Watches one engine process. A counter that never moved belongs to an engine that keeps none: it is not judged."""
+    """Measures how long the counter of one engine process has been stalled.
+
+    A counter that is still 0 means that the engine does not count: such a process never stalls.
+    """
 
     def __init__(self, now_s: float) -> None:
         self._count = 0
-        self._looked_s = now_s
-        self._still_s = 0.0
+        self._observed_s = now_s
+        self._stalled_s = 0.0
 
     def observe(self, count: int, now_s: float) -> float:
-        """For how many seconds it has been seen to stand still."""
-        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        """Return for how many seconds the counter has been stalled."""
+        passed_s, self._observed_s = now_s - self._observed_s, now_s
         if count == self._count:
-            self._still_s += min(passed_s, MAX_LOOK_S)
+            self._stalled_s += min(passed_s, MAX_OBSERVED_S)
         else:
-            self._count, self._still_s = count, 0.0
-        return self._still_s if self._count else 0.0
+            self._count, self._stalled_s = count, 0.0
+        return self._stalled_s if self._count else 0.0

@@ -1,4 +1,4 @@
-"""One choice's account: what it used and when, told to the metrics and to the log once, when it ends."""
+"""The account of one choice: its tokens and times, reported to the metrics and to the access log when it ends."""
 
 from engine.types import RequestOutput, Timing
 from server.observability.access_log import AccessLog
@@ -7,7 +7,7 @@ from server.observability.metrics import Metrics
 
 
 class RequestAccount:
-    """Opened when a choice is received; `close` must be called, and does nothing after the first time."""
+    """Opened when a choice is received. Callers must call `close`; later calls of it do nothing."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class RequestAccount:
         self._is_open = True
         metrics.received(1)
 
-    def saw(self, output: RequestOutput, num_tokens: int, now_s: float) -> None:
-        """An output came, with which the choice has `num_tokens` in all."""
+    def record_output(self, output: RequestOutput, num_tokens: int, now_s: float) -> None:
+        """Record an output. `num_tokens`: all tokens that the choice has generated with it."""
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         self._timing = output.timing or self._timing
         num_new, self.num_tokens = num_tokens - self.num_tokens, num_tokens
@@ -47,12 +47,12 @@ class RequestAccount:
         self._last_token_s = now_s
 
     def close(self, outcome: Outcome, now_s: float) -> None:
-        """The choice ended. Where the engine did not say when things happened, what was seen here stands for it."""
+        """Report the choice's end. Times that the engine did not report are those that were measured here."""
         if not self._is_open:
             return
         self._is_open = False
-        seen = Timing(arrival_s=self._arrival_s, first_token_s=self._first_token_s, finished_s=now_s)
-        timing = None if outcome == "rejected" else self._timing or seen
+        measured = Timing(arrival_s=self._arrival_s, first_token_s=self._first_token_s, finished_s=now_s)
+        timing = None if outcome == "rejected" else self._timing or measured
         num_tokens, num_cached = self.num_tokens, self.num_cached_tokens
         num_prompt = 0 if outcome == "rejected" else self._num_prompt_tokens
         self._metrics.finished(

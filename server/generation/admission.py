@@ -1,35 +1,145 @@
-"""What was taken on and has given nothing yet: the work that a newcomer would wait behind, and its bounds."""
+"""Admission: which generations are accepted, the bounds of what may wait, and the wait that a refused client reads."""
 
-from collections import Counter
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
 
 from engine.config import share_of_places
+from engine.types import Request
+from server.engine_client.status import EngineStatus
+from server.errors import ApiError, overloaded, queue_full, unavailable
+from server.observability.memory_pressure import MemoryMonitor
 
-TOKENS_PER_CHOICE = 1024  # where no bound on tokens is given: so many for each choice that may wait
+LOADING_RETRY_S = 5.0  # also while the engine restarts
+MEMORY_RETRY_S = 10.0
+GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, and a stuck engine not soon
+TOKENS_PER_CHOICE = 1024  # default bound on waiting prompt tokens, per choice that may wait
+WINDOW_S = 60.0  # the pace is measured over this time
+MAX_ENDS = 512
+UNMEASURED_S = 1.0  # estimate while the window has no end of a choice
+
+
+class EngineLoad(Protocol):
+    """The part of the engine's client that admission reads."""
+
+    @property
+    def status(self) -> EngineStatus: ...
+    @property
+    def num_waiting(self) -> int: ...
+
+
+class RetryEstimator:
+    """Estimates waits from the moments at which choices ended in the last WINDOW_S seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns monotonic seconds."""
+        self._clock = clock
+        self._ends_s: deque[float] = deque(maxlen=MAX_ENDS)
+
+    def record_end(self) -> None:
+        """Record that a choice ended now, and so made room for another."""
+        self._ends_s.append(self._clock())
+
+    def wait_s(self, num_choices: int) -> float:
+        """Estimate the seconds until `num_choices` more choices will have ended, at the pace of the window.
+
+        5 ends within 10 s are one each 2 s: 3 more take 6 s. The time since the last end counts, so that a pace that
+        drops is seen.
+        """
+        now = self._clock()
+        while self._ends_s and self._ends_s[0] < now - WINDOW_S:
+            self._ends_s.popleft()
+        if not self._ends_s:
+            return UNMEASURED_S
+        return max(UNMEASURED_S, num_choices * (now - self._ends_s[0]) / len(self._ends_s))
 
 
 class Admission:
-    """Choices from their admission to their first output, and the tokens of their prompts, by tenant."""
+    """Accepts generations within the bounds of the queue.
 
-    def __init__(self, max_choices: int, max_tokens: int | None = None, num_tenants: int = 1) -> None:
-        """`num_tenants`: with more than one, none may fill the queue alone."""
+    Counts the accepted choices that have no output yet, and the tokens of their prompts, by tenant.
+    """
+
+    def __init__(
+        self,
+        engine: EngineLoad,
+        max_choices: int,
+        max_tokens: int | None = None,
+        num_tenants: int = 1,
+        memory: MemoryMonitor | None = None,
+    ) -> None:
+        """`num_tenants`: if there are several, no tenant may fill the queue alone."""
         self.max_tokens = max_choices * TOKENS_PER_CHOICE if max_tokens is None else max_tokens
         self.num_tokens = 0
-        self._max_each = share_of_places(max_choices) if num_tenants > 1 else max_choices
-        self._num_choices: Counter[int] = Counter()
+        self.retry_estimator = RetryEstimator()
+        self._engine = engine
+        self._memory = memory
+        self._max_choices = max_choices
+        self._max_per_tenant = share_of_places(max_choices) if num_tenants > 1 else max_choices
+        self._num_choices: Counter[int] = Counter()  # by tenant
+        self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, prompt tokens
+
+    @property
+    def is_full(self) -> bool:
+        """True if a request with a single choice would be refused, whoever sends it."""
+        return self._engine.num_waiting >= self._max_choices or self.num_tokens >= self.max_tokens
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Count the choices of one generation as waiting. Raises ApiError 429 or 503, and then counts none of them."""
+        unavailable_reason = self.unavailable_reason()
+        if unavailable_reason:
+            raise unavailable_reason
+        num_choices = len(requests)
+        if self._engine.num_waiting + num_choices > self._max_choices or not self.has_room(
+            requests[0].tenant, num_choices
+        ):
+            raise queue_full(self.retry_after_s(num_choices))
+        for request in requests:
+            self.add(request.request_id, request.tenant, len(request.prompt_token_ids))
+
+    def unavailable_reason(self) -> ApiError | None:
+        """Return the error for any new generation while the server accepts none, or None while it accepts some."""
+        reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
+            "loading": "loading",
+            "stuck": "engine_dead",
+            "restarting": "engine_dead",
+            "draining": "draining",
+            "dead": "engine_dead",
+        }
+        phase, exit_code = self._engine.status.phase, self._engine.status.exit_code
+        if phase == "dead" and exit_code == 0:
+            phase = "draining"  # the engine stopped because the server shuts down
+        if phase in reasons:
+            return unavailable(reasons[phase], LOADING_RETRY_S if phase in ("loading", "restarting") else GONE_RETRY_S)
+        if self._memory is not None and self._memory.level == "critical":
+            return overloaded(MEMORY_RETRY_S)
+        return None
 
     def has_room(self, tenant: int, num_choices: int) -> bool:
-        """Prompts are taken while those that wait are below the bound, whatever they add to it themselves: else one
-        that is longer than the bound could never come in. So the bound is passed by one request at most.
-        Likewise a request with more choices than a tenant's share is taken from a tenant that has none waiting."""
-        of_tenant = self._num_choices[tenant]
-        return self.num_tokens < self.max_tokens and (not of_tenant or of_tenant + num_choices <= self._max_each)
+        """Return whether `num_choices` more choices of `tenant` keep the bounds on tokens and on the tenant's share.
 
-    def add(self, tenant: int, num_tokens: int) -> None:
-        """A choice waits from now on."""
+        The new prompts' own tokens do not count: otherwise a prompt longer than the bound could never be accepted. So
+        at most one request exceeds the bound. For the same reason a request with more choices than the share is
+        accepted if its tenant has none waiting.
+        """
+        of_tenant = self._num_choices[tenant]
+        return self.num_tokens < self.max_tokens and (not of_tenant or of_tenant + num_choices <= self._max_per_tenant)
+
+    def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
+        """Count one choice as waiting. `num_tokens`: the length of its prompt."""
+        self._waiting[request_id] = tenant, num_tokens
         self._num_choices[tenant] += 1
         self.num_tokens += num_tokens
 
-    def remove(self, tenant: int, num_tokens: int) -> None:
-        """It gave its first output, or ended."""
-        self._num_choices[tenant] -= 1
-        self.num_tokens -= num_tokens
+    def remove(self, request_id: int) -> None:
+        """Stop counting a choice, at its first output or its end. Later calls do nothing."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            tenant, num_tokens = waiting
+            self._num_choices[tenant] -= 1
+            self.num_tokens -= num_tokens
+
+    def retry_after_s(self, num_choices: int = 0) -> float:
+        """Estimate the seconds until everything that waits, and `num_choices` more, has had its turn."""
+        return self.retry_estimator.wait_s(self._engine.num_waiting + num_choices)

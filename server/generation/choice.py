@@ -1,7 +1,7 @@
-"""One choice of a generation: the engine's outputs come in, deltas of text go out.
+"""One choice of a generation: turns the engine's outputs into deltas of text.
 
-Streamed and whole replies are made of the same deltas, so the concatenation of a stream is the whole text by
-construction. Knows nothing of HTTP, of other choices or of the reply's shape.
+Streams and full replies are made of the same deltas, so the concatenation of a stream is the full text by construction.
+Knows nothing of HTTP, of other choices or of the reply's format.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from engine.types import ExpertIds, RequestOutput, TokenLogprobs
 
 
 class TextDecoder(Protocol):
-    """Token ids to text, whole characters only: server.detokenizer.Detokenizer."""
+    """Turns token ids into text, complete characters only: server.tokenizer.detokenizer.Detokenizer."""
 
     def push(self, token_ids: Iterable[int]) -> str: ...
     def finish(self) -> str: ...
 
 
 class TextMatcher(Protocol):
-    """Finds stop strings: server.stop.StopStringMatcher."""
+    """Finds stop strings: server.tokenizer.stop_strings.StopStringMatcher."""
 
     def push(self, text: str) -> tuple[str, str | None]: ...
     def finish(self) -> str: ...
@@ -27,35 +27,34 @@ class TextMatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """One token of a reply, as the logprobs formats need it."""
+    """One token of a reply, with the fields that the logprobs formats need."""
 
     token_id: int
     text_offset: int  # characters of the reply's text before this token
-    logprobs: TokenLogprobs | None  # None for the first token of all, which nothing predicts
+    logprobs: TokenLogprobs | None  # None for the first token of a prompt, which has no prediction
 
 
 @dataclass(slots=True)
 class Delta:
-    """What one choice gained. A choice's first delta comes with the engine's first result and may be empty."""
+    """The new part of one choice. A choice's first delta comes with the engine's first output and may be empty."""
 
     index: int
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)  # generated ones
-    positions: list[Position] = field(default_factory=list)  # echoed and generated ones, where logprobs are wanted
-    routing: list[list[ExpertIds]] = field(
-        default_factory=list
-    )  # [position][layers][k], of generated tokens but the last
+    token_ids: list[int] = field(default_factory=list)  # generated tokens only
+    positions: list[Position] = field(default_factory=list)  # echoed and generated tokens, if logprobs were requested
+    # [position][layers][k], of all generated tokens except the last
+    routing: list[list[ExpertIds]] = field(default_factory=list)
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None
 
     @property
-    def is_text_alone(self) -> bool:
-        """Whether a chunk tells nothing of it but text, unless it tells token ids or logprobs."""
+    def is_text_only(self) -> bool:
+        """True if its chunk differs from others only in the text, for formats without token ids and logprobs."""
         return bool(self.text) and self.finish_reason is None and not self.is_first
 
     def split(self) -> list["Delta"]:
-        """Its text and its end apart: a stream tells them in two chunks."""
+        """Split the text from the finish reason: a stream sends them in two chunks."""
         if not self.text or self.finish_reason is None:
             return [self]
         text = replace(self, finish_reason=None, stop_reason=None)
@@ -63,7 +62,7 @@ class Delta:
 
 
 def merge_deltas(deltas: Sequence[Delta]) -> Delta:
-    """All deltas of one choice as a single one; at least one."""
+    """Return all deltas of one choice, in order, as a single delta. There must be at least one."""
     return Delta(
         index=deltas[0].index,
         text="".join(delta.text for delta in deltas),
@@ -78,50 +77,50 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
 
 @dataclass(frozen=True, slots=True)
 class StopConditions:
-    """What ends a choice, beside the model's end token and the length."""
+    """Conditions that end a choice, besides the model's end token and the length limit."""
 
-    min_tokens: int = 0  # stop strings are not looked for in the text of so many first tokens
+    min_tokens: int = 0  # the text of this many first tokens is not searched for stop strings
     stop_token_ids: frozenset[int] = frozenset()
-    include_stop: bool = False  # the stop token stays in the text (the matcher is told the same of stop strings)
+    include_stop: bool = False  # keep the stop token's text (the matcher has the same option for stop strings)
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt to repeat at the start of the reply."""
+    """The prompt, to be repeated at the start of the reply."""
 
     text: str
-    token_ids: Sequence[int] = ()  # empty where no logprobs are wanted
-    text_offsets: Sequence[int] = ()  # of each of them
+    token_ids: Sequence[int] = ()  # empty without logprobs
+    text_offsets: Sequence[int] = ()  # of each token id, in characters
 
 
 class Choice:
-    """Owns a choice's text state. Feed it every output of its request, in order, until `finish_reason` is set."""
+    """The text state of one choice. Push every output of its request, in order, until `finish_reason` is set."""
 
     def __init__(
-        self, index: int, decoder: TextDecoder, matcher: TextMatcher, ending: StopConditions, echo: Echo | None = None
+        self, index: int, decoder: TextDecoder, matcher: TextMatcher, stop: StopConditions, echo: Echo | None = None
     ) -> None:
         self.index = index
         self.finish_reason: Literal["stop", "length"] | None = None
-        self.num_tokens = 0  # generated, the end token included
-        self.num_routed = 0  # of those, whose experts are known: all but the last, where the engine tells them
+        self.num_tokens = 0  # generated tokens, including the end token
+        self.num_routed = 0  # of those, tokens with known experts: all except the last, if the engine reports experts
         self._decoder = decoder
         self._matcher = matcher
-        self._ending = ending
+        self._stop = stop
         self._echo = echo
         self._offset = len(echo.text) if echo else 0
         self._pending = Delta(index, is_first=True)
 
     def push(self, output: RequestOutput) -> Delta | None:
-        """The delta to send now, or None while all there is must be held back.
+        """Return the delta to send now, or None while all pending text is held back.
 
-        A stop string ends the choice at the token that completed it, even where the output has later tokens.
+        A stop string ends the choice at the token that completed it, even if the output has later tokens.
         """
         if self._echo:
             self._start_echo(self._echo, output.prompt_logprobs or [])
             self._echo = None
-        self._take_all(output)
+        self._push_tokens(output)
         if output.expert_routing:
-            self._take_routing(output.expert_routing)
+            self._push_routing(output.expert_routing)
         if self.finish_reason is None and output.finish_reason in ("stop", "length"):
             self._finish(output)
         return self._flush()
@@ -132,14 +131,14 @@ class Choice:
             logprobs = [None, *prompt_logprobs]
             self._pending.positions = list(map(Position, echo.token_ids, echo.text_offsets, logprobs))
 
-    def _take_all(self, output: RequestOutput) -> None:
+    def _push_tokens(self, output: RequestOutput) -> None:
         end = len(output.token_ids) - 1 if output.stop_token_id is not None else None
         for i, token_id in enumerate(output.token_ids):
             if output.logprobs is not None:
                 self._pending.positions.append(Position(token_id, self._offset, output.logprobs[i]))
             self._pending.token_ids.append(token_id)
             self.num_tokens += 1
-            if i == end and not self._ending.include_stop:
+            if i == end and not self._stop.include_stop:
                 return
             text = self._decoder.push([token_id])
             self._offset += len(text)
@@ -147,14 +146,14 @@ class Choice:
             if self.finish_reason:
                 return
 
-    def _take_routing(self, routing: Sequence[list[ExpertIds]]) -> None:
-        """Of tokens that were computed as input: not of the last one, nor of any behind a stop string."""
-        taken = routing[: self.num_tokens - 1 - self.num_routed]
-        self._pending.routing += taken
-        self.num_routed += len(taken)
+    def _push_routing(self, routing: Sequence[list[ExpertIds]]) -> None:
+        """Add the experts of tokens that were computed as input: all but the last one and those after a stop string."""
+        new = routing[: self.num_tokens - 1 - self.num_routed]
+        self._pending.routing += new
+        self.num_routed += len(new)
 
     def _match(self, text: str) -> None:
-        if self.num_tokens <= self._ending.min_tokens:
+        if self.num_tokens <= self._stop.min_tokens:
             self._pending.text += text
             return
         safe, stop = self._matcher.push(text)
@@ -168,11 +167,11 @@ class Choice:
         if self.finish_reason is None:
             self._pending.text += self._matcher.finish()
             self.finish_reason = "stop" if output.finish_reason == "stop" else "length"
-            if output.stop_token_id in self._ending.stop_token_ids:
+            if output.stop_token_id in self._stop.stop_token_ids:
                 self._pending.stop_reason = output.stop_token_id
 
     def _flush(self) -> Delta | None:
-        """Tokens wait for text to go with, so that no chunk is empty; the first delta goes at once, without them."""
+        """Return the pending delta if it has text or a finish reason. Only the first delta may be empty."""
         if self._pending.text or self.finish_reason:
             delta, self._pending = self._pending, Delta(self.index)
             delta.finish_reason = self.finish_reason

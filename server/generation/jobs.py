@@ -1,162 +1,223 @@
-"""From a valid request and its prompts' token ids to what is generated: the limits, the seed, one job per choice."""
+"""Build the jobs of a valid request and its tokenized prompts: per choice, the engine's request and the text state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from starlette.requests import Request as HttpRequest
+
+from engine.capacity.expert_options import ExpertLayout, resolve_experts
+from engine.errors import RequestRejectedError
 from engine.messages import Ready
-from engine.types import Request
-from server.errors import ApiError, context_length_exceeded, prompt_too_long
+from engine.types import Request, SamplingParams
+from server.errors import ApiError, context_length_exceeded, invalid_value, prompt_too_long, unsupported_parameter
 from server.event_loop import off_loop
 from server.generation.choice import Choice, Echo, StopConditions
-from server.generation.generation import Job
-from server.generation.sampling_params import check_bad_words, check_listed_ids, sampling_params
-from server.generation.state import ServerState, TextFrontend
-from server.generation.usage import check_experts
+from server.generation.sampling_params import check_bad_words, check_listed_ids, check_token_ids, sampling_params
+from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, form_too_large
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
 INLINE_CHOICES = 32  # more choices are prepared in a thread
-MAX_FORM_CHARS = 2**21  # of a grammar, in all choices of a request together: each is sent and built by itself
+MAX_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: each choice's is sent and built separately
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, tokenized."""
+    """One tokenized prompt."""
 
     token_ids: list[int]
-    is_continued: bool  # the reply goes on where the prompt's text ends, instead of being a text of its own
+    is_continued: bool  # the reply continues the prompt's text, instead of being a text of its own
     echo: Echo | None = None
 
 
+@dataclass(frozen=True)
+class Job:
+    """One choice: the request for the engine, and the state that turns its tokens into text."""
+
+    request: Request
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The place of one choice among the choices of its request."""
+
+    request_id: int
+    prompt: Prompt
+    prompt_index: int
+    choice_index: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class JobBuilder:
+    """Builds the jobs of one HTTP request."""
+
+    state: ServerState
+    ready: Ready
+    texts: TextFrontend
+    request: GenerationRequest
+    tenant: int
+    arrival_s: float  # monotonic
+
+    @classmethod
+    def checked(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
+        """Return the builder of a request that fits the served model.
+
+        Raises ApiError 404 for another model, 503 while no model is ready, 400 for token ids outside the vocabulary and
+        for texts that are certainly too long.
+        """
+        state = state_of(http)
+        state.check_model(request.model)
+        ready, texts = state.serving()
+        check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
+        if request.truncate_prompt_tokens is None:
+            check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
+        return cls(state, ready, texts, request, tenant_of(http), arrival_s)
+
+    async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
+        """Return one job per prompt and choice, the choices of a prompt side by side.
+
+        The output of each choice follows `grammar`. Raises ApiError 400 if the request exceeds a limit of the model or
+        of this server.
+        """
+        limits = [completion_limit(self.request, len(prompt.token_ids), self.ready) for prompt in prompts]
+        seed = resolve_seed(self.state, self.request)
+        self._check_num_choices(len(prompts), grammar)
+        check_experts(self.request, self.ready)
+        slots = [
+            _Slot(self.state.engine.new_request_id(), prompt, prompt_index, choice_index, limits[prompt_index])
+            for prompt_index, prompt in enumerate(prompts)
+            for choice_index in range(self.request.n)
+        ]
+        heavy = len(slots) > INLINE_CHOICES or bool(self.request.bad_words)
+        return await off_loop(lambda: self._jobs(slots, seed, grammar), heavy=heavy)
+
+    def _check_num_choices(self, num_prompts: int, grammar: CompiledGrammar | None) -> None:
+        num_choices = num_prompts * self.request.n
+        limit = self.state.max_num_queued
+        if num_choices > limit:
+            message = f"At most {limit} choices can wait here; this request has {num_choices}."
+            raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
+        if grammar is not None and len(grammar.grammar) * num_choices > MAX_GRAMMAR_CHARS:
+            raise form_too_large(self.request, num_choices)
+
+    def _jobs(self, slots: Sequence[_Slot], seed: int, grammar: CompiledGrammar | None) -> list[Job]:
+        bad_words = self.texts.tokenizer.encode_words(self.request.bad_words)
+        check_bad_words(self.request, bad_words)
+        check_listed_ids(self.request, bad_words, len(slots))
+        jobs: list[Job] = []
+        for index, slot in enumerate(slots):
+            params = sampling_params(
+                self.request,
+                max_tokens=slot.max_tokens,
+                seed=seed,
+                prompt_index=slot.prompt_index,
+                choice_index=slot.choice_index,
+                defaults=self.texts.defaults,
+                bad_words=bad_words,
+            )
+            jobs.append(Job(self._engine_request(slot, params, grammar), self._choice(index, slot.prompt, grammar)))
+        return jobs
+
+    def _engine_request(self, slot: _Slot, params: SamplingParams, grammar: CompiledGrammar | None) -> Request:
+        request = self.request
+        return Request(
+            request_id=slot.request_id,
+            prompt_token_ids=slot.prompt.token_ids,
+            params=params,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            arrival_s=self.arrival_s,
+            tenant=self.tenant,
+            deadline_s=self._after_arrival(request.timeout_s),
+            queue_deadline_s=self._after_arrival(request.queue_timeout_s),
+            grammar=None if grammar is None else grammar.grammar,
+            experts_per_token=request.experts_per_token,
+            expert_mask=request.expert_mask,
+            expert_usage=request.expert_usage and slot.choice_index == 0,  # a prompt counts once, whatever `n` is
+            expert_routing=request.expert_usage or request.expert_routing,
+        )
+
+    def _after_arrival(self, timeout_s: float | None) -> float | None:
+        return None if timeout_s is None else self.arrival_s + timeout_s
+
+    def _choice(self, index: int, prompt: Prompt, grammar: CompiledGrammar | None) -> Choice:
+        request, tokenizer = self.request, self.texts.tokenizer
+        has_all_spaces = prompt.is_continued or (grammar is not None and grammar.is_exact)
+        context = prompt.token_ids if has_all_spaces else ()
+        shown_ids = () if grammar is None else grammar.shown_ids
+        include_stop = request.include_stop_str_in_output
+        return Choice(
+            index,
+            Detokenizer(tokenizer, request.skip_special_tokens, context, shown_ids),
+            StopStringMatcher(request.stop, include_stop),
+            StopConditions(request.min_tokens, frozenset(request.stop_token_ids), include_stop),
+            prompt.echo,
+        )
+
+
 def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
-    """The prompt's last tokens, as many as the request keeps of it; all where it does not say."""
+    """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field."""
     keep = request.truncate_prompt_tokens
     return token_ids if keep is None or keep >= len(token_ids) else token_ids[-keep:]
 
 
 def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str], param: str) -> None:
-    """Raises ApiError 400 for a text that is too long whatever its tokens are, without tokenizing it."""
+    """Raise ApiError 400 for texts that are too long whatever their tokens are, without tokenizing them."""
     num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
     if num_tokens > ready.max_prompt_tokens:
         raise prompt_too_long(num_tokens, ready.max_prompt_tokens, param)
 
 
-def completion_limit(num_prompt: int, asked: int | None, ready: Ready, param: str, *, is_default: bool = False) -> int:
-    """Tokens to generate at most: `asked`, or all the room that the prompt leaves where nothing was asked.
+def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) -> int:
+    """Return how many tokens may be generated after a prompt of `num_prompt` tokens.
 
-    `is_default`: `asked` is not the client's own figure, and gives way. Raises ApiError 400 where it does not fit.
+    That is the request's limit; without one, all tokens that the prompt leaves room for. The endpoint's default limit
+    shrinks to that room; a limit that the client sent raises ApiError 400 if it exceeds the room.
     """
+    param, limit = request.prompt_field, request.completion_limit
     if num_prompt > ready.max_prompt_tokens:
         raise prompt_too_long(num_prompt, ready.max_prompt_tokens, param)
     room = ready.max_model_len - num_prompt
-    if asked is None or is_default:
+    if limit is None or request.has_default_limit:
         if room < 1:
-            raise context_length_exceeded(num_prompt, asked or 1, ready.max_model_len, param)
-        return room if asked is None else min(asked, room)
-    if asked > room:
-        raise context_length_exceeded(num_prompt, asked, ready.max_model_len, param)
-    return asked
+            raise context_length_exceeded(num_prompt, limit or 1, ready.max_model_len, param)
+        return room if limit is None else min(limit, room)
+    if limit > room:
+        raise context_length_exceeded(num_prompt, limit, ready.max_model_len, param)
+    return limit
 
 
 def resolve_seed(state: ServerState, request: GenerationRequest) -> int:
-    """The request's own, or one drawn for it: the reply names it, so that it can be repeated."""
+    """Return the request's seed, or draw one. The reply contains it, so that the client can repeat the request."""
     return state.draw_seed() if request.seed is None else request.seed
 
 
-async def build_jobs(
-    state: ServerState,
-    texts: TextFrontend,
-    request: GenerationRequest,
-    prompts: Sequence[Prompt],
-    limits: Sequence[int],
-    *,
-    seed: int,
-    arrival_s: float,
-    tenant: int = 0,
-    form: CompiledGrammar | None = None,
-) -> list[Job]:
-    """One per prompt and choice, the choices of a prompt together.
-
-    `limits` has each prompt's completion limit; every choice must have the `form`.
-    """
-    num_choices = len(prompts) * request.n
-    if num_choices > state.max_num_queued:
-        message = f"At most {state.max_num_queued} choices can wait here; this request asks for {num_choices}."
-        raise ApiError(message, param="prompt" if len(prompts) > 1 else "n", code="array_above_max_length")
-    if form is not None and len(form.grammar) * num_choices > MAX_FORM_CHARS:
-        raise form_too_large(request, num_choices)
-    check_experts(request, state.serving()[0])
-    ids = [state.engine.new_request_id() for _ in range(num_choices)]
-    return await off_loop(
-        lambda: _jobs(ids, texts, request, prompts, limits, seed=seed, arrival_s=arrival_s, tenant=tenant, form=form),
-        heavy=num_choices > INLINE_CHOICES or bool(request.bad_words),
+def check_experts(request: GenerationRequest, ready: Ready) -> None:
+    """Raise ApiError 400 for expert options that this model cannot follow."""
+    options = Request(
+        0,
+        [],
+        SamplingParams(),
+        experts_per_token=request.experts_per_token,
+        expert_mask=request.expert_mask,
+        expert_usage=request.expert_usage,
+        expert_routing=request.expert_routing,
     )
+    layout = ExpertLayout(ready.num_layers, ready.num_experts, ready.experts_per_token)
+    try:
+        resolve_experts(options, layout)
+    except RequestRejectedError as rejection:
+        raise _expert_error(rejection, has_experts=bool(ready.num_experts)) from None
 
 
-def _jobs(
-    ids: Sequence[int],
-    texts: TextFrontend,
-    request: GenerationRequest,
-    prompts: Sequence[Prompt],
-    limits: Sequence[int],
-    *,
-    seed: int,
-    arrival_s: float,
-    tenant: int,
-    form: CompiledGrammar | None,
-) -> list[Job]:
-    jobs: list[Job] = []
-    bad_words = texts.tokenizer.encode_words(request.bad_words)
-    check_bad_words(request, bad_words)
-    check_listed_ids(request, bad_words, len(prompts) * request.n)
-    for prompt_index, prompt in enumerate(prompts):
-        for choice_index in range(request.n):
-            params = sampling_params(
-                request,
-                max_tokens=limits[prompt_index],
-                seed=seed,
-                prompt_index=prompt_index,
-                choice_index=choice_index,
-                defaults=texts.defaults,
-                bad_words=bad_words,
-            )
-            engine_request = Request(
-                request_id=ids[len(jobs)],
-                prompt_token_ids=prompt.token_ids,
-                params=params,
-                priority=request.priority,
-                cache_salt=request.cache_salt,
-                arrival_s=arrival_s,
-                tenant=tenant,
-                deadline_s=_after(arrival_s, request.timeout_s),
-                queue_deadline_s=_after(arrival_s, request.queue_timeout_s),
-                grammar=None if form is None else form.grammar,
-                experts_per_token=request.experts_per_token,
-                expert_mask=request.expert_mask,
-                expert_usage=request.expert_usage and choice_index == 0,  # a prompt counts once, whatever n is
-                expert_routing=request.expert_usage or request.expert_routing,
-            )
-            jobs.append(Job(engine_request, _choice(len(jobs), texts, request, prompt, form)))
-    return jobs
-
-
-def _after(arrival_s: float, timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else arrival_s + timeout_s
-
-
-def _choice(
-    index: int, texts: TextFrontend, request: GenerationRequest, prompt: Prompt, form: CompiledGrammar | None
-) -> Choice:
-    has_all_spaces = prompt.is_continued or (form is not None and form.is_exact)
-    context = prompt.token_ids if has_all_spaces else ()
-    shown_ids = () if form is None else form.shown_ids
-    ending = StopConditions(request.min_tokens, frozenset(request.stop_token_ids), request.include_stop_str_in_output)
-    return Choice(
-        index,
-        Detokenizer(texts.tokenizer, request.skip_special_tokens, context, shown_ids),
-        StopStringMatcher(request.stop, request.include_stop_str_in_output),
-        ending,
-        prompt.echo,
-    )
+def _expert_error(rejection: RequestRejectedError, *, has_experts: bool) -> ApiError:
+    param, message = rejection.param or "", f"'{rejection.param}': {rejection}."
+    if not has_experts:
+        return unsupported_parameter(param, message)
+    if param == "experts_per_token":
+        return ApiError(message, param=param, code="integer_above_max_value")
+    return invalid_value(message, param)

@@ -1,4 +1,4 @@
-"""From a request's sampling fields to the engine's, and the checks that need the model's vocabulary."""
+"""Translate a request's sampling fields to the engine's, with the checks that need the model's vocabulary."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -9,15 +9,14 @@ from server.errors import ApiError, invalid_value
 from server.schemas import CompletionRequest, GenerationRequest
 from server.tokenizer.config_files import TokenizerError, read_json
 
-MIN_TEMPERATURE = 1e-4  # below, logits / temperature leaves float32's range for no visible change: greedy
-MIN_REPETITION_PENALTY = 1e-3  # likewise
+MIN_REPETITION_PENALTY = 1e-3  # smaller ones are raised to it: they could move logits out of float32's range
 MAX_TOP_K = 2**31 - 1
-MAX_LISTED_IDS = 2**18  # in a request's biases, allowed and forbidden tokens, in all its choices together
+MAX_LISTED_IDS = 2**18  # token ids in a request's biases, allowed tokens, bad words and stop ids, times its choices
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What holds where a request does not say. These leave the model's distribution as it is."""
+    """Values of sampling fields that a request omits. The defaults here leave the model's distribution unchanged."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -27,7 +26,7 @@ class GenerationDefaults:
 
 
 def load_generation_defaults(path: Path) -> GenerationDefaults:
-    """The checkpoint's own, from generation_config.json in the directory `path`.
+    """Read the checkpoint's defaults from generation_config.json in the directory `path`.
 
     Raises TokenizerError (one line, with the file) for a value that a request could not have either.
     """
@@ -52,22 +51,21 @@ def sampling_params(
     defaults: GenerationDefaults,
     bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
-    """One choice's parameters. `max_tokens` is the effective limit, `bad_words` are token ids.
+    """Return the engine's parameters of one choice. `max_tokens` is the effective limit, `bad_words` are token ids.
 
-    Raises ApiError where min_tokens exceeds the limit.
+    Raises ApiError 400 if `min_tokens` exceeds the limit.
     """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
-    temperature = _given(request.temperature, defaults.temperature)
-    repetition_penalty = _given(request.repetition_penalty, defaults.repetition_penalty)
+    repetition_penalty = _or_default(request.repetition_penalty, defaults.repetition_penalty)
     allowed = request.allowed_token_ids
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        temperature=_or_default(request.temperature, defaults.temperature),
         top_k=max(0, min(MAX_TOP_K, defaults.top_k if request.top_k is None else request.top_k)),
-        top_p=_given(request.top_p, defaults.top_p),
-        min_p=_given(request.min_p, defaults.min_p),
+        top_p=_or_default(request.top_p, defaults.top_p),
+        min_p=_or_default(request.min_p, defaults.min_p),
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         repetition_penalty=max(MIN_REPETITION_PENALTY, repetition_penalty),
@@ -85,7 +83,7 @@ def sampling_params(
 
 
 def check_token_ids(request: GenerationRequest, vocab_size: int, eos_ids: Iterable[int] = ()) -> None:
-    """Raises ApiError 400 for an id that the model does not have, or a request that allows no token at all."""
+    """Raise ApiError 400 for an id outside the vocabulary, or if the request allows no token at all."""
     if isinstance(request, CompletionRequest):
         for prompt in request.prompt:
             if not isinstance(prompt, str):
@@ -96,19 +94,19 @@ def check_token_ids(request: GenerationRequest, vocab_size: int, eos_ids: Iterab
     if allowed is not None:
         _check_ids(allowed, vocab_size, "allowed_token_ids")
         if request.min_tokens > 0 and set(allowed) <= {*request.stop_token_ids, *eos_ids}:
-            message = "'allowed_token_ids' has only tokens that end the text, which 'min_tokens' forbids."
+            message = "'allowed_token_ids' has only end tokens, which 'min_tokens' forbids."
             raise invalid_value(message, "allowed_token_ids")
 
 
 def check_bad_words(request: GenerationRequest, bad_words: Iterable[tuple[int, ...]]) -> None:
-    """Raises ApiError 400 where `bad_words`, as token ids, forbid every token that the request allows."""
+    """Raise ApiError 400 if `bad_words`, as token ids, forbid every token that the request allows."""
     forbidden = {word[0] for word in bad_words if len(word) == 1}
     if request.allowed_token_ids is not None and set(request.allowed_token_ids) <= forbidden:
         raise invalid_value("'bad_words' forbid every token of 'allowed_token_ids'.", "bad_words")
 
 
 def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int, ...]], num_choices: int) -> None:
-    """Raises ApiError 400 where the ids that each choice carries are, all choices together, more than are sent on."""
+    """Raise ApiError 400 if the token ids that each choice carries exceed MAX_LISTED_IDS over all choices."""
     num_listed = {
         "logit_bias": len(request.logit_bias),
         "allowed_token_ids": len(request.allowed_token_ids or ()),
@@ -117,7 +115,9 @@ def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int
     }
     if sum(num_listed.values()) * num_choices > MAX_LISTED_IDS:
         param = max(num_listed, key=lambda name: num_listed[name])
-        message = f"'{param}' is too long for {num_choices} choices: {MAX_LISTED_IDS} token ids fit, all together."
+        message = (
+            f"'{param}' is too long for {num_choices} choices: together they may carry {MAX_LISTED_IDS} token ids."
+        )
         raise ApiError(message, param=param, code="array_above_max_length")
 
 
@@ -130,7 +130,7 @@ def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
             raise ApiError(message, param=param, code="integer_above_max_value")
 
 
-def _given(value: float | None, default: float) -> float:
+def _or_default(value: float | None, default: float) -> float:
     return default if value is None else float(value)
 
 

@@ -1,4 +1,4 @@
-"""The life of a server: bind, answer 503 while loading, serve, drain, exit code."""
+"""Run the server: bind the port, answer 503 while loading, serve, shut down, return the exit code."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import importlib.metadata
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api.app import create_app
-from server.engine_client.client import EngineClient, EngineStatus
-from server.engine_client.process import ENGINE_COMMAND
+from server.engine_client.client import EngineClient
+from server.engine_client.status import EngineStatus
+from server.engine_client.supervisor import SupervisorConfig
 from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -28,6 +29,7 @@ from server.http.middleware import with_middleware
 from server.http.protocol import BoundedReadProtocol
 from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
+from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
@@ -38,14 +40,15 @@ from server.observability.metrics import Metrics
 from server.settings import Settings, engine_config, hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError
 
-FLUSH_S = 5.0  # of a shutdown's time, kept for the last events to reach their readers; of a short one half
+FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
 VERSION = importlib.metadata.version("smoe")
+RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
 
-def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
-    """Runs until a signal or the engine's end. Returns the exit code; raises StartError.
+def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTARTING_ENGINE) -> int:
+    """Run the server until a signal or the engine's end; return the exit code. Raises StartError.
 
-    `started_s`: time.monotonic() when the command began. `engine_command`: see EngineClient.
+    `started_s`: time.monotonic() at the start of the command.
     """
     open_standard_streams()
     try:
@@ -54,13 +57,13 @@ def serve(settings: Settings, started_s: float, engine_command: Sequence[str] = 
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
-        server = Server(settings, model_dir, listener, started_s, engine_command, StartupReport(output))
+        server = Server(settings, model_dir, listener, started_s, engine, StartupReport(output))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
 
 
 class Server:
-    """One run of `smoe serve`. Owns the engine client, the HTTP server and the order in which they end."""
+    """One run of `smoe serve`. Owns the engine client and the HTTP server."""
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Server:
         model_dir: Path,
         listener: socket.socket,
         started_s: float,
-        engine_command: Sequence[str],
+        engine: SupervisorConfig,
         report: StartupReport,
     ) -> None:
         self._settings = settings
@@ -80,11 +83,10 @@ class Server:
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
+            engine,
             on_step=self._metrics.record_step,
             on_status=self._on_status,
             on_restart=self._metrics.engine_restarted,
-            command=engine_command,
-            restarts=True,
         )
         self._num_files = raise_file_limit()
         self._connections = Connections(max_connections(self._num_files))
@@ -107,33 +109,31 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
-        self._in_flight = InFlight(self._guarded_app())
+        self._in_flight = InFlight(self._app_with_middleware())
+        self._shutdown = Shutdown(
+            self._client, self._in_flight, report, drain_timeout_s=settings.shutdown_timeout - self._flush_s
+        )
         self._texts: TextFrontend | None = None
-        self._ended = asyncio.Event()  # a signal, or the engine's end
-        self._hurry = asyncio.Event()  # a second signal
-        self._signal: signal.Signals | None = None
-        self._failure: tuple[str, int] | None = None  # message and exit code
 
     async def run(self) -> int:
-        """The exit code."""
+        """Load, serve and shut down; return the exit code."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
+            loop.add_signal_handler(signum, self._shutdown.on_signal, signum)
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
-        async with self._answering():
+        async with self._http_server():
             await self._load()
-            await self._ended.wait()
-            code = await self._end()
+            code = await self._shutdown.run()
         for probe in probes:
             probe.cancel()
         return code
 
-    def _guarded_app(self) -> ASGIApp:
+    def _app_with_middleware(self) -> ASGIApp:
         settings = self._settings
         return with_middleware(
             create_app(self._state),
@@ -147,8 +147,8 @@ class Server:
         )
 
     @contextlib.asynccontextmanager
-    async def _answering(self) -> AsyncIterator[None]:
-        """HTTP is answered inside this block."""
+    async def _http_server(self) -> AsyncIterator[None]:
+        """Answer HTTP requests inside this block."""
         protocol = partial(
             BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, crowd=ReadLimiter()
         )
@@ -164,14 +164,14 @@ class Server:
             await task
 
     async def _load(self) -> None:
-        """Texts first: they take a moment, and the engine's readiness is then the server's."""
+        """Load the text frontend, then start the engine: when the engine is ready, the server is."""
         self._report.line(f"smoe {VERSION} loads {self._model_dir}")
         if not self._settings.api_key and not is_loopback(self._listener):
-            self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server: set --api-key")
+            self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir)
         except (TokenizerError, StartError) as error:
-            self._fail(str(error), 2)
+            self._shutdown.fail(str(error), 2)
             return
         vocabulary = self._texts.tokenizer.vocabulary()
         await self._client.start(engine_config(self._settings, self._model_dir), vocabulary)
@@ -179,7 +179,7 @@ class Server:
     def _on_status(self, status: EngineStatus) -> None:
         self._metrics.engine_status(status)
         if status.phase == "dead":
-            self._fail(status.message or "the engine is gone", status.exit_code)
+            self._shutdown.fail(status.message or "the engine is gone", status.exit_code)
         elif status.phase == "loading":
             self._report.progress(status)
         elif self._client.ready is not None and self._state.texts is None:
@@ -191,12 +191,12 @@ class Server:
         try:
             self._texts.tokenizer.check_fits(ready.vocab_size)
         except TokenizerError as error:
-            self._fail(f"{self._model_dir}: {error}", 2)
+            self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
         self._state.texts = self._texts
         if self._memory is not None:
             self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
-        gc.freeze()  # the tokenizer and the modules are never garbage: collections need not look at them
+        gc.freeze()  # the tokenizer and the modules stay: garbage collections need not scan them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(
             ready,
@@ -212,39 +212,3 @@ class Server:
         url = url_of(self._listener, scheme=scheme)
         needs_key = bool(self._settings.api_key)
         return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)
-
-    def _on_signal(self, signum: signal.Signals) -> None:
-        """The first drains, the next one ends it at once."""
-        if self._signal is not None:
-            self._hurry.set()
-        self._signal = signum
-        self._client.drain()
-        self._ended.set()
-
-    def _fail(self, message: str, exit_code: int) -> None:
-        """The first failure stands; an engine that ends because it was told to is none."""
-        self._report.end_progress()
-        if self._failure is None and not self._ended.is_set():
-            self._failure = (message, exit_code)
-            self._report.line(f"smoe: {message}")
-            self._ended.set()
-
-    async def _end(self) -> int:
-        """After a signal: let what runs finish in time, then end it with error events. After a failure: just that."""
-        if self._failure is None:
-            await self._drained(self._settings.shutdown_timeout - self._flush_s)
-        await self._client.stop()
-        if self._failure is not None:
-            return self._failure[1]
-        assert self._signal is not None
-        return 128 + self._signal if self._hurry.is_set() else 0
-
-    async def _drained(self, timeout_s: float) -> None:
-        """Until nothing is in flight, a second signal, or the time is over."""
-        waits = {
-            asyncio.create_task(self._in_flight.wait_idle(timeout_s)),
-            asyncio.create_task(self._hurry.wait()),
-        }
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()

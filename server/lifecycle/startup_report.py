@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

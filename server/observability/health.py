@@ -1,6 +1,6 @@
 """Health, answered from memory: never a question to the engine, never a wait."""
 
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 
 
 def readiness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:

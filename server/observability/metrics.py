@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
 from server.observability.vllm_metric_names import aliased

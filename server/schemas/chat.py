@@ -26,6 +26,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     """POST /v1/chat/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, **UNSUPPORTED_IN_CHAT}
+    prompt_field: ClassVar[str] = "messages"
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -44,6 +45,10 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
             raise invalid_value(message, "max_completion_tokens")
         check_tools(self.tools, self.tool_choice)
         return self
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        return self.contents
 
     @property
     def completion_limit(self) -> int | None:

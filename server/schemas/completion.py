@@ -54,6 +54,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, "suffix": ("",)}
+    prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=AnyPrompts)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
@@ -72,6 +73,15 @@ class CompletionRequest(GenerationRequest):
         if self.best_of is not None and self.best_of > 1 and self.stream:
             raise invalid_value("'best_of' cannot be streamed.", "best_of")
         return self
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        """The prompts that are texts."""
+        return [prompt for prompt in self.prompt if isinstance(prompt, str)]
+
+    @property
+    def has_default_limit(self) -> bool:
+        return "max_tokens" not in self.model_fields_set
 
     @property
     def num_logprobs(self) -> int | None:

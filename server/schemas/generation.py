@@ -67,6 +67,7 @@ class GenerationRequest(RequestModel):
     """What completions and chat have in common. None: not given, the checkpoint's or the server's default holds."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+    prompt_field: ClassVar[str]  # the name of the field that has the prompt
 
     model: NonemptyName
     stream: bool = False
@@ -124,6 +125,16 @@ class GenerationRequest(RequestModel):
     def completion_limit(self) -> int | None:
         """Tokens to generate at most; None where the endpoint's default holds."""
         return self.max_tokens
+
+    @property
+    def has_default_limit(self) -> bool:
+        """True if `completion_limit` is the endpoint's default and not the client's value."""
+        return False
+
+    @property
+    @abstractmethod
+    def prompt_texts(self) -> list[str]:
+        """The texts that the prompt is made of."""
 
     @property
     @abstractmethod

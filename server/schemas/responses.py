@@ -161,8 +161,8 @@ class ToolChoice(RequestModel):
     name: Name | None = None
 
     @property
-    def told(self) -> JsonValue:
-        """As the reply repeats it."""
+    def repeated(self) -> JsonValue:
+        """The choice as the reply repeats it."""
         return {"type": "function", "name": self.name} if self.type == "function" else self.type
 
     @property

@@ -91,10 +91,10 @@ def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) 
 
 def fit_for_header(names: Iterable[str]) -> list[str]:
     """A client's names, in order; unfit ones appear as one UNPRINTABLE."""
-    return sorted({name if printable(name) else UNPRINTABLE for name in names})[:MAX_UNKNOWN_FIELDS]
+    return sorted({name if is_printable(name) else UNPRINTABLE for name in names})[:MAX_UNKNOWN_FIELDS]
 
 
-def printable(name: str) -> bool:
+def is_printable(name: str) -> bool:
     """Whether a client's name is fit for a header."""
     return _PLAIN_NAME.fullmatch(name) is not None
 

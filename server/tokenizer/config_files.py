@@ -1,4 +1,4 @@
-"""The checkpoint's JSON files about text: tokenizer_config.json and its neighbours, read once and checked."""
+"""Read and check the checkpoint's JSON files about text: tokenizer_config.json and its neighbours."""
 
 import json
 from collections.abc import Iterable
@@ -11,39 +11,39 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 
 class TokenizerError(Exception):
-    """The checkpoint's tokenizer cannot be used. One line: what is wrong, and in which file."""
+    """Unusable tokenizer of a checkpoint. The message is one line that names the file and the fault."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that stands beside the vocabulary's own pieces, or renames one of them."""
+    """Token that is added to the pieces of the tokenizer file, or renames one of them."""
 
     id: int
     text: str
-    is_special: bool  # a control token: never read out of plain text, left out of decoded text
+    is_special: bool  # a control token: never recognized in plain text, left out of decoded text
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What the JSON files say. None and empty: they do not say."""
+    """Settings from the JSON files; None or empty where the files do not set them."""
 
     added_tokens: tuple[AddedToken, ...]
     bos_token: str | None
     eos_token: str | None
     unk_token: str | None
-    special_tokens: frozenset[str]  # spellings; each is a control token wherever its id comes from
+    special_tokens: frozenset[str]  # spellings; each is a control token, whichever file its id comes from
     eos_ids: tuple[int, ...]  # from generation_config.json and config.json
     adds_bos: bool
-    is_legacy: bool  # each text between control tokens gets SentencePiece's leading space, not the first one alone
+    is_legacy: bool  # each text between control tokens gets SentencePiece's leading space, else only the first
     chat_template: str | None
 
 
 def read_settings(path: Path) -> TokenizerSettings:
-    """Reads what is there in the directory `path`. Raises TokenizerError for a file that is no JSON object."""
+    """Read the files that exist in directory `path`. Raises TokenizerError for a file that is not a JSON object."""
     config = read_json(path / "tokenizer_config.json") or {}
     special_map = read_json(path / "special_tokens_map.json") or {}
     named = {name: _token_text(config.get(name, special_map.get(name))) for name in SPECIAL_NAMES}
-    special = {text for text in named.values() if text} | _additional(config) | _additional(special_map)
+    special = {text for text in named.values() if text} | _additional_special(config) | _additional_special(special_map)
     return TokenizerSettings(
         added_tokens=tuple(_added_tokens(path, config, special)),
         bos_token=named["bos_token"],
@@ -58,7 +58,7 @@ def read_settings(path: Path) -> TokenizerSettings:
 
 
 def read_json(path: Path) -> Json | None:
-    """The object in the file, or None where there is no file."""
+    """Read the JSON object in a file; None if the file does not exist. Raises TokenizerError."""
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -70,12 +70,12 @@ def read_json(path: Path) -> Json | None:
     except (ValueError, RecursionError, OSError) as error:
         raise TokenizerError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: a JSON object was expected")
+        raise TokenizerError(f"{path}: not a JSON object")
     return value
 
 
 def check_first_bytes(path: Path, content: bytes) -> None:
-    """Raises TokenizerError that names what is often found in a file's place."""
+    """Raise TokenizerError if a git-lfs pointer or an HTML page was downloaded in place of the file."""
     if content.startswith(b"version https://git-lfs"):
         raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
     if content.lstrip()[:1] == b"<":
@@ -83,20 +83,20 @@ def check_first_bytes(path: Path, content: bytes) -> None:
 
 
 def _token_text(value: object) -> str | None:
-    """A token is written as its text or as {"content": text, ...}."""
+    """Parse a token, written as its text or as {"content": text, ...}; None if it is empty or neither."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
 
 
-def _additional(config: Json) -> set[str]:
+def _additional_special(config: Json) -> set[str]:
     values = config.get("additional_special_tokens")
     texts = map(_token_text, values) if isinstance(values, list) else ()
     return {text for text in texts if text}
 
 
 def _added_tokens(path: Path, config: Json, special: set[str]) -> Iterable[AddedToken]:
-    """From added_tokens.json (older), then from tokenizer_config.json (newer, says which are special)."""
+    """Read added_tokens.json (older), then tokenizer_config.json (newer, marks special tokens and takes precedence)."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise TokenizerError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder must be an object")
@@ -126,7 +126,7 @@ def _eos_ids(path: Path) -> tuple[int, ...]:
 
 
 def _chat_template(path: Path, config: Json) -> str | None:
-    """chat_template.jinja goes first; in tokenizer_config.json it is a text, or a list of named ones."""
+    """Read chat_template.jinja, else the template in tokenizer_config.json: a text or a list of named templates."""
     file = path / "chat_template.jinja"
     if file.is_file():
         try:

@@ -1,4 +1,4 @@
-"""Plain text to ids, by the two kinds of tokenizer files. Neither ever sees a control token's spelling as one."""
+"""Encoders of plain text for the two kinds of tokenizer files. Neither treats a spelling as a control token."""
 
 import json
 from pathlib import Path
@@ -17,22 +17,22 @@ SPACE = "\u2581"
 
 
 class TextEncoder(Protocol):
-    """What a tokenizer file knows: its pieces, and how plain text falls into them."""
+    """Pieces of a tokenizer file, and the encoding of plain text into them."""
 
-    pieces: list[str]  # by id; a space is written as U+2581, a byte as <0xE2>
+    pieces: list[str]  # by id; spaces as U+2581, single bytes as <0xE2>
     control_ids: frozenset[int]
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
-    has_dummy_prefix: bool  # text is encoded as if a space stood in front of it
+    has_dummy_prefix: bool  # text is encoded as if it had a space in front
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
-        """Ids of the text. `with_prefix`: with the leading space, where the model has that rule."""
+        """Encode plain text. `with_prefix`: add the leading space, if the model has that rule."""
         ...
 
 
 class SentencePieceEncoder:
-    """A SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
+    """Encoder for a SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
 
     def __init__(self, path: Path) -> None:
         model = _read_model(path)
@@ -54,14 +54,14 @@ class SentencePieceEncoder:
 
 
 class HfTokenizerEncoder:
-    """A tokenizer.json of the same kind (byte-pair pieces with byte fallback), through the tokenizers package."""
+    """Encoder for a tokenizer.json of the same kind: byte-pair pieces with byte fallback."""
 
     def __init__(self, path: Path) -> None:
         description = read_json(path) or {}
         model = description.get("model")
         if not isinstance(model, dict) or not model.get("byte_fallback"):
             raise TokenizerError(f"{path}: only byte-pair vocabularies with byte fallback are supported")
-        self.added_tokens = _listed_tokens(description)
+        self.added_tokens = _added_tokens(description)
         plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._with_prefix = _build(plain, path)
         self._without_prefix = _build(_without_prefix(plain), path)
@@ -72,7 +72,8 @@ class HfTokenizerEncoder:
         self.control_ids: frozenset[int] = frozenset(token.id for token in self.added_tokens if token.is_special)
         self.bos_id = vocabulary.get("<s>")
         self.eos_id = vocabulary.get("</s>")
-        self.unk_id = vocabulary.get(str(model.get("unk_token")))
+        unk_token = model.get("unk_token")
+        self.unk_id = vocabulary.get(unk_token) if isinstance(unk_token, str) else None
         self.has_dummy_prefix = self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
@@ -90,14 +91,14 @@ def _read_model(path: Path) -> bytes:
 
 
 def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
-    """Python's binding takes an empty model for none at all, hence the check for it."""
+    """Load a serialized model. Python's binding accepts an empty model silently, hence the check for one."""
     try:
         processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(model)
         if model and processor.vocab_size() > 0:
             return processor
     except RuntimeError:
-        pass  # its text names source lines of the library; ours names the file
+        pass  # the library's message names its own source lines; ours names the file
     raise TokenizerError(f"{path}: not a SentencePiece model, or a damaged one")
 
 
@@ -105,14 +106,14 @@ def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def _listed_tokens(description: dict[str, object]) -> tuple[AddedToken, ...]:
+def _added_tokens(description: dict[str, object]) -> tuple[AddedToken, ...]:
     listed = description.get("added_tokens")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return tuple(AddedToken(int(e["id"]), str(e["content"]), bool(e.get("special"))) for e in entries)
 
 
 def _without_prefix(description: dict[str, object]) -> dict[str, object]:
-    """The same description with its rule for the leading space switched off, in both ways it can be written."""
+    """Copy the description without its rule for the leading space, which can be a normalizer or a pre-tokenizer."""
     changed: dict[str, object] = json.loads(json.dumps(description))
     normalizer, pre_tokenizer = changed.get("normalizer"), changed.get("pre_tokenizer")
     if isinstance(normalizer, dict):
@@ -130,9 +131,9 @@ def _build(description: dict[str, object], path: Path) -> "tokenizers.Tokenizer"
     try:
         import tokenizers
     except ImportError:
-        message = f"{path}: reading it takes another package: pip install 'smoe[tokenizers]'"
+        message = f"{path}: reading this file needs another package: pip install 'smoe[tokenizers]'"
         raise TokenizerError(message) from None
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # noqa: BLE001 (the package raises plain Exception for a file it cannot use)
+    except Exception as error:  # noqa: BLE001 (the package raises a bare Exception for an invalid file)
         raise TokenizerError(f"{path}: not a usable tokenizer ({type(error).__name__})") from None

@@ -46,7 +46,7 @@ async def ask_all(server: RunningServer, asked: list[dict[str, Any]], *, clients
 
 
 def test_good_requests_get_the_same_answers_beside_as_many_bad_ones(scale: int) -> None:
-    """B-101. The bad ones are the catalogue's, over and over."""
+    """The bad ones are the catalogue's, over and over."""
     rng = random.Random(101)
     asked = good_bodies(rng, 60 * scale)
     wrong = [
@@ -85,7 +85,7 @@ def test_good_requests_get_the_same_answers_beside_as_many_bad_ones(scale: int) 
 
 
 def test_one_keys_flood_of_prompts_empties_the_prefix_cache_and_changes_no_answer_of_another(scale: int) -> None:
-    """B-103. The pool holds a few prompts; the victim's is pushed out again and again."""
+    """The pool holds a few prompts; the victim's is pushed out again and again."""
     rng = random.Random(103)
     shared = [rng.randrange(300, 3000) for _ in range(100)]
     asked = [body | {"prompt": shared + body["prompt"]} for body in good_bodies(rng, 15 * scale)]

@@ -145,7 +145,7 @@ async def survived(seed: int, count: int, num_bodies: int) -> None:
         assert set(ended) == {"length", "abort"}
         assert engine.num_preemptions
         assert engine.aborted and not engine.computed_in_vain, "the step in flight was not the last one"
-        assert state.backlog.num_tokens == 0
+        assert state.admission.num_tokens == 0
         assert engine.stats.num_running == engine.stats.num_waiting == 0
         while len(connections):
             await asyncio.wait([asyncio.create_task(asyncio.sleep(0))])

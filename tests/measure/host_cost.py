@@ -94,7 +94,7 @@ def measure(num_requests: int) -> dict[str, float]:
         scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params))
     rows = PersistentBatch(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
     runner = ModelRunner(NoNetwork(), None, rows, Sampler(NoSampling(), rows, (2,)))  # type: ignore[arg-type]
-    while len(scheduler.running) < num_requests:
+    while len(scheduler.requests.running) < num_requests:
         one_step(scheduler, runner, Timed())
     gc.collect()
     gc.freeze()

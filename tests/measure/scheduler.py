@@ -105,7 +105,7 @@ class Bench:
     def assert_idle(self) -> None:
         self.scheduler.check_integrity()
         assert self.block_manager.pool.num_held == 0
-        assert not self.scheduler.unfinished
+        assert not self.scheduler.requests.unfinished
 
     def expected(self, request_id: int) -> list[int]:
         request = self.requests[request_id]

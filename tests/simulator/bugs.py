@@ -45,18 +45,18 @@ MUTATIONS = [
     _bug(
         "a block is not freed on cancel",
         "scheduling.scheduler:Scheduler.abort",
-        "self._end(sequence)",
-        "sequence.block_table = []; self._end(sequence)",
+        "self.requests.end(sequence)",
+        "sequence.block_table = []; self.requests.end(sequence)",
     ),
     _bug(
         "a block is freed twice",
         "scheduling.scheduler:Scheduler.abort",
-        "self._end(sequence)",
-        "table = list(sequence.block_table); self._end(sequence); self.block_manager.pool.decref(table)",
+        "self.requests.end(sequence)",
+        "table = list(sequence.block_table); self.requests.end(sequence); self.block_manager.pool.decref(table)",
     ),
     _bug(
         "blocks are freed while a step computes them",
-        "scheduling.scheduler:Scheduler._free_if_idle",
+        "scheduling.active_requests:ActiveRequests.free_if_idle",
         "if not sequence.num_chunks_in_flight:",
         "if sequence.request_id in self._ending:",
     ),
@@ -80,8 +80,8 @@ MUTATIONS = [
     ),
     _bug(
         "a preempted request's blocks are not freed",
-        "scheduling.scheduler:Scheduler._preempt",
-        "self.block_manager.free(victim)",
+        "scheduling.active_requests:ActiveRequests.preempt",
+        "self._block_manager.free(victim)",
         "victim.block_table = []",
     ),
     _bug(
@@ -143,28 +143,28 @@ MUTATIONS = [
     # The order of service
     _bug(
         "the first in order is preempted",
-        "scheduling.scheduler:Scheduler._pick_victim",
+        "scheduling.active_requests:ActiveRequests.pick_victim",
         "reversed(self.running)",
         "self.running",
     ),
     _bug(
         "a request is preempted while a step computes it",
-        "scheduling.scheduler:Scheduler._pick_victim",
+        "scheduling.active_requests:ActiveRequests.pick_victim",
         "if not s.num_chunks_in_flight",
         "if s",
     ),
     _bug("priority is inverted", "scheduling.scheduler:Scheduler.add", "(request.priority if", "(-request.priority if"),
     _bug(
         "a preempted request is never woken",
-        "scheduling.scheduler:Scheduler._preempt",
+        "scheduling.active_requests:ActiveRequests.preempt",
         "self.waiting.push(victim)",
         "pass",
     ),
     _bug(
         "nobody steps while requests only wait",
         "scheduling.scheduler:Scheduler.has_work",
-        "self.running or len(self.waiting)",
-        "self.running",
+        "self.requests.running or len(self.requests.waiting)",
+        "self.requests.running",
     ),
     _bug(
         "the budget is not counted down",
@@ -177,15 +177,15 @@ MUTATIONS = [
         (
             Edit(
                 "scheduling.scheduler:Scheduler._admit",
-                "len(self.running) < self.max_running",
-                "len(self.running) <= self.max_running",
+                "len(requests.running) < self.max_running",
+                "len(requests.running) <= self.max_running",
             ),
             Edit("scheduling.fairness:FairShare.at_limit", ">= self._max", "> self._max"),
         ),
     ),
     _bug(
         "a preempted request's chunk stays in the plan",
-        "scheduling.step_plan_builder:StepPlanBuilder.preempted",
+        "scheduling.step_plan_builder:StepPlanBuilder.remove_preempted",
         "self.chunks.pop(victim.request_id, None)",
         "self.chunks.get(victim.request_id)",
     ),
@@ -207,19 +207,19 @@ MUTATIONS = [
     # Ends
     _bug(
         "a finished request stays in live",
-        "scheduling.scheduler:Scheduler._end",
+        "scheduling.active_requests:ActiveRequests.end",
         "del self.unfinished[sequence.request_id]",
         "pass",
     ),
     _bug(
         "a deadline never fires",
-        "scheduling.deadlines:Deadlines.passed",
+        "scheduling.deadlines:Deadlines.pop_expired",
         "self._heap[0][0] <= now",
         "self._heap[0][0] <= -1.0",
     ),
     _bug(
         "a deadline of the queue ends what has begun",
-        "scheduling.scheduler:Scheduler.expire",
+        "scheduling.active_requests:ActiveRequests.pop_expired",
         "sequence.first_scheduled_s is None",
         "True",
     ),
@@ -238,8 +238,8 @@ MUTATIONS = [
     _bug(
         "min_tokens is ignored",
         "scheduling.request_outputs:finish_reason",
-        "if ends and num_generated > params.min_tokens",
-        "if ends",
+        "if is_end_token and num_generated > params.min_tokens",
+        "if is_end_token",
     ),
     _bug("ignore_eos is ignored", "scheduling.request_outputs:finish_reason", " and not params.ignore_eos", ""),
     _bug(
@@ -270,7 +270,7 @@ MUTATIONS = [
     _bug("a stale token is read", "scheduling.sequence:Sequence.num_to_schedule", "self.needs_last_token or ", ""),
     _bug(
         "a token in flight is not counted",
-        "scheduling.step_plan_builder:StepPlanBuilder.finish",
+        "scheduling.step_plan_builder:StepPlanBuilder.build",
         "chunk.sequence.num_pending_tokens += chunk.samples",
         "pass",
     ),
@@ -289,7 +289,7 @@ MUTATIONS = [
     ),
     _bug(
         "a row that fails after its cancel is not looked at",
-        "scheduling.scheduler:Scheduler._apply_chunk",
+        "scheduling.step_commit:StepCommitter._apply_chunk",
         "isinstance(outcome, RowFailed):\n                self",
         "False:\n                self",
     ),
@@ -337,7 +337,7 @@ MUTATIONS = [
     ),
     _bug(
         "what one result spoils ends the engine",
-        "scheduling.scheduler:Scheduler._apply_chunk",
+        "scheduling.step_commit:StepCommitter._apply_chunk",
         "except Exception:",
         "except KeyError:",
     ),

@@ -146,7 +146,7 @@ class Simulation:
             return set()
         block = self.faults.rng.choice(blocks)
         self._exact.slots[block * self.setup.block_size] = NAN
-        return {s.request_id for s in self.scheduler.unfinished.values() if block in s.block_table}
+        return {s.request_id for s in self.scheduler.requests.unfinished.values() if block in s.block_table}
 
     # What happens to it.
 
@@ -164,7 +164,7 @@ class Simulation:
 
     def cancel(self, request_id: int) -> None:
         """Twice, as a client in a hurry does."""
-        is_there = request_id in self.scheduler.unfinished or request_id in self.engine._grammars._pending
+        is_there = request_id in self.scheduler.requests.unfinished or request_id in self.engine._grammars._pending
         self.engine.abort(request_id)
         self.engine.abort(request_id)
         if is_there:
@@ -319,18 +319,18 @@ class Simulation:
 
     def _check(self, start: float, stats: StepStats) -> None:
         scheduler = self.scheduler
-        there = set(scheduler.unfinished) | set(self.engine._grammars._pending)
+        there = set(scheduler.requests.unfinished) | set(self.engine._grammars._pending)
         rejected = {output.request_id for output in self.engine._rejected}
         assert there | rejected == set(self.open), "a request is lost, or is kept after its end"
         assert len(self.told) == sum(self.ends.values()) + len(self.open)
-        assert len(scheduler.running) <= self.setup.max_num_seqs
+        assert len(scheduler.requests.running) <= self.setup.max_num_seqs
         assert stats.num_running + stats.num_waiting == len(there)
         assert stats.num_blocks_held == self.pool.num_held <= self.setup.num_blocks
         for flight in self.engine._pipeline.in_flight:
             for chunk in flight.plan.chunks:
                 has = len(chunk.sequence.block_table) * self.setup.block_size
                 assert has >= chunk.start + chunk.length, "blocks are given away while a step computes them"
-        for sequence in scheduler.unfinished.values():
+        for sequence in scheduler.requests.unfinished.values():
             request = sequence.request
             assert request.deadline_s is None or request.deadline_s > start, "a deadline has passed unseen"
             waits = sequence.first_scheduled_s is None and request.queue_deadline_s is not None
@@ -352,12 +352,14 @@ class Simulation:
             "blocks are lost"
         )
         left = (
-            self.scheduler.unfinished,
-            self.scheduler.running,
-            self.scheduler._ending,
+            self.scheduler.requests.unfinished,
+            self.scheduler.requests.running,
+            self.scheduler.requests._ending,
             self.engine._pipeline.in_flight,
         )
-        assert not any(map(len, left)) and not len(self.scheduler.waiting), "something of a request is left behind"
+        assert not any(map(len, left)) and not len(self.scheduler.requests.waiting), (
+            "something of a request is left behind"
+        )
 
     def _poison(self) -> None:
         """Only the light runner: what nobody may read is overwritten."""
@@ -382,9 +384,9 @@ class Watch:
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.start = simulation.clock.now
-        self.running = set(simulation.scheduler.running)
+        self.running = set(simulation.scheduler.requests.running)
         self.idle = {s for s in self.running if not s.num_chunks_in_flight}
-        self.preemptions = {s: s.num_preemptions for s in simulation.scheduler.unfinished.values()}
+        self.preemptions = {s: s.num_preemptions for s in simulation.scheduler.requests.unfinished.values()}
 
     def order(self, sequence: Sequence) -> tuple[int, int]:
         """(priority, arrival), as it was asked for."""
@@ -396,7 +398,7 @@ class Watch:
             for chunk in plan.chunks:
                 told = self.simulation.told[chunk.sequence.request_id]
                 told.was_scheduled = True
-        live = set(self.simulation.scheduler.unfinished.values())
+        live = set(self.simulation.scheduler.requests.unfinished.values())
         preempted = {s for s in live if s.num_preemptions > self.preemptions.get(s, 0)}
         spared = {s for s in self.idle if s in live and s not in preempted and s.status is Status.RUNNING}
         for victim in preempted:

@@ -42,7 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 10))
     def cancel(self, which: int) -> None:
-        live = list(self.bench.scheduler.unfinished)
+        live = list(self.bench.scheduler.requests.unfinished)
         if live:
             request_id = live[which % len(live)]
             assert self.bench.scheduler.abort(request_id)
@@ -51,7 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def abort_all(self) -> None:
-        for request_id in list(self.bench.scheduler.unfinished):
+        for request_id in list(self.bench.scheduler.requests.unfinished):
             assert self.bench.scheduler.abort(request_id)
             self.cancelled.add(request_id)
 
@@ -75,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         plan, result = self.bench.in_flight.pop(0)
         request_id = plan.chunks[which % len(plan.chunks)].sequence.request_id
-        if request_id in self.bench.scheduler.unfinished:
+        if request_id in self.bench.scheduler.requests.unfinished:
             self.failed.add(request_id)
         result.sampled[request_id] = RowFailed("as it was told to")
         self.bench.apply(plan, result)
@@ -103,11 +103,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         scheduler, pool = self.bench.scheduler, self.bench.block_manager.pool
-        holders = [*scheduler.unfinished.values(), *scheduler._ending.values()]
-        pool.check_integrity([*(sequence.block_table for sequence in holders), self.taken])
-        assert len(scheduler.running) + len(scheduler.waiting) == len(scheduler.unfinished)
+        pool.check_integrity([*scheduler.requests.block_tables(), self.taken])
+        scheduler.requests.check_integrity()
         ended = len(self.bench.finished) + len(self.cancelled)
-        assert len(self.bench.requests) == ended + len(scheduler.unfinished)
+        assert len(self.bench.requests) == ended + len(scheduler.requests.unfinished)
         self.bench.runner.poison(block for block in pool._free if block not in pool._hashes)
 
     def teardown(self) -> None:

@@ -1,4 +1,4 @@
-"""An engine that says what it is told, behind the client's interface: no process, no model, the real mailboxes."""
+"""An engine that says what it is told, behind the client's interface: no process, no model, the real collectors."""
 
 import asyncio
 import itertools
@@ -16,8 +16,8 @@ from engine.types import (
     Timing,
     TokenLogprobs,
 )
-from server.engine_client.client import EngineStatus, Phase
 from server.engine_client.output_collector import EngineDied, OutputCollector
+from server.engine_client.status import EngineStatus, Phase
 
 EOS = 2
 MAX_MODEL_LEN = 256
@@ -111,7 +111,7 @@ class FakeEngine:
         self.phase: Phase = "ready"
         self.submitted: list[Request] = []
         self.aborted: set[int] = set()
-        self.mailboxes: dict[int, OutputCollector] = {}
+        self.collectors: dict[int, OutputCollector] = {}
         self.changed = asyncio.Event()  # something was submitted or aborted
         self._script = script
         self._held = held
@@ -128,14 +128,14 @@ class FakeEngine:
 
     def submit(self, requests: Sequence[Request]) -> OutputCollector:
         self.submitted += requests
-        mailbox = OutputCollector()
+        collector = OutputCollector()
         for request in requests:
-            self.mailboxes[request.request_id] = mailbox
-            self._plays.append((mailbox, outputs_for(request, self._script(request))))
+            self.collectors[request.request_id] = collector
+            self._plays.append((collector, outputs_for(request, self._script(request))))
         if not self._held:
             self._player = asyncio.get_running_loop().create_task(self._play())
         self.changed.set()
-        return mailbox
+        return collector
 
     def abort(self, request_ids: Iterable[int]) -> None:
         self.aborted |= set(request_ids)
@@ -152,25 +152,25 @@ class FakeEngine:
     def step(self) -> bool:
         """One output for each request that still has one. False once there is nothing left."""
         plays, self._plays = self._plays, []
-        for mailbox, outputs in plays:
+        for collector, outputs in plays:
             output = next(outputs, None)
             if output is not None and output.request_id not in self.aborted:
-                mailbox.put(output)
-                self._plays.append((mailbox, outputs))
+                collector.put(output)
+                self._plays.append((collector, outputs))
         return bool(self._plays)
 
     def fail(self, how: Literal["died", "row", "queue_timeout", "timeout", "constraints"]) -> None:
         """Lets the one request that was submitted fail: with the whole engine, by itself, or as its time is over."""
         (request,) = self.submitted
-        mailbox = self.mailboxes[request.request_id]
+        collector = self.collectors[request.request_id]
         if how == "died":
-            mailbox.fail("gone")
+            collector.fail("gone")
         elif how in ("queue_timeout", "timeout"):
-            mailbox.put(RequestOutput(request.request_id, finish_reason=how))
+            collector.put(RequestOutput(request.request_id, finish_reason=how))
         elif how == "constraints":
-            mailbox.put(RequestOutput(request.request_id, finish_reason="error", error=NOTHING_TO_SAMPLE))
+            collector.put(RequestOutput(request.request_id, finish_reason="error", error=NOTHING_TO_SAMPLE))
         else:
-            mailbox.put(RequestOutput(request.request_id, finish_reason="error", error="not a number"))
+            collector.put(RequestOutput(request.request_id, finish_reason="error", error="not a number"))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Returns when the condition holds after a submission or an abort."""

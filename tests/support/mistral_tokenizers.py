@@ -1,4 +1,4 @@
-"""The real Mixtral tokenizers, as mistral-common carries them, laid out as a checkpoint has them."""
+"""The real Mixtral tokenizers that mistral-common ships, laid out as in a checkpoint."""
 
 import json
 import shutil
@@ -14,9 +14,14 @@ V3 = MISTRAL_FILES / "mistral_instruct_tokenizer_240323.model.v3"
 
 
 def checkpoint(path: Path, model: Path = V1, name: str = "tokenizer.model", **json_files: object) -> Path:
-    """`path` with the tokenizer model in it, and one file NAME.json per further argument."""
+    """Create the folder `path` with the tokenizer model and one file NAME.json per further argument."""
     path.mkdir(parents=True, exist_ok=True)
     shutil.copy(model, path / name)
+    return write_json_files(path, **json_files)
+
+
+def write_json_files(path: Path, **json_files: object) -> Path:
+    """Write one file NAME.json per argument into the folder `path`; return the folder."""
     for stem, content in json_files.items():
         (path / f"{stem}.json").write_text(json.dumps(content))
     return path

@@ -1,11 +1,14 @@
-"""`smoe serve` with fake_engine_process.py as its engine. Run as SCRIPT MODE and flags as name=value; with
-without_delays=yes among them engines are started again without a wait."""
+"""`smoe serve` with fake_engine_process.py as its engine. Run as SCRIPT MODE NAME=VALUE ...
+
+The names are flags of `smoe serve`; without_delays=yes restarts the engine without a delay.
+"""
 
 import sys
 import time
 from pathlib import Path
 
 from server.engine_client import restart_policy
+from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
 from server.lifecycle.text_frontend import StartError
 from server.settings import load_settings
@@ -16,8 +19,8 @@ if __name__ == "__main__":
     if given.pop("without_delays", None):
         restart_policy.FIRST_DELAY_S = restart_policy.MAX_DELAY_S = 0.01
     settings = load_settings(given)
-    engine = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
+    command = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
     try:
-        sys.exit(serve(settings, time.monotonic(), engine))
+        sys.exit(serve(settings, time.monotonic(), SupervisorConfig(command, restarts=True)))
     except StartError as error:
         sys.exit(f"smoe: {error}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -25,8 +26,10 @@ from tests.support.serving import listening
 
 
 class WatchedEngine(EngineClient):
-    """Counts steps, and what still came of requests that were aborted: the question that follows each abort is answered
-    when the engine has read it, and what comes after that answer was computed for somebody who had left."""
+    """Counts steps, and outputs of aborted requests that the engine computed after it had read the abort.
+
+    Each abort is followed by a query: the engine has read the abort when it replies to the query.
+    """
 
     def __init__(self) -> None:
         self.is_ready = asyncio.Event()
@@ -38,6 +41,7 @@ class WatchedEngine(EngineClient):
         self.computed_in_vain: set[int] = set()
         self._stopped: set[int] = set()
         self._marks: dict[int, set[int]] = {}  # by query id
+        self._query_ids = itertools.count(1)
         self._stepped = asyncio.Condition()
 
     def submit(self, requests: Sequence[Request]) -> OutputCollector:
@@ -46,13 +50,13 @@ class WatchedEngine(EngineClient):
         return super().submit(requests)
 
     def abort(self, request_ids: Iterable[int]) -> None:
-        ids = set(request_ids) & self._book._open.keys()
+        ids = set(request_ids) & self._requests._open.keys()
         super().abort(ids)
         if ids:
             self.aborted |= ids
-            self._last_query_id += 1
-            self._marks[self._last_query_id] = ids
-            self._link.send(ExpertsQuery(self._last_query_id))
+            query_id = next(self._query_ids)
+            self._marks[query_id] = ids
+            self._supervisor.send(ExpertsQuery(query_id))
 
     def _receive(self, message: FromEngine) -> None:
         if isinstance(message, ExpertsReply):
@@ -60,11 +64,11 @@ class WatchedEngine(EngineClient):
         else:
             super()._receive(message)
 
-    def _take_step(self, outputs: list[RequestOutput], stats: StepStats) -> None:
+    def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.num_steps += 1
         self.num_preemptions += stats.num_preemptions
         self.computed_in_vain |= self._stopped & {output.request_id for output in outputs}
-        super()._take_step(outputs, stats)
+        super()._on_step_done(outputs, stats)
         self._wake()
 
     def _wake(self) -> None:

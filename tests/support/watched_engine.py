@@ -9,9 +9,11 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.types import Request, RequestOutput, SamplingParams, StepStats
-from server.engine_client.client import PATIENCE, EngineClient, EngineStatus
+from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import OutputCollector
-from server.engine_client.watchdog import WatchdogTimeouts
+from server.engine_client.status import EngineStatus
+from server.engine_client.supervisor import SupervisorConfig
+from server.engine_client.watchdog import DEFAULT_TIMEOUTS, WatchdogTimeouts
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
@@ -19,19 +21,14 @@ SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 class Watched:
     """A client, what it reported, and a way to wait for a phase."""
 
-    def __init__(self, mode: str, *, restarts: bool = False, patience: WatchdogTimeouts = PATIENCE) -> None:
+    def __init__(self, mode: str, *, restarts: bool = False, timeouts: WatchdogTimeouts = DEFAULT_TIMEOUTS) -> None:
         self.statuses: list[EngineStatus] = []
         self.steps: list[StepStats] = []
         self.num_restarts = 0
         self._changed = asyncio.Event()
-        command = (sys.executable, str(SCRIPT), mode)
+        config = SupervisorConfig((sys.executable, str(SCRIPT), mode), restarts, timeouts)
         self.client = EngineClient(
-            on_step=self.steps.append,
-            on_status=self._on_status,
-            on_restart=self._on_restart,
-            command=command,
-            restarts=restarts,
-            patience=patience,
+            config, on_step=self.steps.append, on_status=self._on_status, on_restart=self._on_restart
         )
 
     def _on_restart(self) -> None:
@@ -69,9 +66,9 @@ class Watched:
 
 @contextlib.asynccontextmanager
 async def started(
-    mode: str, *, restarts: bool = False, patience: WatchdogTimeouts = PATIENCE
+    mode: str, *, restarts: bool = False, timeouts: WatchdogTimeouts = DEFAULT_TIMEOUTS
 ) -> AsyncIterator[Watched]:
-    watched = Watched(mode, restarts=restarts, patience=patience)
+    watched = Watched(mode, restarts=restarts, timeouts=timeouts)
     await watched.client.start(EngineConfig(model="/nowhere"))
     try:
         yield watched
@@ -86,11 +83,11 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
-async def collect(mailbox: OutputCollector) -> RequestOutput:
+async def collect(collector: OutputCollector) -> RequestOutput:
     """All outputs up to the last, as one."""
     token_ids: list[int] = []
     while True:
-        for output in await mailbox.get():
+        for output in await collector.get():
             token_ids += output.token_ids
             if output.finish_reason is not None:
                 return RequestOutput(output.request_id, token_ids, finish_reason=output.finish_reason)

@@ -12,7 +12,7 @@ namespace {
 
 constexpr float INF = __builtin_inff();
 constexpr float LARGEST_FLOAT = 3.4028234663852886e38f;
-constexpr float MIN_TEMPERATURE = 1e-5f;  // anything lower is greedy
+constexpr float MIN_TEMPERATURE = 1e-4f;  // as in model/sampling_batch.py: lower is greedy
 constexpr int64_t BLOCK = 512;            // probabilities are summed in blocks of this size, and the blocks in order
 
 // Parameters of one row: named access to the columns of smoe_sampling.

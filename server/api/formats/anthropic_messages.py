@@ -1,4 +1,4 @@
-"""A chat's reply as Anthropic's Messages has it: one message of content blocks, or the events that build it.
+"""A chat's reply in the format of Anthropic's Messages: one message of content blocks, or the events that build it.
 
 Works on the choices that /v1/chat/completions would send, and knows nothing of tokens.
 """
@@ -6,16 +6,16 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.formats.event_reply import Event, TypedReply
+from server.api.formats.event_reply import Event, EventReply
 from server.errors import ApiError
-from server.generation.generation import Usage, expert_tokens
+from server.generation.usage import Usage, expert_tokens
 from server.strict_json import JsonValue, parse_object
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
 
-class MessagesReply(TypedReply):
-    """What the chunks make is `message`."""
+class MessagesReply(EventReply):
+    """Builds `message` from the chunks of a chat."""
 
     def __init__(self, message_id: str, model: str) -> None:
         self.message: Event = {
@@ -38,16 +38,16 @@ class MessagesReply(TypedReply):
         events = self._close()
         self.message["usage"] = _usage(usage)
         reasons = {"stop_reason": self.message["stop_reason"], "stop_sequence": self.message["stop_sequence"]}
-        told = {"type": "message_delta", "delta": reasons, "usage": self.message["usage"]}
-        return [*events, told, {"type": "message_stop"}]
+        delta = {"type": "message_delta", "delta": reasons, "usage": self.message["usage"]}
+        return [*events, delta, {"type": "message_stop"}]
 
-    def _text(self, text: str) -> list[Event]:
+    def _add_text(self, text: str) -> list[Event]:
         blocks = self.message["content"]
         events = [] if blocks and blocks[-1]["type"] == "text" else self._open({"type": "text", "text": ""})
         blocks[-1]["text"] += text
         return [*events, self._delta({"type": "text_delta", "text": text})]
 
-    def _call(self, call: Mapping[str, Any]) -> list[Event]:
+    def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
         function = call["function"]
         events: list[Event] = []
         if "id" in call:
@@ -56,7 +56,7 @@ class MessagesReply(TypedReply):
         self._arguments += arguments
         return [*events, self._delta({"type": "input_json_delta", "partial_json": arguments})] if arguments else events
 
-    def _ended(self, choice: Mapping[str, Any]) -> None:
+    def _finish(self, choice: Mapping[str, Any]) -> None:
         self.message["stop_reason"] = _STOP_REASONS[choice["finish_reason"]]
         stop = choice.get("stop_reason")
         if choice["finish_reason"] == "stop" and isinstance(stop, str):
@@ -81,8 +81,10 @@ class MessagesReply(TypedReply):
 
 
 def _input(arguments: str) -> dict[str, JsonValue]:
-    """A call's arguments as an object: an empty one where a limit cut them off, or where they could not be sent back
-    to this server."""
+    """Parse a call's arguments.
+
+    Return an empty object if a limit cut them off, or if this server would reject them in a later request.
+    """
     try:
         return parse_object(arguments.encode()) if arguments else {}
     except ApiError:
@@ -90,7 +92,7 @@ def _input(arguments: str) -> dict[str, JsonValue]:
 
 
 def _usage(usage: Usage) -> Event:
-    """`input_tokens` are those that were computed; the others were read from the prefix cache."""
+    """Convert to Anthropic's fields: `input_tokens` are computed prompt tokens, without those of the prefix cache."""
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": usage["prompt_tokens"] - cached,

@@ -1,4 +1,4 @@
-"""Chat completions: a choice as a message, and in a stream as what was added to the message."""
+"""The reply format of chat completions: a choice has a message, or in a stream the new part of the message."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ from server.tokenizer.tokenizer import Tokenizer
 
 
 class ChatFormat:
-    """A choice is a message, or in a stream what was added to it."""
+    """ReplyFormat of chat completions: a choice with its message, or in a stream with the new part of it."""
 
     stream_object = "chat.completion.chunk"
-    whole_object = "chat.completion"
+    full_object = "chat.completion"
 
     def __init__(
         self,
@@ -23,17 +23,17 @@ class ChatFormat:
         tokenizer: Tokenizer,
         calls: ToolCallFormatter | None = None,
     ) -> None:
-        """`calls` reads the calls of tools, where there may be some."""
+        """`calls`: the formatter of tool calls, if the output may have any."""
         self._request = request
         self._calls = calls
         self._prompt = prompt
         self._tokenizer = tokenizer
-        tells_more = bool(request.logprobs or request.return_token_ids or request.expert_routing)
-        self.text_only_stream = calls is None and not tells_more
+        has_more_fields = bool(request.logprobs or request.return_token_ids or request.expert_routing)
+        self.text_only_stream = calls is None and not has_more_fields
         self._has_begun = False
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
-        """The role before anything else of a choice, then its text, then its end."""
+        """Return the chunk with the role before anything else of a choice, then its text, then its finish reason."""
         chunks: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
         if delta.is_first:
             role = {"role": "assistant", "content": ""}
@@ -48,28 +48,28 @@ class ChatFormat:
             return self._calls.pieces(part)
         return [(part, {"content": part.text} if part.text else {})]
 
-    def whole(self, delta: Delta) -> Mapping[str, object]:
+    def full(self, delta: Delta) -> Mapping[str, object]:
         message: Mapping[str, object] = {"role": "assistant", "content": delta.text, "refusal": None}
         if self._calls is not None:
-            delta, message = self._calls.whole(delta)
-        return {"index": delta.index, "message": message, **self._rest(delta)}
+            delta, message = self._calls.full(delta)
+        return {"index": delta.index, "message": message, **self._other_fields(delta)}
 
     def extra_fields(self) -> Mapping[str, object]:
         return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
 
     def _chunk(self, part: Delta, added: Mapping[str, object]) -> Mapping[str, object]:
-        return {"index": part.index, "delta": added, **self._rest(part, is_chunk=True)}
+        return {"index": part.index, "delta": added, **self._other_fields(part, is_chunk=True)}
 
-    def _rest(self, delta: Delta, *, is_chunk: bool = False) -> Mapping[str, object]:
-        """What a chunk and a whole choice have alike. A chunk without tokens has no logprobs to tell."""
+    def _other_fields(self, delta: Delta, *, is_chunk: bool = False) -> Mapping[str, object]:
+        """Return the fields that chunks and full choices share. A chunk without tokens has no logprobs."""
         has_logprobs = self._request.logprobs and bool(delta.positions or not is_chunk)
-        rest: dict[str, object] = {
+        fields: dict[str, object] = {
             "logprobs": chat_logprobs(delta.positions, self._tokenizer) if has_logprobs else None,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
         if self._request.expert_routing:
-            rest["expert_routing"] = delta.routing
+            fields["expert_routing"] = delta.routing
         if self._request.return_token_ids:
-            rest["token_ids"] = delta.token_ids
-        return rest
+            fields["token_ids"] = delta.token_ids
+        return fields

@@ -1,4 +1,4 @@
-"""Text completions: a choice has the same shape in a chunk and in the full reply."""
+"""The reply format of completions: a choice has the same fields in a chunk and in a full reply."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,24 +10,24 @@ from server.tokenizer.tokenizer import Tokenizer
 
 
 class CompletionFormat:
-    """A choice is the same thing in a chunk and in the whole reply: what there is of its text."""
+    """ReplyFormat of completions: a choice with its text, or in a stream with the new part of it."""
 
-    stream_object = whole_object = "text_completion"
+    stream_object = full_object = "text_completion"
 
     def __init__(self, request: CompletionRequest, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
         self._request = request
         self._prompts = prompts
         self._tokenizer = tokenizer
-        tells_more = request.return_token_ids or request.expert_routing
-        self.text_only_stream = request.logprobs is None and not tells_more
-        self._has_prompt_ids: set[int] = set()  # choices that have told their prompt's ids
+        has_more_fields = request.return_token_ids or request.expert_routing
+        self.text_only_stream = request.logprobs is None and not has_more_fields
+        self._has_prompt_ids: set[int] = set()  # indices of choices whose prompt's ids were sent
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
-        """Nothing for a first delta without text: completions have no role to tell."""
+        """Return no chunk for a first delta without text: completions have no role to send."""
         parts = delta.split() if delta.text or delta.finish_reason else []
-        return [(self.whole(part), {}) for part in parts]
+        return [(self.full(part), {}) for part in parts]
 
-    def whole(self, delta: Delta) -> Mapping[str, object]:
+    def full(self, delta: Delta) -> Mapping[str, object]:
         choice: dict[str, object] = {
             "index": delta.index,
             "text": delta.text,
@@ -51,7 +51,7 @@ class CompletionFormat:
         return dict(completion_logprobs(delta.positions, self._tokenizer))
 
     def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
-        """Once per choice."""
+        """Return the prompt's ids at the first call for a choice, then nothing."""
         if index in self._has_prompt_ids:
             return {}
         self._has_prompt_ids.add(index)

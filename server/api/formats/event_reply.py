@@ -1,44 +1,44 @@
-"""What Responses and Messages share: a chat's chunks become events, which name their type, and build a whole."""
+"""The common part of Responses and Messages: chat chunks become named events, which build up one full reply."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from server.generation.generation import Usage
+from server.generation.usage import Usage
 
 Event = dict[str, Any]
 
 
-class TypedReply(ABC):
-    """One endpoint's reply. Feed it chat chunks, or a whole choice, in order; what they make is its own."""
+class EventReply(ABC):
+    """The reply of one endpoint. Feed it the choices of chat chunks, or one full choice, in order."""
 
     @abstractmethod
     def begin(self, usage: Usage) -> list[Event]:
-        """Before anything else."""
+        """Return the events before the first chunk."""
 
     def chunk(self, choice: Mapping[str, Any]) -> list[Event]:
-        """A chunk's choice, or a whole one."""
+        """Return the events of a chunk's choice, or of a full choice."""
         added = choice.get("delta") or choice.get("message") or {}
         events: list[Event] = []
         if added.get("content"):
-            events += self._text(added["content"])
+            events += self._add_text(added["content"])
         for call in added.get("tool_calls") or []:
-            events += self._call(call)
+            events += self._add_call(call)
         if choice.get("finish_reason"):
-            self._ended(choice)
+            self._finish(choice)
         return events
 
     @abstractmethod
     def end(self, usage: Usage) -> list[Event]:
-        """After everything else."""
+        """Return the events after the last chunk."""
 
     @abstractmethod
-    def _text(self, text: str) -> list[Event]: ...
+    def _add_text(self, text: str) -> list[Event]: ...
 
     @abstractmethod
-    def _call(self, call: Mapping[str, Any]) -> list[Event]:
-        """A call's beginning, which has its id, or more of its arguments."""
+    def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
+        """Add the start of a call, which has its id, or more of its arguments."""
 
     @abstractmethod
-    def _ended(self, choice: Mapping[str, Any]) -> None:
-        """The choice tells why it ends."""
+    def _finish(self, choice: Mapping[str, Any]) -> None:
+        """Record the choice's finish reason."""

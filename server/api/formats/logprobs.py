@@ -1,4 +1,4 @@
-"""Log probabilities in the API's two shapes: the completions' parallel arrays, and the chat's list of entries."""
+"""Log probabilities in two formats: parallel arrays for completions, and a list of entries for chat."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypedDict
@@ -10,14 +10,14 @@ MIN_LOGPROB = -9999.0  # JSON has no -Infinity
 
 
 class TokenTexts(Protocol):
-    """How a token is spelled: server.tokenizer.Tokenizer."""
+    """Texts and bytes of tokens: server.tokenizer.tokenizer.Tokenizer."""
 
     def token_text(self, token_id: int) -> str: ...
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
 class CompletionLogprobs(TypedDict):
-    """Entry i of each array belongs to token i, echoed prompt tokens included."""
+    """Parallel arrays: entry i belongs to token i, including echoed prompt tokens."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -34,19 +34,19 @@ class TopLogprob(TypedDict):
 
 
 class ChatTokenLogprobs(TopLogprob):
-    """The token that was sampled, and the likeliest ones."""
+    """The sampled token, and the most likely tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(TypedDict):
-    """One entry per generated token."""
+    """List of one entry per generated token."""
 
     content: list[ChatTokenLogprobs]
 
 
 def completion_logprobs(positions: Sequence[Position], texts: TokenTexts) -> CompletionLogprobs:
-    """The legacy shape. The first token of a prompt, which nothing predicts, has null."""
+    """Return the arrays of completions. The first token of a prompt has null, because it has no prediction."""
     entries = [position.logprobs for position in positions]
     return {
         "tokens": [texts.token_text(position.token_id) for position in positions],
@@ -57,13 +57,16 @@ def completion_logprobs(positions: Sequence[Position], texts: TokenTexts) -> Com
 
 
 def chat_logprobs(positions: Sequence[Position], texts: TokenTexts) -> ChatLogprobs:
-    """The chat shape; `positions` have logprobs, since a chat's prompt is never echoed."""
+    """Return the entries of chat. All `positions` have logprobs, since a chat's prompt is never echoed."""
     entries = [position.logprobs for position in positions if position.logprobs]
     return {"content": [_chat_entry(entry, texts) for entry in entries]}
 
 
 def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
-    """The likeliest tokens and the one that stands there. Of two tokens spelled alike the likelier one counts."""
+    """Map texts to logprobs, of the most likely tokens and of the token itself.
+
+    If two tokens have the same text, the likelier one counts.
+    """
     by_text: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
         by_text.setdefault(texts.token_text(token_id), _finite(logprob))

@@ -1,4 +1,4 @@
-"""A chat's reply as OpenAI's Responses has it: one response of output items, or the events that build it.
+"""A chat's reply in the format of OpenAI's Responses: one response of output items, or the events that build it.
 
 Works on the choices that /v1/chat/completions would send, and knows nothing of tokens.
 """
@@ -6,18 +6,18 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.formats.event_reply import Event, TypedReply
-from server.generation.generation import Usage, expert_tokens
+from server.api.formats.event_reply import Event, EventReply
+from server.generation.usage import Usage, expert_tokens
 from server.schemas.responses import ResponsesRequest
 
 
-class ResponsesReply(TypedReply):
-    """What the chunks make is `response`."""
+class ResponsesReply(EventReply):
+    """Builds `response` from the chunks of a chat."""
 
     def __init__(self, response_id: str, created_s: int, request: ResponsesRequest) -> None:
         self._id = response_id
         self._num_events = 0
-        self._is_open = False  # the last output item still grows
+        self._is_open = False  # true while the last output item is incomplete
         self.response: Event = {
             "id": response_id,
             "object": "response",
@@ -31,35 +31,38 @@ class ResponsesReply(TypedReply):
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "truncation": "disabled",
-            **_asked(request),
+            **_repeated_fields(request),
         }
 
     def begin(self, usage: Usage) -> list[Event]:
-        told = {**self.response, "output": []}
-        return [self._event("response.created", response=told), self._event("response.in_progress", response=told)]
+        empty = {**self.response, "output": []}
+        return [self._event("response.created", response=empty), self._event("response.in_progress", response=empty)]
 
     def end(self, usage: Usage) -> list[Event]:
-        """There is always an item, if only an empty text."""
+        """Return the last events. A response always has an item, even if its text is empty."""
         events = self._close() if self.response["output"] else [*self._open_text(), *self._close()]
         self.response["status"] = "incomplete" if self.response["incomplete_details"] else "completed"
         self.response["usage"] = _usage(usage)
         return [*events, self._event(f"response.{self.response['status']}", response=self.response)]
 
     def error(self, error: Mapping[str, str | None]) -> Event:
-        """The last event of a stream that fails. Clients look for `error`, the documentation has its fields beside."""
+        """Return the last event of a failed stream.
+
+        Clients read the object `error`; OpenAI's documentation has its fields at the top. The event has both.
+        """
         return self._event("error", **{**error, "error": error})
 
-    def _ended(self, choice: Mapping[str, Any]) -> None:
+    def _finish(self, choice: Mapping[str, Any]) -> None:
         if choice["finish_reason"] == "length":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
-    def _text(self, text: str) -> list[Event]:
+    def _add_text(self, text: str) -> list[Event]:
         is_open = self._is_open and self._item["type"] == "message"
         events = [] if is_open else [*self._close(), *self._open_text()]
         self._item["content"][0]["text"] += text
         return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=[])]
 
-    def _call(self, call: Mapping[str, Any]) -> list[Event]:
+    def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
         function = call["function"]
         events: list[Event] = []
         if "id" in call:
@@ -127,8 +130,8 @@ class ResponsesReply(TypedReply):
         return event
 
 
-def _asked(request: ResponsesRequest) -> Event:
-    """What the reply repeats of the request."""
+def _repeated_fields(request: ResponsesRequest) -> Event:
+    """Return the request's fields that the reply repeats."""
     format_ = request.text.format if request.text else None
     text = format_.model_dump(by_alias=True, exclude_none=True) if format_ else {"type": "text"}
     return {
@@ -139,7 +142,7 @@ def _asked(request: ResponsesRequest) -> Event:
         "top_p": request.top_p,
         "text": {"format": text},
         "tools": [tool.model_dump(exclude_none=True) for tool in request.tools],
-        "tool_choice": request.tool_choice.told if request.tool_choice else "auto",
+        "tool_choice": request.tool_choice.repeated if request.tool_choice else "auto",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "metadata": request.metadata,
         "user": request.user,

@@ -1,4 +1,4 @@
-"""A generation as an HTTP reply: the envelope that all its parts share, and the two ways to send them."""
+"""A generation as an HTTP reply: the envelope that all parts of a reply share, and the two ways to send them."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -9,7 +9,6 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from engine.messages import Ready
 from server.generation.choice import Delta, merge_deltas
 from server.generation.generation import Generation
 from server.http.disconnect import unless_disconnected
@@ -17,76 +16,78 @@ from server.http.sse import KEEP_ALIVE_S, EventStream
 from server.schemas import GenerationRequest, StreamOptions
 
 
+class ReplyFormat(Protocol):
+    """The format of choices at one endpoint."""
+
+    stream_object: str  # value of `object` in chunks
+    full_object: str  # value of `object` in a full reply
+    text_only_stream: bool  # a delta with only text makes one chunk, and such chunks differ only in the text
+
+    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
+        """Return the chunks of a delta: of each its choice, and its fields outside `choices`."""
+        ...
+
+    def full(self, delta: Delta) -> Mapping[str, object]:
+        """Return a complete choice."""
+        ...
+
+    def extra_fields(self) -> Mapping[str, object]:
+        """Return the fields of a full reply outside `choices`."""
+        ...
+
+
 class Envelope:
-    """What every chunk of a stream, or the whole reply, has around its choices."""
+    """The fields around the choices, which are the same in every chunk of a stream."""
 
     def __init__(self, fields: Mapping[str, str | int]) -> None:
         self._fields = dict(fields)
         self._prefix = orjson.dumps(self._fields)[:-1]
 
     def chunk(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
-        """One chunk's JSON. The fields that never change were rendered once."""
+        """Return one chunk's JSON. The constant fields are rendered once."""
         return self._prefix + b"," + orjson.dumps({"choices": choices, **more})[1:]
 
-    def whole(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
-        """The whole reply's JSON."""
+    def full(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
+        """Return a full reply's JSON."""
         return orjson.dumps({**self._fields, "choices": choices, **more})
 
 
 class TextChunks:
-    """The chunks of deltas that are only text, which is most of a stream: each choice's is rendered once, and cut where
-    the text stands."""
+    """Chunks of deltas that have only text, which are most of a stream.
 
-    MARK = "\0"  # stands in no id, no name and no fingerprint
+    Each choice's chunk is rendered once and cut at the place of the text.
+    """
 
-    def __init__(self, layout: "ReplyFormat", envelope: Envelope, more: Mapping[str, object]) -> None:
-        """`more`: what every chunk has beside its choices."""
+    MARK = "\0"  # occurs in no id, model name or fingerprint
+
+    def __init__(self, layout: ReplyFormat, envelope: Envelope, more: Mapping[str, object]) -> None:
+        """`more`: fields of every chunk outside `choices`."""
         self._layout = layout
         self._envelope = envelope
         self._more = more
         self._pieces: dict[int, tuple[bytes, bytes]] = {}  # by choice
 
     def chunk(self, delta: Delta) -> bytes:
-        """One chunk's JSON, equal to what Envelope.chunk gives."""
+        """Return one chunk's JSON, byte for byte that of Envelope.chunk."""
         before, after = self._pieces.get(delta.index) or self._cut(delta.index)
         return before + orjson.dumps(delta.text) + after
 
     def _cut(self, index: int) -> tuple[bytes, bytes]:
-        [(choice, beside)] = self._layout.chunks(Delta(index, text=self.MARK))
-        before, _, after = self._envelope.chunk([choice], {**beside, **self._more}).partition(orjson.dumps(self.MARK))
+        [(choice, extra)] = self._layout.chunks(Delta(index, text=self.MARK))
+        before, _, after = self._envelope.chunk([choice], {**extra, **self._more}).partition(orjson.dumps(self.MARK))
         self._pieces[index] = before, after
         return before, after
 
 
-def common_fields(prefix: str, http_id: str, model: str, ready: Ready, seed: int) -> dict[str, str | int]:
-    """What all parts of a reply carry: the same id, time, model, numerics and seed."""
+def common_fields(prefix: str, generation: Generation, model: str, fingerprint: str) -> dict[str, str | int]:
+    """Return the envelope's fields: the same id, time, model, numerics and seed in all parts of a reply."""
     return {
-        "id": f"{prefix}-{http_id}",
+        "id": f"{prefix}-{generation.http_id}",
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": ready.fingerprint,
-        "seed": seed,
+        "system_fingerprint": fingerprint,
+        "seed": generation.seed,
     }
-
-
-class ReplyFormat(Protocol):
-    """One endpoint's shape of a choice."""
-
-    stream_object: str
-    whole_object: str
-    text_only_stream: bool  # what is only text makes one chunk, in which nothing but the text differs
-
-    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
-        """The chunks that tell a delta: each one's choice, and its fields beside `choices`."""
-        ...
-
-    def whole(self, delta: Delta) -> Mapping[str, object]:
-        """A choice with everything in it."""
-        ...
-
-    def extra_fields(self) -> Mapping[str, object]:
-        """The whole reply's fields beside `choices`."""
-        ...
 
 
 async def respond(
@@ -97,13 +98,13 @@ async def respond(
     fields: Mapping[str, str | int],
     headers: Mapping[str, str],
 ) -> Response:
-    """The reply as the request wants it. A whole one is complete when this returns, a stream has not begun."""
+    """Return a full reply, which is complete then, or a stream, which has not begun, as the request asks."""
     if request.stream:
         envelope = Envelope({**fields, "object": layout.stream_object})
         options = request.stream_options or StreamOptions()
         return EventStream(_stream(generation, layout, envelope, options, request.expert_usage), headers)
-    envelope = Envelope({**fields, "object": layout.whole_object})
-    body = await unless_disconnected(http.receive, _whole(generation, layout, envelope))
+    envelope = Envelope({**fields, "object": layout.full_object})
+    body = await unless_disconnected(http.receive, _full(generation, layout, envelope))
     return Response(body, headers=dict(headers), media_type="application/json")
 
 
@@ -115,22 +116,22 @@ async def _stream(
     texts = TextChunks(layout, envelope, no_usage) if layout.text_only_stream and not usage_per_chunk else None
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            if texts is not None and all(delta.is_text_alone for delta in deltas):
+            if texts is not None and all(delta.is_text_only for delta in deltas):
                 yield list(map(texts.chunk, deltas))
                 continue
             more = {"usage": generation.usage()} if usage_per_chunk else no_usage
             chunks = [chunk for delta in deltas for chunk in layout.chunks(delta)]
             if chunks or not deltas:
-                yield [envelope.chunk([choice], {**beside, **more}) for choice, beside in chunks]
+                yield [envelope.chunk([choice], {**extra, **more}) for choice, extra in chunks]
     if options.include_usage or expert_usage:
         yield [envelope.chunk([], {"usage": generation.final_usage()})]
 
 
-async def _whole(generation: Generation, layout: ReplyFormat, envelope: Envelope) -> bytes:
+async def _full(generation: Generation, layout: ReplyFormat, envelope: Envelope) -> bytes:
     deltas_of: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
-    choices = [layout.whole(merge_deltas(deltas)) for deltas in deltas_of]
-    return envelope.whole(choices, {**layout.extra_fields(), "usage": generation.final_usage()})
+    choices = [layout.full(merge_deltas(deltas)) for deltas in deltas_of]
+    return envelope.full(choices, {**layout.extra_fields(), "usage": generation.final_usage()})

@@ -1,4 +1,4 @@
-"""Tool calls in OpenAI's shape, of whole choices and of chunks."""
+"""Tool calls in OpenAI's format, in full messages and in chunks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,57 +9,57 @@ from server.tools.call_parser import CallPart, ToolCallParser
 
 
 class ToolCallFormatter:
-    """The calls of all choices of one reply."""
+    """Formats the tool calls of all choices of one reply."""
 
     def __init__(self, http_id: str) -> None:
         self._http_id = http_id
-        self._readers: dict[int, ToolCallParser] = {}
-        self._untold: dict[int, Delta] = {}  # tokens that showed nothing yet
+        self._parsers: dict[int, ToolCallParser] = {}  # by choice
+        self._unsent: dict[int, Delta] = {}  # by choice: tokens that have not shown any text or call yet
 
     def pieces(self, part: Delta) -> list[tuple[Delta, Mapping[str, object]]]:
-        """A part of a stream as its chunks: of each one the delta that it comes from, and what it adds."""
-        reader = self._readers.setdefault(part.index, ToolCallParser())
-        words, parts = reader.push(part.text)
+        """Return the chunks of one part of a stream: each with the delta that it carries and the new message fields."""
+        parser = self._parsers.setdefault(part.index, ToolCallParser())
+        words, parts = parser.push(part.text)
         if part.finish_reason is not None:
-            words += reader.finish()
+            words += parser.finish()
         added: list[Mapping[str, object]] = [{"content": words}] if words else []
         added += [{"tool_calls": [self._chunk(part.index, call)]} for call in parts]
-        told = self._with_untold(part)
+        carried = self._with_unsent(part)
         if not added and part.finish_reason is None:
-            self._untold[part.index] = told
+            self._unsent[part.index] = carried
             return []
         if not added:
-            return [(_ended(replace(told, text=""), part, reader), {})]
-        first = replace(told, text="", finish_reason=None, stop_reason=None)
+            return [(_ended(replace(carried, text=""), part, parser), {})]
+        first = replace(carried, text="", finish_reason=None, stop_reason=None)
         pieces = [(first, added[0]), *((Delta(part.index), one) for one in added[1:])]
         if part.finish_reason is not None:
-            pieces.append((_ended(Delta(part.index), part, reader), {}))
+            pieces.append((_ended(Delta(part.index), part, parser), {}))
         return pieces
 
-    def whole(self, delta: Delta) -> tuple[Delta, Mapping[str, object]]:
-        """A choice's ending and its message."""
-        reader = ToolCallParser()
-        words, parts = reader.push(delta.text)
-        words += reader.finish()
-        if not reader.num_calls:
+    def full(self, delta: Delta) -> tuple[Delta, Mapping[str, object]]:
+        """Return a complete choice's delta, with the finish reason that its calls imply, and its message."""
+        parser = ToolCallParser()
+        words, parts = parser.push(delta.text)
+        words += parser.finish()
+        if not parser.num_calls:
             return delta, {"role": "assistant", "content": words, "refusal": None}
-        calls = [self._call(delta.index, parts, index) for index in range(reader.num_calls)]
+        calls = [self._call(delta.index, parts, index) for index in range(parser.num_calls)]
         message = {"role": "assistant", "content": words or None, "refusal": None, "tool_calls": calls}
-        return _ended(delta, delta, reader), message
+        return _ended(delta, delta, parser), message
 
-    def _with_untold(self, part: Delta) -> Delta:
-        untold = self._untold.pop(part.index, None)
-        if untold is None:
+    def _with_unsent(self, part: Delta) -> Delta:
+        unsent = self._unsent.pop(part.index, None)
+        if unsent is None:
             return part
         return replace(
             part,
-            token_ids=untold.token_ids + part.token_ids,
-            positions=untold.positions + part.positions,
-            routing=untold.routing + part.routing,
+            token_ids=unsent.token_ids + part.token_ids,
+            positions=unsent.positions + part.positions,
+            routing=unsent.routing + part.routing,
         )
 
     def _chunk(self, choice_index: int, part: CallPart) -> Mapping[str, object]:
-        """The first of a call has all its keys, later ones the arguments alone: clients add them up."""
+        """Return a call's first chunk with all keys, later ones with the arguments only: clients concatenate them."""
         if part.name is None:
             return {"index": part.index, "function": {"arguments": part.arguments}}
         function = {"name": part.name, "arguments": ""}
@@ -74,7 +74,7 @@ class ToolCallFormatter:
         return short_id(f"{self._http_id} {choice_index} {index}")
 
 
-def _ended(delta: Delta, part: Delta, reader: ToolCallParser) -> Delta:
-    """The delta with the end of `part`: `tool_calls` where the calls are whole; a limit or a stop string says so."""
-    has_calls = reader.is_complete and part.finish_reason == "stop"
+def _ended(delta: Delta, part: Delta, parser: ToolCallParser) -> Delta:
+    """Return `delta` with the end of `part`: `tool_calls` if the calls are complete, else the part's own reason."""
+    has_calls = parser.is_complete and part.finish_reason == "stop"
     return replace(delta, finish_reason="tool_calls" if has_calls else part.finish_reason, stop_reason=part.stop_reason)

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation gets its next message."""
+"""POST /v1/chat/completions: generate the next message of a conversation."""
 
 import time
 
@@ -17,9 +17,9 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions")
 async def chat_completions(http: HttpRequest) -> Response:
-    """Answers with a message per choice."""
+    """Reply with a message per choice."""
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await prepare_chat(http, request, arrival_s)
-    return await respond(http, request, turn.generation, turn.layout, turn.fields, turn.headers_beside(headers))
+    return await respond(http, request, turn.generation, turn.layout, turn.fields, turn.add_to_headers(headers))

@@ -9,12 +9,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.types import ExpertReport, LayerExperts
-from server.api.request_body import ignoring
+from server.api.request_body import add_ignored_params
 from server.api.routes import READ
 from server.engine_client.output_collector import EngineDied
 from server.errors import ApiError, unavailable
 from server.event_loop import INLINE_CHARS, off_loop
-from server.generation.state import LOADING_RETRY_S, ServerState, state_of
+from server.generation.admission import LOADING_RETRY_S
+from server.generation.state import ServerState, state_of
 from server.observability.expert_load import WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
 from server.tokenizer.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ async def experts(http: HttpRequest) -> Response:
     """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
     window_s = _window_s(http.query_params.get("window"))
     response = await _answer(state_of(http), window_s)
-    response.headers.update(ignoring({}, fit_for_header(http.query_params.keys() - {"window"})))
+    response.headers.update(add_ignored_params({}, fit_for_header(http.query_params.keys() - {"window"})))
     return response
 
 
@@ -61,7 +62,7 @@ async def _answer(state: ServerState, window_s: float | None, *, reset: bool = F
     try:
         report = await state.engine.experts(window_s, reset=reset)
     except EngineDied:
-        raise state.refusal() or unavailable("engine_dead", LOADING_RETRY_S) from None
+        raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
     num_tokens = sum(len(top) for layer in report.layers for top in layer.top_tokens)
     heavy = num_tokens > INLINE_CHARS
     return JSONResponse(await off_loop(lambda: _body(report, window_s, texts.tokenizer), heavy=heavy))

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages, as a translation of chat."""
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages, translated to chat."""
 
 import time
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.chat_translation import chat_of, chat_turn, json_response, stream, whole
+from server.api.chat_translation import complete, json_response, prepare_translated, stream, to_chat_request
 from server.api.chat_turn import render_prompt
 from server.api.formats.anthropic_messages import MessagesReply
 from server.api.request_body import read_request
@@ -32,24 +32,24 @@ router = APIRouter()
 
 @router.post("/v1/messages")
 async def messages(http: HttpRequest) -> Response:
-    """Answers with a message of content blocks."""
+    """Reply with a message of content blocks."""
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, MessagesRequest)
-    turn = await chat_turn(http, request, arrival_s, RENAMED)
+    turn = await prepare_translated(http, request, arrival_s, RENAMED)
     reply = MessagesReply(f"msg_{http.state.request_id}", request.model)
     if request.stream:
         return stream(turn, reply, headers, ANTHROPIC)
-    await whole(http, turn, reply)
+    await complete(http, turn, reply)
     return json_response(reply.message, turn, headers)
 
 
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(http: HttpRequest) -> Response:
-    """How many tokens the prompt of such a message has."""
+    """Reply with the number of prompt tokens that the same request to /v1/messages has."""
     state = state_of(http)
     request, headers = await read_request(http, CountTokensRequest)
-    chat = await chat_of(http, request, RENAMED)
+    chat = await to_chat_request(http, request, RENAMED)
     state.check_model(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")

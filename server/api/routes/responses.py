@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's Responses, as a translation of chat."""
+"""POST /v1/responses: OpenAI's Responses, translated to chat."""
 
 import time
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.api.chat_translation import chat_turn, json_response, stream, whole
+from server.api.chat_translation import complete, json_response, prepare_translated, stream
 from server.api.formats.openai_responses import ResponsesReply
 from server.api.request_body import read_request
 from server.errors import ApiError
@@ -27,15 +27,15 @@ router = APIRouter()
 
 @router.post("/v1/responses")
 async def responses(http: HttpRequest) -> Response:
-    """Answers with a list of items: a message, or calls of functions."""
+    """Reply with a list of items: a message, or function calls."""
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ResponsesRequest)
-    turn = await chat_turn(http, request, arrival_s, RENAMED)
+    turn = await prepare_translated(http, request, arrival_s, RENAMED)
     reply = ResponsesReply(f"resp_{http.state.request_id}", int(turn.fields["created"]), request)
     if request.stream:
         return stream(turn, reply, headers, EventFormat(b"", b"", lambda error: _error_event(reply, error)))
-    await whole(http, turn, reply)
+    await complete(http, turn, reply)
     return json_response(reply.response, turn, headers)
 
 

@@ -63,4 +63,4 @@ def test_the_command_ends_with_code_2_and_one_line(good: Path, tmp_path: Path) -
     warned = [
         part for (part, _, _), (_, lines) in zip(starts, ends, strict=True) if "WARNING: anyone" in " ".join(lines)
     ]
-    assert warned == ["no tokenizer"]  # B-097: the one that listens everywhere, without a key
+    assert warned == ["no tokenizer"]  # the one that listens everywhere, without a key

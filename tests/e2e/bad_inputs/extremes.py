@@ -1,4 +1,4 @@
-"""Legal values at their edges, of which every two of different parameters are tried together: row B-06B."""
+"""Legal values at their edges, of which every two of different parameters are tried together."""
 
 from typing import Any
 

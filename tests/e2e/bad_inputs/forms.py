@@ -1,4 +1,4 @@
-"""Forms of an answer that cannot be followed: rows B-065 and B-066."""
+"""Response formats that cannot be followed."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def formed(**outputs: Any) -> Body:
 
 
 FORM_ROWS: dict[str, Row] = {
-    "B-066 a large form, times the choices": Row(
+    "a large form, times the choices": Row(
         (COMPLETIONS,),
         [
             ({"prompt": ["a"] * 128, "n": 8, **form}, VALUE, next(iter(form)))
@@ -91,7 +91,7 @@ FORM_ROWS: dict[str, Row] = {
             )
         ],
     ),
-    "B-065 response_format": Row(
+    "response_format": Row(
         OPENAI,
         [
             *each(FORMAT, [5, "Zebra", []], TYPE),
@@ -119,7 +119,7 @@ FORM_ROWS: dict[str, Row] = {
             (with_schema(DEEP), "invalid_json", None),
         ],
     ),
-    "B-066 structured_outputs": Row(
+    "structured_outputs": Row(
         OPENAI,
         [
             *each("structured_outputs", [5, "Zebra", []], TYPE),

@@ -1,4 +1,4 @@
-"""Parameters and models: rows B-050 to B-072, and what has no row."""
+"""Parameters and models."""
 
 from tests.e2e.bad_inputs.rows import (
     ABOVE,
@@ -34,31 +34,31 @@ from tests.e2e.bad_inputs.rows import (
 from tests.support.running import MODEL
 
 PARAMETER_ROWS: dict[str, Row] = {
-    "B-050 n": Row(OPENAI, integers("n", 1, 8)),
-    "B-051 temperature": Row(GENERATING, numbers("temperature", [-0.1, -5e-324], [2.01, 1e300, 10**18])),
-    "B-052 top_p": Row(GENERATING, numbers("top_p", [0, -0.0, -1], [1.0001, 1e300])),
-    "B-053 top_k": Row(GENERATING, [*integers("top_k", -1, None)]),
-    "B-054 min_p": Row(OPENAI, numbers("min_p", [-5e-324, -1], [1.0001, 1e308])),
-    "B-054 frequency_penalty": Row(OPENAI, numbers("frequency_penalty", [-2.01], [2.01, 1e308])),
-    "B-054 presence_penalty": Row(OPENAI, numbers("presence_penalty", [-2.01], [2.01, 1e308])),
-    "B-054 repetition_penalty": Row(OPENAI, numbers("repetition_penalty", [0, -0.0, -1], [2.01, 1e308])),
-    "B-056 max_tokens": Row(
+    "n": Row(OPENAI, integers("n", 1, 8)),
+    "temperature": Row(GENERATING, numbers("temperature", [-0.1, -5e-324], [2.01, 1e300, 10**18])),
+    "top_p": Row(GENERATING, numbers("top_p", [0, -0.0, -1], [1.0001, 1e300])),
+    "top_k": Row(GENERATING, [*integers("top_k", -1, None)]),
+    "min_p": Row(OPENAI, numbers("min_p", [-5e-324, -1], [1.0001, 1e308])),
+    "frequency_penalty": Row(OPENAI, numbers("frequency_penalty", [-2.01], [2.01, 1e308])),
+    "presence_penalty": Row(OPENAI, numbers("presence_penalty", [-2.01], [2.01, 1e308])),
+    "repetition_penalty": Row(OPENAI, numbers("repetition_penalty", [0, -0.0, -1], [2.01, 1e308])),
+    "max_tokens": Row(
         (CHAT, MESSAGES),
         [*each("max_tokens", NO_INT, TYPE), *each("max_tokens", [0, -1], BELOW), *each("max_tokens", [2**70], ABOVE)],
     ),
-    "B-056 max_tokens of completions": Row((COMPLETIONS,), integers("max_tokens", 0, None)),
-    "B-056 max_completion_tokens": Row(
+    "max_tokens of completions": Row((COMPLETIONS,), integers("max_tokens", 0, None)),
+    "max_completion_tokens": Row(
         (CHAT,),
         [
             *integers("max_completion_tokens", 1, None),
             ({"max_completion_tokens": 3}, VALUE, "max_completion_tokens"),  # max_tokens says 2
         ],
     ),
-    "B-056 max_output_tokens": Row((RESPONSES,), integers("max_output_tokens", 1, None)),
-    "B-057 min_tokens": Row(OPENAI, [*integers("min_tokens", 0, None), *each("min_tokens", [3, 2**63 - 1], VALUE)]),
-    "B-058 seed": Row(GENERATING, integers("seed", -(2**63), 2**63 - 1)),
-    "B-059 logprobs": Row((COMPLETIONS,), [*integers("logprobs", 0, 20), *each("logprobs", [VOCAB, VOCAB - 1], ABOVE)]),
-    "B-059 top_logprobs": Row(
+    "max_output_tokens": Row((RESPONSES,), integers("max_output_tokens", 1, None)),
+    "min_tokens": Row(OPENAI, [*integers("min_tokens", 0, None), *each("min_tokens", [3, 2**63 - 1], VALUE)]),
+    "seed": Row(GENERATING, integers("seed", -(2**63), 2**63 - 1)),
+    "logprobs": Row((COMPLETIONS,), [*integers("logprobs", 0, 20), *each("logprobs", [VOCAB, VOCAB - 1], ABOVE)]),
+    "top_logprobs": Row(
         (CHAT,),
         [
             *[({"logprobs": True, **change}, code, param) for change, code, param in integers("top_logprobs", 0, 20)],
@@ -66,7 +66,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("logprobs", NO_BOOL, TYPE),
         ],
     ),
-    "B-060 stop": Row(
+    "stop": Row(
         OPENAI,
         [
             *each("stop", ["", [""], ["a", ""]], NO_TEXT),
@@ -75,7 +75,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("stop", [[None], [["a"]], [5], 5, {}, True, ["a", {}]], TYPE),
         ],
     ),
-    "B-062 stop_token_ids": Row(
+    "stop_token_ids": Row(
         OPENAI,
         [
             *each("stop_token_ids", [[VOCAB], [2**63 - 1]], ABOVE),
@@ -84,7 +84,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("stop_token_ids", [5, "5", {}, *[[value] for value in NO_ID]], TYPE),
         ],
     ),
-    "B-064 allowed_token_ids": Row(
+    "allowed_token_ids": Row(
         OPENAI,
         [
             *each("allowed_token_ids", [[]], NO_ITEM),
@@ -94,7 +94,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             ({"allowed_token_ids": [2], "min_tokens": 1}, VALUE, "allowed_token_ids"),
         ],
     ),
-    "B-064 bad_words": Row(
+    "bad_words": Row(
         OPENAI,
         [
             *each("bad_words", [[""]], NO_TEXT),
@@ -103,7 +103,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("bad_words", ["Zebra", 5, {}, [None], [5], [["a"]]], TYPE),
         ],
     ),
-    "B-064 logit_bias": Row(
+    "logit_bias": Row(
         OPENAI,
         [
             *[
@@ -132,7 +132,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("logit_bias", [[], [[5, 1]], 5, "Zebra"], TYPE),
         ],
     ),
-    "B-064 lists of ids, times the choices": Row(
+    "lists of ids, times the choices": Row(
         (COMPLETIONS,),
         [
             ({"prompt": ["a"] * 128, "n": 8, **change}, TOO_MANY, next(iter(change)))
@@ -143,7 +143,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             )
         ],
     ),
-    "B-067 stream_options": Row(
+    "stream_options": Row(
         OPENAI,
         [
             *each("stream_options", [5, "Zebra", []], TYPE),
@@ -155,7 +155,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             ],
         ],
     ),
-    "B-068 user, cache_salt": Row(
+    "user, cache_salt": Row(
         OPENAI,
         [
             *each("user", NO_TEXT_TYPE, TYPE),
@@ -164,7 +164,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("cache_salt", ["Zebra" * 103], TOO_LONG),
         ],
     ),
-    "B-068 metadata": Row(
+    "metadata": Row(
         (RESPONSES,),
         [
             *each("metadata", [{f"k{number}": "v" for number in range(1000)}], TOO_MANY),
@@ -209,7 +209,7 @@ PARAMETER_ROWS: dict[str, Row] = {
     "switches of completions": Row(
         (COMPLETIONS,), [*each("echo", NO_BOOL, TYPE), *each("add_special_tokens", NO_BOOL, TYPE)]
     ),
-    "B-070 model": Row(
+    "model": Row(
         GENERATING,
         [
             *each("model", [..., None, ""], MISSING),
@@ -217,7 +217,7 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("model", ["Zebra" * 200_000], TOO_LONG),
         ],
     ),
-    "B-071, B-072 models that are not served": Row(
+    "models that are not served": Row(
         EVERYWHERE,
         each(
             "model",

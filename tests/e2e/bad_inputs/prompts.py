@@ -1,4 +1,4 @@
-"""Prompts and messages: rows B-036 to B-04J."""
+"""Prompts and messages."""
 
 from tests.e2e.bad_inputs.rows import (
     ABOVE,
@@ -30,15 +30,15 @@ from tests.e2e.bad_inputs.rows import (
 M0 = "messages[0]"
 
 PROMPT_ROWS: dict[str, Row] = {
-    "B-036 a number beyond a double, in a field of another type": Row(
+    "a number beyond a double, in a field of another type": Row(
         EVERYWHERE, [({"model": 10**30}, ABOVE, "model"), ({"model": -(10**30)}, BELOW, "model")]
     ),
-    "B-03A an unknown field beyond 64 bits": Row(EVERYWHERE, [({"temprature": 2**63}, ABOVE, "temprature")]),
-    "B-040 prompts": Row(
+    "an unknown field beyond 64 bits": Row(EVERYWHERE, [({"temprature": 2**63}, ABOVE, "temprature")]),
+    "prompts": Row(
         (COMPLETIONS,),
         [*each("prompt", [["a"] * 129, [[1]] * 129], TOO_MANY), *each("prompt", [[5] * 300_000], CONTEXT_CODE)],
     ),
-    "B-041 empty prompts": Row(
+    "empty prompts": Row(
         (COMPLETIONS,),
         [
             *each("prompt", ["", [""], ["a", ""]], NO_TEXT),
@@ -46,7 +46,7 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("prompt", [None, ...], MISSING),
         ],
     ),
-    "B-043 prompts of mixed and other kinds": Row(
+    "prompts of mixed and other kinds": Row(
         (COMPLETIONS,),
         [
             *each("prompt", [5, True, 1.5, {}, ["a", 1], [1, "a"], [[1], "a"], ["a", [1]], [[[1]]], [None]], TYPE),
@@ -55,15 +55,15 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("prompt", [[-1], [[-1]], [-(2**63)]], BELOW),
         ],
     ),
-    "B-044 prompts beyond the context": Row(
+    "prompts beyond the context": Row(
         (COMPLETIONS,),
         each("prompt", [[5] * (CONTEXT - 1), [5] * CONTEXT, ["a", "word " * 3000]], CONTEXT_CODE),
     ),
-    "B-046 prompt and completion beyond the context": Row(
+    "prompt and completion beyond the context": Row(
         OPENAI,
         [({"max_tokens": limit}, CONTEXT_CODE, None) for limit in (CONTEXT, 10**6, 2**31, 2**63 - 1)],
     ),
-    "B-04A no list of messages": Row(
+    "messages that are not a list": Row(
         (CHAT, MESSAGES, COUNT),
         [
             *each("messages", [None, ...], MISSING),
@@ -72,7 +72,7 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("messages", [[HI] * 10_001], TOO_MANY),
         ],
     ),
-    "B-04B messages that are none": Row(
+    "invalid messages": Row(
         (CHAT, MESSAGES, COUNT),
         [
             *[(said(message), TYPE, M0) for message in (None, "Zebra", 5, [], True)],
@@ -85,7 +85,7 @@ PROMPT_ROWS: dict[str, Row] = {
             (said(HI, {"role": "user"}), MISSING, "messages[1].content"),
         ],
     ),
-    "B-04B parts that are none": Row(
+    "invalid parts": Row(
         (CHAT,),
         [
             *[(parts(part), TYPE, f"{M0}.content[0]") for part in (None, "Zebra", 5, [])],
@@ -96,7 +96,7 @@ PROMPT_ROWS: dict[str, Row] = {
             (parts({"type": "text", "text": ["Zebra"]}), TYPE, f"{M0}.content[0].text"),
         ],
     ),
-    "B-04C roles": Row(
+    "roles": Row(
         (CHAT, MESSAGES, COUNT),
         [
             (said({"role": role, "content": "x"}), VALUE, f"{M0}.role")
@@ -115,7 +115,7 @@ PROMPT_ROWS: dict[str, Row] = {
             )
         ],
     ),
-    "B-04E media": Row(
+    "images and audio": Row(
         (CHAT,),
         [
             (parts({"type": "text", "text": "x"}, part), "unsupported_value", f"{M0}.content[1].type")
@@ -129,7 +129,7 @@ PROMPT_ROWS: dict[str, Row] = {
             )
         ],
     ),
-    "B-04H what is not offered": Row(
+    "unsupported fields": Row(
         (CHAT,),
         [
             *each("chat_template", ["{{ 'Zebra' }}", ""], UNSUPPORTED),
@@ -141,7 +141,7 @@ PROMPT_ROWS: dict[str, Row] = {
             (said({**HI, "function_call": {}}), UNSUPPORTED, f"{M0}.function_call"),
         ],
     ),
-    "B-04H what neither endpoint offers": Row(
+    "fields that both endpoints refuse": Row(
         OPENAI,
         [
             *each("prompt_embeds", ["Zebra", [1.0]], UNSUPPORTED),
@@ -151,7 +151,7 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("use_beam_search", [True, 0], UNSUPPORTED),
         ],
     ),
-    "B-04I nothing to generate": Row(
+    "nothing to generate": Row(
         (COMPLETIONS,),
         [
             *[
@@ -161,7 +161,7 @@ PROMPT_ROWS: dict[str, Row] = {
             ({"max_tokens": 0, "echo": True, "min_tokens": 1}, VALUE, "min_tokens"),
         ],
     ),
-    "B-04J what generates to throw away": Row(
+    "best_of beyond n": Row(
         (COMPLETIONS,),
         [
             *each("suffix", ["Zebra"], UNSUPPORTED),

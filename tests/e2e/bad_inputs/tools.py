@@ -1,4 +1,4 @@
-"""Tools, and their calls in a conversation: row B-04G."""
+"""Tools, and their calls in a conversation."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def with_tools(*tools: Any) -> Body:
 
 
 TOOL_ROWS: dict[str, Row] = {
-    "B-04G tools": Row(
+    "tools": Row(
         (CHAT,),
         [
             *[({"tools": value}, TYPE, "tools") for value in ("Zebra", {}, 5)],
@@ -68,7 +68,7 @@ TOOL_ROWS: dict[str, Row] = {
             ],
         ],
     ),
-    "B-04G tool_choice": Row(
+    "tool_choice": Row(
         (CHAT,),
         [
             *[
@@ -104,7 +104,7 @@ TOOL_ROWS: dict[str, Row] = {
             ),
         ],
     ),
-    "B-04G calls in a conversation": Row(
+    "calls in a conversation": Row(
         (CHAT,),
         [
             *[

@@ -200,7 +200,9 @@ def test_wrong_bookkeeping_ends_the_engine(plain: Path) -> None:
     engine = load(plain)
     request_id = engine.add([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
     engine.step()
-    engine._engine.scheduler.block_manager.pool.decref(engine._engine.scheduler.unfinished[request_id].block_table)
+    engine._engine.scheduler.block_manager.pool.decref(
+        engine._engine.scheduler.requests.unfinished[request_id].block_table
+    )
     with pytest.raises(FatalEngineError, match="bookkeeping"):
         engine.step()
 

@@ -121,7 +121,7 @@ def test_a_failed_requests_blocks_are_zeros_before_they_are_used_again(checkpoin
     params = SamplingParams(max_tokens=30, ignore_eos=True)
     bad = engine.add(list(range(3, 20)), params)
     engine.step()
-    [sequence] = engine._engine.scheduler.unfinished.values()
+    [sequence] = engine._engine.scheduler.requests.unfinished.values()
     blocks = list(sequence.block_table)
     pool.k[:, blocks[0]] = pool.v[:, blocks[0]] = float("nan")
     outputs = engine.step()
@@ -146,7 +146,7 @@ def test_a_request_that_was_cancelled_before_its_fault_was_seen_leaves_no_fault_
     bad = engine.add(list(range(3, 20)), SamplingParams(max_tokens=30, ignore_eos=True))
     engine.step()
     engine.step()
-    [sequence] = engine._engine.scheduler.unfinished.values()
+    [sequence] = engine._engine.scheduler.requests.unfinished.values()
     pool.k[:, sequence.block_table[0]] = float("nan")
     engine.step()  # launched, and not yet looked at
     engine.abort(bad)

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,10 @@ from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from model.ops.reference.philox import philox4x32, uniforms
+from model.sampling_batch import MIN_TEMPERATURE
+from server.generation.sampling_params import GenerationDefaults, sampling_params
+from server.schemas import CompletionRequest
+from server.schemas.validation import validate
 
 VOCAB = 50
 EOS = 2
@@ -183,8 +188,6 @@ def test_seed_position_prompt_and_choice_each_change_the_draw(ops: Ops) -> None:
 def test_philox_gives_its_published_answers(
     ops: Ops, counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    import numpy as np
-
     words = [np.array([value], dtype=np.uint64) for value in (*counter, *key)]
     got = philox4x32((words[0], words[1], words[2], words[3]), (words[4], words[5]))
     assert tuple(int(word[0]) for word in got) == expected
@@ -194,6 +197,20 @@ def test_greedy_ties_go_to_the_lower_id(ops: Ops) -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [30, 8, 41]] = 1.0
     assert draw(ops, logits, [sequence(temperature=0.0)]) == [8]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 9e-5, MIN_TEMPERATURE, 1.1e-4])
+def test_a_temperature_is_greedy_in_the_api_where_it_is_in_process(ops: Ops, temperature: float) -> None:
+    logits = torch.zeros(20, VOCAB)
+    logits[:, 8] = 1e-5  # at temperature 1e-4 every token is nearly as likely
+    request = validate(CompletionRequest, {"model": "m", "prompt": "a", "temperature": temperature})
+    by_api = [
+        sampling_params(request, max_tokens=1, seed=seed, prompt_index=0, choice_index=0, defaults=GenerationDefaults())
+        for seed in range(20)
+    ]
+    tokens = draw(ops, logits, [sequence(temperature=temperature, seed=seed) for seed in range(20)])
+    assert draw(ops, logits, [sequence(**msgspec.structs.asdict(params)) for params in by_api]) == tokens
+    assert (set(tokens) == {8}) == (temperature < 1e-4)
 
 
 WAYS_TO_DRAW = [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 5, "top_p": 1e-9}]

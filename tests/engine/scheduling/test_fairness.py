@@ -40,7 +40,7 @@ class TenantBench(Bench):
         return request_id
 
     def served(self, tenant: int) -> int:
-        return self.scheduler.tenants.served(tenant)
+        return self.scheduler.fair_share.served(tenant)
 
 
 def waiting(arrival: int, tenant: int = ONE, priority: int = 0) -> Sequence:
@@ -60,7 +60,7 @@ def test_with_one_tenant_the_order_is_priority_then_arrival(seed: int) -> None:
             gone = naive.pop(rng.randrange(len(naive)))[2]
             heapq.heapify(naive)
             gone.status = Status.FINISHED
-            queue.forget(gone)
+            queue.remove(gone)
         for _ in range(rng.randrange(2)):
             if naive:
                 expected = heapq.heappop(naive)[2]
@@ -87,7 +87,7 @@ def test_of_two_that_always_wait_neither_is_served_more_than_the_bound(seed: int
     most = 0
     for _ in range(1500):
         num_waiting = {ONE: 0, OTHER: 0}
-        for sequence in bench.scheduler.waiting:
+        for sequence in bench.scheduler.requests.waiting:
             num_waiting[sequence.tenant] += 1
         if num_waiting[ONE] < 10:
             for _ in range(5):
@@ -107,7 +107,7 @@ def test_a_tenant_that_takes_every_place_does_not_keep_another_waiting() -> None
         bench.ask(ONE, [1, 2, 3], 400)
     for _ in range(5):
         bench.step()
-    assert len(bench.scheduler.running) == share_of_places(16) == 14
+    assert len(bench.scheduler.requests.running) == share_of_places(16) == 14
     for number in range(20):
         short = bench.ask(OTHER, [5, number], 3)
         bench.step()
@@ -115,7 +115,7 @@ def test_a_tenant_that_takes_every_place_does_not_keep_another_waiting() -> None
         for _ in range(2):
             bench.step()
         assert bench.finished[short] == "length"
-    assert sum(sequence.tenant == ONE for sequence in bench.scheduler.running) == 14
+    assert sum(sequence.tenant == ONE for sequence in bench.scheduler.requests.running) == 14
 
 
 def test_a_tenant_that_is_alone_on_a_server_for_several_keeps_one_place_in_eight_free_and_no_more() -> None:
@@ -125,7 +125,7 @@ def test_a_tenant_that_is_alone_on_a_server_for_several_keeps_one_place_in_eight
         bench.ask(ONE, [1, 2, 3], 40)
     bench.step()
     bench.step()
-    assert len(bench.scheduler.running) == 16
+    assert len(bench.scheduler.requests.running) == 16
 
 
 def test_where_places_are_scarce_the_one_served_less_goes_next() -> None:
@@ -186,18 +186,23 @@ def test_under_random_load_of_many_tenants_all_finish_with_their_own_tokens(seed
         if rng.random() < 0.3:
             priority = rng.choice([0, 0, 0, 1, -1])
             bench.ask(rng.randrange(5), random_prompt(rng, 1, 20), rng.randint(1, 15), priority)
-        if rng.random() < 0.05 and bench.scheduler.unfinished:
-            gone = rng.choice(sorted(bench.scheduler.unfinished))
+        if rng.random() < 0.05 and bench.scheduler.requests.unfinished:
+            gone = rng.choice(sorted(bench.scheduler.requests.unfinished))
             bench.scheduler.abort(gone)
             left.add(gone)
-        first = bench.scheduler.running[0] if bench.scheduler.running else None
+        first = bench.scheduler.requests.running[0] if bench.scheduler.requests.running else None
         bench.step()
-        if not ahead and first and bench.scheduler.running and bench.scheduler.running[0].order > first.order:
+        if (
+            not ahead
+            and first
+            and bench.scheduler.requests.running
+            and bench.scheduler.requests.running[0].order > first.order
+        ):
             assert first.status is Status.FINISHED
     bench.run()
     for request_id in bench.requests:
         assert request_id in left or bench.tokens[request_id] == bench.expected(request_id)
-    assert not bench.scheduler.waiting._lines and not bench.scheduler.waiting._throttled
+    assert not bench.scheduler.requests.waiting._tenant_queues and not bench.scheduler.requests.waiting._throttled
 
 
 @pytest.mark.parametrize("num_tenants", [1, 3])
@@ -209,7 +214,7 @@ def test_those_who_come_and_go_while_nobody_is_let_in_leave_nothing_behind(num_t
         sequence = waiting(arrival, tenant=arrival % num_tenants)
         queue.push(sequence)
         sequence.status = Status.FINISHED
-        queue.forget(sequence)
-    held = len(queue._heap) + sum(len(line.sequences) for line in queue._lines.values())
+        queue.remove(sequence)
+    held = len(queue._heap) + sum(len(tenant_queue.sequences) for tenant_queue in queue._tenant_queues.values())
     assert held <= MIN_PRUNED + 2 * num_tenants + 2
     assert queue.peek() is stays and list(queue) == [stays]

@@ -25,7 +25,7 @@ def test_the_first_request_is_never_preempted() -> None:
     first = bench.add(random_prompt(random.Random(1), 8, 8), 25)
     for i in range(4):
         bench.add(random_prompt(random.Random(i), 8, 8), 25)
-    sequence = bench.scheduler.unfinished[first]
+    sequence = bench.scheduler.requests.unfinished[first]
     bench.run()
     assert sequence.num_preemptions == 0
     assert sum(plan.num_preemptions for plan in bench.plans) > 0
@@ -50,12 +50,12 @@ def test_a_window_bounds_the_blocks_a_sequence_holds(window: int, budget: int) -
     request_id = bench.add(random_prompt(random.Random(0), 200, 200), 190)
     most = -(-window // 4) + 1
     while bench.scheduler.has_work():
-        sequence = bench.scheduler.unfinished[request_id]
+        sequence = bench.scheduler.requests.unfinished[request_id]
         plan = bench.scheduler.plan(0.0)
         held = sum(1 for block_id in sequence.block_table if block_id)
         assert held <= most + -(-plan.chunks[0].length // 4)
         bench.apply(plan, bench.runner.run(plan))
-        if request_id in bench.scheduler.unfinished:
+        if request_id in bench.scheduler.requests.unfinished:
             assert sum(1 for block_id in sequence.block_table if block_id) <= most
     assert bench.tokens[request_id] == bench.expected(request_id)
     bench.assert_idle()
@@ -199,7 +199,7 @@ def test_deadlines_of_requests_long_gone_take_no_room() -> None:
     for _ in range(1000):
         bench.add([1], max_tokens=1, steps=1e9, queue_steps=1e9)
         bench.run()
-    assert len(bench.scheduler._deadlines) <= 2 * MIN_PRUNED
+    assert len(bench.scheduler.requests._deadlines) <= 2 * MIN_PRUNED
 
 
 def test_a_block_that_a_failed_request_shared_is_scrubbed_when_its_last_holder_lets_go() -> None:
@@ -209,7 +209,9 @@ def test_a_block_that_a_failed_request_shared_is_scrubbed_when_its_last_holder_l
     bench.run()
     bad, other = bench.add(prompt), bench.add(prompt)
     plan = bench.scheduler.plan(9.0)
-    shared = set(bench.scheduler.unfinished[bad].block_table) & set(bench.scheduler.unfinished[other].block_table)
+    shared = set(bench.scheduler.requests.unfinished[bad].block_table) & set(
+        bench.scheduler.requests.unfinished[other].block_table
+    )
     assert len(shared) == 2
     result = bench.runner.run(plan)
     result.sampled[bad] = RowFailed("no finite logits")
@@ -229,7 +231,7 @@ def test_blocks_to_scrub_wait_for_a_step_that_computes_something() -> None:
     bench = Bench()
     bad = bench.add([1, 2, 3, 4, 5])
     plan = bench.scheduler.plan(9.0)
-    blocks = set(bench.scheduler.unfinished[bad].block_table)
+    blocks = set(bench.scheduler.requests.unfinished[bad].block_table)
     result = bench.runner.run(plan)
     result.sampled[bad] = RowFailed("no finite logits")
     bench.apply(plan, result)

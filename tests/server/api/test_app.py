@@ -6,7 +6,7 @@ import anyio
 import httpx
 import pytest
 
-from server.engine_client.client import Phase
+from server.engine_client.status import Phase
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of, http_counts, listening, outcomes, saying, state_around, tokenizer
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-import server.api.request_body
+from server.api import request_body
 from server.strict_json import JsonValue, parse_object
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around
@@ -23,7 +23,7 @@ async def test_a_large_body_is_parsed_beside_the_event_loop(
         parsers.append(threading.current_thread())
         return parse_object(body)
 
-    monkeypatch.setattr(server.body, "parse_object", noted)
+    monkeypatch.setattr(request_body, "parse_object", noted)
     async with client_of(state_around(FakeEngine(saying("x")))) as client:
         body = {"model": MODEL, "prompt": "a", "allowed_token_ids": [5] * num_ids}
         assert (await client.post("/v1/completions", json=body)).status_code == 200

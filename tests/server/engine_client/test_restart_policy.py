@@ -1,27 +1,27 @@
-"""When another engine is started, and when that is given up."""
+"""server/engine_client/restart_policy.py: delays between processes, and when to give up."""
 
 from server.engine_client.restart_policy import MAX_DELAY_S, MAX_FAILED_STARTS, RestartPolicy
 
 
-def test_the_first_is_replaced_at_once_the_next_ones_ever_later() -> None:
-    backoff = RestartPolicy()
-    delays = [backoff.died(was_useful=False, is_explained=True) for _ in range(12)]
+def test_the_first_restart_is_immediate_and_each_further_one_waits_longer() -> None:
+    policy = RestartPolicy()
+    delays = [policy.next_delay_s(has_served=False, has_culprit=True) for _ in range(12)]
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[MAX_DELAY_S] * 5]
 
 
-def test_one_that_was_of_use_begins_anew() -> None:
-    backoff = RestartPolicy()
+def test_the_delays_start_over_after_a_process_that_has_served() -> None:
+    policy = RestartPolicy()
     for _ in range(50):
-        assert backoff.died(was_useful=True, is_explained=False) == 0.0
-        assert backoff.died(was_useful=False, is_explained=False) == 0.5
+        assert policy.next_delay_s(has_served=True, has_culprit=False) == 0.0
+        assert policy.next_delay_s(has_served=False, has_culprit=False) == 0.5
 
 
-def test_engines_that_come_to_nothing_are_given_up() -> None:
-    backoff = RestartPolicy()
-    delays = [backoff.died(was_useful=False, is_explained=False) for _ in range(MAX_FAILED_STARTS)]
+def test_processes_that_fail_in_a_row_are_given_up() -> None:
+    policy = RestartPolicy()
+    delays = [policy.next_delay_s(has_served=False, has_culprit=False) for _ in range(MAX_FAILED_STARTS)]
     assert None not in delays[:-1] and delays[-1] is None
 
 
-def test_requests_that_kill_engines_do_not_end_the_server() -> None:
-    backoff = RestartPolicy()
-    assert None not in [backoff.died(was_useful=False, is_explained=True) for _ in range(1000)]
+def test_crashes_with_a_culprit_do_not_end_the_server() -> None:
+    policy = RestartPolicy()
+    assert None not in [policy.next_delay_s(has_served=False, has_culprit=True) for _ in range(1000)]

@@ -1,4 +1,4 @@
-"""An engine process that dies or hangs, behind a client that starts another one. The processes compute nothing."""
+"""server/engine_client/supervisor.py: crashed and stalled engine processes are replaced. They compute nothing."""
 
 import asyncio
 import os
@@ -10,15 +10,18 @@ import pytest
 
 from engine.types import RequestOutput
 from server.engine_client import restart_policy
-from server.engine_client.inflight import KILLER
+from server.engine_client.inflight import CULPRIT_ERROR
 from server.engine_client.output_collector import EngineDied
 from server.engine_client.restart_policy import MAX_FAILED_STARTS
+from server.engine_client.supervisor import _with_limits
 from server.engine_client.watchdog import WatchdogTimeouts
 from tests.support.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.support.watched_engine import Watched, collect, run, started
 
-HASTY = WatchdogTimeouts(look_s=0.02, stuck_after_s=1.0, kill_after_s=2.0)  # no process is kept waiting for so long
-STEADY = WatchdogTimeouts(look_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
+HASTY = WatchdogTimeouts(
+    observe_interval_s=0.02, stuck_after_s=1.0, kill_after_s=2.0
+)  # no healthy process stalls this long
+STEADY = WatchdogTimeouts(observe_interval_s=0.02, stuck_after_s=1.0, kill_after_s=1000.0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,27 +31,29 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def lose(engine: Watched) -> None:
-    """Kills the process and waits until that is known."""
+    """Kill the process and wait until the client knows."""
     assert engine.client.pid is not None
     os.kill(engine.client.pid, signal.SIGKILL)
     await engine.reach("restarting")
 
 
 async def ends(engine: Watched, markers: list[int | None]) -> list[RequestOutput | None]:
-    """What becomes of requests with these markers, one mailbox each, prompts of 5, 6, 7 ... tokens, all submitted at
-    once; None: lost."""
+    """Submit requests with these markers at once and return their final outputs; None for a lost one.
+
+    Each request has a collector of its own; the prompts have 5, 6, 7 ... tokens.
+    """
     requests = [engine.request(5 + place, marker=marker) for place, marker in enumerate(markers)]
-    mailboxes = [engine.client.submit([request]) for request in requests]
-    results = await asyncio.gather(*map(collect, mailboxes), return_exceptions=True)
+    collectors = [engine.client.submit([request]) for request in requests]
+    results = await asyncio.gather(*map(collect, collectors), return_exceptions=True)
     return [None if isinstance(result, EngineDied) else result for result in results]  # type: ignore[misc]
 
 
 def solo(place: int) -> list[int]:
-    """The tokens that the request at this place gets."""
+    """Return the tokens that the request at this place gets."""
     return list(range(5 + place, 5 + place + 4))
 
 
-def test_what_had_no_output_is_answered_by_the_next_engine_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_requests_without_an_output_are_answered_by_the_next_engine_as_usual(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with started(f"once-silent:{tmp_path / 'lived'}", restarts=True) as engine:
             await engine.reach("ready")
@@ -63,14 +68,14 @@ def test_what_had_no_output_is_answered_by_the_next_engine_as_if_nothing_had_hap
     run(scenario)
 
 
-def test_what_had_an_output_ends_at_once_and_the_client_goes_on() -> None:
+def test_requests_with_an_output_end_at_once_and_the_client_continues() -> None:
     async def scenario() -> None:
         async with started("hold", restarts=True) as engine:
-            mailbox = engine.client.submit([engine.request(5)])
-            assert (await mailbox.get())[0].token_ids == [5]
+            collector = engine.client.submit([engine.request(5)])
+            assert (await collector.get())[0].token_ids == [5]
             await lose(engine)
             with pytest.raises(EngineDied, match="can be sent again"):
-                await mailbox.get()
+                await collector.get()
             assert engine.client.stats.num_running == 0
             await engine.reach("ready")
             later = engine.client.submit([engine.request(7)])
@@ -79,9 +84,11 @@ def test_what_had_an_output_ends_at_once_and_the_client_goes_on() -> None:
     run(scenario)
 
 
-def test_of_a_step_that_kills_engines_only_the_killer_fails() -> None:
-    """All nine wait while it loads and are in one step; the killers are the second and the last. One more death each
-    tells who they are."""
+def test_in_a_step_that_crashes_engines_only_the_culprit_fails() -> None:
+    """Nine requests wait while the engine loads and run in one step; the culprits are the second and the last.
+
+    Each culprit costs one more crash before it is known.
+    """
 
     async def scenario() -> None:
         async with started("count", restarts=True) as engine:
@@ -98,16 +105,16 @@ def test_of_a_step_that_kills_engines_only_the_killer_fails() -> None:
     run(scenario)
 
 
-def test_the_killer_is_told_in_words_fit_for_a_client() -> None:
+def test_the_culprit_gets_an_error_that_is_fit_for_a_client() -> None:
     async def scenario() -> None:
         async with started("count", restarts=True) as engine:
             [output] = await engine.client.submit([engine.request(marker=KILLS)]).get()
-            assert (output.finish_reason, output.error) == ("error", KILLER)
+            assert (output.finish_reason, output.error) == ("error", CULPRIT_ERROR)
 
     run(scenario)
 
 
-def test_one_that_kills_behind_its_first_token_is_never_sent_again() -> None:
+def test_a_request_that_crashes_the_engine_after_its_first_token_is_never_sent_again() -> None:
     async def scenario() -> None:
         async with started("slowly", restarts=True) as engine:
             await engine.reach("ready")
@@ -123,14 +130,16 @@ def test_an_engine_that_cannot_come_back_is_given_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with started(f"then-crash:{tmp_path / 'lived'}", restarts=True) as engine:
             await engine.reach("ready")
-            mailbox = engine.client.submit([engine.request(marker=QUEUES)])
+            collector = engine.client.submit([engine.request(marker=QUEUES)])
             await lose(engine)
             status = await engine.reach("dead")
             assert engine.num_restarts == MAX_FAILED_STARTS - 1
             assert status.exit_code != 0
-            assert status.message is not None and status.message.startswith(f"{MAX_FAILED_STARTS} engines in a row")
+            assert status.message is not None and status.message.startswith(
+                f"{MAX_FAILED_STARTS} engine processes in a row failed"
+            )
             with pytest.raises(EngineDied):
-                await mailbox.get()
+                await collector.get()
 
     run(scenario)
 
@@ -139,17 +148,19 @@ def test_a_later_engine_gets_the_limits_of_the_first() -> None:
     async def scenario() -> None:
         async with started("count", restarts=True) as engine:
             await engine.reach("ready")
-            config = engine.client._start_as_before().config
+            supervisor = engine.client._supervisor
+            assert supervisor._start_message is not None and supervisor.ready is not None
+            config = _with_limits(supervisor._start_message, supervisor.ready).config
             assert (config.num_kv_blocks, config.max_model_len) == (READY.num_blocks, READY.max_model_len)
 
     run(scenario)
 
 
-def test_a_stopped_engine_is_seen_and_goes_on_by_itself() -> None:
-    """Nothing is lost: no other process takes its place."""
+def test_a_stopped_engine_is_reported_and_recovers_by_itself() -> None:
+    """The process is not replaced and no request is lost."""
 
     async def scenario() -> None:
-        async with started("count", restarts=True, patience=STEADY) as engine:
+        async with started("count", restarts=True, timeouts=STEADY) as engine:
             await engine.reach("ready")
             answer = asyncio.create_task(ends(engine, [STOPS]))
             await engine.reach("stuck")
@@ -164,9 +175,9 @@ def test_a_stopped_engine_is_seen_and_goes_on_by_itself() -> None:
     run(scenario)
 
 
-def test_an_engine_that_stays_stopped_is_killed_and_what_stopped_it_is_found_out() -> None:
+def test_an_engine_that_stays_stopped_is_killed_and_the_culprit_is_found() -> None:
     async def scenario() -> None:
-        async with started("count", restarts=True, patience=HASTY) as engine:
+        async with started("count", restarts=True, timeouts=HASTY) as engine:
             await engine.reach("ready")
             outputs = await ends(engine, [None, STOPS])
             assert outputs[0] is not None and outputs[0].token_ids == solo(0)
@@ -192,9 +203,9 @@ def test_a_deadline_passes_while_there_is_no_engine(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_an_engine_that_is_stopped_speaks_for_no_deadline_and_hears_of_it_later() -> None:
+def test_the_client_ends_overdue_requests_of_a_stopped_engine_and_aborts_them_later() -> None:
     async def scenario() -> None:
-        async with started("hold", restarts=True, patience=STEADY) as engine:
+        async with started("hold", restarts=True, timeouts=STEADY) as engine:
             await engine.reach("ready")
             moment = asyncio.get_running_loop().time()
             request = msgspec.structs.replace(engine.request(marker=STOPS), deadline_s=moment)
@@ -212,14 +223,14 @@ def test_stopping_while_an_engine_is_started_again_leaves_no_process(tmp_path: P
     async def scenario() -> None:
         async with started(f"then-mute:{tmp_path / 'lived'}", restarts=True) as engine:
             await engine.reach("ready")
-            mailbox = engine.client.submit([engine.request(marker=QUEUES)])
+            collector = engine.client.submit([engine.request(marker=QUEUES)])
             await lose(engine)
             while not engine.client.status.stage:
                 await engine.next_status()
             pid = engine.client.pid
             await engine.client.stop()
             with pytest.raises(EngineDied, match="shutting down"):
-                await mailbox.get()
+                await collector.get()
             with pytest.raises(ProcessLookupError):
                 os.kill(pid or 0, 0)
 

@@ -15,7 +15,7 @@ from starlette.types import Message
 from server.errors import ApiError
 from server.generation.account import RequestAccount
 from server.generation.generation import Generation
-from server.generation.jobs import Prompt, build_jobs
+from server.generation.jobs import Job, JobBuilder, Prompt
 from server.generation.state import ServerState
 from server.http.sse import EventStream
 from server.schemas import CompletionRequest
@@ -175,11 +175,15 @@ async def test_a_client_that_leaves_closes_the_payloads() -> None:
     assert closed.is_set()
 
 
+async def jobs_of_a_prompt(state: ServerState) -> list[Job]:
+    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a", "max_tokens": 9, "seed": 0})
+    builder = JobBuilder(state, *state.serving(), request, tenant=0, arrival_s=0.0)
+    return await builder.build([Prompt([1], is_continued=False)])
+
+
 async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
     """Takes one batch, and forgets the rest without closing it."""
-    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
-    assert state.texts is not None
-    jobs = await build_jobs(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    jobs = await jobs_of_a_prompt(state)
     deltas = Generation(state, jobs, "id").deltas(idle_s=60)
     first = asyncio.ensure_future(anext(deltas))
     await engine.until(lambda: bool(engine.submitted))
@@ -188,7 +192,7 @@ async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
 
 
 async def test_a_generation_that_is_lost_without_being_closed_ends_its_work() -> None:
-    """F-44: the event loop closes what the garbage collector finds."""
+    """The event loop closes what the garbage collector finds."""
     engine = FakeEngine(saying(LONG), held=True)
     state = state_around(engine)
     await lost_generation(state, engine)
@@ -201,9 +205,7 @@ async def test_a_generation_that_is_lost_without_being_closed_ends_its_work() ->
 async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
     engine = FakeEngine(saying("one two"), held=True)
     state = state_around(engine)
-    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a"})
-    assert state.texts is not None
-    jobs = await build_jobs(state, state.texts, request, [Prompt([1], is_continued=False)], [9], seed=0, arrival_s=0.0)
+    jobs = await jobs_of_a_prompt(state)
     text, num_quiet = "", 0
     async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
         async for deltas in batches:

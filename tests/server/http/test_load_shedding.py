@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from server.generation.admission import TOKENS_PER_CHOICE, Admission
 from server.http.read_limiter import ReadLimiter
 from server.observability.log_rate_limit import MAX_KINDS, MAX_LINES, PERIOD_S, LogRateLimit
 from server.observability.memory_pressure import MemoryMonitor
@@ -45,10 +44,10 @@ async def test_prompts_that_wait_are_bounded_by_their_tokens() -> None:
     state.max_num_queued_tokens = 250
     async with client_of(state) as client:
         async with asking(client, engine, 3) as tasks:  # 200 were below the bound when the third came
-            assert state.backlog.num_tokens == 300
+            assert state.admission.num_tokens == 300
             refused(await client.post("/v1/completions", json=COMPLETION), 429, "queue_full")
         assert [task.result().status_code for task in tasks] == [200] * 3
-        assert state.backlog.num_tokens == 0
+        assert state.admission.num_tokens == 0
     assert outcomes(state) == {"received": 4, "stop": 3, "rejected": 1}
 
 
@@ -60,7 +59,7 @@ async def test_a_prompt_leaves_the_queue_with_its_first_token() -> None:
         engine.step()
         for _ in range(20):  # turns of the loop: the readers hear of it
             await asyncio.sleep(0)
-        assert state.backlog.num_tokens == 0 and not running[0].done()
+        assert state.admission.num_tokens == 0 and not running[0].done()
         late = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
         await engine.until(lambda: len(engine.submitted) == 3)
         running.append(late)
@@ -80,25 +79,14 @@ async def test_what_ends_unheard_leaves_the_queue_too(how: str) -> None:
     async with client_of(state) as client:
         task = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
         await engine.until(lambda: bool(engine.submitted))
-        assert state.backlog.num_tokens == 100
+        assert state.admission.num_tokens == 100
         if how == "died":
             engine.fail("died")
         else:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    assert state.backlog.num_tokens == 0
-
-
-def test_one_key_of_several_never_fills_the_queue_alone() -> None:
-    backlog = Admission(max_choices=16, num_tenants=2)
-    assert backlog.max_tokens == 16 * TOKENS_PER_CHOICE
-    for _ in range(14):
-        assert backlog.has_room(0, 1)
-        backlog.add(0, 1)
-    assert not backlog.has_room(0, 1)
-    assert backlog.has_room(1, 1)
-    assert backlog.has_room(1, 16), "more choices than a share, from a key that has none waiting"
+    assert state.admission.num_tokens == 0
 
 
 async def test_the_key_of_a_request_is_its_tenant() -> None:

@@ -220,7 +220,7 @@ def test_an_engine_that_cannot_come_back_ends_the_server_for_its_supervisor_to_s
                 phases.add((ready.status_code, ready.json()["phase"]))
         assert phases <= {(200, "ready"), (503, "restarting"), (503, "dead")}
         assert server.exit_code() == 1
-        assert "smoe: 6 engines in a row" in server.read_until("^smoe: ")
+        assert "smoe: 6 engine processes in a row failed" in server.read_until("^smoe: ")
 
 
 def test_while_an_engine_is_started_again_new_requests_are_told_to_come_back(checkpoint: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.lifecycle.startup_report import StartupReport, ready_lines, size
 from server.model_location import ModelNotFoundError, locate_model, model_id

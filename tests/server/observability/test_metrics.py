@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
-from server.engine_client.client import EngineStatus
+from server.engine_client.status import EngineStatus
 from server.observability.metric_families import OUTCOMES, SECONDS, TokenHistogram
 from server.observability.metrics import Metrics
 

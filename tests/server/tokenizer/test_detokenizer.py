@@ -11,7 +11,7 @@ from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.mistral_tokenizers import v1_tokenizer
 
-# Half of the ids are byte pieces and control tokens, which ordinary text hardly has.
+# Half of the ids are byte pieces and control tokens, which are rare in ordinary text.
 IDS = st.lists(st.integers(0, 258) | st.integers(0, 32_005), max_size=24)
 
 
@@ -28,7 +28,7 @@ def deltas(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list[st
 
 @given(ids=IDS, cuts=st.lists(st.integers(0, 24), max_size=6), skip=st.booleans())
 @settings(deadline=None)
-def test_the_deltas_of_any_split_are_the_decoded_text(
+def test_the_deltas_of_any_split_add_up_to_the_decoded_text(
     tokenizer: Tokenizer, ids: list[int], cuts: list[int], skip: bool
 ) -> None:
     whole = tokenizer.decode(ids, skip_special_tokens=skip)
@@ -46,7 +46,7 @@ def test_no_delta_of_valid_text_has_a_replacement_character(tokenizer: Tokenizer
 
 @given(prompt=st.text(max_size=12), answer=st.text(max_size=12))
 @settings(deadline=None)
-def test_with_a_prompt_the_deltas_are_what_follows_it(tokenizer: Tokenizer, prompt: str, answer: str) -> None:
+def test_with_a_prompt_the_deltas_are_the_text_that_follows_it(tokenizer: Tokenizer, prompt: str, answer: str) -> None:
     prompt_ids = tokenizer.encode(prompt)
     ids = tokenizer.encode(answer, add_special_tokens=False)
     continued = tokenizer.decode(prompt_ids + ids)
@@ -63,12 +63,12 @@ def test_a_completion_keeps_the_space_that_a_chat_answer_does_not_start_with(tok
     assert Detokenizer(tokenizer).push(ids) == "truth"
 
 
-def test_a_character_begun_in_the_prompt_is_given_whole(tokenizer: Tokenizer) -> None:
+def test_a_character_that_begins_in_the_prompt_is_returned_complete(tokenizer: Tokenizer) -> None:
     ids = [3 + byte for byte in "\U0001f600".encode()]  # byte pieces start at id 3
     assert Detokenizer(tokenizer, True, ids[:2]).push(ids[2:]) == "\U0001f600"
 
 
-def test_half_a_character_waits_and_shows_only_at_the_end(tokenizer: Tokenizer) -> None:
+def test_half_a_character_is_held_back_until_the_end(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     assert detokenizer.push([3 + 0xE2]) == ""
     assert detokenizer.push([3 + 0x82]) == ""

@@ -1,4 +1,4 @@
-"""server/tokenizer/stop_strings.py: the same cut at every split, and nothing sent that had to be taken back."""
+"""server/tokenizer/stop_strings.py: the same cut at every split, and no text sent that belongs to a stop string."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ STOPS = st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=
 
 
 def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
-    """Looks at every beginning of the text, shortest first: has it just completed a stop string?"""
+    """Check every beginning of the text, shortest first, for a stop string at its end."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -53,10 +53,10 @@ def test_only_what_could_still_become_a_stop_string_is_held_back(text: str, stop
     assert matched is not None or not held or any(stop.startswith(held) for stop in stops)
 
 
-def test_the_text_of_a_stop_string_is_sent_only_if_it_is_asked_for() -> None:
+def test_the_text_of_a_stop_string_is_sent_only_on_request() -> None:
     assert streamed(["one EN", "D two"], ["END"], include=False) == ("one ", "END")
     assert streamed(["one EN", "D two"], ["END"], include=True) == ("one END", "END")
 
 
-def test_of_two_stop_strings_complete_at_once_the_longer_one_counts() -> None:
+def test_of_two_stop_strings_that_end_together_the_longer_one_counts() -> None:
     assert streamed(["xab"], ["b", "ab"], include=False) == ("x", "ab")

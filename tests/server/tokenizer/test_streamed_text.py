@@ -1,6 +1,6 @@
-"""Random texts through detokenizer, stop strings and choices: a stream is the whole text, cut where the whole is cut.
+"""Random texts through detokenizer, stop strings and choices: deltas add up to the whole text, cut at the same place.
 
-The oracle sees the text as one string: str.find of each stop string, nothing incremental.
+The oracle handles the text as one string, with str.find of each stop string.
 """
 
 import random
@@ -41,7 +41,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def random_stops(rng: random.Random, text: str) -> list[str]:
-    """Pieces of the text, some with a false ending."""
+    """Draw pieces of the text, some with a character appended that the text lacks."""
     stops = []
     for _ in range(rng.randint(0, 4)):
         start = rng.randrange(len(text))
@@ -51,7 +51,7 @@ def random_stops(rng: random.Random, text: str) -> list[str]:
 
 
 def naive_cut(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
-    """Where a stop string ends first; of those that end there the longest."""
+    """Cut at the stop string that ends first; of several that end there, at the longest."""
     ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
     if not ends:
         return text, None
@@ -60,7 +60,7 @@ def naive_cut(text: str, stops: list[str], include: bool) -> tuple[str, str | No
 
 
 def random_outputs(rng: random.Random, ids: list[int]) -> list[RequestOutput]:
-    """The ids in random pieces, the last of which ends the request."""
+    """Split the ids into random pieces; the last piece ends the request."""
     outputs = []
     start = 0
     while start < len(ids):
@@ -100,7 +100,7 @@ def test_a_stream_is_the_whole_text_cut_where_the_whole_is_cut(tokenizer: Tokeni
         assert "".join(deltas).count("\ufffd") <= text.count("\ufffd")
 
 
-def test_tokens_that_are_no_text_give_a_stray_character_only_where_the_whole_has_one(
+def test_invalid_bytes_give_replacement_characters_only_where_the_whole_text_has_them(
     tokenizer: Tokenizer, scale: int
 ) -> None:
     rng = random.Random(1)

@@ -34,7 +34,7 @@ def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, i
         for _ in range(2):  # the first cuts the pieces, the second finds them
             delta = Delta(index, text=text)
             [(choice, beside)] = layout.chunks(delta)
-            assert delta.is_text_alone
+            assert delta.is_text_only
             assert chunks.chunk(delta) == envelope.chunk([choice], {**beside, **more})
             assert orjson.loads(chunks.chunk(delta))["choices"][0]["index"] == index
 
@@ -52,6 +52,6 @@ def test_a_completion_that_tells_more_than_text_is_never_made_of_pieces(extra: d
 
 
 def test_first_and_last_deltas_are_more_than_text() -> None:
-    assert not Delta(0, text="a", is_first=True).is_text_alone
-    assert not Delta(0, text="a", finish_reason="stop").is_text_alone
-    assert not Delta(0).is_text_alone
+    assert not Delta(0, text="a", is_first=True).is_text_only
+    assert not Delta(0, text="a", finish_reason="stop").is_text_only
+    assert not Delta(0).is_text_only

@@ -1,0 +1,89 @@
+"""Requests from arrival to end: which wait, which run, and which have ended while a step still uses their blocks."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.deadlines import Deadlines, Expiry
+from engine.scheduling.fairness import FairShare
+from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.waiting_queue import WaitingQueue
+
+
+class ActiveRequests:
+    """Owns the waiting queue, the running list and the deadlines; frees blocks when a request ends or is preempted."""
+
+    def __init__(self, block_manager: BlockManager, fair_share: FairShare) -> None:
+        self.waiting = WaitingQueue(fair_share)
+        self.running: list[Sequence] = []  # in scheduling order
+        self.unfinished: dict[int, Sequence] = {}  # by request id: waiting and running
+        self._ending: dict[int, Sequence] = {}  # finished, but a step in flight still uses their blocks
+        self._deadlines = Deadlines()
+        self._block_manager = block_manager
+        self._fair_share = fair_share
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.unfinished[sequence.request_id] = sequence
+        self._deadlines.add(sequence.request, self.unfinished)
+        self.waiting.push(sequence)
+
+    def start(self, sequence: Sequence) -> None:
+        """Move a sequence that was taken from the waiting queue to the running list."""
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=lambda s: s.order)
+        self._fair_share.on_started(sequence.tenant)
+
+    def pick_victim(self) -> Sequence | None:
+        """Return the last running sequence, in scheduling order, whose blocks no step in flight uses."""
+        return next((s for s in reversed(self.running) if not s.num_chunks_in_flight), None)
+
+    def preempt(self, victim: Sequence) -> None:
+        """Free the victim's blocks and send it back to the waiting queue."""
+        self._block_manager.free(victim)
+        self._leave_running(victim)
+        victim.restart()
+        self.waiting.push(victim)
+
+    def pop_expired(self, now: float) -> Iterator[tuple[Sequence, Expiry]]:
+        """Yield the sequences whose deadline has passed at `now`. The caller ends them.
+
+        A queue deadline concerns only sequences that were never scheduled; preempted ones have been.
+        """
+        for request_id, expiry in self._deadlines.pop_expired(now):
+            sequence = self.unfinished.get(request_id)
+            if sequence is not None and (expiry == "timeout" or sequence.first_scheduled_s is None):
+                yield sequence, expiry
+
+    def end(self, sequence: Sequence) -> None:
+        """Remove a sequence from every list. Its blocks are freed once no step in flight uses them."""
+        del self.unfinished[sequence.request_id]
+        was_waiting = sequence.status is Status.WAITING
+        sequence.status = Status.FINISHED
+        if was_waiting:
+            self.waiting.remove(sequence)
+        else:
+            self._leave_running(sequence)
+        self._ending[sequence.request_id] = sequence
+        self.free_if_idle(sequence)
+
+    def free_if_idle(self, sequence: Sequence) -> None:
+        """Free the blocks of a finished sequence unless a step in flight uses them."""
+        if not sequence.num_chunks_in_flight:
+            self._block_manager.free(self._ending.pop(sequence.request_id))
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        index = bisect_left(self.running, sequence.order, key=lambda s: s.order)
+        assert self.running[index] is sequence
+        del self.running[index]
+        self.waiting.on_stopped(sequence)
+
+    def block_tables(self) -> list[list[int]]:
+        """Return the block tables of all sequences that may hold blocks."""
+        return [sequence.block_table for sequence in (*self.unfinished.values(), *self._ending.values())]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a request is in no list, or in two."""
+        assert len(self.running) + len(self.waiting) == len(self.unfinished), (
+            "an unfinished request is neither running nor waiting"
+        )

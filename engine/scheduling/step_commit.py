@@ -1,0 +1,98 @@
+"""Apply the results of a step: commit computed positions, append sampled tokens, end requests, build the outputs."""
+
+import logging
+
+from engine.scheduling.active_requests import ActiveRequests
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.fairness import FairShare
+from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
+from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
+from engine.types import RequestOutput
+
+RESULT_FAILED = "the engine failed while processing this request's results"
+
+log = logging.getLogger("smoe.engine")
+
+
+class StepCommitter:
+    """Mutates the sequences of a plan once its step has been computed."""
+
+    def __init__(
+        self,
+        requests: ActiveRequests,
+        block_manager: BlockManager,
+        fair_share: FairShare,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._requests = requests
+        self._block_manager = block_manager
+        self._fair_share = fair_share
+        self._eos_token_ids = eos_token_ids
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
+        """Commit the results of a step and return the outputs of its requests."""
+        outputs = []
+        for chunk in plan.chunks:
+            output = self._apply_chunk(chunk, result, now)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _apply_chunk(self, chunk: Chunk, result: StepResult, now: float) -> RequestOutput | None:
+        sequence = chunk.sequence
+        sequence.num_chunks_in_flight -= 1
+        if chunk.samples:
+            sequence.num_pending_tokens -= 1
+        outcome = result.sampled.get(sequence.request_id)
+        if sequence.status is Status.FINISHED:
+            if isinstance(outcome, RowFailed):
+                self._block_manager.invalidate(sequence)
+            self._requests.free_if_idle(sequence)
+            return None
+        if isinstance(outcome, RowFailed):
+            return self._fail(sequence, outcome.message, now)
+        try:
+            return self._commit_chunk(chunk, outcome, result, now)
+        except AssertionError:
+            raise  # the book-keeping is wrong, which no single request has caused
+        except Exception:
+            log.exception(
+                "the results of request %d could not be processed; it ends with an error", sequence.request_id
+            )
+            return self._fail(sequence, RESULT_FAILED, now)
+
+    def _commit_chunk(
+        self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float
+    ) -> RequestOutput | None:
+        sequence = chunk.sequence
+        if sequence.experts and sequence.request_id in result.expert_choices:
+            sequence.experts.add(chunk.start, result.expert_choices[sequence.request_id])
+        sequence.num_computed += chunk.length
+        self._block_manager.commit(sequence)
+        if result.prompt_logprobs:
+            sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
+        if outcome is not None:
+            return self._append(sequence, outcome, now)
+        if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
+            self._requests.end(sequence)
+            return final_output(sequence, "length", now)
+        return None
+
+    def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
+        sequence.token_ids.append(sampled.token_id)
+        self._fair_share.charge_output(sequence.tenant)
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+        reason, stop_token_id = finish_reason(sequence, sampled.token_id, self._eos_token_ids)
+        if reason is not None:
+            self._requests.end(sequence)
+            return final_output(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
+        return progress_output(sequence, sampled)
+
+    def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
+        """End a sequence whose own data is at fault, unless it has ended. Its blocks leave the prefix cache."""
+        self._block_manager.invalidate(sequence)
+        if sequence.status is not Status.FINISHED:
+            self._requests.end(sequence)
+        return error_output(sequence, message, now)

@@ -1,0 +1,67 @@
+"""End the server: after a drain on a signal, at once on a failure."""
+
+import asyncio
+import signal
+
+from server.engine_client.client import EngineClient
+from server.http.uvicorn_server import InFlight
+from server.lifecycle.startup_report import StartupReport
+
+
+class Shutdown:
+    """Reason for the end of the server, and its exit code.
+
+    The first signal lets running requests finish in time; a second one ends them at once.
+    """
+
+    def __init__(
+        self, client: EngineClient, in_flight: InFlight, report: StartupReport, *, drain_timeout_s: float
+    ) -> None:
+        self._client = client
+        self._in_flight = in_flight
+        self._report = report
+        self._drain_timeout_s = drain_timeout_s
+        self._requested = asyncio.Event()  # by a signal or a failure
+        self._second_signal = asyncio.Event()
+        self._signal: signal.Signals | None = None
+        self._failure: tuple[str, int] | None = None  # message and exit code
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        """Start the drain; called again, end it."""
+        if self._signal is not None:
+            self._second_signal.set()
+        self._signal = signum
+        self._client.drain()
+        self._requested.set()
+
+    def fail(self, message: str, exit_code: int) -> None:
+        """Report a failure and request the end. Ignored once the end was requested."""
+        self._report.end_progress()
+        if self._failure is None and not self._requested.is_set():
+            self._failure = (message, exit_code)
+            self._report.line(f"smoe: {message}")
+            self._requested.set()
+
+    async def run(self) -> int:
+        """Wait for a signal or a failure, drain, stop the engine; return the exit code.
+
+        Requests that are still running then end with an error event.
+        """
+        await self._requested.wait()
+        if self._failure is None:
+            await self._drain()
+        await self._client.stop()
+        if self._failure is not None:
+            return self._failure[1]
+        assert self._signal is not None
+        return 128 + self._signal if self._second_signal.is_set() else 0
+
+    async def _drain(self) -> None:
+        """Wait until no request is running, for a second signal, or for the timeout."""
+        waits = {
+            asyncio.create_task(self._in_flight.wait_idle(self._drain_timeout_s)),
+            asyncio.create_task(self._second_signal.wait()),
+        }
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()

@@ -1,0 +1,100 @@
+"""Vocabulary of one checkpoint by token id: texts, bytes, and which ids are control tokens."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings
+from server.tokenizer.encoders import SPACE, TextEncoder
+
+MAX_ADDED_IDS = 2**20  # how far an added token's id may lie behind the pieces
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenTable:
+    """Merge of the tokenizer file's pieces and the added tokens of the JSON files; never changed once built.
+
+    spellings: each token's text by id, with U+2581 for a space inside the pieces. raw_bytes: the bytes that each token
+    stands for. text_bytes: the same, but nothing for control tokens. special_ids: ids of the control tokens, by
+    spelling. plain_added: likewise, of the added tokens that are not control tokens. bos_id, eos_ids: None and () where
+    the checkpoint has none.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, settings: TokenizerSettings, added_tokens: tuple[AddedToken, ...] = ()
+    ) -> None:
+        """Raises TokenizerError where an added token's id lies far beyond the pieces."""
+        self.num_pieces = len(encoder.pieces)
+        self.spellings = _merge_spellings(encoder.pieces, added_tokens)
+        self.special_ids = _find_special_ids(self.spellings, encoder, settings, added_tokens)
+        self.control_ids = frozenset(self.special_ids.values())
+        self.plain_added = {
+            token.text: token.id for token in added_tokens if not token.is_special and token.id not in self.control_ids
+        }
+        self.bos_id = self.special_ids.get(settings.bos_token or "", encoder.bos_id)
+        eos_id = self.special_ids.get(settings.eos_token or "", encoder.eos_id)
+        self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *settings.eos_ids]))
+        self.raw_bytes = [self._bytes_of(i, spelling) for i, spelling in enumerate(self.spellings)]
+        self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
+        self.special_pattern = any_of_pattern(self.special_ids)
+        self.added_pattern = any_of_pattern(self.plain_added)
+
+    def is_plain_piece(self, token_id: int) -> bool:
+        """Return whether the id is one of the tokenizer file's pieces and no control token."""
+        return 0 <= token_id < self.num_pieces and token_id not in self.control_ids
+
+    def starts_with_space(self, token_id: int) -> bool:
+        """Return whether the id is a piece that starts with a space."""
+        return self.is_plain_piece(token_id) and self.spellings[token_id].startswith(SPACE)
+
+    def _bytes_of(self, token_id: int, spelling: str) -> bytes:
+        byte = _BYTE_PIECE.fullmatch(spelling)
+        if byte and token_id < self.num_pieces:
+            return bytes.fromhex(byte.group(1))
+        return (spelling.replace(SPACE, " ") if self.is_plain_piece(token_id) else spelling).encode("utf-8")
+
+
+def any_of_pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """Compile a pattern that matches the longest of `texts` at a position; without texts it never matches."""
+    words = {text for text in texts if text}
+    return re.compile(_trie_pattern(words) if words else r"(?!)")
+
+
+def _trie_pattern(words: set[str]) -> str:
+    """Write a pattern as a tree of characters: unlike a list of words, its time does not grow with their number.
+
+    {"<s>", "</s>"} gives `<(?:/s>|s>)`.
+    """
+    branches = []
+    for first in sorted({word[0] for word in words if word}):
+        branches.append(re.escape(first) + _trie_pattern({word[1:] for word in words if word.startswith(first)}))
+    if not branches:
+        return ""
+    tree = branches[0] if len(branches) == 1 and "" not in words else f"(?:{'|'.join(branches)})"
+    return tree + "?" if "" in words else tree
+
+
+def _merge_spellings(pieces: Sequence[str], added_tokens: tuple[AddedToken, ...]) -> list[str]:
+    """Return texts by id. An added token may rename a piece; unused ids between pieces and added tokens get ""."""
+    texts = list(pieces)
+    for token in added_tokens:
+        if token.id >= len(pieces) + MAX_ADDED_IDS:
+            raise TokenizerError(f"the tokenizer adds token id {token.id}, far beyond its {len(pieces)} pieces")
+        texts += [""] * (token.id + 1 - len(texts))
+        texts[token.id] = token.text
+    return texts
+
+
+def _find_special_ids(
+    spellings: Sequence[str],
+    encoder: TextEncoder,
+    settings: TokenizerSettings,
+    added_tokens: tuple[AddedToken, ...],
+) -> dict[str, int]:
+    """Map the spelling of each control token to its id. Where sources disagree, the one merged last counts."""
+    by_text = {text: i for i, text in reversed(list(enumerate(spellings)))}
+    by_text |= {token.text: token.id for token in added_tokens}
+    unknown = {} if encoder.unk_id is None else {spellings[encoder.unk_id]: encoder.unk_id}
+    control = {spellings[i]: i for i in encoder.control_ids}
+    named = {text: by_text[text] for text in settings.special_tokens if text in by_text}
+    special_added = {token.text: token.id for token in added_tokens if token.is_special}
+    return {text: i for text, i in (unknown | control | named | special_added).items() if text}

@@ -1,0 +1,71 @@
+"""server/engine_client/output_collector.py: outputs between the engine and a handler, merged if the handler lags."""
+
+import asyncio
+
+import pytest
+
+from engine.types import RequestOutput, TokenLogprobs
+from server.engine_client.output_collector import EngineDied, OutputCollector
+from tests.support.watched_engine import run
+
+
+def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
+    def entry(token_id: int) -> TokenLogprobs:
+        return TokenLogprobs(token_id, -1.0, [], [])
+
+    async def scenario() -> None:
+        collector = OutputCollector()
+        collector.put(RequestOutput(1, [4], logprobs=[entry(4)], prompt_logprobs=[entry(9)], num_cached_tokens=16))
+        collector.put(RequestOutput(1, [5, 6], logprobs=[entry(5), entry(6)]))
+        collector.put(RequestOutput(1, [], finish_reason="stop", stop_token_id=6))
+        [merged] = await collector.get()
+        assert merged == RequestOutput(
+            1,
+            [4, 5, 6],
+            logprobs=[entry(4), entry(5), entry(6)],
+            prompt_logprobs=[entry(9)],
+            finish_reason="stop",
+            stop_token_id=6,
+            num_cached_tokens=16,
+        )
+
+    run(scenario)
+
+
+def test_outputs_that_arrived_before_the_engine_died_are_not_lost() -> None:
+    async def scenario() -> None:
+        collector = OutputCollector()
+        collector.put(RequestOutput(1, [4]))
+        collector.fail("gone")
+        assert (await collector.get())[0].token_ids == [4]
+        for _ in range(2):
+            with pytest.raises(EngineDied, match="gone"):
+                await collector.get()
+
+    run(scenario)
+
+
+def test_a_collector_keeps_the_outputs_of_its_requests_apart() -> None:
+    async def scenario() -> None:
+        collector = OutputCollector()
+        for request_id, token_id in [(2, 4), (1, 5), (2, 6), (3, 7), (1, 8)]:
+            collector.put(RequestOutput(request_id, [token_id]))
+        assert [(o.request_id, o.token_ids) for o in await collector.get()] == [(2, [4, 6]), (1, [5, 8]), (3, [7])]
+
+    run(scenario)
+
+
+def test_a_wait_ends_at_its_time_without_outputs_and_the_next_one_has_its_own() -> None:
+    """The second wait begins while the first one's timer is still set, which is for an earlier time."""
+
+    async def scenario() -> None:
+        loop, collector = asyncio.get_running_loop(), OutputCollector()
+        until_s = loop.time() + 0.05
+        loop.call_soon(collector.put, RequestOutput(1, [4]))
+        assert len(await collector.get(until_s)) == 1
+        assert await collector.get(until_s + 0.05) == []
+        assert loop.time() >= until_s + 0.05
+        loop.call_soon(collector.put, RequestOutput(1, [5]))
+        assert len(await collector.get()) == 1
+
+    run(scenario)

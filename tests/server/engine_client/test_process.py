@@ -1,0 +1,61 @@
+"""server/engine_client/process.py: the exit of a process is reported once, in words."""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.messages import FromEngine, Start
+from server.engine_client.process import EngineProcessHandle, ProcessExit, package_root
+from tests.support.watched_engine import run
+
+START = Start(EngineConfig(model="/nowhere"))
+
+
+def handle_of(command: Sequence[str], exits: list[ProcessExit]) -> EngineProcessHandle:
+    messages: list[FromEngine] = []
+    return EngineProcessHandle(command, messages.append, exits.append)
+
+
+@pytest.mark.parametrize(
+    ("code", "phrase"),
+    [
+        ("raise SystemExit(3)", "exited with 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", f"was killed by signal {int(signal.SIGABRT)}"),
+    ],
+)
+def test_the_exit_of_a_process_is_described(code: str, phrase: str) -> None:
+    async def scenario() -> None:
+        handle = handle_of((sys.executable, "-c", code), [])
+        await handle.start(START)
+        assert await handle.end(grace_s=25.0) == phrase
+        assert await handle.end() == phrase
+
+    run(scenario)
+
+
+def test_only_the_first_failure_is_reported_and_messages_to_a_dead_process_are_dropped() -> None:
+    async def scenario() -> None:
+        exits: list[ProcessExit] = []
+        handle = handle_of((sys.executable, "-c", "input()"), exits)
+        await handle.start(START)
+        for message in ("first", "second"):
+            handle.fail(ProcessExit(message))
+        handle.send(START)
+        await handle.end()
+        assert exits == [ProcessExit("first")]
+
+    run(scenario)
+
+
+def test_a_handle_that_was_never_started_can_be_ended() -> None:
+    async def scenario() -> None:
+        assert await handle_of(("/nowhere",), []).end() == "was never started"
+
+    run(scenario)
+
+
+def test_the_engine_module_lies_below_the_package_root() -> None:
+    assert (package_root() / "engine" / "process.py").is_file()
