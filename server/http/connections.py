@@ -1,4 +1,4 @@
-"""The open connections, and how many there may be. A descriptor is kept for whoever asks for the server's health."""
+"""Limit the number of open connections, with a reserve for health checks and metrics."""
 
 import resource
 from typing import Protocol
@@ -6,58 +6,65 @@ from typing import Protocol
 from server.http.listener import ACCEPTORS, num_acceptors
 
 MAX_OPEN = 16_384
-RESERVE = 8  # connections beyond the limit, that only ask for health and metrics
-OTHER_FILES = 32  # descriptors that are no connections: loop, engine, log, libraries
+RESERVE = 8  # connections beyond the limit, which get only health and metrics
+OTHER_FILES = 32  # file descriptors that are no connections: event loop, engine, log, libraries
 
 
 class Closable(Protocol):
     """A connection."""
 
     def abort(self) -> None:
-        """Closes it, without waiting for anything."""
+        """Close it without waiting for anything."""
         ...
 
 
 class Connections:
-    """Counts connections. At the limit the one that has waited for its client longest makes room for a new one: who
-    keeps a connection idle, or sends a request byte by byte, never keeps others out."""
+    """Counts open connections and drops idle ones at the limit.
+
+    A connection is idle while the client has no complete request in it. At the limit the connection that has been idle
+    longest makes room for a new one, so that a client that sends nothing, or a request byte by byte, never keeps others
+    out.
+    """
 
     def __init__(self, max_open: int = MAX_OPEN, reserve: int = RESERVE) -> None:
         self._max_open = max_open
         self._reserve = reserve
         self._open: set[Closable] = set()
-        self._waiting: dict[Closable, None] = {}  # for the client to send a request, or its rest: oldest first
+        self._idle: dict[Closable, None] = {}  # longest idle first
 
     def __len__(self) -> int:
         return len(self._open)
 
     @property
     def is_full(self) -> bool:
-        """Whether more connections are open than may be, and all of them have work."""
+        """True if more connections than the limit are open, which happens only when nearly all are busy."""
         return len(self._open) > self._max_open
 
     def opened(self, connection: Closable) -> None:
-        """A new one, which waits for its client. Where nearly all have work, the newest that wait are the reserve."""
+        """Add a new, idle connection, and drop one if there are too many.
+
+        The newest idle connections form the reserve: they are kept as long as they are few.
+        """
         self._open.add(connection)
-        self._waiting[connection] = None
-        if self.is_full and len(self._waiting) > self._reserve:
-            self._drop(next(iter(self._waiting)))
+        self._idle[connection] = None
+        if self.is_full and len(self._idle) > self._reserve:
+            self._drop(next(iter(self._idle)))
         elif len(self._open) > self._max_open + self._reserve:
             self._drop(connection)
 
     def mark_idle(self, connection: Closable) -> None:
-        """It waits for its client; one that did so before keeps its place."""
+        """Record that the connection waits for its client. One that is idle already keeps its place."""
         if connection in self._open:
-            self._waiting.setdefault(connection)
+            self._idle.setdefault(connection)
 
     def mark_busy(self, connection: Closable) -> None:
-        """Its request is complete, and not yet answered."""
-        self._waiting.pop(connection, None)
+        """Record that a complete request has arrived and is not answered yet."""
+        self._idle.pop(connection, None)
 
     def closed(self, connection: Closable) -> None:
-        """Idempotent."""
+        """Remove a connection. Idempotent."""
         self._open.discard(connection)
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
 
     def _drop(self, connection: Closable) -> None:
         self.closed(connection)
@@ -65,16 +72,15 @@ class Connections:
 
 
 def raise_file_limit() -> int:
-    """Descriptors that this process may have, after it asked for as many as the system lets it."""
+    """Raise this process' limit of file descriptors as far as needed and allowed; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = MAX_OPEN + RESERVE + OTHER_FILES + ACCEPTORS
-    if soft != resource.RLIM_INFINITY and soft < enough:
-        wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return enough if soft == resource.RLIM_INFINITY else soft
+    needed = MAX_OPEN + RESERVE + OTHER_FILES + ACCEPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return needed if soft == resource.RLIM_INFINITY else soft
 
 
 def max_connections(num_files: int) -> int:
-    """How many connections fit beside everything else: of 64 descriptors 23, of 1,024 983."""
+    """Return how many connections fit into a limit of `num_files` descriptors: 23 for 64, 983 for 1,024."""
     return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE - num_acceptors(num_files)))

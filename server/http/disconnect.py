@@ -1,4 +1,4 @@
-"""Noticing that a client went away, in every phase of its request: queued, in prefill, in decode, streaming or not."""
+"""Cancel the work for a request when its client disconnects: queued, in prefill, in decode, streaming or not."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class ClientDisconnected(Exception):
-    """The client closed the connection before it had its whole answer."""
+    """The client closed the connection before it had the complete response."""
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -19,19 +19,19 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     Call it after the whole request body was read: from then on `receive` yields only the disconnect. Raises
     ClientDisconnected, after the cancelled `work` has cleaned up.
     """
-    gone = asyncio.create_task(_disconnected(receive))
+    disconnect = asyncio.create_task(_wait_disconnected(receive))
     job = asyncio.create_task(work)
     try:
-        await asyncio.wait({gone, job}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({disconnect, job}, return_when=asyncio.FIRST_COMPLETED)
         if not job.done():
             raise ClientDisconnected
         return job.result()
     finally:
-        gone.cancel()
+        disconnect.cancel()
         job.cancel()
-        await asyncio.gather(gone, job, return_exceptions=True)
+        await asyncio.gather(disconnect, job, return_exceptions=True)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,19 +1,19 @@
-"""The listening socket: bound before anything is loaded, so that a taken port costs no wait."""
+"""The listening socket. It is bound before anything is loaded, so that a port in use is reported at once."""
 
 import errno
 import ipaddress
 import socket
 
 BACKLOG = 4096
-ACCEPTORS = 64  # the event loop accepts one connection per turn and socket
+ACCEPTORS = 64  # the event loop accepts one connection per iteration and socket
 
 
 class ListenError(Exception):
-    """One line that names the flag to change."""
+    """The address cannot be bound. One line that names the flag to change."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on host:port; port 0 takes a free one. Raises ListenError."""
+    """Return a socket that listens on host:port; port 0 takes a free one. Raises ListenError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
@@ -25,23 +25,26 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)  # two sockets that are only bound can share a port, two that listen cannot
     except OSError as error:
         listener.close()
-        raise ListenError(_explained(error, host, port)) from None
+        raise ListenError(_explain(error, host, port)) from None
     return listener
 
 
 def acceptors(listener: socket.socket, num_files: int) -> list[socket.socket]:
-    """The listener as often as it is to be asked in each turn of the loop: else a crowd would wait in the system's
-    queue, and health with it."""
+    """Return the listener and duplicates of it, so that the event loop accepts several connections per iteration.
+
+    With one socket, thousands of simultaneous connections would wait in the system's queue, and health checks with
+    them.
+    """
     return [listener, *(listener.dup() for _ in range(num_acceptors(num_files) - 1))]
 
 
 def num_acceptors(num_files: int) -> int:
-    """One where descriptors are scarce."""
+    """Return the number of listening sockets for a limit of `num_files` file descriptors; 1 if these are few."""
     return ACCEPTORS if num_files >= 4096 else 1
 
 
 def url_of(listener: socket.socket, *, scheme: str) -> str:
-    """Where a client on this machine reaches it."""
+    """Return a URL for clients on this machine."""
     address, port = listener.getsockname()[:2]
     if ipaddress.ip_address(address).is_unspecified:
         address = "127.0.0.1"
@@ -49,13 +52,13 @@ def url_of(listener: socket.socket, *, scheme: str) -> str:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """True where only this machine can connect."""
+    """Return True if only this machine can connect."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def _explained(error: OSError, host: str, port: int) -> str:
+def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"--port {port}: something else listens there on {host}; --port 0 takes a free one"
+        return f"--port {port}: already in use on {host}; --port 0 takes a free port"
     if error.errno == errno.EACCES:
         return f"--port {port}: ports below 1024 need privileges; choose a higher one"
     if error.errno == errno.EADDRNOTAVAIL:

@@ -1,4 +1,4 @@
-"""What is not taken on while the server holds all it can: too many connections, or too little memory."""
+"""Reject requests when too many connections are open, and close connections when memory is short."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,8 +13,11 @@ ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
 
 
 class LoadShedding:
-    """Pure ASGI middleware. With more connections than may be, only health and metrics are answered; while memory is
-    short, no connection is kept for a further request."""
+    """Pure ASGI middleware that sheds load.
+
+    With more connections than the limit it answers only health and metrics, everything else with 503. While memory is
+    short, it closes each connection after its response.
+    """
 
     def __init__(self, app: ASGIApp, connections: Connections, memory: MemoryMonitor | None) -> None:
         self._app = app

@@ -1,6 +1,6 @@
-"""What stands before the app: request ids, HTTP counts, API keys, the size and the pace of bodies.
+"""Middleware around the app: request ids, request metrics, API keys, CORS, limits of size and time for bodies.
 
-Pure ASGI middleware, outermost first in `guarded`. A refusal here has cost no parsing and no engine work.
+All of it is pure ASGI. A request that is rejected here has cost no parsing and no engine work.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api import playground_files
 from server.errors import (
     ApiError,
     error_body,
@@ -27,8 +26,8 @@ from server.errors import (
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 BODY_TIMEOUT_S = 30.0
 MAX_REQUEST_ID_LENGTH = 128
-# A refused body up to this many times the limit is read and thrown away: a close with unread bytes resets the
-# connection, and the client would never see the 413.
+# A body up to this many times the limit is read and discarded: closing a connection with unread bytes resets it, and
+# the client would never see the 413.
 DISCARD_FACTOR = 4
 
 
@@ -36,6 +35,7 @@ def with_middleware(
     app: ASGIApp,
     *,
     api_keys: Sequence[str],
+    open_paths: frozenset[str],
     metrics_auth: bool,
     max_body_bytes: int,
     allowed_origins: Sequence[str],
@@ -43,18 +43,21 @@ def with_middleware(
     on_http: Callable[[str, str, int], None],
     outermost: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
-    """The app behind all its guards. `on_http` is told (route template, method, status) of each request; `outermost`
-    makes a guard of its own before the others."""
+    """Wrap the app in all middleware.
+
+    `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
+    template, method, status) of each answered request. `outermost` adds a middleware around those that can reject.
+    """
     app = BodyLimit(app, max_body_bytes)
     if api_keys:
-        open_paths = OPEN_PATHS | playground_files.open_paths() | (set() if metrics_auth else {"/metrics"})
+        open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {"/metrics"})
         app = ApiKeys(app, api_keys, open_paths, root_path)
     if allowed_origins:
         app = CORSMiddleware(
             app,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # the origin is what is checked; clients' own headers (x-stainless-...) are many
+            allow_headers=["*"],  # only the origin is checked: clients send many headers of their own (x-stainless-...)
             expose_headers=[
                 "x-request-id",
                 "x-smoe-ignored-params",
@@ -67,7 +70,7 @@ def with_middleware(
 
 
 class RootPath:
-    """Tells the app the prefix that a proxy adds. Requests are found with it in front of their path and without it."""
+    """Sets the path prefix that a proxy adds. Routes are found with and without it."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app
@@ -79,7 +82,7 @@ class RootPath:
 
 
 class RequestIds:
-    """Gives each request an id, `scope["state"]["request_id"]`, and each reply the header `x-request-id`."""
+    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -88,7 +91,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = sane_request_id(Headers(scope=scope).get("x-request-id")) or secrets.token_hex(16)
+        request_id = valid_request_id(Headers(scope=scope).get("x-request-id")) or secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -96,21 +99,21 @@ class RequestIds:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if is_anthropic(scope):
-                    headers["request-id"] = request_id  # where Anthropic's clients look for it
+                    headers["request-id"] = request_id  # read by Anthropic's clients
             await send(message)
 
         await self._app(scope, receive, send_with_id)
 
 
-def sane_request_id(sent: str | None) -> str | None:
-    """The client's own id where it is fit for a header and a log line, else None."""
+def valid_request_id(sent: str | None) -> str | None:
+    """Return the client's own id if it is safe in a header and in a log line, else None."""
     if sent and len(sent) <= MAX_REQUEST_ID_LENGTH and all("!" <= character <= "~" for character in sent):
         return sent
     return None
 
 
 class RequestMetrics:
-    """Tells `on_http` how each request ended. A request whose client left before an answer is not one."""
+    """Calls `on_http` for each answered request. Requests whose client disconnected before are not counted."""
 
     def __init__(self, app: ASGIApp, on_http: Callable[[str, str, int], None]) -> None:
         self._app = app
@@ -131,9 +134,9 @@ class RequestMetrics:
 
 
 class ApiKeys:
-    """Lets a request through where it has one of the keys, or asks for an open path spelled exactly so.
+    """Rejects requests without a valid API key, except for open paths, which must match exactly.
 
-    `scope["state"]["tenant"]` tells whose it is: the key's place among the keys.
+    Sets `scope["state"]["tenant"]` to the index of the key.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str], root_path: str) -> None:
@@ -144,27 +147,27 @@ class ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope.get("path") in self._open_paths:
             await self._app(scope, receive, send)
-        elif (tenant := self._owner(scope)) is not None:
+        elif (tenant := self._key_index(scope)) is not None:
             scope.setdefault("state", {})["tenant"] = tenant
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send_error(scope, send, invalid_api_key())
 
-    def _owner(self, scope: Scope) -> int | None:
-        """Which key it is, if any. Every key is compared, whichever fits: the time taken tells nothing."""
+    def _key_index(self, scope: Scope) -> int | None:
+        """Return the index of the request's key, or None. Compares all keys, so that the time reveals nothing."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if not sent and is_anthropic(scope):
             sent = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return None
-        fits = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
-        return fits.index(True) if any(fits) else None
+        matches = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
+        return matches.index(True) if any(matches) else None
 
 
 class BodyLimit:
-    """Reads the whole body, at most `max_bytes` within `timeout_s`, before the app sees the request.
+    """Reads the whole body, at most `max_bytes` within `timeout_s`, before the app gets the request.
 
-    A client that leaves before its body is complete never reaches the app.
+    The app never gets a request whose client disconnects before the body is complete.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
@@ -189,8 +192,11 @@ class BodyLimit:
                 await self._app(scope, _replay(body, receive), send)
 
     def _check_declared(self, headers: Headers) -> None:
-        """Refuse unread what is far too long, what waits for a 100-continue, and what a proxy may cut elsewhere than we
-        do: with both headers two requests can hide in one."""
+        """Reject a body that is far too long, or too long with `expect: 100-continue`, before it is read.
+
+        Also rejects both length headers together: a proxy may split the bytes into other requests than this server.
+        Raises ApiError 400 or 413.
+        """
         if "content-length" in headers and "transfer-encoding" in headers:
             raise malformed_request()
         declared = headers.get("content-length", "")
@@ -200,7 +206,7 @@ class BodyLimit:
             raise request_too_large(self._max_bytes)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None where the client left. Raises ApiError 413 for a longer one."""
+        """Return the body; None if the client disconnected. Raises ApiError 413 for a longer one."""
         body = bytearray()
         length = 0
         more = True
@@ -221,7 +227,7 @@ class BodyLimit:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body once, then what the server has: the disconnect."""
+    """Return a `receive` that yields the body once and then the server's messages: the disconnect."""
     pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -231,7 +237,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
-    """The error as a whole reply, for places outside the app."""
+    """Send the error as a complete response, for callers outside the app."""
     body = orjson.dumps(error_body(error, scope))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -1,8 +1,10 @@
-"""uvicorn's HTTP/1.1 connection, with what it lacks: a limit on the time that a request's head may take and on that
-in which a client may read nothing, errors in the API's shape for bytes that are no request, a limit on how many
-connections there are, and small reads that take turns, so that no client and no crowd holds the event loop for long.
+"""HTTP/1.1 connections: uvicorn's H11Protocol with timeouts, limits and errors in the API's format.
 
-h11 parses, because it stops reading heads at a size; httptools buffers whatever comes.
+Adds to uvicorn: a timeout for the head of a request, a timeout for a client that stops reading, errors in the API's
+format for invalid requests, a limit on open connections, and small reads that take turns, so that neither one client
+nor many at once block the event loop for long.
+
+h11 is the parser because it limits the size of heads; httptools buffers everything.
 """
 
 import asyncio
@@ -26,19 +28,23 @@ from server.http.read_limiter import ReadLimiter
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_HEAD_BYTES = 64 << 10
-# A body in chunks of one byte costs the parser some 10 us for 6 bytes read, and libuv reads up to 32 times before the
-# loop goes on: with 1 KiB each that is at most 60 ms, where 256 KiB each took over a second.
+# A body in chunks of one byte costs the parser about 10 us per 6 bytes read, and libuv reads up to 32 times per loop
+# iteration: at most 60 ms with reads of 1 KiB, more than a second with 256 KiB.
 READ_BYTES = 1024
-LATE_S = 0.05  # after a head's time is over: until the loop has looked once more whether something had come
-PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))  # how such a request begins
+HEAD_GRACE_S = 0.05  # after the head timeout, so that the loop can read what arrived in the meantime
+# First bytes of requests that are never deferred.
+PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))
 
 
 class Connection(H11Protocol):
-    """One connection. Its head timer runs while the parser waits for (the rest of) a request's head, its stall timer
-    while there is more to send than the buffers hold: an answer then waits, and what it would tell is put together."""
+    """One connection with two timers.
+
+    The head timer runs while the parser waits for (the rest of) a request's head. The stall timer runs while there is
+    more to send than the buffers hold; a stream then pauses, and its later tokens are merged into fewer events.
+    """
 
     head_timeout_s = HEAD_TIMEOUT_S
-    on_refusal: Callable[[int], None] = staticmethod(lambda status: None)  # told the status of each such answer
+    on_rejection: Callable[[int], None] = staticmethod(lambda status: None)  # gets the status of each error sent here
     stall_timeout_s = STALL_TIMEOUT_S
     open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
@@ -46,7 +52,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch_head()
+        self._update_head_timer()
         self.open_connections.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,79 +63,79 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch_head()
-        self._tell_whose_turn_it_is()
+        self._update_head_timer()
+        self._update_idle()
 
     def on_response_complete(self) -> None:
-        """What the client has not taken yet must go in time, too: a close would wait for it."""
+        """Start the stall timer for what is still unsent: closing the connection would wait for it."""
         super().on_response_complete()
-        self._tell_whose_turn_it_is()
+        self._update_idle()
         if self._stall_timer is None and self.transport.get_write_buffer_size():
-            self._watch_reader()
+            self._start_stall_timer()
 
     @property
-    def is_in_a_body(self) -> bool:
-        """Whether a request has begun whose body is not complete."""
+    def is_reading_body(self) -> bool:
+        """True if the head of a request has arrived and its body is not complete."""
         return self.conn.their_state is h11.SEND_BODY
 
-    def stop_waiting(self) -> None:
-        """Something came, that will be parsed when its turn has come."""
+    def on_read_deferred(self) -> None:
+        """Stop the head and keep-alive timers: data has arrived and will be parsed in a later loop iteration."""
         self._stop_head_timer()
         self._unset_keepalive_if_required()
 
     def abort(self) -> None:
-        """Closes, whatever is unsent."""
+        """Close the connection and drop unsent data."""
         self.transport.abort()
 
-    def _tell_whose_turn_it_is(self) -> None:
+    def _update_idle(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self.open_connections.mark_idle(self)
         else:
             self.open_connections.mark_busy(self)
 
-    def _watch_head(self) -> None:
-        """Bytes that trickle in do not start the timer anew; a complete head stops it."""
+    def _update_head_timer(self) -> None:
+        """Start the timer if a head is awaited; a complete head stops it. Further bytes of a head do not restart it."""
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.head_timeout_s, self._head_is_late)
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._on_head_timeout)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _head_is_late(self) -> None:
-        """If the loop was slow, the head may have come long ago: timers go before reads."""
-        self._head_timer = self.loop.call_later(LATE_S, self._head_is_missing)
+    def _on_head_timeout(self) -> None:
+        """Wait once more: if the loop was slow, the head may have arrived, but timers run before reads."""
+        self._head_timer = self.loop.call_later(HEAD_GRACE_S, self._close_without_head)
 
-    def _head_is_missing(self) -> None:
-        """An answer where a head has begun; a client that never sent a byte asked for none."""
+    def _close_without_head(self) -> None:
+        """Answer 408 if part of a head has arrived; otherwise just close."""
         if self.conn.trailing_data[0]:
-            self._refuse(request_timeout())
+            self._reject(request_timeout())
         else:
             self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_reader()
+        self._start_stall_timer()
 
     def resume_writing(self) -> None:
         self._stop_stall_timer()
         super().resume_writing()
 
-    def _watch_reader(self) -> None:
+    def _start_stall_timer(self) -> None:
         unsent = self.transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(self.stall_timeout_s, self._reader_is_late, unsent)
+        self._stall_timer = self.loop.call_later(self.stall_timeout_s, self._on_stall_timeout, unsent)
 
-    def _reader_is_late(self, unsent_before: int) -> None:
-        """A client that took something, however little, gets more time. Aborted, not closed: that would wait for it."""
+    def _on_stall_timeout(self, unsent_before: int) -> None:
+        """Abort the connection unless the client has read something. A close would wait for the client."""
         self._stall_timer = None
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0:
             return
         if unsent < unsent_before:
-            self._watch_reader()
+            self._start_stall_timer()
         else:
             self.transport.abort()
 
@@ -139,13 +145,13 @@ class Connection(H11Protocol):
             self._stall_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn calls this while it handles h11's error."""
+        """Answer with the API's error. uvicorn calls this while it handles h11's exception."""
         error = sys.exception()
         is_too_large = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
-        self._refuse(headers_too_large() if is_too_large else malformed_request())
+        self._reject(headers_too_large() if is_too_large else malformed_request())
 
-    def _refuse(self, error: ApiError) -> None:
-        """Answers, unless an answer has begun, and closes."""
+    def _reject(self, error: ApiError) -> None:
+        """Send the error, unless a response has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = orjson.dumps(error.body())
             headers = {
@@ -158,13 +164,16 @@ class Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason.encode())
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            self.on_refusal(error.status)
+            self.on_rejection(error.status)
         self.transport.close()
 
 
 class BoundedReadProtocol(asyncio.BufferedProtocol):
-    """What uvicorn makes for each socket: a connection that is given at most READ_BYTES at a time, a head in its turn.
-    While that waits nothing more is read; a body, whose time runs, is read as it comes."""
+    """Protocol of one socket: reads at most READ_BYTES at a time and passes them to a Connection.
+
+    Reads outside a body need a permit of the ReadLimiter; without one the socket is paused until the read's turn comes.
+    Reads of a body need none, because the timeout for the body is already running.
+    """
 
     _transport: asyncio.Transport | None = None  # None before and after the connection
     _unparsed = b""
@@ -178,13 +187,15 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         *,
         on_http: Callable[[str, str, int], None],
         connections: Connections,
-        crowd: ReadLimiter,
+        read_limiter: ReadLimiter,
     ) -> None:
-        """`on_http` is told of the answers that no route gave: (route, method, status). `connections` counts them,
-        `crowd` says whose turn it is."""
-        self._crowd = crowd
+        """The first four arguments are uvicorn's; all connections share `connections` and `read_limiter`.
+
+        `on_http` receives (route, method, status) of each error that is sent before a request reaches the app.
+        """
+        self._read_limiter = read_limiter
         self._connection = Connection(config, server_state, app_state, _loop)
-        self._connection.on_refusal = partial(on_http, "other", "other")
+        self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
         self._buffer = bytearray(READ_BYTES)
 
@@ -195,13 +206,18 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         data = bytes(self._buffer[:nbytes])
         if self._unparsed:
             self._unparsed += data
-        elif self._connection.is_in_a_body or self._crowd.try_acquire() or data.startswith(PRIORITY_PREFIXES):
+        elif self._may_read(data):
             self._connection.data_received(data)
         elif self._transport is not None:
             self._unparsed = data
             self._transport.pause_reading()
-            self._connection.stop_waiting()
-            self._crowd.wait(self._parse)
+            self._connection.on_read_deferred()
+            self._read_limiter.defer(self._parse)
+
+    def _may_read(self, data: bytes) -> bool:
+        return (
+            self._connection.is_reading_body or self._read_limiter.try_acquire() or data.startswith(PRIORITY_PREFIXES)
+        )
 
     def _parse(self) -> None:
         data, self._unparsed = self._unparsed, b""

@@ -1,38 +1,38 @@
-"""Thousands who send at the same moment take turns, so that none of them holds the event loop for all the others."""
+"""Limit the reads per iteration of the event loop, so that thousands of simultaneous requests do not block it."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 
-PER_TURN = 4  # reads of a kilobyte; a request that one of them completes costs a millisecond or two
+MAX_READS = 4  # of 1 KiB each; handling a request that one of them completes takes 1-2 ms
 
 
 class ReadLimiter:
-    """Lets so many through in each turn of the event loop; the others wait, first come, first served."""
+    """Allows `max_reads` reads per iteration of the event loop. Further reads wait in the order of their arrival."""
 
-    def __init__(self, per_turn: int = PER_TURN) -> None:
-        self._per_turn = per_turn
-        self._queue: deque[Callable[[], None]] = deque()
-        self._num_through = 0  # in this turn
+    def __init__(self, max_reads: int = MAX_READS) -> None:
+        self._max_reads = max_reads
+        self._deferred: deque[Callable[[], None]] = deque()
+        self._num_reads = 0  # in this iteration
 
     def try_acquire(self) -> bool:
-        """Whether the caller may go on now, as one of this turn's few. Else it gives `wait` what it wanted to do."""
-        if self._num_through >= self._per_turn:
+        """Return True if the caller may read now. If False, it should pass its read to `defer`."""
+        if self._num_reads >= self._max_reads:
             return False
-        self._through()
+        self._acquire()
         return True
 
-    def wait(self, go_on: Callable[[], None]) -> None:
-        """Calls `go_on` in a later turn."""
-        self._queue.append(go_on)
+    def defer(self, read: Callable[[], None]) -> None:
+        """Call `read` in a later iteration."""
+        self._deferred.append(read)
 
-    def _through(self) -> None:
-        if not self._num_through:
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        self._num_through += 1
+    def _acquire(self) -> None:
+        if not self._num_reads:
+            asyncio.get_running_loop().call_soon(self._next_iteration)
+        self._num_reads += 1
 
-    def _next_turn(self) -> None:
-        self._num_through = 0
-        while self._queue and self._num_through < self._per_turn:
-            self._through()
-            self._queue.popleft()()
+    def _next_iteration(self) -> None:
+        self._num_reads = 0
+        while self._deferred and self._num_reads < self._max_reads:
+            self._acquire()
+            self._deferred.popleft()()

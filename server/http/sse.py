@@ -1,6 +1,6 @@
-"""Server-sent events: the only place that formats them.
+"""Send server-sent events. This is the only module that formats them.
 
-Knows nothing of completions or chats: it is given JSON payloads, already encoded, and sends each as one event.
+It knows no completions and no chats: it receives encoded JSON payloads and sends each as one event.
 """
 
 import logging
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from server.errors import ApiError, internal_error
 from server.http.disconnect import ClientDisconnected, unless_disconnected
 
-KEEP_ALIVE_S = 10.0  # proxies cut streams that stay silent
+KEEP_ALIVE_S = 10.0  # proxies close streams that stay silent
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
@@ -25,40 +25,43 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EventFormat:
-    """How an API writes its streams."""
+    """Format of an API's event streams."""
 
-    prefix: bytes  # of each payload
-    end: bytes  # of a stream, whatever happened
-    error: Callable[[ApiError], bytes]  # the payload that tells an error
+    prefix: bytes  # before each payload
+    end: bytes  # at the end of each stream, also after an error
+    error: Callable[[ApiError], bytes]  # payload of an error event
 
 
 OPENAI = EventFormat(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
 
 
 def named(event: Mapping[str, object]) -> bytes:
-    """The payload of an event that has its type as its name, for a dialect without a prefix."""
+    """Return the payload of an event whose `type` is also its name, for a format without a prefix."""
     return f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event)
 
 
 class EventStream(Response):
-    """An ASGI response that sends payloads as they come and ends as its dialect does, whatever happens.
+    """ASGI response that sends payloads as events when they arrive, and always ends as its format requires.
 
-    `payloads` yields batches; each batch is one write, an empty one a keep-alive comment. Nothing is sent before the
-    first batch: an error raised until then is answered with its own status, one raised later becomes an error event.
-    The generator is closed when the stream ends or the client goes away; one that stops reading is sent away by
-    server.http_protocol.
+    `payloads` yields batches: each batch is one write, an empty batch a keep-alive comment. Nothing is sent before the
+    first batch, so that an error raised until then is answered with its own status; a later one becomes an error event.
+    The generator is closed when the stream ends or the client disconnects. server/http/protocol.py disconnects a client
+    that stops reading.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, payloads: AsyncGenerator[list[bytes], None], headers: Mapping[str, str], dialect: EventFormat = OPENAI
+        self,
+        payloads: AsyncGenerator[list[bytes], None],
+        headers: Mapping[str, str],
+        event_format: EventFormat = OPENAI,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self._payloads = payloads
-        self._dialect = dialect
+        self._format = event_format
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,11 +79,11 @@ class EventStream(Response):
         except Exception as error:
             if not self._started:
                 raise
-            await self._send(send, self._events([self._dialect.error(_api_error(error))]))
-        await self._send(send, self._dialect.end, more=False)
+            await self._send(send, self._events([self._format.error(_api_error(error))]))
+        await self._send(send, self._format.end, more=False)
 
     def _events(self, payloads: list[bytes]) -> bytes:
-        prefix = self._dialect.prefix
+        prefix = self._format.prefix
         return prefix + (b"\n\n" + prefix).join(payloads) + b"\n\n"
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn as this server runs it, and how many requests it is answering."""
+"""Run uvicorn with this server's settings, and count the requests that it is answering."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ from server.settings import Settings
 
 
 class CertificateError(Exception):
-    """The files given are not a certificate and its key. One line."""
+    """The given files are not a certificate and its key. One line."""
 
 
 class InFlight:
-    """Counts the HTTP requests that are being answered."""
+    """ASGI middleware that counts the HTTP requests being answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,22 +37,24 @@ class InFlight:
                 self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> None:
-        """Until no request is being answered, or the time is over."""
+        """Wait until no request is being answered, at most `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers, which would close the listening socket first, wait without limit and raise
-    the signal again. Signals are server.serve's."""
+    """uvicorn without its signal handlers; server/lifecycle/shutdown.py handles signals.
+
+    uvicorn's handlers would close the listening socket first, wait without a limit and raise the signal again.
+    """
 
     def __init__(
         self, app: ASGIApp, protocol: Callable[..., asyncio.BaseProtocol], settings: Settings, flush_s: float
     ) -> None:
-        """`flush_s`: how long the last answers may take to reach their readers. Raises CertificateError."""
+        """`flush_s`: time for the last responses to be sent during shutdown, in seconds. Raises CertificateError."""
         config = uvicorn.Config(
             app,
-            http=protocol,  # type: ignore[arg-type]  # uvicorn knows one kind of protocol, loops know two
+            http=protocol,  # type: ignore[arg-type]  # uvicorn's type lacks asyncio.BufferedProtocol
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",

@@ -16,10 +16,12 @@ from starlette.types import ASGIApp
 
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
+from server.api import playground_files
 from server.api.app import create_app
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
+from server.engine_config import engine_config
 from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -37,7 +39,8 @@ from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
-from server.settings import Settings, engine_config, hub_cache_dir
+from server.settings import Settings
+from server.settings_sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError
 
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
@@ -138,6 +141,7 @@ class Server:
         return with_middleware(
             create_app(self._state),
             api_keys=settings.api_key,
+            open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
@@ -150,7 +154,7 @@ class Server:
     async def _http_server(self) -> AsyncIterator[None]:
         """Answer HTTP requests inside this block."""
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, crowd=ReadLimiter()
+            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=ReadLimiter()
         )
         try:
             http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.types import Request
+from server.api import playground_files
 from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
@@ -63,6 +64,7 @@ def app_around(state: ServerState, connections: Connections | None = None, *, ap
     return with_middleware(
         create_app(state),
         api_keys=api_keys,
+        open_paths=playground_files.open_paths(),
         metrics_auth=False,
         max_body_bytes=1 << 20,
         allowed_origins=(),
@@ -84,7 +86,7 @@ async def listening(
     *,
     send_buffer_bytes: int | None = None,
     connections: Connections | None = None,
-    crowd: ReadLimiter | None = None,
+    read_limiter: ReadLimiter | None = None,
 ) -> AsyncIterator[str]:
     """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
     connections = Connections() if connections is None else connections
@@ -94,7 +96,10 @@ async def listening(
         config = uvicorn.Config(
             app_around(state, connections),
             http=partial(
-                BoundedReadProtocol, on_http=state.metrics.http, connections=connections, crowd=crowd or ReadLimiter()
+                BoundedReadProtocol,
+                on_http=state.metrics.http,
+                connections=connections,
+                read_limiter=read_limiter or ReadLimiter(),
             ),  # type: ignore[arg-type]
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",

@@ -45,7 +45,7 @@ def test_the_command_ends_with_code_2_and_one_line(good: Path, tmp_path: Path) -
             ("template", (changed("template", TOKENIZER_CONFIG, b'{"chat_template": "{{ 1 / 0 }}"}'), *free), {}),
             ("at least", (good, *small_pool), {}),
             ("--write-manifest", (good, *free, "--verify"), {}),
-            (f"--port {port}: something else listens", (good, "--port", port), {}),
+            (f"--port {port}: already in use", (good, "--port", port), {}),
             ("--port: ", (good, "--port", "70000"), {}),
             ("--zebra", (good, "--zebra"), {}),
             ("exclude each other", (good, "--num-kv-blocks", "5", "--kv-cache-memory-bytes", "1GiB"), {}),

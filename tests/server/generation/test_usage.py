@@ -226,6 +226,7 @@ async def test_experts_need_a_key_where_there_is_one() -> None:
     app = with_middleware(
         create_app(state),
         api_keys=("key",),
+        open_paths=frozenset(),
         metrics_auth=False,
         max_body_bytes=1 << 20,
         allowed_origins=(),

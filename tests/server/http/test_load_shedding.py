@@ -221,12 +221,12 @@ async def test_a_scrape_is_rendered_once_a_second_at_most(monkeypatch: pytest.Mo
 async def test_of_a_crowd_a_few_go_in_each_turn_of_the_loop_in_their_order() -> None:
     order: list[int] = []
     turns: list[int] = []
-    crowd = ReadLimiter(per_turn=16)
+    crowd = ReadLimiter(max_reads=16)
     for number in range(100):
         if crowd.try_acquire():
             order.append(number)
         else:
-            crowd.wait(partial(order.append, number))
+            crowd.defer(partial(order.append, number))
     while len(order) < 100:
         turns.append(len(order))
         await asyncio.sleep(0)

@@ -190,7 +190,7 @@ async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(mon
     """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
     state = state_around(FakeEngine(saying("a")))
     big = post_bytes("/v1/completions", {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5})
-    async with asyncio.timeout(60), listening(state, crowd=ReadLimiter(per_turn=1)) as url:
+    async with asyncio.timeout(60), listening(state, read_limiter=ReadLimiter(max_reads=1)) as url:
         async with httpx.AsyncClient(base_url=url) as first:
             await first.get("/health")  # it listens now
         monkeypatch.setattr(Connection, "head_timeout_s", 0.2)

@@ -1,4 +1,4 @@
-"""The guards before the app, spoken to in ASGI, with an app that echoes."""
+"""server/http/middleware.py around an app that echoes, called through ASGI."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ LIMIT = 1000
 
 
 class Reply:
-    """What the guards sent."""
+    """The response."""
 
     def __init__(self, messages: list[Message]) -> None:
         starts = [message for message in messages if message["type"] == "http.response.start"]
@@ -31,7 +31,7 @@ class Reply:
 
 
 class Client:
-    """Speaks ASGI with an app. `chunks` is the body as it arrives; with `leaves` the client is gone after them."""
+    """Calls an app through ASGI. `chunks`: the body as it arrives; with `leaves` the client disconnects after them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -89,7 +89,8 @@ def echo_app() -> FastAPI:
 
 def client(counts: list[tuple[str, str, int]] | None = None, **settings: Any) -> Client:
     defaults = {
-        "api_keys": (), "metrics_auth": False, "max_body_bytes": LIMIT, "allowed_origins": (), "root_path": "",
+        "api_keys": (), "open_paths": frozenset(), "metrics_auth": False, "max_body_bytes": LIMIT,
+        "allowed_origins": (), "root_path": "",
     }  # fmt: skip
     on_http = (lambda *count: counts.append(count)) if counts is not None else (lambda *count: None)
     return Client(with_middleware(echo_app(), on_http=on_http, **{**defaults, **settings}))
@@ -100,9 +101,9 @@ def bearer(value: str | bytes) -> list[tuple[bytes, bytes]]:
 
 
 def test_either_of_several_keys_opens() -> None:
-    guard = client(api_keys=("one", "schlüssel"))
-    assert guard.send(headers=bearer("Bearer one")).status == 200
-    assert guard.send(headers=bearer("Bearer schlüssel")).status == 200
+    app = client(api_keys=("one", "schlüssel"))
+    assert app.send(headers=bearer("Bearer one")).status == 200
+    assert app.send(headers=bearer("Bearer schlüssel")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -127,14 +128,14 @@ def test_either_of_several_keys_opens() -> None:
     ],
 )
 def test_anything_but_the_exact_key_is_a_401(headers: list[tuple[bytes, bytes]]) -> None:
-    guard = client(api_keys=("S3cret",))
-    reply = guard.send(headers=headers, chunks=(b"x" * 10,))
+    app = client(api_keys=("S3cret",))
+    reply = app.send(headers=headers, chunks=(b"x" * 10,))
     assert reply.status == 401
     assert reply.headers["www-authenticate"] == "Bearer"
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]
     assert (reply.error["type"], reply.error["code"]) == ("invalid_request_error", "invalid_api_key")
-    assert guard.num_receives == 0  # not a byte of the body was read
+    assert app.num_receives == 0  # not a byte of the body was read
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics"])
@@ -156,9 +157,9 @@ def test_everything_else_needs_the_key(path: str) -> None:
 
 
 def test_metrics_can_be_closed() -> None:
-    guard = client(api_keys=("k",), metrics_auth=True)
-    assert guard.send("/metrics", method="GET").status == 401
-    assert guard.send("/metrics", method="GET", headers=bearer("Bearer k")).status == 200
+    app = client(api_keys=("k",), metrics_auth=True)
+    assert app.send("/metrics", method="GET").status == 401
+    assert app.send("/metrics", method="GET", headers=bearer("Bearer k")).status == 200
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, LIMIT])
@@ -172,11 +173,11 @@ def test_a_body_at_the_limit_arrives_whole(chunk_size: int) -> None:
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_a_byte_too_many_is_a_413(chunks: tuple[bytes, ...], is_declared: bool) -> None:
     headers = [(b"content-length", str(sum(map(len, chunks))).encode())] if is_declared else []
-    guard = client()
-    reply = guard.send(chunks=chunks, headers=headers)
+    app = client()
+    reply = app.send(chunks=chunks, headers=headers)
     assert (reply.status, reply.error["code"]) == (413, "request_too_large")
     assert reply.headers["x-request-id"]
-    assert guard.num_receives == len(chunks)  # read to its end, so that the answer is not lost in a reset
+    assert app.num_receives == len(chunks)  # read to its end, so that the answer is not lost in a reset
 
 
 @pytest.mark.parametrize(
@@ -184,18 +185,18 @@ def test_a_byte_too_many_is_a_413(chunks: tuple[bytes, ...], is_declared: bool) 
     [[(b"content-length", b"10737418240")], [(b"content-length", b"1001"), (b"expect", b"100-continue")]],
 )
 def test_a_body_that_is_declared_far_too_long_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:
-    guard = client()
-    assert guard.send(headers=headers).status == 413
-    assert guard.num_receives == 0
+    app = client()
+    assert app.send(headers=headers).status == 413
+    assert app.num_receives == 0
 
 
 def test_an_endless_body_is_refused_before_its_end() -> None:
-    guard = client()
-    assert guard.send(chunks=(b"x" * LIMIT,) * 100).status == 413
-    assert guard.num_receives < 10
+    app = client()
+    assert app.send(chunks=(b"x" * LIMIT,) * 100).status == 413
+    assert app.num_receives < 10
 
 
-def test_a_client_that_leaves_while_it_sends_never_reaches_the_app() -> None:
+def test_the_app_never_gets_a_request_whose_client_disconnects_during_the_body() -> None:
     counts: list[tuple[str, str, int]] = []
     assert not client(counts).send(chunks=(b"x" * 10,), leaves=True).was_sent
     assert counts == []
@@ -222,7 +223,7 @@ def test_a_body_that_never_ends_is_a_408() -> None:
     assert (reply.status, reply.error["code"]) == (408, "request_timeout")
 
 
-def test_a_sane_request_id_is_kept() -> None:
+def test_a_valid_request_id_is_kept() -> None:
     reply = client().send(headers=[(b"x-request-id", b"abc-123")])
     assert reply.headers["x-request-id"] == "abc-123"
     assert json.loads(reply.body)["id"] == "abc-123"
@@ -237,13 +238,13 @@ def test_any_other_request_id_is_replaced(sent: bytes) -> None:
 
 def test_requests_are_counted_by_route_and_unknown_ones_together() -> None:
     counts: list[tuple[str, str, int]] = []
-    guard = client(counts, api_keys=("k",))
+    app = client(counts, api_keys=("k",))
     key = bearer("Bearer k")
-    guard.send("/models/a", method="GET", headers=key)
-    guard.send("/models/b", method="GET", headers=key)
+    app.send("/models/a", method="GET", headers=key)
+    app.send("/models/b", method="GET", headers=key)
     for number in range(3):
-        guard.send(f"/nowhere/{number}", method="GET", headers=key)
-    guard.send("/models/a", method="GET")
+        app.send(f"/nowhere/{number}", method="GET", headers=key)
+    app.send("/models/a", method="GET")
     assert counts == [
         *[("/models/{model_id}", "GET", 200)] * 2,
         *[("other", "GET", 404)] * 3,
@@ -252,18 +253,18 @@ def test_requests_are_counted_by_route_and_unknown_ones_together() -> None:
 
 
 def test_a_path_is_found_with_and_without_the_proxys_prefix() -> None:
-    guard = client(root_path="/api")
-    assert guard.send("/echo").status == 200
-    assert guard.send("/api/echo").status == 200
-    assert guard.send("/other/echo").status == 404
+    app = client(root_path="/api")
+    assert app.send("/echo").status == 200
+    assert app.send("/api/echo").status == 200
+    assert app.send("/other/echo").status == 404
 
 
 def test_only_allowed_origins_get_cors_headers() -> None:
-    guard = client(api_keys=("k",), allowed_origins=("https://good.example",))
+    app = client(api_keys=("k",), allowed_origins=("https://good.example",))
 
     def preflight(origin: bytes) -> Reply:
         headers = [(b"origin", origin), (b"access-control-request-method", b"POST")]
-        return guard.send(method="OPTIONS", headers=headers)
+        return app.send(method="OPTIONS", headers=headers)
 
     good, bad = preflight(b"https://good.example"), preflight(b"https://bad.example")
     assert good.headers["access-control-allow-origin"] == "https://good.example"
@@ -272,20 +273,20 @@ def test_only_allowed_origins_get_cors_headers() -> None:
 
 
 def test_the_headers_that_openais_and_anthropics_clients_send_pass_a_preflight() -> None:
-    guard = client(api_keys=("k",), allowed_origins=("https://good.example",))
+    app = client(api_keys=("k",), allowed_origins=("https://good.example",))
     sent = "authorization,content-type,x-api-key,x-stainless-os,anthropic-dangerous-direct-browser-access"
     headers = [
         (b"origin", b"https://good.example"),
         (b"access-control-request-method", b"POST"),
         (b"access-control-request-headers", sent.encode()),
     ]
-    reply = guard.send(method="OPTIONS", headers=headers)
+    reply = app.send(method="OPTIONS", headers=headers)
     assert reply.status == 200
     assert set(sent.split(",")) <= {name.strip() for name in reply.headers["access-control-allow-headers"].split(",")}
 
 
 def test_a_browsers_script_may_read_what_was_ignored_and_repaired() -> None:
-    guard = client(allowed_origins=("https://good.example",))
-    shown = guard.send("/health", headers=[(b"origin", b"https://good.example")])
+    app = client(allowed_origins=("https://good.example",))
+    shown = app.send("/health", headers=[(b"origin", b"https://good.example")])
     exposed = shown.headers["access-control-expose-headers"].split(", ")
     assert {"x-request-id", "x-smoe-ignored-params", "x-smoe-repaired", "retry-after", "x-should-retry"} <= set(exposed)

@@ -180,7 +180,7 @@ async def unread_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamW
 async def test_a_reader_that_stalls_is_cut_off_and_its_request_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     full = asyncio.Event()
     monkeypatch.setattr(Connection, "stall_timeout_s", 0.1)
-    monkeypatch.setattr(Connection, "_watch_reader", seen(Connection._watch_reader, full))
+    monkeypatch.setattr(Connection, "_start_stall_timer", seen(Connection._start_stall_timer, full))
     engine = FakeEngine(lambda request: range(300, 600), held=True)
     state = state_around(engine)
     async with asyncio.timeout(20), listening(state, send_buffer_bytes=4096) as url:

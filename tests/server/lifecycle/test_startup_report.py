@@ -58,7 +58,7 @@ def test_a_reference_to_a_snapshot_that_is_gone_counts_as_missing(tmp_path: Path
 def test_a_taken_port_is_refused_by_its_flag() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(ListenError, match=f"^--port {port}: something else listens"):
+        with pytest.raises(ListenError, match=f"^--port {port}: already in use"):
             listen("127.0.0.1", port)
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.api.app import create_app
-from server.api.playground_files import FOLDER
+from server.api.playground_files import FOLDER, open_paths
 from server.http.middleware import with_middleware
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import client_of, saying, state_around
@@ -37,6 +37,7 @@ def with_key() -> httpx.AsyncClient:
     app = with_middleware(
         create_app(state),
         api_keys=("secret",),
+        open_paths=open_paths(),
         metrics_auth=True,
         max_body_bytes=1 << 20,
         allowed_origins=(),
