@@ -1,4 +1,4 @@
-"""Durations and deadlines come from the monotonic clock, so that a jump of the wall clock changes only dates for people."""
+"""Durations and deadlines use the monotonic clock: a jump of the wall clock changes only the dates that people read."""
 
 import ast
 from collections.abc import Iterator
