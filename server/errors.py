@@ -185,7 +185,7 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
 
 
 def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
-    """Memory or connections are used up: running requests continue, new ones are refused. `close`: close this connection."""
+    """Memory or connections are used up: running requests continue, new ones fail. `close`: close the connection."""
     return ApiError(
         "The server is overloaded; try again after the time in Retry-After.",
         status=503,
@@ -196,7 +196,7 @@ def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
 
 
 def internal_error(*, deterministic: bool = True) -> ApiError:
-    """A fault of the server. `deterministic`: the same request would fail again, so the header advises against a retry."""
+    """A fault of the server. `deterministic`: the same request would fail again: the header advises against a retry."""
     headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS
     message = "The server failed on this request."
     return ApiError(message, status=500, type="server_error", code="internal_error", headers=headers)
