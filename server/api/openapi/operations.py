@@ -6,8 +6,7 @@ from typing import Any
 
 from server.api import playground_files
 from server.api.openapi import response_schemas
-from server.api.routes.experts import MIN_WINDOW_S
-from server.observability.expert_load import WINDOW_S
+from server.observability.expert_load import MIN_WINDOW_S, WINDOW_S
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,

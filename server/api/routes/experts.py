@@ -16,11 +16,9 @@ from server.errors import ApiError, unavailable
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.admission import LOADING_RETRY_S
 from server.generation.state import ServerState, state_of
-from server.observability.expert_load import WINDOW_S, imbalance
+from server.observability.expert_load import MIN_WINDOW_S, WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
 from server.tokenizer.tokenizer import Tokenizer
-
-MIN_WINDOW_S = 1.0
 
 NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")  # float() takes much else: nan, 1_0
 router = APIRouter()

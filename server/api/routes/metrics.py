@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from server.api.routes import READ
 from server.generation.state import state_of
-from server.observability.metrics import CONTENT_TYPE
+from server.observability.exposition import CONTENT_TYPE
 
 router = APIRouter()
 
@@ -14,4 +14,4 @@ router = APIRouter()
 @router.api_route("/metrics", methods=READ)
 async def metrics(http: HttpRequest) -> Response:
     """All families, in the text format."""
-    return Response(state_of(http).metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(state_of(http).metrics.exposition.render(), headers={"content-type": CONTENT_TYPE})

@@ -34,7 +34,7 @@ class Clock:
 def samples(metrics: Metrics) -> dict[str, float]:
     """Every sample of a fresh scrape, as `name{label=value,...}` without the model's name."""
     found = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families(metrics.exposition.render().decode()):
         for sample in family.samples:
             assert sample.labels.pop("model_name") == "m"
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
@@ -273,12 +273,12 @@ def test_without_compat_only_own_names_are_shown() -> None:
 def test_a_second_scrape_within_a_second_gets_the_same_bytes() -> None:
     clock = Clock()
     metrics = fresh(clock=clock)
-    first = metrics.render()
+    first = metrics.exposition.render()
     metrics.received(1)
     clock.now += 0.99
-    assert metrics.render() is first
+    assert metrics.exposition.render() is first
     clock.now += 0.02
-    assert b'smoe_requests_received_total{model_name="m"} 1.0' in metrics.render()
+    assert b'smoe_requests_received_total{model_name="m"} 1.0' in metrics.exposition.render()
 
 
 def test_made_up_methods_do_not_make_series() -> None:
