@@ -1,125 +1,221 @@
-"""The server's settings: command line before SMOE_* variables before the YAML file before defaults.
+"""Settings of `smoe serve`: the one place where a flag, its default, its accepted values and its meaning are written.
 
-The only place that reads the environment.
+From a field of `Settings` follow the flag (`--max-model-len`), the variable (`SMOE_MAX_MODEL_LEN`), the YAML key, the
+help text and the line in docs/configuration.md. `server.settings_sources` fills the fields.
 """
 
-import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     FilePath,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
-from engine.config import EngineConfig
-
-PREFIX = "SMOE_"
+PREFIX = "SMOE_"  # of environment variables
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MAX_SIZE_DIGITS = 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 
+# Titles for the help and the docs, by the first field of each group. A group ends where the next one begins.
+GROUPS = {
+    "model": "Model and tokenizer",
+    "strict_params": "Requests",
+    "host": "Network and access",
+    "max_num_queued_reqs": "Queue and shutdown",
+    "device": "Device and numbers",
+    "max_model_len": "Batching and scheduling",
+    "kv_cache_memory_bytes": "KV cache",
+    "metrics_compat": "Metrics and logs",
+}
 
-class SettingsError(Exception):
-    """A setting that cannot be. One line that names the flag, the variable or the file's key."""
+
+@dataclass(frozen=True)
+class DefaultText:
+    """A default as help and docs show it, where the value itself does not say it (None, or a number of bytes)."""
+
+    text: str
 
 
-def byte_size(value: object) -> object:
-    """Bytes from "1GiB", "512M", "1.5 GB": binary units with an i, decimal ones without. Other types pass."""
+def parse_size(value: object) -> object:
+    """Return the bytes in "1GiB", "512M" or "1.5 GB": binary units with an i, decimal ones without.
+
+    Values that are not text pass unchanged. Raises ValueError.
+    """
     if not isinstance(value, str):
         return value
     match = SIZE.fullmatch(value.strip())
     if match is None:
-        raise ValueError("should be a number of bytes, or one with a unit such as 512MiB or 1.5GiB")
+        raise ValueError("should be a number of bytes, or a number with a unit such as 512MiB or 1.5GiB")
     number, unit = match.groups()
     if len(number) > MAX_SIZE_DIGITS:
         raise ValueError("is more than any machine has")
     return int(float(number) * UNITS[(unit or "").lower()])
 
 
-def listed(value: object) -> object:
-    """The items of "a,b", as an environment variable has them. Other types pass."""
+def split_list(value: object) -> object:
+    """Split "a,b", the form of lists in environment variables. Values that are not text pass unchanged."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
 
 
-Bytes = Annotated[PositiveInt, BeforeValidator(byte_size)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
+def flag_name(name: str) -> str:
+    """Return the flag of the setting `name`: max_model_len is --max-model-len."""
+    return f"--{name.replace('_', '-')}"
 
 
-class Settings(BaseSettings):
-    """What `smoe serve` is told. Names and meanings follow the flags; None means: derived."""
+Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    model: str | None = None
-    verify: bool = False
-    served_model_name: Names = ()
-    chat_template: FilePath | None = None
-    generation_config: Literal["auto", "none"] = "auto"
-    strict_params: bool = False
-    strict_roles: bool = False
-    tool_emulation: bool = False
+class Settings(BaseModel):
+    """Validated settings of one server. None means: derived from the checkpoint or the machine at start."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    api_key: Names = Field((), repr=False)
-    allowed_origins: Names = ()
-    root_path: str = ""
-    ssl_keyfile: FilePath | None = None
-    ssl_certfile: FilePath | None = None
-    max_body_bytes: Bytes = 1 << 20
-    max_num_queued_reqs: PositiveInt = 1024
-    max_num_queued_tokens: PositiveInt | None = None
-    shutdown_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "reference", "native", "triton"] = "auto"
-    deterministic: bool = False
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["none", "int8", "int4", "fp8"] = "none"
-    kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"
-    threads: PositiveInt | None = None
-    max_model_len: PositiveInt | None = None
-    max_num_seqs: PositiveInt = 256
-    max_num_batched_tokens: PositiveInt | None = None
-    block_size: int = Field(16, ge=1, le=1024)
-    kv_cache_memory_bytes: Bytes | None = None
-    num_kv_blocks: PositiveInt | None = None
-    no_enable_prefix_caching: bool = False
-    scheduling_policy: Literal["priority", "fcfs"] = "priority"
-    async_scheduling: bool | None = None  # None: on a GPU
-    seed: int | None = None
-    sliding_window: Literal["model", "none"] | PositiveInt = "model"
-    experts_per_token: PositiveInt | None = None
+    model: Annotated[str | None, DefaultText("the bundled demo model")] = Field(
+        None, description="Directory of a checkpoint, or org/name of a model in the local Hugging Face cache."
+    )
+    verify: bool = Field(
+        False,
+        description="Before serving, check the files against their SHA256SUMS, and all weights for NaN and infinity.",
+    )
+    served_model_name: Annotated[Names, DefaultText("the model's name")] = Field(
+        (), description="Model name that clients may use. The first one is the id in responses."
+    )
+    chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
+        None, description="Jinja file with the chat template."
+    )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="Default sampling parameters: auto takes the checkpoint's generation_config.json, none ignores it.",
+    )
 
-    metrics_compat: Literal["vllm", "none"] = "vllm"
-    metrics_auth: bool = False
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
+    strict_params: bool = Field(
+        False,
+        description="Reject unknown request fields, and tool schemas that cannot be enforced completely, with 400. "
+        "Otherwise they are ignored and listed in the header x-smoe-ignored-params.",
+    )
+    strict_roles: bool = Field(
+        False,
+        description="Reject chats whose roles do not alternate with 400. Otherwise they are repaired, and the header "
+        "x-smoe-repaired says how.",
+    )
+    tool_emulation: bool = Field(
+        False,
+        description='Allow tool_choice "auto" for models without tool tokens: the prompt describes the tools in words.',
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: Annotated[Names, DefaultText("no authentication")] = Field(
+        (), repr=False, description="Key that clients must send."
+    )
+    allowed_origins: Names = Field((), description="Origin that browsers may send requests from (CORS).")
+    root_path: str = Field("", description="Path prefix that a reverse proxy adds.")
+    ssl_keyfile: FilePath | None = Field(
+        None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."
+    )
+    ssl_certfile: FilePath | None = Field(
+        None, description="File with the TLS certificate, to serve HTTPS. Needs the key too."
+    )
+    max_body_bytes: Annotated[Bytes, DefaultText("1MiB")] = Field(1 << 20, description="Longest request body.")
+
+    max_num_queued_reqs: PositiveInt = Field(
+        1024, description="Requests that may wait for their first step. Further ones get 429."
+    )
+    max_num_queued_tokens: Annotated[PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs")] = Field(
+        None, description="Prompt tokens that may wait for their first step. Further requests get 429."
+    )
+    shutdown_timeout: float = Field(
+        60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto prefers a GPU.")
+    backend: Literal["auto", "reference", "native", "triton"] = Field(
+        "auto",
+        description="Kernels: native is C++ for CPUs, triton is for GPUs, reference is slow plain torch. auto takes "
+        "native on a CPU and triton on a GPU.",
+    )
+    deterministic: bool = Field(
+        False, description="On a GPU, give a request the same bits in any batch. On a CPU they always are the same."
+    )
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = Field(
+        "auto", description="Instruction set of the native backend; auto takes the fastest that the CPU has."
+    )
+    threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
+        None, description="CPU threads of the engine."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of weights and activations; auto takes the checkpoint's."
+    )
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="Quantize the weights while loading them: int8 or int4 on a CPU, int8 or fp8 on a GPU. Takes a "
+        "half or a third of the memory and is faster.",
+    )
+    experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
+        None, description="Experts per token for requests that do not set experts_per_token."
+    )
+    sliding_window: Literal["model", "none"] | PositiveInt = Field(
+        "model", description="Attention window in tokens: model takes the checkpoint's, none disables it."
+    )
+    seed: Annotated[int | None, DefaultText("random")] = Field(
+        None, description="Makes the seeds repeatable that the server draws for requests without one."
+    )
+
+    max_model_len: Annotated[PositiveInt | None, DefaultText("what the model and the KV cache hold")] = Field(
+        None, description="Longest prompt plus completion, in tokens."
+    )
+    max_num_seqs: PositiveInt = Field(256, description="Most requests in one step.")
+    max_num_batched_tokens: Annotated[
+        PositiveInt | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")
+    ] = Field(None, description="Most tokens in one step.")
+    scheduling_policy: Literal["priority", "fcfs"] = Field(
+        "priority", description="Order of waiting requests: by priority (lower first) and arrival, or by arrival alone."
+    )
+    async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
+        None, description="Plan a step while the previous one is computed. The tokens are the same."
+    )
+
+    kv_cache_memory_bytes: Annotated[
+        Bytes | None, DefaultText("half of the memory left after the weights; on a GPU most of it")
+    ] = Field(None, description="Size of the KV cache, such as 4GiB.")
+    num_kv_blocks: Annotated[PositiveInt | None, DefaultText("derived from the size")] = Field(
+        None, description="Size of the KV cache in blocks, instead of bytes."
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of the KV cache.")
+    kv_cache_dtype: Literal["auto", "bf16", "int8"] = Field(
+        "auto",
+        description="Type of stored keys and values: auto is the type that they are computed in; int8 takes "
+        "half of bf16.",
+    )
+    no_enable_prefix_caching: bool = Field(
+        False, description="Compute every prompt completely, without reusing the KV cache of equal prefixes."
+    )
+
+    metrics_compat: Literal["vllm", "none"] = Field(
+        "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
+    )
+    metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Format of the log: one line per finished request, never its text."
+    )
 
     @field_validator("api_key", "served_model_name")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if any(not name or name != name.strip() for name in names):
-            raise ValueError("should not be empty or have blanks at its ends")
+            raise ValueError("should not be empty or have spaces at its ends")
         if len(set(names)) != len(names):
             raise ValueError("is given twice with the same value")
         return names
@@ -139,159 +235,5 @@ class Settings(BaseSettings):
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
         if self.metrics_auth and not self.api_key:
-            raise ValueError("--metrics-auth needs an --api-key to ask for")
+            raise ValueError("--metrics-auth needs an --api-key to require")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """`load_settings` passes {"flags": ..., "file": ...}: the environment goes between the two."""
-        assert isinstance(init_settings, InitSettingsSource)
-        layers = init_settings.init_kwargs
-        flags = InitSettingsSource(settings_cls, layers.get("flags", {}))
-        file = InitSettingsSource(settings_cls, layers.get("file", {}))
-        return flags, env_settings, file
-
-
-def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
-    """Settings from the flags that were given, the environment, and `config_file` (or SMOE_CONFIG's).
-
-    Raises SettingsError.
-    """
-    config_file = _config_file(config_file)
-    from_file = {} if config_file is None else _read_yaml(config_file)
-    try:
-        return Settings(flags=flags, file=from_file)  # type: ignore[call-arg]
-    except ValidationError as error:
-        raise SettingsError(_one_line(error, flags, config_file)) from None
-
-
-def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[str, str]:
-    """Where each setting's value comes from: "--port", "SMOE_PORT", the file's name or "default"."""
-    config_file = _config_file(config_file)
-    from_file = {} if config_file is None else _read_yaml(config_file)
-    return {name: _origin(name, flags, config_file if name in from_file else None) for name in Settings.model_fields}
-
-
-def shown(settings: Settings, name: str) -> str:
-    """A setting's value in one line. Keys stay secret; what is derived when the server starts is "-"."""
-    value = getattr(settings, name)
-    if value in (None, (), ""):
-        return "-"
-    if name == "api_key":
-        return f"{len(value)} of them"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def size_flag(name: str, text: str) -> int:
-    """The bytes in a flag's text; positive. Raises SettingsError that names the flag."""
-    try:
-        num_bytes = byte_size(text)
-    except ValueError as error:
-        raise SettingsError(f"{name}: {error}") from None
-    if not isinstance(num_bytes, int) or num_bytes < 1:
-        raise SettingsError(f"{name}: should be more than 0 bytes")
-    return num_bytes
-
-
-def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
-    """The engine's share of the settings."""
-    return EngineConfig(
-        model=str(model_dir),
-        verify=settings.verify,
-        device=settings.device,
-        backend=settings.backend,
-        deterministic=settings.deterministic,
-        isa=settings.isa,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        threads=settings.threads,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        block_size=settings.block_size,
-        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
-        num_kv_blocks=settings.num_kv_blocks,
-        enable_prefix_caching=not settings.no_enable_prefix_caching,
-        scheduling_policy=settings.scheduling_policy,
-        num_tenants=max(1, len(settings.api_key)),
-        async_scheduling=settings.async_scheduling,
-        sliding_window=settings.sliding_window,
-        experts_per_token=settings.experts_per_token,
-    )
-
-
-def hub_cache_dir() -> Path:
-    """Where Hugging Face's own tools keep downloaded models on this machine."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    if home := os.environ.get("HF_HOME"):
-        return Path(home) / "hub"
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache_home) / "huggingface" / "hub"
-
-
-def state_dir() -> Path:
-    """Where what outlives a command is kept, such as the lines of earlier chats."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "smoe"
-
-
-def _config_file(given: Path | None) -> Path | None:
-    """The file that was given, or that SMOE_CONFIG names."""
-    named = os.environ.get(f"{PREFIX}CONFIG")
-    return Path(named) if given is None and named else given
-
-
-def _origin(name: str, flags: Mapping[str, Any], file_with_it: Path | None) -> str:
-    if name in flags:
-        return f"--{name.replace('_', '-')}"
-    if os.environ.get(PREFIX + name.upper()):
-        return PREFIX + name.upper()
-    return "default" if file_with_it is None else str(file_with_it)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The file's keys as field names. Keys may be spelled as the flags are."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise SettingsError(f"--config {path}: this is not YAML") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"--config {path}: should hold `key: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
-
-
-def _one_line(error: ValidationError, flags: Mapping[str, Any], config_file: Path | None) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    name = str(first["loc"][0])
-    variable = PREFIX + name.upper()
-    if name in flags:
-        source = f"--{name.replace('_', '-')}"
-    elif os.environ.get(variable):
-        source = variable
-    else:
-        source = f"{config_file}: {name}"
-    if first["type"] == "extra_forbidden":
-        return f"{source}: there is no such setting"
-    return f"{source}: {message}{_cause(source, os.environ.get(variable, ''))}"
-
-
-def _cause(source: str, value: str) -> str:
-    """Kubernetes sets PREFIX_PORT=tcp://... in every pod next to a Service called like the prefix."""
-    if source.startswith(PREFIX) and value.startswith("tcp://"):
-        return f" (it is {value}, set by Kubernetes for a Service named smoe: use enableServiceLinks: false)"
-    return ""

@@ -51,10 +51,8 @@ def commands() -> dict[str, set[str]]:
 
 
 def _commands(command: Any, names: tuple[str, ...]) -> Iterator[tuple[str, set[str]]]:
-    yield (
-        " ".join(names),
-        {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)} | {"--help"},
-    )
+    params = command.get_params(typer.Context(command))
+    yield " ".join(names), {flag for param in params for flag in (*param.opts, *param.secondary_opts)}
     for name, child in getattr(command, "commands", {}).items():
         yield from _commands(child, (*names, name))
 

@@ -1,4 +1,4 @@
-"""Tokens per second against clients, as a picture. Needs matplotlib, which `pip install 'smoe[bench]'` brings."""
+"""Draws tokens per second against clients. Needs matplotlib: `pip install 'smoe[bench]'`."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import orjson
 
 
 class ChartError(Exception):
-    """There is nothing to draw, or nothing to draw with. One line."""
+    """Invalid results, or no matplotlib. One line."""
 
 
 def check_available() -> None:
-    """Raises ChartError where matplotlib is missing."""
+    """Raise ChartError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ChartError("--plot needs matplotlib: pip install 'smoe[bench]'")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `smoe bench serve --json` printed. Raises ChartError."""
+    """Read a file with the output of `smoe bench serve --json`. Raises ChartError."""
     try:
         result = orjson.loads(path.read_bytes())
     except OSError as error:
@@ -27,20 +27,20 @@ def read(path: Path) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         raise ChartError(f"{path}: this is not JSON") from None
     if not isinstance(result, dict) or result.get("kind") != "serve":
-        raise ChartError(f"{path}: this is not what `smoe bench serve --json` prints")
+        raise ChartError(f"{path}: this is not the output of `smoe bench serve --json`")
     return result
 
 
 def points(result: dict[str, Any]) -> list[tuple[int, float]]:
-    """(clients, output tokens/s) of the closed loops, by clients."""
+    """Return (clients, output tokens/s) of the closed loops, ordered by clients."""
     return sorted((run["clients"], run["output_tokens_per_s"]) for run in result["runs"] if run["clients"])
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """One line per result into a file whose ending says its format. Raises ChartError."""
+    """Draw one line per result. The suffix of `path` selects the format. Raises ChartError."""
     lines = [(result["label"], points(result)) for result in results]
     if not any(line for _, line in lines):
-        raise ChartError("nothing to draw: no closed loop was run")
+        raise ChartError("nothing to draw: the results have no closed loop")
     check_available()
     from matplotlib.figure import Figure
 

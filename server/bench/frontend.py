@@ -1,4 +1,4 @@
-"""The front end alone: the real API process over an engine that computes nothing, driven by many streams."""
+"""Measures the front end alone: the real API process over an engine without a model, with many streams at once."""
 
 import asyncio
 import re
@@ -23,32 +23,33 @@ _URL = re.compile(rb" at (http://\S+) after ")
 
 
 class StubError(Exception):
-    """The stubbed server does not start, or its processor time cannot be read. One line."""
+    """A stub server that does not start, or whose CPU time cannot be read. One line."""
 
 
 async def measure(num_streams: int, tokens_per_stream: int, steps_per_s: float) -> dict[str, Any]:
-    """One round of `num_streams` at once. Raises StubError.
+    """Run `num_streams` streams at once and return their figures. Raises StubError.
 
-    `chunks_per_core_s`: chunks over the API process' processor time, which is what one core would carry; None where
-    that time was too short for the clock. Where the process cannot keep up with the steps, tokens share chunks, and
-    there are fewer of these than tokens.
+    `chunks_per_core_s`: chunks by the CPU time of the API process, which one core could deliver per second; None if
+    that time is too short for the clock. If the process is slower than the engine's steps, one chunk carries several
+    tokens, so there are fewer chunks than tokens.
     """
-    async with stubbed_server(steps_per_s) as (endpoint, pid):
+    async with stub_server(steps_per_s) as (endpoint, pid):
         target = Target(endpoint, await first_model(endpoint))
         await closed_loop(target, [BenchRequest(PROMPT, 8)] * num_streams, num_streams)  # warm-up
         busy_s, start_s = cpu_seconds(pid), time.perf_counter()
-        records = await closed_loop(target, [BenchRequest(PROMPT, tokens_per_stream)] * num_streams, num_streams)
+        timings = await closed_loop(target, [BenchRequest(PROMPT, tokens_per_stream)] * num_streams, num_streams)
         seconds = time.perf_counter() - start_s
-        return figures(records, seconds, cpu_seconds(pid) - busy_s, steps_per_s)
+        return figures(timings, seconds, cpu_seconds(pid) - busy_s, steps_per_s)
 
 
-def figures(records: Sequence[RequestTiming], seconds: float, busy_s: float, steps_per_s: float) -> dict[str, Any]:
-    num_chunks = sum(len(record.chunk_s) for record in records)
-    num_tokens = sum(record.output_tokens for record in records)
+def figures(timings: Sequence[RequestTiming], seconds: float, busy_s: float, steps_per_s: float) -> dict[str, Any]:
+    """Return the figures of one round, given its wall time and the CPU time of the API process."""
+    num_chunks = sum(len(timing.chunk_s) for timing in timings)
+    num_tokens = sum(timing.output_tokens for timing in timings)
     return {
         "kind": "stub",
-        "streams": len(records),
-        "errors": sum(record.error is not None for record in records),
+        "streams": len(timings),
+        "errors": sum(timing.error is not None for timing in timings),
         "steps_per_s": steps_per_s,
         "seconds": seconds,
         "cpu_seconds": busy_s,
@@ -57,12 +58,12 @@ def figures(records: Sequence[RequestTiming], seconds: float, busy_s: float, ste
         "chunks_per_s": num_chunks / seconds,
         "chunks_per_core_s": num_chunks / busy_s if busy_s else None,
         "tokens_per_core_s": num_tokens / busy_s if busy_s else None,
-        "gap_s": spread([gap for record in records for gap in gaps(record.chunk_s)]),
+        "gap_s": spread([gap for timing in timings for gap in gaps(timing.chunk_s)]),
     }
 
 
-def shown(figures: dict[str, Any]) -> str:
-    """For the terminal."""
+def as_text(figures: dict[str, Any]) -> str:
+    """Return the figures for the terminal, in two lines."""
     per_core = figures["chunks_per_core_s"]
     rate = "too short to be measured" if per_core is None else f"{per_core:,.0f} chunks/s per core"
     return (
@@ -74,33 +75,33 @@ def shown(figures: dict[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def stubbed_server(steps_per_s: float) -> AsyncGenerator[tuple[Endpoint, int], None]:
-    """A server on a free loopback port, and its process id. It ends with the block."""
+async def stub_server(steps_per_s: float) -> AsyncGenerator[tuple[Endpoint, int], None]:
+    """Start a server on a free loopback port; give its endpoint and process id. The block's end stops it."""
     command = (sys.executable, "-m", "server.bench.stub_server", str(steps_per_s))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            url = await _url(process)
+            url = await _read_url(process)
         yield Endpoint.parse(url), process.pid
     except TimeoutError:
-        raise StubError(f"the stubbed server was not ready within {START_TIMEOUT_S:.0f} s") from None
+        raise StubError(f"the stub server was not ready within {START_TIMEOUT_S:.0f} s") from None
     finally:
         await _stop(process)
 
 
-async def _url(process: Process) -> str:
-    """From the line that the server writes once it serves."""
+async def _read_url(process: Process) -> str:
+    """Read the log up to the line with the URL, which the server writes when it is ready."""
     assert process.stderr is not None
-    told = b""
+    last_line = b""
     while line := await process.stderr.readline():
         if match := _URL.search(line):
             return match[1].decode()
-        told = line
-    raise StubError(f"the stubbed server ended: {told.decode(errors='replace').strip()}")
+        last_line = line
+    raise StubError(f"the stub server ended: {last_line.decode(errors='replace').strip()}")
 
 
 async def _stop(process: Process) -> None:
-    """Twice told to end, it does not wait for what runs."""
+    """Send SIGTERM twice, so that the server does not wait for running requests."""
     if process.returncode is not None:
         return
     for _ in range(2):
@@ -113,9 +114,11 @@ async def _stop(process: Process) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far, by its CPU clock: clock_getcpuclockid(3) of Linux, which Python's time
-    module lacks. Raises StubError where there is none."""
+    """Return the user and system time of a process so far. Raises StubError on systems without such a clock.
+
+    The clock's number is that of Linux's clock_getcpuclockid(3), which Python's time module lacks.
+    """
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except (OSError, AttributeError):
-        raise StubError("this system does not tell the processor time of another process") from None
+        raise StubError("this system has no clock for the CPU time of another process") from None

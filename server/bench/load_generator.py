@@ -1,4 +1,4 @@
-"""Puts work on a server, streamed, and keeps when each part of each answer came."""
+"""Sends streamed requests to a server and records when each part of each response arrived."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
-from server.bench.http_client import Endpoint, HttpError, Reply, request
+from server.bench.http_client import Endpoint, HttpError, Response, request
 from server.bench.workload import BenchRequest
 
 Api = Literal["completions", "chat"]
@@ -18,10 +18,10 @@ _DONE = b"[DONE]"
 
 @dataclass
 class RequestTiming:
-    """One request, as its client saw it. Seconds of time.perf_counter()."""
+    """Times of one request as its client measured them, in seconds of time.perf_counter()."""
 
-    start_s: float  # when it was due, or sent in a closed loop
-    chunk_s: list[float] = field(default_factory=list)  # arrival of each chunk with text
+    start_s: float  # when it was sent (closed loop) or due (open loop)
+    chunk_s: list[float] = field(default_factory=list)  # arrival times of chunks with text
     end_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -30,18 +30,18 @@ class RequestTiming:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked, and how."""
+    """Server, model and form of the requests."""
 
     endpoint: Endpoint
     model: str
     api: Api = "completions"
-    ignore_eos: bool = True  # so that an answer has exactly the tokens that were asked for
+    ignore_eos: bool = True  # outputs then have exactly max_tokens tokens
 
-    def body(self, work: BenchRequest) -> bytes:
-        """A request's JSON: greedy, streamed, with usage."""
+    def body(self, item: BenchRequest) -> bytes:
+        """Return the JSON of a request: greedy, streamed, with usage."""
         fields: dict[str, object] = {
             "model": self.model,
-            "max_tokens": work.max_tokens,
+            "max_tokens": item.max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -49,72 +49,72 @@ class Target:
         if self.ignore_eos:
             fields["ignore_eos"] = True
         is_chat = self.api == "chat"
-        fields |= {"messages": [{"role": "user", "content": work.prompt}]} if is_chat else {"prompt": work.prompt}
+        fields |= {"messages": [{"role": "user", "content": item.prompt}]} if is_chat else {"prompt": item.prompt}
         return orjson.dumps(fields)
 
 
-async def closed_loop(target: Target, work: Sequence[BenchRequest], num_clients: int) -> list[RequestTiming]:
-    """Each client sends its next request when its last one has ended, until none is left."""
-    records: list[RequestTiming] = []
-    waiting = iter(work)
+async def closed_loop(target: Target, requests: Sequence[BenchRequest], num_clients: int) -> list[RequestTiming]:
+    """Send all requests with `num_clients` clients; each sends its next request when its last one has ended."""
+    timings: list[RequestTiming] = []
+    waiting = iter(requests)
 
     async def client() -> None:
         for item in waiting:
-            records.append(await ask(target, item, time.perf_counter()))
+            timings.append(await send(target, item, time.perf_counter()))
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
-    return records
+    return timings
 
 
-async def open_loop(target: Target, work: Sequence[BenchRequest]) -> list[RequestTiming]:
-    """Each request is sent when it is due, however many are still open; its times count from then."""
+async def open_loop(target: Target, requests: Sequence[BenchRequest]) -> list[RequestTiming]:
+    """Send each request when it is due, even if earlier ones are still running. Its times count from then."""
     start_s = time.perf_counter()
 
-    async def due(item: BenchRequest) -> RequestTiming:
+    async def send_when_due(item: BenchRequest) -> RequestTiming:
         await asyncio.sleep(start_s + item.due_s - time.perf_counter())
-        return await ask(target, item, start_s + item.due_s)
+        return await send(target, item, start_s + item.due_s)
 
-    return await asyncio.gather(*map(due, work))
+    return await asyncio.gather(*map(send_when_due, requests))
 
 
-async def ask(target: Target, work: BenchRequest, start_s: float) -> RequestTiming:
-    """One request from its start to its end. What goes wrong is part of the record."""
-    record = RequestTiming(start_s)
+async def send(target: Target, item: BenchRequest, start_s: float) -> RequestTiming:
+    """Send one request and read its response. A failure becomes the timing's `error`."""
+    timing = RequestTiming(start_s)
     try:
-        async with request(target.endpoint, "POST", _PATHS[target.api], target.body(work)) as reply:
-            await _read(reply, record)
+        async with request(target.endpoint, "POST", _PATHS[target.api], target.body(item)) as response:
+            await _read_stream(response, timing)
     except (OSError, HttpError) as error:
-        record.error = str(error) or type(error).__name__
-    record.end_s = time.perf_counter()
-    return record
+        timing.error = str(error) or type(error).__name__
+    timing.end_s = time.perf_counter()
+    return timing
 
 
-async def _read(reply: Reply, record: RequestTiming) -> None:
-    if reply.status != 200:
-        raise HttpError(f"HTTP {reply.status}: {_message(await reply.body())}")
+async def _read_stream(response: Response, timing: RequestTiming) -> None:
+    if response.status != 200:
+        raise HttpError(f"HTTP {response.status}: {_error_message(await response.body())}")
     is_done = False
     rest = b""
-    async for part in reply.parts():
+    async for part in response.parts():
         now_s = time.perf_counter()
         *events, rest = (rest + part).split(b"\n\n")
         for event in events:
-            is_done = _take(event, record, now_s) or is_done
+            is_done = _record_event(event, timing, now_s) or is_done
     if not is_done:
         raise HttpError("the stream ended without [DONE]")
 
 
-def _take(event: bytes, record: RequestTiming, now_s: float) -> bool:
-    """True for the stream's end. Raises HttpError for an error event."""
+def _record_event(event: bytes, timing: RequestTiming, now_s: float) -> bool:
+    """Add an SSE event to the timing; return True for the end of the stream. Raises HttpError for an error event."""
     payload = event.removeprefix(b"data: ")
     if payload == _DONE or not event.startswith(b"data: "):
         return payload == _DONE
-    chunk = _object(payload)
+    chunk = _parse_object(payload)
     if "error" in chunk:
-        raise HttpError(_message(payload))
+        raise HttpError(_error_message(payload))
     if usage := chunk.get("usage"):
-        record.prompt_tokens, record.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        timing.prompt_tokens, timing.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     if any(map(_has_text, chunk.get("choices") or ())):
-        record.chunk_s.append(now_s)
+        timing.chunk_s.append(now_s)
     return False
 
 
@@ -122,18 +122,18 @@ def _has_text(choice: dict[str, Any]) -> bool:
     return bool(choice.get("text") or (choice.get("delta") or {}).get("content"))
 
 
-def _object(payload: bytes) -> dict[str, Any]:
+def _parse_object(payload: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError:
         raise HttpError("an event is not JSON") from None
     if not isinstance(value, dict):
-        raise HttpError("an event is no JSON object")
+        raise HttpError("an event is not a JSON object")
     return value
 
 
-def _message(body: bytes) -> str:
-    """What an error's body says, in one line."""
+def _error_message(body: bytes) -> str:
+    """Return the message of an error body, or the beginning of a body of another form."""
     try:
         error = orjson.loads(body)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -142,12 +142,12 @@ def _message(body: bytes) -> str:
 
 
 async def first_model(endpoint: Endpoint) -> str:
-    """The id that /v1/models names first. Raises HttpError and OSError."""
-    async with request(endpoint, "GET", "/v1/models") as reply:
-        body = await reply.body()
-    if reply.status != 200:
-        raise HttpError(f"/v1/models: HTTP {reply.status}: {_message(body)}")
+    """Return the first model id of /v1/models. Raises HttpError and OSError."""
+    async with request(endpoint, "GET", "/v1/models") as response:
+        body = await response.body()
+    if response.status != 200:
+        raise HttpError(f"/v1/models: HTTP {response.status}: {_error_message(body)}")
     try:
         return str(orjson.loads(body)["data"][0]["id"])
     except (orjson.JSONDecodeError, LookupError, TypeError):
-        raise HttpError("/v1/models names no model: give --model") from None
+        raise HttpError("/v1/models lists no model: give --model") from None

@@ -1,4 +1,4 @@
-"""`smoe bench kernels` and `smoe bench engine`: a process with torch measures, this one asks and shows."""
+"""`smoe bench kernels` and `smoe bench engine`: starts a process with torch that measures, and prints its figures."""
 
 import subprocess
 import sys
@@ -8,7 +8,6 @@ from typing import Any, Literal
 import msgspec
 
 from engine.bench.task import Task
-from engine.config import EngineConfig
 
 CONTEXTS = {"kernels": [256, 1024, 4096], "engine": [256]}
 ROWS = {
@@ -22,30 +21,30 @@ PRESET = {"cpu": "bench-400m", "cuda": "mixtral-8x7b"}
 
 
 class BenchError(Exception):
-    """A measurement that cannot be made. One line."""
+    """Invalid options, or a measurement that failed. One line."""
 
 
-def numbers(flag: str, text: str) -> list[int]:
-    """From "1,4,16". Raises BenchError."""
+def parse_counts(flag: str, text: str) -> list[int]:
+    """Parse "1,4,16". Raises BenchError that names the flag."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
-        raise BenchError(f"{flag} {text}: should be numbers, as 1,4,16") from None
+        raise BenchError(f"{flag} {text}: should be numbers such as 1,4,16") from None
     if min(values) < 1:
         raise BenchError(f"{flag} {text}: each should be 1 or more")
     return values
 
 
-def task_of(
+def make_task(
     what: Literal["kernels", "engine"],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, str],
     preset: str | None,
     rows: Sequence[int] | None,
     contexts: Sequence[int] | None,
     prefills: Sequence[int] | None,
 ) -> Task:
-    """What to measure. `settings` are EngineConfig's, None: its default. Raises BenchError."""
-    given = {name: _number_or_text(value) for name, value in settings.items() if value is not None}
+    """Return the task for the measuring process. `settings`: fields of EngineConfig, as text. Raises BenchError."""
+    given = {name: _number_or_text(value) for name, value in settings.items()}
     device = "cuda" if given["device"] == "cuda" else "cpu"
     task = {
         "what": what,
@@ -55,8 +54,6 @@ def task_of(
         "contexts": contexts or CONTEXTS[what],
         "prefills": prefills or PREFILLS,
     }
-    if unknown := set(given) - set(EngineConfig.__struct_fields__):
-        raise BenchError(f"this engine knows no {', '.join(sorted(unknown))}")
     try:
         return msgspec.convert(task, Task)
     except msgspec.ValidationError as error:
@@ -68,26 +65,26 @@ def _number_or_text(value: str) -> int | str:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """The measuring process' answer; it tells its progress on standard error. Raises BenchError."""
+    """Run the measuring process and return its figures. It writes its progress to standard error. Raises BenchError."""
     command = [sys.executable, "-m", "engine.bench", msgspec.json.encode(task).decode()]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if result.returncode:
-        raise BenchError(f"the measurement ended with {result.returncode}")
-    answer = msgspec.json.decode(result.stdout)
-    assert isinstance(answer, dict)
-    return answer
+        raise BenchError(f"the measurement ended with exit code {result.returncode}")
+    figures = msgspec.json.decode(result.stdout)
+    assert isinstance(figures, dict)
+    return figures
 
 
-def table(answer: Mapping[str, Any]) -> str:
-    """For the terminal: the limits, then a line per figure."""
-    limits = answer["roofline"]
+def table(figures: Mapping[str, Any]) -> str:
+    """Return a table for the terminal: the limits, then a line per kernel or step."""
+    limits = figures["roofline"]
     peaks = ", ".join(f"{name} {peak / 1e9:,.0f} Gop/s" for name, peak in limits["operations_per_s"].items())
     head = [
-        f"{answer['model']}, {answer['numerics']}, quantization {answer['quantization']}",
-        f"limits here and now: memory {limits['bytes_per_s'] / 1e9:.1f} GB/s, {peaks}",
+        f"{figures['model']}, {figures['numerics']}, quantization {figures['quantization']}",
+        f"measured limits: memory {limits['bytes_per_s'] / 1e9:.1f} GB/s, {peaks}",
         f"{'':<10}{'rows':>6}{'context':>9}{'ms':>10}{'tokens/s':>11}{'GB/s':>8}{'Gop/s':>9}{'of limit':>10}",
     ]
-    return "\n".join([*head, *map(_row, answer.get("kernels") or answer["steps"])])
+    return "\n".join([*head, *map(_row, figures.get("kernels") or figures["steps"])])
 
 
 def _row(figures: Mapping[str, Any]) -> str:

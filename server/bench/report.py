@@ -1,4 +1,4 @@
-"""From records to figures: percentiles, tokens per second, one JSON object, a table."""
+"""Figures of a run from the timings of its requests: percentiles, tokens per second, and a table."""
 
 import itertools
 import math
@@ -12,50 +12,50 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` of all do not exceed (nearest rank). Needs one value.
+    """Return the nearest-rank percentile: the smallest value that at least `percent` % of all values do not exceed.
 
-    Of 10, 20, 30, 40 the 50th is 20 and the 51st is 30.
+    Of 10, 20, 30, 40 the 50th is 20 and the 51st is 30. `values` must not be empty.
     """
     rank = math.ceil(percent / 100 * len(values))
     return sorted(values)[max(rank, 1) - 1]
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, percentiles and maximum; None where there are no values."""
+    """Return mean, percentiles and maximum, or None without values."""
     if not values:
         return None
     figures = {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
     return {"mean": math.fsum(values) / len(values), **figures, "max": max(values)}
 
 
-def summary(records: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
-    """One run's figures. A request that failed counts as an error and nowhere else."""
-    whole = [record for record in records if record.error is None]
-    num_input = sum(record.prompt_tokens for record in whole)
-    num_output = sum(record.output_tokens for record in whole)
+def summary(timings: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
+    """Return the figures of a run of `seconds`. Failed requests count as errors and in no other figure."""
+    completed = [timing for timing in timings if timing.error is None]
+    num_input = sum(timing.prompt_tokens for timing in completed)
+    num_output = sum(timing.output_tokens for timing in completed)
     return {
-        "requests": len(records),
-        "errors": len(records) - len(whole),
-        "error_messages": dict(Counter(record.error for record in records if record.error).most_common(5)),
+        "requests": len(timings),
+        "errors": len(timings) - len(completed),
+        "error_messages": dict(Counter(timing.error for timing in timings if timing.error).most_common(5)),
         "seconds": seconds,
-        "requests_per_s": len(whole) / seconds,
+        "requests_per_s": len(completed) / seconds,
         "input_tokens": num_input,
         "output_tokens": num_output,
         "input_tokens_per_s": num_input / seconds,
         "output_tokens_per_s": num_output / seconds,
-        "ttft_s": spread([record.chunk_s[0] - record.start_s for record in whole if record.chunk_s]),
-        "gap_s": spread([gap for record in whole for gap in gaps(record.chunk_s)]),
-        "total_s": spread([record.end_s - record.start_s for record in whole]),
+        "ttft_s": spread([timing.chunk_s[0] - timing.start_s for timing in completed if timing.chunk_s]),
+        "gap_s": spread([gap for timing in completed for gap in gaps(timing.chunk_s)]),
+        "total_s": spread([timing.end_s - timing.start_s for timing in completed]),
     }
 
 
-def gaps(moments: Sequence[float]) -> list[float]:
-    """The time between neighbours."""
-    return [later - earlier for earlier, later in itertools.pairwise(moments)]
+def gaps(times_s: Sequence[float]) -> list[float]:
+    """Return the times between neighbours."""
+    return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """The runs, one line each."""
+    """Return a table with one line per run."""
     head = (
         f"{'load':<16}{'requests':>9}{'errors':>7}{'in tok/s':>10}{'out tok/s':>10}"
         f"{'ttft p50/p90/p99 ms':>24}{'gap p50/p90/p99 ms':>22}{'total p50/p99 s':>18}"

@@ -1,4 +1,4 @@
-"""`smoe bench serve`: the runs that were asked for, one after the other, and their figures."""
+"""`smoe bench serve`: one run per load, one after the other, and the figures of each."""
 
 import random
 import time
@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from server.bench.http_client import Endpoint, HttpError
-from server.bench.load_generator import Api, RequestTiming, Target, ask, closed_loop, first_model, open_loop
+from server.bench.load_generator import Api, Target, closed_loop, first_model, open_loop, send
 from server.bench.report import summary
-from server.bench.workload import BenchRequest, PromptKind, Range, WorkError, draw_work, read_trace, with_arrivals
+from server.bench.workload import (
+    BenchRequest,
+    PromptKind,
+    Range,
+    WorkloadError,
+    draw_requests,
+    read_trace,
+    with_arrivals,
+)
 
 MIN_REQUESTS_PER_CLIENT = 3
-WARM_UP_SEED = 1_000_003  # other prompts than the measured ones: no cache may profit
+WARM_UP_SEED = 1_000_003  # added: prompts differ from the measured ones, so that no prefix is cached
 WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is run."""
+    """Parsed options of the command."""
 
     endpoint: Endpoint
     label: str
@@ -31,29 +39,29 @@ class Options:
     outputs: Range
     vocab_size: int
     num_requests: int
-    clients: tuple[int, ...]  # one closed loop each, unless a rate or a trace is given
+    clients: tuple[int, ...]  # a closed loop for each number, unless there is a rate or a trace
     rate: float | None
     trace: Path | None
     num_warm_up: int
     seed: int
 
 
-def options_of(given: Mapping[str, Any]) -> Options:
-    """From the command's arguments. Raises WorkError, one line that names the flag."""
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Parse the command's arguments. Raises WorkloadError that names the flag."""
     api, kind = given["api"], given["prompt"]
     if api not in ("completions", "chat"):
-        raise WorkError(f"--api {api}: should be completions or chat")
+        raise WorkloadError(f"--api {api}: should be completions or chat")
     if kind not in ("tokens", "text"):
-        raise WorkError(f"--prompt {kind}: should be tokens or text")
+        raise WorkloadError(f"--prompt {kind}: should be tokens or text")
     if given["rate"] is not None and (given["rate"] <= 0 or given["trace"] is not None):
-        raise WorkError("--rate: should be more than 0, and goes without --trace")
+        raise WorkloadError("--rate: should be more than 0, and excludes --trace")
     try:
         endpoint = Endpoint.parse(given["url"], given["api_key"])
         clients = tuple(int(count) for count in given["clients"].split(","))
     except ValueError as error:
-        raise WorkError(str(error)) from None
+        raise WorkloadError(str(error)) from None
     if min(clients) < 1:
-        raise WorkError(f"--clients {given['clients']}: each count should be 1 or more")
+        raise WorkloadError(f"--clients {given['clients']}: each count should be 1 or more")
     return Options(
         endpoint=endpoint,
         label=given["label"] or endpoint.url,
@@ -61,8 +69,8 @@ def options_of(given: Mapping[str, Any]) -> Options:
         api=cast("Api", api),
         ignore_eos=not given["no_ignore_eos"],
         kind=cast("PromptKind", "text" if api == "chat" else kind),
-        prompts=_range("--prompt-tokens", given["prompt_tokens"]),
-        outputs=_range("--output-tokens", given["output_tokens"]),
+        prompts=_parse_range("--prompt-tokens", given["prompt_tokens"]),
+        outputs=_parse_range("--output-tokens", given["output_tokens"]),
         vocab_size=given["vocab_size"],
         num_requests=given["requests"],
         clients=clients,
@@ -73,26 +81,26 @@ def options_of(given: Mapping[str, Any]) -> Options:
     )
 
 
-def _range(flag: str, text: str) -> Range:
+def _parse_range(flag: str, text: str) -> Range:
     try:
         return Range.parse(text)
-    except WorkError as error:
-        raise WorkError(f"{flag}: {error}") from None
+    except WorkloadError as error:
+        raise WorkloadError(f"{flag}: {error}") from None
 
 
 async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
-    """Every run's figures, under what they were measured with. Raises WorkError, HttpError, OSError."""
+    """Warm up, do all runs, and return their figures and the options. Raises WorkloadError, HttpError, OSError."""
     model = options.model or await first_model(options.endpoint)
     target = Target(options.endpoint, model, options.api, options.ignore_eos)
     await _warm_up(target, options)
     runs = []
-    for name, num_clients, work in _planned(options):
-        progress.write(f"{options.label}: {name}, {len(work)} requests\n")
+    for name, num_clients, requests in _plan_runs(options):
+        progress.write(f"{options.label}: {name}, {len(requests)} requests\n")
         progress.flush()
         start_s = time.perf_counter()
-        records = await (closed_loop(target, work, num_clients) if num_clients else open_loop(target, work))
+        timings = await (closed_loop(target, requests, num_clients) if num_clients else open_loop(target, requests))
         seconds = time.perf_counter() - start_s
-        runs.append({"load": name, "clients": num_clients, "rate": options.rate, **summary(records, seconds)})
+        runs.append({"load": name, "clients": num_clients, "rate": options.rate, **summary(timings, seconds)})
     return {
         "kind": "serve",
         "label": options.label,
@@ -105,30 +113,30 @@ async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
     }
 
 
-def _planned(options: Options) -> list[tuple[str, int | None, list[BenchRequest]]]:
-    """Name, clients (None: an open loop) and work of each run. Every run has prompts of its own."""
+def _plan_runs(options: Options) -> list[tuple[str, int | None, list[BenchRequest]]]:
+    """Return name, number of clients (None: open loop) and requests of each run. Every run has its own prompts."""
     rng = random.Random(options.seed)
     if options.trace is not None:
         return [(f"trace {options.trace.name}", None, read_trace(options.trace, options.kind, options.vocab_size, rng))]
     if options.rate is not None:
-        return [(f"{options.rate:g} per s", None, with_arrivals(_drawn(options, 0, rng), options.rate, rng))]
+        return [(f"{options.rate:g} per s", None, with_arrivals(_draw(options, 0, rng), options.rate, rng))]
     return [
-        (f"{count} client{'s' * (count > 1)}", count, _drawn(options, MIN_REQUESTS_PER_CLIENT * count, rng))
+        (f"{count} client{'s' * (count > 1)}", count, _draw(options, MIN_REQUESTS_PER_CLIENT * count, rng))
         for count in options.clients
     ]
 
 
-def _drawn(options: Options, at_least: int, rng: random.Random) -> list[BenchRequest]:
-    count = max(options.num_requests, at_least)
-    return draw_work(options.kind, options.prompts, options.outputs, count, options.vocab_size, rng)
+def _draw(options: Options, min_count: int, rng: random.Random) -> list[BenchRequest]:
+    count = max(options.num_requests, min_count)
+    return draw_requests(options.kind, options.prompts, options.outputs, count, options.vocab_size, rng)
 
 
 async def _warm_up(target: Target, options: Options) -> None:
-    """Raises HttpError where the server refuses: measuring would only count errors."""
+    """Send some requests. Raises HttpError if one fails: a measurement would only count errors."""
     rng = random.Random(options.seed + WARM_UP_SEED)
     longest = Range(options.prompts.high, options.prompts.high)
-    few = Range(WARM_UP_TOKENS, WARM_UP_TOKENS)
-    for work in draw_work(options.kind, longest, few, options.num_warm_up, options.vocab_size, rng):
-        record: RequestTiming = await ask(target, work, time.perf_counter())
-        if record.error is not None:
-            raise HttpError(f"{options.endpoint.url}: {record.error}")
+    short = Range(WARM_UP_TOKENS, WARM_UP_TOKENS)
+    for item in draw_requests(options.kind, longest, short, options.num_warm_up, options.vocab_size, rng):
+        timing = await send(target, item, time.perf_counter())
+        if timing.error is not None:
+            raise HttpError(f"{options.endpoint.url}: {timing.error}")

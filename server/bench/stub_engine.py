@@ -1,7 +1,7 @@
-"""An engine that computes nothing: every request gets one token per step, so that the front end alone is measured.
+"""Engine without a model: every request gets one token per step, so that the front end alone is measured.
 
-`python -m server.bench.stub_engine STEPS_PER_S FD`: as engine.process, at so many steps per second, or with 0 as fast
-as they are taken.
+`python -m server.bench.stub_engine STEPS_PER_S FD`: speaks engine.process's protocol at so many steps per second; 0 is
+as fast as the peer reads.
 """
 
 import select
@@ -17,7 +17,7 @@ from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
 
 RECEIVE_BYTES = 1 << 18
 VOCAB_SIZE = 32000
-FIRST_ID, LAST_ID = 300, 2000  # tokens to give: plain text in any vocabulary of that size
+FIRST_ID, LAST_ID = 300, 2000  # range of generated ids: plain text in any vocabulary of that size
 READY = Ready(
     max_model_len=1 << 20,
     max_prompt_tokens=(1 << 20) - 1,
@@ -43,13 +43,13 @@ READY = Ready(
 
 @dataclass
 class Running:
-    """A request, and how many tokens it has."""
+    """A request and its number of generated tokens."""
 
     request: Request
     num_tokens: int = 0
 
     def step(self) -> RequestOutput:
-        """Its next token, and with the last one its end."""
+        """Return the next token, with a finish reason if it is the last one."""
         self.num_tokens += 1
         request = self.request
         token_ids = [FIRST_ID + (request.request_id * 7 + self.num_tokens * 13) % (LAST_ID - FIRST_ID)]
@@ -65,13 +65,13 @@ class Running:
 
 
 class StubEngine:
-    """The requests that run. All of them, always: there is nothing to wait for."""
+    """The running requests. None ever waits."""
 
     def __init__(self) -> None:
         self._running: dict[int, Running] = {}
 
     def handle(self, messages: Iterable[ToEngine]) -> list[FromEngine]:
-        """What is to be answered at once."""
+        """Apply the messages and return the immediate answers."""
         answers: list[FromEngine] = []
         for message in messages:
             if isinstance(message, Start):
@@ -88,7 +88,7 @@ class StubEngine:
         return not self._running
 
     def step(self) -> StepDone:
-        """One token for each."""
+        """Give each request one token."""
         outputs = [running.step() for running in self._running.values()]
         self._running = {key: running for key, running in self._running.items() if not running.is_finished}
         stats = StepStats(num_running=len(self._running), num_tokens=len(outputs), num_blocks_total=READY.num_blocks)
@@ -96,7 +96,7 @@ class StubEngine:
 
 
 def serve(connection: socket.socket, steps_per_s: float) -> None:
-    """Until the peer is gone."""
+    """Run until the peer closes the connection."""
     stub, reader, due_s = StubEngine(), FrameReader[ToEngine](ToEngine), time.monotonic()
     while True:
         wait_s = None if stub.is_idle else max(0.0, due_s - time.monotonic())

@@ -1,6 +1,6 @@
-"""`smoe serve` around the stub engine, as a process of its own: `python -m server.bench.stub_server STEPS_PER_S`.
+"""`smoe serve` with the stub engine, as its own process: `python -m server.bench.stub_server STEPS_PER_S`.
 
-Its port is one that was free; its first lines on standard output are the server's own.
+It listens on a free port and writes its URL to standard error, as `smoe serve` does.
 """
 
 import sys
@@ -8,7 +8,7 @@ import time
 
 from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
-from server.settings import load_settings
+from server.settings_sources import load_settings
 
 
 def main() -> int:

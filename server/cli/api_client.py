@@ -1,4 +1,4 @@
-"""A running server as the terminal's commands see it: JSON answers and streams, over the standard library's HTTP."""
+"""Client of a running server for the terminal commands: JSON and streams, over the standard library's HTTP."""
 
 import http.client
 import json
@@ -8,83 +8,87 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0  # a waiting stream says something every 10 s
-CUT = "the connection was cut before the answer was complete"
+READ_TIMEOUT_S = 60.0  # the server sends a keep-alive comment every 10 s while a stream waits
+CLOSED_EARLY = "the connection was closed before the answer was complete"
 
 
-class RemoteError(Exception):
-    """The server did not do what was asked. One line for the person at the terminal."""
+class ApiError(Exception):
+    """A request that failed. One line for the user."""
 
 
 class ApiClient:
-    """The server at a URL, with or without /v1 at its end."""
+    """Client of the server at a URL, with or without /v1 at its end."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        """Raises RemoteError for what is no URL."""
+        """Raises ApiError if the URL is invalid."""
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
         except ValueError:  # a bracket that is not closed
-            raise RemoteError(f"{url}: should be like http://127.0.0.1:8000") from None
+            raise ApiError(f"{url}: should be like http://127.0.0.1:8000") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RemoteError(f"{url}: should be like http://127.0.0.1:8000")
+            raise ApiError(f"{url}: should be like http://127.0.0.1:8000")
         self._is_tls = parts.scheme == "https"
-        self._place = parts.netloc
+        self._address = parts.netloc
         self._root = parts.path.rstrip("/").removesuffix("/v1")
-        self._key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._authorization = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`. Raises RemoteError."""
-        with self._reply("GET", path, None) as reply:
-            return json.loads(reply.read())
+        """Return the JSON at `path`. Raises ApiError."""
+        with self._request("GET", path, None) as response:
+            return json.loads(response.read())
 
     def stream(self, path: str, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-        """The chunks of a streamed answer. Raises RemoteError, also in the middle; closing it stops the work."""
+        """Yield the chunks of a streamed response. Closing the generator aborts the request on the server.
+
+        Raises ApiError, also between chunks.
+        """
         body = json.dumps({**fields, "stream": True}).encode()
-        with self._reply("POST", path, body) as reply:
-            for line in reply:
+        with self._request("POST", path, body) as response:
+            for line in response:
                 if line.startswith(b"data: "):
                     if line.strip() == b"data: [DONE]":
                         return
                     yield _chunk(json.loads(line[len(b"data: ") :]))
-        raise RemoteError(CUT)
+        raise ApiError(CLOSED_EARLY)
 
     @contextmanager
-    def _reply(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
-        """The answer. What goes wrong before it or while it is read is a RemoteError."""
-        with closing(self._connected()) as connection:
+    def _request(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+        """Send a request and give its response. Faults of the connection, also inside the block, become ApiError."""
+        headers = {"Content-Type": "application/json", **self._authorization}
+        with closing(self._connect()) as connection:
             try:
-                connection.request(method, self._root + path, body, {"Content-Type": "application/json", **self._key})
-                reply = connection.getresponse()
-                if reply.status != http.client.OK:
-                    raise RemoteError(_refusal(reply))
-                yield reply
+                connection.request(method, self._root + path, body, headers)
+                response = connection.getresponse()
+                if response.status != http.client.OK:
+                    raise ApiError(_error_message(response))
+                yield response
             except (OSError, http.client.HTTPException):
-                raise RemoteError(CUT) from None
+                raise ApiError(CLOSED_EARLY) from None
             except ValueError:
-                raise RemoteError(f"what answers at {self._place} is no smoe") from None
+                raise ApiError(f"the server at {self._address} is not smoe: its answer is not JSON") from None
 
-    def _connected(self) -> http.client.HTTPConnection:
+    def _connect(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
         try:
-            connection = kind(self._place, timeout=CONNECT_TIMEOUT_S)
+            connection = kind(self._address, timeout=CONNECT_TIMEOUT_S)
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise RemoteError(f"no smoe answers at {self._place} ({reason}): start one with `smoe serve`") from None
+            raise ApiError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
 
 
 def _chunk(chunk: dict[str, Any]) -> dict[str, Any]:
     if "error" in chunk:
-        raise RemoteError(chunk["error"]["message"])
+        raise ApiError(chunk["error"]["message"])
     return chunk
 
 
-def _refusal(reply: http.client.HTTPResponse) -> str:
-    """What the server says is wrong, or its status where it says nothing readable."""
+def _error_message(response: http.client.HTTPResponse) -> str:
+    """Return the message of the error body, or the status if the body has none."""
     try:
-        message = str(json.loads(reply.read())["error"]["message"])
+        message = str(json.loads(response.read())["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {reply.status} {reply.reason}"
-    return f"{message} (give it with --api-key)" if reply.status == http.client.UNAUTHORIZED else message
+        return f"the server answered {response.status} {response.reason}"
+    return f"{message} (pass it with --api-key)" if response.status == http.client.UNAUTHORIZED else message

@@ -1,42 +1,44 @@
 """`smoe chat`: a conversation with a running server."""
 
 import readline
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from server.cli.api_client import ApiClient, RemoteError
-from server.cli.expert_bars import expert_lines
+from server.cli.api_client import ApiClient, ApiError
 from server.cli.streamed_answer import StreamedAnswer, read_answer
 
 HELP = """\
 /stats     tokens and times of the last answer
-/experts   which experts took the last minute's tokens, layer by layer
-/reset     begin again
-/quit      leave; so does Ctrl-D
-Ctrl-C stops an answer. The arrow keys bring back what you wrote."""
+/experts   share of each expert in the last minute's tokens, layer by layer
+/reset     start a new conversation
+/quit      leave; Ctrl-D does too
+Ctrl-C stops an answer. The arrow keys recall earlier lines."""
 PROMPT = "> "
 HISTORY_LENGTH = 1000
+BARS = " ▁▂▃▄▅▆▇█"
+FULL_BAR = 4.0  # a full bar is this many times the even share
 
 
 class ChatSession:
-    """The conversation so far. `say` writes to the terminal, with no line end of its own."""
+    """State of one conversation: its messages and the last answer. Writes to the terminal through `write`."""
 
     def __init__(
         self,
-        remote: ApiClient,
+        client: ApiClient,
         model: str,
         fields: Mapping[str, object],
         system: str | None,
-        say: Callable[[str], None],
+        write: Callable[[str], None],
     ) -> None:
-        """`fields` go into every request."""
-        self._remote = remote
+        """`fields` are added to every request. `write` adds no line end of its own."""
+        self._client = client
         self._model = model
         self._fields = fields
-        self._beginning = [{"role": "system", "content": system}] if system else []
-        self._messages: list[dict[str, str]] = list(self._beginning)
-        self._say = say
-        self._last: StreamedAnswer | None = None
+        self._initial_messages = [{"role": "system", "content": system}] if system else []
+        self._messages: list[dict[str, str]] = list(self._initial_messages)
+        self._write = write
+        self._last_answer: StreamedAnswer | None = None
         self._commands: dict[str, Callable[[], str]] = {
             "/stats": self._stats,
             "/experts": self._experts,
@@ -44,76 +46,93 @@ class ChatSession:
             "/help": lambda: HELP,
         }
 
-    def line(self, line: str, *, with_stats: bool) -> None:
-        """A command, or a message that gets its answer."""
+    def handle_line(self, line: str, *, with_stats: bool) -> None:
+        """Execute a command, or send a message and print its answer."""
         if line.startswith("/"):
             command = self._commands.get(line)
-            self._say(f"{command() if command else f'there is no {line}; /help lists what there is'}\n")
+            self._write(f"{command() if command else f'unknown command {line}; /help lists the commands'}\n")
         elif line:
-            self._ask(line, with_stats=with_stats)
+            self._send(line, with_stats=with_stats)
 
-    def _ask(self, message: str, *, with_stats: bool) -> None:
-        """An answer that fails is none, and its question is forgotten."""
+    def _send(self, message: str, *, with_stats: bool) -> None:
+        """If the request fails, neither the message nor a partial answer becomes part of the conversation."""
         messages = [*self._messages, {"role": "user", "content": message}]
         options = {"include_usage": True, "continuous_usage_stats": True}
         fields = {**self._fields, "model": self._model, "messages": messages, "stream_options": options}
         try:
-            answer = read_answer(self._remote.stream("/v1/chat/completions", fields), self._say)
-        except RemoteError as error:
-            self._say(f"\nsmoe: {error}\n")
+            answer = read_answer(self._client.stream("/v1/chat/completions", fields), self._write)
+        except ApiError as error:
+            self._write(f"\nsmoe: {error}\n")
             return
-        self._say("\n")
-        self._last = answer
+        self._write("\n")
+        self._last_answer = answer
         if answer.text:
             self._messages = [*messages, {"role": "assistant", "content": answer.text}]
         if with_stats:
-            self._say(f"[{answer.figures}]\n")
+            self._write(f"[{answer.figures}]\n")
 
     def _stats(self) -> str:
-        return self._last.figures if self._last else "nothing was answered yet"
+        return self._last_answer.figures if self._last_answer else "no answer yet"
 
     def _experts(self) -> str:
         try:
-            return "\n".join(expert_lines(self._remote.get("/experts?window=60")))
-        except RemoteError as error:
+            return "\n".join(expert_lines(self._client.get("/experts?window=60")))
+        except ApiError as error:
             return f"smoe: {error}"
 
     def _reset(self) -> str:
-        self._messages = list(self._beginning)
+        self._messages = list(self._initial_messages)
         return "a new conversation"
 
 
-def served_model(remote: ApiClient) -> str:
-    """The first name that the server goes by. Raises RemoteError."""
+def served_model(client: ApiClient) -> str:
+    """Return the first model id of the server. Raises ApiError."""
     try:
-        return str(remote.get("/v1/models")["data"][0]["id"])
+        return str(client.get("/v1/models")["data"][0]["id"])
     except (LookupError, TypeError):
-        raise RemoteError("the server names no model at /v1/models") from None
+        raise ApiError("the server lists no model at /v1/models") from None
 
 
 def converse(session: ChatSession, history: Path, *, with_stats: bool) -> None:
-    """Reads lines until there are no more, with those of former conversations at hand."""
+    """Read lines until the user leaves. `history` keeps the lines of earlier conversations for the arrow keys."""
     if history.is_file():
         readline.read_history_file(history)
     readline.set_history_length(HISTORY_LENGTH)
     try:
-        while _takes_a_line(session, with_stats=with_stats):
+        while _read_line(session, with_stats=with_stats):
             pass
     finally:
         history.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(history)
 
 
-def _takes_a_line(session: ChatSession, *, with_stats: bool) -> bool:
-    """Whether another may follow. Ctrl-C throws the line away, also before its answer or just behind it."""
+def _read_line(session: ChatSession, *, with_stats: bool) -> bool:
+    """Handle one line; return False if the user leaves. Ctrl-C discards the line, also around its answer."""
     try:
         line = input(PROMPT).strip()
         if line == "/quit":
             return False
-        session.line(line, with_stats=with_stats)
+        session.handle_line(line, with_stats=with_stats)
     except EOFError:
-        print()  # noqa: T201  # the shell's prompt goes on a line of its own
+        print()  # noqa: T201  # the shell's prompt gets a line of its own
         return False
     except KeyboardInterrupt:
         print()  # noqa: T201
     return True
+
+
+def expert_lines(usage: Mapping[str, Any]) -> list[str]:
+    """Return a line per layer of GET /experts: a bar per expert (half height: twice the even share), the top expert."""
+    layers = usage["layers"]
+    if not layers:
+        return ["this model has no experts"]
+    if not sum(layers[0]["tokens"]):
+        return ["no tokens in the last minute"]
+    return [_layer_line(layer["layer"], layer["share"]) for layer in layers]
+
+
+def _layer_line(layer: int, shares: Sequence[float]) -> str:
+    heights = (round(share * len(shares) / FULL_BAR * (len(BARS) - 1)) for share in shares)
+    bars = "".join(BARS[min(len(BARS) - 1, height)] for height in heights)
+    top = max(range(len(shares)), key=shares.__getitem__)
+    return f"layer {layer:<3}|{bars}|  most: expert {top}, {shares[top]:.0%}"

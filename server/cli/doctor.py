@@ -1,4 +1,4 @@
-"""`smoe doctor`: looks at everything that `smoe serve` needs, one finding each, and says what to do."""
+"""`smoe doctor`: one check for each thing that `smoe serve` needs, with a remedy if it fails."""
 
 import json
 import platform
@@ -11,58 +11,59 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.capacity.host_resources import available_bytes, format_bytes
-from server.cli.plan import PlanError, answer
+from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
 from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.settings import Settings, hub_cache_dir
+from server.settings import Settings
+from server.settings_sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")
-PROBE_TIMEOUT_S = 120.0  # torch's first import reads some hundred MB
-MIN_OPEN_FILES = 4096  # each client is one
-ROOMY_BYTES = 1 << 30
+PROBE_TIMEOUT_S = 120.0  # the first import of torch reads some hundred MB
+MIN_OPEN_FILES = 4096  # each client takes one
+MIN_FREE_BYTES = 1 << 30
 
 Verdict = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `remedy` says what to do, where something is to be done."""
+    """Result of one check."""
 
     name: str
     verdict: Verdict
     detail: str
-    remedy: str | None = None
+    remedy: str | None = None  # what to do about it
 
 
 def run_checks(settings: Settings) -> list[Check]:
-    """What `smoe serve` would find with these settings."""
+    """Check what `smoe serve` would need with these settings."""
     return [_python(), *_engine(settings), _memory(), *_model(settings), _port(settings), _open_files()]
 
 
-def as_json(findings: list[Check]) -> str:
-    """`ok` is false where the server could not start."""
-    is_ok = all(finding.verdict != "fail" for finding in findings)
-    return json.dumps({"ok": is_ok, "findings": [asdict(finding) for finding in findings]}, indent=2)
+def as_json(checks: list[Check]) -> str:
+    """Return one JSON object; `ok` is false if the server cannot start."""
+    is_ok = all(check.verdict != "fail" for check in checks)
+    return json.dumps({"ok": is_ok, "findings": [asdict(check) for check in checks]}, indent=2)
 
 
-def as_table(findings: list[Check]) -> str:
-    """A line per finding, and one for each remedy."""
+def as_table(checks: list[Check]) -> str:
+    """Return a line per check and one for each remedy."""
     lines = []
-    for finding in findings:
-        lines.append(f"{finding.verdict:<5} {finding.name:<12} {finding.detail}")
-        if finding.remedy:
-            lines.append(f"{'':<18} -> {finding.remedy}")
-    return "\n".join([*lines, _verdict(findings)])
+    for check in checks:
+        lines.append(f"{check.verdict:<5} {check.name:<12} {check.detail}")
+        if check.remedy:
+            lines.append(f"{'':<18} -> {check.remedy}")
+    return "\n".join([*lines, _summary(checks)])
 
 
-def _verdict(findings: list[Check]) -> str:
-    num_failed = sum(finding.verdict == "fail" for finding in findings)
+def _summary(checks: list[Check]) -> str:
+    num_failed = sum(check.verdict == "fail" for check in checks)
     if num_failed:
-        return f"smoe serve would not start: {num_failed} of {len(findings)} checks failed"
-    warned = any(finding.verdict == "warn" for finding in findings)
-    return "smoe serve would start" + (", with what is said above" if warned else "")
+        return f"smoe serve would not start: {num_failed} of {len(checks)} checks failed"
+    has_warnings = any(check.verdict == "warn" for check in checks)
+    return "smoe serve would start" + (", with the warnings above" if has_warnings else "")
 
 
 def _python() -> Check:
@@ -70,7 +71,7 @@ def _python() -> Check:
 
 
 def _engine(settings: Settings) -> Iterator[Check]:
-    """What only the engine process can tell: torch, the GPUs, the native library."""
+    """Check torch, the GPUs and the native library, in a process like the engine's."""
     try:
         ran = subprocess.run(
             PROBE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, cwd=package_root()
@@ -82,46 +83,46 @@ def _engine(settings: Settings) -> Iterator[Check]:
         reason = (ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"])[-1]
         yield Check("torch", "fail", f"does not load: {reason}", "install smoe again, into a fresh environment")
         return
-    found = json.loads(ran.stdout)
-    yield _torch(settings, found)
-    yield _native(found)
+    report = json.loads(ran.stdout)
+    yield _torch(settings, report)
+    yield _native(report)
 
 
-def _torch(settings: Settings, found: dict[str, Any]) -> Check:
-    gpus = ", ".join(found["gpus"]) or "no GPU"
-    if settings.device == "cuda" and not found["gpus"]:
-        return Check("torch", "fail", f"{found['torch_version']}; no GPU, and --device cuda asks for one")
-    return Check("torch", "ok", f"{found['torch_version']}; {gpus}")
+def _torch(settings: Settings, report: dict[str, Any]) -> Check:
+    gpus = ", ".join(report["gpus"]) or "no GPU"
+    if settings.device == "cuda" and not report["gpus"]:
+        return Check("torch", "fail", f"{report['torch_version']}; no GPU, but --device cuda needs one")
+    return Check("torch", "ok", f"{report['torch_version']}; {gpus}")
 
 
-def _native(found: dict[str, Any]) -> Check:
-    cores = f"{found['num_cores']} cores"
-    if found["native_error"]:
-        again = "install smoe again: it is built then"
+def _native(report: dict[str, Any]) -> Check:
+    cores = f"{report['num_cores']} cores"
+    if report["native_error"]:
+        again = "install smoe again, which builds the native library"
         remedy = again if shutil.which("c++") else f"install a C++ compiler (Debian: apt-get install g++), then {again}"
-        return Check("cpu", "warn", f"{cores}; the slow path: {found['native_error']}", remedy)
-    return Check("cpu", "ok", f"{cores}; the native library runs {found['isas'][-1]} (of {', '.join(found['isas'])})")
+        return Check("cpu", "warn", f"{cores}; the native library does not run: {report['native_error']}", remedy)
+    return Check("cpu", "ok", f"{cores}; the native library runs {report['isas'][-1]} (of {', '.join(report['isas'])})")
 
 
 def _memory() -> Check:
     free = available_bytes()
-    detail = f"{format_bytes(free)} available to this process, by the machine and its cgroup"
-    return Check("memory", "ok" if free >= ROOMY_BYTES else "warn", detail)
+    detail = f"{format_bytes(free)} available to this process, by the limits of the machine and its cgroup"
+    return Check("memory", "ok" if free >= MIN_FREE_BYTES else "warn", detail)
 
 
 def _model(settings: Settings) -> Iterator[Check]:
-    """The files: there, whole as far as their headers tell, small enough, and with a tokenizer."""
+    """Check that the files exist, are complete by their headers, fit into memory, and include a tokenizer."""
     name = model_id(settings.model)
     try:
         directory = locate_model(settings.model, hub_cache_dir())
-        planned = answer(settings, None)
+        report = make_report(settings, None)
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))
         return
-    size = format_bytes(planned.plan.weight_bytes)
-    verdict: Verdict = "ok" if planned.fitting else "fail"
-    detail = f"{name}: {planned.plan.total_parameters:,} parameters, {size} in {planned.plan.dtype}; {planned.verdict}"
-    yield Check("model", verdict, detail, None if planned.fitting else "`smoe plan` shows what would fit")
+    size = format_bytes(report.plan.weight_bytes)
+    verdict: Verdict = "ok" if report.fitting else "fail"
+    detail = f"{name}: {report.plan.total_parameters:,} parameters, {size} in {report.plan.dtype}; {report.verdict}"
+    yield Check("model", verdict, detail, None if report.fitting else "`smoe plan` shows what would fit")
     try:
         tokenizer = load_tokenizer(directory)
     except TokenizerError as error:
@@ -143,7 +144,7 @@ def _port(settings: Settings) -> Check:
 
 def _open_files() -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    detail = f"{soft:,} at once; each client takes one"
+    detail = f"limit of {soft:,}; each client takes one"
     if soft < MIN_OPEN_FILES:
         return Check("open files", "warn", detail, f"ulimit -n {MIN_OPEN_FILES}")
     return Check("open files", "ok", detail)

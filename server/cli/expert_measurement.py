@@ -1,6 +1,6 @@
-"""`smoe experts`: which experts take which text, and what the number of experts per token does to quality and speed.
+"""Measurements of `smoe experts`: experts by text, and quality and speed by the number of experts per token.
 
-Knows texts and the engine's process; what is shown of the figures is expert_views.py's business.
+Runs an engine process. `expert_report` formats the figures.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from server.engine_client.status import EngineStatus
 from server.generation.usage import ExpertTally
 from server.tokenizer.tokenizer import Tokenizer
 
-WINDOW_TOKENS = 1024  # a text is computed in pieces of at most so many
+WINDOW_TOKENS = 1024  # a text is split into windows of this length
 DECODE_PROMPTS, DECODE_PROMPT_TOKENS, DECODE_TOKENS = 16, 32, 64
-ROUNDS = 3  # of what is timed, the settings taking turns
+ROUNDS = 3  # of each timing; every round times all settings once
 
 
 class ExpertTextError(Exception):
-    """Nothing can be measured. One line."""
+    """A text or a model that cannot be measured. One line."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """One domain: its name, and its tokens in windows."""
+    """Token ids of one file, split into windows."""
 
     name: str
     windows: list[list[int]]
@@ -45,17 +45,17 @@ class Text:
 
 
 @dataclass(frozen=True)
-class DialPoint:
-    """What k experts per token gave."""
+class SweepPoint:
+    """Quality and speed with one number of experts per token."""
 
     experts_per_token: int
-    perplexity: dict[str, float]  # by text
+    perplexity: dict[str, float]  # per token, by the name of the text
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
 
 
 def read_texts(paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int) -> list[Text]:
-    """At most `max_tokens` of each. Raises ExpertTextError."""
+    """Read at most `max_tokens` tokens of each file. Raises ExpertTextError."""
     texts = []
     for path in paths:
         try:
@@ -65,43 +65,44 @@ def read_texts(paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int) -> 
         except UnicodeDecodeError:
             raise ExpertTextError(f"{path}: this is not UTF-8") from None
         if len(ids) < 2:
-            raise ExpertTextError(f"{path}: there is no text in it")
+            raise ExpertTextError(f"{path}: the file has no text")
         windows = [ids[start : start + WINDOW_TOKENS] for start in range(0, len(ids), WINDOW_TOKENS)]
         texts.append(Text(path.stem, windows))
     if len({text.name for text in texts}) < len(texts):
-        raise ExpertTextError("two files have the same name: their names stand for the texts")
+        raise ExpertTextError("two files have the same name, which the result needs to tell texts apart")
     return texts
 
 
 class TextEngine:
-    """An engine process that computes texts, whole and in company."""
+    """Engine process that computes the windows of texts, many in one batch."""
 
     def __init__(self, client: EngineClient, ready: Ready) -> None:
         self.ready = ready
         self._client = client
 
-    async def tokens_of(self, text: Text) -> list[list[int]]:
-        """[layers][experts]: how many of the text's tokens took which expert."""
+    async def count_tokens(self, text: Text) -> list[list[int]]:
+        """Return the text's tokens by expert, [layers][experts]."""
         tally = ExpertTally(self.ready.num_layers, self.ready.num_experts)
         for output in await self._run([self._request(ids, expert_usage=True) for ids in text.windows]):
             tally.add_prompt(output.expert_prompt_tokens or [])
         return tally.tokens()["prompt"]
 
     async def perplexity(self, text: Text, experts_per_token: int) -> float:
-        """exp of the mean of -log p of each token, given those of its window before it."""
+        """Return exp(mean(-log p)) over all tokens; p is given the earlier tokens of the same window."""
         params = SamplingParams(max_tokens=0, prompt_logprobs=True)
         requests = [self._request(ids, params, experts_per_token) for ids in text.windows]
-        scores = [scored.logprob for output in await self._run(requests) for scored in output.prompt_logprobs or []]
+        scores = [token.logprob for output in await self._run(requests) for token in output.prompt_logprobs or []]
         return math.exp(-statistics.fmean(scores))
 
     async def prefill_tokens_per_s(self, texts: Sequence[Text], experts_per_token: int) -> float:
+        """Compute all windows of all texts at once and return tokens per second."""
         windows = [ids for text in texts for ids in text.windows]
         start = time.monotonic()
         await self._run([self._request(ids, experts_per_token=experts_per_token) for ids in windows])
         return sum(map(len, windows)) / (time.monotonic() - start)
 
     async def decode_tokens_per_s(self, text: Text, experts_per_token: int) -> float:
-        """The prompts' time included, which is short beside that of the tokens behind them."""
+        """Generate tokens after a short prompt, several at once. The time includes the short prompts."""
         params = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
         prompt = text.windows[0][:DECODE_PROMPT_TOKENS]
         requests = [self._request(prompt, params, experts_per_token) for _ in range(DECODE_PROMPTS)]
@@ -126,13 +127,13 @@ class TextEngine:
         )
 
     async def _run(self, requests: list[Request]) -> list[RequestOutput]:
-        """All outputs. Raises ExpertTextError."""
-        inbox, outputs, num_open = self._client.submit(requests), list[RequestOutput](), len(requests)
+        """Submit the requests and return all their outputs. Raises ExpertTextError."""
+        collector, outputs, num_open = self._client.submit(requests), list[RequestOutput](), len(requests)
         while num_open:
             try:
-                outputs += (new := await inbox.get())
-            except EngineDied as death:
-                raise ExpertTextError(str(death)) from None
+                outputs += (new := await collector.get())
+            except EngineDied as error:
+                raise ExpertTextError(str(error)) from None
             for output in new:
                 num_open -= output.finish_reason is not None
                 if output.error is not None:
@@ -142,17 +143,17 @@ class TextEngine:
 
 @asynccontextmanager
 async def text_engine(config: EngineConfig) -> AsyncIterator[TextEngine]:
-    """The engine, loaded, for a model that has experts; each text is computed in full. Raises ExpertTextError."""
-    settled = asyncio.Event()
+    """Start an engine without prefix caching, so that every text is computed. Raises ExpertTextError."""
+    has_loaded_or_failed = asyncio.Event()
 
     def on_status(status: EngineStatus) -> None:
         if status.phase != "loading":
-            settled.set()
+            has_loaded_or_failed.set()
 
     client = EngineClient(on_status=on_status)
     try:
         await client.start(msgspec.structs.replace(config, enable_prefix_caching=False))
-        await settled.wait()
+        await has_loaded_or_failed.wait()
         ready = client.ready
         if ready is None:
             raise ExpertTextError(client.status.message or "the engine did not start")
@@ -164,20 +165,20 @@ async def text_engine(config: EngineConfig) -> AsyncIterator[TextEngine]:
 
 
 async def count(config: EngineConfig, texts: Sequence[Text]) -> dict[str, list[list[int]]]:
-    """[layers][experts] by text. Raises ExpertTextError."""
+    """Return each text's tokens by expert, [layers][experts]. Raises ExpertTextError."""
     async with text_engine(config) as engine:
-        return {text.name: await engine.tokens_of(text) for text in texts}
+        return {text.name: await engine.count_tokens(text) for text in texts}
 
 
-async def sweep_experts_per_token(config: EngineConfig, texts: Sequence[Text]) -> list[DialPoint]:
-    """From 1 expert per token to all of them; speeds are medians of ROUNDS. Raises ExpertTextError."""
+async def sweep_experts_per_token(config: EngineConfig, texts: Sequence[Text]) -> list[SweepPoint]:
+    """Measure 1 expert per token, 2, ... up to all; speeds are medians of ROUNDS. Raises ExpertTextError."""
     async with text_engine(config) as engine:
-        dial = range(1, engine.ready.num_experts + 1)
-        quality = {k: {text.name: await engine.perplexity(text, k) for text in texts} for k in dial}
-        prefill: dict[int, list[float]] = {k: [] for k in dial}
-        decode: dict[int, list[float]] = {k: [] for k in dial}
+        numbers = range(1, engine.ready.num_experts + 1)
+        quality = {k: {text.name: await engine.perplexity(text, k) for text in texts} for k in numbers}
+        prefill: dict[int, list[float]] = {k: [] for k in numbers}
+        decode: dict[int, list[float]] = {k: [] for k in numbers}
         for _ in range(ROUNDS):
-            for k in dial:
+            for k in numbers:
                 prefill[k].append(await engine.prefill_tokens_per_s(texts, k))
                 decode[k].append(await engine.decode_tokens_per_s(texts[0], k))
-        return [DialPoint(k, quality[k], statistics.median(prefill[k]), statistics.median(decode[k])) for k in dial]
+        return [SweepPoint(k, quality[k], statistics.median(prefill[k]), statistics.median(decode[k])) for k in numbers]

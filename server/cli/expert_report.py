@@ -1,4 +1,4 @@
-"""What `smoe experts` shows: a table and a heat map of shares per text, or quality and speed against the dial."""
+"""Output of `smoe experts`: tables, JSON and pictures of shares, or of quality and speed by experts per token."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.cli.expert_measurement import DialPoint, ExpertTextError
+from server.cli.expert_measurement import ExpertTextError, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,13 +17,13 @@ Counts = Mapping[str, list[list[int]]]  # [layers][experts] by text
 
 
 def shares(layer: Sequence[int]) -> list[float]:
-    """[3, 1] gives [0.75, 0.25]."""
+    """Return each expert's part of a layer's tokens: [3, 1] gives [0.75, 0.25]."""
     total = sum(layer)
     return [tokens / total if total else 0.0 for tokens in layer]
 
 
 def count_table(counts: Counts) -> str:
-    """Per layer and text a line of percentages, the fullest expert marked."""
+    """Return a line of percentages per layer and text, with a star at the expert with most tokens."""
     width = max(map(len, counts))
     num_experts = len(next(iter(counts.values()))[0])
     lines = [f"{'layer':<6}{'text':<{width + 2}}" + "".join(f"{f'e{expert}':>6} " for expert in range(num_experts))]
@@ -36,41 +36,43 @@ def count_table(counts: Counts) -> str:
 
 
 def count_json(counts: Counts) -> str:
-    """One object: by text, tokens and shares, [layers][experts] each."""
+    """Return one JSON object: tokens and shares of each text, both [layers][experts]."""
     by_text = {name: {"tokens": of_text, "share": list(map(shares, of_text))} for name, of_text in counts.items()}
     return orjson.dumps({"texts": by_text}).decode()
 
 
-def dial_table(points: Sequence[DialPoint]) -> str:
+def sweep_table(points: Sequence[SweepPoint]) -> str:
+    """Return a line of speeds and perplexities per number of experts per token (k)."""
     names = list(points[0].perplexity)
     lines = [f"{'k':>3}{'prefill tok/s':>15}{'decode tok/s':>14}" + "".join(f"{name:>14}" for name in names)]
     for point in points:
         quality = "".join(f"{point.perplexity[name]:>14.2f}" for name in names)
         speeds = f"{point.prefill_tokens_per_s:>15,.0f}{point.decode_tokens_per_s:>14,.0f}"
         lines.append(f"{point.experts_per_token:>3}{speeds}{quality}")
-    return "\n".join([*lines, "(the columns under texts are perplexities per token)"])
+    return "\n".join([*lines, "(columns with a text's name are perplexities per token)"])
 
 
-def dial_json(points: Sequence[DialPoint]) -> str:
+def sweep_json(points: Sequence[SweepPoint]) -> str:
+    """Return one JSON object with a list of points."""
     return orjson.dumps({"dial": list(map(asdict, points))}).decode()
 
 
 def check_drawable() -> None:
-    """Raises ExpertTextError where matplotlib is missing."""
+    """Raise ExpertTextError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ExpertTextError("--png needs matplotlib: pip install 'smoe[bench]'")
 
 
 def draw_counts(counts: Counts, path: Path) -> None:
-    """A heat map per text, layers downwards, experts across. Raises ExpertTextError."""
+    """Draw a heat map per text, with a row per layer and a column per expert. Raises ExpertTextError."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * len(counts) + 0.8, 3.2), layout="constrained")
     row = figure.subplots(1, len(counts), squeeze=False)[0]
     by_text = {name: list(map(shares, of_text)) for name, of_text in counts.items()}
-    most = max(part for of_text in by_text.values() for layer in of_text for part in layer)
+    highest = max(part for of_text in by_text.values() for layer in of_text for part in layer)
     for axes, (name, of_text) in zip(row, by_text.items(), strict=True):
-        image = axes.imshow(of_text, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+        image = axes.imshow(of_text, vmin=0, vmax=highest, cmap="viridis", aspect="auto")
         axes.set_title(name)
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
@@ -80,25 +82,25 @@ def draw_counts(counts: Counts, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_dial(points: Sequence[DialPoint], path: Path) -> None:
-    """Perplexity and speed against experts per token. Raises ExpertTextError."""
+def draw_sweep(points: Sequence[SweepPoint], path: Path) -> None:
+    """Draw perplexity and speed against experts per token. Raises ExpertTextError."""
     from matplotlib.figure import Figure
 
-    dial = [point.experts_per_token for point in points]
+    numbers = [point.experts_per_token for point in points]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     quality, speed = figure.subplots(1, 2)
     for name in points[0].perplexity:
-        quality.plot(dial, [point.perplexity[name] for point in points], marker="o", label=name)
-    speed.plot(dial, [point.prefill_tokens_per_s for point in points], marker="o", label="prefill")
-    speed.plot(dial, [point.decode_tokens_per_s for point in points], marker="o", label="decode")
+        quality.plot(numbers, [point.perplexity[name] for point in points], marker="o", label=name)
+    speed.plot(numbers, [point.prefill_tokens_per_s for point in points], marker="o", label="prefill")
+    speed.plot(numbers, [point.decode_tokens_per_s for point in points], marker="o", label="decode")
     for axes, label in ((quality, "perplexity per token"), (speed, "tokens/s")):
-        _label_dial(axes, dial, label)
+        _label_axes(axes, numbers, label)
     speed.set_ylim(bottom=0)
     _save(figure, path)
 
 
-def _label_dial(axes: Any, dial: Sequence[int], label: str) -> None:
-    axes.set_xticks(dial)
+def _label_axes(axes: Any, numbers: Sequence[int], label: str) -> None:
+    axes.set_xticks(numbers)
     axes.set_xlabel("experts per token")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)

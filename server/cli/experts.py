@@ -9,16 +9,21 @@ import uvloop
 
 from engine.config import EngineConfig
 from server.cli import expert_measurement, expert_report
+from server.cli.errors import report_error
 from server.cli.expert_measurement import ExpertTextError
+from server.engine_config import engine_config
 from server.model_location import ModelNotFoundError, locate_model
-from server.settings import SettingsError, engine_config, hub_cache_dir, load_settings
+from server.settings_sources import SettingsError, hub_cache_dir, load_settings
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 
 def run(
-    flags: Mapping[str, Any], paths: Sequence[Path], max_tokens: int, *, dial: bool, as_json: bool, png: Path | None
+    flags: Mapping[str, Any], paths: Sequence[Path], max_tokens: int, *, sweep: bool, as_json: bool, png: Path | None
 ) -> int:
-    """The exit code: 0, or 2 where something is wrong with what was asked."""
+    """Measure the texts, print the result and return the exit code: 0, or 2 for invalid arguments.
+
+    `sweep`: measure quality and speed for each number of experts per token, instead of counting.
+    """
     try:
         if png is not None:
             expert_report.check_drawable()
@@ -26,11 +31,11 @@ def run(
         model_dir = locate_model(settings.model, hub_cache_dir())
         texts = expert_measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
         config = engine_config(settings, model_dir)
-        answer = _sweep_experts_per_token(config, texts, as_json, png) if dial else _count(config, texts, as_json, png)
+        measure = _sweep_experts_per_token if sweep else _count
+        output = measure(config, texts, as_json, png)
     except (SettingsError, ModelNotFoundError, TokenizerError, ExpertTextError) as error:
-        typer.echo(f"smoe: {error}", err=True)
-        return 2
-    typer.echo(answer)
+        return report_error(error)
+    typer.echo(output)
     return 0
 
 
@@ -46,5 +51,5 @@ def _sweep_experts_per_token(
 ) -> str:
     points = uvloop.run(expert_measurement.sweep_experts_per_token(config, texts))
     if png is not None:
-        expert_report.draw_dial(points, png)
-    return expert_report.dial_json(points) if as_json else expert_report.dial_table(points)
+        expert_report.draw_sweep(points, png)
+    return expert_report.sweep_json(points) if as_json else expert_report.sweep_table(points)

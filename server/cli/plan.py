@@ -1,54 +1,58 @@
-"""`smoe plan`: what a checkpoint takes and what of it fits, told before anything is loaded."""
+"""`smoe plan`: memory use of a checkpoint, computed from its headers before anything is loaded."""
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import typer
 from msgspec.structs import replace
 
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.errors import EngineConfigError
+from server.cli.errors import report_error
+from server.engine_config import engine_config
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.settings import Settings, engine_config, hub_cache_dir
+from server.settings import Settings
+from server.settings_sources import SettingsError, hub_cache_dir, load_settings, parse_size_flag
 
 
 class PlanError(Exception):
-    """There is no checkpoint to plan for: one line, exit code 2."""
+    """A checkpoint that is missing or invalid. One line."""
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan for what was asked, and what of it can be served."""
+    """Memory plan for the requested settings, and the plan that fits."""
 
-    model: str | None  # as the user called it
+    model: str | None  # as given on the command line
     plan: MemoryPlan
-    fitting: MemoryPlan | None  # `plan`, or the first that fits of those in smaller weights, which was not asked for
+    fitting: MemoryPlan | None  # `plan`, else the first plan with smaller weights that fits
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """Whether the plan fits, and what would, in one line."""
         if self.fitting is None:
-            short = self.plan.needed_bytes > self.plan.memory_bytes
-            way_out = f"; {_rounded_up(self.plan.needed_bytes)} of memory would do" if short else ""
-            return f"does not fit: {self.plan.refusal}{way_out}"
+            lacks_memory = self.plan.needed_bytes > self.plan.memory_bytes
+            remedy = f"; it needs {_round_up(self.plan.needed_bytes)} of memory" if lacks_memory else ""
+            return f"does not fit: {self.plan.refusal}{remedy}"
         if self.fitting is not self.plan:
             return f"does not fit in {self.plan.weight_kind}, but in {self.fitting.weight_kind}"
         if self.plan.needed_bytes > self.plan.memory_bytes:
-            return f"fits with a shorter context; {_rounded_up(self.plan.needed_bytes)} of memory would hold all of it"
+            return f"fits with a shorter context; the full context needs {_round_up(self.plan.needed_bytes)} of memory"
         return "fits"
 
     @property
     def command(self) -> list[str]:
-        """`smoe serve` with the flags that give just this plan; empty where nothing fits."""
+        """`smoe serve` with the flags that give exactly this plan; empty if nothing fits."""
         plan = self.fitting
         if plan is None or plan.limits is None:
             return []
         size = ["--kv-cache-memory-bytes", str(plan.kv_cache_bytes)]
-        if plan.config.num_kv_blocks is not None:  # excludes the other
+        if plan.config.num_kv_blocks is not None:  # --num-kv-blocks excludes --kv-cache-memory-bytes
             size = ["--num-kv-blocks", str(plan.limits.num_blocks)]
         named = [] if self.model is None else [self.model]
         length = ["--max-model-len", str(plan.limits.max_model_len)]
@@ -58,20 +62,36 @@ class PlanReport:
         return ["smoe", "serve", *named, *weights, *length, *size]
 
 
-def answer(settings: Settings, memory_bytes: int | None) -> PlanReport:
-    """The plan for `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
+def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
+    """Print the plan and return the exit code: 0, or 2 for invalid settings or an invalid checkpoint.
+
+    `memory`: text of --memory. `write_manifest`: also write SHA256SUMS next to the checkpoint's files.
+    """
+    try:
+        settings = load_settings(flags)
+        report = make_report(settings, None if memory is None else parse_size_flag("--memory", memory))
+        if write_manifest:
+            typer.echo(add_manifest(settings), err=True)
+    except (SettingsError, PlanError) as error:
+        return report_error(error)
+    typer.echo(to_json(report) if as_json else to_table(report))
+    return 0
+
+
+def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
+    """Plan `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     try:
         config = engine_config(settings, locate_model(settings.model, hub_cache_dir()))
         plan = plan_memory(config, memory_bytes)
-        fitting = next((one for one in (plan, *_smaller(plan)) if one.limits), None)
+        fitting = next((candidate for candidate in (plan, *_smaller(plan)) if candidate.limits), None)
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return PlanReport(settings.model, plan, fitting)
 
 
-def write_manifest(settings: Settings) -> str:
-    """Writes the sums of the checkpoint's files, for serve --verify; a line that says where. Raises PlanError."""
+def add_manifest(settings: Settings) -> str:
+    """Write the SHA-256 sums of the checkpoint's files and return a line with their place. Raises PlanError."""
     try:
         path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, hub_cache_dir()))
     except (ModelNotFoundError, EngineConfigError) as error:
@@ -80,7 +100,7 @@ def write_manifest(settings: Settings) -> str:
 
 
 def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:
-    """The same in bfloat16, int8 and int4, as far as the user left that open."""
+    """Yield the same plan in bfloat16, int8 and int4, unless the settings name a type."""
     config = plan.config
     if config.dtype == "auto" and plan.dtype != "bfloat16":
         config = replace(config, dtype="bfloat16")
@@ -90,11 +110,11 @@ def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:
         yield plan_memory(replace(config, quantization="int4"), plan.memory_bytes)
 
 
-def as_json(found: PlanReport) -> str:
-    """One object, sizes in bytes. What the KV cache holds is 0 or null where the plan does not fit."""
-    plan, limits = found.plan, found.plan.limits
+def to_json(report: PlanReport) -> str:
+    """Return one JSON object, sizes in bytes. Sizes of the KV cache are 0 or null if the plan does not fit."""
+    plan, limits = report.plan, report.plan.limits
     fields: dict[str, Any] = {
-        "model": model_id(found.model),
+        "model": model_id(report.model),
         "architecture": plan.model.architecture,
         "total_parameters": plan.total_parameters,
         "active_parameters": plan.active_parameters,
@@ -120,31 +140,31 @@ def as_json(found: PlanReport) -> str:
         "max_model_len": limits.max_model_len if limits else None,
         "room": [asdict(room) for room in plan.room()],
         "warnings": plan.warnings,
-        "verdict": found.verdict,
-        "command": found.command,
+        "verdict": report.verdict,
+        "command": report.command,
     }
     return json.dumps(fields, indent=2)
 
 
-def as_table(found: PlanReport) -> str:
-    """The same for people: at most some twenty lines."""
-    lines = [*_heading(found), *_parameter_lines(found.plan), *_memory_lines(found.fitting or found.plan)]
-    lines += [f"warning: {warning}" for warning in (found.fitting or found.plan).warnings]
-    lines.append(f"verdict: {found.verdict}")
-    return "\n".join([*lines, shlex.join(found.command)] if found.command else lines)
+def to_table(report: PlanReport) -> str:
+    """Return a table for the terminal, about twenty lines."""
+    lines = [*_heading(report), *_parameter_lines(report.plan), *_memory_lines(report.fitting or report.plan)]
+    lines += [f"warning: {warning}" for warning in (report.fitting or report.plan).warnings]
+    lines.append(f"verdict: {report.verdict}")
+    return "\n".join([*lines, shlex.join(report.command)] if report.command else lines)
 
 
-def _rounded_up(num_bytes: int) -> str:
-    """Whole units, so that what is shown is enough: 2.1 GiB is "3 GiB"."""
+def _round_up(num_bytes: int) -> str:
+    """Round up to whole units, so that the shown size is sufficient: 2.1 GiB is "3 GiB"."""
     exponent, unit = (30, "GiB") if num_bytes >= 1 << 30 else (20, "MiB")
     return f"{-(-num_bytes >> exponent)} {unit}"
 
 
-def _heading(found: PlanReport) -> Iterator[str]:
-    model = found.plan.model
+def _heading(report: PlanReport) -> Iterator[str]:
+    model = report.plan.model
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
-    yield f"{model_id(found.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
+    yield f"{model_id(report.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
     yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in WEIGHT_KINDS)
 
 

@@ -1,4 +1,4 @@
-"""One streamed answer: its text as it comes, and its figures."""
+"""Reads one streamed answer and measures it."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -8,19 +8,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """What came, and how fast on this side of the wire."""
+    """Text of one answer, and its times as this client measured them."""
 
     text: str
     num_prompt_tokens: int
     num_tokens: int
     first_token_s: float | None
     total_s: float
-    finish_reason: str | None  # None: it was stopped here
+    finish_reason: str | None  # None: stopped by Ctrl-C
     seed: int | None
 
     @property
     def figures(self) -> str:
-        """One line."""
+        """Tokens, times, finish reason and seed in one line."""
         if self.first_token_s is None:
             return "no tokens"
         decode_s = self.total_s - self.first_token_s
@@ -32,7 +32,7 @@ class StreamedAnswer:
 
 
 def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) -> StreamedAnswer:
-    """Gives `write` each piece of text. Ctrl-C ends the answer, not the program."""
+    """Pass each piece of text to `write` and return the answer. Ctrl-C ends the answer, not the program."""
     started_s = time.monotonic()
     first_s, finish_reason, seed = None, None, None
     usage: dict[str, Any] = {}

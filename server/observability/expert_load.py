@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 WINDOW_S = 60.0
-MIN_WINDOW_S = 1.0  # of GET /experts?window=
+MIN_WINDOW_S = 1.0  # shortest window of GET /experts
 
 Counts = list[list[int]]  # [layers][experts]
 

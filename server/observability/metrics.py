@@ -64,7 +64,7 @@ class Metrics:
             self._observe_timing(timing)
 
     def inter_token(self, seconds: float, times: int = 1) -> None:
-        """Count `times` intervals of `seconds` between tokens of one choice (the mean of tokens that arrive together)."""
+        """Count intervals between tokens of one choice; tokens that arrive together share their mean interval."""
         self._requests.itl.observe(seconds, times)
 
     def http(self, route: str, method: str, status: int) -> None:

@@ -345,7 +345,7 @@ MUTATIONS = [
     _bug(
         "a resumed request's row keeps its old blocks",
         "execution.persistent_batch:PersistentBatch._write_blocks",
-        "written = slid = 0",
+        "written = evicted = 0",
         "pass",
     ),
     _bug(
@@ -363,14 +363,14 @@ MUTATIONS = [
     _bug(
         "a kept batch is taken for other requests",
         "execution.input_batch:BatchBuilder.build",
-        "self._standing.rows is not rows",
-        "len(self._standing.rows) != len(rows)",
+        "self._decode_batch.rows is not rows",
+        "len(self._decode_batch.rows) != len(rows)",
     ),
     _bug(
         "kept sampling rows are taken for other requests",
         "execution.sampler:Sampler._fill",
-        "standing.of is not wanted.rows",
-        "len(standing.of) != len(wanted.rows)",
+        "kept.rows is not rows.rows",
+        "len(kept.rows) != len(rows.rows)",
     ),
     _bug(
         "kept tables are not made anew",

@@ -9,8 +9,9 @@ import pytest
 
 from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
-from server.cli.plan import write_manifest
-from server.settings import engine_config, load_settings
+from server.cli.plan import add_manifest
+from server.engine_config import engine_config
+from server.settings_sources import load_settings
 from server.tokenizer.config_files import TokenizerError
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,
@@ -30,7 +31,7 @@ from tests.support.checkpoints import Shape, random_model, save_in_layout
 def test_b08c_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) -> None:
     settings = load_settings({"model": str(checkpoint)})
     assert "--write-manifest" in refusal(checkpoint, verify=True)
-    assert write_manifest(settings).endswith("SHA-256 sums of 5 files")
+    assert add_manifest(settings).endswith("SHA-256 sums of 5 files")
     start(checkpoint, verify=True)
     for name in (WEIGHTS, TOKENIZER, CONFIG, GENERATION):
         content = (checkpoint / name).read_bytes()
@@ -46,7 +47,7 @@ def test_b08c_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) ->
 
 
 def test_b08c_the_manifest_is_what_sha256sum_reads(checkpoint: Path) -> None:
-    write_manifest(load_settings({"model": str(checkpoint)}))
+    add_manifest(load_settings({"model": str(checkpoint)}))
     checked = subprocess.run(
         ["sha256sum", "-c", "SHA256SUMS"], cwd=checkpoint, capture_output=True, text=True, check=True
     )
@@ -54,7 +55,7 @@ def test_b08c_the_manifest_is_what_sha256sum_reads(checkpoint: Path) -> None:
 
 
 def test_b08c_files_beside_the_list_or_missing_from_the_folder_are_named(checkpoint: Path) -> None:
-    write_manifest(load_settings({"model": str(checkpoint)}))
+    add_manifest(load_settings({"model": str(checkpoint)}))
     (checkpoint / "chat_template.jinja").write_text("x")
     assert "chat_template.jinja is not listed" in refusal(checkpoint, verify=True)
     (checkpoint / "chat_template.jinja").unlink()
@@ -71,8 +72,8 @@ def test_b08d_a_weight_that_is_no_number_is_found_when_weights_are_verified(
     name: str, value: float, checkpoint: Path
 ) -> None:
     rewrite(checkpoint, lambda tensors: tensors[name].flatten()[-1].fill_(value))
-    write_manifest(load_settings({"model": str(checkpoint)}))
-    assert refusal(checkpoint, verify=True).endswith(f"tensor {name} has numbers that are not finite")
+    add_manifest(load_settings({"model": str(checkpoint)}))
+    assert refusal(checkpoint, verify=True).endswith(f"tensor {name} contains NaN or Inf")
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -80,9 +81,9 @@ def test_b08d_an_expert_of_zeros_is_found_when_weights_are_verified(fused: bool,
     model = random_model(Shape(num_experts=4, vocab_size=3072))
     path = save_in_layout(model, tmp_path, fused=fused)
     shutil.copy(good / TOKENIZER, path)
-    write_manifest(load_settings({"model": str(path)}))
+    add_manifest(load_settings({"model": str(path)}))
     start(path, verify=True)
     name = "model.layers.0.mlp.experts.down_proj" if fused else W1
     rewrite(path, lambda tensors: (tensors[name][1] if fused else tensors[name]).zero_())
-    write_manifest(load_settings({"model": str(path)}))
-    assert refusal(path, verify=True).endswith(f"tensor {name} has an expert of zeros alone")
+    add_manifest(load_settings({"model": str(path)}))
+    assert refusal(path, verify=True).endswith(f"tensor {name} has an expert whose weights are all zero")

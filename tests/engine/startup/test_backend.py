@@ -80,13 +80,13 @@ def test_a_library_of_other_sources_is_refused_and_never_replaced_by_the_slow_pa
 
 def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NativeLibrary, "isas", lambda self: ["portable"])
-    with pytest.raises(EngineConfigError, match="no avx2 kernels here; there are portable"):
+    with pytest.raises(EngineConfigError, match="avx2 kernels are not available here; there are portable"):
         choose_backend(EngineConfig(model="", isa="avx2"), CPU, torch.float32)
 
 
 def test_a_file_that_is_no_library_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"not a library")
-    with pytest.raises(NativeUnavailableError, match="does not load"):
+    with pytest.raises(NativeUnavailableError, match="cannot load"):
         NativeLibrary(tmp_path / "broken.so")
 
 

@@ -1,12 +1,14 @@
-"""Bodies put together from whatever pieces the network makes of them."""
+"""Heads and bodies of responses, in whatever pieces they arrive."""
 
+import asyncio
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.bench.http_client import BodyDecoder, Endpoint, HttpError
+from server.bench.http_client import BodyDecoder, Endpoint, HttpError, request
 
 
 def split(sent: bytes, rng: random.Random) -> list[bytes]:
@@ -26,7 +28,7 @@ def test_a_body_in_chunks_is_the_same_however_it_is_split(parts: list[bytes], rn
 def test_a_body_that_ends_early_is_an_error(headers: dict[str, str]) -> None:
     decoder = BodyDecoder(headers)
     decoder.feed(b"5\r\nabc")
-    with pytest.raises(HttpError, match="within a reply"):
+    with pytest.raises(HttpError, match="within a response"):
         decoder.feed(b"")
 
 
@@ -56,6 +58,48 @@ def test_a_url_may_have_its_v1_or_not(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://a", "http://", "http://a:b", ""])
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         Endpoint.parse(url)
+
+
+def exchange(response: bytes, endpoint_fields: dict[str, Any] | None = None) -> tuple[int, bytes, bytes]:
+    """Send a POST to a server that answers `response`. Return status, body and the request as the server read it."""
+
+    async def scenario() -> tuple[int, bytes, bytes]:
+        received = b""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal received
+            received = await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(4)
+            writer.write(response)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], **(endpoint_fields or {}))
+            async with request(endpoint, "POST", "/v1/completions", b"body") as found:
+                return found.status, await found.body(), received
+
+    return asyncio.run(scenario())
+
+
+def test_a_request_has_a_head_and_its_body() -> None:
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    status, body, received = exchange(response, {"root": "/proxy", "api_key": "secret"})
+    assert (status, body) == (200, b"ok")
+    head, _, sent = received.partition(b"\r\n\r\n")
+    first, *headers = head.lower().split(b"\r\n")
+    assert (first, sent) == (b"post /proxy/v1/completions http/1.1", b"body")
+    assert {b"connection: close", b"content-length: 4", b"authorization: bearer secret"} <= set(headers)
+
+
+def test_informational_responses_are_skipped() -> None:
+    final = b"HTTP/1.1 429 Too Many\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    assert exchange(b"HTTP/1.1 103 Early Hints\r\n\r\n" + final)[:2] == (429, b"abc")
+
+
+@pytest.mark.parametrize("response", [b"", b"hello\r\n\r\n", b"HTTP/1.1 200", b"HTTP/1.1 ok\r\n\r\n"])
+def test_a_response_that_is_not_http_is_an_error(response: bytes) -> None:
+    with pytest.raises(HttpError, match="not HTTP"):
+        exchange(response)

@@ -1,4 +1,4 @@
-"""Figures from records, against naive definitions."""
+"""Figures of timings, against naive definitions."""
 
 import random
 
@@ -22,25 +22,25 @@ def test_no_values_have_no_spread() -> None:
 
 def test_a_run_counts_its_failures_apart_and_its_tokens_over_all_of_its_time() -> None:
     rng = random.Random(1)
-    records = []
+    timings = []
     for start_s in range(20):
         moments = sorted(start_s + rng.random() for _ in range(5))
-        records.append(RequestTiming(start_s, moments, moments[-1] + 0.5, prompt_tokens=10, output_tokens=5))
+        timings.append(RequestTiming(start_s, moments, moments[-1] + 0.5, prompt_tokens=10, output_tokens=5))
     failed = [
         RequestTiming(1.0, [1.5], 2.0, 10, 1, error="HTTP 429: full"),
         RequestTiming(2.0, [], 2.0, error="HTTP 429: full"),
     ]
-    figures = summary([*records, *failed], seconds=4.0)
+    figures = summary([*timings, *failed], seconds=4.0)
     assert (figures["requests"], figures["errors"]) == (22, 2)
     assert figures["error_messages"] == {"HTTP 429: full": 2}
     assert (figures["input_tokens_per_s"], figures["output_tokens_per_s"]) == (50.0, 25.0)
-    gaps = [b - a for r in records for a, b in zip(r.chunk_s, r.chunk_s[1:], strict=False)]
+    gaps = [b - a for r in timings for a, b in zip(r.chunk_s, r.chunk_s[1:], strict=False)]
     assert figures["gap_s"]["max"] == max(gaps)
     assert figures["gap_s"]["mean"] == pytest.approx(sum(gaps) / len(gaps))
-    assert figures["ttft_s"]["max"] == max(r.chunk_s[0] - r.start_s for r in records)
-    assert figures["total_s"]["p50"] == sorted(r.end_s - r.start_s for r in records)[9]
+    assert figures["ttft_s"]["max"] == max(r.chunk_s[0] - r.start_s for r in timings)
+    assert figures["total_s"]["p50"] == sorted(r.end_s - r.start_s for r in timings)[9]
 
 
-def test_a_run_in_which_everything_failed_can_still_be_told() -> None:
+def test_a_run_in_which_everything_failed_still_has_a_table_row() -> None:
     figures = summary([RequestTiming(0.0, error="connection refused")], 1.0)
     assert "-" in table([{"load": "1 client", **figures}])

@@ -1,4 +1,4 @@
-"""`smoe bench serve` against the real app over a socket, and its stub."""
+"""`smoe bench serve` against the real app over a socket, and over the stub engine."""
 
 import asyncio
 import io
@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from server.bench import chart, frontend
 from server.bench.http_client import HttpError
 from server.bench.load_generator import RequestTiming
-from server.bench.serve import measure, options_of
-from server.bench.workload import WorkError
+from server.bench.serve import measure, parse_options
+from server.bench.workload import WorkloadError
 from server.cli.main import app
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import listening, state_around
@@ -44,7 +44,7 @@ SPREAD = {"mean", "p50", "p90", "p99", "max"}
 def measured(engine: FakeEngine, **given: Any) -> dict[str, Any]:
     async def scenario() -> dict[str, Any]:
         async with asyncio.timeout(30), listening(state_around(engine)) as url:
-            return await measure(options_of(DEFAULTS | {"url": url} | given), io.StringIO())
+            return await measure(parse_options(DEFAULTS | {"url": url} | given), io.StringIO())
 
     return asyncio.run(scenario())
 
@@ -113,8 +113,8 @@ def test_a_server_that_refuses_the_warm_up_is_not_measured() -> None:
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(WorkError, match=said):
-        options_of(DEFAULTS | given)
+    with pytest.raises(WorkloadError, match=said):
+        parse_options(DEFAULTS | given)
 
 
 def command(*arguments: str) -> Result:
@@ -137,10 +137,10 @@ def test_the_stub_measures_the_real_front_end() -> None:
 
 
 def test_a_round_too_short_for_the_clock_has_no_figure_per_core() -> None:
-    record = RequestTiming(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
-    figures = frontend.figures([record], 0.2, 0.0, 0.0)
+    timing = RequestTiming(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
+    figures = frontend.figures([timing], 0.2, 0.0, 0.0)
     assert (figures["chunks"], figures["chunks_per_core_s"]) == (2, None)
-    assert "too short" in frontend.shown(figures)
+    assert "too short" in frontend.as_text(figures)
 
 
 def test_the_processor_time_is_that_of_the_process_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""`smoe doctor` finds what would keep the server from starting, and names it."""
+"""`smoe doctor` reports everything that keeps the server from starting."""
 
 import json
 import shutil
@@ -10,87 +10,85 @@ import pytest
 
 from server.cli import doctor
 from server.cli.doctor import Check, run_checks
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
 
-FOUND = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}
+REPORT = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}
 
 
-def probing(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
-    """The engine's side finds what it is told to find."""
-    code = f"print({json.dumps(FOUND | changed)!r})"
+def set_probe(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
+    """Replace the probe by one that reports REPORT with these changes."""
+    code = f"print({json.dumps(REPORT | changed)!r})"
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", code))
 
 
-def found(name: str, **flags: object) -> Check:
-    [finding] = [finding for finding in run_checks(load_settings({"port": 0, **flags})) if finding.name == name]
-    return finding
+def run_check(name: str, **flags: object) -> Check:
+    [check] = [check for check in run_checks(load_settings({"port": 0, **flags})) if check.name == name]
+    return check
 
 
 def test_the_demo_on_this_machine_would_start() -> None:
     result = smoe("doctor", "--json", SMOE_PORT="0")
     report = json.loads(result.stdout)
     assert (result.returncode, report["ok"]) == (0, True), result.stdout
-    verdicts = {finding["name"]: finding["verdict"] for finding in report["findings"]}
+    verdicts = {check["name"]: check["verdict"] for check in report["findings"]}
     assert verdicts.keys() == {"python", "torch", "cpu", "memory", "model", "tokenizer", "port", "open files"}
     assert verdicts["model"] == verdicts["tokenizer"] == "ok"
 
 
 def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    probing(monkeypatch)
+    set_probe(monkeypatch)
     damaged = shutil.copytree(DEMO, tmp_path / "damaged", ignore=shutil.ignore_patterns("training"))
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    finding = found("model", model=str(damaged))
-    assert finding.verdict == "fail" and "model.safetensors" in finding.detail
+    check = run_check("model", model=str(damaged))
+    assert check.verdict == "fail" and "model.safetensors" in check.detail
     shutil.copy(DEMO / "model.safetensors", weights)
     (damaged / "tokenizer.model").unlink()
-    assert found("model", model=str(damaged)).verdict == "ok"
-    assert found("tokenizer", model=str(damaged)).verdict == "fail"
+    assert run_check("model", model=str(damaged)).verdict == "ok"
+    assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
 
 
 def test_a_taken_port_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    probing(monkeypatch)
+    set_probe(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        finding = found("port", port=port)
-    assert finding.verdict == "fail" and str(port) in finding.detail
-    assert found("port", port=port).verdict == "ok"
+        check = run_check("port", port=port)
+    assert check.verdict == "fail" and str(port) in check.detail
+    assert run_check("port", port=port).verdict == "ok"
 
 
-def test_no_native_library_is_a_warning_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    probing(monkeypatch, native_error="the CPU library was not built", isas=[])
-    finding = found("cpu")
-    assert finding.verdict == "warn" and finding.remedy and "not built" in finding.detail
+def test_a_missing_native_library_is_a_warning_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch, native_error="the CPU library was not built", isas=[])
+    check = run_check("cpu")
+    assert check.verdict == "warn" and check.remedy and "not built" in check.detail
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    probing(monkeypatch)
-    assert found("torch", device="cuda").verdict == "fail"
-    assert found("torch").verdict == "ok"
-    probing(monkeypatch, gpus=["H100"])
-    assert "H100" in found("torch", device="cuda").detail
+def test_a_missing_gpu_fails_if_the_settings_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    assert run_check("torch", device="cuda").verdict == "fail"
+    assert run_check("torch").verdict == "ok"
+    set_probe(monkeypatch, gpus=["H100"])
+    assert "H100" in run_check("torch", device="cuda").detail
 
 
-def test_a_torch_that_does_not_load_fails_with_its_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_does_not_load_fails_with_the_last_line_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", "import no_such_torch"))
-    finding = found("torch")
-    assert finding.verdict == "fail" and "no_such_torch" in finding.detail
+    check = run_check("torch")
+    assert check.verdict == "fail" and "no_such_torch" in check.detail
 
 
-def test_what_fails_is_the_exit_code_and_the_last_line() -> None:
+def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
     result = smoe("doctor", "/no/where", SMOE_PORT="0")
     assert result.returncode == 1
     assert "fail  model        /no/where" in result.stdout
     assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 7 checks failed"
 
 
-def test_the_engine_is_looked_for_where_serve_looks_whatever_folder_this_is_run_in(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    code = f"import json, os; print(json.dumps({FOUND!r} | dict(torch_version=os.getcwd())))"
+    code = f"import json, os; print(json.dumps({REPORT!r} | dict(torch_version=os.getcwd())))"
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", code))
-    folder = found("torch").detail.partition(";")[0]
-    assert (Path(folder) / "engine" / "probe.py").is_file()
+    folder = run_check("torch").detail.partition(";")[0]
+    assert (Path(folder) / "engine" / "startup" / "probe.py").is_file()

@@ -58,7 +58,7 @@ def test_counts_are_those_of_each_text_alone(engine: LocalEngine, files: list[st
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_dial_tells_perplexity_and_speed_for_every_k(
+def test_the_sweep_has_perplexity_and_speed_for_every_number_of_experts(
     engine: LocalEngine, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expert_measurement, "ROUNDS", 1)
@@ -72,13 +72,13 @@ def test_the_dial_tells_perplexity_and_speed_for_every_k(
             ids = _ids(engine, name)[:50]
             params = SamplingParams(max_tokens=0, prompt_logprobs=True, experts_per_token=point["experts_per_token"])
             alone = engine.generate([ids[:20], ids[20:40], ids[40:]], params)
-            scores = [scored.logprob for completion in alone for scored in completion.prompt_logprobs]
+            scores = [token.logprob for completion in alone for token in completion.prompt_logprobs]
             assert point["perplexity"][name] == pytest.approx(math.exp(-sum(scores) / len(scores)), rel=1e-4)
         assert point["prefill_tokens_per_s"] > 0 and point["decode_tokens_per_s"] > 0
     assert (tmp_path / "dial.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_table_marks_the_fullest_expert_of_each_text() -> None:
+def test_the_table_marks_the_expert_with_most_tokens_of_each_text() -> None:
     table = count_table({"prose": [[1, 3], [2, 2]], "code": [[4, 0], [0, 0]]}).splitlines()
     assert [line.split() for line in table] == [
         ["layer", "text", "e0", "e1"],
@@ -89,7 +89,7 @@ def test_the_table_marks_the_fullest_expert_of_each_text() -> None:
     ]
 
 
-def test_what_cannot_be_done_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, empty, binary = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"
     good.write_text("It is a truth")
     empty.write_text("")
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     cases = {
         "at least one --text": [],
         "No such file": ["--text", str(tmp_path / "none.txt")],
-        "no text in it": ["--text", str(empty)],
+        "the file has no text": ["--text", str(empty)],
         "not UTF-8": ["--text", str(binary)],
         "the same name": ["--text", str(good), "--text", str(good)],
         "no such directory": ["/nonexistent", "--text", str(good)],

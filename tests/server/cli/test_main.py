@@ -1,13 +1,12 @@
-"""The command as a process: help, version, and one line for what cannot start."""
+"""The command as a process: help, version, and one line for each error."""
 
-import inspect
 import os
 import subprocess
 import sys
 
 import pytest
 
-from server.cli.main import serve_command
+from server.cli.setting_flags import setting_flags
 from server.settings import Settings
 from tests.support.paths import ROOT
 
@@ -25,10 +24,6 @@ def smoe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
-    assert set(inspect.signature(serve_command).parameters) - {"config", "print_config"} == set(Settings.model_fields)
-
-
 @pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("--version",)])
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     script = (
@@ -38,7 +33,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    heavy = {'torch', 'fastapi', 'pydantic_settings', 'uvicorn', 'msgspec'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'fastapi', 'yaml', 'uvicorn', 'msgspec', 'rich'} & set(sys.modules)\n"
         "    assert not heavy, heavy\n"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -46,10 +41,26 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert result.stdout
 
 
-def test_help_names_every_flag() -> None:
-    shown = smoe("serve", "--help").stdout
+def test_help_has_the_flag_and_the_text_of_every_setting() -> None:
+    result = smoe("serve", "--help", COLUMNS="400", TERMINAL_WIDTH="400").stdout
+    words = " ".join(result.split())
     for name in Settings.model_fields.keys() - {"model"}:
-        assert f"--{name.replace('_', '-')}" in shown
+        assert f"--{name.replace('_', '-')} " in words
+    for flag in setting_flags():
+        assert " ".join(flag.help_text.split()).replace("- ", "-") in words.replace("- ", "-")
+
+
+COMMANDS = (
+    "serve", "plan", "experts", "chat", "complete", "doctor",
+    "bench serve", "bench chart", "bench kernels", "bench engine",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
+    result = smoe(*command.split(), "--help")
+    assert result.returncode == 0
+    assert f"\n  smoe {command} " in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_help_names_every_flag() -> None:
         (("serve", "--config", "/no/where.yaml"), {}, "/no/where.yaml"),
     ],
 )
-def test_what_cannot_start_exits_2_with_one_line(
+def test_a_server_that_cannot_start_exits_2_with_one_line(
     arguments: tuple[str, ...], variables: dict[str, str], part: str
 ) -> None:
     result = smoe(*arguments, **variables)
@@ -78,7 +89,7 @@ def test_an_unknown_flag_exits_2() -> None:
     assert "--no-such-flag" in result.stderr
 
 
-def test_the_configuration_is_printed_with_where_it_comes_from_and_nothing_starts() -> None:
+def test_print_config_shows_values_and_sources_and_starts_nothing() -> None:
     result = smoe("serve", "--print-config", "--port", "1", "--api-key", "hush", SMOE_HOST="::1")
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
     assert result.returncode == 0
@@ -87,14 +98,8 @@ def test_the_configuration_is_printed_with_where_it_comes_from_and_nothing_start
     assert "hush" not in result.stdout
 
 
-def test_the_shell_completes_commands() -> None:
-    assert "complete -o default -F _smoe_completion smoe" in smoe("--show-completion", "bash").stdout
-    offered = smoe(_SMOE_COMPLETE="complete_bash", COMP_WORDS="smoe do", COMP_CWORD="1").stdout
-    assert offered.split() == ["doctor"]
-
-
 @pytest.mark.parametrize("arguments", [("serve", "--nope"), ("serve", "--port"), ("nope",)], ids=str)
-def test_a_command_line_that_is_none_gets_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_line_gets_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
     refused = smoe(*arguments)
     assert refused.returncode == 2
     assert refused.stderr.startswith("smoe: ") and refused.stderr.count("\n") == 1

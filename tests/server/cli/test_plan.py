@@ -1,4 +1,4 @@
-"""`smoe plan`: numbers for programs, a table for people, flags that serve takes, one line for bad input."""
+"""`smoe plan`: JSON, a table, flags that serve accepts, and one line for each error."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from server.cli.main import app
-from server.settings import engine_config, load_settings
+from server.engine_config import engine_config
+from server.settings_sources import load_settings
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import ROOT
 
@@ -68,7 +69,7 @@ def test_a_program_reads_plain_numbers_in_bytes(mixtral: Path) -> None:
     assert fields["room"][0] == {"num_tokens": 512, "num_requests": 584, "bytes_per_request": 64 << 20}
 
 
-def test_without_a_model_it_plans_for_the_bundled_one_and_without_a_size_for_this_machine() -> None:
+def test_the_defaults_are_the_bundled_model_and_the_memory_of_this_machine() -> None:
     fields = as_json()
     assert (fields["model"], fields["total_parameters"]) == ("smoe-demo", 10_528_320)
     assert fields["memory_bytes"] > 0
@@ -101,24 +102,24 @@ def test_the_flags_it_prints_give_the_engine_it_planned(
 
 
 def served_with(command: list[str]) -> EngineConfig:
-    """What `smoe serve` would make of such a command line."""
+    """Return the engine's configuration under a printed command line."""
     program, verb, directory, *flags = command
     assert (program, verb) == ("smoe", "serve")
     names = [name.removeprefix("--").replace("-", "_") for name in flags[::2]]
     return engine_config(load_settings(dict(zip(names, flags[1::2], strict=True))), Path(directory))
 
 
-def test_where_float32_is_too_large_it_offers_bfloat16_unless_float32_was_asked_for(in_float32: Path) -> None:
+def test_if_float32_is_too_large_bfloat16_is_suggested_unless_float32_was_given(in_float32: Path) -> None:
     offered = as_json(in_float32, "--memory", "160GiB")
     assert (offered["dtype"], offered["fits"]) == ("float32", False)
     assert offered["verdict"] == "does not fit in float32, but in bfloat16"
     assert offered["command"][3:5] == ["--dtype", "bfloat16"]
-    asked = as_json(in_float32, "--memory", "160GiB", "--dtype", "float32")
-    assert (asked["fits"], asked["command"]) == (False, [])
+    fixed = as_json(in_float32, "--memory", "160GiB", "--dtype", "float32")
+    assert (fixed["fits"], fixed["command"]) == (False, [])
 
 
 @pytest.mark.parametrize(("memory", "quantization"), [("60GiB", "int8"), ("30GiB", "int4")])
-def test_where_bfloat16_is_too_large_it_offers_the_largest_weights_that_fit(
+def test_if_bfloat16_is_too_large_the_largest_weights_that_fit_are_suggested(
     mixtral: Path, memory: str, quantization: str
 ) -> None:
     offered = as_json(mixtral, "--memory", memory)
@@ -127,20 +128,22 @@ def test_where_bfloat16_is_too_large_it_offers_the_largest_weights_that_fit(
     served = served_with(offered["command"])
     assert (served.dtype, served.quantization) == ("bfloat16", quantization)
     assert as_json(mixtral, "--memory", memory, "--quantization", quantization)["fits"]
-    asked = as_json(mixtral, "--memory", "20GiB", "--quantization", "int4")
-    assert "the weights alone take 24.6 GiB in int4" in asked["verdict"]
+    fixed = as_json(mixtral, "--memory", "20GiB", "--quantization", "int4")
+    assert "the weights alone take 24.6 GiB in int4" in fixed["verdict"]
 
 
-def test_what_does_not_fit_says_which_memory_would_do_and_that_memory_does(mixtral: Path) -> None:
+def test_a_plan_that_does_not_fit_names_a_memory_size_that_fits(mixtral: Path) -> None:
     refused = as_json(mixtral, "--memory", "20GiB")
     assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
     assert "the weights alone take 87.0 GiB in bfloat16, and 20.0 GiB are free" in refused["verdict"]
-    assert "; 95 GiB of memory would do" in refused["verdict"]
+    assert "; it needs 95 GiB of memory" in refused["verdict"]
     assert as_json(mixtral, "--memory", "95GiB")["verdict"] == "fits"
-    assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith("fits with a shorter context; 95 GiB")
+    assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith(
+        "fits with a shorter context; the full context needs 95 GiB"
+    )
 
 
-def test_people_get_a_table_of_at_most_twenty_lines_that_ends_with_the_command(tmp_path: Path) -> None:
+def test_the_table_has_at_most_twenty_lines_and_ends_with_the_command(tmp_path: Path) -> None:
     path = save_headers(tmp_path / "a name with blanks", MIXTRAL_8X22B)
     lines = plan(path, "--memory", "320GiB").stdout.splitlines()
     assert len(lines) <= 20
@@ -184,7 +187,7 @@ def without_config(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "part"),
+    ("damage", "part"),
     [
         (truncated, "model-00003.safetensors"),
         (without_a_shard, "model-00003.safetensors"),
@@ -192,8 +195,8 @@ def without_config(path: Path) -> None:
         (without_config, "config.json"),
     ],
 )
-def test_a_spoiled_checkpoint_exits_2_with_one_line(tmp_path: Path, spoil: Callable[[Path], None], part: str) -> None:
-    spoil(save_headers(tmp_path, MIXTRAL_8X7B))
+def test_a_damaged_checkpoint_exits_2_with_one_line(tmp_path: Path, damage: Callable[[Path], None], part: str) -> None:
+    damage(save_headers(tmp_path, MIXTRAL_8X7B))
     assert_refused(plan(tmp_path), part)
 
 
@@ -211,7 +214,7 @@ def test_a_spoiled_checkpoint_exits_2_with_one_line(tmp_path: Path, spoil: Calla
         ((), {"SMOE_BLOCK_SIZE": "0"}, "SMOE_BLOCK_SIZE: "),
     ],
 )
-def test_what_cannot_be_planned_exits_2_with_one_line(
+def test_invalid_arguments_exit_2_with_one_line(
     arguments: tuple[str, ...], variables: dict[str, str], part: str
 ) -> None:
     assert_refused(plan(*arguments, **variables), part)

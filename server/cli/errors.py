@@ -1,0 +1,11 @@
+"""How every command reports an error: one line on standard error and exit code 2."""
+
+import typer
+
+EXIT_CODE = 2
+
+
+def report_error(error: Exception) -> int:
+    """Print the error in one line and return the exit code."""
+    typer.echo(f"smoe: {error}", err=True)
+    return EXIT_CODE

@@ -1,0 +1,51 @@
+"""`smoe serve`, from its flags to its exit code."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from server.cli.errors import report_error
+from server.settings import Settings
+from server.settings_sources import SettingsError, load_settings, origins
+
+
+def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
+    """Serve until a signal and return the exit code; 2 if the server cannot start.
+
+    `started_s`: time.monotonic() when the command began.
+    """
+    try:
+        settings = load_settings(flags, config)
+    except SettingsError as error:
+        return report_error(error)
+    from server.lifecycle.serve import serve  # only now: a wrong flag is reported without loading this
+    from server.lifecycle.text_frontend import StartError
+
+    try:
+        return serve(settings, started_s)
+    except StartError as error:
+        return report_error(error)
+
+
+def print_config(flags: Mapping[str, Any], config: Path | None) -> int:
+    """Print each setting, its value and its source; return the exit code."""
+    try:
+        settings = load_settings(flags, config)
+        sources = origins(flags, config)
+    except SettingsError as error:
+        return report_error(error)
+    for name, source in sources.items():
+        typer.echo(f"{name.replace('_', '-'):<26} {format_setting(settings, name):<24} {source}")
+    return 0
+
+
+def format_setting(settings: Settings, name: str) -> str:
+    """Return a setting's value in one line. Keys stay secret; a value that is derived at start is "-"."""
+    value = getattr(settings, name)
+    if value in (None, (), ""):
+        return "-"
+    if name == "api_key":
+        return f"{len(value)} of them"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

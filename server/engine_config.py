@@ -1,0 +1,17 @@
+"""Maps the server's settings to the engine's configuration."""
+
+from pathlib import Path
+
+from engine.config import EngineConfig
+from server.settings import Settings
+
+
+def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
+    """Return the engine's part of `settings`. Fields with the same name have the same meaning in both."""
+    common = settings.model_dump(include=set(EngineConfig.__struct_fields__) - {"model"})
+    return EngineConfig(
+        model=str(model_dir),
+        enable_prefix_caching=not settings.no_enable_prefix_caching,
+        num_tenants=max(1, len(settings.api_key)),
+        **common,
+    )

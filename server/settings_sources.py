@@ -1,0 +1,128 @@
+"""Reads settings: flags override SMOE_* variables, which override the YAML file of --config. The rest are defaults.
+
+The only module that reads the environment.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.settings import PREFIX, Settings, flag_name, parse_size
+
+
+class SettingsError(Exception):
+    """An invalid setting. One line that names the flag, the variable or the file's key."""
+
+
+def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> Settings:
+    """Return the settings from the given flags, the environment, and `config_file` (or the file of SMOE_CONFIG).
+
+    Raises SettingsError.
+    """
+    config_file = _config_file(config_file)
+    variables, file = _variables(), _read_config(config_file)
+    try:
+        return Settings.model_validate({**file, **variables, **flags})
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, flags, variables, config_file)) from None
+
+
+def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[str, str]:
+    """Return the source of each setting's value: "--port", "SMOE_PORT", the file's name or "default".
+
+    Raises SettingsError.
+    """
+    config_file = _config_file(config_file)
+    variables, file = _variables(), _read_config(config_file)
+    names = Settings.model_fields
+    return {name: _origin(name, flags, variables, str(config_file) if name in file else "default") for name in names}
+
+
+def parse_size_flag(flag: str, text: str) -> int:
+    """Return the bytes in a flag's text; more than 0. Raises SettingsError that names the flag."""
+    try:
+        num_bytes = parse_size(text)
+    except ValueError as error:
+        raise SettingsError(f"{flag}: {error}") from None
+    if not isinstance(num_bytes, int) or num_bytes < 1:
+        raise SettingsError(f"{flag}: should be more than 0 bytes")
+    return num_bytes
+
+
+def hub_cache_dir() -> Path:
+    """Return the directory where Hugging Face's tools keep downloaded models on this machine."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    if home := os.environ.get("HF_HOME"):
+        return Path(home) / "hub"
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_home) / "huggingface" / "hub"
+
+
+def state_dir() -> Path:
+    """Return the directory for files that outlive a command, such as the history of `smoe chat`."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "smoe"
+
+
+def _variables() -> dict[str, str]:
+    """Return the values of SMOE_* variables by setting. Empty variables and unknown names count as unset.
+
+    Case does not matter. Unknown names must pass: Kubernetes adds variables such as SMOE_SERVICE_HOST to pods.
+    """
+    values = {name.upper(): value for name, value in os.environ.items() if value}
+    names = ((name, PREFIX + name.upper()) for name in Settings.model_fields)
+    return {name: values[variable] for name, variable in names if variable in values}
+
+
+def _config_file(given: Path | None) -> Path | None:
+    named = os.environ.get(f"{PREFIX}CONFIG")
+    return Path(named) if given is None and named else given
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    """Return the YAML file's values by setting. Keys may have dashes, as flags do. Raises SettingsError."""
+    if path is None:
+        return {}
+    import yaml  # only here: most starts have no file
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise SettingsError(f"--config {path}: this is not YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: should contain `key: value` lines")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _origin(name: str, flags: Mapping[str, Any], variables: Mapping[str, str], otherwise: str) -> str:
+    if name in flags:
+        return flag_name(name)
+    return PREFIX + name.upper() if name in variables else otherwise
+
+
+def _one_line(
+    error: ValidationError, flags: Mapping[str, Any], variables: Mapping[str, str], config_file: Path | None
+) -> str:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    source = _origin(name, flags, variables, f"{config_file}: {name}")
+    if first["type"] == "extra_forbidden":
+        return f"{source}: there is no such setting"
+    return f"{source}: {message}{_kubernetes_hint('' if name in flags else variables.get(name, ''))}"
+
+
+def _kubernetes_hint(value: str) -> str:
+    """Explain tcp:// values: Kubernetes sets SMOE_PORT=tcp://... in every pod next to a Service named smoe."""
+    if value.startswith("tcp://"):
+        return f" (it is {value}, set by Kubernetes for a Service named smoe: use enableServiceLinks: false)"
+    return ""

@@ -1,0 +1,118 @@
+"""Flags override variables, which override the YAML file; errors name the source."""
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+from server.settings_sources import SettingsError, hub_cache_dir, load_settings, origins
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def yaml_file(folder: Path, text: str) -> Path:
+    path = folder / "smoe.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(flags: dict[str, object], config: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, config)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_flag_overrides_a_variable_which_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "port: 1003\nmax-num-seqs: 3\nblock_size: 33\n")
+    monkeypatch.setenv("SMOE_PORT", "1002")
+    monkeypatch.setenv("SMOE_MAX_NUM_SEQS", "2")
+    settings = load_settings({"port": "1001"}, config)
+    assert (settings.port, settings.max_num_seqs, settings.block_size) == (1001, 2, 33)
+    assert settings.max_num_queued_reqs == 1024
+
+
+def test_the_file_can_be_named_by_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SMOE_CONFIG", str(yaml_file(tmp_path, "port: 1003\n")))
+    assert load_settings({}).port == 1003
+
+
+def test_several_values_come_from_flags_variables_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "allowed-origins: [https://a.example, https://b.example]\n")
+    monkeypatch.setenv("SMOE_API_KEY", "one, two")
+    settings = load_settings({"served_model_name": ["x", "y"]}, config)
+    assert settings.api_key == ("one", "two")
+    assert settings.served_model_name == ("x", "y")
+    assert settings.allowed_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_bad_variable_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_MAX_NUM_SEQS", "many")
+    assert refusal({}).startswith("SMOE_MAX_NUM_SEQS: ")
+
+
+def test_a_port_set_by_kubernetes_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_PORT", "tcp://10.0.0.1:8000")
+    line = refusal({})
+    assert line.startswith("SMOE_PORT: ")
+    assert "enableServiceLinks: false" in line
+
+
+def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("SMOE_SERVICE_HOST", "10.0.0.1")
+    assert load_settings({}).port == 8000
+
+
+def test_a_switch_can_be_set_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}).strict_roles is False
+    monkeypatch.setenv("SMOE_STRICT_ROLES", "1")
+    assert load_settings({}).strict_roles is True
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_PORT", "")
+    assert load_settings({}).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("colour: red\n", "colour"), ("- port\n", "key: value"), ("port: [\n", "not YAML"), ("port: many\n", ": port: ")],
+)
+def test_a_bad_file_is_refused_and_named(tmp_path: Path, text: str, part: str) -> None:
+    config = yaml_file(tmp_path, text)
+    line = refusal({}, config)
+    assert part in line
+    assert str(config) in line
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal({}, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a"}, "/a"),
+        ({"HF_HOME": "/b"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/d"}, "/d/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hub_cache_is_where_hugging_face_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert hub_cache_dir() == Path(expected)
+
+
+def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "port: 1003\nmax-num-seqs: 3\nblock_size: 33\n")
+    monkeypatch.setenv("SMOE_PORT", "1002")
+    monkeypatch.setenv("SMOE_MAX_NUM_SEQS", "2")
+    found = origins({"port": "1001"}, config)
+    assert found.keys() == Settings.model_fields.keys()
+    assert (found["port"], found["max_num_seqs"], found["block_size"]) == ("--port", "SMOE_MAX_NUM_SEQS", str(config))
+    assert found["host"] == "default"
