@@ -4,7 +4,6 @@ import json
 import logging
 import os
 
-
 from server.observability.log_stream import logging_to
 from tests.support.pipes import written
 
