@@ -8,7 +8,7 @@ import torch
 from engine.capacity.sizing import kv_block_bytes, size_engine
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup.device_memory import CudaMemory, HostMemory, explained
+from engine.startup.device_memory import CudaMemory, HostMemory, explain_out_of_memory
 from model.config import ModelConfig
 from model.ops.huge_pages import zeros
 from tests.support.native_cases import Heads
@@ -70,7 +70,7 @@ def test_out_of_memory_names_the_flags_that_ask_for_less(
     config = EngineConfig(model="", **given)  # type: ignore[arg-type]
     with (
         pytest.raises(EngineConfigError, match="out of memory while the weights are loaded") as caught,
-        explained(config, "the weights are loaded", HostMemory()),
+        explain_out_of_memory(config, "the weights are loaded", HostMemory()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert all(flag in str(caught.value) for flag in offered)
@@ -81,8 +81,8 @@ def test_out_of_memory_names_the_flags_that_ask_for_less(
 def test_a_kv_cache_larger_than_the_machine_is_an_error_that_names_its_flag() -> None:
     config = EngineConfig(model="", kv_cache_memory_bytes=1 << 60)
     with (
-        pytest.raises(EngineConfigError, match=r"the KV cache is made.*--kv-cache-memory-bytes"),
-        explained(config, "the KV cache is made", HostMemory()),
+        pytest.raises(EngineConfigError, match=r"the KV cache is created.*--kv-cache-memory-bytes"),
+        explain_out_of_memory(config, "the KV cache is created", HostMemory()),
     ):
         zeros(1 << 60, torch.int8)
 
