@@ -1,1 +1,1 @@
-"""Text, JSON and HTTP: the command line, the API process, its metrics and its health. Never imports torch."""
+"""Text, JSON and HTTP: the command line and the API process with its metrics and health. Never imports torch."""

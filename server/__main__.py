@@ -1,4 +1,4 @@
-"""`python -m server` is `smoe`."""
+"""Run the `smoe` command as `python -m server`."""
 
 from server.cli.main import main
 

@@ -1,8 +1,8 @@
-"""A jinja environment in which a checkpoint's template can neither reach out of it nor run away.
+"""Jinja environment for a checkpoint's chat template: isolated from Python and bounded in work.
 
-jinja's own sandbox keeps templates from attributes and objects they have no business with. What it does not limit is
-work: nested loops over range(100000), texts that double with each turn, 'x'.ljust(10**9). Here each loop turn and each
-call counts against a budget, and what would build a long text is refused before it does.
+jinja's own sandbox blocks attributes and objects that a template must not reach. It does not limit work: nested loops
+over range(100000), texts that double with each loop turn, 'x'.ljust(10**9). Here each loop turn and each call counts
+against a budget, and an operation that could build too long a text is refused beforehand.
 """
 
 import functools
@@ -16,9 +16,9 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_CHARS = 8 << 20  # of any text on the way, the rendered one included
+MAX_CHARS = 8 << 20  # of the rendered text and of each intermediate one
 MAX_STEPS = 500_000  # loop turns and calls in one rendering
-MAX_PRODUCT = 1 << 27  # of the sizes of one call's arguments: no method's result is larger
+MAX_PRODUCT = 1 << 27  # of the sizes of one call's arguments, which bounds the size of any method's result
 MAX_INT_BITS = 256
 
 FILTERS = frozenset(
@@ -30,22 +30,22 @@ GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 
 _LONG_WIDTH = re.compile(r"[0-9]{4}")  # in a format string
 
-# Names that no template can write, so that none can put something else in their place.
+# Names that no template can write, so that no template can replace their values.
 _BUDGET = "budget of this rendering"
 _COUNTED = "counted loop"
 _CONCAT = "bounded concatenation"
 
 
 class TemplateRefusal(Exception):
-    """The template itself says no to this conversation (raise_exception). The text is the template's own."""
+    """Refusal of a conversation by the template itself (raise_exception), with the template's own message."""
 
 
 class TemplateBudgetExceeded(Exception):
-    """The template asks for more work or text than a rendering may take."""
+    """Template that needs more work or text than one rendering may take."""
 
 
 class _Budget:
-    """Counts the steps of one rendering."""
+    """Counter of the steps of one rendering."""
 
     def __init__(self) -> None:
         self._steps_left = MAX_STEPS
@@ -57,17 +57,17 @@ class _Budget:
 
 
 class SandboxedTemplate:
-    """One compiled template. Renderings share nothing: each has a budget of its own."""
+    """One compiled template. Renderings share nothing; each has its own budget."""
 
     def __init__(self, source: str) -> None:
-        """Raises jinja2.TemplateError or TemplateBudgetExceeded where the source is no usable template."""
+        """Compile the template. Raises jinja2.TemplateError or TemplateBudgetExceeded if it is unusable."""
         try:
             self._template = _Environment().from_string(source)
         except RecursionError:
             raise TemplateBudgetExceeded("it is nested too deeply") from None
 
     def render(self, variables: dict[str, object]) -> str:
-        """The text. Raises TemplateRefusal, TemplateBudgetExceeded, or jinja2.TemplateError for what fails inside."""
+        """Render a text. Raises TemplateRefusal, TemplateBudgetExceeded, or jinja2.TemplateError for other failures."""
         try:
             return _bounded_join(self._template.generate({**variables, _BUDGET: _Budget()}))
         except RecursionError:
@@ -76,8 +76,8 @@ class SandboxedTemplate:
             raise TemplateError(type(error).__name__) from error
 
 
-class _Limits(NodeTransformer):
-    """Puts a counter into each loop, and a bound on each `~`."""
+class _LimitInserter(NodeTransformer):
+    """Syntax tree transformer that adds a counter to each loop and a length check to each `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -90,10 +90,10 @@ class _Limits(NodeTransformer):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Hugging Face's settings for chat templates, with limits."""
+    """Jinja environment with Hugging Face's settings for chat templates, and with limits."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
-    concat = staticmethod(lambda pieces: _bounded_join(pieces))  # of {% set %} blocks and macros
+    concat = staticmethod(lambda pieces: _bounded_join(pieces))  # joins the output of {% set %} blocks and macros
 
     def __init__(self) -> None:
         super().__init__(
@@ -105,26 +105,28 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Limits().visit(super()._parse(source, name, filename))
+        template: nodes.Template = _LimitInserter().visit(super()._parse(source, name, filename))
         template.set_environment(self)
         return template
 
     def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Every call of a template comes through here."""
+        """Count a call that the template makes, check its arguments and run it."""
         context[_BUDGET].step()
-        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # jinja wraps str.format
+        owner = getattr(
+            getattr(function, "__wrapped__", function), "__self__", None
+        )  # jinja wraps str.format in a function
         if isinstance(owner, str):
             _check_product(owner, *args, *kwargs.values())
             if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
-                raise TemplateBudgetExceeded("it pads a text out of all proportion")
+                raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
             if function.__name__ == "join" and len(args) == 1:
                 return _join(args[0], owner)
         return super().call(context, function, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Arithmetic whose result may be a long text or an endless number."""
+        """Run an intercepted operator, unless its result could be a huge text or number."""
         if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise TemplateBudgetExceeded("powers and formatting with % are not offered")
+            raise TemplateBudgetExceeded("powers and formatting with % are not supported")
         if operator == "*":
             _check_repetition(left, right)
         elif operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
@@ -133,7 +135,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # keeps jinja's mark on what else the filter is passed
+    @functools.wraps(function)  # keeps jinja's mark for filters that take a context or environment
     def bounded(*args: Any, **kwargs: Any) -> Any:
         _check_product(*args, *kwargs.values())
         return function(*args, **kwargs)
@@ -143,14 +145,14 @@ def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pass_context
 def _counted(context: Context, iterable: Iterable[object]) -> Iterable[object]:
-    """The same items, each turn a step. An undefined value stays one, and raises or is empty as jinja has it."""
+    """Wrap the items of a loop so that each turn counts as a step. An undefined value behaves as jinja defines it."""
     if isinstance(iterable, list | tuple | dict | str | range):
         return _CountedItems(context[_BUDGET], iterable)
     return _CountedItems(context[_BUDGET], list(iterable))
 
 
 class _CountedItems:
-    """Knows its length, as jinja's loop.last and loop.length ask for it."""
+    """Items of a loop that count each turn; has a length, which jinja's loop.last and loop.length need."""
 
     def __init__(self, budget: _Budget, items: Any) -> None:
         self._budget = budget
@@ -180,7 +182,7 @@ def _join(values: Iterable[object], separator: str = "") -> str:
 
 
 def _tojson(value: object, indent: int | None = None) -> str:
-    """As Hugging Face has it: without jinja's HTML escapes, non-ASCII characters as they are."""
+    """Write JSON as Hugging Face's filter does: no HTML escapes, non-ASCII characters unchanged."""
     if isinstance(value, Undefined) or (indent or 0) > 16:
         raise TemplateError("tojson of an undefined value")
     text = json.dumps(value, ensure_ascii=False, indent=indent)
@@ -193,13 +195,13 @@ def _raise_exception(message: object) -> Never:
 
 
 def _bounded_join(pieces: Iterable[str]) -> str:
-    kept: list[str] = []
+    checked: list[str] = []
     num_chars = 0
     for piece in pieces:
         num_chars += len(piece)
         _check_chars(num_chars)
-        kept.append(piece)
-    return "".join(kept)
+        checked.append(piece)
+    return "".join(checked)
 
 
 def _check_chars(num_chars: int) -> None:
@@ -210,22 +212,22 @@ def _check_chars(num_chars: int) -> None:
 def _check_repetition(left: object, right: object) -> None:
     if isinstance(left, int) and isinstance(right, int):
         if left.bit_length() + right.bit_length() > MAX_INT_BITS:
-            raise TemplateBudgetExceeded("it makes a number beyond all sizes")
+            raise TemplateBudgetExceeded(f"it computes a number of more than {MAX_INT_BITS} bits")
         return
     _check_chars(_size(left) * _size(right))
 
 
 def _check_product(*arguments: object) -> None:
-    """Padding, replacing, indenting, formatting: no result is longer than the product of what went in."""
+    """Bound a call by the product of its arguments' sizes: padding, replacing or formatting never gives more."""
     product = 1
     for argument in arguments:
         product *= _size(argument)
     if product > MAX_PRODUCT:
-        raise TemplateBudgetExceeded("it makes a text out of all proportion")
+        raise TemplateBudgetExceeded(f"one of its calls could make a text of more than {MAX_PRODUCT} characters")
 
 
 def _size(value: object) -> int:
-    """The factor by which an argument may lengthen a result, at least 1."""
+    """Return the factor, at least 1, by which an argument may lengthen a result."""
     if isinstance(value, bool):
         return 1
     if isinstance(value, int):

@@ -1,8 +1,8 @@
-"""Mistral's own ways to write a conversation down, as jinja, for checkpoints that bring no template."""
+"""Mistral's own prompt formats as jinja templates, for checkpoints without a template."""
 
 from server.tokenizer.tokenizer import Tokenizer
 
-CALLS_MARKER = "[TOOL_CALLS]"  # what an answer that calls tools starts with
+CALLS_MARKER = "[TOOL_CALLS]"  # start of an answer that calls tools
 
 TEMPLATE = (
     "{{ bos_token }}"
@@ -36,10 +36,11 @@ TEMPLATE = (
 
 
 def mistral_format(tokenizer: Tokenizer) -> str:
-    """Version 1 where [INST] is plain text: `[INST] user [/INST] answer`, the system text in the first user turn.
+    """Return the jinja template of the tokenizer's version.
 
-    Where [INST] is a control token (version 3) the texts stand between such tokens, the system text is in the last user
-    turn and the tools are in front of it. Version 1 knows no tools: tools/prompt_emulation.py writes them as text.
+    Version 1, where [INST] is plain text: `[INST] user [/INST] answer`, with the system text in the first user turn.
+    Version 3, where [INST] is a control token: the texts are between such tokens, the system text is in the last user
+    turn and the tools are in front of it. Version 1 has no tools: server/tools/prompt_emulation.py writes them as text.
     """
     if has_control_tokens(tokenizer):
         start, end = "" if tokenizer.prefixes_each_text else " ", ""
@@ -55,5 +56,5 @@ def mistral_format(tokenizer: Tokenizer) -> str:
 
 
 def has_control_tokens(tokenizer: Tokenizer) -> bool:
-    """Whether turns are marked by control tokens, which no text can spell."""
+    """Return whether turns are marked by control tokens, which no text can spell."""
     return tokenizer.special_token_id("[INST]") is not None

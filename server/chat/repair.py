@@ -1,7 +1,7 @@
-"""Conversations made to fit Mistral's formats: a system message in front or none, then user, assistant, user, ...
+"""Repair conversations to fit Mistral's formats: at most one system message, in front, then user, assistant, user, ...
 
-The repairs follow mistral-common, which joins neighbours, moves the system's texts and lets an empty turn of the user
-stand before an answer that comes first. Knows neither templates nor tokens.
+The repairs follow mistral-common: it joins neighbours of the same role, moves system texts to the front, and puts an
+empty user turn before an assistant turn that comes first. Independent of templates and tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ SystemPlace = Literal["own_message", "first_user_turn", "last_user_turn"]
 
 
 def repair_conversation(messages: Sequence[Message], system_place: SystemPlace) -> tuple[list[Turn], list[str]]:
-    """The conversation with its roles in order, and the names of the repairs that it took: none where it was valid.
+    """Return the conversation with its roles in order, and the names of the repairs made; no names if it was valid.
 
-    `system_place`: where the template in use takes the system's text. No text is lost, and the texts of user and
-    assistant keep their order. Repairing what is repaired changes nothing.
+    `system_place`: where the template expects the system text. No text is lost, and the texts of user and assistant
+    keep their order. Repairing a repaired conversation changes nothing.
     """
     repairs: dict[str, Callable[[list[Turn]], list[Turn]]] = {
-        "mapped-tool-ids": _with_short_ids,
-        "system-as-user": _closing_system_as_user,
-        "moved-system": _system_first,
-        "joined-turns": _joined,
-        "added-user": _begun_by_user,
-        "folded-system": partial(_system_folded, place=system_place),
+        "mapped-tool-ids": _map_call_ids,
+        "system-as-user": _final_system_to_user,
+        "moved-system": _move_system_first,
+        "joined-turns": _merge_neighbours,
+        "added-user": _add_first_user,
+        "folded-system": partial(_fold_system, place=system_place),
     }
     turns = [Turn(message.template_role, message.text, message.calls, message.call_id) for message in messages]
     names: list[str] = []
@@ -43,16 +43,16 @@ def repair_conversation(messages: Sequence[Message], system_place: SystemPlace) 
 
 
 def roles_out_of_order(repairs: Sequence[str]) -> ApiError:
-    """What a conversation is told that needs repairs where none are made."""
+    """Build the error for a conversation that needs repairs on a server that makes none."""
     message = (
-        "After one system message or none, roles must alternate: user, assistant, user, ...; "
-        f"this server repairs no conversation, and this one would need: {', '.join(repairs)}."
+        "After at most one system message, roles must alternate: user, assistant, user, ...; "
+        f"this server does not repair conversations, and this one would need: {', '.join(repairs)}."
     )
     return invalid_value(message, "messages")
 
 
-def _with_short_ids(turns: list[Turn]) -> list[Turn]:
-    """Ids of calls that another server made up, as the 9 letters and digits that Mistral's models know."""
+def _map_call_ids(turns: list[Turn]) -> list[Turn]:
+    """Map call ids of another server to the 9 letters and digits that Mistral's models expect."""
     return [
         replace(
             turn,
@@ -63,42 +63,45 @@ def _with_short_ids(turns: list[Turn]) -> list[Turn]:
     ]
 
 
-def _closing_system_as_user(turns: list[Turn]) -> list[Turn]:
-    """A system text after the last answer is what is to be answered: [u, a, s] is [u, a, u]."""
+def _final_system_to_user(turns: list[Turn]) -> list[Turn]:
+    """Turn system messages after the last answer into user messages: [u, a, s] becomes [u, a, u]."""
     start = len(turns) - sum(1 for _ in takewhile(_is_system, reversed(turns)))
     if start == 0 or turns[start - 1].template_role != "assistant":
         return turns
     return [*turns[:start], *(Turn("user", turn.text) for turn in turns[start:])]
 
 
-def _system_first(turns: list[Turn]) -> list[Turn]:
-    """[u, s, a, s, u] is [s, s, u, a, u]."""
+def _move_system_first(turns: list[Turn]) -> list[Turn]:
+    """Move system messages to the front: [u, s, a, s, u] becomes [s, s, u, a, u]."""
     return sorted(turns, key=lambda turn: not _is_system(turn))
 
 
-def _joined(turns: list[Turn]) -> list[Turn]:
-    """[s, s, u, u, a] is [s, u, a], with a blank line between the texts that are not empty. Results of tools stay."""
-    joined: list[Turn] = []
+def _merge_neighbours(turns: list[Turn]) -> list[Turn]:
+    """Merge neighbours of one role, except tool results: [s, s, u, u, a] becomes [s, u, a].
+
+    A blank line separates the texts that are not empty.
+    """
+    merged: list[Turn] = []
     for role, run in groupby(turns, key=attrgetter("template_role")):
         members = list(run)
         if role == "tool":
-            joined += members
+            merged += members
         else:
             text = BLANK_LINE.join(turn.text for turn in members if turn.text)
-            joined.append(Turn(role, text, tuple(call for turn in members for call in turn.calls)))
-    return joined
+            merged.append(Turn(role, text, tuple(call for turn in members for call in turn.calls)))
+    return merged
 
 
-def _begun_by_user(turns: list[Turn]) -> list[Turn]:
-    """[s, a, u] is [s, u, a, u] with an empty text for the user, [s] is [s, u]."""
+def _add_first_user(turns: list[Turn]) -> list[Turn]:
+    """Add an empty user turn where the first one is missing: [s, a, u] becomes [s, u, a, u], [s] becomes [s, u]."""
     start = 1 if turns and _is_system(turns[0]) else 0
     if turns[start:] and turns[start].template_role == "user":
         return turns
     return [*turns[:start], Turn("user", ""), *turns[start:]]
 
 
-def _system_folded(turns: list[Turn], place: SystemPlace) -> list[Turn]:
-    """[s, u, a, u] is [u, a, u], the system's text in front of the first or the last user's, a blank line between."""
+def _fold_system(turns: list[Turn], place: SystemPlace) -> list[Turn]:
+    """Put the system text into the first or last user turn, with a blank line: [s, u, a, u] becomes [u, a, u]."""
     if place == "own_message" or not _is_system(turns[0]):
         return turns
     system, *others = turns

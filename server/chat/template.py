@@ -1,4 +1,4 @@
-"""Conversations to token ids: the checkpoint's own chat template, or Mistral's format where it has none."""
+"""Render conversations to token ids by the checkpoint's chat template, or by Mistral's format if it has none."""
 
 import json
 import re
@@ -11,33 +11,37 @@ from jinja2 import TemplateError
 from server.chat.jinja_sandbox import SandboxedTemplate, TemplateBudgetExceeded, TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
 from server.chat.repair import SystemPlace
-from server.chat.turns import Message, Turn
+from server.chat.turns import Message, PromptTool, Turn
 from server.errors import ApiError
-from server.schemas.tools import Tool
 from server.strict_json import JsonValue
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
 
 MAX_TEMPLATE_CHARS = 1 << 20
-PRIVATE_USE = range(0xE000, 0xF900)  # Unicode's characters without a meaning; two that no one used serve as marks
+PRIVATE_USE = range(
+    0xE000, 0xF900
+)  # Unicode characters without a meaning; two that the conversation does not use serve as marks
 SYSTEM_PROBE = "Be brief."
 TOOL_PROBE = "probe_of_tools"
 NO_KWARGS: Mapping[str, str | bool] = MappingProxyType({})
 
 
 class ChatTemplate:
-    """One checkpoint's way to write a conversation down. Control tokens come from the template, never from a text."""
+    """Chat template of one checkpoint. Control tokens come from the template, never from a message's text.
+
+    system_place: where the system text goes. takes_tools: whether the template writes tools into the prompt.
+    """
 
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
-        """`source`: jinja; None for Mistral's own format. Raises TokenizerError where it is no usable template."""
+        """`source`: jinja; None for Mistral's own format. Raises TokenizerError if the template is unusable."""
         self._tokenizer = tokenizer
         self.source = source if source is not None else mistral_format(tokenizer)
-        self._template = _compiled(self.source)
+        self._template = _compile(self.source)
         self._inside_spelling = re.compile(f"(?=(?:{tokenizer.special_pattern.pattern})).", re.DOTALL)
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
-        self._try_out()
-        self.system_place = self._system_place()
-        self.takes_tools = self._takes_tools()
+        self._check_renders()
+        self.system_place = self._detect_system_place()
+        self.takes_tools = self._detect_tools()
 
     def render(
         self,
@@ -46,38 +50,37 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         kwargs: Mapping[str, str | bool] = NO_KWARGS,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[PromptTool] = (),
     ) -> list[int]:
-        """The conversation's ids, bos included where the template writes it.
+        """Render a conversation to token ids, with bos if the template writes it.
 
-        `kwargs` are more of the template's variables; `tools` only where it `takes_tools`.
+        `kwargs`: further variables of the template. `tools`: only if the template `takes_tools`.
 
-        Raises ApiError 400, param "messages": the template's own words where it refuses the conversation, else that the
-        template failed on it.
+        Raises ApiError 400, param "messages", with the template's own message if it refuses the conversation.
         """
-        turns = [_turn(message) for message in messages]
+        turns = [_template_message(message) for message in messages]
         texts: dict[str, Any] = {**kwargs, "messages": turns, "tools": [tool.as_mistral() for tool in tools]}
         guard, end = self._unused_characters(json.dumps(texts, ensure_ascii=False))
-        guarded = {name: self._guarded(value, guard) for name, value in texts.items()}
+        guarded = {name: self._guard_value(value, guard) for name, value in texts.items()}
         if continue_final_message:
             guarded["messages"][-1]["content"] += end
         variables = self._variables(guarded["messages"], add_generation_prompt, continue_final_message)
-        rendered = self._rendered({**variables, **guarded, "tools": guarded["tools"] or None})
+        rendered = self._render_text({**variables, **guarded, "tools": guarded["tools"] or None})
         if continue_final_message:
-            rendered = _cut_at(rendered, end)
+            rendered = _cut_at_mark(rendered, end)
         return self._tokenizer.encode_with_specials(rendered, guard=guard)
 
-    def _try_out(self) -> None:
-        """Renders the simplest conversation, so that a template that can never work is found at the start."""
+    def _check_renders(self) -> None:
+        """Render the simplest conversation, so that a template that can never work is refused at start-up."""
         try:
             self._template.render(self._variables([{"role": "user", "content": "Hello"}], True, False))
         except TemplateRefusal:
-            return  # it may insist on something; each conversation will be told
+            return  # the template may have rules of its own; its refusal reaches each client
         except (TemplateBudgetExceeded, TemplateError) as error:
             raise TokenizerError(f"the chat template fails on a simple conversation: {error}") from None
 
-    def _system_place(self) -> SystemPlace:
-        """Where the system's text goes. Found by trying: some templates refuse a system message, others lose it."""
+    def _detect_system_place(self) -> SystemPlace:
+        """Find where the system text goes by rendering one: some templates refuse system messages, others drop them."""
         turns = [{"role": "system", "content": SYSTEM_PROBE}, {"role": "user", "content": "Hello"}]
         try:
             is_taken = SYSTEM_PROBE in self._template.render(self._variables(turns, True, False))
@@ -87,8 +90,8 @@ class ChatTemplate:
             return "own_message"
         return "last_user_turn" if has_control_tokens(self._tokenizer) else "first_user_turn"
 
-    def _takes_tools(self) -> bool:
-        """Whether the model was taught to call tools: it has a token for it, and the template writes the tools down."""
+    def _detect_tools(self) -> bool:
+        """Return whether the model can call tools: it has a token for calls, and the template writes the tools."""
         if self._tokenizer.special_token_id(CALLS_MARKER) is None:
             return False
         function: dict[str, JsonValue] = {"name": TOOL_PROBE, "description": "", "parameters": {}}
@@ -106,29 +109,29 @@ class ChatTemplate:
             "messages": turns,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
-            "bos_token": self._spelling_of(self._tokenizer.bos_id),
-            "eos_token": self._spelling_of(next(iter(self._tokenizer.eos_ids), None)),
+            "bos_token": self._spelling(self._tokenizer.bos_id),
+            "eos_token": self._spelling(next(iter(self._tokenizer.eos_ids), None)),
             "tools": None,
             "documents": None,
         }
 
-    def _rendered(self, variables: dict[str, object]) -> str:
+    def _render_text(self, variables: dict[str, object]) -> str:
         try:
             return self._template.render(variables)
         except TemplateRefusal as refusal:
             raise ApiError(str(refusal), param="messages", code="invalid_value") from None
         except TemplateBudgetExceeded:
-            message = "The conversation is more than the model's chat template can render here."
+            message = "The conversation is too large to render with the model's chat template."
             raise ApiError(message, param="messages", code="invalid_value") from None
         except TemplateError:
             message = "The model's chat template failed on this conversation."
             raise ApiError(message, param="messages", code="invalid_value") from None
 
-    def _spelling_of(self, token_id: int | None) -> str:
+    def _spelling(self, token_id: int | None) -> str:
         return "" if token_id is None else self._tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def _unused_characters(self, texts: str) -> tuple[str, str]:
-        """Two private-use characters that stand nowhere in the conversation or the template."""
+        """Find two private-use characters that neither the conversation nor the template contains."""
         used = set(self.source).union(texts)
         unused = [character for character in map(chr, PRIVATE_USE) if character not in used]
         if len(unused) < 2:
@@ -136,18 +139,18 @@ class ChatTemplate:
             raise ApiError(message, param="messages", code="invalid_value")
         return unused[0], unused[1]
 
-    def _guarded(self, value: Any, guard: str) -> Any:
-        """The same value, in whose texts no control token's spelling is left, names of members included."""
+    def _guard_value(self, value: Any, guard: str) -> Any:
+        """Copy a JSON value with the guard inside each control token's spelling, in keys as well."""
         if isinstance(value, str):
-            return self._guarded_text(value, guard)
+            return self._guard_text(value, guard)
         if isinstance(value, list):
-            return [self._guarded(item, guard) for item in value]
+            return [self._guard_value(item, guard) for item in value]
         if isinstance(value, dict):
-            return {self._guarded_text(key, guard): self._guarded(item, guard) for key, item in value.items()}
+            return {self._guard_text(key, guard): self._guard_value(item, guard) for key, item in value.items()}
         return value
 
-    def _guarded_text(self, text: str, guard: str) -> str:
-        """The text with the guard inside each spelling of a control token, also where one only begins at its end."""
+    def _guard_text(self, text: str, guard: str) -> str:
+        """Put the guard inside each control token's spelling, also inside one that only begins at the text's end."""
         guarded = text
         for length in range(1, min(self._max_beginning, len(text)) + 1):
             start = len(text) - length
@@ -156,8 +159,8 @@ class ChatTemplate:
         return self._inside_spelling.sub(lambda match: match.group() + guard, guarded)
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    """As templates know it: Hugging Face's names, and `calls` and `result` as Mistral writes them."""
+def _template_message(message: Message) -> dict[str, Any]:
+    """Convert a message for templates: Hugging Face's keys, and `calls` and `result` as Mistral writes them."""
     turn: dict[str, Any] = {"role": message.template_role, "content": message.text}
     if message.calls:
         functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
@@ -169,7 +172,7 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
-def _compiled(source: str) -> SandboxedTemplate:
+def _compile(source: str) -> SandboxedTemplate:
     if len(source) > MAX_TEMPLATE_CHARS:
         raise TokenizerError(f"the chat template has more than {MAX_TEMPLATE_CHARS} characters")
     try:
@@ -181,8 +184,8 @@ def _compiled(source: str) -> SandboxedTemplate:
         raise TokenizerError(f"the chat template cannot be used: {error}") from None
 
 
-def _cut_at(rendered: str, end: str) -> str:
-    """The rendered text up to the end of the final message, so that the model goes on with it."""
+def _cut_at_mark(rendered: str, end: str) -> str:
+    """Cut the rendered text at the end of the final message, so that the model continues it."""
     before, mark, _ = rendered.rpartition(end)
     if not mark:
         message = "The model's chat template does not let the last message be continued."

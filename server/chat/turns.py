@@ -1,4 +1,4 @@
-"""The turns of a conversation as templates see them: who speaks, what is said, what is called and what came of it."""
+"""Turns of a conversation as chat templates see them: role, text, tool calls and tool results."""
 
 import hashlib
 import json
@@ -9,26 +9,32 @@ from typing import Protocol
 from server.errors import ApiError
 from server.strict_json import JsonValue, check_nesting
 
-CALL_ID_CHARS = 9  # Mistral's models write the ids of calls as so many letters and digits
+CALL_ID_CHARS = 9  # length of a call's id in Mistral's formats: letters and digits
 ALPHANUMERICS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MISTRAL_ID = re.compile(rf"[A-Za-z0-9]{{{CALL_ID_CHARS}}}")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a tool that the assistant asked for."""
+    """One tool call of the assistant."""
 
     id: str
     name: str
     arguments: dict[str, JsonValue] = field(hash=False)
 
     def as_mistral(self) -> dict[str, JsonValue]:
-        """As it stands in a prompt: the keys in this order."""
+        """Return the call as it appears in a prompt, with the keys in this order."""
         return {"name": self.name, "arguments": self.arguments, "id": self.id}
 
 
+class PromptTool(Protocol):
+    """Tool that a template can write into a prompt."""
+
+    def as_mistral(self) -> dict[str, JsonValue]: ...
+
+
 class Message(Protocol):
-    """What a template sees of a message."""
+    """Fields of a message that a template needs."""
 
     @property
     def template_role(self) -> str: ...
@@ -42,25 +48,25 @@ class Message(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of a repaired conversation. `template_role` is "system", "user", "assistant" or "tool"."""
+    """Message of a repaired conversation. `template_role` is "system", "user", "assistant" or "tool"."""
 
     template_role: str
     text: str
     calls: tuple[Call, ...] = ()  # of the assistant
-    call_id: str = ""  # of a tool: which call this is the result of
+    call_id: str = ""  # of a tool: id of the call that this is the result of
 
     def result(self) -> dict[str, JsonValue]:
-        """A tool's answer as it stands in a prompt: JSON as JSON, else the text, for no text an empty object."""
-        return {"content": _parsed(self.text), "call_id": self.call_id}
+        """Return a tool's result as it appears in a prompt: JSON as JSON, other text as a string, no text as {}."""
+        return {"content": _parse_result(self.text), "call_id": self.call_id}
 
 
 def mistral_id(call_id: str) -> str:
-    """An id that Mistral's models know the like of: the id itself if it is one, else one that it determines."""
+    """Return the id itself if it has Mistral's form, else a short id derived from it."""
     return call_id if _MISTRAL_ID.fullmatch(call_id) else short_id(call_id)
 
 
 def short_id(text: str) -> str:
-    """9 letters and digits that the text determines."""
+    """Derive 9 letters and digits from the text; the same text always gives the same id."""
     number = int.from_bytes(hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).digest()[:16], "big")
     characters = ""
     for _ in range(CALL_ID_CHARS):
@@ -69,13 +75,13 @@ def short_id(text: str) -> str:
     return characters
 
 
-def _parsed(text: str) -> JsonValue:
+def _parse_result(text: str) -> JsonValue:
     if not text:
         return {}
     try:
         check_nesting(text)
         value: JsonValue = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # an escape of half a character could not be tokenized
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could not be tokenized
     except (ValueError, ApiError, RecursionError):
         return text
     return value

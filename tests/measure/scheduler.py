@@ -1,4 +1,4 @@
-"""A scheduler over the exact model, without an engine around it: for tests that look between plan and apply."""
+"""A scheduler over the exact model, without an engine: for tests that act between plan and apply."""
 
 import random
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ VOCAB = 97
 
 @dataclass
 class Bench:
-    """A scheduler with its exact model, and all outputs so far."""
+    """A scheduler with its exact model, and all outputs so far. `ahead`: plans a step while one is in flight."""
 
     num_blocks: int = 64
     block_size: int = 4
@@ -60,7 +60,7 @@ class Bench:
         queue_steps: float | None = None,
         **params: object,
     ) -> int:
-        """`steps`, `queue_steps`: deadlines, a step being one second here."""
+        """Add a request and return its id. `steps`, `queue_steps`: deadlines; a step takes one second here."""
         request_id = len(self.requests)
         sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
         ends, queue_ends = (None if timeout is None else self.now + timeout for timeout in (steps, queue_steps))
@@ -72,9 +72,9 @@ class Bench:
         return request_id
 
     def step(self) -> StepPlan:
-        """One step; with `ahead`, the plan is made before the one in flight is applied."""
+        """Run one step. With `ahead`, plan it before the step in flight is applied."""
         self.now += 1.0
-        self.tell(self.scheduler.expire(self.now))
+        self.record(self.scheduler.expire(self.now))
         plan = self.scheduler.plan(self.now)
         assert plan.num_tokens <= self.budget
         self.plans.append(plan)
@@ -86,9 +86,9 @@ class Bench:
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> None:
-        self.tell(self.scheduler.apply(plan, result, self.now))
+        self.record(self.scheduler.apply(plan, result, self.now))
 
-    def tell(self, outputs: list[RequestOutput]) -> None:
+    def record(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
             assert output.request_id not in self.finished, "an output after the end"
             self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
@@ -108,9 +108,10 @@ class Bench:
         assert not self.scheduler.requests.unfinished
 
     def expected(self, request_id: int) -> list[int]:
+        """Return the request's tokens according to the oracle."""
         request = self.requests[request_id]
-        room = self.scheduler.max_model_len - len(request.prompt_token_ids)
-        count = min(request.params.max_tokens, room)
+        max_new_tokens = self.scheduler.max_model_len - len(request.prompt_token_ids)
+        count = min(request.params.max_tokens, max_new_tokens)
         return oracle(root_of(request), request.prompt_token_ids, count, self.window, VOCAB) if count else []
 
 

@@ -20,10 +20,10 @@ ROLES = {"s": "system", "u": "user", "a": "assistant"}
 MISTRALS = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
 PLACES: tuple[SystemPlace, ...] = get_args(SystemPlace)
 
-# What mistral-common takes as it is: no system message between an answer and the next question, a question at the end.
+# Conversations that mistral-common accepts: no system message between answer and question, a question at the end.
 TAKEN_BY_MISTRAL = st.from_regex(r"\As{0,2}(a{0,2}(u{1,2}s?a{1,2}){0,2}u{1,2}s{0,2}|s)\Z")
 
-WITHOUT_SYSTEM = (  # as the first Mixtral-8x7B-Instruct had it
+WITHOUT_SYSTEM = (  # as in the first release of Mixtral-8x7B-Instruct
     "{{ bos_token }}{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
@@ -44,7 +44,7 @@ def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def conversation(letters: str) -> list[Turn]:
-    """ "us" is a user who says u0 and a system message s1."""
+    """Build a conversation from its roles: "us" is a user message "u0" and a system message "s1"."""
     return [Turn(ROLES[letter], f"{letter}{index}") for index, letter in enumerate(letters)]
 
 
@@ -71,7 +71,7 @@ def test_roles_alternate_after_the_system_message_and_repairing_again_changes_no
 
 
 @given(letters=st.text("sua", min_size=1, max_size=12), place=st.sampled_from(PLACES))
-def test_every_text_is_still_there_once_and_in_its_order(letters: str, place: SystemPlace) -> None:
+def test_every_text_is_kept_once_and_in_order(letters: str, place: SystemPlace) -> None:
     turns, _ = repair_conversation(conversation(letters), place)
     texts = [text for turn in turns for text in turn.text.split("\n\n") if text]
     said = [turn.text for turn in conversation(letters)]
@@ -141,7 +141,7 @@ def test_the_ids_are_those_of_mistral_commons_own_repair(v1: Tokenizer, v3: Toke
         ("uas", [("user", "u0"), ("assistant", "a1"), ("user", "s2")]),
     ],
 )
-def test_what_mistral_common_refuses_has_the_ids_of_the_valid_conversation(
+def test_a_conversation_that_mistral_common_refuses_gets_the_ids_of_the_valid_one(
     v1: Tokenizer, v3: Tokenizer, letters: str, valid: list[tuple[str, str]]
 ) -> None:
     for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):

@@ -1,0 +1,121 @@
+"""server/chat/jinja_sandbox.py: no template escapes, runs without end or builds a huge text; ordinary ones work."""
+
+import inspect
+
+import pytest
+from jinja2 import Environment, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from server.chat.jinja_sandbox import SandboxedTemplate, TemplateBudgetExceeded, TemplateRefusal
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def render(source: str) -> str:
+    return SandboxedTemplate(source).render({"messages": HELLO})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{{ 'x' * 10000000000 }}",
+        "{{ 'x'.ljust(10000000000) }}",
+        "{{ '{:10000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 10000000000) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
+        "{{ (['x' * 1000000] * 1000000) | join }}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
+    ],
+    ids=lambda source: source[:40],
+)
+def test_a_template_without_an_end_or_with_a_huge_text_exceeds_its_budget(source: str) -> None:
+    with pytest.raises(TemplateBudgetExceeded):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for",
+        "{% for a in range(10 * 1000 * 1000 * 1000) %}{% endfor %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].nothing.more }}",
+        "{{ 1 / 0 }}",
+        "{{ messages | attr('append') }}",
+        "{% include 'file' %}",
+    ],
+    ids=lambda source: source[:40],
+)
+def test_a_template_that_escapes_or_fails_is_a_template_error(source: str) -> None:
+    with pytest.raises(TemplateError):
+        render(source)
+
+
+def test_a_templates_own_refusal_carries_its_message() -> None:
+    with pytest.raises(TemplateRefusal, match="only haiku"):
+        render("{{ raise_exception('only haiku') }}")
+
+
+def test_loops_keep_their_loop_variable_break_and_recursion() -> None:
+    source = (
+        "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
+        "{% for m in messages if m.role == 'user' %}{{ loop.length }}{{ loop.last }}{% break %}{% endfor %}"
+        "{% for x in [1, [2, 3]] recursive %}"
+        "{% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}{% endif %}{% endfor %}"
+        "{% for x in missing %}no{% else %}none{% endfor %}{{ {'\u00e4': '<'} | tojson }}"
+    )
+    assert render(source) == 'a11True123none{"\u00e4": "<"}'
+
+
+def test_renderings_share_no_budget() -> None:
+    template = SandboxedTemplate("{% for a in range(90000) %}{% endfor %}done")
+    for _ in range(7):
+        assert template.render({}) == "done"
+
+
+def test_jinja_still_has_the_private_parts_that_the_limits_are_built_on() -> None:
+    """Contract with jinja: `_parse`, `concat`, `jinja_pass_arg` and the `__wrapped__` of a sandboxed str.format."""
+    assert list(inspect.signature(Environment._parse).parameters) == ["self", "source", "name", "filename"]
+    assert Environment.concat("ab") == "ab"
+    environment = ImmutableSandboxedEnvironment()
+    assert hasattr(environment.filters["map"], "jinja_pass_arg")
+    formatted = environment.getattr("{}!", "format")
+    assert formatted.__name__ == "format" and formatted.__wrapped__.__self__ == "{}!"
+
+    class Traced(ImmutableSandboxedEnvironment):
+        """Environment that records each use of the parts which the limits override."""
+
+        intercepted_binops = frozenset({"+"})
+        used: set[str] = set()  # noqa: RUF012 (of this class alone)
+
+        @staticmethod
+        def concat(pieces: object) -> str:
+            Traced.used.add("concat")
+            return Environment.concat(pieces)
+
+        def _parse(self, *args: object) -> object:
+            Traced.used.add("_parse")
+            return super()._parse(*args)
+
+        def call(self, *args: object, **kwargs: object) -> object:
+            Traced.used.add("call")
+            return super().call(*args, **kwargs)
+
+        def call_binop(self, *args: object) -> object:
+            Traced.used.add("call_binop")
+            return super().call_binop(*args)
+
+    template = Traced().from_string("{% set x %}{{ '{}'.format(1 + n) }}{% endset %}{{ x }}")
+    assert "".join(template.generate(n=1)) == "2"
+    assert Traced.used == {"concat", "_parse", "call", "call_binop"}

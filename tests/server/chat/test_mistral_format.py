@@ -1,0 +1,66 @@
+"""server/chat/mistral_format.py: both versions of Mistral's format, with mistral-common as the oracle."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest as MistralRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from server.chat.mistral_format import has_control_tokens
+from server.chat.template import ChatTemplate
+from server.errors import ApiError
+from server.tokenizer.tokenizer import Tokenizer
+from tests.server.chat.test_template import TEXTS, conversation
+from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+
+MISTRALS = {"user": UserMessage, "assistant": AssistantMessage, "system": SystemMessage}
+
+
+@pytest.fixture(scope="module")
+def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
+
+
+def mistral_ids(oracle: MistralTokenizer, turns: list[tuple[str, str]]) -> list[int]:
+    messages = [MISTRALS[role](content=text) for role, text in turns]
+    return list(oracle.encode_chat_completion(MistralRequest(messages=messages)).tokens)
+
+
+def test_without_a_template_the_ids_are_mistral_commons(v1: Tokenizer, v3: Tokenizer, scale: int) -> None:
+    @given(has_system=st.booleans(), texts=st.lists(TEXTS, min_size=6, max_size=6), num_answers=st.integers(0, 2))
+    @settings(max_examples=60 * scale, deadline=None)
+    def are_equal(has_system: bool, texts: list[str], num_answers: int) -> None:
+        turns = [(role, texts[i]) for i, role in enumerate(["user", "assistant"] * num_answers + ["user"])]
+        turns = [("system", texts[-1]), *turns] if has_system else turns
+        for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
+            assert ChatTemplate(None, ours).render(conversation(*turns)) == mistral_ids(oracle, turns)
+
+    are_equal()
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("user", "a"), ("user", "b")],
+        [("assistant", "a")],
+        [("user", "a"), ("system", "b")],
+        [("system", "a")],
+    ],
+    ids=lambda turns: " ".join(role for role, _ in turns),
+)
+def test_roles_out_of_order_are_refused(v1: Tokenizer, turns: list[tuple[str, str]]) -> None:
+    with pytest.raises(ApiError) as caught:
+        ChatTemplate(None, v1).render(conversation(*turns))
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+def test_only_version_3_marks_turns_with_control_tokens(v1: Tokenizer, v3: Tokenizer) -> None:
+    assert (has_control_tokens(v1), has_control_tokens(v3)) == (False, True)
