@@ -131,8 +131,8 @@ def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypat
         ({"backend": "triton"}, CPU, "runs on a CUDA device, not on cpu"),
         ({"backend": "native"}, CUDA, "add --device cpu"),
         ({"quantization": "int4"}, CUDA, "int4 does not run on the triton backend"),
-        ({"quantization": "fp8"}, CPU, "fp8 runs on the triton backend alone"),
-        ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs on the triton backend alone"),
+        ({"quantization": "fp8"}, CPU, "fp8 runs only on the triton backend"),
+        ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs only on the triton backend"),
         ({"deterministic": True, "backend": "reference"}, CUDA, "bits change with the batch"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_a_backend_cannot_do_is_refused(asked: dict[str, object], device: t
 
 def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(EngineConfigError, match="this card is sm_75, the kernels need sm_80"):
+    with pytest.raises(EngineConfigError, match="this GPU is sm_75, the kernels need sm_80"):
         choose_backend(EngineConfig(model="", backend="triton"), CUDA, HALF)
 
 
