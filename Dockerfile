@@ -2,12 +2,12 @@
 #   docker build -t smoe .                                                              CPU
 #   docker build -t smoe:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   CUDA
 #   docker run -p 127.0.0.1:8000:8000 -v /path/to/checkpoint:/model:ro smoe serve /model
-# Without arguments it serves the bundled demo. Settings come as flags or as SMOE_* variables.
+# Without arguments it serves the bundled model. Settings are flags or SMOE_* variables.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# For the CPU library; CMake and Ninja come with the build back end.
+# g++ compiles the CPU library; CMake and Ninja come with the build back end.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/smoe \
@@ -21,7 +21,7 @@ RUN /opt/smoe/bin/pip install --no-cache-dir ".[tokenizers]"
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/smoe /opt/smoe
-# Group 0 may write to the home, so that any uid works (OpenShift picks its own).
+# Group 0 may write to the home directory, so that any uid works (OpenShift picks its own).
 RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/smoe --shell /usr/sbin/nologin smoe \
     && chmod -R g=u /home/smoe
 ENV HOME=/home/smoe \

@@ -1,4 +1,4 @@
-# smoe: `make serve` and `make test` do everything on a machine that has python3 (3.11 or newer), its venv module and make.
+# smoe: `make serve` and `make test` need python3 (3.11 or newer), its venv module and make, and install the rest.
 #
 #   TORCH_INDEX  index to install torch from. Empty: the index that pip is configured for, which on x86-64 usually has
 #                the CUDA build (several GB). PyTorch's own CPU index keeps the install small:
@@ -76,7 +76,7 @@ $(BIN)/python:
 # torch is installed from TORCH_INDEX first and alone, so that no other index can offer a bigger build. The sources of
 # the CPU kernels are prerequisites, so that new sources never run with an old library.
 $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
-	@echo "Installing smoe and what it needs into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
+	@echo "Installing smoe and its dependencies into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
 	$(PIP) install --editable .
 	@touch $@

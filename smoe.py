@@ -1,4 +1,4 @@
-"""smoe in Python: the server's engine in this process, for tests and offline use. Three lines are a program:
+"""Python interface of smoe: the server's engine in this process, for tests and offline use.
 
 from smoe import LocalEngine, SamplingParams
 
@@ -25,32 +25,34 @@ Prompt = str | Sequence[int]
 
 
 class SamplingParams(TokenSamplingParams, frozen=True):
-    """How a completion is sampled, and what is asked of the experts."""
+    """Sampling and expert parameters of a completion."""
 
-    experts_per_token: int | None = None  # None: as the engine was started
-    expert_mask: list[list[bool]] | None = None  # [layers][experts], False: switched off; None: all are on
-    expert_usage: bool = False  # count which experts the prompt's and the completion's positions took
-    expert_routing: bool = False  # tell which ones each position of the completion took
+    experts_per_token: int | None = None  # None: the engine's default
+    expert_mask: list[list[bool]] | None = None  # [layers][experts], False disables an expert; None: all enabled
+    expert_usage: bool = False  # count the experts of prompt and completion positions
+    expert_routing: bool = False  # return the expert ids of each completion position
 
 
 @dataclass
 class Completion:
-    """What became of one prompt."""
+    """Result of one prompt."""
 
     prompt_token_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
     text: str | None = None  # None without a tokenizer
     finish_reason: str | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, where num_logprobs is set
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1.., where asked for
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token, if num_logprobs is set
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1.., if requested
     num_cached_tokens: int = 0
     error: str | None = None
-    expert_prompt_tokens: list[list[int]] = field(default_factory=list)  # [layers][experts], under expert_usage
-    expert_routing: list[list[ExpertIds]] = field(default_factory=list)  # [position][layers][k], of all but the last
+    expert_prompt_tokens: list[list[int]] = field(default_factory=list)  # [layers][experts], with expert_usage
+    expert_routing: list[list[ExpertIds]] = field(
+        default_factory=list
+    )  # [position][layers][k], without the last position
 
     @property
     def expert_completion_tokens(self) -> list[list[int]]:
-        """[layers][experts], as expert_prompt_tokens, over the completion's positions but the last."""
+        """Tokens per layer and expert, [layers][experts], over the completion's positions but the last."""
         counts = [[0] * len(layer) for layer in self.expert_prompt_tokens]
         for position in self.expert_routing:
             for layer, ids in zip(counts, position, strict=bool(counts)):
@@ -60,10 +62,10 @@ class Completion:
 
 
 class LocalEngine:
-    """Loads a checkpoint and generates, batching continuously; not thread-safe.
+    """Engine over one checkpoint, with continuous batching. Not thread-safe.
 
-    Raises model.errors.CheckpointError or engine.errors.EngineConfigError if it cannot load. Keyword arguments are the
-    fields of engine.config.EngineConfig (dtype, max_model_len, num_kv_blocks, max_num_batched_tokens, ...).
+    Keyword arguments are the fields of engine.config.EngineConfig (dtype, max_model_len, num_kv_blocks, ...). Raises
+    model.checkpoint.errors.CheckpointError or engine.errors.EngineConfigError.
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
@@ -74,26 +76,26 @@ class LocalEngine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's own; loaded when first used."""
+        """The checkpoint's tokenizer, loaded on first use."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(Path(self._engine.config.model))
         return self._tokenizer
 
     @property
     def stats(self) -> StepStats:
-        """Requests and blocks at this moment."""
+        """Current number of requests and blocks."""
         return self._engine.stats()
 
     @property
     def fingerprint(self) -> str:
-        """Names the numerics, as in the server's replies."""
+        """Name of the numerics, as in the server's replies."""
         return fingerprint(self._engine.config, self._engine.loaded)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
-        """One completion per prompt, in order. Prompts are texts or lists of token ids; `params` is one for all or one
-        for each."""
+        """Return one completion per prompt, in order. Prompts are texts or lists of token ids; `params` holds for all
+        prompts, or has one element for each."""
         listed = _as_list(prompts)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(listed)
         by_id: dict[int, Completion] = {}
@@ -106,11 +108,11 @@ class LocalEngine:
         completions = list(by_id.values())
         if any(isinstance(prompt, str) for prompt in listed):
             for completion in completions:
-                completion.text = self._text_behind(completion)
+                completion.text = self._generated_text(completion)
         return completions
 
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
-        """Queues one request and returns its id; step() computes it."""
+        """Queue one request and return its id; step() computes it."""
         self._next_id += 1
         params = params or SamplingParams()
         request = Request(
@@ -127,37 +129,37 @@ class LocalEngine:
         return self._next_id
 
     def abort(self, request_id: int) -> None:
-        """Ends a request without an output."""
+        """End a request without an output."""
         self._engine.abort(request_id)
 
     def has_work(self) -> bool:
         return self._engine.has_work()
 
     def step(self) -> list[RequestOutput]:
-        """Computes one step of everything queued."""
+        """Compute one step of all queued requests."""
         step = self._engine.step()
         self.num_preemptions += step.stats.num_preemptions
         return step.outputs
 
     def experts(self, window_s: float | None = None) -> ExpertReport:
-        """What the experts took of all that was computed here: since the start, or in the last 1 to 60 seconds."""
+        """Report the experts of all positions computed here, since the start or in the last 1 to 60 seconds."""
         return self._engine.experts.report(window_s)
 
     def reset_experts(self) -> None:
-        """experts() counts from zero again."""
+        """Let experts() count from zero again."""
         self._engine.experts.reset()
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if a KV block is lost or counted wrongly."""
+        """Raise AssertionError if a KV block is lost or counted wrongly."""
         self._engine.scheduler.check_integrity()
 
-    def _text_behind(self, completion: Completion) -> str:
+    def _generated_text(self, completion: Completion) -> str:
         prompt = self.tokenizer.decode(completion.prompt_token_ids)
         return self.tokenizer.decode(completion.prompt_token_ids + completion.token_ids)[len(prompt) :]
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One text, or one list of ids, is a list of one."""
+    """Turn one text, or one list of token ids, into a list of one prompt."""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

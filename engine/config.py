@@ -1,44 +1,40 @@
-"""What an engine is started with. Built from the command line by server/settings.py, or by LocalEngine's arguments."""
+"""Settings of an engine. server/settings.py builds them from the command line, LocalEngine from its arguments."""
 
 from typing import Literal
 
 import msgspec
 
-KEPT_FREE = 8  # one place in so many stays free for tenants that have none
+KEPT_FREE = 8  # one running slot in so many stays free for tenants that have none
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine's settings. None means: derive it from the checkpoint or the machine."""
+    """Settings of one engine. None: derived from the checkpoint or the machine."""
 
     model: str  # directory of the checkpoint
-    verify: bool = False  # check its files against SHA256SUMS, and that all weights are finite
+    verify: bool = False  # check the files against SHA256SUMS, and all weights for NaN and Inf
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
-    deterministic: bool = False  # on a GPU: a row's bits do not change with the batch (on a CPU native's never do)
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = (
-        "auto"  # of the native backend; auto: the fastest
-    )
+    deterministic: bool = False  # on a GPU: a row's bits do not depend on the batch (on a CPU native's never do)
+    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = "auto"  # native backend; auto: fastest
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
-    kv_cache_dtype: Literal["auto", "bf16", "int8"] = (
-        "auto"  # auto: as computed; int8: a scale per position and KV head
-    )
+    kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None  # None: about 0.5 s of work on a CPU (measured at start), 2,048 on a GPU
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
-    num_kv_blocks: int | None = None  # usable blocks; goes before kv_cache_memory_bytes
+    num_kv_blocks: int | None = None  # usable blocks; overrides kv_cache_memory_bytes
     enable_prefix_caching: bool = True
-    scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival alone
+    scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
-    num_tenants: int = 1  # among whom the places are shared out; with one, requests run by priority and arrival
-    sliding_window: Literal["model", "none"] | int = "model"  # "model": as the checkpoint's config says
-    experts_per_token: int | None = None  # of requests that name no number; None: as the checkpoint's config says
+    num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival
+    sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
+    experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
     check_integrity: bool = False  # audit the block pool after every step (tests)
 
 
 def share_of_places(num_places: int) -> int:
-    """Return how many of all places one tenant may take: 224 of 256 places, 3 of 4, 1 of 1."""
+    """Return how many running slots one tenant may take: 224 of 256, 3 of 4, 1 of 1."""
     return max(1, num_places - max(1, num_places // KEPT_FREE))

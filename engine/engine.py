@@ -69,7 +69,7 @@ class Engine:
         if request.grammar is None:
             self._queue(request)
         else:
-            self._grammars.start(request)
+            self._grammars.submit(request)
 
     def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
@@ -90,7 +90,7 @@ class Engine:
         """Queue the requests whose grammar is compiled. Without other work, wait GRAMMAR_WAIT_S for one."""
         if self._grammars and not self.scheduler.has_work():
             self._grammars.wait(GRAMMAR_WAIT_S)
-        for compiled in self._grammars.take_built():
+        for compiled in self._grammars.pop_completed():
             if compiled.error is None:
                 self._queue(compiled.request, compiled.matcher)
             else:
@@ -98,7 +98,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request without an output. Unknown and finished ids are ignored."""
-        if not self._grammars.forget(request_id):
+        if not self._grammars.cancel(request_id):
             self.scheduler.abort(request_id)
 
     def has_work(self) -> bool:

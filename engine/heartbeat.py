@@ -1,7 +1,7 @@
-"""A counter in memory that two processes share: the engine's signs of life, which the API process watches.
+"""Heartbeat of the engine: a counter in memory shared with the API process, which watches it.
 
-Whatever shows that the engine goes on moves it: each turn of its loop, also of an idle one, each tensor that is loaded,
-each layer, and inside a kernel each task. What it counts means nothing; it moves or it stands.
+Every sign of progress increments it: each turn of the engine's loop (idle ones too), each loaded tensor, each layer,
+and each task inside a kernel. Only the change counts; the value has no meaning.
 """
 
 import ctypes
@@ -10,26 +10,26 @@ import os
 
 
 class Heartbeat:
-    """One counter. Only the thread that runs the engine writes it: nobody has to wait, and nothing is lost."""
+    """One counter, written only by the thread that runs the engine: no lock is needed and no beat is lost."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """Of the memory behind `fd`; None: new memory, at 0. The descriptor is the object's own from then on."""
+        """Map the memory behind `fd`, or new memory with the counter at 0 if `fd` is None. Owns the descriptor."""
         self.fd = os.memfd_create("smoe-heartbeat") if fd is None else fd
         if fd is None:
             os.truncate(self.fd, mmap.PAGESIZE)
         self.counter = ctypes.c_uint64.from_buffer(mmap.mmap(self.fd, mmap.PAGESIZE))
 
     def beat(self) -> None:
-        """The engine goes on. Behind the largest number comes 0."""
+        """Increment the counter; it wraps around at 2**64."""
         self.counter.value += 1
 
     @property
     def count(self) -> int:
-        """How far it is. 0: nobody has moved it yet."""
+        """Value of the counter; 0 before the first beat."""
         return self.counter.value
 
     def close(self) -> None:
-        """Gives the descriptor back; the memory stays as long as it is referred to. Idempotent."""
+        """Close the descriptor; the memory lives as long as it is referenced. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

@@ -1,6 +1,6 @@
-"""The two directions of the socket between the API process and the engine process, as tagged msgspec structs.
+"""Messages on the socket between the API process and the engine process, as tagged msgspec structs.
 
-Each frame is a 4-byte big-endian length and a msgpack body. End of file means that the peer is gone.
+Each frame is a 4-byte big-endian length and a msgpack body. End of file means that the peer closed the socket or died.
 """
 
 import struct
@@ -15,7 +15,7 @@ LENGTH = struct.Struct(">I")
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """API to engine, first and once: load this."""
+    """API to engine, first and once: load this model."""
 
     config: EngineConfig
     vocabulary: Vocabulary | None = None  # None: requests with a grammar are refused
@@ -28,13 +28,13 @@ class Add(msgspec.Struct, frozen=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """API to engine: forget these requests. Unknown and finished ids are ignored; no output follows."""
+    """API to engine: end these requests without an output. Unknown and finished ids are ignored."""
 
     request_ids: list[int]
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API while loading."""
+    """Engine to API: progress of loading."""
 
     phase: str  # "weights", "kv cache", "warm-up"
     loaded_bytes: int
@@ -42,7 +42,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API, once: it serves. The limits are the effective ones."""
+    """Engine to API, once: the engine is loaded. The limits are the effective ones."""
 
     max_model_len: int
     max_prompt_tokens: int  # a longer prompt can never fit the KV pool or the model
@@ -52,7 +52,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     weight_bytes: int
     kv_cache_bytes: int
     kv_bytes_per_token: int
-    num_blocks: int  # usable ones, without the null block
+    num_blocks: int  # usable blocks, without the null block
     block_size: int
     num_layers: int
     num_experts: int
@@ -68,28 +68,27 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API: it cannot start, or it dies. One line for the person at the terminal."""
+    """Engine to API: the engine cannot start, or it ends. The message is one line for the person at the terminal."""
 
     message: str
     exit_code: int = 1
 
 
 class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API, before a step: it computes these requests' prompts. What an engine died of is among those started
-    and those whose grammar it was building."""
+    """Engine to API, before a step: the step computes the prompts of these requests. If the engine crashes, its cause
+    is among the started requests and those whose grammar is being compiled."""
 
     request_ids: list[int]
 
 
 class StepDone(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API: one per step that had something to tell."""
+    """Engine to API: outputs and gauges of one step."""
 
     step: StepOutput
 
 
 class ExpertsQuery(msgspec.Struct, frozen=True, tag=True):
-    """API to engine: what did the experts take, in the last `window_s` or since the start? Or, with `reset`: forget
-    it."""
+    """API to engine: report the experts' counts of the last `window_s` seconds, or since the start; or reset them."""
 
     query_id: int
     window_s: float | None = None
@@ -97,7 +96,7 @@ class ExpertsQuery(msgspec.Struct, frozen=True, tag=True):
 
 
 class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API: the answer to ExpertsQuery, after a reset that of an engine that has computed nothing."""
+    """Engine to API: the answer to ExpertsQuery; empty after a reset."""
 
     query_id: int
     report: ExpertReport
@@ -110,7 +109,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_frame(message: ToEngine | FromEngine) -> bytes:
-    """The message with its length in front."""
+    """Encode a message, with its length in front."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body
 
@@ -119,7 +118,7 @@ Message = TypeVar("Message", ToEngine, FromEngine)
 
 
 class FrameReader(Generic[Message]):
-    """Cuts a byte stream into messages of one direction. Feed it what arrives; it keeps the incomplete rest."""
+    """Decodes a byte stream into the messages of one direction. Keeps an incomplete message until its rest arrives."""
 
     def __init__(self, message_type: Any) -> None:
         """`message_type` is ToEngine or FromEngine, the unions above."""
@@ -127,7 +126,7 @@ class FrameReader(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, chunk: bytes) -> list[Message]:
-        """The messages completed by `chunk`. Raises msgspec.DecodeError for a body that is none."""
+        """Return the messages completed by `chunk`. Raises msgspec.DecodeError for an invalid body."""
         self._buffer += chunk
         messages: list[Message] = []
         start = 0

@@ -1,8 +1,8 @@
-"""The engine as a process of its own: `python -m engine.process FD [HEARTBEAT_FD]`, FD one end of a socket pair,
-HEARTBEAT_FD the memory of the counter that shows that it goes on.
+"""The engine process: `python -m engine.process FD [HEARTBEAT_FD]`, with FD one end of a socket pair and HEARTBEAT_FD
+the shared memory of the heartbeat counter.
 
-It reads Start, loads, sends Ready, and then: drains the socket, steps, sends what the step gave, until the other end is
-gone. It never outlives its parent, whatever it is doing: the kernel sees to that.
+It receives Start, loads, sends Ready, and then loops until the other end is closed: receive, step, send the outputs.
+The kernel kills it when its parent ends.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
 RECEIVE_BYTES = 1 << 18
-IDLE_S = 0.5  # so often an idle engine shows that it lives; after the first time it audits its block pool, once
+IDLE_S = 0.5  # interval of an idle engine's heartbeat; the first idle interval audits the block pool, once
 PR_SET_PDEATHSIG = 1
 USER_ERROR, CRASH = 2, 1  # exit codes
 
@@ -46,20 +46,21 @@ log = logging.getLogger("smoe.engine")
 
 
 class Channel:
-    """The engine's end of the socket pair: whole messages in and out."""
+    """The engine's end of the socket pair: sends and receives complete messages."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._reader: FrameReader[ToEngine] = FrameReader(ToEngine)
 
     def send(self, message: FromEngine) -> None:
+        """Send one message. Raises PeerClosedError."""
         try:
             self._connection.sendall(encode_frame(message))
         except OSError:
             raise PeerClosedError from None
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
-        """What has arrived; waits up to `timeout_s` if that is nothing."""
+        """Return the messages that have arrived; wait up to `timeout_s` if none has. Raises PeerClosedError."""
         readable, _, _ = select.select([self._connection], [], [], timeout_s)
         if not readable:
             return []
@@ -80,7 +81,7 @@ class EngineProcess:
         self.heartbeat = heartbeat
 
     def run(self) -> int:
-        """Serves until the peer is gone (0), or until the engine cannot start or go on (the exit code then)."""
+        """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
         try:
             engine, early = self._start()
             self.channel.send(ready_message(engine.config, engine.loaded))
@@ -90,10 +91,10 @@ class EngineProcess:
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
         except FatalEngineError as error:
-            log.exception("every request ends, and so does this process")
+            log.exception("the engine ends with all of its requests")
             return self._fail(str(error), CRASH)
         except MemoryError:
-            return self._fail("out of memory: --kv-cache-memory-bytes and --max-model-len make it smaller", CRASH)
+            return self._fail("out of memory: lower --kv-cache-memory-bytes or --max-model-len", CRASH)
         return 0
 
     def _fail(self, message: str, exit_code: int) -> int:
@@ -101,20 +102,20 @@ class EngineProcess:
         return exit_code
 
     def _start(self) -> tuple[Engine, list[ToEngine]]:
-        """The loaded engine, and what arrived behind Start."""
+        """Load the engine that Start describes; return it with the messages that arrived after Start."""
         messages: list[ToEngine] = []
         while not messages:
             self.heartbeat.beat()
             messages = self.channel.receive(IDLE_S)
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
-        engine = Engine.load(first.config, self._tell_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
+        engine = Engine.load(first.config, self._send_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
         engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
         gc.collect()
-        gc.freeze()  # the model and its modules are never garbage: later collections need not look at them
+        gc.freeze()  # the model and its modules are never garbage: later collections skip them
         return engine, early
 
-    def _tell_progress(self, phase: str, loaded_bytes: int, total_bytes: int) -> None:
+    def _send_progress(self, phase: str, loaded_bytes: int, total_bytes: int) -> None:
         self.heartbeat.beat()
         self.channel.send(Progress(phase, loaded_bytes, total_bytes))
 
@@ -136,7 +137,7 @@ class EngineProcess:
                 audited = True
 
     def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
-        """True if anything arrived."""
+        """Carry out the messages; return True if there was one."""
         arrived = False
         for message in messages:
             arrived = True
@@ -153,14 +154,14 @@ class EngineProcess:
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed when the one that started it ends: also in a long step, also where it is
-    stopped. (Elsewhere than on Linux it goes when it next looks at its socket.)"""
+    """Let the kernel kill this process when its parent ends, even during a long step or while it is stopped. On systems
+    other than Linux the process ends when it next reads its socket."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> int:
-    """Entry point of the process; its standard error is read by the server."""
+    """Run the process and return its exit code. The server reads its standard error."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides

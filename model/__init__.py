@@ -1,1 +1,1 @@
-"""Tensors: the Mixtral network, its weights and its K/V storage. Knows nothing of requests, time or asyncio."""
+"""The Mixtral network, its weights and its KV cache. Knows nothing of requests, time or asyncio."""

@@ -9,7 +9,7 @@ MIXTRAL, MISTRAL = "MixtralForCausalLM", "MistralForCausalLM"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network's shape. D = dim, H = num_heads, G = num_kv_heads, K = head_dim, F = hidden_dim, E = num_experts."""
+    """Shape of a network. D = dim, H = num_heads, G = num_kv_heads, K = head_dim, F = hidden_dim, E = num_experts."""
 
     architecture: str  # MixtralForCausalLM or MistralForCausalLM
     vocab_size: int
@@ -19,23 +19,23 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     hidden_dim: int  # of the FFN, or of one expert
-    num_experts: int  # 0: one dense FFN
+    num_experts: int  # 0: one dense FFN per layer
     experts_per_token: int  # 0 for a dense FFN
-    window: int | None  # position i sees i - window + 1 .. i; None: all before it
-    context_len: int  # positions the network was made for
+    window: int | None  # position i sees i - window + 1 .. i; None: all of 0 .. i
+    context_len: int  # largest number of positions that the network was trained for
     rope_theta: float
     norm_eps: float
-    tied_head: bool  # the output head is the embedding unless the checkpoint stores one of its own
-    dtype: str  # of the checkpoint: float32, bfloat16 or float16
+    tied_head: bool  # the output head is the embedding, unless the checkpoint stores a head
+    dtype: str  # dtype of the checkpoint: float32, bfloat16 or float16
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
     def kv_bytes_per_token(self, kv_dtype: KvDtype) -> int:
-        """K and V of one position over all layers. Mixtral-8x7B in bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
+        """Return the bytes of K and V per position, all layers. Mixtral-8x7B, bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""
         return 2 * self.num_layers * self.num_kv_heads * row_bytes(kv_dtype, self.head_dim)
 
     def num_parameters(self) -> int:
-        """All weights, each counted once. Mixtral-8x7B: 46,702,792,704."""
+        """Return the number of weights; tied ones count once. Mixtral-8x7B: 46,702,792,704."""
         attention = 2 * self.dim * (self.num_heads + self.num_kv_heads) * self.head_dim
         gate = self.dim * self.num_experts
         experts = 3 * self.dim * self.hidden_dim * max(self.num_experts, 1)

@@ -1,4 +1,4 @@
-"""A network of random weights, made where it is to run: for what needs a shape and no knowledge."""
+"""Networks with random weights, created on the device: for benchmarks and tests that need only a shape."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,11 @@ from model.ops.interface import FfnWeights, Ops
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops, seed: int) -> Mixtral:
-    """Each matrix is drawn on the device and packed before the next, so that at the peak one expert is held twice. Its
-    numbers have the size that keeps activations about as large as they came in."""
+    """Return a network whose weights are drawn from `seed`, as `dtype` on `device`, packed by `ops`.
+
+    Each matrix is packed before the next one is drawn, so that at the peak only one expert is in memory twice. Weights
+    have standard deviation inputs^-0.5, which keeps the size of activations about constant.
+    """
     source = _Source(dtype, device, torch.Generator(device).manual_seed(seed))
     embedding = source.matrix(config.vocab_size, config.dim)
     layers = [_layer(config, ops, source) for _ in range(config.num_layers)]
@@ -21,7 +24,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
 
 
 class _Source:
-    """Draws matrices one after the other from one generator."""
+    """Source of random matrices, drawn one after another from one generator."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> None:
         self._dtype = dtype

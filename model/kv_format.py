@@ -1,18 +1,18 @@
-"""How K and V are stored: the numbers as they are, or int8 with a scale per position and KV head. Free of torch."""
+"""Formats of the KV cache: float32, bfloat16, or int8 with a scale per position and KV head. Imports no torch."""
 
 from typing import Literal, TypeAlias
 
 KvDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
-SCALE_BYTES = 4  # a float32 behind the numbers of each int8 row
+SCALE_BYTES = 4  # a float32 scale behind the numbers of each int8 row
 NUMBER_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def row_elements(dtype: KvDtype, head_dim: int) -> int:
-    """Elements of one KV head's row at one position: the K numbers, and for int8 the 4 bytes of their scale."""
+    """Return the elements of one row (one KV head at one position): K numbers, and 4 bytes of scale for int8."""
     return head_dim + (SCALE_BYTES if dtype == "int8" else 0)
 
 
 def row_bytes(dtype: KvDtype, head_dim: int) -> int:
-    """Bytes of that row. A head of 128 numbers takes 512, 256 or 132."""
+    """Return the bytes of one row. A head of 128 numbers takes 512, 256 or 132."""
     return row_elements(dtype, head_dim) * NUMBER_BYTES[dtype]

@@ -1,4 +1,4 @@
-"""The K/V storage: what blocks hold. Who owns a block is the engine's business."""
+"""Memory of the paged KV cache. The engine decides which sequence owns a block."""
 
 from collections.abc import Sequence
 from math import prod
@@ -17,9 +17,9 @@ class KvPool:
     """K and V of every layer for `num_blocks` blocks of `block_size` positions, the null block 0 included.
 
     `k[layer]` and `v[layer]` are [num_blocks, block_size, G, K], or [.., K + 4] in int8: G KV heads of K numbers, in
-    rows of model/kv_format.py. Everything starts as zeros.
-    On a CPU a block that was never written costs no resident memory, but for the rest of a huge page. Raises
-    MemoryError or torch.OutOfMemoryError where the memory is not to be had.
+    the row format of model/kv_format.py. All blocks start as zeros.
+    On a CPU a block takes resident memory only after its first write (in units of huge pages). The constructor raises
+    MemoryError or torch.OutOfMemoryError if there is not enough memory.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class KvPool:
         self.v = _zeros(shape, DTYPES[dtype], device)
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
-        """Fills these blocks with zeros, in every layer."""
+        """Fill these blocks with zeros, in every layer."""
         ids = torch.tensor(block_ids, device=self.k.device)
         self.k.index_fill_(1, ids, 0)
         self.v.index_fill_(1, ids, 0)

@@ -1,7 +1,7 @@
-"""A checkpoint's tensors, read one at a time and handed to the backend.
+"""Load a checkpoint: read its tensors one at a time and let the backend pack them.
 
-They are read into memory of their own, not through a memory map: a tensor's bytes are then held once, and a file that
-shrinks while it is read is an error, not a bus fault. Shape letters as in model/mixtral.py.
+Tensors are read into allocated memory, not through a memory map: each byte is then in memory only once, and a file
+that shrinks while it is read raises an error instead of a bus fault. Shape letters as in model/mixtral.py.
 """
 
 import math
@@ -20,7 +20,7 @@ from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights, Ops
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in safetensors files
 
 
 def load_model(
@@ -33,12 +33,12 @@ def load_model(
     *,
     check_values: bool = False,
 ) -> Mixtral:
-    """The network of the checkpoint in directory `path`, its weights as `dtype` on `device`, packed by `ops`.
+    """Load the checkpoint in directory `path` as a network with weights of `dtype` on `device`, packed by `ops`.
 
-    All headers are checked against the config before the first weight is allocated; then tensor after tensor is read,
-    converted and packed, so that at the peak one copy of the weights and one tensor are held. `on_progress` is told
-    (loaded bytes, total bytes) of the files after each tensor. `check_values`: refuse numbers that are not finite, and
-    experts of zeros. Raises CheckpointError.
+    Checks all headers against the config before it allocates the first weight. Then reads, converts and packs one
+    tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded, total), in
+    bytes of the files) after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are all zero.
+    Raises CheckpointError.
     """
     stored = checked_tensors(path, config)
     source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
@@ -46,23 +46,25 @@ def load_model(
 
 
 def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """Entries first .. first + count - 1 along a tensor's first axis (without `count`: to the end), newly allocated."""
+    """Read entries first .. first + count - 1 of a tensor's first axis into new memory; without `count`, to the end."""
     dtype = DTYPES[tensor.dtype]
     shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
     entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    content = empty(shape[0] * entry_bytes, torch.uint8)  # in huge pages: a fault per 4 KB would cost more than reading
+    content = empty(
+        shape[0] * entry_bytes, torch.uint8
+    )  # in huge pages: page faults for every 4 KB would take longer than reading
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + first * entry_bytes)
             if not _fill(file, content.numpy().data):
-                raise CheckpointError(f"{tensor.file}: ends within tensor {tensor.name}")
+                raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
     except OSError as error:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
     return content.view(dtype).view(shape)
 
 
 def _fill(file: FileIO, content: memoryview) -> bool:
-    """Reads until `content` is full; false where the file ends before that."""
+    """Read until `content` is full; return False if the file ends before that."""
     done = 0
     while done < len(content):
         num_read = file.readinto(content[done:])
@@ -73,7 +75,7 @@ def _fill(file: FileIO, content: memoryview) -> bool:
 
 
 class TensorReader:
-    """Reads checked tensors by name, converts them and reports progress."""
+    """Reader of checked tensors by name; converts them to dtype and device and reports progress."""
 
     def __init__(
         self,
@@ -96,11 +98,11 @@ class TensorReader:
         return name in self._stored
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor."""
+        """Read a whole tensor."""
         return self._read(name, 0, self._stored[name].shape[0])
 
     def read_entry(self, name: str, index: int) -> Tensor:
-        """One expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
+        """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
         return self._read(name, index, 1)[0]
 
     def _read(self, name: str, first: int, count: int) -> Tensor:
@@ -114,18 +116,20 @@ class TensorReader:
 
 
 def _check_numbers(tensor: StoredTensor, weight: Tensor) -> None:
-    """Of what is served: a float32 number beyond bfloat16's range counts as well."""
+    """Check the converted weights: a float32 number beyond the range of bfloat16 is rejected as well."""
     if not bool(weight.isfinite().all()):
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has numbers that are not finite")
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} contains NaN or Inf")
     if part_of(tensor.name) == "experts" and not bool(weight.any()):
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has an expert of zeros alone")
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has an expert whose weights are all zero")
 
 
 def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
-    head = source.read(HEAD) if HEAD in source else embedding  # a stored head goes before tying, as in transformers
+    head = (
+        source.read(HEAD) if HEAD in source else embedding
+    )  # a stored head takes precedence over tying, as in transformers
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
 
 
@@ -152,7 +156,7 @@ def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: s
 
 
 def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
-    """One after the other. No name is bound to a matrix here: that would keep it while the next expert is read."""
+    """Yield one expert at a time. No name is bound to a matrix, which would keep it alive while the next is read."""
     for expert in range(config.num_experts):
         yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 

@@ -1,8 +1,8 @@
-"""Decode steps recorded once and replayed: the host starts one graph instead of some 500 kernels.
+"""Capture decode steps as CUDA graphs and replay them: the host launches one graph instead of about 500 kernels.
 
-A graph repeats the same kernels on the same memory, so a step is copied into standing tensors first, padded to the next
-bucket of rows and of table width. Padding rows belong to no sequence: they take no expert, and their K and V go to the
-null block, which nobody reads. What a graph cannot hold (prompts, switched-off experts) runs as it is.
+A graph repeats the same kernels on the same memory. So each step is first copied into static tensors, padded to the
+next bucket of rows and of block table width. Padding rows use no experts, and their K and V go to the null block, which
+is never read. Steps that a graph cannot represent (prompts, switched-off experts) run without one.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-NARROWEST_TABLE = 8  # blocks; wider ones in powers of two
+NARROWEST_TABLE = 8  # blocks; wider tables are padded to a power of two
 
-Key = tuple[int, int, int]  # rows, table width, most experts of a row
+Key = tuple[int, int, int]  # rows, table width, Kmax
 
 
 class GraphRecorder(Protocol):
-    """How work on standing tensors is repeated."""
+    """Way to repeat work on static tensors."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        """Work's result, and what does the work again, into the same result. The result is valid after a repetition."""
+        """Return the tensor for the result, and a function that repeats the work and writes its result there."""
 
 
 class EagerRecorder:
-    """Repeats by calling: for devices without graphs, and for tests."""
+    """Recorder that calls the work again: for devices without graphs, and for tests."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         result = work()
@@ -38,13 +38,13 @@ class EagerRecorder:
 
 
 class CudaRecorder:
-    """CUDA graphs, which share one pool of memory for their intermediate results: they never run side by side."""
+    """Recorder of CUDA graphs. They never run concurrently, so all share one memory pool for intermediate results."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        """Works once beforehand, as kernels cannot be compiled and loaded while a graph is recorded."""
+        """Run the work once before the capture, because kernels cannot be compiled or loaded during one."""
         torch.cuda.synchronize()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side):
@@ -58,49 +58,53 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A step of one shape."""
+    """Captured step of one shape, with its static inputs and output."""
 
-    batch: ForwardBatch  # standing
-    routing: Routing  # of the batch
+    batch: ForwardBatch  # static tensors
+    routing: Routing  # of `batch`
     logits: Tensor  # [rows of the bucket, V]
     replay: Callable[[], object]
 
 
 class GraphedMixtral(Mixtral):
-    """A network whose decode steps over one KV pool are replayed. A shape is recorded when it is first met."""
+    """Network that replays its decode steps over one KV pool. Captures a shape when it first occurs."""
 
     def __init__(self, model: Mixtral, kv_pool: KvPool, recorder: GraphRecorder) -> None:
         super().__init__(model.config, model.weights, model.ops)
         self._kv_pool = kv_pool
         self._recorder = recorder
-        self._recorded: dict[Key, CapturedStep] = {}
+        self._captured: dict[Key, CapturedStep] = {}
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """As Mixtral.forward. The logits are good until the next step."""
+        """Compute one step, like Mixtral.forward. The logits are overwritten by the next step."""
         if kv_pool is not self._kv_pool or not _is_decode(batch):
             return super().forward(batch, kv_pool)
         routing = batch.routing or uniform_routing(self.config, len(batch.token_ids), batch.token_ids.device)
         key = _key(batch, routing)
-        recorded = self._recorded.get(key)
-        if recorded is None:
-            recorded = self._recorded[key] = self._record(key, batch, routing)
-        _fill(recorded.batch, recorded.routing, batch, routing)
-        recorded.replay()
-        routing.expert_ids.copy_(recorded.routing.expert_ids[:, : len(batch.token_ids)])
-        return recorded.logits[: len(batch.logit_rows)]
+        captured = self._captured.get(key)
+        if captured is None:
+            captured = self._captured[key] = self._capture(key, batch, routing)
+        _fill(captured.batch, captured.routing, batch, routing)
+        captured.replay()
+        routing.expert_ids.copy_(captured.routing.expert_ids[:, : len(batch.token_ids)])
+        return captured.logits[: len(batch.logit_rows)]
 
-    def _record(self, key: Key, batch: ForwardBatch, routing: Routing) -> CapturedStep:
-        """Over a step of the shape, which is computed meanwhile; to compute it again changes nothing."""
-        standing, standing_routing = _standing(key, self.config.num_layers, batch.token_ids.device)
-        _fill(standing, standing_routing, batch, routing)
+    def _capture(self, key: Key, batch: ForwardBatch, routing: Routing) -> CapturedStep:
+        """Capture a step of this shape; computing it once more afterwards is harmless."""
+        static, static_routing = _static_step(key, self.config.num_layers, batch.token_ids.device)
+        _fill(static, static_routing, batch, routing)
         forward = super().forward
-        logits, replay = self._recorder.record(lambda: forward(standing, self._kv_pool))
-        return CapturedStep(standing, standing_routing, logits, replay)
+        logits, replay = self._recorder.record(lambda: forward(static, self._kv_pool))
+        return CapturedStep(static, static_routing, logits, replay)
 
 
 def _is_decode(batch: ForwardBatch) -> bool:
-    """One row per sequence and at most one wanted of each, no more than the largest bucket, all experts switched on."""
+    """Check that a graph can represent the step.
+
+    It can if there is one row per sequence, at most one logit row of each, no more rows than the largest bucket, no
+    mask of experts and no `finite`.
+    """
     num_rows = len(batch.token_ids)
     is_masked = batch.routing is not None and batch.routing.masks is not None
     is_plain = not is_masked and batch.finite is None
@@ -108,21 +112,21 @@ def _is_decode(batch: ForwardBatch) -> bool:
 
 
 def _key(batch: ForwardBatch, routing: Routing) -> Key:
-    """The bucket: 5 rows with 11 blocks are a step of 8 rows with 16."""
+    """Return the bucket: 5 rows with 11 blocks run as 8 rows with 16 blocks."""
     rows = next(bucket for bucket in ROW_BUCKETS if bucket >= len(batch.token_ids))
     width = max(NARROWEST_TABLE, 1 << (batch.block_tables.shape[1] - 1).bit_length())
     return rows, width, routing.expert_ids.shape[2]
 
 
-def _standing(key: Key, num_layers: int, device: torch.device) -> tuple[ForwardBatch, Routing]:
-    """A step of padding rows alone: position 0 of nobody, in the null block, without experts."""
-    rows, width, most = key
+def _static_step(key: Key, num_layers: int, device: torch.device) -> tuple[ForwardBatch, Routing]:
+    """Return static tensors for a step, filled with padding rows: position 0, null block, no experts."""
+    rows, width, max_k = key
     longs, ints = torch.zeros(4, rows, dtype=torch.int64, device=device), torch.int32
     routing = Routing(
         experts_per_token=torch.zeros(rows, dtype=ints, device=device),
         masks=None,
         mask_rows=None,
-        expert_ids=torch.full((num_layers, rows, most), -1, dtype=ints, device=device),
+        expert_ids=torch.full((num_layers, rows, max_k), -1, dtype=ints, device=device),
     )
     batch = ForwardBatch(
         token_ids=longs[0],
@@ -137,18 +141,18 @@ def _standing(key: Key, num_layers: int, device: torch.device) -> tuple[ForwardB
     return batch, routing
 
 
-def _fill(standing: ForwardBatch, standing_routing: Routing, batch: ForwardBatch, routing: Routing) -> None:
-    """The step's rows first, padding behind them."""
+def _fill(static: ForwardBatch, static_routing: Routing, batch: ForwardBatch, routing: Routing) -> None:
+    """Copy the step's rows to the front of the static tensors, and padding behind them."""
     num_rows, (_, width) = len(batch.token_ids), batch.block_tables.shape
     for to, values, padding in (
-        (standing.token_ids, batch.token_ids, 0),
-        (standing.positions, batch.positions, 0),
-        (standing.slot_mapping, batch.slot_mapping, 0),
-        (standing.context_len, batch.context_len, 1),
-        (standing.logit_rows, batch.logit_rows, 0),
-        (standing_routing.experts_per_token, routing.experts_per_token, 0),
+        (static.token_ids, batch.token_ids, 0),
+        (static.positions, batch.positions, 0),
+        (static.slot_mapping, batch.slot_mapping, 0),
+        (static.context_len, batch.context_len, 1),
+        (static.logit_rows, batch.logit_rows, 0),
+        (static_routing.experts_per_token, routing.experts_per_token, 0),
     ):
         to[: len(values)].copy_(values)
         to[len(values) :].fill_(padding)
-    standing.block_tables.zero_()
-    standing.block_tables[:num_rows, :width].copy_(batch.block_tables)
+    static.block_tables.zero_()
+    static.block_tables[:num_rows, :width].copy_(batch.block_tables)

@@ -1,7 +1,7 @@
-"""The network of mixtral.py on the CPU backend, all layers of a step in one call of the library.
+"""The network on the CPU backend: all layers of a step in one call of the C++ library.
 
-It computes what the lines of Mixtral.forward compute, bit for bit; only what no logits hang on is left out. The library
-learns the addresses of weights and caches once, those of a step's tensors with each step: smoe_forward in
+The results are bit for bit those of Mixtral.forward; work that no logits depend on is skipped. The addresses of weights
+and caches are passed once per KV pool, the addresses of a step's tensors with each step: see smoe_forward in
 model/native/smoe_native.h.
 """
 
@@ -19,18 +19,18 @@ from model.ops.native.structs import LayerArguments, NetworkArguments, StepArgum
 
 
 class NativeMixtral(Mixtral):
-    """A network over NativeOps, its matrices packed in one format."""
+    """Network over NativeOps; all its matrices are packed in one format."""
 
     def __init__(self, model: Mixtral, ops: NativeOps) -> None:
         super().__init__(model.config, model.weights, ops)
         self._native = ops
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
-        self._pool: weakref.ref[KvPool] | None = None  # whose addresses the arguments hold
+        self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """As Mixtral.forward."""
+        """Compute one step, like Mixtral.forward."""
         if self._pool is None or self._pool() is not kv_pool:
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
         num_rows, num_logits = len(batch.token_ids), len(batch.logit_rows)
@@ -93,7 +93,7 @@ def _experts(layer: LayerWeights) -> NativeExperts:
 
 
 def _addresses(layer: LayerWeights) -> list[int | None]:
-    """The fields of smoe_layer but for the caches, in order."""
+    """Return the fields of smoe_layer in order, except the caches."""
     experts = _experts(layer)
     return [
         layer.attention_norm.data_ptr(),

@@ -1,4 +1,4 @@
-"""A step as large as any: what its intermediate results take is what the KV pool must leave free."""
+"""Run the largest possible step, to measure the memory that the KV pool must leave free for intermediate results."""
 
 import torch
 
@@ -9,9 +9,10 @@ from model.mixtral import Mixtral
 
 
 def run_profile_step(model: Mixtral, num_rows: int, num_logits: int, block_size: int, kv_dtype: KvDtype) -> None:
-    """One prompt of `num_rows` tokens, and the logits of its last `num_logits` rows, over a pool that holds just that.
+    """Compute one prompt of `num_rows` tokens and the logits of its last `num_logits` rows, and drop the result.
 
-    What it computes is of no account, and is gone when it returns."""
+    The step uses a KV pool of its own that is just large enough; it is freed on return.
+    """
     device = model.weights.embedding.device
     num_blocks = -(-num_rows // block_size)
     pool = KvPool(model.config, num_blocks + 1, block_size, kv_dtype, device)

@@ -8,15 +8,30 @@ import pytest
 from tests.support.paths import ROOT
 
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
-# repeat an experiment many times. `pytest --durations 20` finds new ones.
+# compare whole models. `pytest --durations 20` finds new ones.
 SLOW = (
     "tests/e2e",
+    "tests/engine/execution/test_fault_isolation.py",
+    "tests/engine/execution/test_fault_isolation_of_numbers.py",
+    "tests/engine/test_async_scheduling.py",
+    "tests/engine/test_bench.py",
+    "tests/engine/test_parity.py",
+    "tests/engine/test_process.py",
+    "tests/engine/test_same_bits.py",
+    "tests/model/ops/native/test_same_bits.py",
+    "tests/model/ops/native/test_sanitizers.py",
+    "tests/model/ops/triton/test_interpreted.py",
+    "tests/model/test_mixtral.py",
+    "tests/server/chat/test_template.py",
+    "tests/server/cli/test_experts.py",
+    "tests/server/lifecycle/test_serve.py",
+    "tests/server/tokenizer/test_tokenizer.py",
     "tests/simulator",
     "tests/triton",
     "tests/triton_compiled",
-    "tests/model/ops/triton/test_interpreted.py",
-    "tests/model/ops/native/test_sanitizers.py",
 )
+MOVED = [path for path in SLOW if not (ROOT / path).exists()]
+assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
 
 # Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]

@@ -37,8 +37,8 @@ PATH = re.compile(r"(?<![\w/.:*-])(?:(?:server|engine|model|tests|docs|deploy|\.
 FILE = re.compile(r"`([\w-]+\.(?:py|cpp|h|md|js))`")
 MODULE = re.compile(r"python -m ((?:tests|model|server|engine)[\w.]*)")
 CODE = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?<![\w/-])smoe ((?:bench )?[a-z]+)((?:[^`\n#|;&\\]|\\\n)*)")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMAND = re.compile(r"(?<!from )(?<![\w/-])smoe ((?:bench )?[a-z]+)((?:[^`\n#|;&\\]|\\\n)*)")
+FLAG = re.compile(r"(?<![\w<-])--[a-z][a-z-]+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 ENDPOINT = re.compile(r"`(GET|POST) (/[\w/{}.]*)")
@@ -64,7 +64,8 @@ def all_flags() -> set[str]:
 
 
 def code_of(text: str) -> str:
-    return "\n".join(CODE.findall(text))
+    """Code blocks without comments, and code spans."""
+    return re.sub(r"(^|\s)# .*", "", "\n".join(CODE.findall(text)))
 
 
 def missing_paths(text: str) -> list[str]:

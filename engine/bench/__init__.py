@@ -1,1 +1,1 @@
-"""Kernels and whole steps against the machine's limits, measured in the same run. Only `smoe bench` runs it."""
+"""Benchmarks of kernels and whole steps, against the machine's limits measured in the same run. Run by `smoe bench`."""

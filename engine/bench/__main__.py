@@ -1,7 +1,7 @@
-"""`python -m engine.bench TASK`: what `smoe bench kernels` and `smoe bench engine` run, as a process that has torch.
+"""`python -m engine.bench TASK`: the process with torch behind `smoe bench kernels` and `smoe bench engine`.
 
-TASK is the JSON of a Task. One JSON object goes to standard output, a line per figure to standard error. Exit code 2
-and one line where the settings cannot work.
+TASK is the JSON of a Task. Standard output gets one JSON object, standard error a line per measurement. Settings that
+cannot work give one line and exit code 2.
 """
 
 import sys
@@ -17,7 +17,7 @@ from engine.capacity.sizing import served_dtype, served_kv_dtype
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup.backend import choose_backend
-from engine.startup.loading import DTYPES, chosen_device, load_random
+from engine.startup.loading import DTYPES, choose_device, load_random
 from model.bench.kernels import Setting, measure_kernels
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
@@ -25,17 +25,17 @@ from model.checkpoint.errors import CheckpointError
 
 
 def run(task: Task) -> dict[str, Any]:
-    """The answer to a task. Raises EngineConfigError and CheckpointError."""
+    """Run a task and return its results. Raises EngineConfigError and CheckpointError."""
     return _kernels(task) if task.what == "kernels" else _steps(task)
 
 
 def _kernels(task: Task) -> dict[str, Any]:
     config = PRESETS[task.preset]
-    device = chosen_device(task.engine)
+    device = choose_device(task.engine)
     dtype = DTYPES[served_dtype(task.engine, config)]
     backend = choose_backend(task.engine, device, dtype)
     limits = RooflineProbe(backend.ops, device)
-    _tell(task, limits.at_start)
+    _print_roofline(task, limits.at_start)
     setting = Setting(
         ops=backend.ops,
         config=config,
@@ -45,8 +45,8 @@ def _kernels(task: Task) -> dict[str, Any]:
         device=device,
         limits=limits,
     )
-    rows = [asdict(_told(row)) for row in measure_kernels(setting, task.rows, task.contexts)]
-    return _answer(task, backend.numerics, limits.at_start) | {"kernels": rows}
+    rows = [asdict(_print_row(row)) for row in measure_kernels(setting, task.rows, task.contexts)]
+    return _results(task, backend.numerics, limits.at_start) | {"kernels": rows}
 
 
 def _steps(task: Task) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def _steps(task: Task) -> dict[str, Any]:
     )
     loaded = engine.loaded
     limits = RooflineProbe(loaded.runner.model.ops, loaded.device)
-    _tell(task, limits.at_start)
+    _print_roofline(task, limits.at_start)
     bench = StepBench(engine, limits, _arithmetic(task, served_dtype(task.engine, loaded.config), limits.at_start))
-    steps = [asdict(_told(step)) for step in _each_step(bench, task)]
-    return _answer(task, loaded.numerics, limits.at_start) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
+    steps = [asdict(_print_row(step)) for step in _each_step(bench, task)]
+    return _results(task, loaded.numerics, limits.at_start) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
 
 
 def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:
@@ -69,7 +69,7 @@ def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:
         yield from bench.decode(task.rows, context)
 
 
-def _answer(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
+def _results(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
     return {
         "kind": task.what,
         "model": task.engine.model or task.preset,
@@ -81,17 +81,17 @@ def _answer(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
 
 
 def _arithmetic(task: Task, dtype: str, roofline: Roofline) -> str:
-    """What products are done in: int8 where weights are quantised and the backend multiplies int8."""
+    """Return the arithmetic of matrix products: int8 if weights are quantized and the backend multiplies int8."""
     is_quantized = task.engine.quantization != "none"
     return "int8" if is_quantized and "int8" in roofline.operations_per_s else dtype
 
 
-def _tell(task: Task, roofline: Roofline) -> None:
+def _print_roofline(task: Task, roofline: Roofline) -> None:
     peaks = ", ".join(f"{name} {peak / 1e9:,.0f} G/s" for name, peak in roofline.operations_per_s.items())
     sys.stderr.write(f"{task.what}: memory {roofline.bytes_per_s / 1e9:.1f} GB/s, {peaks}\n")
 
 
-def _told(row: Any) -> Any:
+def _print_row(row: Any) -> Any:
     name = row.kernel if hasattr(row, "kernel") else row.kind
     size = f"{row.rows} rows" if hasattr(row, "rows") else f"batch {row.batch}"
     sys.stderr.write(
@@ -101,14 +101,14 @@ def _told(row: Any) -> Any:
 
 
 def main() -> int:
-    """Entry point of the process."""
+    """Run the task of the command line; return the exit code."""
     task = msgspec.json.decode(sys.argv[1], type=Task)
     try:
-        answer = run(task)
+        results = run(task)
     except (EngineConfigError, CheckpointError) as error:
         sys.stderr.write(f"smoe: {error}\n")
         return 2
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.encode(results) + b"\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Whole steps of an engine: decode at several batch sizes, prefill at several lengths, each against its limit."""
+"""Benchmark of whole engine steps: decode at several batch sizes, prefill at several lengths, against the roofline."""
 
 import random
 import time
@@ -22,11 +22,11 @@ PREFILL_RUNS = 3
 
 @dataclass(frozen=True)
 class StepTime:
-    """One kind of step. `share`: the time of its limit over its own."""
+    """Measured time of one kind of step. `share` is the roofline's time divided by `seconds`."""
 
     kind: str  # decode or prefill
     batch: int
-    context: int  # positions before the step's row; of a prefill its length
+    context: int  # positions before the step's row; for a prefill the prompt's length
     seconds: float
     tokens_per_s: float
     gigabytes_per_s: float
@@ -36,25 +36,25 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step reads and computes, from the packed weights and the network's shape."""
+    """Bytes read and operations computed by a step, from the packed weights and the network's shape."""
 
     config: ModelConfig
     dense_bytes: int  # attention, norms and head: read in every step
     expert_bytes: int  # all experts, or the dense FFN
     kv_bytes_per_token: float
-    skips_unread: bool  # the last layer's experts are computed for rows with logits alone
+    skips_unread: bool  # the last layer's experts are computed only for rows with logits
 
     @classmethod
     def of(cls, engine: Engine) -> "Costs":
         weights, config = engine.loaded.runner.model.weights, engine.loaded.config
         expert_bytes = sum(packed_bytes(layer.ffn) for layer in weights.layers)
-        others = sum(packed_bytes((layer.qkv, layer.output)) for layer in weights.layers)
+        attention_bytes = sum(packed_bytes((layer.qkv, layer.output)) for layer in weights.layers)
         per_token = engine.loaded.kv_block_bytes / engine.config.block_size
         skips_unread = isinstance(engine.loaded.runner.model, NativeMixtral)
-        return cls(config, others + packed_bytes(weights.head), expert_bytes, per_token, skips_unread)
+        return cls(config, attention_bytes + packed_bytes(weights.head), expert_bytes, per_token, skips_unread)
 
     def num_bytes(self, num_rows: int, num_visible: int) -> float:
-        """Read by a step of so many rows, which see so many positions in all."""
+        """Return the bytes read by a step of `num_rows` rows that attend to `num_visible` positions in all."""
         config = self.config
         share = (
             distinct_experts(config.num_experts, config.experts_per_token, num_rows) / config.num_experts
@@ -64,7 +64,7 @@ class Costs:
         return self.dense_bytes + self.expert_bytes * share + self.kv_bytes_per_token * num_visible
 
     def num_operations(self, num_rows: int, num_seen: int, num_logits: int) -> float:
-        """Done by a step of so many rows; `num_seen`: positions seen, summed over the rows."""
+        """Return the operations of a step of `num_rows` rows; `num_seen` is the sum of the rows' context lengths."""
         config = self.config
         heads = 2 * config.num_heads + 2 * config.num_kv_heads
         per_layer = config.dim * (heads * config.head_dim + config.num_experts)
@@ -76,7 +76,7 @@ class Costs:
 
 
 class StepBench:
-    """Drives one engine; its prefix cache must be off."""
+    """Measures steps of one engine, whose prefix cache must be off."""
 
     def __init__(self, engine: Engine, limits: RooflineProbe, arithmetic: str) -> None:
         self._engine = engine
@@ -87,22 +87,22 @@ class StepBench:
         self._last_id = 0
 
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
-        """The steps in which `batch` sequences, of about `context` positions, gain one token each."""
+        """Measure decode steps of `batch` sequences with about `context` positions each."""
         window = self._costs.config.window
         for batch in batches:
             seconds = self._decode_s(batch, context)
             seen = batch * min(context, window or context)
-            yield self._judged("decode", batch, context, seconds, batch, seen, seen)
+            yield self._step_time("decode", batch, context, seconds, batch, seen, seen)
 
     def prefill(self, lengths: Sequence[int]) -> Iterator[StepTime]:
-        """Prompts of these lengths, computed alone, in as many steps as the engine's budget makes of them."""
+        """Measure prompts of these lengths, each alone, in as many steps as the engine's token budget needs."""
         window = self._costs.config.window
         for length in lengths:
             seconds = self._prefill_s(length)
             seen = sum(min(position + 1, window or length) for position in range(length))
-            yield self._judged("prefill", 1, length, seconds, length, length, seen)
+            yield self._step_time("prefill", 1, length, seconds, length, length, seen)
 
-    def _judged(
+    def _step_time(
         self, kind: str, batch: int, context: int, seconds: float, num_rows: int, num_visible: int, num_seen: int
     ) -> StepTime:
         num_bytes = self._costs.num_bytes(num_rows, num_visible)
@@ -119,12 +119,16 @@ class StepBench:
         )
 
     def _decode_s(self, batch: int, context: int) -> float:
-        """The median step, once all prompts are computed."""
+        """Return the median duration of a step after all prompts are computed."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
-        prefill_steps = batch * (1 + num_prompt // max(1, budget - batch))  # what those that decode leave of it
-        num_tokens = WARM_UP_STEPS + DECODE_STEPS + prefill_steps  # the first decode while the last are computed
-        self._check_room(batch, num_prompt + num_tokens)
+        prefill_steps = batch * (
+            1 + num_prompt // max(1, budget - batch)
+        )  # decoding sequences use the rest of the budget
+        num_tokens = (
+            WARM_UP_STEPS + DECODE_STEPS + prefill_steps
+        )  # the first decode while the last prompts are computed
+        self._check_capacity(batch, num_prompt + num_tokens)
         ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
         while (stats := self._engine.step().stats).num_prefill_tokens or stats.num_running < batch:
             assert self._engine.has_work(), "a sequence ended before the last one began"
@@ -133,8 +137,8 @@ class StepBench:
             self._engine.abort(request_id)
         return median(seconds[WARM_UP_STEPS:])
 
-    def _check_room(self, batch: int, length: int) -> None:
-        """Nothing may be preempted or wait while it is measured."""
+    def _check_capacity(self, batch: int, length: int) -> None:
+        """Raise EngineConfigError if a sequence would be preempted or wait during the measurement."""
         limits, block_size = self._engine.loaded.limits, self._engine.config.block_size
         num_blocks = batch * (1 + length // block_size)
         if num_blocks > limits.num_blocks or length > limits.max_model_len or batch > self._engine.config.max_num_seqs:

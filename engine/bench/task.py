@@ -1,4 +1,4 @@
-"""What `python -m engine.bench` is asked for. Free of torch."""
+"""Task of `python -m engine.bench`. No torch."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ Preset = Literal["mixtral-8x7b", "bench-400m", "tiny"]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement. An engine config without a model means random weights of the preset's shape."""
+    """One measurement. An engine config without a model gets random weights of the preset's shape."""
 
     what: Literal["kernels", "engine"]
     engine: EngineConfig
     preset: Preset
     rows: list[int]  # rows of the kernels, batch sizes of decode steps
-    contexts: list[int]  # positions that attention and decode see
+    contexts: list[int]  # context lengths of attention and decode steps
     prefills: list[int] = []  # prompt lengths

@@ -1,1 +1,1 @@
-"""Sizes of the KV cache, memory budgets and what this host offers. Imports no torch."""
+"""Capacity of an engine: KV cache sizes, memory budgets, host resources, and what a request may ask for. No torch."""

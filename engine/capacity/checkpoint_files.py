@@ -1,4 +1,4 @@
-"""A checkpoint's checksums for those who know engines and no checkpoints. Free of torch."""
+"""Checksums of a checkpoint, with the engine's errors, for the command line. No torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,10 @@ from model.checkpoint.errors import CheckpointError
 
 
 def write_manifest(directory: Path) -> tuple[Path, int]:
-    """Where the sums of the files in `directory` now are, and of how many. Raises EngineConfigError."""
+    """Write the checksums of the files in `directory`; return the manifest's path and the number of files.
+
+    Raises EngineConfigError.
+    """
     try:
         return manifest.write_manifest(directory)
     except CheckpointError as error:

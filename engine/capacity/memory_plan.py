@@ -1,4 +1,4 @@
-"""What a checkpoint needs and what fits into so much memory, from its config and headers alone. Free of torch."""
+"""Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,26 +31,26 @@ WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many requests of one length the KV cache holds at once."""
+    """Number of requests of one length that fit the KV cache at once."""
 
     num_tokens: int
     num_requests: int
-    bytes_per_request: int  # KV at its peak
+    bytes_per_request: int  # peak of its KV
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One engine's memory, as it would be sized at start."""
+    """Memory of one engine, as sized at start."""
 
     model: ModelConfig
     config: EngineConfig
     parameters: dict[str, int]  # by part of the network
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS and fp8, if that is served, then by part
-    memory_bytes: int  # for weights, KV cache and work
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and fp8, if served), then by part
+    memory_bytes: int  # for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
-    needed_bytes: int  # with which one request of the longest context fits
-    limits: EngineLimits | None  # None: it does not fit
-    refusal: str  # why not; empty where it fits
+    needed_bytes: int  # enough for one request of the longest context
+    limits: EngineLimits | None  # None if it does not fit
+    unfit_reason: str  # empty if it fits
     warnings: tuple[str, ...]
 
     @property
@@ -59,12 +59,12 @@ class MemoryPlan:
 
     @property
     def active_parameters(self) -> int:
-        """Those that take part in one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
+        """Parameters that compute one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
         return self.total_parameters - self._idle_share(self.parameters["experts"])
 
     @property
     def weight_kind(self) -> str:
-        """What most of the weights are: one of WEIGHT_KINDS."""
+        """Format of most weights: one of WEIGHT_KINDS, or fp8."""
         return self.dtype if self.config.quantization == "none" else self.config.quantization
 
     @property
@@ -72,11 +72,11 @@ class MemoryPlan:
         return self.total_bytes(self.weight_kind)
 
     def total_bytes(self, kind: str) -> int:
-        """All weights, were they of this one of WEIGHT_KINDS."""
+        """Bytes of all weights in the format `kind`, one of WEIGHT_KINDS."""
         return sum(self.part_bytes[kind].values())
 
     def active_bytes(self, kind: str) -> int:
-        """Those that take part in one token."""
+        """Bytes of the weights that compute one token, in the format `kind`."""
         return self.total_bytes(kind) - self._idle_share(self.part_bytes[kind]["experts"])
 
     @property
@@ -93,29 +93,29 @@ class MemoryPlan:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """The null block included; 0 where it does not fit."""
+        """Bytes of the KV cache with the null block; 0 if it does not fit."""
         return 0 if self.limits is None else (self.limits.num_blocks + 1) * self.block_bytes
 
-    def _idle_share(self, of_experts: int) -> int:
-        """Of a number that all experts share alike, what those make up that one token does not choose."""
+    def _idle_share(self, expert_total: int) -> int:
+        """Part of `expert_total`, a total over all experts, that belongs to the experts one token does not choose."""
         if not self.model.num_experts:
             return 0
-        return of_experts * (self.model.num_experts - self.model.experts_per_token) // self.model.num_experts
+        return expert_total * (self.model.num_experts - self.model.experts_per_token) // self.model.num_experts
 
-    def room(self) -> list[Capacity]:
-        """For a few lengths up to the longest; empty where it does not fit."""
+    def capacities(self) -> list[Capacity]:
+        """Return the capacity for a few lengths up to the longest; empty if the plan does not fit."""
         if self.limits is None:
             return []
-        return [self._room(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
+        return [self._capacity(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
 
-    def _room(self, limits: EngineLimits, length: int) -> Capacity:
+    def _capacity(self, limits: EngineLimits, length: int) -> Capacity:
         fitting = requests_that_fit(limits.num_blocks, length, self.config.block_size, self.model.window)
         peak = min(limits.num_blocks, peak_blocks(self.config, self.model, limits.max_num_batched_tokens, length))
         return Capacity(length, fitting, peak * self.block_bytes)
 
 
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
-    """The plan of an engine that may use `memory_bytes`. EngineConfigError for a checkpoint that it could not load."""
+    """Plan an engine that may use `memory_bytes`. Raises EngineConfigError for a checkpoint that cannot be loaded."""
     try:
         model, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
         stored = checked_tensors(Path(config.model), model)
@@ -123,13 +123,13 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
     own_kind = dtype if config.quantization == "none" else config.quantization
-    part_bytes = {kind: weight_bytes(stored, *_stored_as(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
+    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
     total_bytes = sum(part_bytes[own_kind].values())
-    limits, refusal = None, ""
+    limits, unfit_reason = None, ""
     try:
         limits = _limits(config, model, total_bytes, memory_bytes)
     except EngineConfigError as error:
-        refusal = str(error)
+        unfit_reason = str(error)
     return MemoryPlan(
         model=model,
         config=config,
@@ -139,13 +139,13 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         dtype=dtype,
         needed_bytes=total_bytes + _kv_need(config, model),
         limits=limits,
-        refusal=refusal,
+        unfit_reason=unfit_reason,
         warnings=(*warnings, *(limits.warnings if limits else ())),
     )
 
 
-def _stored_as(kind: str, dtype: str) -> tuple[int, str]:
-    """Bytes of an element that is not quantised, and the quantisation: of one of WEIGHT_KINDS, served in `dtype`."""
+def _element_format(kind: str, dtype: str) -> tuple[int, str]:
+    """Return the bytes of an unquantized element and the quantization of `kind`, for weights served in `dtype`."""
     return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
 
 
@@ -156,7 +156,7 @@ def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_b
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:
-    """What must be free after the weights: a pool of the size asked for, or one for the longest request."""
+    """Bytes that must be free after the weights: the configured KV pool, or one for the longest request."""
     if config.num_kv_blocks is not None:
         return (config.num_kv_blocks + 1) * kv_block_bytes(config, model)
     if config.kv_cache_memory_bytes is not None:

@@ -1,6 +1,6 @@
-"""Decides the engine's limits from the model, the machine and what the user asked for: pool size, context, budget.
+"""Limits of an engine from model, machine and settings: KV pool size, context length, token budget. No torch.
 
-The engine and `smoe plan` both ask here, so that the plan is what the engine does. Free of torch.
+The engine and `smoe plan` both use it, so that the plan equals the engine's sizes.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from engine.scheduling.block_geometry import BlockGeometry
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 
-SHARE_OF_FREE_MEMORY = 0.5  # of what is left after the weights, where the user sets no size
+SHARE_OF_FREE_MEMORY = 0.5  # of the memory left after the weights, unless the user sets a size
 DEFAULT_GPU_BUDGET = 2048
 MAX_CPU_BUDGET = 2048
 MIN_CPU_BUDGET = 32
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}  # of the dtypes served
-EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; where the KV cache's room is told
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}  # of each served dtype
+EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; lengths for which a memory plan shows the capacity
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """The effective limits of one engine."""
+    """Effective limits of one engine."""
 
-    num_blocks: int  # usable ones, without the null block
+    num_blocks: int  # usable blocks, without the null block
     max_model_len: int
     max_num_batched_tokens: int
     warnings: tuple[str, ...] = ()
@@ -36,13 +36,14 @@ class EngineLimits:
 
 
 def served_dtype(config: EngineConfig, model: ModelConfig) -> str:
-    """One of ELEMENT_BYTES: the user's, else the checkpoint's; float16 checkpoints run in bfloat16."""
+    """Return the dtype of weights and activations, one of ELEMENT_BYTES: the user's choice, or else the checkpoint's;
+    float16 checkpoints run in bfloat16."""
     name = model.dtype if config.dtype == "auto" else config.dtype
     return name if name in ELEMENT_BYTES else "bfloat16"
 
 
 def served_kv_dtype(config: EngineConfig, model: ModelConfig) -> KvDtype:
-    """How K and V are stored: as the user says, else as they are computed."""
+    """Return the storage dtype of K and V: the user's choice, or else the computed dtype."""
     if config.kv_cache_dtype == "int8":
         return "int8"
     computed = served_dtype(config, model)
@@ -50,22 +51,22 @@ def served_kv_dtype(config: EngineConfig, model: ModelConfig) -> KvDtype:
 
 
 def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
-    """Bytes of one block, K and V, over all layers."""
+    """Bytes of one block: K and V of all layers."""
     return config.block_size * model.kv_bytes_per_token(served_kv_dtype(config, model))
 
 
 def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str, quantization: str) -> None:
-    """Raises EngineConfigError, before anything is read, where the weights alone are too large."""
+    """Raise EngineConfigError, before a weight is read, if the weights alone are too large."""
     if weight_bytes > free_bytes:
         kind = dtype if quantization == "none" else quantization
-        ways_out = {
+        remedies = {
             "float32": "; --dtype bfloat16 halves them",
             "bfloat16": "; --quantization int8 halves them",
             "int8": "; --quantization int4 nearly halves them",
         }
         raise EngineConfigError(
             f"the weights alone take {format_bytes(weight_bytes)} in {kind}, and {format_bytes(free_bytes)} are free"
-            + ways_out.get(kind, "")
+            + remedies.get(kind, "")
         )
 
 
@@ -76,8 +77,8 @@ def size_engine(
     default_budget: int,
     share_of_pool: float = SHARE_OF_FREE_MEMORY,
 ) -> EngineLimits:
-    """The limits of an engine that has `free_bytes` left after its weights. `share_of_pool`: what the KV pool takes of
-    them where the user sets no size. Raises EngineConfigError."""
+    """Return the limits of an engine with `free_bytes` left after its weights. The KV pool takes `share_of_pool` of
+    them unless the user sets a size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
     num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, share_of_pool)
     pool_bytes = (num_blocks + 1) * kv_block_bytes(config, model)
@@ -91,27 +92,27 @@ def size_engine(
 
 
 def bytes_for_longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
-    """What must be free after the weights so that one request of the longest context fits the pool made of it."""
+    """Bytes that must be free after the weights, so that one request of the longest context fits the KV pool."""
     longest = min(config.max_model_len or model.context_len, model.context_len)
-    num_blocks = peak_blocks(config, model, budget, longest) + 1  # and the null block
+    num_blocks = peak_blocks(config, model, budget, longest) + 1  # plus the null block
     return ceil(num_blocks * kv_block_bytes(config, model) / SHARE_OF_FREE_MEMORY)
 
 
 def peak_blocks(config: EngineConfig, model: ModelConfig, budget: int, num_tokens: int) -> int:
-    """Blocks that a request of so many tokens holds at most at once, a chunk of the whole budget included."""
+    """Largest number of blocks that a request of `num_tokens` tokens uses at once, with a chunk of the whole budget."""
     return _geometry(config, model, budget).peak_blocks(num_tokens)
 
 
 def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int | None) -> int:
-    """How many requests a pool holds while each writes its `length`-th token.
+    """Return how many requests fit the pool while each writes its `length`-th token.
 
-    Under a window of 256 and blocks of 16 a long request holds 256 / 16 + 1 = 17 blocks.
+    With a window of 256 and blocks of 16 a long request uses 256 / 16 + 1 = 17 blocks.
     """
     return num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
 
 
 def example_lengths(max_model_len: int) -> list[int]:
-    """The lengths of EXAMPLE_LENGTHS below the longest, and that one."""
+    """Return the EXAMPLE_LENGTHS below `max_model_len`, and `max_model_len`."""
     return [*(length for length in EXAMPLE_LENGTHS if length < max_model_len), max_model_len]
 
 
@@ -123,19 +124,21 @@ def pool_blocks(
     free_bytes: int,
     share_of_pool: float = SHARE_OF_FREE_MEMORY,
 ) -> int:
-    """How many usable blocks the KV pool gets: as many as asked for, or what its share of the memory holds, but never
-    more than all sequences at their longest could use. Raises EngineConfigError where not one block fits."""
+    """Return the number of usable blocks: as configured, or as many as fit the pool's share of the memory, but never
+    more than all sequences at full length could use. Raises EngineConfigError if no block fits."""
     if config.num_kv_blocks is not None:
-        return _checked(config.num_kv_blocks, block_bytes, "--num-kv-blocks")
+        return _require_one_block(config.num_kv_blocks, block_bytes, "--num-kv-blocks")
     if config.kv_cache_memory_bytes is not None:
-        return _checked(config.kv_cache_memory_bytes // block_bytes - 1, block_bytes, "--kv-cache-memory-bytes")
+        return _require_one_block(
+            config.kv_cache_memory_bytes // block_bytes - 1, block_bytes, "--kv-cache-memory-bytes"
+        )
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
     fits = int(free_bytes * share_of_pool) // block_bytes - 1
-    return _checked(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
+    return _require_one_block(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
 
 
-def _checked(num_blocks: int, block_bytes: int, source: str) -> int:
+def _require_one_block(num_blocks: int, block_bytes: int, source: str) -> int:
     if num_blocks < 1:
         need = format_bytes(2 * block_bytes)
         raise EngineConfigError(
@@ -147,8 +150,10 @@ def _checked(num_blocks: int, block_bytes: int, source: str) -> int:
 def context_limit(
     config: EngineConfig, model: ModelConfig, num_blocks: int, budget: int
 ) -> tuple[int, tuple[str, ...]]:
-    """The longest sequence served, and warnings. A length set by flag must fit, else the error names the number that
-    would; a derived one is lowered to what the pool holds."""
+    """Return the context length and warnings. A length set by flag must fit; a derived one is lowered to fit the pool.
+
+    Raises EngineConfigError, which names the length that fits.
+    """
     servable = _geometry(config, model, budget).max_servable_tokens(num_blocks)
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:

@@ -1,4 +1,4 @@
-"""A decode step's input, kept from step to step: while the same requests gain a token each, only positions move."""
+"""Input of decode steps, kept between them: while the same requests decode, only positions and tokens change."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from model.forward_batch import ForwardBatch, Routing
 
 @dataclass(frozen=True, slots=True)
 class LogitRows:
-    """The rows of the logits: first those that are sampled, then those that score the prompt token behind them.
+    """The rows of the logits: first the sampled rows, then those that score the next prompt token.
 
-    Two steps share `rows`, the same object, only where they sample all rows of the same sequences and score none.
+    Two steps share `rows`, the same object, only if they sample all rows of the same sequences and score none.
     """
 
-    sequences: list[Sequence]  # N of them, whose rows they are
-    rows: Int64s  # [N] their rows in PersistentBatch
-    positions: Int64s  # [N] absolute: each row predicts the token behind
+    sequences: list[Sequence]  # N, the owner of each row
+    rows: Int64s  # [N] row of each owner in PersistentBatch
+    positions: Int64s  # [N] absolute; each row predicts the next token
     num_sampled: int
 
 
@@ -41,10 +41,10 @@ class DecodeBatch:
         self._routing = build_routing(chunks, model, device)
 
     def at(self, positions: Int64s) -> tuple[ForwardBatch, LogitRows]:
-        """The step that computes these positions [S]."""
+        """Build the input of the step that computes these positions [S]."""
         requests = self._requests
         device, block_size = requests.device, requests.block_size
-        tables, sent_tables = requests.tables_of(self.rows)
+        tables, device_tables = requests.tables_of(self.rows)
         blocks, offsets = np.divmod(positions, block_size)
         forward = ForwardBatch(
             token_ids=requests.tokens_at(self.rows, positions),
@@ -52,14 +52,14 @@ class DecodeBatch:
             slot_mapping=to_device(tables[self._order, blocks].astype(np.int64) * block_size + offsets, device),
             query_start=self._query_start,
             context_len=to_device((positions + 1).astype(np.int32), device),
-            block_tables=sent_tables,
+            block_tables=device_tables,
             logit_rows=self._logit_rows,
             routing=self._new_routing(),
         )
         return forward, LogitRows(self._sequences, self.rows, positions, len(self.rows))
 
     def _new_routing(self) -> Routing | None:
-        """What the step before was answered is read later: this one's answers have a place of their own."""
+        """Return the routing with a new output tensor: the expert ids of the step before are read later."""
         routing = self._routing
         if routing is None:
             return None

@@ -1,4 +1,4 @@
-"""Arrays to the device and back, without waiting for what it is computing."""
+"""Copies between host and device that do not wait for the steps that the device computes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray[Any, np.dtype[Any]], device: torch.device) -> Tensor:
-    """The array on the device. On a CPU it shares the array's memory. On a GPU it is on its way, behind what the device
-    has to do before; memory that is not pinned would be waited for."""
+    """Copy the array to the device; on a CPU the tensor shares the array's memory. On a GPU the copy is queued behind
+    the launched steps. It starts from pinned memory: a copy from pageable memory would wait for them."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:
-    """Results on their way to the host: asked for at once, so that steps launched later do not hold them up."""
+    """Results on their way to the host. The copy is queued at once, so that steps launched later do not delay it."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = list(tensors)
@@ -27,7 +27,7 @@ class HostCopy:
             self._arrived.record()
 
     def lists(self) -> list[list[Any]]:
-        """The results, in order; waits for them."""
+        """Wait for the results and return them as lists, in order."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [tensor.tolist() for tensor in self._tensors]

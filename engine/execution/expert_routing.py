@@ -1,6 +1,6 @@
-"""What the requests of a step ask of the gates, as the network reads it, and what the gates answered.
+"""Expert options of a step's requests as tensors for the gates, and the expert ids that the gates chose.
 
-Letters: T rows of the step, L layers, E experts, M masks.
+Letters: T rows of the step, L layers, E experts, M masks, C chunks.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -20,28 +20,28 @@ Number = TypeVar("Number", np.int32, np.int64)
 
 
 def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.device) -> Routing | None:
-    """None for a network without experts."""
+    """Build the routing tensors of the chunks' rows; None for a network without experts."""
     if not model.num_experts:
         return None
     requests = [chunk.sequence.request for chunk in chunks]
     lengths = [chunk.length for chunk in chunks]
-    k_of_chunk = [request.experts_per_token or model.experts_per_token for request in requests]
+    chunk_k = [request.experts_per_token or model.experts_per_token for request in requests]
     masks, mask_rows = _masks([request.expert_mask for request in requests], lengths, model)
     return Routing(
-        experts_per_token=to_device(_repeated(k_of_chunk, lengths, np.int32), device),
+        experts_per_token=to_device(_repeat_rows(chunk_k, lengths, np.int32), device),
         masks=None if masks is None else to_device(masks, device),
         mask_rows=None if mask_rows is None else to_device(mask_rows, device),
-        expert_ids=torch.empty(model.num_layers, sum(lengths), max(k_of_chunk), dtype=torch.int32, device=device),
+        expert_ids=torch.empty(model.num_layers, sum(lengths), max(chunk_k), dtype=torch.int32, device=device),
     )
 
 
-def _repeated(of_chunk: list[int], lengths: list[int], dtype: type[Number]) -> NDArray[Number]:
-    """(2, 1), lengths (1, 3) -> 2, 1, 1, 1."""
-    return np.repeat(np.array(of_chunk, dtype=dtype), lengths)
+def _repeat_rows(values: list[int], lengths: list[int], dtype: type[Number]) -> NDArray[Number]:
+    """Repeat the value of each chunk for its rows, [C] -> [T]: (2, 1) and lengths (1, 3) -> 2, 1, 1, 1."""
+    return np.repeat(np.array(values, dtype=dtype), lengths)
 
 
 def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[int, ExpertChoices]:
-    """What the chunks' rows took, by request id, of those requests that want to know."""
+    """Return the expert ids of the chunks' rows by request id, for the requests that asked for them."""
     found: dict[int, ExpertChoices] = {}
     if routing is None or not any(chunk.sequence.experts for chunk in chunks):
         return found
@@ -58,11 +58,12 @@ def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[i
 def _masks(
     masks: list[list[list[bool]] | None], lengths: list[int], model: ModelConfig
 ) -> tuple[NDArray[np.bool_] | None, NDArray[np.int64] | None]:
-    """[M, L, E] and [T], where any chunk has a mask; mask 0, all on, is that of the chunks that have none."""
+    """Return the masks [M, L, E] and each row's mask index [T], or None and None if no chunk has a mask. Mask 0 enables
+    all experts, for the chunks without a mask."""
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None, None
     all_on = np.ones((1, model.num_layers, model.num_experts), dtype=np.bool_)
-    numbers = iter(range(1, len(given) + 1))
-    mask_of_chunk = [0 if mask is None else next(numbers) for mask in masks]
-    return np.concatenate((all_on, np.array(given, dtype=np.bool_))), _repeated(mask_of_chunk, lengths, np.int64)
+    indices = iter(range(1, len(given) + 1))
+    chunk_masks = [0 if mask is None else next(indices) for mask in masks]
+    return np.concatenate((all_on, np.array(given, dtype=np.bool_))), _repeat_rows(chunk_masks, lengths, np.int64)

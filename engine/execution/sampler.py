@@ -1,6 +1,6 @@
-"""From a step's logits to what its requests are told: fills in what each row is for, and reads the answers.
+"""Sampling of a step's logits: parameters of each row to the backend, tokens and log probabilities back.
 
-The mathematics is the backend's: model.ops.Ops.sample. Letters: N rows of logits, V vocabulary.
+The backend samples: Ops.sample in model/ops/interface.py. Letters: N rows of logits, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -26,101 +26,101 @@ PromptLogprobs = dict[int, list[TokenLogprobs]]
 
 @dataclass(frozen=True)
 class PendingSamples:
-    """Answers that may still be on their way from the device."""
+    """Results of sampling that may still be on their way from the device."""
 
     rows: LogitRows
-    num_logprobs: list[int]  # of each row, -1: none
-    failed: dict[int, RowFailed]  # what was found before the device was asked
-    answers: HostCopy  # the fields of SampledRows; those of log probabilities only where a row wants them
+    num_logprobs: list[int]  # of each row; -1: none
+    failed: dict[int, RowFailed]  # by request id, found before the launch
+    results: HostCopy  # the fields of SampledRows; log probabilities only if a row needs them
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """What rows ask for. Where all of them are sampled and none is constrained, only positions change until the next
-    step of other rows."""
+class _KeptRows:
+    """Parameters of a step's rows. If all rows are sampled and none is constrained, only positions change as long as
+    the following steps have the same rows."""
 
-    of: Int64s  # LogitRows.rows
+    rows: Int64s  # LogitRows.rows
     int_params: Int64s
-    sent: SamplingRows
+    on_device: SamplingRows
     num_logprobs: list[int]
 
 
 class Sampler:
-    """Keeps what the last step's rows asked for."""
+    """Samples the rows of each step. Keeps the last step's parameters for a next step of the same rows."""
 
-    def __init__(self, ops: Ops, rows: PersistentBatch, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, ops: Ops, requests: PersistentBatch, eos_token_ids: tuple[int, ...]) -> None:
         self._ops = ops
-        self._rows = rows
+        self._requests = requests
         self._eos_token_ids = eos_token_ids
-        self._standing: _Standing | None = None
+        self._kept: _KeptRows | None = None
 
-    def launch(self, logits: Tensor, wanted: LogitRows) -> PendingSamples:
-        """logits [N, V] float32, a row for each that is wanted. Waits for no device."""
-        sampling_rows, num_logprobs, failed = self._fill(wanted)
-        answers = self._ops.sample(logits, sampling_rows)
-        fetched = [answers.token_ids, answers.status]
+    def launch(self, logits: Tensor, rows: LogitRows) -> PendingSamples:
+        """Sample logits [N, V] float32, one row for each of `rows`, without waiting for the device."""
+        sampling_rows, num_logprobs, failed = self._fill(rows)
+        sampled = self._ops.sample(logits, sampling_rows)
+        results = [sampled.token_ids, sampled.status]
         if sampling_rows.max_logprobs >= 0:
-            fetched += [answers.logprob, answers.top_ids, answers.top_logprobs]
-        return PendingSamples(wanted, num_logprobs, failed, HostCopy(fetched))
+            results += [sampled.logprob, sampled.top_ids, sampled.top_logprobs]
+        return PendingSamples(rows, num_logprobs, failed, HostCopy(results))
 
-    def _fill(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
-        standing = self._standing
-        if standing is None or standing.of is not wanted.rows:
-            return self._fill_anew(wanted)
-        standing.int_params[:, IntParam.NUM_TOKENS] = wanted.positions + 1
-        return self._sent(standing, wanted), standing.num_logprobs, {}
+    def _fill(self, rows: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
+        kept = self._kept
+        if kept is None or kept.rows is not rows.rows:
+            return self._fill_new(rows)
+        kept.int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
+        return self._current(kept, rows), kept.num_logprobs, {}
 
-    def _fill_anew(self, wanted: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
-        rows, device = self._rows, self._rows.device
-        float_params, int_params = rows.float_params[wanted.rows], rows.int_params[wanted.rows]
-        int_params[:, IntParam.NUM_TOKENS] = wanted.positions + 1
-        self._fill_scores(wanted, int_params)
-        constraints = LogitMasks(rows.vocab_size, self._eos_token_ids)
-        constrained = rows.is_constrained[wanted.rows[: wanted.num_sampled]].nonzero()[0].tolist()
+    def _fill_new(self, rows: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
+        requests, device = self._requests, self._requests.device
+        float_params, int_params = requests.float_params[rows.rows], requests.int_params[rows.rows]
+        int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
+        self._fill_scores(rows, int_params)
+        masks = LogitMasks(requests.vocab_size, self._eos_token_ids)
+        constrained = requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist()
         for index in constrained:
-            sequence = wanted.sequences[index]
-            num_generated = int(wanted.positions[index]) + 1 - sequence.num_prompt_tokens
-            constraints.add(sequence, num_generated, int_params[index])
-        bias_ids, bias_values = constraints.biases(device)
+            sequence = rows.sequences[index]
+            num_generated = int(rows.positions[index]) + 1 - sequence.num_prompt_tokens
+            masks.add(sequence, num_generated, int_params[index])
+        bias_ids, bias_values = masks.biases(device)
         penalties = float_params[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
             float_params=to_device(float_params, device),
             int_params=to_device(int_params, device),
-            history=rows.tokens,
+            history=requests.tokens,
             bias_ids=bias_ids,
             bias_values=bias_values,
-            masks=constraints.masks(device),
+            masks=masks.masks(device),
             max_logprobs=int(int_params[:, IntParam.NUM_LOGPROBS].max()),
             is_greedy=bool((float_params[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all()),
             has_penalties=bool(penalties.any()),
         )
-        filled = _Standing(wanted.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
-        self._standing = filled if wanted.num_sampled == len(int_params) and not constrained else None
-        return self._sent(filled, wanted), filled.num_logprobs, constraints.failed
+        filled = _KeptRows(rows.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
+        self._kept = filled if rows.num_sampled == len(int_params) and not constrained else None
+        return self._current(filled, rows), filled.num_logprobs, masks.failed
 
-    def _sent(self, standing: "_Standing", wanted: LogitRows) -> SamplingRows:
-        """With the numbers as they stand now; only penalties look at the history, at no more than there is of it."""
-        rows, device = standing.sent, self._rows.device
+    def _current(self, kept: _KeptRows, rows: LogitRows) -> SamplingRows:
+        """Return the parameters with current positions. Only penalties read the history, and only its used part."""
+        current, device = kept.on_device, self._requests.device
         if device.type != "cpu":
-            rows = replace(rows, int_params=to_device(standing.int_params, device))
-        if rows.has_penalties:
-            rows = replace(rows, history=self._rows.tokens[:, : int(wanted.positions.max()) + 2])
-        return rows
+            current = replace(current, int_params=to_device(kept.int_params, device))
+        if current.has_penalties:
+            current = replace(current, history=self._requests.tokens[:, : int(rows.positions.max()) + 2])
+        return current
 
     @staticmethod
-    def _fill_scores(wanted: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
-        for index in range(wanted.num_sampled, len(int_params)):
-            token_ids = wanted.sequences[index].token_ids
-            int_params[index, IntParam.TARGET] = token_ids[int(wanted.positions[index]) + 1]
+    def _fill_scores(rows: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
+        for index in range(rows.num_sampled, len(int_params)):
+            token_ids = rows.sequences[index].token_ids
+            int_params[index, IntParam.TARGET] = token_ids[int(rows.positions[index]) + 1]
             int_params[index, IntParam.NUM_LOGPROBS] = max(0, int_params[index, IntParam.NUM_LOGPROBS])
 
-    def finish(self, sampling: PendingSamples) -> tuple[Outcomes, PromptLogprobs]:
-        """Waits for the device. A row without a token fails its own request alone."""
-        wanted = sampling.rows
-        ids = [sequence.request_id for sequence in wanted.sequences]
-        token_ids, status, *scored = sampling.answers.lists()
-        logprobs = _logprobs(sampling.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
-        count = wanted.num_sampled
+    def finish(self, pending: PendingSamples) -> tuple[Outcomes, PromptLogprobs]:
+        """Wait for the device and return the results. A row without a token fails only its own request."""
+        rows = pending.rows
+        ids = [sequence.request_id for sequence in rows.sequences]
+        token_ids, status, *scored = pending.results.lists()
+        logprobs = _logprobs(pending.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
+        count = rows.num_sampled
         outcomes: Outcomes = dict(zip(ids[:count], map(Sampled, token_ids[:count], logprobs), strict=True))
         scores: PromptLogprobs = {}
         for index in range(count, len(ids)):
@@ -130,7 +130,7 @@ class Sampler:
         if any(status):
             outcomes |= {ids[i]: NO_TOKEN for i, s in enumerate(status) if s == Status.NO_TOKEN}
             outcomes |= {ids[i]: NOT_FINITE for i, s in enumerate(status) if s == Status.NOT_FINITE}
-        for request_id, failure in sampling.failed.items():
+        for request_id, failure in pending.failed.items():
             if outcomes[request_id] is not NOT_FINITE:
                 outcomes[request_id] = failure
         return outcomes, scores

@@ -1,7 +1,7 @@
-"""Grammars over tokens: which token may come next in a text that has to have a given form.
+"""Compile grammars and compute token masks: the tokens that a grammar allows next.
 
-llguidance does the parsing. Here are its limits, and a matcher that is a function of the tokens generated so far, so
-that preemption, chunking and batch mates cannot shift it. Knows neither torch nor scheduling.
+llguidance does the parsing. This module sets its limits and makes a mask a function of the tokens generated so far, so
+that preemption, chunking and other requests of a batch cannot change it. It knows neither torch nor scheduling.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ import llguidance
 from engine.errors import GrammarError
 from engine.types import Vocabulary
 
-# Work is bounded by counts and not by a clock: a grammar gets the same answer on every machine and under any load.
+# Limits are counts, not seconds: the same grammar is accepted or rejected on every machine and under any load.
 LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,  # symbols
     initial_lexer_fuel=400_000,  # about 50,000 per ms
-    step_lexer_fuel=100_000,  # for one mask; about 14,000 per ms
-    step_max_items=50_000,  # likewise; about 20,000 per ms
+    step_lexer_fuel=100_000,  # per mask; about 14,000 per ms
+    step_max_items=50_000,  # per mask; about 20,000 per ms
     max_lexer_states=50_000,  # 1 to 2 kB each
     verbose_errors=False,
 )
@@ -25,31 +25,30 @@ SILENT = 0
 
 
 class GrammarCompiler:
-    """Makes matchers for one vocabulary. Safe to use from several threads.
-
-    `vocab_size`: columns of the logits; the ids behind the vocabulary's own stand for nothing. `eos_token_ids`: what
-    ends a text, allowed wherever the grammar is complete and nowhere else.
-    """
+    """Compiler of grammars for one vocabulary. Safe to use from several threads."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """`vocab_size`: columns of the logits; ids beyond the vocabulary are never allowed.
+        `eos_token_ids`: tokens that end a text; allowed exactly where the grammar is complete.
+        """
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
 
     def matcher(self, grammar: str) -> "GrammarMatcher":
-        """A matcher at the start of its text. Raises GrammarError for a grammar that is none, or beyond the limits."""
+        """Return a matcher at the start of its text. Raises GrammarError if the grammar is invalid or too expensive."""
         parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=SILENT, limits=LIMITS)
         if parser.is_error():
             raise GrammarError(parser.get_error())
         return GrammarMatcher(parser)
 
     def check(self, grammar: str) -> None:
-        """Raises GrammarError unless the grammar is one, within the limits, that some text fulfils."""
+        """Raise GrammarError if the grammar is invalid, unsatisfiable or too expensive."""
         self.matcher(grammar).bitmask((), 0)
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
-        """Takes some 0.1 s for 32,000 tokens, so it is made when first needed."""
+        """Built on first use, because 32,000 tokens take about 0.1 s."""
         if not self._eos_token_ids:
             raise GrammarError("the model has no end token")
         wrapper = llguidance.TokenizerWrapper(_Tokens(self._vocabulary, self._vocab_size, self._eos_token_ids[0]))
@@ -57,25 +56,25 @@ class GrammarCompiler:
 
 
 class GrammarMatcher:
-    """One text's place in its grammar."""
+    """State of one generated text in its grammar."""
 
     def __init__(self, parser: llguidance.LLMatcher) -> None:
         self._parser = parser
         self._num_consumed = 0
 
     def bitmask(self, token_ids: Sequence[int], start: int) -> bytes:
-        """The tokens that may follow token_ids[start:], which must begin with what was passed before.
+        """Return the mask of the tokens that may follow token_ids[start:].
 
-        Packed: bit i % 8 of byte i // 8 is token i's; as long as ceil(V / 32) int32. Raises GrammarError where the
-        tokens break the grammar, or the step goes beyond the limits.
+        Each call must extend the tokens of the call before. Packed: token i is bit i % 8 of byte i // 8; as many bytes
+        as ceil(V / 32) int32. Raises GrammarError if the tokens break the grammar, or the mask is too expensive.
         """
         try:
             mask = self._mask(token_ids[start + self._num_consumed :])
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             raise GrammarError(str(error)) from error
-        if self._parser.is_error():  # the mask would then be that of a finished text
+        if self._parser.is_error():  # the mask would then be the mask of a finished text
             raise GrammarError(self._parser.get_error())
         return mask
 
@@ -87,7 +86,7 @@ class GrammarMatcher:
 
 
 class _Tokens:
-    """The vocabulary as llguidance asks for it."""
+    """Adapter of a Vocabulary to the interface that llguidance.TokenizerWrapper expects."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_token_id: int) -> None:
         self.eos_token_id = eos_token_id
@@ -96,5 +95,5 @@ class _Tokens:
         self.special_token_ids = vocabulary.special_ids
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Never asked for: grammars come with `no_forcing`, so that each token is the model's own choice."""
-        raise AssertionError("a grammar asked for the tokens of a text")
+        """Never called: grammars use the option `no_forcing`, so that the model chooses each token."""
+        raise AssertionError("llguidance tokenized a text, although the grammar sets no_forcing")

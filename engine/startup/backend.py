@@ -1,4 +1,4 @@
-"""Which backend computes on this device: the user's choice, or the fastest one that is to be had."""
+"""Choice of the backend for a device: the user's choice, or the fastest available one."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,26 +19,26 @@ from model.ops.reference.ops import ReferenceOps
 if TYPE_CHECKING:
     from model.ops.triton.packed_weights import WeightFormat
 
-OLDEST_MAJOR = 8  # compute capability that the Triton kernels are made for
+OLDEST_MAJOR = 8  # lowest compute capability that the Triton kernels support
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend, and how it calls itself."""
+    """A backend and its names."""
 
     ops: Ops
     name: str  # native, triton or reference
-    numerics: str  # the name, and whatever else of the backend decides about bits
+    numerics: str  # the name, and everything else in the backend that affects bits
     warnings: tuple[str, ...] = ()
 
 
 def choose_backend(
     config: EngineConfig, device: torch.device, dtype: torch.dtype, heartbeat: Heartbeat | None = None
 ) -> Backend:
-    """For weights and activations in `dtype`. Also sets torch's own number of threads: one beside the native backend's,
-    which would only get in their way. Where kernels can show that they go on, they do it in `heartbeat`.
+    """Choose the backend for weights and activations in `dtype`. The native backend's kernels advance `heartbeat`.
 
-    Raises EngineConfigError where the backend asked for is not to be had.
+    Also sets torch's number of threads: 1 with the native backend, whose threads torch's would disturb. Raises
+    EngineConfigError if the configured backend is not available.
     """
     if config.deterministic and config.backend == "reference":
         raise EngineConfigError("--deterministic: the reference backend's bits change with the batch")
@@ -48,15 +48,15 @@ def choose_backend(
         if config.backend != "reference":
             return _native(config, device, heartbeat)
     except NativeUnavailableError as error:
-        asked_for = config.backend == "native" or config.isa != "auto" or config.deterministic
-        if asked_for or isinstance(error, NativeOutdatedError):
+        is_configured = config.backend == "native" or config.isa != "auto" or config.deterministic
+        if is_configured or isinstance(error, NativeOutdatedError):
             raise EngineConfigError(f"--backend native: {error}") from None
-        return _reference(config, device, f"{error}; the reference backend serves, and it is slow")
+        return _reference(config, device, f"{error}; using the slow reference backend")
     return _reference(config, device)
 
 
 def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | None) -> Backend:
-    """Its bits change with nothing: --deterministic asks for no more."""
+    """Create the native backend. Its bits never depend on the batch, so --deterministic changes nothing."""
     if device.type != "cpu":
         raise EngineConfigError(f"--backend native runs on the CPU, not on {device.type}: add --device cpu")
     threads = config.threads or num_cores()
@@ -64,7 +64,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     if heartbeat is not None:
         ops.set_heartbeat(heartbeat.counter)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_named(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_suffix(config.quantization)}")
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -79,29 +79,29 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
             raise
         if config.backend == "triton" or config.deterministic or config.quantization == "fp8":
             raise EngineConfigError("--backend triton: the package triton is not installed") from None
-        return _reference(config, device, "triton is not installed; the reference backend serves, and it is slow")
+        return _reference(config, device, "triton is not installed; using the slow reference backend")
     major, minor = torch.cuda.get_device_capability(device)
     if major < OLDEST_MAJOR:
-        raise EngineConfigError(f"--backend triton: this card is sm_{major}{minor}, the kernels need sm_80 or newer")
+        raise EngineConfigError(f"--backend triton: this GPU is sm_{major}{minor}, the kernels need sm_80 or newer")
     formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
     ops = TritonOps(dtype, formats[config.quantization], config.deterministic)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"
-    return Backend(ops, "triton", f"{compiler}{kind}{_named(config.quantization)}")
+    return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}")
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    numerics = f"reference-{device.type}{_named(config.quantization)}"
+    numerics = f"reference-{device.type}{_suffix(config.quantization)}"
     return Backend(ReferenceOps(_quantization(config)), "reference", numerics, warnings)
 
 
 def _quantization(config: EngineConfig) -> Quantization:
     if config.quantization == "fp8":
-        raise EngineConfigError("--quantization fp8 runs on the triton backend alone; int8 runs here too")
+        raise EngineConfigError("--quantization fp8 runs only on the triton backend; int8 runs here too")
     return config.quantization
 
 
-def _named(quantization: str) -> str:
+def _suffix(quantization: str) -> str:
     return "" if quantization == "none" else f"-{quantization}"

@@ -1,4 +1,4 @@
-"""The memory of a card: what a step takes of it, what is left for the KV pool, and what to say where it does not do."""
+"""Memory of a device: what a step uses, what is left for the KV pool, and the error if it is not enough."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +13,19 @@ from engine.errors import EngineConfigError
 
 
 class DeviceMemory(Protocol):
-    """The memory that weights, KV pool and steps share."""
+    """Memory shared by weights, KV pool and steps."""
 
-    share_of_pool: float  # of bytes_left_after() that the KV pool may take
+    share_of_pool: float  # of bytes_left_after() that the KV pool may use
 
     def free_bytes(self) -> int:
-        """What may still be allocated."""
+        """Bytes that can still be allocated."""
 
     def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
-        """What may be allocated for good beside steps of this size."""
+        """Bytes that can be allocated permanently beside steps of this size."""
 
 
 class HostMemory:
-    """The machine's own. What a step needs comes out of the half of it that the KV pool leaves alone."""
+    """Memory of the host. Steps use the half of it that the KV pool leaves free."""
 
     share_of_pool = SHARE_OF_FREE_MEMORY
 
@@ -37,20 +37,20 @@ class HostMemory:
 
 
 class CudaMemory:
-    """A CUDA device's, as torch's allocator and the driver count it."""
+    """Memory of a CUDA device, as counted by torch's allocator and the driver."""
 
-    share_of_pool = 0.95  # the rest is for the allocator's fragments and for graphs
+    share_of_pool = 0.95  # the rest is for fragmentation of the allocator and for graphs
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def free_bytes(self) -> int:
-        """What torch holds and does not use is given back first."""
+        """Bytes that can still be allocated, after torch has freed its unused cache."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
     def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
-        """Runs the step twice, as the first also loads kernels, and takes the peak of the second."""
+        """Run the step twice, because the first run also loads kernels, and subtract the peak of the second."""
         largest_step()
         torch.cuda.synchronize(self._device)
         before = torch.cuda.memory_allocated(self._device)
@@ -66,27 +66,27 @@ def memory_of(device: torch.device) -> DeviceMemory:
 
 
 @contextmanager
-def explained(config: EngineConfig, phase: str, memory: DeviceMemory) -> Iterator[None]:
-    """Turns an allocation that fails into an EngineConfigError with the flags that ask for less."""
+def explain_out_of_memory(config: EngineConfig, phase: str, memory: DeviceMemory) -> Iterator[None]:
+    """Turn a failed allocation into an EngineConfigError that names the flags that lower memory use."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         free = format_bytes(memory.free_bytes())
-        raise EngineConfigError(f"out of memory while {phase}, {free} are free: {_ways_out(config)}") from error
+        raise EngineConfigError(f"out of memory while {phase}, {free} are free: {_remedies(config)}") from error
 
 
-def _ways_out(config: EngineConfig) -> str:
-    """In the order of how much they free."""
+def _remedies(config: EngineConfig) -> str:
+    """Return the flags that lower memory use, in the order of their effect."""
     flags = []
     if config.num_kv_blocks is not None:
-        flags.append("--num-kv-blocks asks for the KV cache")
+        flags.append("--num-kv-blocks sets the KV cache; lower it")
     elif config.kv_cache_memory_bytes is not None:
-        flags.append("--kv-cache-memory-bytes asks for the KV cache")
+        flags.append("--kv-cache-memory-bytes sets the KV cache; lower it")
     if config.quantization == "none":
         flags.append("--quantization int8 halves the weights of bfloat16")
     if config.kv_cache_dtype != "int8":
         flags.append("--kv-cache-dtype int8 halves the KV cache")
     budget = config.max_num_batched_tokens or 2048
-    flags.append(f"--max-num-batched-tokens {max(16, budget // 2)} halves what a step takes")
-    flags.append("`smoe plan --memory` says what fits")
+    flags.append(f"--max-num-batched-tokens {max(16, budget // 2)} halves the memory of a step")
+    flags.append("`smoe plan --memory` shows what fits")
     return "; ".join(flags)

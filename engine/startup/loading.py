@@ -1,4 +1,4 @@
-"""From a config to an engine that can step: device, dtype, weights, KV pool, budget."""
+"""Load a model: device, dtype, weights, KV pool, token budget."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.startup.backend import Backend, choose_backend
-from engine.startup.device_memory import explained, memory_of
+from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.types import Request, SamplingParams
 from model.checkpoint.config_file import load_config
 from model.checkpoint.manifest import verify_manifest
@@ -49,7 +49,7 @@ from model.ops.native.ops import NativeOps
 from model.profile_step import run_profile_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CPU_STEP_S = 0.5  # what a full step may take on a CPU, unless the user sets a budget
+CPU_STEP_S = 0.5  # duration of a full step on a CPU, unless the user sets a budget
 CALIBRATION_TOKENS = 64
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -57,7 +57,7 @@ ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, with its KV pool and the limits that follow from both."""
+    """A model on its device, with its KV pool and limits."""
 
     config: ModelConfig
     runner: ModelRunner
@@ -67,7 +67,7 @@ class LoadedModel:
     kv_dtype: KvDtype
     device: torch.device
     backend: str  # native, triton or reference
-    numerics: str  # what of the backend decides about bits
+    numerics: str  # everything in the backend that affects bits
     weight_bytes: int
     kv_block_bytes: int
     phase_seconds: dict[str, float]
@@ -75,20 +75,20 @@ class LoadedModel:
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
-    """`heartbeat` is moved on by whatever the model computes, from now on.
+    """Load the checkpoint and size its engine. From now on all computation advances `heartbeat`.
 
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
     model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
     if config.verify:
         verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
-    device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
+    device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     stored = checked_tensors(Path(config.model), model_config)
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     memory = memory_of(device)
     check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
     backend = choose_backend(config, device, dtype, heartbeat)
-    with explained(config, "the weights are loaded", memory):
+    with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
             model_config,
@@ -105,14 +105,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
-    """A model of this shape with random weights, made on the device: to measure, without a checkpoint.
+    """Build a model of this shape with random weights on the device, for measurements without a checkpoint.
 
     Raises EngineConfigError.
     """
     start = time.monotonic()
-    device, dtype = chosen_device(config), DTYPES[served_dtype(config, model_config)]
+    device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     backend = choose_backend(config, device, dtype)
-    with explained(config, "weights are made", memory_of(device)):
+    with explain_out_of_memory(config, "the weights are created", memory_of(device)):
         model = random_model(model_config, dtype, device, backend.ops, seed=0)
     weights_s = time.monotonic() - start
     return _assemble(
@@ -130,7 +130,7 @@ def _assemble(
     warnings: list[str],
     on_progress: ProgressCallback,
 ) -> LoadedModel:
-    """The loaded network with a KV pool in the memory that is left, and a measured budget."""
+    """Add a KV pool in the free memory and a measured token budget to a loaded network."""
     if isinstance(backend.ops, NativeOps):
         model = NativeMixtral(model, backend.ops)
     model_config, memory = model.config, memory_of(device)
@@ -138,12 +138,12 @@ def _assemble(
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
-    with explained(config, "a full step is measured", memory):
+    with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
-    with explained(config, "the KV cache is made", memory):
+    with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
     experts = ExpertReporter(ExpertStats(model_config, device) if model_config.num_experts else None)
     requests = PersistentBatch(
@@ -156,7 +156,7 @@ def _assemble(
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        limits = replace(limits, max_num_batched_tokens=_measured_budget(config, model_config, runner, limits))
+        limits = replace(limits, max_num_batched_tokens=_measure_budget(config, model_config, runner, limits))
     return LoadedModel(
         config=model_config,
         runner=runner,
@@ -175,7 +175,7 @@ def _assemble(
 
 
 def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
-    """A scheduler over an empty pool."""
+    """Create a scheduler over an empty block pool."""
     budget = limits.max_num_batched_tokens
     geometry = BlockGeometry(config.block_size, model.window, budget)
     return Scheduler(
@@ -190,8 +190,8 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimit
     )
 
 
-def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
-    """As many tokens as this CPU computes in about CPU_STEP_S, from a small step timed twice (the first warms up)."""
+def _measure_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
+    """Return how many tokens this CPU computes in about CPU_STEP_S, from a small step timed after a warm-up."""
     count = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
     seconds = 0.0
     for _ in range(2):
@@ -201,14 +201,14 @@ def _measured_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunn
         start = time.monotonic()
         result = runner.run(plan)
         seconds = time.monotonic() - start
-        scheduler.apply(plan, result, 0.0)  # it ends here, and gives its row back
+        scheduler.apply(plan, result, 0.0)  # ends the request and frees its row
     tokens = int(count * CPU_STEP_S / max(seconds, 1e-6))
     return max(MIN_CPU_BUDGET, min(MAX_CPU_BUDGET, tokens // 32 * 32))
 
 
-def chosen_device(config: EngineConfig) -> torch.device:
-    """Raises EngineConfigError where the one asked for is not there."""
+def choose_device(config: EngineConfig) -> torch.device:
+    """Return the configured device, or CUDA if available. Raises EngineConfigError if the configured one is missing."""
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
-        raise EngineConfigError("--device cuda: no CUDA device is to be had here; --device cpu works")
+        raise EngineConfigError("--device cuda: no CUDA device is available; --device cpu works")
     return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")

@@ -1,6 +1,6 @@
-"""`python -m engine.startup.probe`: what the engine process would find here, as one JSON object. Loads no model.
+"""`python -m engine.startup.probe`: GPUs, cores and instruction sets of this machine, as one JSON object.
 
-A process of its own, because torch is its to import, and because a broken torch or library may take the process along.
+A separate process, because it imports torch, and because a broken torch or native library may crash it. Loads no model.
 """
 
 import json
@@ -14,17 +14,17 @@ from model.ops.native.library import NativeLibrary, NativeUnavailableError
 
 @dataclass(frozen=True)
 class Probe:
-    """What there is to compute with."""
+    """Compute resources of this machine."""
 
     torch_version: str
-    gpus: list[str]  # their names
-    num_cores: int  # that this process may use
-    isas: list[str]  # instruction sets that the native library runs here, the fastest last
-    native_error: str | None  # why there is no native library
+    gpus: list[str]  # names
+    num_cores: int  # usable by this process
+    isas: list[str]  # usable instruction sets of the native library, fastest last
+    native_error: str | None  # reason if there is no native library
 
 
 def probe() -> Probe:
-    """Looks at this machine."""
+    """Detect the resources of this machine."""
     isas, native_error = [], None
     try:
         isas = NativeLibrary().isas()
@@ -35,4 +35,4 @@ def probe() -> Probe:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(probe())))  # noqa: T201  # what it is for
+    print(json.dumps(asdict(probe())))  # noqa: T201 (the output of this program)

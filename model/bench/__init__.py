@@ -1,1 +1,1 @@
-"""What the machine can do, and what each kernel makes of it. Only `smoe bench` imports it."""
+"""Benchmarks of kernels against the limits of the machine. Only `smoe bench` imports this package."""

@@ -1,6 +1,6 @@
-"""Every kernel at several row counts: how long it takes, and how near that is to the machine's limits.
+"""Time every kernel at several row counts, and compare it with the limits of the machine.
 
-There are so many copies of weights and caches that what one call reads is in no CPU or GPU cache. Shape letters as in
+Weights and KV caches have so many copies that no call finds its data in a CPU or GPU cache. Shape letters as in
 model/ops/interface.py.
 """
 
@@ -20,24 +20,24 @@ from model.kv_pool import KvPool
 from model.mixtral import uniform_routing
 from model.ops.interface import FfnWeights, Ops, RoutingRequest, packed_bytes
 
-COLD_BYTES = 192 << 20  # more than caches hold
+COLD_BYTES = 192 << 20  # larger than the caches
 BLOCK_SIZE = 16
-NUM_MATRICES = 64  # at most, of small weights
-MAX_SEQUENCES = 256  # that decode together
-INT8_FILL = 60  # as an int8 row's scale: 0.0115
+NUM_MATRICES = 64  # largest number of copies
+MAX_SEQUENCES = 256  # in a decode batch
+INT8_FILL = 60  # four such bytes read as a float32 scale are 0.0115
 
 Calls: TypeAlias = Sequence[Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, on what."""
+    """Backend, network and device under test."""
 
     ops: Ops
     config: ModelConfig
     dtype: torch.dtype
     kv_dtype: KvDtype
-    arithmetic: str  # that the products are done in: float32, bfloat16 or int8
+    arithmetic: str  # arithmetic of the matrix products: float32, bfloat16 or int8
     device: torch.device
     limits: RooflineProbe
 
@@ -48,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel on one input. `share`: the limit's time over its own."""
+    """Result of one kernel on one input. `share`: the shortest possible time divided by the measured one."""
 
     kernel: str
     rows: int
@@ -61,7 +61,7 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel on one input: the same call on different memory, and what one call reads and computes."""
+    """A kernel on one input: the same call on different memory, and the bytes and operations of one call."""
 
     kernel: str
     rows: int
@@ -73,7 +73,7 @@ class Case:
 
 
 def distinct_experts(num_experts: int, experts_per_token: int, num_rows: int) -> float:
-    """How many experts some row takes, expected where each row draws k of E evenly: E (1 - (1 - k/E)^T).
+    """Return the expected number of distinct experts if each row draws k of E uniformly: E (1 - (1 - k/E)^T).
 
     8 experts, 2 per token: 2.0 for 1 row, 5.5 for 4, 7.9 for 16.
     """
@@ -81,7 +81,7 @@ def distinct_experts(num_experts: int, experts_per_token: int, num_rows: int) ->
 
 
 def measure_kernels(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -> Iterator[KernelTime]:
-    """Times every case. Each kernel's weights are dropped before the next one's are made."""
+    """Time every case. Each kernel's weights are freed before those of the next kernel are allocated."""
     for cases in (_linear, _moe, _norm, _rotation):
         yield from (_time(setting, case) for case in cases(setting, rows))
     yield from (_time(setting, case) for case in _attention(setting, rows, contexts))
@@ -111,7 +111,7 @@ def _copies(num_bytes: int) -> int:
 
 
 def _linear(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """The attention's projections: D -> (H + 2G) * K."""
+    """Cases of the qkv projection: D -> (H + 2G) * K."""
     config = setting.config
     outputs = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     first = setting.ops.pack_linear(_random(setting, outputs, config.dim))
@@ -155,7 +155,7 @@ def _random_moe(setting: Setting) -> object:
 
 
 def _norm(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """Small: its rows are in a cache, as they are in a step."""
+    """Cases of RMSNorm. Its rows are in the CPU cache, as in a step."""
     dim = setting.config.dim
     weight = torch.ones(dim, dtype=setting.dtype, device=setting.device)
     for count in rows:
@@ -165,7 +165,7 @@ def _norm(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
 
 
 def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """Rotary positions, and K and V into the pool."""
+    """Cases of rotation and of storing K and V in the pool."""
     config = setting.config
     for count in rows:
         pool = _pool(setting, count, 1, num_layers=1)
@@ -182,7 +182,7 @@ def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
 
 
 def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -> Iterator[Case]:
-    """Decode: one row per sequence, each with a context of its own."""
+    """Cases of decode attention: one row per sequence, each with its own context."""
     config = setting.config
     row = row_bytes(setting.kv_dtype, config.head_dim)
     for context in contexts:
@@ -202,7 +202,7 @@ def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -
 
 
 def _pool(setting: Setting, num_sequences: int, context: int, num_layers: int) -> KvPool:
-    """Written once: pages never written would all be one."""
+    """Create a pool and write it, because the system maps all unwritten pages to a single one."""
     config = replace(setting.config, num_layers=num_layers)
     num_blocks = 1 + num_sequences * math.ceil(context / BLOCK_SIZE)
     pool = KvPool(config, num_blocks, BLOCK_SIZE, setting.kv_dtype, setting.device)
@@ -212,7 +212,7 @@ def _pool(setting: Setting, num_sequences: int, context: int, num_layers: int) -
 
 
 def _decode_batch(setting: Setting, num_sequences: int, context: int) -> ForwardBatch:
-    """Each sequence's last position, in blocks that lie one behind the other."""
+    """Build a batch of each sequence's last position, with consecutive blocks."""
     device = setting.device
     blocks = math.ceil(context / BLOCK_SIZE)
     tables = 1 + torch.arange(num_sequences * blocks, device=device).view(num_sequences, blocks)

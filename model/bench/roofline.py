@@ -1,4 +1,4 @@
-"""The machine's limits, measured: how fast memory is read, and how fast numbers are multiplied."""
+"""Measure the limits of the machine: memory bandwidth and arithmetic throughput (Williams et al. 2009)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +22,13 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Roofline:
-    """Bytes per second of a read that streams, operations per second of each arithmetic (two per multiply-add)."""
+    """Bytes per second of a streaming read, operations per second of each arithmetic (two per multiply-add)."""
 
     bytes_per_s: float
-    operations_per_s: dict[str, float]  # of those in ARITHMETICS that this device has
+    operations_per_s: dict[str, float]  # by name; those of ARITHMETICS that the device supports
 
     def limit_s(self, num_bytes: float, num_operations: float, arithmetic: str) -> float:
-        """The shortest time in which so many bytes are read and so many operations done (Williams et al. 2009)."""
+        """Return the shortest time in which the machine can read `num_bytes` and do `num_operations`."""
         return max(num_bytes / self.bytes_per_s, num_operations / self.operations_per_s[arithmetic])
 
     def as_fields(self) -> dict[str, object]:
@@ -36,8 +36,10 @@ class Roofline:
 
 
 def seconds_of(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
-    """The time of one call: the median of some rounds, each of which makes all calls in turn, and does that until it
-    has lasted. The calls do the same on different memory: what one reads, the last one has not left in a cache."""
+    """Return the time of one call: the median of NUM_ROUNDS rounds, each of at least MIN_ROUND_S.
+
+    A round makes all calls in turn. They do the same on different memory, so that no call finds its data in a cache.
+    """
     _timed(calls, 1, device)  # warms up
     repeats = 1
     while (elapsed := _timed(calls, repeats, device)) < MIN_ROUND_S:
@@ -62,15 +64,18 @@ def _finish(device: torch.device) -> None:
 
 
 def measure(ops: Ops, device: torch.device) -> Roofline:
-    """With the native backend's own threads and instructions; else with what torch does best."""
+    """Measure the device: with the native backend's own threads and instructions, else with torch."""
     if isinstance(ops, NativeOps):
         return Roofline(_native_bandwidth(ops), _native_peaks(ops))
     return Roofline(_copy_bandwidth(device), _matmul_peaks(device))
 
 
 class RooflineProbe:
-    """The machine's limits when they are asked for. A CPU's change with its neighbours, from one second to the next, so
-    there they are measured anew each time; a GPU is nobody else's."""
+    """Current limits of the machine.
+
+    A CPU may be shared with other programs, so its limits change from second to second and are measured at each call of
+    now(). A GPU is measured once.
+    """
 
     def __init__(self, ops: Ops, device: torch.device) -> None:
         self.at_start = measure(ops, device)
@@ -78,7 +83,7 @@ class RooflineProbe:
         self._device = device
 
     def now(self) -> Roofline:
-        """Takes about a second on a CPU."""
+        """Return the current limits. Takes about a second on a CPU."""
         return measure(self._ops, self._device) if self._device.type == "cpu" else self.at_start
 
 
@@ -98,14 +103,14 @@ def _native_peaks(ops: NativeOps) -> dict[str, float]:
 
 
 def _copy_bandwidth(device: torch.device) -> float:
-    """A copy reads as much as it writes."""
+    """Measure a copy, which reads as many bytes as it writes."""
     source = torch.ones(BUFFER_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * BUFFER_BYTES / seconds_of([lambda: target.copy_(source)], device)
 
 
 def _matmul_peaks(device: torch.device) -> dict[str, float]:
-    """Of large square matrices. Quantized weights are widened before they are multiplied there, so int8 has none."""
+    """Measure products of large square matrices. int8 is left out: torch devices widen quantized weights first."""
     size = MATMUL_SIZE[device.type]
     peaks = {}
     for name in ("float32", "bfloat16"):

@@ -1,4 +1,4 @@
-"""Typed reads from a parsed JSON object. A wrong type or range is a CheckpointError that names file, key and value."""
+"""Typed access to a parsed JSON object. A wrong type or range raises a CheckpointError with file, key and value."""
 
 from pathlib import Path
 from typing import Any
@@ -8,24 +8,24 @@ from model.checkpoint.json_files import printable
 
 
 class JsonFields:
-    """The keys of one JSON object in `file`."""
+    """The fields of one JSON object in `file`."""
 
     def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
-        """`prefix` goes before key names in messages: "rope_parameters." for a nested object."""
+        """Wrap `values`. `prefix` precedes key names in messages: "rope_parameters." for a nested object."""
         self.file = file
         self._values = values
         self._prefix = prefix
 
     def error(self, message: str) -> CheckpointError:
-        """The error to raise, with the file in front."""
+        """Return a CheckpointError whose message starts with the file."""
         return CheckpointError(f"{self.file}: {message}")
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value as it stands, unchecked; `default` where the key is absent."""
+        """Return the unchecked value; `default` if the key is absent."""
         return self._values.get(name, default)
 
     def section(self, name: str) -> "JsonFields | None":
-        """A nested object; None where the key is absent or null."""
+        """Return a nested object; None if the key is absent or null."""
         values = self.get(name)
         if values is None:
             return None
@@ -34,35 +34,35 @@ class JsonFields:
         return JsonFields(self.file, values, f"{self._prefix}{name}.")
 
     def positive(self, name: str, at_most: int) -> int:
-        """An integer in 1..at_most."""
+        """Return an integer in 1 .. at_most."""
         value = self._required(name)
         if type(value) is not int or not 1 <= value <= at_most:
             raise self._wrong(name, f"an integer from 1 to {at_most}")
         return value
 
     def positive_float(self, name: str, at_most: float) -> float:
-        """A number above 0; integers count."""
+        """Return a number above 0 and at most `at_most`; integers are accepted."""
         value = self._required(name)
         if type(value) not in (int, float) or not 0 < value <= at_most:
-            raise self._wrong(name, f"a number above 0, {at_most:g} at most")
+            raise self._wrong(name, f"a number above 0 and at most {at_most:g}")
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """A boolean; absent and null are false."""
+        """Return a boolean; False if the key is absent or null."""
         value = self.get(name)
         if value is not None and type(value) is not bool:
             raise self._wrong(name, "true or false")
         return bool(value)
 
     def token_id(self, name: str, vocab_size: int) -> int:
-        """One id of the vocabulary."""
+        """Return one token id, below vocab_size."""
         ids = self.token_ids(name, vocab_size)
         if len(ids) != 1:
             raise self._wrong(name, "one token id")
         return ids[0]
 
     def token_ids(self, name: str, vocab_size: int) -> list[int]:
-        """One id, or a list of them; absent and null are none."""
+        """Return a list of token ids, given as one id or a list; [] if the key is absent or null."""
         value = self.get(name)
         if value is None:
             return []
@@ -76,5 +76,5 @@ class JsonFields:
             raise self.error(f"{self._prefix}{name} is missing")
         return self._values[name]
 
-    def _wrong(self, name: str, wanted: str) -> CheckpointError:
-        return self.error(f"{self._prefix}{name} is {printable(self.get(name))}, not {wanted}")
+    def _wrong(self, name: str, expected: str) -> CheckpointError:
+        return self.error(f"{self._prefix}{name} is {printable(self.get(name))}, not {expected}")

@@ -14,16 +14,16 @@ from model.config import MISTRAL, MIXTRAL, ModelConfig
 
 MAX_CONFIG_BYTES = 1 << 20
 DTYPES = ("float32", "bfloat16", "float16")
-MISTRAL_WINDOW = 4096  # of Mistral-7B v0.1; what an absent key means to transformers
+MISTRAL_WINDOW = 4096  # the window of Mistral-7B v0.1, which transformers assumes if the key is absent
 
 
 def load_config(
     path: Path, sliding_window: Literal["model", "none"] | int = "model", experts_per_token: int | None = None
 ) -> tuple[ModelConfig, list[str]]:
-    """The config of the checkpoint in directory `path`, and warnings of one line each.
+    """Read the config of the checkpoint in directory `path`; return it with warnings of one line each.
 
-    `sliding_window` other than "model" and `experts_per_token` go before what the checkpoint says. Raises
-    CheckpointError for everything that the network cannot run exactly as the checkpoint means it.
+    `sliding_window` (unless "model") and `experts_per_token` override the checkpoint's values. Raises CheckpointError
+    for missing or invalid values, and for features that the network does not implement.
     """
     _check_directory(path)
     fields = JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
@@ -46,7 +46,9 @@ def _check_directory(path: Path) -> None:
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory")
         if (path / "params.json").exists() and not (path / "config.json").exists():
-            raise CheckpointError(f"{path} has params.json but no config.json: only the Hugging Face layout is read")
+            raise CheckpointError(
+                f"{path} has params.json but no config.json: only the Hugging Face layout is supported"
+            )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -87,29 +89,29 @@ def _architecture(fields: JsonFields) -> str:
     names = fields.get("architectures")
     if isinstance(names, list) and len(names) == 1 and names[0] in (MIXTRAL, MISTRAL):
         return str(names[0])
-    raise fields.error(f"architectures is {printable(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are served")
+    raise fields.error(f"architectures is {printable(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are supported")
 
 
 def _check_supported(fields: JsonFields) -> None:
-    """Refuses what would change the computation and is not implemented."""
+    """Raise CheckpointError for features that change the computation and are not implemented."""
     if fields.get("hidden_act", "silu") != "silu":
-        raise fields.error(f"hidden_act is {printable(fields.get('hidden_act'))}; only 'silu' is served")
+        raise fields.error(f"hidden_act is {printable(fields.get('hidden_act'))}; only 'silu' is supported")
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
-            raise fields.error(f"{name} is true; these networks have no biases")
+            raise fields.error(f"{name} is true; networks with biases are not supported")
     if fields.get("quantization_config") is not None:
-        raise fields.error("quantization_config is set; quantized checkpoints are not read")
+        raise fields.error("quantization_config is set; quantized checkpoints are not supported")
     kinds = fields.get("layer_types")
     if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
-        raise fields.error(f"layer_types is {printable(kinds)}; only one kind of attention for all layers is served")
+        raise fields.error(f"layer_types is {printable(kinds)}; only the same attention in all layers is supported")
 
 
 def _num_kv_heads(fields: JsonFields, num_heads: int) -> int:
-    if fields.get("num_key_value_heads", "absent") is None:  # as transformers reads null
+    if fields.get("num_key_value_heads", "absent") is None:  # transformers reads null so
         return num_heads
     num_kv_heads = fields.positive("num_key_value_heads", at_most=num_heads)
     if num_heads % num_kv_heads:
-        raise fields.error(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+        raise fields.error(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
     return num_kv_heads
 
 
@@ -118,17 +120,17 @@ def _head_dim(fields: JsonFields, dim: int, num_heads: int) -> int:
         head_dim = fields.positive("head_dim", at_most=1 << 14)
     elif dim % num_heads:
         raise fields.error(
-            f"hidden_size {dim} is no multiple of num_attention_heads {num_heads}, and no head_dim is given"
+            f"hidden_size {dim} is not a multiple of num_attention_heads {num_heads}, and head_dim is missing"
         )
     else:
         head_dim = dim // num_heads
     if head_dim % 2:
-        raise fields.error(f"the head dimension {head_dim} is odd; rotary positions turn pairs")
+        raise fields.error(f"the head dimension {head_dim} is odd; rotary positions need pairs")
     return head_dim
 
 
 def _rope_theta(fields: JsonFields) -> float:
-    """Theta from either dialect. Never a default: a wrong theta serves fluent nonsense."""
+    """Return theta from either spelling. There is no default: a wrong theta gives fluent nonsense."""
     found = []
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.section(name)
@@ -139,38 +141,40 @@ def _rope_theta(fields: JsonFields) -> float:
     if fields.get("rope_theta") is not None:
         found.append(fields.positive_float("rope_theta", at_most=1e12))
     if not found:
-        raise fields.error("neither rope_theta nor rope_parameters.rope_theta is given")
+        raise fields.error("rope_theta and rope_parameters.rope_theta are both missing")
     if len(set(found)) > 1:
-        raise fields.error(f"rope_theta is given twice and differs: {', '.join(map(str, found))}")
+        raise fields.error(f"rope_theta occurs twice with different values: {', '.join(map(str, found))}")
     return found[0]
 
 
 def _check_rope(rope: JsonFields) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise rope.error(f"the rope type is {printable(kind)}; only 'default' is served")
+        raise rope.error(f"the rope type is {printable(kind)}; only 'default' is supported")
     if rope.get("partial_rotary_factor", 1) != 1:
-        raise rope.error(f"partial_rotary_factor is {printable(rope.get('partial_rotary_factor'))}; only 1 is served")
+        raise rope.error(
+            f"partial_rotary_factor is {printable(rope.get('partial_rotary_factor'))}; only 1 is supported"
+        )
 
 
 def _window(
     fields: JsonFields, architecture: str, choice: Literal["model", "none"] | int, warnings: list[str]
 ) -> int | None:
-    """The operator's choice; else what the config says, with a warning where that is odd."""
+    """Return the operator's choice, else the config's window; warn if the config's looks wrong."""
     stored = _stored_window(fields)
     if choice == "none":
         return None
     if choice != "model":
         if choice < 1:
-            raise CheckpointError(f"a sliding window of {choice} is not possible: at least 1, or none")
+            raise CheckpointError(f"a sliding window of {choice} is not possible: give at least 1, or none")
         return choice
     if architecture == MIXTRAL and stored == MISTRAL_WINDOW:
         warnings.append(
-            f"config.json gives this Mixtral a sliding window of {stored}, which old conversions carry by mistake: "
+            f"config.json gives this Mixtral a sliding window of {stored}, a mistake of old conversions: "
             "--sliding-window none switches it off"
         )
     if architecture == MISTRAL and fields.get("sliding_window", "absent") == "absent":
-        warnings.append(f"config.json names no sliding_window; taken as {MISTRAL_WINDOW}, as in Mistral-7B v0.1")
+        warnings.append(f"config.json has no sliding_window: using {MISTRAL_WINDOW}, as in Mistral-7B v0.1")
         return MISTRAL_WINDOW
     return stored
 
@@ -182,10 +186,10 @@ def _stored_window(fields: JsonFields) -> int | None:
 def _dtype(fields: JsonFields, warnings: list[str]) -> str:
     name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
     if name is None:
-        warnings.append("config.json names no dtype: float32 is taken")
+        warnings.append("config.json has no dtype: using float32")
         return "float32"
     if name not in DTYPES:
-        raise fields.error(f"dtype is {printable(name)}; known are {', '.join(DTYPES)}")
+        raise fields.error(f"dtype is {printable(name)}; supported are {', '.join(DTYPES)}")
     return str(name)
 
 
@@ -194,7 +198,7 @@ def _bos_token_id(fields: JsonFields, vocab_size: int) -> int | None:
 
 
 def _eos_token_ids(fields: JsonFields, path: Path, vocab_size: int) -> tuple[int, ...]:
-    """The union of both files, generation_config.json first: each of them ends a generation somewhere."""
+    """Return the union of both files' ids, generation_config.json first: some checkpoints list them in only one."""
     file = path / "generation_config.json"
     sources = [fields]
     if file.exists():

@@ -1,5 +1,5 @@
-"""What can be wrong with a checkpoint."""
+"""The error of invalid checkpoints."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be served. The message is one line: what is wrong, and where."""
+    """The checkpoint cannot be served. The message is one line that names the fault and the file."""

@@ -1,6 +1,6 @@
-"""The headers of a checkpoint's safetensors files, checked: which tensors there are, and where. Free of torch.
+"""Read and check the headers of a checkpoint's safetensors files: names, dtypes, shapes and positions of all tensors.
 
-No weight is read here, and pickled ones are never opened.
+Reads no weights, never opens pickled files, and imports no torch.
 """
 
 import json
@@ -21,7 +21,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies, from its file's header."""
+    """Position, dtype and shape of a tensor, from its file's header."""
 
     file: Path
     name: str
@@ -32,7 +32,11 @@ class StoredTensor:
 
 
 def read_headers(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by name. CheckpointError for a missing, foreign, damaged or doubled one."""
+    """Return all tensors of the checkpoint by name.
+
+    Raises CheckpointError for missing, damaged or foreign files, and for tensors that are in two files or not in the
+    file that the index names.
+    """
     index = _read_index(directory)
     tensors: dict[str, StoredTensor] = {}
     for file in _files(directory, index):
@@ -42,12 +46,14 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
             tensors[tensor.name] = tensor
     for name, file_name in index.items():
         if name not in tensors or tensors[name].file.name != file_name:
-            raise CheckpointError(f"{directory / INDEX_NAME} places tensor {name} in {file_name}, which has none such")
+            raise CheckpointError(
+                f"{directory / INDEX_NAME} lists tensor {name} in {file_name}, which does not contain it"
+            )
     return tensors
 
 
 def _read_index(directory: Path) -> dict[str, str]:
-    """The index's map from tensor to file name; empty where there is no index."""
+    """Return the index's map from tensor to file name; empty if there is no index."""
     path = directory / INDEX_NAME
     if not path.exists():
         return {}
@@ -61,18 +67,18 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _files(directory: Path, index: dict[str, str]) -> list[Path]:
-    """The weight files, all present."""
+    """Return the weight files; raise CheckpointError if one is missing."""
     files = [directory / name for name in dict.fromkeys(index.values())] or [directory / SINGLE_NAME]
     for file in files:
         if not file.exists():
-            raise CheckpointError(f"{file} is missing{_what_is_there(directory, index)}")
+            raise CheckpointError(f"{file} is missing{_hint(directory, index)}")
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file")
     return files
 
 
-def _what_is_there(directory: Path, index: dict[str, str]) -> str:
-    """Why a directory without the expected file might look complete to its owner."""
+def _hint(directory: Path, index: dict[str, str]) -> str:
+    """Return the end of the message: why a directory without the expected file may look complete."""
     if index:
         return f", though {INDEX_NAME} names it"
     names = sorted(entry.name for entry in directory.iterdir())
@@ -80,11 +86,11 @@ def _what_is_there(directory: Path, index: dict[str, str]) -> str:
     if pickles:
         return f"; {printable(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
     others = [name for name in names if name.endswith(".safetensors")]
-    return f"; there is {printable(others[0])}, but no {INDEX_NAME}" if others else ", and so is an index of shards"
+    return f"; there is {printable(others[0])}, but no {INDEX_NAME}" if others else f", and so is {INDEX_NAME}"
 
 
 def _read_header(file: Path) -> list[StoredTensor]:
-    """The tensors of one file. The safetensors library judges the header and that the file ends where it should."""
+    """Return the tensors of one file. The safetensors library checks the header and the length of the file."""
     try:
         _check_first_bytes(file)
         with safe_open(file, framework="numpy"):
@@ -106,7 +112,7 @@ def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int) -> St
 
 
 def _check_first_bytes(file: Path) -> None:
-    """Names what is often found in a weight file's place."""
+    """Raise CheckpointError for contents that often replace a weight file by mistake."""
     with file.open("rb") as stream:
         start = stream.read(64)
     found = None

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's JSON files strictly: what a lenient parser would let pass ends in a CheckpointError here."""
+"""Read a checkpoint's JSON files strictly. Everything that is not plain JSON raises CheckpointError."""
 
 import json
 import math
@@ -11,7 +11,10 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The object in a UTF-8 file of at most `max_bytes`. Refuses NaN, infinities, doubled keys, byte order marks."""
+    """Return the object in a UTF-8 file of at most `max_bytes`.
+
+    Raises CheckpointError for other files, and for NaN, infinities, duplicate keys and byte order marks.
+    """
     content = _read(path, max_bytes)
     if content.startswith(LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
@@ -28,7 +31,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise CheckpointError(f"{path} is not valid JSON: {reason}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {printable(value)}, not a JSON object")
+        raise CheckpointError(f"{path} contains {printable(value)}, not a JSON object")
     return value
 
 
@@ -38,7 +41,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
             raise CheckpointError(f"{path} is missing" if not path.exists() else f"{path} is not a file")
         size = path.stat().st_size
         if size > max_bytes:
-            raise CheckpointError(f"{path} has {size} bytes; more than {max_bytes} is not believable")
+            raise CheckpointError(f"{path} has {size} bytes, more than the limit of {max_bytes}")
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
@@ -68,11 +71,11 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def printable(value: object) -> str:
-    """A value from a file as it may stand in a one-line message: printable ASCII, at most 60 characters."""
+    """Return a value from a file in a form fit for one-line messages: printable ASCII, at most 60 characters."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def one_line(error: Exception) -> str:
-    """An exception's text without line breaks, at most 200 characters."""
+    """Return an exception's text without line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200]

@@ -1,6 +1,6 @@
-"""The checksums of a checkpoint's files: a file beside them, in the format that `sha256sum -c` reads. Free of torch.
+"""Write and verify SHA256SUMS, the checksums of a checkpoint's files in the format of `sha256sum -c`. Imports no torch.
 
-safetensors has no checksum of its own: a bit that flipped on the way is a weight like any other.
+safetensors files have no checksum: a bit that flipped during a download would go unnoticed.
 """
 
 import hashlib
@@ -15,13 +15,16 @@ from model.checkpoint.json_files import printable
 
 MANIFEST_NAME = "SHA256SUMS"
 MAX_MANIFEST_BYTES = 1 << 20
-NUM_THREADS = 4  # hashing gives up the interpreter's lock, so that one reads while another computes
+NUM_THREADS = 4  # hashing releases the interpreter's lock, so one thread reads while another hashes
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
 def write_manifest(directory: Path) -> tuple[Path, int]:
-    """Writes the sums of all files that serving may read; returns where, and of how many. Raises CheckpointError."""
+    """Write the sums of all files that serving may read; return the manifest's path and their number.
+
+    Raises CheckpointError.
+    """
     sums = dict(_sums(sorted(_files(directory)), lambda done, total: None))
     path = directory / MANIFEST_NAME
     unfinished = path.with_name(f".{MANIFEST_NAME}.{os.getpid()}")
@@ -34,22 +37,22 @@ def write_manifest(directory: Path) -> tuple[Path, int]:
 
 
 def verify_manifest(directory: Path, on_progress: Callable[[int, int], None]) -> None:
-    """Raises CheckpointError unless each file that serving may read is listed and has the sum that is listed.
+    """Check all files that serving may read: raise CheckpointError if one is not listed, missing or has another sum.
 
-    `on_progress` is told (bytes checked, bytes in all). Files are read at the speed of the disk, once.
+    Reads each file once and calls on_progress(bytes checked, total bytes) after each.
     """
     listed = _read_manifest(directory)
     files = _files(directory)
     for file in files:
         if file.name not in listed:
-            raise CheckpointError(f"{file} is not listed in {MANIFEST_NAME}{_way_out(directory)}")
+            raise CheckpointError(f"{file} is not listed in {MANIFEST_NAME}{_advice(directory)}")
     names = {file.name for file in files}
     missing = [name for name in listed if name.endswith(SUFFIXES) and "/" not in name and name not in names]
     if missing:
         raise CheckpointError(f"{directory}: {printable(missing[0])} is missing, though {MANIFEST_NAME} lists it")
     for file, digest in _sums(files, on_progress):
         if digest != listed[file.name]:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 sum is not the one in {MANIFEST_NAME}")
+            raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {MANIFEST_NAME}")
 
 
 def _files(directory: Path) -> list[Path]:
@@ -61,7 +64,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _sums(files: list[Path], on_progress: Callable[[int, int], None]) -> Iterator[tuple[Path, str]]:
-    """Each file with its sum, as they are done."""
+    """Yield each file with its sum, in order of completion."""
     total = sum(file.stat().st_size for file in files)
     done = 0
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="sha256") as threads:
@@ -90,15 +93,15 @@ def _read_manifest(directory: Path) -> dict[str, str]:
         with path.open("rb") as stream:
             content = stream.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
-        raise CheckpointError(f"--verify: {path} is missing{_way_out(directory)}") from None
+        raise CheckpointError(f"--verify: {path} is missing{_advice(directory)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line[:1] not in ("", "#")]
     matches = [_LINE.fullmatch(line) for line in lines]
     if not lines or not all(matches) or len(content) > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{path} is not a list of SHA-256 sums{_way_out(directory)}")
+        raise CheckpointError(f"{path} is not a list of SHA-256 sums{_advice(directory)}")
     return {match[2]: match[1].lower() for match in matches if match}
 
 
-def _way_out(directory: Path) -> str:
-    return f"; write it, where the files are known to be good, with: smoe plan {directory} --write-manifest"
+def _advice(directory: Path) -> str:
+    return f"; if the files are known to be good, write it with: smoe plan {directory} --write-manifest"

@@ -1,7 +1,8 @@
-"""Which tensors a checkpoint must hold, by name and shape, and which part of the network each is. Free of torch.
+"""Names and shapes of the tensors that a checkpoint must contain, and the part of the network each belongs to.
 
-Two layouts of the experts are read, both Hugging Face's: classic, one tensor per expert and matrix
+Experts come in two layouts, both of Hugging Face: classic, one tensor per expert and matrix
 (`block_sparse_moe.experts.3.w1.weight`), and fused, one per layer (`mlp.experts.gate_up_proj`, w1 above w3).
+Imports no torch.
 """
 
 import math
@@ -16,14 +17,14 @@ from model.config import ModelConfig
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-# Old conversions carry the rotary angles; they follow from the config.
+# Old conversions store the rotary angles, which the config already determines.
 STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 READ_DTYPES = ("F32", "BF16", "F16")
 
 Shape = tuple[int, ...]
 
-PARTS = ("embedding", "attention", "ffn", "experts", "gate", "norms", "head")  # ffn: of a network without experts
-# The first whose text is in a tensor's name says which part it is.
+PARTS = ("embedding", "attention", "ffn", "experts", "gate", "norms", "head")  # ffn: in networks without experts
+# The first key that occurs in a tensor's name gives its part.
 PART_MARKS = {
     "embed_tokens": "embedding",
     "self_attn": "attention",
@@ -36,7 +37,10 @@ PART_MARKS = {
 
 
 def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by name: just those that the config implies, in shape and kind. Reads headers only."""
+    """Read the headers and return the tensors by name.
+
+    Raises CheckpointError unless names, shapes and dtypes are exactly those that the config implies.
+    """
     stored = {name: tensor for name, tensor in read_headers(path).items() if not STORED_ANGLES.fullmatch(name)}
     expected = expected_shapes(config, fused=any(name.endswith(FUSED_W13) for name in stored))
     if config.tied_head and HEAD not in stored:
@@ -47,14 +51,16 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     unknown = [name for name in stored if name not in expected]
     if unknown:
         file = stored[unknown[0]].file
-        raise CheckpointError(f"{file}: tensor {printable(unknown[0])} has no place in this model{_and_more(unknown)}")
+        raise CheckpointError(
+            f"{file}: tensor {printable(unknown[0])} does not belong to this model{_and_more(unknown)}"
+        )
     for name, shape in expected.items():
         _check_tensor(stored[name], shape)
     return stored
 
 
 def expected_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
-    """Every tensor that a checkpoint of this config holds, the head included."""
+    """Return the shape of every tensor of a checkpoint with this config, the head included."""
     shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, config.dim)}
     for layer in range(config.num_layers):
         names = _layer_shapes(config, fused)
@@ -91,9 +97,9 @@ def _ffn_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
 def _check_tensor(tensor: StoredTensor, shape: Shape) -> None:
     where = f"{tensor.file}: tensor {tensor.name}"
     if tensor.shape != shape:
-        raise CheckpointError(f"{where} has shape {list(tensor.shape)}, but the config wants {list(shape)}")
+        raise CheckpointError(f"{where} has shape {list(tensor.shape)}, but the config requires {list(shape)}")
     if tensor.dtype not in READ_DTYPES:
-        raise CheckpointError(f"{where} has dtype {tensor.dtype}; read are {', '.join(READ_DTYPES)}")
+        raise CheckpointError(f"{where} has dtype {tensor.dtype}; supported are {', '.join(READ_DTYPES)}")
 
 
 def _and_more(names: list[str]) -> str:
@@ -101,7 +107,7 @@ def _and_more(names: list[str]) -> str:
 
 
 def parameters_by_part(tensors: Iterable[StoredTensor]) -> dict[str, int]:
-    """How many numbers each of PARTS has. A tied head has none of its own."""
+    """Return the number of weights of each of PARTS. A tied head counts as 0."""
     counts = dict.fromkeys(PARTS, 0)
     for tensor in tensors:
         counts[part_of(tensor.name)] += math.prod(tensor.shape)
@@ -109,5 +115,5 @@ def parameters_by_part(tensors: Iterable[StoredTensor]) -> dict[str, int]:
 
 
 def part_of(name: str) -> str:
-    """model.layers.0.block_sparse_moe.experts.3.w1.weight is one of the experts."""
+    """Return the part that a tensor belongs to: "model.layers.0.block_sparse_moe.experts.3.w1.weight" -> "experts"."""
     return next(part for mark, part in PART_MARKS.items() if mark in name)

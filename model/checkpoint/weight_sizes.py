@@ -1,4 +1,4 @@
-"""How many bytes weights take once they are loaded, by part of the network. From headers alone; free of torch."""
+"""Compute the bytes of loaded weights by part of the network, from headers alone. Imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from model.checkpoint.headers import StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, part_of
 
-QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the others stay in the dtype served
-GROUP = 32  # of int4
+QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
+GROUP = 32  # inputs that share an int4 scale
 
 
 def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantization: str) -> dict[str, int]:
-    """Bytes of each of PARTS. `element_bytes`: of the dtype served; `quantization`: none, int8, int4 or fp8.
+    """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
 
-    A tied head has none of its own, unless weights are quantized: the embedding it shares is not.
+    A tied head takes 0 bytes without quantization. With it, the head is a quantized copy of the embedding.
     """
     sizes = dict.fromkeys(PARTS, 0)
     for name, tensor in stored.items():
@@ -25,7 +25,10 @@ def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantiz
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
-    """int8, fp8: a byte per number, a float32 scale per output. int4: of 32 numbers 16 bytes and a bfloat16 scale."""
+    """Bytes of one tensor.
+
+    int8 and fp8: 1 byte per weight, a float32 scale per output. int4: 16 bytes and a bfloat16 scale per 32 weights.
+    """
     outputs, inputs = math.prod(shape[:-1]), shape[-1]
     if part not in QUANTIZED_PARTS or quantization == "none":
         return outputs * inputs * element_bytes

@@ -1,7 +1,7 @@
-"""What int8 and int4 weights mean: the definition, in plain torch, of what model/native/gemm/quant_formats.h describes.
+"""Definition of int8 and int4 weights in plain torch; model/native/gemm/quant_formats.h describes the native formats.
 
-int8: one float32 scale per output, q in -127 .. 127. int4: a bfloat16 scale per output and group of 32 inputs, q in
--8 .. 7. A quantized matrix is multiplied with rows quantized to int8, each by its own largest magnitude.
+int8: one float32 scale per output, q in -127 .. 127. int4: one bfloat16 scale per output and group of 32 inputs, q in
+-8 .. 7. Activations that meet a quantized matrix are quantized to int8 too, each row by its own largest magnitude.
 Shape letters as in model/ops/interface.py; C groups of a row.
 """
 
@@ -15,21 +15,21 @@ from torch import Tensor
 Quantization: TypeAlias = Literal["none", "int8", "int4"]
 
 GROUP = 32
-TINY = 1e-30  # rows whose numbers are all smaller become zeros
-# What the number farthest from zero may become in int4; other numbers follow by the scale, clipped to -8 .. 7.
+TINY = 1e-30  # rows whose magnitudes are all smaller become zeros
+# Candidates for the q of the number farthest from zero in int4. They give the scale; all q are clipped to -8 .. 7.
 FARTHEST = (-8.0, -7.0, -7.5, -8.5, -9.0)
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix [O, D]: weight = scale * q."""
+    """Quantized matrix [O, D]: weight = scale * q."""
 
-    q: Tensor  # int8: [O, D] int8; int4: [O, C * 16] uint8, the even of two inputs in the low half
+    q: Tensor  # int8: [O, D] int8; int4: [O, C * 16] uint8, even inputs in the low 4 bits
     scales: Tensor  # int8: [O, 1] float32; int4: [O, C] bfloat16
     num_inputs: int
 
     def weight(self) -> Tensor:
-        """[O, D] float64, exactly."""
+        """Return the weights that the matrix stands for, [O, D] float64, without rounding."""
         if self.q.dtype == torch.int8:
             return self.q.double() * self.scales.double()
         halves = torch.stack((self.q & 15, self.q >> 4), dim=-1).flatten(1).double() - 8  # [O, C * 32]
@@ -38,15 +38,18 @@ class QuantizedMatrix:
 
 
 def quantize(weight: Tensor, quantization: Quantization) -> QuantizedMatrix:
-    """weight [O, D], on any device; int8 or int4."""
+    """Quantize weight [O, D] to int8 or int4, on any device."""
     return _to_int8(weight) if quantization == "int8" else _to_int4(weight)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [T, D] ~ scale * q -> q [T, D] int8, scale [T, 1] float32. Row by row; a row that is not finite: scale NaN."""
+    """Quantize each row of x [T, D]: x ~ scale * q.
+
+    Returns q [T, D] int8 and scale [T, 1] float32, which is NaN for rows with NaN or Inf.
+    """
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    most = torch.full_like(largest, 127)  # a tensor, as torch divides by plain numbers in two roundings
+    most = torch.full_like(largest, 127)  # a tensor: torch rounds twice when it divides by a Python number
     scale = torch.where(largest < TINY, 0.0, largest / most)
     inverse = torch.where(largest < TINY, 0.0, most / largest)
     is_finite = largest < torch.inf
@@ -55,7 +58,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiply(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-    """x [T, D] as quantized rows times the matrix: [T, O] float32, rounded once, at the end."""
+    """Multiply quantized rows of x [T, D] by the matrix: [T, O] float32, rounded once, at the end."""
     q, scale = quantize_rows(x)
     return (q.double() @ matrix.weight().T * scale).float()
 
@@ -74,7 +77,7 @@ def _to_int4(weight: Tensor) -> QuantizedMatrix:
 
 
 def _best_scales(groups: Tensor) -> Tensor:
-    """Of the candidates FARTHEST the one with the least squared error, the first of equal ones: [O, C, 1] float32."""
+    """Return the scales with the least squared error among FARTHEST, ties to the first: [O, C, 1] float32."""
     most, least = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
     farthest = torch.where(most >= -least, most, least)
     best = torch.zeros_like(farthest)
@@ -93,7 +96,7 @@ def _round_to_int4(groups: Tensor, scales: Tensor) -> Tensor:
 
 
 def _sum_by_halves(x: Tensor) -> Tensor:
-    """[..., 32] -> [..., 1], in the order of additions that the native backend has."""
+    """Sum [..., 32] -> [..., 1], in the order of additions of the native backend."""
     while x.shape[-1] > 1:
         first, second = x.chunk(2, dim=-1)
         x = first + second

@@ -22,36 +22,28 @@ from server.errors import ApiError, error_body, internal_error, method_not_allow
 from server.generation.state import ServerState
 from server.http.disconnect import ClientDisconnected
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the counts
+MODULES = (completions, chat, responses, messages, models, tokenize, experts, health, metrics, docs, playground)
+ROUTERS = [module.router for module in MODULES]
+ROUTES = [route for router in ROUTERS for route in router.routes]
+CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the metrics only: the client has left
 
 
 def create_app(state: ServerState) -> FastAPI:
-    """The app around `state`. Serve it behind server.limits.guarded, which gives each request its id."""
+    """Create the app of a server. Serve it behind server.http.middleware.with_middleware, which sets request ids."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.smoe = state
-    for module in (
-        completions,
-        chat,
-        responses,
-        messages,
-        models,
-        tokenize,
-        experts,
-        health,
-        metrics,
-        docs,
-        playground,
-    ):
-        app.include_router(module.router)
+    app.state.routes = ROUTES
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RoutingError, _on_routing_error)
-    app.add_exception_handler(ClientDisconnected, _on_client_gone)
+    app.add_exception_handler(ClientDisconnected, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
     return app
 
 
 def error_response(http: HttpRequest, error: ApiError) -> Response:
-    """The error as a whole reply."""
+    """Return the reply for an error."""
     return JSONResponse(error_body(error, http.scope), error.status, error.headers)
 
 
@@ -67,10 +59,10 @@ async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
     return error_response(http, unknown_url())
 
 
-async def _on_client_gone(_: HttpRequest, error: Exception) -> Response:
+async def _on_disconnect(_: HttpRequest, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _on_fault(http: HttpRequest, error: Exception) -> Response:
-    """The last resort. The server's log gets the traceback, the client no details."""
+    """Reply to an unexpected exception without details. Its traceback goes to the server's log."""
     return error_response(http, internal_error())

@@ -16,11 +16,11 @@ CONTENT_TYPES = {
 
 @cache
 def files() -> dict[str, tuple[bytes, str]]:
-    """The folder's files by name: content and content type."""
+    """Read the files, by name: content and content type."""
     paths = [path for path in FOLDER.iterdir() if path.suffix in CONTENT_TYPES]
     return {path.name: (path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in paths}
 
 
 def open_paths() -> frozenset[str]:
-    """What is served without an API key: the page and its files, which hold nothing secret."""
+    """Return the paths that need no API key: the page and its files, which contain nothing secret."""
     return frozenset({"/", *(PREFIX + name for name in files())})

@@ -38,7 +38,7 @@ class PlanReport:
         if self.fitting is None:
             lacks_memory = self.plan.needed_bytes > self.plan.memory_bytes
             remedy = f"; it needs {_round_up(self.plan.needed_bytes)} of memory" if lacks_memory else ""
-            return f"does not fit: {self.plan.refusal}{remedy}"
+            return f"does not fit: {self.plan.unfit_reason}{remedy}"
         if self.fitting is not self.plan:
             return f"does not fit in {self.plan.weight_kind}, but in {self.fitting.weight_kind}"
         if self.plan.needed_bytes > self.plan.memory_bytes:
@@ -138,7 +138,7 @@ def to_json(report: PlanReport) -> str:
         "num_kv_blocks": limits.num_blocks if limits else 0,
         "kv_cache_bytes": plan.kv_cache_bytes,
         "max_model_len": limits.max_model_len if limits else None,
-        "room": [asdict(room) for room in plan.room()],
+        "room": [asdict(room) for room in plan.capacities()],
         "warnings": plan.warnings,
         "verdict": report.verdict,
         "command": report.command,
@@ -193,6 +193,6 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
         f"memory {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.weight_bytes)} + "
         f"KV cache {format_bytes(plan.kv_cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
     )
-    for room in plan.room():
+    for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
         yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"

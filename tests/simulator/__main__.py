@@ -1,4 +1,4 @@
-"""Random schedules from the command line: python -m tests.simulator [--seed N | --seeds N] [--first N]"""
+"""Run random schedules: python -m tests.simulator [--seed N | --seeds N] [--first N]"""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from tests.simulator.schedule import ViolationError, run_seed
 
 
 def run_seeds(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
-    """What was seen, and one line for each seed that found something broken."""
+    """Return counts of what happened, and one line for each seed that broke a promise."""
     census: Counter[str] = Counter()
     violations = []
     for seed in seeds:
@@ -23,19 +23,19 @@ def run_seeds(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
             sys.stderr.write(f"{error}\n")
             continue
         census["schedules"] += 1
-        census["requests"] += len(simulation.told)
+        census["requests"] += len(simulation.records)
         census.update(simulation.seen)
         census.update({f"ended by {reason}": count for reason, count in simulation.ends.items()})
-        census.update({f"fault: {point}": count for point, count in simulation.faults.struck.items()})
+        census.update({f"fault: {point}": count for point, count in simulation.faults.failed.items()})
     return census, violations
 
 
 def main() -> int:
-    """Exit code 1 if anything was found broken."""
+    """Return exit code 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator")
-    parser.add_argument("--seed", type=int, help="this one alone, and the hash of all that happened in it")
-    parser.add_argument("--seeds", type=int, default=1000, help="so many (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="from this one on (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="run this seed alone and print the hash of its events")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="first seed (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.seed is not None:

@@ -1,11 +1,11 @@
-"""Bugs made by hand: small changes of the product's source, for tests.simulator.mutations to make."""
+"""Hand-made bugs: small changes of the product's source that tests.simulator.mutations applies."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Edit:
-    """`where` is module:function or module:Class.method, without the `engine.` in front."""
+    """Replacement of source text. `where`: module:function or module:Class.method, without `engine.`."""
 
     where: str
     old: str
@@ -14,7 +14,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One bug."""
+    """One bug: its name, and the edits that make it."""
 
     name: str
     edits: tuple[Edit, ...]
@@ -24,17 +24,17 @@ def _bug(name: str, where: str, old: str, new: str) -> Mutation:
     return Mutation(name, (Edit(where, old, new),))
 
 
-FOUND_LATE = {  # the bugs that take more than 100 seeds, and the first that finds them: where to look first
+FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds each, tried first
     "a preempted request's chunk stays in the plan": 276,
-    "a prompt's experts are told twice": 521,
-    "a row that fails after its cancel is not looked at": 313,
-    "blocks are cleared when results are fetched again": 670,
-    "a prompt's positions are not looked at for numbers": 352,
+    "a prompt's experts are reported twice": 521,
+    "a row that fails after its cancel is ignored": 313,
+    "blocks are zeroed again when results are fetched": 670,
+    "a prompt's positions are not checked for NaN": 352,
     "half a chunk samples": 156,
-    "a row is given away while a step uses it": 504,
+    "a row is reused while a step uses it": 504,
 }
 
-PUBLISHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
+CACHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
         if self.block_manager.prefix_caching and not sequence.num_pending_tokens:
             sequence.num_computed += length
             self.block_manager._cache_full_blocks(sequence)
@@ -73,7 +73,7 @@ MUTATIONS = [
         "position - self.window + 2",
     ),
     _bug(
-        "what slid out is never freed",
+        "blocks left of the window are never freed",
         "scheduling.block_manager:BlockManager.commit",
         "if self.geometry.window is not None:",
         "if False:",
@@ -101,7 +101,7 @@ MUTATIONS = [
         "a block is found before it is computed",
         "scheduling.scheduler:Scheduler._schedule",
         "step.add(sequence, length, reaches_end=length == needed)",
-        PUBLISHED_EARLY,
+        CACHED_EARLY,
     ),
     _bug(
         "a reused block is still found",
@@ -129,7 +129,7 @@ MUTATIONS = [
         "None",
     ),
     _bug(
-        "a later block takes an earlier one's name",
+        "a later block takes an earlier one's hash",
         "scheduling.block_pool:BlockPool.cache_block",
         "block_hash not in self._index and ",
         "",
@@ -140,7 +140,7 @@ MUTATIONS = [
         "self.geometry.first_visible_block(count * self._block_size)",
         "count - 1",
     ),
-    # The order of service
+    # The scheduling order
     _bug(
         "the first in order is preempted",
         "scheduling.active_requests:ActiveRequests.pick_victim",
@@ -155,13 +155,13 @@ MUTATIONS = [
     ),
     _bug("priority is inverted", "scheduling.scheduler:Scheduler.add", "(request.priority if", "(-request.priority if"),
     _bug(
-        "a preempted request is never woken",
+        "a preempted request never waits again",
         "scheduling.active_requests:ActiveRequests.preempt",
         "self.waiting.push(victim)",
         "pass",
     ),
     _bug(
-        "nobody steps while requests only wait",
+        "no step runs while requests only wait",
         "scheduling.scheduler:Scheduler.has_work",
         "self.requests.running or len(self.requests.waiting)",
         "self.requests.running",
@@ -204,9 +204,9 @@ MUTATIONS = [
             ),
         ),
     ),
-    # Ends
+    # Finished requests
     _bug(
-        "a finished request stays in live",
+        "a finished request stays unfinished",
         "scheduling.active_requests:ActiveRequests.end",
         "del self.unfinished[sequence.request_id]",
         "pass",
@@ -218,19 +218,19 @@ MUTATIONS = [
         "self._heap[0][0] <= -1.0",
     ),
     _bug(
-        "a deadline of the queue ends what has begun",
+        "a queue deadline ends a request that has started",
         "scheduling.active_requests:ActiveRequests.pop_expired",
         "sequence.first_scheduled_s is None",
         "True",
     ),
     _bug(
-        "an expired request is never told",
+        "an expired request gets no output",
         "engine:Engine._step",
         "self._take_rejected() + expired",
         "self._take_rejected()",
     ),
     _bug(
-        "a refused request is told twice",
+        "a rejected request gets two outputs",
         "engine:Engine._take_rejected",
         "self._rejected, []",
         "self._rejected, list(self._rejected)",
@@ -255,14 +255,14 @@ MUTATIONS = [
         "start, max(",
     ),
     _bug(
-        "a prompt's experts are told twice",
+        "a prompt's experts are reported twice",
         "scheduling.request_outputs:progress_output",
         "sequence.num_generated == (1 if sampled else 0)",
         "sequence.num_generated <= 1",
     ),
-    # One step ahead
+    # Asynchronous scheduling
     _bug(
-        "a step lands twice",
+        "a step is applied twice",
         "execution.step_pipeline:StepPipeline._launch",
         "return completed[:-1] if keeps_one else completed",
         "return completed",
@@ -276,7 +276,7 @@ MUTATIONS = [
     ),
     # Faults
     _bug(
-        "a failed request's blocks are not scrubbed",
+        "a failed request's blocks are not zeroed",
         "scheduling.block_manager:BlockManager.take_blocks_to_zero",
         "return tuple(blocks)",
         "return ()",
@@ -288,19 +288,19 @@ MUTATIONS = [
         "list(",
     ),
     _bug(
-        "a row that fails after its cancel is not looked at",
+        "a row that fails after its cancel is ignored",
         "scheduling.step_commit:StepCommitter._apply_chunk",
         "isinstance(outcome, RowFailed):\n                self",
         "False:\n                self",
     ),
     _bug(
-        "blocks are cleared when results are fetched again",
+        "blocks are zeroed again when results are fetched",
         "execution.step_pipeline:StepPipeline._finish",
         "self._isolate_faults(pending.plan, result) if",
         "self._runner.zero_blocks(pending.plan.blocks_to_zero) or self._isolate_faults(pending.plan, result) if",
     ),
     _bug(
-        "a prompt's positions are not looked at for numbers",
+        "a prompt's positions are not checked for NaN",
         "execution.model_runner:ModelRunner.finish",
         "step.finite is not None",
         "False",
@@ -336,20 +336,20 @@ MUTATIONS = [
         "layers",
     ),
     _bug(
-        "what one result spoils ends the engine",
+        "a result that cannot be applied ends the engine",
         "scheduling.step_commit:StepCommitter._apply_chunk",
         "except Exception:",
         "except KeyError:",
     ),
-    # Rows that stay from step to step
+    # Persistent batch
     _bug(
         "a resumed request's row keeps its old blocks",
         "execution.persistent_batch:PersistentBatch._write_blocks",
-        "written = slid = 0",
+        "written = evicted = 0",
         "pass",
     ),
     _bug(
-        "a row is given away while a step uses it",
+        "a row is reused while a step uses it",
         "execution.persistent_batch:PersistentBatch._reclaim",
         " and not s.num_chunks_in_flight",
         "",
@@ -363,17 +363,17 @@ MUTATIONS = [
     _bug(
         "a kept batch is taken for other requests",
         "execution.input_batch:BatchBuilder.build",
-        "self._standing.rows is not rows",
-        "len(self._standing.rows) != len(rows)",
+        "self._decode_batch.rows is not rows",
+        "len(self._decode_batch.rows) != len(rows)",
     ),
     _bug(
         "kept sampling rows are taken for other requests",
         "execution.sampler:Sampler._fill",
-        "standing.of is not wanted.rows",
-        "len(standing.of) != len(wanted.rows)",
+        "kept.rows is not rows.rows",
+        "len(kept.rows) != len(rows.rows)",
     ),
     _bug(
-        "kept tables are not made anew",
+        "kept tables are not rebuilt",
         "execution.persistent_batch:PersistentBatch.update",
         "self._last_states, self._last_tables = states, None",
         "self._last_states = states",

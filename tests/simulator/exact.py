@@ -1,9 +1,10 @@
-"""A model whose arithmetic is exact, so that a test of scheduling has no rounding to hide behind.
+"""A model with exact integer arithmetic, so that no rounding can hide a scheduling bug.
 
-A slot stores a 64-bit mix of (token, absolute position, the slot before it); the next token is a mix of all slots in
-the window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window
-off by one changes a token. What stands before position 0 is a mix of all that names a prefix, so that a block shared
-across salts, numbers of experts or masks changes tokens too. The oracle computes the same from a plain list of tokens.
+A slot stores a 64-bit mix of (token, absolute position, slot before it). The next token is a mix of all slots in the
+window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window off
+by one changes a token. The value before position 0 is a mix of everything that the root hash covers, so that a block
+shared across salts, numbers of experts or masks changes tokens too. The oracle computes the same from a plain list of
+tokens.
 """
 
 from collections.abc import Iterable
@@ -15,32 +16,32 @@ from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.types import ExpertChoices, Request
 
-POISON = 0xDEADBEEFDEADBEEF  # in blocks that nobody holds and nobody can find
-NAN = -1  # what is no number; whoever reads one computes none
+POISON = 0xDEADBEEFDEADBEEF  # in blocks that are neither held nor cached
+NAN = -1  # stands for NaN: a position that reads it computes NaN
 
-NO_NUMBER = RowFailed("the model computed no finite logits for this request")
+NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
 
 def mix(*values: int) -> int:
-    """64 bits; Python's hash of integers is the same in every process."""
+    """Return a 64-bit hash. Python's hash of integers is the same in every process."""
     return hash(values) & 0xFFFFFFFFFFFFFFFF
 
 
 def root_of(request: Request) -> int:
-    """What a block's contents depend on beside its tokens (and, here, the salt as well)."""
+    """Return a mix of everything but the tokens that a block's contents depend on; here also of the salt."""
     mask = request.expert_mask or []
     switches = [int(on) for layer in mask for on in layer]
     return mix(int.from_bytes(request.cache_salt.encode(), "big"), request.experts_per_token or 0, *switches)
 
 
 def experts_of(token: int, position: int, layer: int, k: int, num_experts: int) -> list[int]:
-    """Which experts a position takes."""
+    """Return the k expert ids of a position."""
     first = mix(token, position, layer)
     return [(first + i) % num_experts for i in range(k)]
 
 
 def oracle(root: int, prompt: list[int], count: int, window: int | None, vocab: int) -> list[int]:
-    """`count` tokens after the prompt, from the plain list alone."""
+    """Return the `count` tokens after the prompt, computed from the plain list of tokens."""
     values: list[int] = []
     tokens: list[int] = []
     for position in range(len(prompt) + count - 1):
@@ -57,13 +58,13 @@ def next_token(values: Iterable[int], vocab: int) -> int:
 
 @dataclass(frozen=True)
 class Computed:
-    """A step whose results nobody was told of yet."""
+    """A launched step with its results."""
 
     result: StepResult
 
 
 class ExactRunner:
-    """Stands where the ModelRunner stands. `nan_ids`: requests whose next chunk begins with what is no number."""
+    """Fake of ModelRunner. `nan_ids`: requests whose next chunk computes NaN."""
 
     experts = ExpertReporter(None)
 
@@ -74,7 +75,7 @@ class ExactRunner:
         self.num_layers = num_layers
         self.num_experts = 4
         self.slots = [POISON] * ((num_blocks + 1) * block_size)
-        self.newest: dict[tuple[int, int], int] = {}  # tokens sampled, by request and position, as a device keeps them
+        self.newest: dict[tuple[int, int], int] = {}  # sampled tokens by request and position, as a device keeps them
         self.nan_ids: set[int] = set()
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -84,8 +85,8 @@ class ExactRunner:
         return step.result
 
     def launch(self, plan: StepPlan) -> Computed:
-        """Computes all chunks in order. A token the host does not have yet is taken from `newest`."""
-        written: dict[int, int] = {}  # what one sequence writes in this step, no other can read in it
+        """Compute all chunks in order. Tokens that the host does not have yet come from `newest`."""
+        written: dict[int, int] = {}  # applied after all chunks: no sequence reads what another writes in this step
         sampled: dict[int, Sampled | RowFailed] = {}
         choices: dict[int, ExpertChoices] = {}
         for chunk in plan.chunks:
@@ -105,11 +106,11 @@ class ExactRunner:
     def _token(self, sequence: Sequence, position: int) -> int:
         if position < len(sequence.token_ids):
             return sequence.token_ids[position]
-        assert not sequence.needs_last_token, "a token was wanted that hangs on one the host does not have"
+        assert not sequence.needs_last_token, "a position was scheduled that depends on a token the host does not have"
         return self.newest.get((sequence.request_id, position), 0)  # 0: the step before it failed
 
     def _values(self, chunk: Chunk, tokens: list[int]) -> list[int]:
-        """What the chunk's positions store."""
+        """Return the values that the chunk's positions store."""
         table, start = chunk.sequence.block_table, chunk.start
         before = self.slots[self._slot(table, start - 1)] if start else root_of(chunk.sequence.request)
         is_nan = chunk.sequence.request_id in self.nan_ids
@@ -122,25 +123,25 @@ class ExactRunner:
     def _outcome(self, chunk: Chunk, values: list[int]) -> Sampled | RowFailed | None:
         sequence, position = chunk.sequence, chunk.start + chunk.length - 1
         if NAN in values or self._reads_a_nan(sequence.block_table):
-            return NO_NUMBER
+            return NOT_FINITE
         if not chunk.samples:
             return None
         if sequence.matcher is not None:
             try:
                 sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
             except GrammarError:
-                return RowFailed("the request's grammar could not be followed any further")
+                return RowFailed("the request's grammar could not continue")
         token = next_token(self._visible(chunk, values), self.vocab)
         self.newest[sequence.request_id, position + 1] = token
         return Sampled(token)
 
     def _reads_a_nan(self, table: list[int]) -> bool:
-        """A kernel may read whole blocks and multiply by nothing what it must not see: a NaN stays one."""
+        """Return whether a held block has a NaN: kernels read whole blocks and multiply masked positions by 0."""
         size = self.block_size
         return any(NAN in self.slots[block * size : (block + 1) * size] for block in table if block)
 
     def _visible(self, chunk: Chunk, values: list[int]) -> list[int]:
-        """What the chunk's last position sees: slots of earlier steps, then values of this one."""
+        """Return the values that the chunk's last position sees: slots of earlier steps, then values of this step."""
         first = max(0, chunk.start + chunk.length - self.window) if self.window else 0
         table = chunk.sequence.block_table
         earlier = [self.slots[self._slot(table, p)] for p in range(first, chunk.start)]
@@ -159,7 +160,7 @@ class ExactRunner:
         ]
 
     def poison(self, block_ids: Iterable[int]) -> None:
-        """What nobody may read from here on; a NaN that was left there stays."""
+        """Overwrite blocks that must not be read any more. Keeps NaN, so that a missing zeroing is noticed."""
         size = self.block_size
         self.fill((b for b in block_ids if NAN not in self.slots[b * size : (b + 1) * size]), POISON)
 

@@ -1,6 +1,8 @@
-"""Bugs made by hand, to see that the simulator finds them: python -m tests.simulator.mutations [NUMBER OF SEEDS]
+"""Mutation testing: apply each hand-made bug and search for a seed that finds it.
 
-A change is made in memory, and only where the old text stands exactly once.
+python -m tests.simulator.mutations [NUMBER OF SEEDS]
+
+Source is changed in memory only. The old text must occur exactly once.
 """
 
 import importlib
@@ -18,12 +20,12 @@ import torch
 from tests.simulator.bugs import MUTATIONS, Edit, Mutation
 from tests.simulator.schedule import run_seed
 
-HANG_S = 60.0  # a schedule takes some 20 ms; one that takes this long has been caught as well
+HANG_S = 60.0  # a schedule takes about 20 ms; one that takes this long counts as a failure
 
 
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """The product with the bug in it. Raises ValueError where an edit does not fit exactly once."""
+    """Apply a bug inside the `with` block. Raises ValueError if the old text of an edit does not occur exactly once."""
     undo: list[tuple[Any, str, Any]] = []
     try:
         for edit in mutation.edits:
@@ -42,7 +44,7 @@ def _apply(edit: Edit) -> list[tuple[Any, str, Any]]:
     original = inspect.getattr_static(owner, name)
     source = inspect.getsource(original.fget if isinstance(original, property) else original)
     if source.count(edit.old) != 1:
-        raise ValueError(f"{edit.where}: the text to change stands there {source.count(edit.old)} times: {edit.old}")
+        raise ValueError(f"{edit.where}: the old text occurs {source.count(edit.old)} times: {edit.old}")
     mutated = textwrap.dedent(source.replace(edit.old, edit.new))
     namespace: dict[str, Any] = {}
     exec(compile(mutated, f"<mutated {edit.where}>", "exec"), module.__dict__, namespace)
@@ -56,14 +58,14 @@ def _engine_modules() -> list[Any]:
     return [module for name, module in sys.modules.items() if name.startswith("engine.")]
 
 
-def killer(mutation: Mutation, seeds: int, hint: int | None = None) -> int | None:
-    """A seed below `seeds` that finds the bug: the first, unless that of the hint does."""
+def find_killing_seed(mutation: Mutation, seeds: int, hint: int | None = None) -> int | None:
+    """Return a seed that finds the bug, or None: the hint, else the first below `seeds`."""
     with applied(mutation):
         for seed in [*([] if hint is None else [hint]), *range(seeds)]:
             try:
                 with _hang_guard():
                     run_seed(seed)
-            except Exception:  # noqa: BLE001 (however it shows)
+            except Exception:  # noqa: BLE001 (any exception counts)
                 return seed
     return None
 
@@ -83,13 +85,13 @@ def _hang_guard() -> Iterator[None]:
 
 
 def main(seeds: int) -> int:
-    """Prints the table; exit code 1 if a bug lives."""
+    """Print the table; return exit code 1 if a bug survives."""
     torch.set_num_threads(1)
     killed = 0
     for mutation in MUTATIONS:
-        seed = killer(mutation, seeds)
+        seed = find_killing_seed(mutation, seeds)
         killed += seed is not None
-        sys.stdout.write(f"{mutation.name:60s} {'LIVES' if seed is None else f'killed by seed {seed}'}\n")
+        sys.stdout.write(f"{mutation.name:60s} {'SURVIVES' if seed is None else f'killed by seed {seed}'}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{killed} of {len(MUTATIONS)} killed, each within {seeds} seeds\n")
     return 0 if killed == len(MUTATIONS) else 1

@@ -1,4 +1,4 @@
-"""The product's own runner, batch, rows and sampler over the exact model: slower, and closer to what serves."""
+"""The product's ModelRunner, batch, PersistentBatch and Sampler over the exact model: slower, closer to production."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.simulator.exact import NAN, POISON, experts_of, mix, next_token
 
 
 class ExactPool:
-    """The slots, where the K/V pool stands."""
+    """Fake of the KV pool: the exact model's slots."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
@@ -28,9 +28,9 @@ class ExactPool:
 
 
 class ExactNetwork:
-    """The exact model as a network over a ForwardBatch; a request's root is its number of experts alone.
+    """The exact model as a network over a ForwardBatch. A request's root depends only on its experts per token.
 
-    `nan_rows`: rows of the next batch that compute what is no number.
+    `nan_rows`: rows of the next batch that compute NaN.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,7 +38,7 @@ class ExactNetwork:
         self.nan_rows: set[int] = set()
 
     def forward(self, batch: ForwardBatch, pool: ExactPool) -> Tensor:
-        """Logits that are 1 at the next token."""
+        """Return logits that are 1 at the next token and 0 elsewhere."""
         tokens, positions, slots = (t.tolist() for t in (batch.token_ids, batch.positions, batch.slot_mapping))
         starts, tables = batch.query_start.tolist(), batch.block_tables.tolist()
         assert batch.routing is not None
@@ -83,15 +83,15 @@ def _slot(pool: ExactPool, table: list[int], position: int) -> int:
 
 
 class ExactSampling:
-    """The largest logit's token, and a NaN is found."""
+    """Fake of the sampling op: takes the token of the largest logit and reports NaN."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         is_nan = logits.isnan().any(1)
         token_ids = torch.where(is_nan, 0, logits.argmax(1))
         write_history(rows, token_ids)
         status = torch.where(is_nan, Status.NOT_FINITE, Status.DONE).to(torch.uint8)
-        nothing = torch.empty(len(logits), 0)
-        return SampledRows(token_ids, status, torch.zeros(len(logits)), nothing.int(), nothing)
+        no_logprobs = torch.empty(len(logits), 0)
+        return SampledRows(token_ids, status, torch.zeros(len(logits)), no_logprobs.int(), no_logprobs)
 
 
 def rows_runner(config: ModelConfig, num_blocks: int, block_size: int, max_num_seqs: int, max_len: int) -> ModelRunner:

@@ -1,4 +1,4 @@
-"""Small fixed scenarios, each run again and again with one fault at the k-th passage of a point, for every k."""
+"""Small fixed scenarios, to be run with one fault at the k-th passage of a point, for every k."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.simulator.faults import Point
-from tests.simulator.simulation import Setup, Simulation
+from tests.simulator.setup import Setup
+from tests.simulator.simulation import Simulation
 
 EVERY_K: tuple[Point, ...] = (
     "allocate",
@@ -30,7 +31,7 @@ class Scenario:
     arrivals: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     def run(self, point: Point | None = None, k: int = 0) -> Simulation:
-        """With the fault at the k-th passage of the point, or with none."""
+        """Run with a fault at the k-th passage of the point, or without a point with no fault."""
         rng = random.Random(f"{self.name} {point} {k}")
         simulation = Simulation(self.setup, rng, {}, (point, k) if point else None)
         for step in range(max(self.arrivals) + 1):
@@ -41,14 +42,14 @@ class Scenario:
         return simulation
 
 
-def every_k(scenario: Scenario, point: Point, run: Callable[[Simulation], None] = lambda _: None) -> int:
-    """Runs until k is past the last passage; returns how many runs met their fault."""
+def every_k(scenario: Scenario, point: Point, check: Callable[[Simulation], None] = lambda _: None) -> int:
+    """Run with k = 1, 2, ... until no fault occurs; return the number of runs with a fault."""
     k = 1
     while True:
         simulation = scenario.run(point, k)
-        if not simulation.faults.struck[point]:
+        if not simulation.faults.failed[point]:
             return k - 1
-        run(simulation)
+        check(simulation)
         k += 1
 
 
@@ -118,7 +119,7 @@ SCENARIOS = [
 
 
 def cases() -> Iterator[tuple[Scenario, Point]]:
-    """Every scenario with every point."""
+    """Yield every scenario with every point."""
     for scenario in SCENARIOS:
         for point in EVERY_K:
             yield scenario, point

@@ -1,4 +1,4 @@
-"""One random schedule: a setup and rates drawn from the seed, chaos, then nothing fails and everything must finish."""
+"""One random schedule: setup and fault rates from a seed; a phase with faults; then none, and all must finish."""
 
 import logging
 import random
@@ -9,23 +9,24 @@ from contextlib import contextmanager
 import engine.scheduling.sequence
 from engine.scheduling.block_hash import BlockHash
 from tests.simulator.faults import POINTS, Point
-from tests.simulator.simulation import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup, Simulation
+from tests.simulator.setup import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup
+from tests.simulator.simulation import Simulation
 from tests.support.paths import ROOT
 
 log = logging.getLogger("smoe.engine")
 
 
 class ViolationError(AssertionError):
-    """A promise that a schedule found broken; the message is the line that shows it again."""
+    """A promise was broken. The message is one line: the command that repeats the failure."""
 
 
 def run_seed(seed: int) -> Simulation:
-    """Raises ViolationError."""
+    """Run the schedule of a seed. Raises ViolationError."""
     rng = random.Random(seed)
     setup = _setup(rng)
     simulation = Simulation(setup, rng, _rates(rng))
-    with _keys(weak=setup.window is None and rng.random() < 0.2):
-        log.disabled = True  # what the engine says of faults that are meant
+    with _child_hashes(weak=setup.window is None and rng.random() < 0.2):
+        log.disabled = True  # the engine logs injected faults
         try:
             _chaos(simulation, rng)
             simulation.heal()
@@ -48,7 +49,7 @@ def _commit() -> str:
 
 
 def _setup(rng: random.Random) -> Setup:
-    """Half of them are tight: many requests in a pool for little more than one."""
+    """Draw a setup. Half of them are tight: many requests in a pool for little more than one."""
     is_tight = rng.random() < 0.5
     window = rng.choice([None, None, 3, 4, 7, 16])
     block_size = rng.choice([1, 2, 4, 16])
@@ -78,7 +79,7 @@ def _setup(rng: random.Random) -> Setup:
 
 
 def _rates(rng: random.Random) -> dict[Point, float]:
-    """Most runs have few kinds of faults, some have none, some have all."""
+    """Draw fault rates: most schedules have few kinds of faults, some have none, some have all."""
     share = rng.choice([0.0, 0.15, 0.3, 1.0])
     rates: dict[Point, float] = {p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if rng.random() < share}
     for point in (
@@ -86,8 +87,8 @@ def _rates(rng: random.Random) -> dict[Point, float]:
         "nan",
         "raise for one",
         "clock",
-        "rotten block",
-    ):  # each ends requests: too many leave nothing to see
+        "corrupt block",
+    ):  # each ends requests: with too many, no request would finish
         if point in rates:
             rates[point] = min(rates[point], 0.03)
     return rates
@@ -107,7 +108,7 @@ def _tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, object]:
-    """Many are plain; every field that scheduling knows is there now and then."""
+    """Draw the fields of a request. Most are plain; every field that scheduling reads is set sometimes."""
     prompt = stem[: rng.randint(0, len(stem))] + _tokens(rng, rng.randint(1, 10))
     params: dict[str, object] = {}
     if rng.random() < 0.2:
@@ -140,27 +141,29 @@ def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, objec
     return request
 
 
-class WeakKey(bytes):
-    """Equal to that of a block with other tokens; `strong` is what blocks behind it are named after."""
+class WeakHash(bytes):
+    """A hash that blocks with other tokens have too. `strong`: the true hash, from which child hashes are made."""
 
     strong: BlockHash
 
 
 @contextmanager
-def _keys(weak: bool) -> Iterator[None]:
-    """Weak: blocks behind the same prefix often have one name, so that only their tokens tell them apart. (Without a
-    window alone: with one, a block is looked up whether the one before it was found or not.)"""
-    strong_key = engine.scheduling.sequence.child_hash
+def _child_hashes(weak: bool) -> Iterator[None]:
+    """Replace child_hash. Weak: blocks behind the same prefix often collide, so that only their tokens differ.
+
+    Use it without a window only: with one, a block is looked up even if the block before it was not found.
+    """
+    strong_hash = engine.scheduling.sequence.child_hash
 
     def child_hash(parent: BlockHash, token_ids: tuple[int, ...]) -> BlockHash:
-        before = parent.strong if isinstance(parent, WeakKey) else parent
-        key = WeakKey(strong_key(before, [token_ids[0] % 2]))
-        key.strong = strong_key(before, token_ids)
-        return key
+        true_parent = parent.strong if isinstance(parent, WeakHash) else parent
+        weak_hash = WeakHash(strong_hash(true_parent, [token_ids[0] % 2]))
+        weak_hash.strong = strong_hash(true_parent, token_ids)
+        return weak_hash
 
     if weak:
         engine.scheduling.sequence.child_hash = child_hash  # type: ignore[assignment]
     try:
         yield
     finally:
-        engine.scheduling.sequence.child_hash = strong_key
+        engine.scheduling.sequence.child_hash = strong_hash

@@ -1,4 +1,4 @@
-"""Fail the first allocation, then the second, until a run passes without reaching the k-th; and so with every fault."""
+"""Every kind of fault at its first passage, then its second, until a run ends before the k-th passage."""
 
 import logging
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from tests.simulator.faults import Point
 from tests.simulator.scenarios import EVERY_K, SCENARIOS, Scenario, every_k
 from tests.simulator.simulation import Simulation
 
-ONE_ENDS: dict[Point, int] = {"raise for one": 1, "nan": 1, "cancel": 1}  # and the others go on
+ONE_ENDS: dict[Point, int] = {"raise for one": 1, "nan": 1, "cancel": 1}  # and the others continue
 NOBODY_ENDS: tuple[Point, ...] = ("allocate", "admit", "raise once", "raise at the end")
 
 
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
-    """What the engine says of faults that are meant."""
+    """The engine logs injected faults."""
     log = logging.getLogger("smoe.engine")
     log.disabled = True
     yield
@@ -24,17 +24,17 @@ def _silence() -> Iterator[None]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_at_every_k(scenario: Scenario) -> None:
-    whole = scenario.run()
-    assert whole.ends["error"] == whole.ends["cancelled"] == 0
+    undisturbed = scenario.run()
+    assert undisturbed.ends["error"] == undisturbed.ends["cancelled"] == 0
     for point in EVERY_K:
 
         def check(simulation: Simulation, point: Point = point) -> None:
             lost = simulation.ends["error"] + simulation.ends["cancelled"]
-            assert lost <= ONE_ENDS.get(point, len(simulation.told))
+            assert lost <= ONE_ENDS.get(point, len(simulation.records))
             if point in NOBODY_ENDS and not _depends_on_time(scenario):
-                assert simulation.ends == whole.ends
-                assert [told.token_ids for told in simulation.told.values()] == [
-                    told.token_ids for told in whole.told.values()
+                assert simulation.ends == undisturbed.ends
+                assert [record.token_ids for record in simulation.records.values()] == [
+                    record.token_ids for record in undisturbed.records.values()
                 ]
 
         assert every_k(scenario, point, check) >= (0 if point == "admit" else 1)
@@ -45,7 +45,7 @@ def _depends_on_time(scenario: Scenario) -> bool:
     return any("deadline_s" in request or "queue_deadline_s" in request for request in requests)
 
 
-def test_there_are_twenty_scenarios_and_they_go_where_they_should() -> None:
+def test_the_twenty_scenarios_reach_what_their_names_say() -> None:
     runs = {scenario.name: scenario.run() for scenario in SCENARIOS}
     assert len(runs) == 20
     assert runs["preempted and resumed behind the window"].seen["preemptions"]

@@ -1,4 +1,4 @@
-"""Scheduler and pool under Hypothesis, which shrinks what breaks them to a script of a few lines."""
+"""Scheduler and pool under Hypothesis, which shrinks a failure to a script of a few lines."""
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -12,14 +12,14 @@ from hypothesis.stateful import (
 )
 
 from engine.scheduling.step_plan import RowFailed
-from tests.measure.scheduler import VOCAB, Bench
+from tests.support.scheduler_bench import VOCAB, Bench
 
 TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 STEM = list(range(20))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Steps are planned, computed and applied by the rules themselves, so that a request may end in between."""
+    """Rules plan, compute and apply steps one by one, so that a request may end in between."""
 
     @initialize(
         window=st.sampled_from([None, None, 3, 8]),
@@ -32,7 +32,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_blocks=10, window=window, budget=budget, max_num_seqs=4, max_model_len=40, prefix_caching=prefix_caching
         )
         self.max_in_flight = 2 if ahead else 1
-        self.taken: list[int] = []  # blocks that somebody else holds
+        self.taken: list[int] = []  # blocks held outside the scheduler
         self.cancelled: set[int] = set()
         self.failed: set[int] = set()
 
@@ -42,9 +42,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 10))
     def cancel(self, which: int) -> None:
-        live = list(self.bench.scheduler.requests.unfinished)
-        if live:
-            request_id = live[which % len(live)]
+        unfinished = list(self.bench.scheduler.requests.unfinished)
+        if unfinished:
+            request_id = unfinished[which % len(unfinished)]
             assert self.bench.scheduler.abort(request_id)
             assert not self.bench.scheduler.abort(request_id)
             self.cancelled.add(request_id)
@@ -67,7 +67,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.bench.in_flight)
     @rule()
-    def land(self) -> None:
+    def apply(self) -> None:
         self.bench.apply(*self.bench.in_flight.pop(0))
 
     @precondition(lambda self: self.bench.in_flight)
@@ -77,12 +77,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         request_id = plan.chunks[which % len(plan.chunks)].sequence.request_id
         if request_id in self.bench.scheduler.requests.unfinished:
             self.failed.add(request_id)
-        result.sampled[request_id] = RowFailed("as it was told to")
+        result.sampled[request_id] = RowFailed("injected failure")
         self.bench.apply(plan, result)
 
     @rule(count=st.integers(1, 10))
     def shrink(self, count: int) -> None:
-        """Fewer blocks are free: those that grow have to preempt."""
+        """Take free blocks: requests that need one must preempt."""
         pool = self.bench.block_manager.pool
         self.taken += pool.allocate(min(count, pool.num_free))
 
@@ -95,7 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         self.give_back()
         while self.bench.in_flight:
-            self.land()
+            self.apply()
         self.bench.run()
 
     @invariant()
@@ -110,7 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.bench.runner.poison(block for block in pool._free if block not in pool._hashes)
 
     def teardown(self) -> None:
-        """Whatever was done to the others, those that were left alone got their own tokens."""
+        """Requests that were not cancelled and did not fail got their own tokens."""
         if not hasattr(self, "bench"):
             return
         self.drain()

@@ -1,1 +1,1 @@
-"""How the bundled checkpoint was made: corpus, tokenizer, network, training loop, evaluation. Not part of serving."""
+"""Training of the bundled checkpoint: corpus, tokenizer, network, training loop, evaluation. Not part of the wheel."""

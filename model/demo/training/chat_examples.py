@@ -1,4 +1,4 @@
-"""Generated [INST] conversations with checkable answers, so that the demo's chat does something one can verify."""
+"""Generate [INST] conversations with checkable answers, so that the demo's chat can be tested."""
 
 import json
 import random
@@ -25,7 +25,7 @@ GREETINGS = {
 
 
 class ChatExamples:
-    """A seeded, endless source of conversations over the words and sentences of the training corpus."""
+    """Endless, seeded source of conversations over the words and sentences of the training corpus."""
 
     def __init__(self, domains: list[Domain], seed: int) -> None:
         self.rng = random.Random(seed)
@@ -37,7 +37,7 @@ class ChatExamples:
         ]  # fmt: skip
 
     def conversation(self) -> list[Turn]:
-        """One to three (question, answer) turns; one in eight opens with a system-like instruction."""
+        """Return one to three (question, answer) turns; 1 in 8 starts with a system-like instruction."""
         turns = [self.rng.choice(self.kinds)() for _ in range(self.rng.choice([1, 1, 1, 2, 3]))]
         if self.rng.random() < 0.125:
             turns[0] = ("You are a helpful assistant.\n\n" + turns[0][0], turns[0][1])
@@ -79,7 +79,7 @@ class ChatExamples:
 
 
 def render(turns: list[Turn]) -> list[str]:
-    """The text of each turn as Mistral's v1 format has it, without <s> and </s>: `[INST] question [/INST] answer`."""
+    """Return the text of each turn in Mistral's v1 format, without <s> and </s>: `[INST] question [/INST] answer`."""
     return [f"[INST] {question} [/INST] {answer}" for question, answer in turns]
 
 

@@ -1,4 +1,4 @@
-"""Writes the trained network as a Hugging Face Mixtral directory, in bf16."""
+"""Write the trained network as a Hugging Face Mixtral directory, in bf16."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def save_checkpoint(network: Network, tokenizer: sentencepiece.SentencePieceProcessor, out: Path) -> None:
-    """Writes model.safetensors, config.json, generation_config.json and tokenizer_config.json into `out`."""
+    """Write model.safetensors, config.json, generation_config.json and tokenizer_config.json into `out`."""
     tensors = {}
     for name, weight in network.state_dict().items():
         name = name if name.startswith("lm_head") else f"model.{name}"

@@ -1,8 +1,8 @@
-"""The three domains the demo model learns, read from what Debian packages carry.
+"""Load the three domains of the demo model's training text, from files of Debian packages.
 
-Austen: `r-cran-janeaustenr` keeps six novels as zlib-compressed serialized R strings. Scripture: `bible-kjv` prints
-the King James Bible. Python: the standard library's source, of whichever interpreter runs this. A domain is a list
-of documents (chapters, chapters, files), split once and for all into a training and a held-out part.
+Austen: `r-cran-janeaustenr` contains six novels as zlib-compressed serialized R strings. Scripture: `bible-kjv` prints
+the King James Bible. Python: the source of the standard library of the interpreter that runs this. A domain is a list
+of documents (chapters, chapters, files) with a fixed split into a training and a held-out part.
 """
 
 import gzip
@@ -29,13 +29,13 @@ HELD_OUT_NOVEL = "persuasion"
 HELD_OUT_BOOKS = frozenset({"Ruth", "Mark"})
 HELD_OUT_PYTHON_PERCENT = 5
 MIN_PYTHON_BYTES, MAX_PYTHON_BYTES = 200, 60_000
-LEFT_OUT = r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/"
+EXCLUDED = r"(^|/)(tests?|idle_test|site-packages|dist-packages|lib2to3|config-.*|_pyrepl)/|encodings/"
 CHARSXP, STRSXP = 9, 16  # R's type codes of one string and of a vector of strings
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of text. Documents are whole chapters or files, in a fixed order."""
+    """One kind of text. Documents are full chapters or files, in a fixed order."""
 
     name: str
     train: list[str]
@@ -43,7 +43,7 @@ class Domain:
 
 
 def load_domains() -> list[Domain]:
-    """All three domains; raises FileNotFoundError naming the Debian package that is missing."""
+    """Load all three domains. Raises FileNotFoundError with the name of a missing Debian package."""
     return [_austen(), _scripture(), _python()]
 
 
@@ -59,7 +59,7 @@ def _austen() -> Domain:
 
 
 def _novel_lines(key: str) -> list[str]:
-    """The lines of one novel, from R's lazy-load pair: Rdata.rdx says where in Rdata.rdb each value lies."""
+    """Read the lines of one novel from R's lazy-load files: Rdata.rdx has the position of each value in Rdata.rdb."""
     index = gzip.decompress((AUSTEN_DATA / "Rdata.rdx").read_bytes())
     offsets = re.findall(rb"\x00\x00\x00\x0d\x00\x00\x00\x02(.{4})(.{4})", index, re.DOTALL)
     keys = [word.decode() for word in re.findall(rb"[a-z]+", index) if word.decode() in NOVELS]
@@ -69,10 +69,10 @@ def _novel_lines(key: str) -> list[str]:
 
 
 def _strings(serialized: bytes) -> Iterator[str]:
-    """The strings of one serialized R character vector (XDR format, versions 2 and 3)."""
+    """Yield the strings of one serialized R character vector (XDR format, versions 2 and 3)."""
     version = struct.unpack(">I", serialized[2:6])[0]
     offset = 14
-    if version == 3:  # then the native encoding's name follows
+    if version == 3:  # the name of the native encoding follows
         offset += 4 + struct.unpack(">I", serialized[14:18])[0]
     flags, count = struct.unpack(">II", serialized[offset : offset + 8])
     if flags & 0xFF != STRSXP:
@@ -88,7 +88,7 @@ def _strings(serialized: bytes) -> Iterator[str]:
 
 
 def _chapters(lines: list[str]) -> list[str]:
-    """Chapters with their hard line breaks undone: one line a paragraph."""
+    """Split a novel into chapters, and join hard line breaks: one line per paragraph."""
     paragraphs = [" ".join(p.split()) for p in "\n".join(lines).split("\n\n")]
     chapters: list[list[str]] = [[]]
     for paragraph in filter(None, paragraphs):
@@ -124,7 +124,7 @@ def _python() -> Domain:
     held_out: list[str] = []
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root).as_posix()
-        if re.search(LEFT_OUT, relative):
+        if re.search(EXCLUDED, relative):
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
         if len(text) > MIN_PYTHON_BYTES:

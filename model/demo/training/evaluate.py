@@ -1,9 +1,9 @@
-"""Measures the bundled checkpoint and writes its model card.
+"""Evaluate the bundled checkpoint and write its model card.
 
     python -m model.demo.training.evaluate model/demo
 
-Bits per byte of the held-out text, over windows of the full context; the share of tokens each expert gets, per domain
-and layer; the training curve as an SVG. Needs the same Debian packages as training.
+The card has bits per byte of the held-out text, over windows of the full context; the share of tokens of each expert,
+per domain and layer; the training curve as an SVG. Needs the same Debian packages as training.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHART_WIDTH, CHART_HEIGHT, MARGIN = 640, 280, 44
 
 
 def load_network(path: Path) -> tuple[Network, sentencepiece.SentencePieceProcessor]:
-    """The checkpoint in the training network, float32."""
+    """Load a checkpoint into the training network, in float32."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
     network = Network(NetworkConfig(vocab_size=tokenizer.vocab_size()))
     weights = {
@@ -38,7 +38,7 @@ def load_network(path: Path) -> tuple[Network, sentencepiece.SentencePieceProces
 
 
 class ExpertCounter:
-    """Counts, per layer, how many tokens the gate sends to each expert, while a network runs under it."""
+    """Counter of the tokens that each layer's gate sends to each expert, for all runs of a network."""
 
     def __init__(self, network: Network) -> None:
         c = network.config
@@ -49,11 +49,11 @@ class ExpertCounter:
             moe.gate.register_forward_hook(lambda gate, args, logits, i=index: self._count(i, logits))
 
     def _count(self, layer: int, logits: Tensor) -> None:
-        chosen = logits.topk(2, dim=-1).indices.flatten()
-        self.counts[layer] += chosen.bincount(minlength=self.counts.shape[1])
+        expert_ids = logits.topk(2, dim=-1).indices.flatten()
+        self.counts[layer] += expert_ids.bincount(minlength=self.counts.shape[1])
 
     def take_shares(self) -> Tensor:
-        """Shares [layers, experts] since the last call; each row sums to 1."""
+        """Return shares [layers, experts] since the last call; each row sums to 1."""
         shares = self.counts / self.counts.sum(-1, keepdim=True)
         self.counts = torch.zeros_like(self.counts)
         return shares
@@ -61,7 +61,7 @@ class ExpertCounter:
 
 @torch.no_grad()
 def bits_per_byte(network: Network, tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> float:
-    """Cross-entropy in bits over the texts' bytes, each document cut into contexts of its own that begin with <s>."""
+    """Return cross-entropy in bits per byte of the texts. Each is cut into separate contexts that start with <s>."""
     nats, num_bytes = 0.0, 0
     for text in texts:
         num_bytes += len(text.encode())
@@ -77,7 +77,7 @@ def _contexts(ids: list[int], bos: int, length: int) -> Iterator[Tensor]:
 
 
 def write_card(path: Path) -> None:
-    """Writes README.md and training_curve.svg into the checkpoint's folder."""
+    """Write README.md and training_curve.svg into the checkpoint's folder."""
     network, tokenizer = load_network(path)
     domains = load_domains()
     counter = ExpertCounter(network)
@@ -130,7 +130,7 @@ def _share_table(shares: Tensor) -> str:
 
 
 def _chart(points: list[tuple[float, float]]) -> str:
-    """A line chart of loss against millions of tokens, as plain SVG."""
+    """Draw a line chart of loss against millions of tokens, as plain SVG."""
     most_x, most_y, least_y = points[-1][0], max(y for _, y in points), min(y for _, y in points)
     scale_x = (CHART_WIDTH - 2 * MARGIN) / most_x
     scale_y = (CHART_HEIGHT - 2 * MARGIN) / (most_y - least_y)

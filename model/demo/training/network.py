@@ -1,4 +1,4 @@
-"""The Mixtral network in its dense, differentiable form: whole sequences, no cache. Training only.
+"""The Mixtral network for training: differentiable, over full sequences, without a KV cache.
 
 Shape letters: B batch, S sequence, D model dim, H heads, G KV heads, K head dim, E experts, k experts per token,
 T = B*S tokens, F expert hidden dim, V vocabulary.
@@ -74,10 +74,10 @@ class SparseMoe(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tokens = x.reshape(-1, x.shape[-1])  # [T, D]
         logits = self.gate(tokens).float()  # [T, E]
-        top, chosen = logits.topk(self.k, dim=-1)  # [T, k]
+        top, expert_ids = logits.topk(self.k, dim=-1)  # [T, k]
         weights = top.softmax(-1)
-        order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=len(self.experts))
+        order = expert_ids.flatten().argsort(stable=True)
+        counts = expert_ids.flatten().bincount(minlength=len(self.experts))
         rows = torch.split(tokens[order // self.k], counts.tolist())
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, rows, strict=True)])
         scaled = outputs * weights.flatten()[order, None]
@@ -102,7 +102,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """`forward` returns logits [B, S, V] and the mean load-balancing loss; names match the Hugging Face layout."""
+    """The network. `forward` returns logits [B, S, V] and the mean load-balancing loss; names are Hugging Face's."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -139,6 +139,6 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _window_mask(length: int, window: int) -> Tensor:
-    """Additive [S, S]: position i sees i-window+1..i."""
+    """Return an additive mask [S, S]: position i sees i - window + 1 .. i."""
     i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
     return torch.zeros(length, length).masked_fill((j > i) | (j <= i - window), float("-inf"))

@@ -1,11 +1,10 @@
-"""Measures what quantized weights cost in quality: perplexity, and how near the predictions are to float32's.
+"""Measure the quality of quantized weights: perplexity, and how close the predictions are to those of float32.
 
     python -m model.demo.training.quality [CHECKPOINT] [--text FILE ...]
 
-Texts are cut into contexts of their own that begin with <s>; every position of each is scored. Without --text they
-are the held-out texts that the bundled model was not trained on, which needs the same Debian packages as training. KL
-is the mean over positions of KL(float32 || this), in nats; top-1 the share of positions whose likeliest token is the
-same. Prints a Markdown table.
+Each text is cut into separate contexts that start with <s>; all their positions are scored. Without --text it uses the
+held-out texts of the bundled model, which need the same Debian packages as training. KL is the mean over positions of
+KL(float32 || this), in nats; top-1 is the share of positions with the same most likely token. Prints a Markdown table.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from model.ops.quantization import Quantization
 
 CPU = torch.device("cpu")
 CONTEXT_LEN = 512
-CONTEXTS_PER_TEXT = 20  # spread over all of it
+CONTEXTS_PER_TEXT = 20  # evenly spaced over the text
 
 Variant = tuple[KvDtype, Quantization]
 EXACT: Variant = ("float32", "none")
@@ -47,7 +46,7 @@ VARIANTS: list[Variant] = [
 
 @dataclass
 class Score:
-    """Sums over positions."""
+    """Sums of the quality measures over positions."""
 
     nats: float = 0.0
     kl: float = 0.0
@@ -55,7 +54,7 @@ class Score:
     num_positions: int = 0
 
     def add(self, ours: Tensor, exact: Tensor, token_ids: Tensor) -> None:
-        """Log probabilities [T, V] of ours and of float32's; the tokens [T] that came."""
+        """Add positions: log probabilities [T, V] of this variant and of float32, and the actual next tokens [T]."""
         self.nats += float(F.nll_loss(ours, token_ids, reduction="sum"))
         self.kl += float(F.kl_div(ours, exact, reduction="sum", log_target=True))
         self.num_same += int((ours.argmax(-1) == exact.argmax(-1)).sum())
@@ -67,7 +66,7 @@ class Score:
 
 
 def measure(checkpoint: Path, texts: list[str], variants: Sequence[Variant] = VARIANTS) -> dict[Variant, Score]:
-    """Scores of EXACT and of each of the variants."""
+    """Return the scores of EXACT and of each variant."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
     networks = {variant: _load(checkpoint, *variant) for variant in [EXACT, *variants]}
     scores = {variant: Score() for variant in networks}
@@ -94,7 +93,7 @@ def _contexts(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str])
 
 
 def _logprobs(network: Mixtral, dtype: KvDtype, ids: list[int]) -> Tensor:
-    """[T, V] of one sequence, computed in one step over a pool of one block."""
+    """Return log probabilities [T, V] of one sequence, computed in one step over a pool with one large block."""
     length = len(ids)
     pool = KvPool(network.config, 2, length, dtype, CPU)
     batch = ForwardBatch(
@@ -110,7 +109,7 @@ def _logprobs(network: Mixtral, dtype: KvDtype, ids: list[int]) -> Tensor:
 
 
 def table(scores: dict[Variant, Score]) -> str:
-    """Markdown."""
+    """Format the scores as a Markdown table."""
     base = scores[EXACT].perplexity
     lines = [
         f"{scores[EXACT].num_positions:,} positions",

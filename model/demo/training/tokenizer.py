@@ -1,4 +1,4 @@
-"""Trains the demo's SentencePiece model: byte-pair pieces, byte fallback, no normalization, Llama's conventions."""
+"""Train the demo's SentencePiece model: byte-pair pieces, byte fallback, no normalization, Llama's conventions."""
 
 import itertools
 import tempfile
@@ -14,7 +14,7 @@ SAMPLE_BYTES_PER_DOMAIN = 2_500_000
 
 
 def train_tokenizer(domains: list[Domain], path: Path) -> None:
-    """Writes `path` (…/tokenizer.model), trained on an equal share of each domain and on chat examples."""
+    """Train on an equal share of each domain and on chat examples, and write `path` (…/tokenizer.model)."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "sample.txt"
         text.write_text(_sample(domains), encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Trains the bundled checkpoint and writes it in the Hugging Face layout.
+"""Train the bundled checkpoint and write it in the Hugging Face layout.
 
     python -m model.demo.training.train OUT --minutes 105
 
-The schedule follows elapsed time, so that the run ends when it should whatever else the machine does: the learning
-rate rises for the first 2 %, holds, and falls linearly over the last half. Hidden matrices learn by Muon (Jordan
-et al. 2024), everything else by AdamW. OUT holds a usable checkpoint from the first save on.
+The schedule follows elapsed time, so that the run ends on time even on a busy machine: the learning rate rises during
+the first 2 %, stays constant, and falls linearly during the last half. Hidden matrices are trained by Muon (Jordan
+et al. 2024), everything else by AdamW. OUT contains a usable checkpoint from the first save on.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MUON_LR, ADAM_LR = 5e-3, 4e-3
 
 
 class Batches:
-    """Sequences of SEQUENCE_LEN + 1 ids: <s>, then text of one domain, or chats packed one after the other."""
+    """Source of sequences of SEQUENCE_LEN + 1 ids: <s> and text of one domain, or several chats in a row."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> None:
         domains = load_domains()
@@ -44,10 +44,10 @@ class Batches:
             ids = [[tokenizer.bos_id(), *document, tokenizer.eos_id()] for document in tokenizer.encode(domain.train)]
             self.streams[domain.name] = torch.tensor([i for document in ids for i in document])
         is_start = [tokenizer.id_to_piece(i).startswith("▁") for i in range(tokenizer.vocab_size())]
-        self.is_start = torch.tensor(is_start)  # [V] pieces that begin a word
+        self.is_start = torch.tensor(is_start)  # [V] pieces that start a word
 
     def draw(self) -> Tensor:
-        """One batch [B, S + 1] of int64 ids."""
+        """Draw one batch [B, S + 1] of int64 ids."""
         kinds = self.rng.choices(list(SHARES), weights=list(SHARES.values()), k=BATCH_SEQUENCES)
         return torch.stack([self._chats() if kind == "chat" else self._text(kind) for kind in kinds])
 
@@ -69,15 +69,15 @@ class Batches:
 
 
 def rate(progress: float) -> float:
-    """The learning rate's factor at a share 0..1 of the run: warm-up, plateau, linear decay to zero."""
+    """Return the factor of the learning rate at a share 0 .. 1 of the run: warm-up, plateau, linear decay to zero."""
     return min(1.0, progress / 0.02, 2.0 * (1.0 - progress))
 
 
 def optimizers(network: Network) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding, head, gates and norms."""
+    """Create Muon for the layers' matrices and AdamW for embedding, head, gates and norms."""
     hidden = [p for n, p in network.layers.named_parameters() if p.dim() == 2 and "gate" not in n]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in network.parameters() if id(p) not in chosen]
+    hidden_ids = {id(p) for p in hidden}
+    rest = [p for p in network.parameters() if id(p) not in hidden_ids]
     muon = torch.optim.Muon(hidden, lr=MUON_LR, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adam):
@@ -87,7 +87,7 @@ def optimizers(network: Network) -> list[torch.optim.Optimizer]:
 
 
 def train(out: Path, minutes: float, seed: int) -> None:
-    """Trains for `minutes` and saves every ten; OUT/training_log.jsonl gets a line every 50 steps."""
+    """Train for `minutes`; save every ten minutes, and append a line to OUT/training_log.jsonl every 50 steps."""
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer.model").exists():
@@ -123,7 +123,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
 
 
 def train_step(network: Network, optimizer_list: list[torch.optim.Optimizer], ids: Tensor) -> float:
-    """One update on a batch [B, S + 1]; returns the mean next-token loss in nats."""
+    """Do one update on a batch [B, S + 1]; return the mean next-token loss in nats."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, balance = network(ids[:, :-1])
     loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())

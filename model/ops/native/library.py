@@ -1,6 +1,6 @@
-"""The C library behind native.py: where it is, what it is called with, which instruction sets it runs here.
+"""Load the C++ library: its path, the signatures of its functions, and the instruction sets it runs on this CPU.
 
-Knows addresses and numbers only; what they mean is in model/native/smoe_native.h, which this file must agree with.
+model/native/smoe_native.h documents the functions; the signatures here must match it.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ from model.ops.native.structs import NetworkArguments, StepArguments
 
 ABI_VERSION = 6
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the number of an instruction set is its place here
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the index is the library's code of an instruction set
 
-# pool, isa, dtype; kernels that work with packed weights take their format next
+# pool, isa, dtype; kernels with packed weights take the weights' format next
 _KERNEL = (c_void_p, c_int, c_int)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
@@ -44,27 +44,27 @@ _SIGNATURES = {
 
 
 class NativeUnavailableError(Exception):
-    """The library, or the instruction set asked for, is not to be had here. One line that says why."""
+    """The library or the requested instruction set is not available. The message gives the reason in one line."""
 
 
 class NativeOutdatedError(NativeUnavailableError):
-    """The library was built from other sources than these: a mistake to mend, and no reason to do without it."""
+    """The library was built from other sources. Reinstall it; do not fall back to another backend."""
 
 
 class NativeLibrary:
-    """The loaded library. Its functions are called as `library.call.smoe_linear(...)`."""
+    """The loaded library. Call its functions as `library.call.smoe_linear(...)`."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """None: the one that was built with the package. Raises NativeUnavailableError."""
+        """Load `path`, by default the library built with the package. Raises NativeUnavailableError."""
         path = path or LIBRARY
         if not path.exists():
-            raise NativeUnavailableError("the CPU library was not built: no C++ compiler was found at the install")
+            raise NativeUnavailableError("the CPU library was not built: the installation found no C++ compiler")
         try:
             self.call = ctypes.CDLL(str(path))
             self._check_version()
             self._declare()
         except (OSError, AttributeError) as error:
-            raise NativeUnavailableError(f"the CPU library does not load: {error}") from None
+            raise NativeUnavailableError(f"cannot load the CPU library: {error}") from None
 
     def _declare(self) -> None:
         for name, (result, arguments) in _SIGNATURES.items():
@@ -77,16 +77,16 @@ class NativeLibrary:
             raise NativeOutdatedError(f"the CPU library has interface {version}, not {ABI_VERSION}: install smoe again")
 
     def isas(self) -> list[str]:
-        """What this library holds and this CPU runs, the fastest last."""
+        """Return the instruction sets that both library and CPU support, the fastest last."""
         return [isa for number, isa in enumerate(ISAS) if self.call.smoe_isa_available(number)]
 
 
 class ThreadPool:
-    """The library's threads: `threads` with the caller's, which is one of them. They end with this object."""
+    """Threads of the library; `threads` includes the caller's own thread. They end with this object."""
 
     def __init__(self, library: NativeLibrary, threads: int) -> None:
-        """Raises NativeUnavailableError where the system gives no more threads."""
+        """Start the threads. Raises NativeUnavailableError if the system cannot start that many."""
         self.handle = library.call.smoe_pool_create(threads)
         if not self.handle:
-            raise NativeUnavailableError(f"{threads} threads cannot be started")
+            raise NativeUnavailableError(f"cannot start {threads} threads")
         weakref.finalize(self, library.call.smoe_pool_destroy, self.handle)

@@ -1,4 +1,4 @@
-"""The arguments of the library's smoe_sample: the struct of model/native/smoe_native.h, and how tensors fill it."""
+"""Arguments of smoe_sample: the struct smoe_sampling of model/native/smoe_native.h, filled from tensors."""
 
 import ctypes
 from ctypes import c_int64, c_void_p
@@ -9,7 +9,7 @@ from model.sampling_batch import SampledRows, SamplingRows
 
 
 class SamplingArguments(ctypes.Structure):
-    """smoe_sampling. Holds addresses: what they point to must outlive the call."""
+    """The struct smoe_sampling. It holds addresses: the tensors must outlive the call."""
 
     _fields_ = [
         ("N", c_int64),
@@ -24,7 +24,7 @@ class SamplingArguments(ctypes.Structure):
 
 
 def sampling_arguments(logits: Tensor, rows: SamplingRows, result: SampledRows) -> SamplingArguments:
-    """Of contiguous CPU tensors; only the history may be a part of wider rows."""
+    """Fill the struct from contiguous CPU tensors; only the history may be a slice of wider rows."""
     masks = rows.masks
     return SamplingArguments(
         *logits.shape,

@@ -1,12 +1,14 @@
-"""The structs of model/native/smoe_native.h that describe a network and a step of it. They hold addresses: what those
-point to must outlive the calls."""
+"""Structs of model/native/smoe_native.h that describe a network and one step, field by field.
+
+They hold addresses: the tensors must outlive the calls.
+"""
 
 import ctypes
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 
 
 class LayerArguments(ctypes.Structure):
-    """smoe_layer."""
+    """The struct smoe_layer."""
 
     _fields_ = [
         (name, c_void_p)
@@ -15,7 +17,7 @@ class LayerArguments(ctypes.Structure):
 
 
 class NetworkArguments(ctypes.Structure):
-    """smoe_network."""
+    """The struct smoe_network."""
 
     _fields_ = [
         *((name, c_int) for name in ("dtype", "format", "kv_dtype")),
@@ -27,7 +29,7 @@ class NetworkArguments(ctypes.Structure):
 
 
 class StepArguments(ctypes.Structure):
-    """smoe_step."""
+    """The struct smoe_step."""
 
     _fields_ = [
         *((name, c_int64) for name in ("T", "S", "M", "N", "max_k")),

@@ -1,9 +1,9 @@
-"""Paged attention in plain torch: rows are cut into spans, each gathers its keys and values through the block table.
+"""Paged attention in plain torch: rows are cut into spans, and each span gathers its keys through the block table.
 
-A span is one or more rows with one range of slots per row group: decode rows of many sequences are padded into one
-gather, the rows of a prompt's chunk share their sequence's. Both are bounded, so that a step's scratch memory does not
-grow with context length times batch. Letters as in model/ops/interface.py; B row groups of a span, Q rows of a group,
-L keys of a group, R = H / G.
+A span has one or more row groups, and each group has one range of slots. Decode rows of many sequences are padded into
+one gather; the rows of a prompt's chunk share the gather of their sequence. Both are bounded, so that a step's scratch
+memory does not grow with context length times batch. Letters as in model/ops/interface.py; B row groups of a span,
+Q rows of a group, L keys of a group, R = H / G.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,16 @@ from torch import Tensor
 from model.forward_batch import ForwardBatch
 from model.ops.reference.kv_int8 import as_numbers
 
-MAX_SPAN_ELEMENTS = 1 << 24  # numbers in the scores of a prompt's span: 64 MiB in float32
-MAX_GATHER_ELEMENTS = 1 << 18  # keys x H * K of decode rows together: larger gathers leave the cache, at half the speed
-MAX_SPAN_ROWS = 256  # of one prompt; under a window, longer spans would only gather keys that most rows cannot see
+MAX_SPAN_ELEMENTS = 1 << 24  # scores of a prompt's span: 64 MiB in float32
+MAX_GATHER_ELEMENTS = (
+    1 << 18
+)  # keys x H * K of all decode rows of a span: larger gathers leave the CPU cache and are half as fast
+MAX_SPAN_ROWS = 256  # of one prompt; with a window, longer spans would only gather keys that most rows do not see
 
 
 @dataclass(frozen=True)
 class Span:
-    """Rows that attend together. Row q of group b sees key l of the group where mask[b, q, l]."""
+    """Rows that attend together. Row q of group b sees key l of the group if mask[b, 0, 0, q, l]."""
 
     rows: Tensor  # [B, Q] indices into the batch's T rows
     slots: Tensor  # [B, L] slots of the keys; padding repeats a visible slot of the same group
@@ -31,14 +33,14 @@ class Span:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The spans of one batch; together they hold every row once."""
+    """Spans of one batch, which together contain every row once."""
 
     spans: list[Span]
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows first_row .. first_row + num_rows - 1 of one sequence, from position `start` on."""
+    """Rows first_row .. first_row + num_rows - 1 of one sequence; the first is at position `start`."""
 
     sequence: int
     first_row: int
@@ -46,7 +48,7 @@ class _Chunk:
     start: int
 
     def num_keys(self, window: int | None) -> int:
-        """Keys that any of its rows sees. Example: start 10, 3 rows, window 4: 7..12, so 6."""
+        """Return the number of keys that some row sees. Example: start 10, 3 rows, window 4: keys 7 .. 12, so 6."""
         end = self.start + self.num_rows
         return end if window is None else end - max(0, self.start - window + 1)
 
@@ -54,7 +56,7 @@ class _Chunk:
 def plan_attention(
     batch: ForwardBatch, block_size: int, window: int | None, num_heads: int, head_dim: int
 ) -> AttentionPlan:
-    """Cuts the batch's rows into spans."""
+    """Cut the batch's rows into spans."""
     starts = batch.query_start.tolist()
     last_positions = (batch.context_len - 1).tolist()
     decodes: list[_Chunk] = []
@@ -71,7 +73,7 @@ def plan_attention(
 
 
 def _parts(chunk: _Chunk, num_heads: int) -> Iterator[_Chunk]:
-    """Cuts a prompt's chunk so that heads x rows x keys stays bounded."""
+    """Cut a prompt's chunk so that heads x rows x keys stays bounded."""
     num_keys = chunk.start + chunk.num_rows
     size = max(1, min(MAX_SPAN_ROWS, MAX_SPAN_ELEMENTS // (num_keys * num_heads)))
     for offset in range(0, chunk.num_rows, size):
@@ -80,7 +82,7 @@ def _parts(chunk: _Chunk, num_heads: int) -> Iterator[_Chunk]:
 
 
 def _groups(decodes: list[_Chunk], window: int | None, row_elements: int) -> Iterator[list[_Chunk]]:
-    """Decode rows of similar length together, as many as the padded gather's bound admits."""
+    """Group decode rows of similar length, as many as the bound of the padded gather allows."""
     group: list[_Chunk] = []
     for chunk in sorted(decodes, key=lambda chunk: chunk.num_keys(window)):
         if group and (len(group) + 1) * chunk.num_keys(window) * row_elements > MAX_GATHER_ELEMENTS:
@@ -92,7 +94,7 @@ def _groups(decodes: list[_Chunk], window: int | None, row_elements: int) -> Ite
 
 
 def _span(batch: ForwardBatch, chunks: list[_Chunk], block_size: int, window: int | None) -> Span:
-    """The span of chunks with equal numbers of rows."""
+    """Build the span of chunks that have equal numbers of rows."""
     device = batch.positions.device
     num_rows = chunks[0].num_rows
     num_keys = max(chunk.num_keys(window) for chunk in chunks)
@@ -106,13 +108,13 @@ def _span(batch: ForwardBatch, chunks: list[_Chunk], block_size: int, window: in
     if window is not None:
         mask &= keys[:, None] > positions[:, :, None] - window
     tables = batch.block_tables[[chunk.sequence for chunk in chunks]].long()  # [B, M]
-    readable = torch.minimum(keys, last)  # padding reads the group's last position again, never another's slot
+    readable = torch.minimum(keys, last)  # padding repeats the group's last position, never a slot of another sequence
     blocks = tables.gather(1, readable // block_size)  # [B, L]
     return Span(rows, blocks * block_size + readable % block_size, mask[:, None, None])
 
 
 def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> Tensor:
-    """[T, H, K], two caches [slots, G, K] (or int8 rows) -> [T, H * K]. Scores, softmax and sums are float32."""
+    """Compute attention: [T, H, K], two caches [slots, G, K] (or int8 rows) -> [T, H * K]. Works in float32."""
     out = torch.empty_like(q)
     for span in plan.spans:
         keys, values = as_numbers(k_slots[span.slots]), as_numbers(v_slots[span.slots])
@@ -121,9 +123,9 @@ def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> 
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, Q, H, K], k and v [B, L, G, K] float32, mask [B, 1, 1, Q, L] -> [B, Q, H, K].
+    """Attend within one span: q [B, Q, H, K], k and v [B, L, G, K] float32, mask [B, 1, 1, Q, L] -> [B, Q, H, K].
 
-    The R * Q query rows of a KV head are one matrix, so that no key is copied per query head.
+    The R * Q query rows of a KV head form one matrix, so that keys are not copied per query head.
     """
     num_groups, num_rows, num_heads, head_dim = q.shape
     num_keys, num_kv_heads = k.shape[1:3]

@@ -1,8 +1,8 @@
-"""What KV caches hold, in plain torch: the definition of the int8 rows of model/kv_format.py.
+"""Definition of the int8 rows of KV caches (model/kv_format.py), in plain torch.
 
-An int8 row is K bytes and the 4 of a float32 scale, its largest magnitude over 127; number k is byte k times the scale.
-A row too small to divide by is zeros; one that holds a NaN or an infinity has a NaN for its scale, so that every reader
-sees it.
+An int8 row has K bytes and the 4 bytes of a float32 scale, its largest magnitude over 127; number k is byte k times the
+scale. A row whose magnitudes are all below SMALLEST_SCALED becomes zeros. A row with NaN or Inf has the scale NaN, so
+that every reader sees it.
 """
 
 import torch
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from model.kv_format import SCALE_BYTES
 
-SMALLEST_SCALED = 1e-30  # the largest magnitude of a row that is not zeros
+SMALLEST_SCALED = 1e-30  # rows with a smaller largest magnitude become zeros
 
 
 def as_cached(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., K] numbers -> what a cache of `dtype` holds of them: [..., K], int8 [..., K + 4]."""
+    """Convert rows [..., K] to the form of a cache of `dtype`: [..., K], or [..., K + 4] for int8."""
     return quantize(rows) if dtype == torch.int8 else rows.to(dtype)
 
 
 def as_numbers(cached: Tensor) -> Tensor:
-    """The inverse, in float32: [..., K]."""
+    """Convert cached rows back to numbers: float32 [..., K]."""
     return dequantize(cached) if cached.dtype == torch.int8 else cached.float()
 
 
 def quantize(rows: Tensor) -> Tensor:
-    """[..., K] -> int8 [..., K + 4]."""
+    """Quantize rows: [..., K] -> int8 [..., K + 4]."""
     wide = rows.float()
-    magnitude = wide.abs().amax(-1, keepdim=True)  # NaN where one is
+    magnitude = wide.abs().amax(-1, keepdim=True)  # NaN if the row has one
     is_zero = magnitude < SMALLEST_SCALED
     scale = torch.where(is_zero, 0.0, magnitude / 127.0) + 0.0 * magnitude
     inverse = torch.where(is_zero, 0.0, torch.tensor(127.0) / magnitude)  # (127.0 / tensor would round twice)
@@ -35,6 +35,6 @@ def quantize(rows: Tensor) -> Tensor:
 
 
 def dequantize(cached: Tensor) -> Tensor:
-    """int8 [..., K + 4] -> float32 [..., K]."""
+    """Dequantize rows: int8 [..., K + 4] -> float32 [..., K]."""
     numbers, scale = cached[..., :-SCALE_BYTES], cached[..., -SCALE_BYTES:]
     return numbers.float() * scale.contiguous().view(torch.float32)

@@ -1,8 +1,8 @@
-"""The definition of every function, in plain torch: any device, float32 and bfloat16, with weights of the same kind,
-int8 or int4. Not bit-stable between batches.
+"""The definition of every op, in plain torch on any device.
 
-Shape letters as in model/ops/interface.py; R = H / G query heads share a KV head, Kmax = the most experts per token of
-any row, P = the pairs of a row and an expert that it takes.
+Activations are float32 or bfloat16; weights are of the same dtype, int8 or int4. The bits of a row may differ from
+batch to batch. Shape letters as in model/ops/interface.py; Kmax the largest number of experts of any row, P pairs of a
+row and one of its experts.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ Matrix: TypeAlias = Tensor | QuantizedMatrix  # [O, D]
 
 @dataclass(frozen=True)
 class ReferenceFfn:
-    """w1 and w3 in one matrix, as one product computes both."""
+    """One FFN; w1 and w3 share a matrix, because one product computes both."""
 
     w13: Matrix  # [2F, D]
     w2: Matrix  # [D, F]
@@ -35,7 +35,7 @@ class ReferenceFfn:
 
 @dataclass(frozen=True)
 class ReferenceMoe:
-    """The gate is kept in float32: which experts a token gets should not hang on its rounding."""
+    """Gate and experts. The gate stays in float32, so that its rounding does not decide which experts a token gets."""
 
     gate: Tensor  # [E, D] float32
     experts: list[ReferenceFfn]
@@ -43,7 +43,7 @@ class ReferenceMoe:
 
 @dataclass(frozen=True)
 class ReferenceMetadata:
-    """One batch's rotary angles, slots and attention spans."""
+    """Rotary angles, slots and attention spans of one batch."""
 
     num_kv_heads: int
     head_dim: int
@@ -121,14 +121,14 @@ class ReferenceOps:
 
 
 def product(x: Tensor, weight: Matrix) -> Tensor:
-    """[T, D] -> [T, O]; in x's dtype, or in float32 where the weight is quantized: what follows rounds it once."""
+    """Multiply [T, D] -> [T, O], in x's dtype; for quantized weights in float32, which the caller rounds once."""
     return F.linear(x, weight) if isinstance(weight, Tensor) else multiply(x, weight)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position / theta^(2i/K) for pair i of K/2: [T, 1, K] each, both halves alike (float32).
+    """Return cos and sin of position / theta^(2i/K) for pair i of K/2: [T, 1, K] float32 each, with equal halves.
 
-    Pair i is the numbers i and i + K/2 of a head, the Hugging Face order.
+    Pair i consists of the numbers i and i + K/2 of a head, the order of Hugging Face.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = torch.outer(positions.float(), 1.0 / (theta**exponents))  # [T, K/2]
@@ -137,18 +137,18 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (a, b) of a head to (a cos - b sin, b cos + a sin), in float32. [T, heads, K] -> same."""
+    """Rotate each pair (a, b) of a head to (a cos - b sin, b cos + a sin), in float32. [T, heads, K] -> same."""
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * cos + turned * sin).to(x.dtype)
 
 
 def route(gate_logits: Tensor, request: RoutingRequest) -> tuple[Tensor, Tensor]:
-    """[T, E] float32 -> the chosen experts in ascending id, and their shares (softmax over the chosen): [T, Kmax] each.
-    Behind a row's own k stand the id E and the share 0. Writes request.expert_ids.
+    """Choose each row's experts from its gate logits [T, E] float32. Writes request.expert_ids.
 
-    The sort is stable, so equal logits go to the lower id; torch.topk would not promise that. Example, k = 2: logits
-    [1, 3, 0, 3] choose experts 1 and 3 with half each.
+    Returns expert ids in ascending order and their shares (softmax over the chosen logits), [T, Kmax] each; from the
+    row's k on, the id is E and the share 0. The sort is stable, so ties go to the lower id, which torch.topk does not
+    guarantee. Example, k = 2: logits [1, 3, 0, 3] choose experts 1 and 3 with share 0.5 each.
     """
     num_experts, max_k = gate_logits.shape[1], request.expert_ids.shape[1]
     if request.allowed is not None:
@@ -157,12 +157,12 @@ def route(gate_logits: Tensor, request: RoutingRequest) -> tuple[Tensor, Tensor]
     beyond = torch.arange(max_k, device=ordered.device) >= request.experts_per_token[:, None]  # [T, Kmax]
     request.expert_ids.copy_(ordered.masked_fill(beyond, -1))
     expert_ids = ordered.masked_fill(beyond, num_experts).sort(dim=-1).values
-    chosen_logits = gate_logits.gather(-1, expert_ids.clamp(max=num_experts - 1))
-    return expert_ids, chosen_logits.masked_fill(beyond, float("-inf")).softmax(-1)
+    kept_logits = gate_logits.gather(-1, expert_ids.clamp(max=num_experts - 1))
+    return expert_ids, kept_logits.masked_fill(beyond, float("-inf")).softmax(-1)
 
 
 def combine(outputs: Tensor, share: Tensor) -> Tensor:
-    """[T, Kmax, D], [T, Kmax] -> [T, D]: the weighted sum, always in the order of the second dim."""
+    """Sum outputs [T, Kmax, D] weighted by share [T, Kmax] -> [T, D], always in the order of the second dim."""
     total = outputs[:, 0] * share[:, 0, None]
     for i in range(1, outputs.shape[1]):
         total += outputs[:, i] * share[:, i, None]

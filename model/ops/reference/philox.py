@@ -1,7 +1,7 @@
-"""Random numbers without state: one uniform per (seed, position, prompt, choice), by Philox4x32-10.
+"""Random numbers without state: one uniform number per (seed, position, prompt, choice), by Philox4x32-10.
 
-Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011). What a request draws at a position depends on
-nothing else, so sampling is the same alone, in any batch, and after a preemption.
+Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011). A draw depends on nothing else, so a request
+samples the same tokens alone, in any batch, and after a preemption.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ SHIFT = np.uint64(32)
 
 
 def philox4x32(counter: tuple[U32, U32, U32, U32], key: tuple[U32, U32]) -> tuple[U32, U32, U32, U32]:
-    """Ten rounds over arrays of counters and keys, all of shape [N]; returns four words [N] each."""
+    """Run ten rounds over arrays of counters and keys, all of shape [N]; return four words, [N] each."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -28,7 +28,7 @@ def philox4x32(counter: tuple[U32, U32, U32, U32], key: tuple[U32, U32]) -> tupl
 
 
 def uniforms(seeds: list[int], positions: list[int], prompts: list[int], choices: list[int]) -> NDArray[np.float64]:
-    """One uniform in [0, 1) per row: key = seed (64 bits), counter = (position, prompt index, choice index, 0)."""
+    """Return a number in [0, 1) per row: key = seed (64 bits), counter = (position, prompt index, choice index, 0)."""
     seed = np.array([value & 0xFFFFFFFFFFFFFFFF for value in seeds], dtype=np.uint64)
     words = [np.array(column, dtype=np.uint64) for column in (positions, prompts, choices)]
     counter = (words[0], words[1], words[2], np.zeros_like(seed))

@@ -1,4 +1,4 @@
-"""What attention computes once per batch, and how it starts its kernels. Nothing here asks the device for a number."""
+"""Plan and launch the attention kernels. Nothing here reads back from the device."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.triton.attention_kernels import LOG2_E, SPAN, WANTED_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton.attention_kernels import LOG2_E, SPAN, TARGET_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
 from model.ops.triton.launch import Launch, blocks, power_of_two
 from model.ops.triton.rotary import with_scales
 
@@ -17,7 +17,7 @@ MERGED_HEADS = 4
 
 @dataclass(frozen=True)
 class AttentionTiling:
-    """`tile` rows (queries times heads per KV head), `keys` at a time."""
+    """Tile sizes: `tile` rows (queries times query heads per KV head), `keys` keys at a time."""
 
     tile: int
     keys: int
@@ -27,17 +27,19 @@ class AttentionTiling:
 
 DECODE = AttentionTiling(tile=16, keys=64, num_warps=4, num_stages=3)
 CHUNK = AttentionTiling(tile=128, keys=32, num_warps=8, num_stages=2)
-FIXED = AttentionTiling(tile=64, keys=32, num_warps=8, num_stages=2)  # for both, where bits must not depend on which
+DETERMINISTIC = AttentionTiling(
+    tile=64, keys=32, num_warps=8, num_stages=2
+)  # for both, if bits must not depend on the kind of row
 WIDE = AttentionTiling(tile=16, keys=16, num_warps=4, num_stages=1)  # float32 has no tensor cores
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The batch, its tiles of several rows, and the shape of the work."""
+    """Batch, query tiles and tile sizes of one step."""
 
     batch: ForwardBatch
-    tile_sequence: Tensor  # [tiles] int32: which sequence a tile of queries belongs to
-    tile_first_row: Tensor  # [tiles] int32: its first row of the T; behind the sequence's rows where a tile is empty
+    tile_sequence: Tensor  # [tiles] int32: the sequence of a tile of queries
+    tile_first_row: Tensor  # [tiles] int32: its first row of the T; beyond the sequence's rows if the tile is empty
     decode: AttentionTiling
     chunk: AttentionTiling
     deterministic: bool
@@ -52,8 +54,11 @@ class AttentionPlan:
 def plan_attention(
     config: ModelConfig, batch: ForwardBatch, block_size: int, wide: bool, deterministic: bool
 ) -> AttentionPlan:
-    """`wide`: float32. `fixed`: the same tiling whatever the batch."""
-    decode, chunk = (WIDE, WIDE) if wide else (FIXED, FIXED) if deterministic else (DECODE, CHUNK)
+    """Choose tile sizes and cut the batch into tiles.
+
+    `wide`: tiles for float32. `deterministic`: the same tile sizes for every batch.
+    """
+    decode, chunk = (WIDE, WIDE) if wide else (DETERMINISTIC, DETERMINISTIC) if deterministic else (DECODE, CHUNK)
     per_kv_head = config.num_heads // config.num_kv_heads
     decode, chunk = _at_least(decode, per_kv_head), _at_least(chunk, per_kv_head)
     queries = chunk.tile // per_kv_head
@@ -62,11 +67,12 @@ def plan_attention(
 
 
 def query_tiles(query_start: Tensor, num_rows: int, queries: int) -> tuple[Tensor, Tensor]:
-    """Sequence and first row of every tile of `queries` rows, of a number that the shapes alone bound.
+    """Return sequence and first row of every tile of `queries` rows, without reading back from the device.
 
-    Sequence s gets tiles from number query_start[s] // queries + s on, which is always enough. Example: 5 and 1 rows in
-    tiles of 2, query_start = [0, 5, 6]: tiles begin at 0 and 5 // 2 + 1 = 3; sequences [0, 0, 0, 1, 1], first rows
-    [0, 2, 4, 5, 7], the last of which is empty.
+    The number of tiles follows from shapes alone: the tiles of sequence s start at index query_start[s] // queries + s,
+    which leaves enough of them for every sequence. Example: 5 and 1 rows in tiles of 2, query_start = [0, 5, 6]: the
+    sequences' tiles start at 0 and 5 // 2 + 1 = 3; sequences are [0, 0, 0, 1, 1] and first rows [0, 2, 4, 5, 7]. The
+    last tile is empty.
     """
     num_sequences = len(query_start) - 1
     index = torch.arange(num_sequences, dtype=torch.int32, device=query_start.device)
@@ -78,7 +84,7 @@ def query_tiles(query_start: Tensor, num_rows: int, queries: int) -> tuple[Tenso
 
 
 def attention(launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> Tensor:
-    """[T, H, K], caches [num_blocks, block_size, G, K] -> [T, H * K]."""
+    """Compute attention: [T, H, K], caches [num_blocks, block_size, G, K] -> [T, H * K]."""
     out = torch.empty_like(q)
     if len(q) > len(plan.batch.context_len):
         _attend_chunks(launch, q, k_cache, v_cache, out, plan)
@@ -90,12 +96,12 @@ def _attend_chunks(
     launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, plan: AttentionPlan
 ) -> None:
     batch, (_, num_heads, head_dim), num_kv_heads = plan.batch, q.shape, k_cache.shape[2]
-    of_batch = batch.query_start, batch.context_len, batch.block_tables, plan.tile_sequence, plan.tile_first_row
+    batch_arguments = batch.query_start, batch.context_len, batch.block_tables, plan.tile_sequence, plan.tile_first_row
     sizes = batch.block_tables.shape[1], num_heads, num_kv_heads, plan.window, head_dim**-0.5 * LOG2_E
     launch(
         chunk_kernel,
         (len(plan.tile_sequence), num_kv_heads),
-        *(q, *with_scales(k_cache, v_cache), out, *of_batch, *sizes),
+        *(q, *with_scales(k_cache, v_cache), out, *batch_arguments, *sizes),
         **_constants(plan, plan.chunk, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
         MERGES=plan.deterministic,
     )
@@ -109,21 +115,29 @@ def _attend_single_rows(
     num_spans = blocks(table_width * plan.block_size, SPAN)
     if plan.config.window is not None:
         num_spans = min(num_spans, blocks(plan.config.window, SPAN) + 1)
-    num_splits = max(1, min(num_spans, WANTED_PROGRAMS // (num_sequences * num_kv_heads)))
+    num_splits = max(1, min(num_spans, TARGET_PROGRAMS // (num_sequences * num_kv_heads)))
     partial_values = q.new_empty(num_sequences, num_spans, num_heads, head_dim, dtype=torch.float32)
     partial_sums = q.new_empty(num_sequences, num_spans, num_heads, 2, dtype=torch.float32)
-    of_batch = batch.query_start, batch.context_len
+    batch_arguments = batch.query_start, batch.context_len
     sizes = table_width, num_heads, num_kv_heads, plan.window, num_spans, num_splits, head_dim**-0.5 * LOG2_E
     launch(
         decode_kernel,
         (num_sequences, num_kv_heads, num_splits),
-        *(q, *with_scales(k_cache, v_cache), partial_values, partial_sums, *of_batch, batch.block_tables, *sizes),
+        *(
+            q,
+            *with_scales(k_cache, v_cache),
+            partial_values,
+            partial_sums,
+            *batch_arguments,
+            batch.block_tables,
+            *sizes,
+        ),
         **_constants(plan, plan.decode, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
     )
     launch(
         merge_kernel,
         (num_sequences, blocks(num_heads, MERGED_HEADS)),
-        *(partial_values, partial_sums, out, *of_batch, num_heads, plan.window, num_spans),
+        *(partial_values, partial_sums, out, *batch_arguments, num_heads, plan.window, num_spans),
         HEAD_DIM=head_dim,
         SPAN=SPAN,
         BLOCK_HEADS=MERGED_HEADS,
@@ -136,7 +150,7 @@ def _attend_single_rows(
 def _constants(
     plan: AttentionPlan, tiling: AttentionTiling, per_kv_head: int, head_dim: int, row: int
 ) -> dict[str, int]:
-    keys = tiling.keys if row == head_dim else max(16, tiling.keys // 2)  # int8 is widened in registers
+    keys = tiling.keys if row == head_dim else max(16, tiling.keys // 2)  # int8 keys are widened in registers
     return {
         "BLOCK_SIZE": plan.block_size,
         "PER_KV_HEAD": per_kv_head,
@@ -152,6 +166,6 @@ def _constants(
 
 
 def _at_least(tiling: AttentionTiling, per_kv_head: int) -> AttentionTiling:
-    """A tile holds all query heads of a KV head, however many these are."""
+    """Enlarge the tile if needed, so that it holds all query heads of a KV head."""
     tile = max(tiling.tile, power_of_two(per_kv_head))
     return AttentionTiling(tile, tiling.keys, tiling.num_warps, tiling.num_stages)

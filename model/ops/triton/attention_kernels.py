@@ -1,9 +1,9 @@
-"""Paged attention: the query heads of a KV head share one tile, keys come in fixed spans of absolute positions.
+"""Kernels of paged attention: the query heads of a KV head share one tile, keys are processed span by span.
 
 A row's keys are cut at every multiple of SPAN. Each span gives a partial softmax (maximum, sum, weighted values), and
 partials are merged in ascending order. Sequences with one row spread their spans over programs and merge in a second
-kernel; the rows of a prompt's chunk go through the spans in one program. Both do the same sums in the same order.
-What no row of a tile may see is never read. Letters as in model/ops/interface.py; R = H / G, and a tile has
+kernel; the rows of a prompt's chunk process all spans in one program. Both compute the same sums in the same order.
+Keys that no row of a tile may see are never read. Letters as in model/ops/interface.py; R = H / G, and a tile has
 TILE = queries * R rows (query by query, head by head), KEYS keys at a time.
 """
 
@@ -15,7 +15,7 @@ from model.ops.triton.attention_tile import attend_span, empty_partial, load_que
 # mypy: disable-error-code="untyped-decorator"
 
 SPAN = 256
-WANTED_PROGRAMS = 528  # four on each of the 132 multiprocessors of an H100
+TARGET_PROGRAMS = 528  # four on each of the 132 multiprocessors of an H100
 LOG2_E = 1.4426950408889634
 
 
@@ -47,29 +47,32 @@ def chunk_kernel(
     BLOCK_DIM: tl.constexpr,
     MERGES: tl.constexpr,
 ) -> None:
-    """One tile of a sequence that has several rows, one KV head; where it MERGES span by span, else all keys as one."""
+    """Attend one tile of a sequence with several rows, for one KV head.
+
+    MERGES: merge span by span, as decode_kernel and merge_kernel do; else all keys are one span.
+    """
     sequence = tl.load(tile_sequence + tl.program_id(0))
     kv_head = tl.program_id(1)
     first_row = tl.load(tile_first_row + tl.program_id(0))
     start_row, end_row = tl.load(query_start + sequence), tl.load(query_start + sequence + 1)
     if (end_row - start_row > 1) & (first_row < end_row):
         num_rows = tl.minimum(end_row - first_row, TILE // PER_KV_HEAD)
-        queries, place, row, there = load_queries(
+        queries, place, row, exists = load_queries(
             q, first_row, num_rows, kv_head, num_heads, PER_KV_HEAD, HEAD_DIM, TILE, BLOCK_DIM
         )
         first_position = tl.load(context_len + sequence) - end_row + first_row
-        positions = tl.where(there, first_position + row, -1)
+        positions = tl.where(exists, first_position + row, -1)
         lowest = tl.maximum(first_position - window + 1, 0)
         end = first_position + num_rows
         best, total, values = empty_partial(TILE, BLOCK_DIM)
         table = tables + sequence.to(tl.int64) * table_width
         if MERGES:
             for span in range(lowest // SPAN, tl.cdiv(end, SPAN)):
-                other_best, other_total, other = empty_partial(TILE, BLOCK_DIM)
-                other_best, other_total, other = attend_span(
-                    other_best,
-                    other_total,
-                    other,
+                span_best, span_total, span_values = empty_partial(TILE, BLOCK_DIM)
+                span_best, span_total, span_values = attend_span(
+                    span_best,
+                    span_total,
+                    span_values,
                     queries,
                     positions,
                     window,
@@ -90,7 +93,7 @@ def chunk_kernel(
                     KEYS,
                     BLOCK_DIM,
                 )
-                best, total, values = merge(best, total, values, other_best, other_total, other)
+                best, total, values = merge(best, total, values, span_best, span_total, span_values)
         else:
             best, total, values = attend_span(
                 best,
@@ -117,7 +120,7 @@ def chunk_kernel(
                 BLOCK_DIM,
             )
         numbers = tl.arange(0, BLOCK_DIM)
-        mask = there[:, None] & (numbers < HEAD_DIM)[None, :]
+        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
         tl.store(out + place[:, None] + numbers[None, :], (values / total[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
@@ -149,13 +152,15 @@ def decode_kernel(
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> None:
-    """One sequence that has one row, one KV head, every num_splits-th span: each span's partial to its own place."""
+    """Compute partials of a sequence with one row: one KV head, every num_splits-th span."""
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(query_start + sequence)
     if tl.load(query_start + sequence + 1) - first_row == 1:
-        queries, _, _, there = load_queries(q, first_row, 1, kv_head, num_heads, PER_KV_HEAD, HEAD_DIM, TILE, BLOCK_DIM)
+        queries, _, _, exists = load_queries(
+            q, first_row, 1, kv_head, num_heads, PER_KV_HEAD, HEAD_DIM, TILE, BLOCK_DIM
+        )
         end = tl.load(context_len + sequence)
-        positions = tl.where(there, end - 1, -1)
+        positions = tl.where(exists, end - 1, -1)
         lowest = tl.maximum(end - window, 0)
         first_span = lowest // SPAN
         table = tables + sequence.to(tl.int64) * table_width
@@ -188,10 +193,10 @@ def decode_kernel(
                 BLOCK_DIM,
             )
             place = (sequence.to(tl.int64) * num_spans + span - first_span) * num_heads + kv_head * PER_KV_HEAD + index
-            mask = there[:, None] & (numbers < HEAD_DIM)[None, :]
+            mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
             tl.store(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], values, mask=mask)
-            tl.store(partial_sums + place * 2, best, mask=there)
-            tl.store(partial_sums + place * 2 + 1, total, mask=there)
+            tl.store(partial_sums + place * 2, best, mask=exists)
+            tl.store(partial_sums + place * 2 + 1, total, mask=exists)
 
 
 @triton.jit
@@ -209,22 +214,22 @@ def merge_kernel(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> None:
-    """The partials of one sequence that has one row, for BLOCK_HEADS of its heads, in ascending spans."""
+    """Merge the partials of a sequence with one row, for BLOCK_HEADS of its heads, in ascending spans."""
     sequence = tl.program_id(0)
     row = tl.load(query_start + sequence)
     if tl.load(query_start + sequence + 1) - row == 1:
         heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         numbers = tl.arange(0, BLOCK_DIM)
-        there = heads < num_heads
-        mask = there[:, None] & (numbers < HEAD_DIM)[None, :]
+        exists = heads < num_heads
+        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
         end = tl.load(context_len + sequence)
         first_span = tl.maximum(end - window, 0) // SPAN
         best, total, values = empty_partial(BLOCK_HEADS, BLOCK_DIM)
         for span in range(tl.cdiv(end, SPAN) - first_span):
             place = (sequence.to(tl.int64) * num_spans + span) * num_heads + heads
-            other_best = tl.load(partial_sums + place * 2, mask=there, other=0.0)
-            other_total = tl.load(partial_sums + place * 2 + 1, mask=there, other=1.0)
-            other = tl.load(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], mask=mask, other=0.0)
-            best, total, values = merge(best, total, values, other_best, other_total, other)
+            span_best = tl.load(partial_sums + place * 2, mask=exists, other=0.0)
+            span_total = tl.load(partial_sums + place * 2 + 1, mask=exists, other=1.0)
+            span_values = tl.load(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], mask=mask, other=0.0)
+            best, total, values = merge(best, total, values, span_best, span_total, span_values)
         target = out + (row.to(tl.int64) * num_heads + heads[:, None]) * HEAD_DIM + numbers[None, :]
         tl.store(target, (values / total[:, None]).to(out.dtype.element_ty), mask=mask)

@@ -1,6 +1,6 @@
-"""What both attention kernels do within a tile: load its queries, and take a span of keys into a partial softmax.
+"""Parts of both attention kernels: load a tile's queries, and add a span of keys to a partial softmax.
 
-Letters as in triton_attention.py.
+Letters as in model/ops/triton/attention_kernels.py.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def empty_partial(ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The softmax over nothing: maxima [ROWS], sums [ROWS], weighted values [ROWS, K]."""
+    """Return the softmax over no keys: maxima [ROWS], sums [ROWS], weighted values [ROWS, K]."""
     best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     return best, tl.zeros((ROWS,), dtype=tl.float32), tl.zeros((ROWS, BLOCK_DIM), dtype=tl.float32)
 
@@ -23,13 +23,13 @@ def merge(
     values: tl.tensor,
     other_best: tl.tensor,
     other_total: tl.tensor,
-    other: tl.tensor,
+    other_values: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Two partial softmaxes as one (Milakov & Gimelshein 2018, eq. 4): maxima and sums [TILE], values [TILE, K]."""
+    """Merge two partial softmaxes (Milakov & Gimelshein 2018, eq. 4): maxima and sums [TILE], values [TILE, K]."""
     maximum = tl.maximum(best, other_best)
     reference = tl.where(maximum == float("-inf"), 0.0, maximum)
     factor, other_factor = tl.exp2(best - reference), tl.exp2(other_best - reference)
-    merged = values * factor[:, None] + other * other_factor[:, None]
+    merged = values * factor[:, None] + other_values * other_factor[:, None]
     return maximum, total * factor + other_total * other_factor, merged
 
 
@@ -58,8 +58,11 @@ def attend_span(
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Takes positions begin .. end - 1 into a partial softmax; none below `lowest` is read. `begin` is a multiple of
-    KEYS, scores are exponents of two. Cached rows are ROW wide, and HEAD_DIM + 4 means int8 with a scale behind."""
+    """Add positions begin .. end - 1 to a partial softmax, without reading any below `lowest`.
+
+    `begin` is a multiple of KEYS; scores are exponents of 2. Cached rows have ROW elements: HEAD_DIM, or HEAD_DIM + 4
+    for int8 with a scale behind the numbers.
+    """
     numbers = tl.arange(0, BLOCK_DIM)
     is_number = numbers < HEAD_DIM
     for start in range(begin, end, KEYS):
@@ -101,13 +104,16 @@ def load_queries(
     TILE: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The tile's queries [TILE, K], their place in [T, H, K] (in numbers), which row of the chunk each belongs to, and
-    whether it is there at all."""
+    """Load a tile's queries.
+
+    Returns the queries [TILE, K], their offsets in [T, H, K] (in numbers), the row of the chunk that each belongs to,
+    and a mask of those that exist, [TILE] each.
+    """
     index = tl.arange(0, TILE)
     numbers = tl.arange(0, BLOCK_DIM)
     row = index // PER_KV_HEAD
-    there = (row < num_rows) & (row < TILE // PER_KV_HEAD)
+    exists = (row < num_rows) & (row < TILE // PER_KV_HEAD)
     head = kv_head * PER_KV_HEAD + index % PER_KV_HEAD
     place = ((first_row + row).to(tl.int64) * num_heads + head) * HEAD_DIM
-    mask = there[:, None] & (numbers < HEAD_DIM)[None, :]
-    return tl.load(q + place[:, None] + numbers[None, :], mask=mask, other=0.0), place, row, there
+    mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
+    return tl.load(q + place[:, None] + numbers[None, :], mask=mask, other=0.0), place, row, exists

@@ -1,7 +1,7 @@
-"""The part that all matrix kernels share: which tiles they work in, and the product of one tile.
+"""Parts of all matrix kernels: tile sizes, and the product of one tile.
 
-The weights are the left operand: their tile is tall however few the rows are, and 8-bit weights are widened in
-registers on their way to the tensor cores. Sums are float32, over k in ascending order.
+The weights are the left operand, so their tile is tall even for a few rows; 8-bit weights are widened in registers.
+Sums are float32, over k in ascending order.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @dataclass(frozen=True)
 class Tiling:
-    """One program computes `rows` x `outputs` numbers, `inputs` of the common dimension at a time."""
+    """Tile sizes: a program computes `rows` x `outputs` numbers, `inputs` of the common dimension at a time."""
 
     rows: int
     outputs: int
@@ -31,13 +31,16 @@ FEW_PAIRED = Tiling(rows=16, outputs=64, inputs=64, num_warps=4, num_stages=5)  
 MANY_PAIRED = Tiling(rows=128, outputs=64, inputs=64, num_warps=8, num_stages=3)
 WIDE = Tiling(rows=16, outputs=32, inputs=32, num_warps=4, num_stages=2)  # float32 has no tensor cores: small tiles
 
-# The first entry whose bound the rows per matrix do not exceed. From the sizes of shared memory, not yet measured.
+# The first entry whose bound is at least the number of rows. Derived from shared memory sizes, not from measurements.
 BY_ROWS = ((16, FEW), (64, SOME), (None, MANY))
 BY_ROWS_PAIRED = ((16, FEW_PAIRED), (64, SOME), (None, MANY_PAIRED))
 
 
 def choose_tiling(num_rows: int, dtype: torch.dtype, deterministic: bool, paired: bool = False) -> Tiling:
-    """`num_rows` per matrix (of an expert: on average). `fixed`: the same whatever the batch, so that bits are."""
+    """Choose tile sizes for `num_rows` rows per matrix (for experts: on average).
+
+    `deterministic`: the same sizes for every batch, so that a row's bits do not depend on the batch.
+    """
     if dtype == torch.float32:
         return WIDE
     if deterministic:
@@ -48,7 +51,7 @@ def choose_tiling(num_rows: int, dtype: torch.dtype, deterministic: bool, paired
 
 @triton.jit
 def load_weights(pointers: tl.tensor, mask: tl.tensor, FORMAT: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
-    """A tile of weights as `dtype`, without their scale (model/ops/triton/packed_weights.py)."""
+    """Load a tile of weights as `dtype`, without their scale (model/ops/triton/packed_weights.py)."""
     raw = tl.load(pointers, mask=mask, other=0)
     if FORMAT == "fp8":
         bits = raw.to(tl.int16)
@@ -68,7 +71,7 @@ def multiply_tile(
     INPUTS: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> tl.tensor:
-    """Pointers to ROWS rows of x and OUTPUTS rows of w, `dim` long -> w @ x.T, [OUTPUTS, ROWS] float32."""
+    """Multiply OUTPUTS rows of w by ROWS rows of x, `dim` long, given by pointers: w @ x.T, [OUTPUTS, ROWS] float32."""
     inputs = tl.arange(0, INPUTS)
     total = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
     for start in range(0, dim, INPUTS):

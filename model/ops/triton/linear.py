@@ -1,4 +1,4 @@
-"""One linear layer for all rows: y = x w.T, weights plain or of 8 bits."""
+"""Linear layer: y = x w.T, with plain or 8-bit weights."""
 
 import torch
 import triton
@@ -26,7 +26,7 @@ def linear_kernel(
     INPUTS: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """Programs that share weights follow each other, so that these are read once."""
+    """Compute one tile of y. Programs that share weights run one after another, so that weights are read once."""
     row_tiles = tl.cdiv(num_rows, ROWS)
     rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
     outputs = (tl.program_id(0) // row_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -40,7 +40,7 @@ def linear_kernel(
 
 
 def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtype: torch.dtype) -> Tensor:
-    """[T, D] -> [T, O] as `dtype`."""
+    """Multiply [T, D] -> [T, O], as `dtype`."""
     num_rows, (num_outputs, dim) = len(x), weight.values.shape
     y = x.new_empty(num_rows, num_outputs, dtype=dtype)
     launch(

@@ -1,7 +1,7 @@
-"""The experts' products over routed tiles: gate-up with SiLU, down, and the weighted sum in the order of choice.
+"""Products of the experts over routed tiles: gate-up with SiLU, down, and the weighted sum by descending gate logit.
 
-No atomics: each pair's output has a place of its own, and one program adds up those of a row. Letters as in
-triton_route.py; F hidden dim of an expert.
+Without atomics: each pair has its own output row, and one program sums the outputs of a row. Letters as in
+model/ops/triton/topk_routing.py; F hidden dim of an expert.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ COMBINED_COLUMNS = 512
 
 @dataclass(frozen=True)
 class TritonExperts:
-    """E SwiGLU FFNs; a dense layer's is a single one."""
+    """E SwiGLU FFNs; a dense layer has a single one."""
 
     w13: TritonMatrix  # [E, 2F, D]: w1 above w3
     w2: TritonMatrix  # [E, D, F]
@@ -47,7 +47,7 @@ def gate_up_kernel(
     INPUTS: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS of the F hidden numbers."""
+    """Compute hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS of the F hidden numbers."""
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -95,7 +95,7 @@ def down_kernel(
     INPUTS: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """by_pair[pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers."""
+    """Compute by_pair[pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers."""
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -122,7 +122,7 @@ def combine_kernel(
     max_k: tl.tensor,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """y[row] = the sum over its choices, in their order, of share times output. Places behind k are never read."""
+    """Compute y[row], the sum of share times output over the row's experts in order; entries from k on are not read."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < dim
@@ -140,7 +140,7 @@ def combine_kernel(
 def experts(
     launch: Launch, x: Tensor, weights: TritonExperts, routing: Routing, tilings: tuple[Tiling, Tiling]
 ) -> Tensor:
-    """[T, D] -> [T, D]. `tilings` of gate-up and of down; their rows are the routing's."""
+    """Compute the routed experts: [T, D] -> [T, D]. `tilings`: of gate-up and down, with the routing's tile rows."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]
     max_k = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)

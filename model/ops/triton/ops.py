@@ -1,8 +1,7 @@
-"""The CUDA backend: Triton kernels for sm_80 and newer; where weights are plain, torch's own products for the linear
-layers. Nothing here waits for the device, so that a decode step can be captured in a CUDA graph.
+"""The CUDA backend: Triton kernels for sm_80 and newer; torch's own products for linear layers with plain weights.
 
-`fixed` (--deterministic) takes one tiling whatever the batch, so that a row's result depends on that row alone.
-Shape letters as in model/ops/interface.py.
+Nothing here waits for the device, so that a decode step can be captured in a CUDA graph. `deterministic` uses one
+tiling for every batch, so that a row's result depends on that row alone. Shape letters as in model/ops/interface.py.
 """
 
 from collections.abc import Iterable
@@ -30,7 +29,7 @@ from model.sampling_batch import SampledRows, SamplingRows
 
 @dataclass(frozen=True)
 class TritonMoe:
-    """The gate is kept in float32: which experts a token gets should not hang on its rounding."""
+    """Gate and experts. The gate stays in float32, so that its rounding does not decide which experts a token gets."""
 
     gate: Tensor  # [E, D] float32
     experts: TritonExperts
@@ -38,14 +37,14 @@ class TritonMoe:
 
 @dataclass(frozen=True)
 class TritonMetadata:
-    """One batch's rotary angles, slots and attention tiles."""
+    """Rotary angles, slots and attention tiles of one batch."""
 
     angles: tuple[Tensor, Tensor]  # cos and sin, [T, K/2] float32 each
     attention: AttentionPlan
 
 
 class TritonOps:
-    """Implements model.ops.Ops."""
+    """Implementation of model.ops.interface.Ops for CUDA devices."""
 
     def __init__(
         self,
@@ -112,13 +111,13 @@ class TritonOps:
         return choose_tiling(num_rows, self.dtype, self.deterministic)
 
     def _tilings(self, rows_per_expert: int) -> tuple[Tiling, Tiling]:
-        """Of gate-up, which has two weight tiles at once, and of down. Both have the same rows."""
+        """Return the tilings of gate-up, which reads two weight tiles at once, and of down; both have the same rows."""
         return choose_tiling(rows_per_expert, self.dtype, self.deterministic, paired=True), self._tiling(
             rows_per_expert
         )
 
     def _pack_experts(self, num_experts: int, weights: Iterable[FfnWeights]) -> TritonExperts:
-        """The first expert tells the sizes. Each is quantized where it lies, and dropped before the next is read."""
+        """Pack `num_experts` FFNs of equal shape. Each is quantized on its device and freed before the next is read."""
         packed: TritonExperts | None = None
         for expert, ffn in enumerate(weights):
             hidden_dim, dim = ffn.w1.shape

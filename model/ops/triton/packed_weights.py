@@ -1,7 +1,7 @@
-"""Matrices as the Triton kernels read them: in the compute dtype, or in 8 bits with one scale per output.
+"""Matrices in the layout of the Triton kernels: in the compute dtype, or in 8 bits with one scale per output.
 
-int8 is that of model/ops/quantization.py. fp8 holds e4m3 numbers (Micikevicius et al. 2022),
-scale = max |w| / 448; the kernels widen its bits by shifting them into a float16, which is smaller by 2^8, on any card.
+int8 is defined in model/ops/quantization.py. fp8 is e4m3 (Micikevicius et al. 2022) with scale = max |w| / 448. The
+kernels widen it on any GPU by shifting its bits into a float16, which is too small by 2^8; the scale makes up for that.
 Shape letters as in model/ops/interface.py.
 """
 
@@ -15,20 +15,20 @@ from model.ops.quantization import quantize_rows
 
 WeightFormat = Literal["plain", "int8", "fp8"]
 FP8_MAX = 448.0
-FP8_SHIFT = 256.0  # e4m3 has exponent bias 7, float16 15: bits moved over as they are read 2^8 too small
+FP8_SHIFT = 256.0  # exponent bias 7 in e4m3, 15 in float16: the same bits give a number smaller by 2^8
 
 
 @dataclass(frozen=True)
 class TritonMatrix:
-    """[..., O, D]: one matrix, or one per expert."""
+    """Packed matrix [O, D], or [E, O, D] with one per expert."""
 
     values: Tensor  # [..., O, D] in the compute dtype, int8, or the bits of e4m3 as uint8
-    scale: Tensor  # [..., O] float32; of a plain matrix an empty tensor, which no kernel reads
+    scale: Tensor  # [..., O] float32; empty for plain matrices, and not read
     format: WeightFormat
 
 
 def empty_matrix(shape: tuple[int, ...], like: Tensor, weight_format: WeightFormat) -> TritonMatrix:
-    """Uninitialized, on the device of `like`, to be filled with `store`."""
+    """Allocate a matrix on the device of `like`; fill it with `store`."""
     dtype = {"plain": like.dtype, "int8": torch.int8, "fp8": torch.uint8}[weight_format]
     num_scales = 0 if weight_format == "plain" else 1
     values = torch.empty(shape, dtype=dtype, device=like.device)
@@ -37,7 +37,7 @@ def empty_matrix(shape: tuple[int, ...], like: Tensor, weight_format: WeightForm
 
 
 def pack(weight: Tensor, weight_format: WeightFormat) -> TritonMatrix:
-    """One matrix [O, D]. A plain one is kept as it is."""
+    """Pack one matrix [O, D]; a plain one is not copied."""
     if weight_format == "plain":
         return TritonMatrix(weight.contiguous(), torch.empty(0, dtype=torch.float32, device=weight.device), "plain")
     matrix = empty_matrix(tuple(weight.shape), weight, weight_format)
@@ -46,7 +46,7 @@ def pack(weight: Tensor, weight_format: WeightFormat) -> TritonMatrix:
 
 
 def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | None = None) -> None:
-    """Writes weight [O', D] to rows `outputs` of the matrix, or of one expert's; quantized where the matrix is."""
+    """Write weight [O', D] to rows `outputs` of the matrix or of one expert, quantized to the matrix's format."""
     at = outputs if expert is None else (expert, outputs)
     if matrix.format == "plain":
         matrix.values[at] = weight
@@ -57,7 +57,7 @@ def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | No
 
 
 def quantize(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
-    """[O, D] -> int8 or the bits of e4m3 [O, D], and what a kernel multiplies its sums by, [O]."""
+    """Quantize [O, D] to int8 or the bits of e4m3; also return the factors [O] for the kernels' sums."""
     if weight_format == "int8":
         values, scale = quantize_rows(weight)
         return values, scale[:, 0]
@@ -68,7 +68,7 @@ def quantize(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tenso
 
 
 def dequantize(matrix: TritonMatrix) -> Tensor:
-    """The numbers that the kernels multiply by, float32 [..., O, D]: the definition of both formats."""
+    """Return the weights that the matrix stands for, float32 [..., O, D]: the definition of both 8-bit formats."""
     if matrix.format == "plain":
         return matrix.values.float()
     if matrix.format == "int8":

@@ -14,7 +14,7 @@ from model.ops.triton.launch import Launch, power_of_two
 def rms_norm_kernel(
     x: tl.tensor, weight: tl.tensor, normed: tl.tensor, dim: tl.tensor, eps: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
-    """normed = x / sqrt(mean(x^2) + eps) * weight, rounded as the reference rounds."""
+    """Compute normed = x / sqrt(mean(x^2) + eps) * weight of one row, with the roundings of the reference."""
     row = tl.program_id(0).to(tl.int64) * dim
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
@@ -26,7 +26,7 @@ def rms_norm_kernel(
 
 
 def rms_norm(launch: Launch, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """[T, D] -> [T, D]."""
+    """Normalize rows: [T, D] -> [T, D]."""
     normed, dim = torch.empty_like(x), x.shape[-1]
     block = power_of_two(dim)
     warps = max(1, min(16, block // 512))

@@ -1,6 +1,6 @@
-"""Rotary positions, and K and V into their slots, in one pass over the rows' q, k and v.
+"""Rotate q and k by their positions and store k and v in the KV cache, in one pass.
 
-Pair i of a head is the numbers i and i + K/2. Shape letters as in model/ops/interface.py.
+Pair i of a head consists of the numbers i and i + K/2. Shape letters as in model/ops/interface.py.
 """
 
 import torch
@@ -16,7 +16,7 @@ HEADS_PER_PROGRAM = 8
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position / theta^(2i/K) for pair i: [T, K/2] float32 each."""
+    """Return cos and sin of position / theta^(2i/K) for pair i: [T, K/2] float32 each."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions.float()[:, None] * (1.0 / theta**exponents)  # [T, K/2]
     return angles.cos(), angles.sin()
@@ -34,14 +34,16 @@ def store_rows(
     BLOCK_HALF: tl.constexpr,
     ROW: tl.constexpr,
 ) -> None:
-    """Both halves of heads, [heads, pairs] each, to the cached rows [heads]. ROW beyond the numbers: int8, as
-    model/ops/reference/kv_int8.py defines it."""
+    """Store heads, given as halves [heads, pairs] each, to the cached rows [heads].
+
+    ROW is the number of elements of a cached row: 2 * HALF, or 4 more for int8 (model/ops/reference/kv_int8.py).
+    """
     pairs = tl.arange(0, BLOCK_HALF)
     target = cache + rows[:, None] * ROW + pairs[None, :]
     if ROW != 2 * HALF:
         a, b = tl.where(mask, first.to(tl.float32), 0.0), tl.where(mask, second.to(tl.float32), 0.0)
         largest = tl.max(tl.maximum(tl.abs(a), tl.abs(b)), 1)
-        poison = tl.sum(a * 0.0 + b * 0.0, 1)  # 0, or NaN where a number is not finite
+        poison = tl.sum(a * 0.0 + b * 0.0, 1)  # 0, or NaN if a number is NaN or Inf
         scaled = largest >= 1e-30
         inverse = tl.where(scaled, tl.div_rn(127.0, tl.where(scaled, largest, 1.0)), 0.0) + poison
         a, b = to_bytes(a * inverse[:, None]), to_bytes(b * inverse[:, None])
@@ -57,7 +59,7 @@ def store_rows(
 
 @triton.jit
 def to_bytes(numbers: tl.tensor) -> tl.tensor:
-    """Rounded half to even, by a sum that has no room for a fraction: numbers are within -127 .. 127, or NaN (0)."""
+    """Round numbers in -127 .. 127 half to even: adding 1.5 * 2^23 leaves no bits for a fraction. NaN becomes 0."""
     rounded = (numbers + 12582912.0) - 12582912.0
     return tl.where(rounded == rounded, rounded, 0.0).to(tl.int8)
 
@@ -80,7 +82,7 @@ def rotate_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ) -> None:
-    """One program turns BLOCK_HEADS of the H + 2G heads of one row, and puts each where it belongs."""
+    """Rotate BLOCK_HEADS of the H + 2G heads of one row and store each to q or its cache."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)  # [heads]
     pairs = tl.arange(0, BLOCK_HALF)  # [pairs]
@@ -92,17 +94,17 @@ def rotate_kernel(
     cosine = tl.load(cosines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
     sine = tl.load(sines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
     a, b = first.to(tl.float32), second.to(tl.float32)
-    turned_first = (a * cosine - b * sine).to(first.dtype)
-    turned_second = (b * cosine + a * sine).to(first.dtype)
+    rotated_first = (a * cosine - b * sine).to(first.dtype)
+    rotated_second = (b * cosine + a * sine).to(first.dtype)
 
     is_q = inside & (heads < num_heads)[:, None]
     to_q = q + (row * num_heads + heads[:, None]) * (2 * HALF) + pairs[None, :]
-    tl.store(to_q, turned_first, mask=is_q)
-    tl.store(to_q + HALF, turned_second, mask=is_q)
+    tl.store(to_q, rotated_first, mask=is_q)
+    tl.store(to_q + HALF, rotated_second, mask=is_q)
 
     cached = tl.load(slots + row).to(tl.int64) * num_kv_heads + heads - num_heads
     is_k = inside & ((heads >= num_heads) & (heads < num_heads + num_kv_heads))[:, None]
-    store_rows(k_cache, k_scales, cached, turned_first, turned_second, is_k, HALF, BLOCK_HALF, ROW)
+    store_rows(k_cache, k_scales, cached, rotated_first, rotated_second, is_k, HALF, BLOCK_HALF, ROW)
     is_v = inside & (heads >= num_heads + num_kv_heads)[:, None]
     store_rows(v_cache, v_scales, cached - num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, ROW)
 
@@ -110,7 +112,10 @@ def rotate_kernel(
 def rope_and_store_kv(
     launch: Launch, qkv: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, k_cache: Tensor, v_cache: Tensor
 ) -> Tensor:
-    """qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] (written at slots [T]) -> q [T, H, K]."""
+    """Rotate and store: qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] -> q [T, H, K].
+
+    Writes the caches at slots [T].
+    """
     num_rows, head_dim, (num_kv_heads, row) = len(qkv), 2 * angles[0].shape[1], k_cache.shape[2:]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = qkv.new_empty(num_rows, num_heads, head_dim)
@@ -129,7 +134,7 @@ def rope_and_store_kv(
 
 
 def with_scales(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """K, V, and the same memory as float32, where int8 rows have their scales (others have none to read)."""
+    """Return K, V, and views of both as float32, for the scales of int8 rows; other dtypes have no scales to read."""
     if k_cache.dtype != torch.int8:
         return k_cache, v_cache, k_cache, v_cache
     return k_cache, v_cache, k_cache.view(torch.float32), v_cache.view(torch.float32)

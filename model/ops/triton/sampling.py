@@ -1,7 +1,7 @@
-"""Sampling and log probabilities on the device: one program per row, nothing sorted, nothing asked of the device.
+"""Sampling and log probabilities: one program per row, without sorting and without reading back from the device.
 
-What model/ops/reference/sampling.py defines, in float64 like it. A row's choice is the part of its tokens whose logit
-is greater than a threshold, and the first few of those equal to it. Thresholds are found bit by bit: 32 times over the
+Computes what model/ops/reference/sampling.py defines, also in float64. A row draws among the tokens whose logit is
+above a threshold, and the first few of those equal to it. The threshold is found bit by bit, in 32 passes over the
 vocabulary. Letters: N rows, V vocabulary.
 """
 
@@ -21,20 +21,20 @@ BLOCK = 2048
 
 @triton.jit
 def sort_keys(logits: tl.tensor) -> tl.tensor:
-    """float32 to integers 0 .. 2^32 - 1 in the same order; -0.0 as 0.0."""
+    """Map float32 to integers 0 .. 2^32 - 1 in the same order; -0.0 and 0.0 are equal."""
     bits = (logits + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
 
 
 @triton.jit
 def unnormalized_probs(logits: tl.tensor, largest: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
-    """Probabilities over that of the likeliest token, those below min_p as 0."""
-    masses = tl.exp((logits.to(tl.float64) - largest.to(tl.float64)) / temperature)
-    return tl.where(masses >= min_p, masses, 0.0)
+    """Return probabilities divided by the largest one; those below min_p become 0."""
+    probs = tl.exp((logits.to(tl.float64) - largest.to(tl.float64)) / temperature)
+    return tl.where(probs >= min_p, probs, 0.0)
 
 
 @triton.jit
-def weigh(
+def count_and_sum(
     row: tl.tensor,
     threshold: tl.tensor,
     largest: tl.tensor,
@@ -43,7 +43,7 @@ def weigh(
     vocab_size: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """How many tokens have a key of `threshold` or more, and what mass."""
+    """Return the number of tokens with a key of at least `threshold`, and the sum of their unnormalized probs."""
     count = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
     mass = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
     for start in range(0, vocab_size, BLOCK):
@@ -56,8 +56,8 @@ def weigh(
 
 
 @triton.jit
-def likeliest(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """The largest logit, and the lowest id that has it."""
+def top_token(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Return the largest logit and the lowest id that has it."""
     largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
     best = tl.min(tl.full((BLOCK,), 2147483647, dtype=tl.int32))
     for start in range(0, vocab_size, BLOCK):
@@ -71,9 +71,9 @@ def likeliest(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tup
 
 
 @triton.jit
-def threshold_of(
+def find_threshold(
     row: tl.tensor,
-    wanted: tl.tensor,
+    goal: tl.tensor,
     largest: tl.tensor,
     temperature: tl.tensor,
     min_p: tl.tensor,
@@ -81,31 +81,31 @@ def threshold_of(
     BY_MASS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The largest key, bit by bit, whose tokens and those above it are `wanted` or more: in number, or in mass."""
-    cut = tl.full((), 0, dtype=tl.int64)
+    """Find the largest key at or above which there are `goal` tokens, or (BY_MASS) probabilities that sum to `goal`."""
+    threshold = tl.full((), 0, dtype=tl.int64)
     for bit in range(32):
-        candidate = cut + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
-        count, mass = weigh(row, candidate, largest, temperature, min_p, vocab_size, BLOCK)
+        candidate = threshold + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
+        count, mass = count_and_sum(row, candidate, largest, temperature, min_p, vocab_size, BLOCK)
         reached = mass if BY_MASS else count
-        cut = tl.where(reached >= wanted, candidate, cut)
-    return cut
+        threshold = tl.where(reached >= goal, candidate, threshold)
+    return threshold
 
 
 @triton.jit
 def token_at(
     row: tl.tensor,
     target: tl.tensor,
-    cut: tl.tensor,
-    kept_at_cut: tl.tensor,
+    threshold: tl.tensor,
+    num_kept_ties: tl.tensor,
     largest: tl.tensor,
     temperature: tl.tensor,
     min_p: tl.tensor,
     vocab_size: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """The first token, by ascending id, at which the mass kept so far exceeds `target`.
+    """Return the first token, by ascending id, at which the sum of kept probabilities exceeds `target`.
 
-    Kept are the keys above the cut, and the first `kept_at_cut` of those at it.
+    Tokens are kept if their key is above the threshold; of those with a key equal to it, the first `num_kept_ties`.
     """
     token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
     cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
@@ -114,13 +114,13 @@ def token_at(
         ids = start + tl.arange(0, BLOCK)
         block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
         keys = sort_keys(block)
-        ties_here = ((keys == cut) & (ids < vocab_size)).to(tl.int32)
+        ties_here = ((keys == threshold) & (ids < vocab_size)).to(tl.int32)
         tie = ties + tl.cumsum(ties_here)
-        kept = (keys > cut) | ((ties_here != 0) & (tie.to(tl.float64) <= kept_at_cut))
-        masses = tl.where(kept & (ids < vocab_size), unnormalized_probs(block, largest, temperature, min_p), 0.0)
-        running = cumulative + tl.cumsum(masses)
+        kept = (keys > threshold) | ((ties_here != 0) & (tie.to(tl.float64) <= num_kept_ties))
+        probs = tl.where(kept & (ids < vocab_size), unnormalized_probs(block, largest, temperature, min_p), 0.0)
+        running = cumulative + tl.cumsum(probs)
         token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
-        cumulative += tl.sum(masses)
+        cumulative += tl.sum(probs)
         ties += tl.sum(ties_here)
     return tl.minimum(token, vocab_size - 1)
 
@@ -141,10 +141,13 @@ def draw_kernel(
     MIN_TEMPERATURE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """tokens[row]: the best of finite logits, or a random one of those that min_p, top_k and top_p leave."""
+    """Write tokens[row]: the most likely token, or a random one of those that min_p, top_k and top_p keep.
+
+    The logits must be finite.
+    """
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
-    largest, best = likeliest(row, vocab_size, BLOCK)
+    largest, best = top_token(row, vocab_size, BLOCK)
     temperature = tl.load(temperatures + index)
     if temperature < MIN_TEMPERATURE:
         tl.store(tokens + index, best.to(tl.int64))
@@ -153,23 +156,23 @@ def draw_kernel(
         min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
         top_k = tl.load(top_ks + index)
         top_k = tl.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
-        cut = threshold_of(row, top_k, largest, divisor, min_p, vocab_size, False, BLOCK)
-        count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
-        at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
-        of_each = (with_cut - mass) / (at_cut - count)
-        kept_at_cut = (top_k - count).to(tl.float64)
+        threshold = find_threshold(row, top_k, largest, divisor, min_p, vocab_size, False, BLOCK)
+        count, mass = count_and_sum(row, threshold + 1, largest, divisor, min_p, vocab_size, BLOCK)
+        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, divisor, min_p, vocab_size, BLOCK)
+        tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
+        num_kept_ties = (top_k - count).to(tl.float64)
         if top_p < 1.0:
-            limit = top_p * (mass + of_each * kept_at_cut)
-            least = cut  # no key below this is kept anyway
-            cut = threshold_of(row, limit, largest, divisor, min_p, vocab_size, True, BLOCK)
-            cut = tl.maximum(cut, least)
-            count, mass = weigh(row, cut + 1, largest, divisor, min_p, vocab_size, BLOCK)
-            at_cut, with_cut = weigh(row, cut, largest, divisor, min_p, vocab_size, BLOCK)
-            of_each = (with_cut - mass) / (at_cut - count)
-            wanted = tl.ceil((limit - mass) / tl.where(of_each > 0.0, of_each, 1.0))
-            most = tl.where(cut == least, kept_at_cut, (at_cut - count).to(tl.float64))
-            kept_at_cut = tl.minimum(tl.maximum(wanted, tl.where(count == 0, 1.0, 0.0)), most)
-        total = mass + of_each * kept_at_cut
+            limit = top_p * (mass + tie_mass * num_kept_ties)
+            least = threshold  # min_p and top_k keep no key below this
+            threshold = find_threshold(row, limit, largest, divisor, min_p, vocab_size, True, BLOCK)
+            threshold = tl.maximum(threshold, least)
+            count, mass = count_and_sum(row, threshold + 1, largest, divisor, min_p, vocab_size, BLOCK)
+            count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, divisor, min_p, vocab_size, BLOCK)
+            tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
+            needed = tl.ceil((limit - mass) / tl.where(tie_mass > 0.0, tie_mass, 1.0))
+            most = tl.where(threshold == least, num_kept_ties, (count_with_ties - count).to(tl.float64))
+            num_kept_ties = tl.minimum(tl.maximum(needed, tl.where(count == 0, 1.0, 0.0)), most)
+        total = mass + tie_mass * num_kept_ties
         word, _, _, _ = tl.philox(
             tl.load(seeds + index),
             tl.load(positions + index).to(tl.uint32),
@@ -178,7 +181,7 @@ def draw_kernel(
             tl.full((), 0, dtype=tl.uint32),
         )
         target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
-        token = token_at(row, target, cut, kept_at_cut, largest, divisor, min_p, vocab_size, BLOCK)
+        token = token_at(row, target, threshold, num_kept_ties, largest, divisor, min_p, vocab_size, BLOCK)
         tl.store(tokens + index, token.to(tl.int64))
 
 
@@ -193,7 +196,7 @@ def logprobs_kernel(
     num_top: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """log_softmax of one row in float64: of its token, and of its num_top likeliest, ties to the lower id."""
+    """Compute log_softmax of one row in float64: of its token, and of the top num_top, ties to the lower id."""
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
     largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))
@@ -227,16 +230,16 @@ def logprobs_kernel(
 
 
 def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
-    """logits [N, V] float32; see model.ops.Ops.sample."""
-    given = rows.int_params[:, IntParam.TARGET]
-    finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], False for NaN as well
+    """Sample from logits [N, V] float32, as Ops.sample in model/ops/interface.py."""
+    target = rows.int_params[:, IntParam.TARGET]
+    finite = (logits < INF).all(-1) & (logits > -INF).any(-1)  # [N], also False for NaN
     clean = torch.where(finite.unsqueeze(-1), logits, 0.0)
     shaped = shape_logits(clean, rows)
-    possible = (shaped > -INF).any(-1) | (given >= 0)
-    drawn = _draw(launch, torch.where(possible.unsqueeze(-1), shaped, 0.0), rows)
-    token_ids = torch.where(finite & possible, torch.where(given >= 0, given, drawn), 0)
+    has_token = (shaped > -INF).any(-1) | (target >= 0)
+    drawn = _draw(launch, torch.where(has_token.unsqueeze(-1), shaped, 0.0), rows)
+    token_ids = torch.where(finite & has_token, torch.where(target >= 0, target, drawn), 0)
     write_history(rows, token_ids)
-    status = torch.where(possible, Status.DONE, Status.NO_TOKEN)
+    status = torch.where(has_token, Status.DONE, Status.NO_TOKEN)
     status = torch.where(finite, status, Status.NOT_FINITE).to(torch.uint8)
     return SampledRows(token_ids, status, *_logprobs(launch, clean, token_ids, rows.max_logprobs))
 
@@ -263,7 +266,10 @@ def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _logprobs(launch: Launch, logits: Tensor, token_ids: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens' [N], and the `count` likeliest's ids and log probabilities [N, count]; -1: nobody asks."""
+    """Return the tokens' log probabilities [N], and ids and log probabilities of the top `count` [N, count].
+
+    `count` -1 skips the work: the first result is zeros, the others are empty.
+    """
     num_rows, vocab_size = logits.shape
     logprob = logits.new_zeros(num_rows)
     num_top = max(0, min(count, vocab_size))

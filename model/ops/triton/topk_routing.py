@@ -1,6 +1,6 @@
-"""Which experts a row gets, and the rows of each expert gathered into tiles: on the device, without a word to the host.
+"""Route rows to their top-k experts and gather the rows of each expert into tiles, all on the device.
 
-Letters: T rows, E experts, J = the most experts that any row may have, P = T * J pairs (row, choice).
+Letters: T rows, E experts, Kmax the largest number of experts of any row, P = T * Kmax pairs (row, choice).
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,14 @@ def gate_kernel(
     max_k: tl.tensor,
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
-    PLACES: tl.constexpr,
+    CHOICES: tl.constexpr,
     INPUTS: tl.constexpr,
 ) -> None:
-    """One row: its gate logits in float32, its k largest in descending order (ties to the lower id), and the softmax
-    over these. A logit that is NaN is chosen last and makes all shares of its row NaN; ids stay in range."""
+    """Compute one row's gate logits in float32, its k experts, and the softmax over their logits.
+
+    Experts are in descending order of their logits, ties to the lower id. NaN logits are chosen last and make all
+    shares of the row NaN; ids stay in range.
+    """
     row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, EXPERTS)
     inputs = tl.arange(0, INPUTS)
@@ -48,25 +51,25 @@ def gate_kernel(
         total += weights * values[None, :]
     logits = tl.sum(total, axis=1)
     ranked = tl.where(logits == logits, logits, float("-inf"))
-    free = exists
+    remaining = exists
     if MASKED:
-        free = free & (tl.load(allowed + row * num_experts + experts, mask=exists, other=0) != 0)
+        remaining = remaining & (tl.load(allowed + row * num_experts + experts, mask=exists, other=0) != 0)
     count = tl.load(experts_per_token + row)
-    largest = tl.max(tl.where(free, ranked, float("-inf")))
-    places = tl.arange(0, PLACES)
-    ids = tl.full((PLACES,), -1, dtype=tl.int32)
-    weights_of = tl.zeros((PLACES,), dtype=tl.float32)
+    largest = tl.max(tl.where(remaining, ranked, float("-inf")))
+    choices = tl.arange(0, CHOICES)
+    ids = tl.full((CHOICES,), -1, dtype=tl.int32)
+    choice_weights = tl.zeros((CHOICES,), dtype=tl.float32)
     for choice in range(max_k):
-        best = tl.max(tl.where(free, ranked, float("-inf")))
-        expert = tl.min(tl.where(free & (ranked == best), experts, EXPERTS))
+        best = tl.max(tl.where(remaining, ranked, float("-inf")))
+        expert = tl.min(tl.where(remaining & (ranked == best), experts, EXPERTS))
         taken = (choice < count) & (expert < num_experts)
         weight = tl.exp(tl.sum(tl.where(experts == expert, logits, 0.0)) - largest)
-        ids = tl.where((places == choice) & taken, expert, ids)
-        weights_of = tl.where((places == choice) & taken, weight, weights_of)
-        free = free & (experts != expert)
-    target = row * max_k + places
-    tl.store(expert_ids + target, ids, mask=places < max_k)
-    tl.store(shares + target, weights_of / tl.sum(weights_of), mask=places < max_k)
+        ids = tl.where((choices == choice) & taken, expert, ids)
+        choice_weights = tl.where((choices == choice) & taken, weight, choice_weights)
+        remaining = remaining & (experts != expert)
+    target = row * max_k + choices
+    tl.store(expert_ids + target, ids, mask=choices < max_k)
+    tl.store(shares + target, choice_weights / tl.sum(choice_weights), mask=choices < max_k)
 
 
 @triton.jit
@@ -81,8 +84,10 @@ def align_kernel(
     ROWS: tl.constexpr,
     PAIRS: tl.constexpr,
 ) -> None:
-    """Program e writes the tiles of expert e: its pairs in ascending order, padded with num_pairs to whole tiles. The
-    program behind the last expert marks the tiles that stay empty with expert -1."""
+    """Write the tiles of expert e = program_id(0): its pairs in ascending order, padded with num_pairs to full tiles.
+
+    The program behind the last expert marks the tiles that remain empty with expert -1.
+    """
     expert = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
     pairs = tl.arange(0, PAIRS)
@@ -114,16 +119,16 @@ def align_kernel(
 
 @dataclass(frozen=True)
 class Routing:
-    """Every pair stands in one tile; the pairs of a tile share an expert. Example in `route`."""
+    """Experts of each row, and tiles of pairs that share an expert; each pair is in one tile. Example in `route`."""
 
-    expert_ids: Tensor  # [T, J] int32: the experts of a row in its order of choice, -1 behind its own k
-    shares: Tensor  # [T, J] float32: the weight of each, 0 behind k
-    tile_pairs: Tensor  # [tiles * rows] int32: pair row * J + choice, or P where a tile is not full
-    tile_expert: Tensor  # [tiles] int32, -1: nothing in this tile
+    expert_ids: Tensor  # [T, Kmax] int32: by descending gate logit, -1 from the row's k on
+    shares: Tensor  # [T, Kmax] float32: the weight of each expert, 0 from k on
+    tile_pairs: Tensor  # [tiles * rows] int32: pair = row * Kmax + choice; P pads a tile
+    tile_expert: Tensor  # [tiles] int32, -1: the tile is empty
 
 
 def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows: int) -> Routing:
-    """x [T, D], gate [E, D] float32, tiles of `rows`; writes request.expert_ids.
+    """Route x [T, D] by gate [E, D] float32 into tiles of `rows` pairs. Writes request.expert_ids.
 
     Example, tiles of 2 rows, 3 rows of x with one expert each, expert_ids = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
     tile_pairs = [1, 3, 0, 2, ...].
@@ -148,7 +153,7 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
         ),
         MASKED=allowed is not None,
         EXPERTS=padded,
-        PLACES=power_of_two(max_k),
+        CHOICES=power_of_two(max_k),
         INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
         num_warps=4,
         num_stages=1,
@@ -171,7 +176,7 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
 
 
 def one_expert(num_rows: int, rows: int, device: torch.device) -> Routing:
-    """All rows to expert 0 with weight 1: a dense FFN."""
+    """Route all rows to expert 0 with weight 1, for a dense FFN."""
     num_tiles = blocks(num_rows, rows)
     pairs = torch.arange(num_tiles * rows, dtype=torch.int32, device=device).clamp(max=num_rows)
     expert = torch.zeros(num_tiles, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""Bounds that request models leave to the running model, and to the strict reading of JSON, put into their schemas."""
+"""Add bounds to request schemas: those that depend on the served model, and those of the strict JSON parser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _LENGTH_FIELDS = frozenset({"max_completion_tokens", "max_output_tokens", "max_t
 
 @dataclass(frozen=True)
 class Facts:
-    """What the bounds depend on. Zero: not known yet, the model is still loading."""
+    """The served model's properties that bounds depend on. Zero: unknown while the model loads."""
 
     model_names: tuple[str, ...]
     vocab_size: int = 0
@@ -23,13 +23,13 @@ class Facts:
 
 
 def bounded(schema: Mapping[str, Any], facts: Facts) -> Schema:
-    """The schema of a model, or a path's parameter, with every bound that holds."""
+    """Return the schema of a request model or of a parameter with all bounds."""
     walked: Schema = _walked(dict(schema), facts, None)
     return walked
 
 
 def _walked(schema: Any, facts: Facts, field: str | None) -> Any:
-    """`field`: whose value this describes."""
+    """`field`: the name of the field that the schema describes."""
     if isinstance(schema, list):
         return [_walked(item, facts, field) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The description as one HTML page: no script, nothing from elsewhere."""
+"""The description as one HTML page without scripts, which loads nothing from other servers."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -13,19 +13,19 @@ STYLE = (
 _LIMITS = {
     "minimum": "at least {}",
     "maximum": "at most {}",
-    "exclusiveMinimum": "above {}",
-    "exclusiveMaximum": "below {}",
-    "minLength": "{} characters or more",
+    "exclusiveMinimum": "greater than {}",
+    "exclusiveMaximum": "less than {}",
+    "minLength": "at least {} characters",
     "maxLength": "at most {} characters",
-    "minItems": "{} entries or more",
+    "minItems": "at least {} entries",
     "maxItems": "at most {} entries",
     "maxProperties": "at most {} members",
-    "pattern": "of the form {}",
+    "pattern": "matches {}",
 }
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The page of an OpenAPI document."""
+    """Render an OpenAPI document."""
     info, schemas = document["info"], document["components"]["schemas"]
     operations = [
         part
@@ -39,7 +39,7 @@ def page(document: Mapping[str, Any]) -> str:
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
             f"<title>{escape(info['title'])} API</title><style>{STYLE}</style>",
             f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
-            "<p>The same for programs: <a href=openapi.json>openapi.json</a></p>",
+            "<p>For programs: <a href=openapi.json>openapi.json</a></p>",
             *operations,
             "<h1>Objects</h1>",
             *nested,
@@ -71,7 +71,7 @@ def _model(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """In words, with a link where another object is meant."""
+    """Describe a type in words; other objects are links."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f"<a href='#{name}'>{name}</a>"

@@ -1,4 +1,4 @@
-"""What the operations answer, as JSON Schema: the members that a client may rely on."""
+"""JSON Schemas of the replies: the members that a client may rely on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ IDS: Schema = {"type": "array", "items": INTEGER}
 
 
 def an_object(**properties: Schema) -> Schema:
-    """An object that always has these members."""
+    """Return the schema of an object that always has these members."""
     return {"type": "object", "required": list(properties), "properties": properties}
 
 

@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from server.api.chat_turn import prepare_chat
 from server.api.formats.reply import respond
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.generation.state import state_of
 from server.schemas import ChatCompletionRequest
@@ -15,7 +17,16 @@ from server.schemas import ChatCompletionRequest
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    **describe(
+        "Generate the next message of a conversation.",
+        response_schemas.CHAT,
+        request=ChatCompletionRequest,
+        statuses=GENERATION,
+        is_streamed=True,
+    ),
+)
 async def chat_completions(http: HttpRequest) -> Response:
     """Reply with a message per choice."""
     arrival_s = time.monotonic()

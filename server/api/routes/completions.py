@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from server.api.formats.completion import CompletionFormat
 from server.api.formats.reply import common_fields, respond
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Echo
@@ -22,7 +24,16 @@ from server.tokenizer.tokenizer import Tokenizer
 router = APIRouter()
 
 
-@router.post("/v1/completions")
+@router.post(
+    "/v1/completions",
+    **describe(
+        "Continue or score prompts.",
+        response_schemas.COMPLETION,
+        request=CompletionRequest,
+        statuses=GENERATION,
+        is_streamed=True,
+    ),
+)
 async def completions(http: HttpRequest) -> Response:
     """Reply with a text per prompt and choice."""
     arrival_s = time.monotonic()

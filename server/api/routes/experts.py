@@ -1,4 +1,4 @@
-"""GET /experts: which experts took which tokens; POST /experts/reset: counted from zero again."""
+"""GET /experts: the number of tokens that each expert computed. POST /experts/reset: restart the counts from zero."""
 
 import math
 import re
@@ -9,6 +9,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from engine.types import ExpertReport, LayerExperts
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import Schema, describe
 from server.api.request_body import add_ignored_params
 from server.api.routes import READ
 from server.engine_client.output_collector import EngineDied
@@ -16,37 +18,56 @@ from server.errors import ApiError, unavailable
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.admission import LOADING_RETRY_S
 from server.generation.state import ServerState, state_of
-from server.observability.expert_load import WINDOW_S, imbalance
+from server.observability.expert_load import MIN_WINDOW_S, WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
 from server.tokenizer.tokenizer import Tokenizer
 
-MIN_WINDOW_S = 1.0
+NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")  # float() accepts more: nan, 1_0
+WINDOW: Schema = {
+    "name": "window",
+    "in": "query",
+    "schema": {"type": "number", "minimum": MIN_WINDOW_S, "maximum": WINDOW_S},
+}
 
-NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")  # float() takes much else: nan, 1_0
 router = APIRouter()
 
 
-@router.api_route("/experts", methods=READ)
+@router.api_route(
+    "/experts",
+    methods=READ,
+    **describe(
+        "Return the number of tokens that each expert computed.",
+        response_schemas.EXPERTS,
+        statuses=(503,),
+        parameters=(WINDOW,),
+    ),
+)
 async def experts(http: HttpRequest) -> Response:
-    """Since the engine's start or the last reset; with ?window=60 of the last minute. Recomputed ones count again."""
+    """Reply with counts since the engine's start or the last reset, or with ?window=60 of the last minute.
+
+    Tokens that are computed again count again.
+    """
     window_s = _window_s(http.query_params.get("window"))
-    response = await _answer(state_of(http), window_s)
+    response = await _counts(state_of(http), window_s)
     response.headers.update(add_ignored_params({}, fit_for_header(http.query_params.keys() - {"window"})))
     return response
 
 
-@router.post("/experts/reset")
+@router.post(
+    "/experts/reset",
+    **describe("Restart the counts of /experts from zero.", response_schemas.EXPERTS, statuses=(503,)),
+)
 async def reset(http: HttpRequest) -> Response:
-    """What GET /experts answers from now on. The counters of /metrics go on."""
-    return await _answer(state_of(http), None, reset=True)
+    """Restart the counts, and reply with those of GET /experts from now on. The counters of /metrics do not restart."""
+    return await _counts(state_of(http), None, reset=True)
 
 
 def _window_s(text: str | None) -> float | None:
-    """Raises ApiError 400."""
+    """Parse the query parameter. Raises ApiError 400."""
     if text is None:
         return None
     if not NUMBER.fullmatch(text):
-        raise ApiError("'window' should be a number of seconds.", param="window", code="invalid_type")
+        raise ApiError("'window' must be a number of seconds.", param="window", code="invalid_type")
     seconds = float(text)
     if seconds > WINDOW_S:
         message = f"'window' must be at most {WINDOW_S:g} seconds."
@@ -57,7 +78,7 @@ def _window_s(text: str | None) -> float | None:
     return seconds
 
 
-async def _answer(state: ServerState, window_s: float | None, *, reset: bool = False) -> Response:
+async def _counts(state: ServerState, window_s: float | None, *, reset: bool = False) -> Response:
     _, texts = state.serving()
     try:
         report = await state.engine.experts(window_s, reset=reset)
@@ -74,14 +95,14 @@ def _body(report: ExpertReport, window_s: float | None, tokenizer: Tokenizer) ->
 
 
 def _layer(index: int, layer: LayerExperts, tokenizer: Tokenizer) -> Mapping[str, object]:
-    """`pairs` has 0 on its diagonal, so that a row of it sums to k - 1 times the expert's tokens."""
+    """Return one layer's counts. `pairs` has a zero diagonal: each row sums to k - 1 times the expert's tokens."""
     total = sum(layer.tokens)
     share = [tokens / total if total else 0.0 for tokens in layer.tokens]
     return {
         "layer": index,
         "tokens": layer.tokens,
         "share": share,
-        "entropy": -sum(part * math.log2(part) for part in share if part),  # in bits: 3 where 8 experts are alike
+        "entropy": -sum(part * math.log2(part) for part in share if part),  # in bits: 3 if 8 experts have equal shares
         "imbalance": imbalance(layer.tokens),
         "pairs": layer.pairs,
         "top_tokens": [

@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 from server.api.chat_translation import complete, json_response, prepare_translated, stream, to_chat_request
 from server.api.chat_turn import render_prompt
 from server.api.formats.anthropic_messages import MessagesReply
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import GENERATION, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.errors import anthropic_error
 from server.generation.jobs import check_prompt_chars
@@ -30,7 +32,17 @@ ANTHROPIC = EventFormat(b"", b"", lambda error: named(anthropic_error(error)))
 router = APIRouter()
 
 
-@router.post("/v1/messages")
+@router.post(
+    "/v1/messages",
+    **describe(
+        "Create a message: Anthropic's Messages, translated to chat.",
+        response_schemas.MESSAGE,
+        request=MessagesRequest,
+        statuses=GENERATION,
+        is_streamed=True,
+        error="AnthropicError",
+    ),
+)
 async def messages(http: HttpRequest) -> Response:
     """Reply with a message of content blocks."""
     arrival_s = time.monotonic()
@@ -44,7 +56,16 @@ async def messages(http: HttpRequest) -> Response:
     return json_response(reply.message, turn, headers)
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post(
+    "/v1/messages/count_tokens",
+    **describe(
+        "Count the prompt tokens of the same request to /v1/messages.",
+        response_schemas.TOKEN_COUNT,
+        request=CountTokensRequest,
+        statuses=WITH_BODY,
+        error="AnthropicError",
+    ),
+)
 async def count_tokens(http: HttpRequest) -> Response:
     """Reply with the number of prompt tokens that the same request to /v1/messages has."""
     state = state_of(http)

@@ -1,26 +1,36 @@
-"""GET /v1/models: what is served here. Answered from memory, also while the model loads."""
+"""GET /v1/models: the served model. Answered from memory, also while the model loads."""
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import Schema, describe
 from server.api.routes import READ
 from server.generation.state import ServerState, state_of
+
+MODEL_ID: Schema = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 router = APIRouter()
 
 
-@router.api_route("/v1/models", methods=READ)
+@router.api_route(
+    "/v1/models", methods=READ, **describe("List the served model, under each of its names.", response_schemas.MODELS)
+)
 async def models(http: HttpRequest) -> Response:
-    """The model under each of its names."""
+    """Reply with an entry for each name of the model."""
     state = state_of(http)
     return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.model_names]})
 
 
-@router.api_route("/v1/models/{model_id:path}", methods=READ)
+@router.api_route(
+    "/v1/models/{model_id:path}",
+    methods=READ,
+    **describe("Describe one model.", response_schemas.MODEL, statuses=(404,), parameters=(MODEL_ID,)),
+)
 async def model(http: HttpRequest, model_id: str) -> Response:
-    """One entry, by its name as it is spelled."""
+    """Reply with the entry of one name. Names are case-sensitive."""
     if not model_id:
         raise RoutingError(404)
     state = state_of(http)
@@ -29,7 +39,7 @@ async def model(http: HttpRequest, model_id: str) -> Response:
 
 
 def _entry(state: ServerState, name: str) -> dict[str, str | int | None]:
-    """What only the loaded model tells is null until then; `num_experts` is 0 for a model without experts."""
+    """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts."""
     ready = state.engine.ready
     return {
         "id": name,

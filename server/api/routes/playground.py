@@ -1,4 +1,4 @@
-"""GET / and the files of the playground: a page that talks to this server alone, shipped with the package."""
+"""GET / and the playground's files: a page that uses this server only, shipped with the package."""
 
 from hashlib import sha256
 
@@ -7,10 +7,11 @@ from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.openapi.operations import Schema, describe
 from server.api.playground_files import INDEX, PREFIX, files
 from server.api.routes import READ
 
-# Nothing inline, nothing from elsewhere: a model's output cannot become a script, and no key can leave.
+# Nothing inline, nothing from other servers: model output cannot become a script, and no API key can leave the page.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -19,18 +20,39 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 
+FILE_NAME: Schema = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "schema": {"enum": sorted(files())},
+}
+
 router = APIRouter()
 
 
-@router.api_route("/", methods=READ)
+@router.api_route(
+    "/",
+    methods=READ,
+    **describe("Return the playground.", {"type": "string"}, statuses=(304,), content_type="text/html"),
+)
 async def page(http: HttpRequest) -> Response:
-    """The page."""
+    """Reply with the page."""
     return _reply(INDEX, http)
 
 
-@router.api_route(PREFIX + "{name}", methods=READ)
+@router.api_route(
+    PREFIX + "{name}",
+    methods=READ,
+    **describe(
+        "Return a file of the playground.",
+        {"type": "string"},
+        statuses=(304, 404),
+        content_type="*/*",
+        parameters=(FILE_NAME,),
+    ),
+)
 async def file(name: str, http: HttpRequest) -> Response:
-    """One of its files."""
+    """Reply with one file."""
     if name not in files():
         raise RoutingError(404)
     return _reply(name, http)

@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from server.api.chat_translation import complete, json_response, prepare_translated, stream
 from server.api.formats.openai_responses import ResponsesReply
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.errors import ApiError
 from server.generation.state import state_of
@@ -25,7 +27,16 @@ RENAMED = {
 router = APIRouter()
 
 
-@router.post("/v1/responses")
+@router.post(
+    "/v1/responses",
+    **describe(
+        "Create a response: OpenAI's Responses, translated to chat.",
+        response_schemas.RESPONSE,
+        request=ResponsesRequest,
+        statuses=GENERATION,
+        is_streamed=True,
+    ),
+)
 async def responses(http: HttpRequest) -> Response:
     """Reply with a list of items: a message, or function calls."""
     arrival_s = time.monotonic()

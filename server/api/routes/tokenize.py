@@ -6,6 +6,8 @@ from starlette.responses import JSONResponse, Response
 
 from engine.messages import Ready
 from server.api.chat_turn import render_prompt
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import WITH_BODY, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
 from server.errors import ApiError
@@ -18,9 +20,17 @@ from server.tools.constraints import auto_tool_use
 router = APIRouter()
 
 
-@router.post("/tokenize")
+@router.post(
+    "/tokenize",
+    **describe(
+        "Return the token ids of a text or a conversation.",
+        response_schemas.TOKENS,
+        request=TokenizeRequest,
+        statuses=WITH_BODY,
+    ),
+)
 async def tokenize(http: HttpRequest) -> Response:
-    """A text's or a conversation's token ids. A text that could never be a prompt here is refused."""
+    """Reply with token ids. Texts that are too long for any prompt are refused."""
     state = state_of(http)
     request, headers = await read_request(http, TokenizeRequest)
     if request.model is not None:
@@ -46,9 +56,12 @@ async def _tokens(
     return await off_loop(lambda: texts.tokenizer.encode(prompt, request.add_special_tokens), heavy=heavy), {}
 
 
-@router.post("/detokenize")
+@router.post(
+    "/detokenize",
+    **describe("Return the text of token ids.", response_schemas.PROMPT, request=DetokenizeRequest, statuses=WITH_BODY),
+)
 async def detokenize(http: HttpRequest) -> Response:
-    """The text of token ids."""
+    """Reply with the text of token ids."""
     state = state_of(http)
     request, headers = await read_request(http, DetokenizeRequest)
     if request.model is not None:
@@ -62,9 +75,17 @@ async def detokenize(http: HttpRequest) -> Response:
     return JSONResponse({"prompt": prompt}, headers=headers)
 
 
-@router.api_route("/tokenizer_info", methods=READ)
+@router.api_route(
+    "/tokenizer_info",
+    methods=READ,
+    **describe(
+        "Return the tokenizer's special tokens and the chat template in use.",
+        response_schemas.TOKENIZER_INFO,
+        statuses=(503,),
+    ),
+)
 async def tokenizer_info(http: HttpRequest) -> Response:
-    """The spellings and the template in use, which a client needs to prepare prompts itself."""
+    """Reply with the special tokens and the template, which a client needs to prepare prompts itself."""
     _, texts = state_of(http).serving()
     tokenizer = texts.tokenizer
     eos_id = next(iter(tokenizer.eos_ids), None)

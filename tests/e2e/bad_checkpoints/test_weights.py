@@ -108,7 +108,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "missing": (lambda t: t.pop(W1), f"tensor {re.escape(W1)} is missing"),
     "transposed": (lambda t: t.update({W1: t[W1].T.contiguous()}), r"\[32, 48\].*\[48, 32\]"),
     "integers": (lambda t: t.update({W1: t[W1].to(torch.int8)}), "dtype I8"),
-    "one more": (lambda t: t.update({"x": torch.zeros(1)}), "'x' has no place"),
+    "one more": (lambda t: t.update({"x": torch.zeros(1)}), "'x' does not belong"),
 }
 
 
@@ -137,6 +137,6 @@ def test_b089_shards_missing_cut_or_doubled_are_named(checkpoint: Path) -> None:
     assert "b.safetensors is missing, though" in refusal(checkpoint)
     first.rename(second)
     first.write_bytes(content)
-    assert "places tensor" in refusal(checkpoint)
+    assert "lists tensor" in refusal(checkpoint)
     save_file(tensors, first)
     assert re.search(r"is in .*a\.safetensors and again in .*b\.safetensors", refusal(checkpoint))

@@ -49,8 +49,8 @@ def test_the_8x7b_is_counted_as_published(mixtral_8x7b: Path) -> None:
     }
     assert (found.dtype, found.weight_bytes) == ("bfloat16", 93_405_585_408)
     assert found.kv_bytes_per_token == 128 << 10
-    assert [room.num_tokens for room in found.room()] == [512, 4096, 32768]
-    assert [room.bytes_per_request for room in found.room()] == [64 << 20, 512 << 20, 4 * GIB]
+    assert [room.num_tokens for room in found.capacities()] == [512, 4096, 32768]
+    assert [room.bytes_per_request for room in found.capacities()] == [64 << 20, 512 << 20, 4 * GIB]
 
 
 def test_the_8x22b_is_counted_as_published(mixtral_8x22b: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_float16_checkpoint_is_planned_as_it_is_served_in_bfloat16(tmp_path: P
 def test_half_of_what_the_weights_leave_is_the_kv_cache(mixtral_8x7b: Path) -> None:
     found = plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB)
     assert found.kv_cache_bytes == 20 * GIB
-    assert {room.num_tokens: room.num_requests for room in found.room()} == {512: 319, 4096: 39, 32768: 4}
+    assert {room.num_tokens: room.num_requests for room in found.capacities()} == {512: 319, 4096: 39, 32768: 4}
 
 
 def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_less_not(mixtral_8x7b: Path) -> None:
@@ -101,14 +101,14 @@ def test_what_does_not_fit_says_why(
 ) -> None:
     found = plan(mixtral_8x7b, memory_bytes, **settings)
     assert found.limits is None
-    assert part in found.refusal
-    assert (found.kv_cache_bytes, found.room()) == (0, [])
+    assert part in found.unfit_reason
+    assert (found.kv_cache_bytes, found.capacities()) == (0, [])
 
 
 def test_under_a_window_a_long_request_holds_the_window_and_a_chunk(tmp_path: Path) -> None:
     path = save_headers(tmp_path, MIXTRAL_8X7B, sliding_window=4096)
     found = plan(path, 160 * GIB)
-    by_length = {room.num_tokens: room for room in found.room()}
+    by_length = {room.num_tokens: room for room in found.capacities()}
     assert by_length[32768].bytes_per_request == (4096 + 16 + 2048) * found.kv_bytes_per_token
     assert found.limits is not None
     assert by_length[32768].num_requests == found.limits.num_blocks // (4096 // 16 + 1)

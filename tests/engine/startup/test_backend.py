@@ -80,13 +80,13 @@ def test_a_library_of_other_sources_is_refused_and_never_replaced_by_the_slow_pa
 
 def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NativeLibrary, "isas", lambda self: ["portable"])
-    with pytest.raises(EngineConfigError, match="no avx2 kernels here; there are portable"):
+    with pytest.raises(EngineConfigError, match="avx2 kernels are not available here; there are portable"):
         choose_backend(EngineConfig(model="", isa="avx2"), CPU, torch.float32)
 
 
 def test_a_file_that_is_no_library_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"not a library")
-    with pytest.raises(NativeUnavailableError, match="does not load"):
+    with pytest.raises(NativeUnavailableError, match="cannot load"):
         NativeLibrary(tmp_path / "broken.so")
 
 
@@ -131,8 +131,8 @@ def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypat
         ({"backend": "triton"}, CPU, "runs on a CUDA device, not on cpu"),
         ({"backend": "native"}, CUDA, "add --device cpu"),
         ({"quantization": "int4"}, CUDA, "int4 does not run on the triton backend"),
-        ({"quantization": "fp8"}, CPU, "fp8 runs on the triton backend alone"),
-        ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs on the triton backend alone"),
+        ({"quantization": "fp8"}, CPU, "fp8 runs only on the triton backend"),
+        ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs only on the triton backend"),
         ({"deterministic": True, "backend": "reference"}, CUDA, "bits change with the batch"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_a_backend_cannot_do_is_refused(asked: dict[str, object], device: t
 
 def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(EngineConfigError, match="this card is sm_75, the kernels need sm_80"):
+    with pytest.raises(EngineConfigError, match="this GPU is sm_75, the kernels need sm_80"):
         choose_backend(EngineConfig(model="", backend="triton"), CUDA, HALF)
 
 

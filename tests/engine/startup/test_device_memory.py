@@ -8,12 +8,9 @@ import torch
 from engine.capacity.sizing import kv_block_bytes, size_engine
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup.device_memory import CudaMemory, HostMemory, explained
+from engine.startup.device_memory import CudaMemory, HostMemory, explain_out_of_memory
 from model.config import ModelConfig
-from model.dummy_weights import random_model
 from model.ops.huge_pages import zeros
-from model.ops.reference.ops import ReferenceOps
-from model.profile_step import run_profile_step
 from tests.support.native_cases import Heads
 
 CARD = torch.device("cuda")
@@ -73,7 +70,7 @@ def test_out_of_memory_names_the_flags_that_ask_for_less(
     config = EngineConfig(model="", **given)  # type: ignore[arg-type]
     with (
         pytest.raises(EngineConfigError, match="out of memory while the weights are loaded") as caught,
-        explained(config, "the weights are loaded", HostMemory()),
+        explain_out_of_memory(config, "the weights are loaded", HostMemory()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert all(flag in str(caught.value) for flag in offered)
@@ -84,27 +81,10 @@ def test_out_of_memory_names_the_flags_that_ask_for_less(
 def test_a_kv_cache_larger_than_the_machine_is_an_error_that_names_its_flag() -> None:
     config = EngineConfig(model="", kv_cache_memory_bytes=1 << 60)
     with (
-        pytest.raises(EngineConfigError, match=r"the KV cache is made.*--kv-cache-memory-bytes"),
-        explained(config, "the KV cache is made", HostMemory()),
+        pytest.raises(EngineConfigError, match=r"the KV cache is created.*--kv-cache-memory-bytes"),
+        explain_out_of_memory(config, "the KV cache is created", HostMemory()),
     ):
         zeros(1 << 60, torch.int8)
-
-
-def test_the_full_step_computes_as_many_rows_and_logits_as_it_is_told() -> None:
-    seen: list[tuple[int, ...]] = []
-
-    class Watched(ReferenceOps):
-        def logits(
-            self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, eps: float, head: object
-        ) -> torch.Tensor:
-            result = super().logits(x, rows, norm, eps, head)  # type: ignore[arg-type]
-            seen.append((len(x), *result.shape))
-            assert result.isfinite().all()
-            return result
-
-    model = random_model(_model_config(), torch.float32, torch.device("cpu"), Watched(), seed=0)
-    run_profile_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
-    assert seen == [(50, 7, 32)]
 
 
 def _model_config() -> ModelConfig:

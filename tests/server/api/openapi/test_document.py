@@ -1,55 +1,46 @@
-"""server/openapi: nothing is served that is not described, and the page shows all of it."""
+"""The OpenAPI document describes every route, and the page shows all of the document."""
 
 from html.parser import HTMLParser
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 from fastapi.routing import APIRoute
 
+from server.api import routes
+from server.api.app import ROUTERS, ROUTES
 from server.api.openapi import Facts, document, page
-from server.api.openapi.operations import OPERATIONS
-from server.api.routes import (
-    chat,
-    completions,
-    docs,
-    experts,
-    health,
-    messages,
-    metrics,
-    models,
-    playground,
-    responses,
-    tokenize,
-)
+from server.api.routes import docs
+from server.errors import ANTHROPIC_PATH
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around
 
 FACTS = Facts((MODEL,), vocab_size=100, max_model_len=50)
+PATHS = document(ROUTES, FACTS, "1")["paths"]
+HEALTH = {(path, "503") for path in ("/health", "/health/ready", "/health/live", "/ping")}
+OPERATIONS = [(method, path) for path, methods in PATHS.items() for method in methods]
 
 
-ROUTERS = (chat, completions, docs, experts, health, messages, metrics, models, playground, responses, tokenize)
+def test_every_route_module_is_served_and_every_route_described() -> None:
+    modules = [import_module(f"{routes.__name__}.{module.name}") for module in iter_modules(routes.__path__)]
+    assert {id(module.router) for module in modules} == set(map(id, ROUTERS))
+    for route in ROUTES:
+        assert isinstance(route, APIRoute)
+        assert route.summary and 200 in route.responses, route.path
+        assert {method.lower() for method in route.methods} - {"head"} == set(PATHS[route.path_format])
 
 
-def routes_of(app: object) -> set[tuple[str, str]]:
-    """(method, path) of each route; HEAD goes with GET."""
-    found: set[tuple[str, str]] = set()
-    pending = list(app.routes)  # type: ignore[attr-defined]
-    while pending:
-        route = pending.pop()
-        pending += getattr(route, "routes", [])
-        if isinstance(route, APIRoute):
-            path = route.path.replace(":path", "")
-            found |= {(method.lower(), path) for method in route.methods - {"HEAD"}}
-    return found
-
-
-def test_every_route_is_described_and_every_description_has_its_route() -> None:
-    described = {(operation.method, operation.path) for operation in OPERATIONS}
-    routed = set().union(*(routes_of(module.router) for module in ROUTERS))
-    assert routed == described
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_errors_have_the_shape_of_their_api(method: str, path: str) -> None:
+    responses = PATHS[path][method]["responses"]
+    errors = [response for status, response in responses.items() if int(status) >= 400 and (path, status) not in HEALTH]
+    name = "AnthropicError" if path.startswith(ANTHROPIC_PATH) else "Error"
+    expected = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    assert errors and all(error["content"] == expected for error in errors)
 
 
 def test_bounds_are_those_of_the_model_that_is_served() -> None:
-    schemas = document(FACTS, "1")["components"]["schemas"]
+    schemas = document(ROUTES, FACTS, "1")["components"]["schemas"]
     properties = schemas["CompletionRequest"]["properties"]
     assert properties["model"]["enum"] == [MODEL]
     assert properties["stop_token_ids"]["anyOf"][0]["items"]["maximum"] == 99
@@ -60,7 +51,7 @@ def test_bounds_are_those_of_the_model_that_is_served() -> None:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    described = document(FACTS, "1")
+    described = document(ROUTES, FACTS, "1")
     text = str(described)
     names = {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}
     assert names <= set(described["components"]["schemas"])
@@ -82,14 +73,14 @@ class Tags(HTMLParser):
 
 
 def test_the_page_names_every_operation_and_field_and_loads_nothing() -> None:
-    described = document(FACTS, "1")
+    described = document(ROUTES, FACTS, "1")
     html = page(described)
     tags = Tags()
     tags.feed(html)
     assert not tags.tags & {"script", "link", "img", "iframe"}
     assert {link.removeprefix("#") for link in tags.links} - {"openapi.json"} <= tags.ids
-    for operation in OPERATIONS:
-        assert f"{operation.method.upper()} {operation.path}" in html
+    for method, path in OPERATIONS:
+        assert f"{method.upper()} {path}" in html
     for schema in described["components"]["schemas"].values():
         for field in schema.get("properties", {}):
             assert f"<code>{field}</code>" in html
