@@ -16,7 +16,7 @@ from server.generation.prompt import Prompt, check_prompt_chars, completion_limi
 from server.generation.sampling_params import check_bad_words, check_listed_ids, check_token_ids, sampling_params
 from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import GenerationRequest
-from server.structured_output.constraints import CompiledGrammar, form_too_large
+from server.structured_output.constraints import CompiledGrammar, grammar_too_large
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
@@ -94,7 +94,7 @@ class JobBuilder:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_GRAMMAR_CHARS:
-            raise form_too_large(self.request, num_choices)
+            raise grammar_too_large(self.request, num_choices)
 
     def _jobs(self, slots: Sequence[_Slot], seed: int, grammar: CompiledGrammar | None) -> list[Job]:
         bad_words = self.texts.tokenizer.encode_words(self.request.bad_words)
