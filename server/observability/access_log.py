@@ -1,4 +1,4 @@
-"""One line per finished request. No prompt text and no generated text ever reaches it."""
+"""Log one line per finished choice. The log never contains prompt text or generated text."""
 
 import logging
 import time
@@ -11,10 +11,10 @@ logger = logging.getLogger("smoe.access")
 
 
 class AccessLog:
-    """Writes the line that a finished choice gets. The numbers are those that the metrics count."""
+    """Writes the line of each finished choice, with the same numbers that the metrics count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` is the one `Timing` was taken from."""
+        """`clock` is the clock of `Timing`."""
         self._clock = clock
 
     def finished(
@@ -28,7 +28,7 @@ class AccessLog:
         timing: Timing | None = None,
         user: str | None = None,
     ) -> None:
-        """One choice of the request ended. Seconds are rounded to the millisecond; what never happened is left out."""
+        """Log the end of one choice. Times are rounded to milliseconds; events that never happened are omitted."""
         fields: dict[str, str | int | float] = {
             "request_id": request_id,
             "outcome": outcome,
@@ -44,5 +44,5 @@ class AccessLog:
 
     def _seconds(self, timing: Timing) -> dict[str, float]:
         finished_s = self._clock() if timing.finished_s is None else timing.finished_s
-        moments = {"queue_s": timing.first_scheduled_s, "ttft_s": timing.first_token_s, "total_s": finished_s}
-        return {name: round(moment - timing.arrival_s, 3) for name, moment in moments.items() if moment is not None}
+        times_s = {"queue_s": timing.first_scheduled_s, "ttft_s": timing.first_token_s, "total_s": finished_s}
+        return {name: round(time_s - timing.arrival_s, 3) for name, time_s in times_s.items() if time_s is not None}

@@ -1,4 +1,4 @@
-"""How evenly the experts were loaded in the last minute, from what the engine tells a few times a second."""
+"""Measure how evenly tokens were distributed over the experts in the last minute."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,37 +10,40 @@ Counts = list[list[int]]  # [layers][experts]
 
 
 class ExpertLoad:
-    """Running sums over what was added in the last WINDOW_S."""
+    """Token counts per layer and expert over the last WINDOW_S seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._parts: deque[tuple[float, Counts]] = deque()
+        self._added: deque[tuple[float, Counts]] = deque()
         self._sums: Counts = []
 
     def add(self, counts: Counts) -> None:
-        """New tokens. What is too old goes now, too: nobody may ever ask."""
-        self._parts.append((self._clock(), counts))
+        """Add new counts, [layers][experts]. Also drops old ones, because `imbalance` may never be called."""
+        self._added.append((self._clock(), counts))
         self._sums = self._sums or [[0] * len(layer) for layer in counts]
-        self._shift(counts, 1)
-        self._forget()
+        self._accumulate(counts, 1)
+        self._drop_old()
 
     def imbalance(self) -> list[float]:
-        """Per layer, tokens of the busiest expert over the experts' mean: 1 where all are alike, 0 without tokens."""
-        self._forget()
+        """Return the imbalance of each layer, see the function `imbalance`."""
+        self._drop_old()
         return [imbalance(layer) for layer in self._sums]
 
-    def _forget(self) -> None:
+    def _drop_old(self) -> None:
         oldest_s = self._clock() - WINDOW_S
-        while self._parts and self._parts[0][0] < oldest_s:
-            self._shift(self._parts.popleft()[1], -1)
+        while self._added and self._added[0][0] < oldest_s:
+            self._accumulate(self._added.popleft()[1], -1)
 
-    def _shift(self, counts: Counts, sign: int) -> None:
+    def _accumulate(self, counts: Counts, sign: int) -> None:
         for layer, new in zip(self._sums, counts, strict=True):
             for expert, tokens in enumerate(new):
                 layer[expert] += sign * tokens
 
 
 def imbalance(tokens: list[int]) -> float:
-    """[3, 1, 0, 0] gives 3."""
+    """Return the tokens of the busiest expert divided by the mean: 1 for equal loads, 0 without tokens.
+
+    Example: [3, 1, 0, 0] has the mean 1 and gives 3.
+    """
     total = sum(tokens)
     return max(tokens) * len(tokens) / total if total else 0.0

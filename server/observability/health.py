@@ -1,10 +1,10 @@
-"""Health, answered from memory: never a question to the engine, never a wait."""
+"""Answer health checks from the last known status, without asking the engine and without waiting."""
 
 from server.engine_client.status import EngineStatus
 
 
 def readiness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
-    """HTTP status and body of /health/ready: 200 only while new requests are taken.
+    """Return HTTP status and body of /health/ready: 200 only while new requests are accepted.
 
     `status` is "ok" or "unavailable", `phase` one of loading, ready, stuck, restarting, draining, dead.
     """
@@ -12,13 +12,13 @@ def readiness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
 
 
 def liveness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
-    """HTTP status and body of /health/live: 503 where nothing makes progress, neither an engine nor its start."""
+    """Return HTTP status and body of /health/live: 503 if neither the engine nor its start makes progress."""
     is_alive = status.phase not in ("stuck", "dead")
     return (200 if is_alive else 503), _body(status, is_ok=is_alive)
 
 
 def _body(status: EngineStatus, *, is_ok: bool) -> dict[str, str | int]:
-    """Nothing of `status.message`: it may name paths."""
+    """Return the body. It omits `status.message`, which may contain paths."""
     return {
         "status": "ok" if is_ok else "unavailable",
         "phase": status.phase,

@@ -1,5 +1,7 @@
-"""Lines that clients can cause as often as they like, such as refusals: some a minute of each kind, and a count of the
-rest. What a request used is always told: sums over the log stay true."""
+"""Limit the rate of log lines that clients can cause at will, such as rejections.
+
+Lines of requests that used the engine are never dropped, so that sums over the log stay correct.
+"""
 
 import logging
 import time
@@ -18,16 +20,19 @@ class _Kind:
 
 
 class LogRateLimit(logging.Filter):
-    """Passes MAX_LINES of a kind in each PERIOD_S; the first line after that has the number of those left out."""
+    """Passes MAX_LINES of each kind per PERIOD_S seconds.
+
+    The first line of the next period has a field with the number of dropped lines.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives monotonic seconds."""
+        """`clock` returns monotonic seconds."""
         super().__init__()
         self._clock = clock
         self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for a line too many."""
+        """Return False to drop the line."""
         key = _kind_of(record)
         if key is None:
             return True
@@ -36,16 +41,16 @@ class LogRateLimit(logging.Filter):
         now = self._clock()
         kind = self._kinds.setdefault(key, _Kind(now))
         if now - kind.since_s >= PERIOD_S:
-            num_left_out = kind.num_lines - MAX_LINES
-            if num_left_out > 0:
-                record.fields = {**getattr(record, "fields", {}), "left_out_before": num_left_out}
+            num_dropped = kind.num_lines - MAX_LINES
+            if num_dropped > 0:
+                record.fields = {**getattr(record, "fields", {}), "left_out_before": num_dropped}
             kind.since_s, kind.num_lines = now, 0
         kind.num_lines += 1
         return kind.num_lines <= MAX_LINES
 
 
 def _kind_of(record: logging.LogRecord) -> tuple[str, str] | None:
-    """What counts together; None for lines that are never left out."""
+    """Return the kind under which the line is counted; None for lines that are never dropped."""
     if getattr(record, "fields", {}).get("outcome") == "rejected":
         return record.name, "rejected"
     return (record.name, str(record.msg)) if record.levelno >= logging.WARNING else None

@@ -1,4 +1,4 @@
-"""Where log lines go. A full pipe, a full disk or a closed stream costs lines, never requests."""
+"""Write log lines without blocking. A full pipe, a full disk or a closed stream drops lines and delays no request."""
 
 import contextlib
 import io
@@ -17,24 +17,24 @@ from server.observability.log_rate_limit import LogRateLimit
 
 STDERR = 2
 QUEUE_LENGTH = 10_000
-CLOSE_PATIENCE_S = 1.0
+CLOSE_TIMEOUT_S = 1.0
 _WORD = re.compile(r"[!-~]*")
 
 
 class TextFormatter(logging.Formatter):
-    """`16:02:11 INFO request finished request_id=... outcome=stop`."""
+    """Format "16:02:11 INFO request finished request_id=... outcome=stop"."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The message and the record's fields; a traceback comes below."""
-        fields = "".join(f" {name}={_one_word(value)}" for name, value in getattr(record, "fields", {}).items())
+        """Return the message and the record's fields; a traceback follows below."""
+        fields = "".join(f" {name}={_quote_if_needed(value)}" for name, value in getattr(record, "fields", {}).items())
         return super().formatMessage(record) + fields
 
 
-def _one_word(value: object) -> str:
-    """As it is, or quoted where it could be taken for another field or another line."""
+def _quote_if_needed(value: object) -> str:
+    """Return the value as text, quoted if it could be mistaken for another field or line."""
     text = str(value)
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
@@ -43,7 +43,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's fields next to time, level, logger and message."""
+        """Return time, level, logger, message and the record's fields as one object."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
@@ -57,10 +57,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class NonBlockingStream(io.TextIOBase):
-    """A text stream that never makes anybody wait: a thread of its own does the writing. When that one is stuck, what
-    comes is dropped.
+    """Text stream that never blocks its writers: a thread does the writing. While that thread is blocked, text is
+    dropped once the queue is full.
 
-    The thread writes to the descriptor itself: it holds no lock that the process would wait for when it exits.
+    The thread writes to the file descriptor directly: it holds no lock for which the process would wait at exit.
     """
 
     def __init__(self, fd: int, queue_length: int = QUEUE_LENGTH) -> None:
@@ -71,7 +71,7 @@ class NonBlockingStream(io.TextIOBase):
         self._writer.start()
 
     def write(self, text: str) -> int:
-        """Never waits. One call's text is written, or dropped, as a whole."""
+        """Queue the text, or drop it as a whole. Never blocks."""
         try:
             self._texts.put_nowait(text)
         except queue.Full:
@@ -79,14 +79,14 @@ class NonBlockingStream(io.TextIOBase):
         return len(text)
 
     def isatty(self) -> bool:
-        """Whether a person looks at it."""
+        """Return True if the descriptor is a terminal."""
         return os.isatty(self._fd)
 
     def end(self) -> None:
-        """Let the thread write what is queued, but not for longer than a moment. Idempotent."""
+        """Let the thread write what is queued, for at most CLOSE_TIMEOUT_S. Idempotent."""
         with contextlib.suppress(queue.Full):
             self._texts.put_nowait(None)
-            self._writer.join(CLOSE_PATIENCE_S)
+            self._writer.join(CLOSE_TIMEOUT_S)
 
     def _write_texts(self) -> None:
         num_reported = 0
@@ -94,12 +94,12 @@ class NonBlockingStream(io.TextIOBase):
             self._write(text)
             num_lost = self.num_dropped - num_reported
             if num_lost:
-                self._write(f"{num_lost} log lines were dropped: nothing read them in time\n")
+                self._write(f"{num_lost} log lines were dropped because they were not read in time\n")
                 num_reported += num_lost
 
     def _write(self, text: str) -> None:
         rest = text.encode(errors="backslashreplace")
-        with contextlib.suppress(OSError):  # a full disk, a closed pipe: there is nowhere left to say so
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe cannot be reported anywhere
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
 
@@ -108,9 +108,9 @@ class NonBlockingStream(io.TextIOBase):
 def logging_to(
     fd: int = STDERR, *, level: str = "info", style: Literal["text", "json"] = "text", queue_length: int = QUEUE_LENGTH
 ) -> Iterator[NonBlockingStream]:
-    """All of the process' logging goes to `fd` while the block runs, by way of the stream that it gets.
+    """Send all logging of the process to `fd` inside the block, through the stream that it yields.
 
-    uvicorn's own starts at "error": its warnings tell of what clients sent, as often as they like.
+    uvicorn's loggers start at level "error", because clients can cause its warnings at will.
     """
     stream = NonBlockingStream(fd, queue_length)
     handler = logging.StreamHandler(stream)
@@ -128,8 +128,10 @@ def logging_to(
 
 
 def open_standard_streams() -> None:
-    """Gives the descriptors 0, 1 and 2 to /dev/null where they are closed: else the next socket gets such a number, and
-    a client the log lines."""
+    """Open /dev/null for those of the descriptors 0, 1 and 2 that are closed.
+
+    Otherwise the next socket gets such a descriptor, and its client the log lines.
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         continue
     os.close(fd)

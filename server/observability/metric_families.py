@@ -1,4 +1,4 @@
-"""Every metric family, with its help text and buckets. `model_name` is not among the labels: the scrape adds it."""
+"""All metric families, with help texts and buckets. exposition.py adds the label `model_name`."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from prometheus_client.utils import floatToGoString
 Outcome = Literal["stop", "length", "abort", "timeout", "rejected", "error"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-# From 1 ms: a small model answers within a few, a large one on two cores takes minutes.
+# From 1 ms to 10 minutes: a small model answers within a few ms, a large one on two cores within minutes.
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
@@ -30,13 +30,13 @@ def _histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogr
 
 
 class Family(Protocol):
-    """What can be collected."""
+    """A metric that prometheus_client can collect."""
 
     def collect(self) -> Iterable[Metric]: ...
 
 
 class TokenHistogram:
-    """A histogram for what is observed with every token: on one thread, without prometheus_client's locks."""
+    """Histogram for values that are observed per token. It has no locks, so it may be used on one thread only."""
 
     def __init__(self, name: str, help_text: str, buckets: tuple[float, ...]) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class TokenHistogram:
         self._sum = 0.0
 
     def observe(self, amount: float, times: int = 1) -> None:
-        """`amount`, so many times."""
+        """Count `amount` so many times."""
         self._counts[bisect_left(self._bounds, amount)] += times
         self._sum += amount * times
 
@@ -56,77 +56,81 @@ class TokenHistogram:
         return [HistogramMetricFamily(self._name, self._help_text, buckets, self._sum)]
 
 
-class _Families:
-    """A group of families: its attributes."""
+class FamilyGroup:
+    """A group of families. Its attributes are the families."""
 
     def __iter__(self) -> Iterator[Family]:
         return iter(vars(self).values())
 
 
-class RequestFamilies(_Families):
-    """What happened to requests. One choice is one request."""
+class RequestFamilies(FamilyGroup):
+    """Metrics of requests. Each choice counts as one request."""
 
     def __init__(self) -> None:
-        self.received = _counter("smoe_requests_received_total", "Choices whose request was parsed and valid.")
-        self.outcomes = _counter("smoe_requests_total", "Choices that ended, by outcome.", "outcome")
-        self.running = _gauge("smoe_requests_running", "Choices that the engine is working on.")
-        self.waiting = _gauge("smoe_requests_waiting", "Choices received that the engine is not working on yet.")
-        self.prompt_tokens = _counter("smoe_prompt_tokens_total", "Prompt tokens of ended choices.")
-        self.generation_tokens = _counter("smoe_generation_tokens_total", "Tokens generated for ended choices.")
+        self.received = _counter("smoe_requests_received_total", "Choices of valid requests.")
+        self.outcomes = _counter("smoe_requests_total", "Finished choices, by outcome.", "outcome")
+        self.running = _gauge("smoe_requests_running", "Choices that the engine is running.")
+        self.waiting = _gauge("smoe_requests_waiting", "Choices received that the engine is not running yet.")
+        self.prompt_tokens = _counter("smoe_prompt_tokens_total", "Prompt tokens of finished choices.")
+        self.generation_tokens = _counter("smoe_generation_tokens_total", "Generated tokens of finished choices.")
         self.cached_tokens = _counter("smoe_prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.")
-        self.ttft = _histogram("smoe_time_to_first_token_seconds", "HTTP arrival to first token.", SECONDS)
+        self.ttft = _histogram("smoe_time_to_first_token_seconds", "Time from HTTP arrival to first token.", SECONDS)
         self.itl = TokenHistogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
-        self.duration = _histogram("smoe_request_duration_seconds", "HTTP arrival to the end.", SECONDS)
-        self.queue = _histogram("smoe_request_queue_seconds", "Arrival to first scheduling.", SECONDS)
-        self.prefill = _histogram("smoe_request_prefill_seconds", "First scheduling to first token.", SECONDS)
-        self.decode = _histogram("smoe_request_decode_seconds", "First token to last token.", SECONDS)
+        self.duration = _histogram("smoe_request_duration_seconds", "Time from HTTP arrival to the end.", SECONDS)
+        self.queue = _histogram("smoe_request_queue_seconds", "Time from arrival to first scheduling.", SECONDS)
+        self.prefill = _histogram("smoe_request_prefill_seconds", "Time from first scheduling to first token.", SECONDS)
+        self.decode = _histogram("smoe_request_decode_seconds", "Time from first to last token.", SECONDS)
         self.prompt_len = _histogram("smoe_request_prompt_tokens", "Prompt tokens per choice.", TOKENS)
         self.generation_len = _histogram("smoe_request_generation_tokens", "Generated tokens per choice.", TOKENS)
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
 
 
-class EngineFamilies(_Families):
-    """What the engine process reports: its steps, its blocks, its start."""
+class EngineFamilies(FamilyGroup):
+    """Metrics of the engine process: its steps, its KV blocks, its start."""
 
     def __init__(self) -> None:
-        self.up = _gauge("smoe_engine_up", "1 while the engine serves, 0 while it loads, stands still or is gone.")
-        self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started in place of one that died.")
-        self.step_tokens = _histogram("smoe_step_tokens", "Positions computed in one step.", TOKENS)
+        self.up = _gauge(
+            "smoe_engine_up", "1 while the engine serves, 0 while it loads, is stuck, restarts or is dead."
+        )
+        self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started to replace one that died.")
+        self.step_tokens = _histogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
         self.step_seconds = _histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
         self.preemptions = _counter(
-            "smoe_preemptions_total", "Running choices sent back to the queue for lack of blocks."
+            "smoe_preemptions_total", "Running choices moved back to the queue because KV blocks ran out."
         )
         self.prefix_queries = _counter(
             "smoe_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."
         )
         self.prefix_hits = _counter("smoe_prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")
         self.window_blocks_freed = _counter(
-            "smoe_window_blocks_freed_total", "Blocks freed as a window slid past them."
+            "smoe_window_blocks_freed_total", "KV blocks freed because they left the sliding window."
         )
-        self.kv_usage = _gauge("smoe_kv_cache_usage_ratio", "Share of the KV blocks that choices hold, 0 to 1.")
+        self.kv_usage = _gauge("smoe_kv_cache_usage_ratio", "Fraction of the KV blocks that choices hold, 0 to 1.")
         self.kv_blocks = _gauge(
-            "smoe_kv_blocks", "KV blocks that choices hold, that only the prefix cache knows, and unused ones.", "state"
+            "smoe_kv_blocks", "KV blocks by state: held by choices, kept only by the prefix cache, free.", "state"
         )
         self.cache_config = _gauge("smoe_cache_config_info", "Shape of the KV cache.", *CACHE_CONFIG_LABELS)
         self.expert_tokens = _counter(
-            "smoe_expert_tokens_total", "Positions computed, by the experts that took them.", "layer", "expert"
+            "smoe_expert_tokens_total", "Token positions computed, by layer and expert.", "layer", "expert"
         )
         self.expert_imbalance = _gauge(
-            "smoe_expert_imbalance_ratio", "The busiest expert's tokens over the mean, last minute; 0: none.", "layer"
+            "smoe_expert_imbalance_ratio",
+            "Tokens of the busiest expert divided by the mean, last minute; 0 without tokens.",
+            "layer",
         )
-        self.startup = _gauge("smoe_startup_seconds", "How long each phase of the start took.", "phase")
+        self.startup = _gauge("smoe_startup_seconds", "Duration of each phase of the start.", "phase")
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
 
 
-class ServerFamilies(_Families):
-    """What the API process sees of itself."""
+class ServerFamilies(FamilyGroup):
+    """Metrics of the API process."""
 
     def __init__(self) -> None:
         self.http_requests = _counter(
-            "smoe_http_requests_total", "HTTP requests answered, by route template.", "route", "method", "status"
+            "smoe_http_requests_total", "Answered HTTP requests, by route template.", "route", "method", "status"
         )
-        self.event_loop_lag = _gauge("smoe_event_loop_lag_seconds", "Longest delay of the event loop, last 10 s.")
+        self.event_loop_lag = _gauge("smoe_event_loop_lag_seconds", "Longest delay of the event loop in the last 10 s.")
         self.event_loop_tasks = _gauge("smoe_event_loop_tasks", "Tasks of the event loop.")
         self.connections = _gauge("smoe_http_connections", "Open HTTP connections.")
 

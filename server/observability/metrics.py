@@ -1,31 +1,24 @@
-"""What the server counts, and the text that Prometheus scrapes. One registry, in the API process, on one thread."""
+"""Count what the server does. All metrics live in the API process, on one thread."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 from typing import Literal
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
+from server.observability.exposition import Exposition
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
-from server.observability.vllm_metric_names import aliased
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MIN_RENDER_INTERVAL_S = 1.0
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Metrics(Collector):
-    """The counters behind /metrics. The ledger: received = running + waiting + all outcomes, at every scrape.
+class Metrics:
+    """The metrics of /metrics. At every scrape, received = running + waiting + all outcomes.
 
-    It holds by derivation: what is received and has no outcome yet is open, running is what the engine's last step
-    says of it, and waiting is the rest.
+    This holds because waiting is derived: choices that were received and have no outcome are open; those of them that
+    the engine's last step did not run are waiting.
     """
 
     def __init__(
@@ -34,23 +27,18 @@ class Metrics(Collector):
         compat: Literal["vllm", "none"] = "vllm",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`compat` "vllm" adds vLLM's names. `clock` gives monotonic seconds."""
-        self._model_name = model_name
-        self._compat = compat
-        self._clock = clock
+        """`compat` "vllm" adds vLLM's names. `clock` returns monotonic seconds."""
         self._requests = RequestFamilies()
         self._engine = EngineFamilies()
         self._server = ServerFamilies()
         self._stats = StepStats()
         self._experts = ExpertLoad(clock)
         self._num_open = 0
-        self._rendered = b""
-        self._rendered_at_s = -MIN_RENDER_INTERVAL_S
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        groups = (self._requests, self._engine, self._server)
+        self.exposition = Exposition(groups, model_name, compat, clock, self._update_gauges)
 
     def received(self, num_choices: int) -> None:
-        """Choices of a request that is parsed and valid: each must end in one call of `finished`."""
+        """Count the choices of a valid request. Each must end in one call of `finished`."""
         self._requests.received.inc(num_choices)
         self._num_open += num_choices
 
@@ -63,7 +51,7 @@ class Metrics(Collector):
         num_cached_tokens: int = 0,
         timing: Timing | None = None,
     ) -> None:
-        """One choice ended. `timing` holds what is known of it; None for one that never reached the engine."""
+        """Count the end of one choice. `timing` is None if the choice never reached the engine."""
         families = self._requests
         self._num_open -= 1
         families.outcomes.labels(outcome).inc()
@@ -76,16 +64,16 @@ class Metrics(Collector):
             self._observe_timing(timing)
 
     def inter_token(self, seconds: float, times: int = 1) -> None:
-        """The time between two tokens of one choice; of several that came together, the mean time of each."""
+        """Count intervals between tokens of one choice; tokens that arrive together share their mean interval."""
         self._requests.itl.observe(seconds, times)
 
     def http(self, route: str, method: str, status: int) -> None:
-        """One HTTP request answered. `route` is a template ("/v1/models/{model_id}") or "other", never a path."""
+        """Count an answered HTTP request. `route` is a template ("/v1/models/{model_id}") or "other", never a path."""
         known_method = method if method in HTTP_METHODS else "other"
         self._server.http_requests.labels(route, known_method, str(status)).inc()
 
     def record_step(self, stats: StepStats) -> None:
-        """One engine step."""
+        """Count one engine step."""
         self._stats = stats
         families = self._engine
         if stats.num_tokens:
@@ -99,24 +87,24 @@ class Metrics(Collector):
             self._record_experts(stats.expert_tokens)
 
     def _record_experts(self, tokens: list[list[int]]) -> None:
-        """[layers][experts], new ones."""
+        """Add the token counts of a step, [layers][experts]."""
         self._experts.add(tokens)
-        for layer, of_layer in enumerate(tokens):
-            for expert, count in enumerate(of_layer):
+        for layer, counts in enumerate(tokens):
+            for expert, count in enumerate(counts):
                 self._engine.expert_tokens.labels(str(layer), str(expert)).inc(count)
 
     def engine_status(self, status: EngineStatus) -> None:
-        """The engine's phase changed."""
+        """Record the engine's new phase."""
         self._engine.up.set(status.phase in ("ready", "draining"))
         if status.phase in ("restarting", "dead"):
             self._stats = StepStats(num_blocks_total=self._stats.num_blocks_total)
 
     def engine_restarted(self) -> None:
-        """Another engine process is started in place of one that died."""
+        """Count the start of a replacement engine process."""
         self._engine.restarts.inc()
 
     def engine_ready(self, ready: Ready, *, version: str, enable_prefix_caching: bool, startup_s: float) -> None:
-        """The engine serves: its fixed properties. `startup_s` is the whole start's duration."""
+        """Record the fixed properties of an engine that is ready. `startup_s`: duration of the whole start."""
         self._stats = StepStats(num_blocks_total=ready.num_blocks)
         families = self._engine
         window = "none" if ready.window is None else str(ready.window)
@@ -127,28 +115,13 @@ class Metrics(Collector):
             families.startup.labels(phase).set(seconds)
 
     def event_loop_lag(self, seconds: float) -> None:
-        """The longest delay of the event loop lately."""
+        """Record the longest recent delay of the event loop."""
         self._server.event_loop_lag.set(seconds)
 
     def watch(self, *, num_connections: Callable[[], int], num_tasks: Callable[[], int]) -> None:
-        """Whom to ask at each scrape for what is open in this process."""
+        """Set the functions that each scrape calls for the numbers of open connections and tasks."""
         self._server.connections.set_function(num_connections)
         self._server.event_loop_tasks.set_function(num_tasks)
-
-    def render(self) -> bytes:
-        """The scrape, in Prometheus' text format 0.0.4. Made at most once a second; in between, the same bytes."""
-        now = self._clock()
-        if now - self._rendered_at_s >= MIN_RENDER_INTERVAL_S:
-            self._rendered = generate_latest(self._registry)
-            self._rendered_at_s = now
-        return self._rendered
-
-    def collect(self) -> Iterable[Metric]:
-        """prometheus_client's seam: the families of this moment."""
-        self._set_gauges()
-        groups = chain(self._requests, self._engine, self._server)
-        families = [self._exposed(family) for group in groups for family in group.collect()]
-        return chain(families, aliased(families) if self._compat == "vllm" else ())
 
     def _observe_timing(self, timing: Timing) -> None:
         families = self._requests
@@ -163,7 +136,7 @@ class Metrics(Collector):
             if start_s is not None and end_s is not None:
                 histogram.observe(end_s - start_s)
 
-    def _set_gauges(self) -> None:
+    def _update_gauges(self) -> None:
         stats = self._stats
         running = min(stats.num_running, self._num_open)
         self._requests.running.set(running)
@@ -173,14 +146,6 @@ class Metrics(Collector):
             self._engine.kv_blocks.labels(state).set(num_blocks)
         for layer, ratio in enumerate(self._experts.imbalance()):
             self._engine.expert_imbalance.labels(str(layer)).set(ratio)
-
-    def _exposed(self, family: Metric) -> Metric:
-        """The family with the model's name on each sample, without prometheus_client's _created series."""
-        exposed = Metric(family.name, family.documentation, family.type)
-        for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                exposed.add_sample(sample.name, {"model_name": self._model_name, **sample.labels}, sample.value)
-        return exposed
 
 
 def _blocks_by_state(stats: StepStats) -> Iterator[tuple[str, int]]:

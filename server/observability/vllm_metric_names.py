@@ -1,6 +1,6 @@
-"""The metric names that vLLM's dashboards, autoscalers and the Kubernetes inference gateway ask for.
+"""Copies of metrics under the names that vLLM's dashboards, autoscalers and the Kubernetes inference gateway use.
 
-The families are copies made from smoe's own at the moment of a scrape, so the values can only be the same.
+The copies are made from smoe's own families during a scrape, so that the values are always the same.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +11,11 @@ from prometheus_client.metrics_core import Metric
 
 @dataclass(frozen=True)
 class Alias:
-    """One family under another name. `only` keeps samples whose label has one of the values."""
+    """Another name of one family."""
 
-    name: str  # as it stands in a scrape: a counter's with _total
-    labels: Mapping[str, str] = field(default_factory=dict)  # own label name -> theirs
-    only: tuple[str, tuple[str, ...]] | None = None
+    name: str  # as in a scrape: for a counter with _total
+    labels: Mapping[str, str] = field(default_factory=dict)  # smoe's label name -> vLLM's
+    only: tuple[str, tuple[str, ...]] | None = None  # label and values of the samples to keep; None keeps all
 
 
 ALIASES = {
@@ -46,7 +46,7 @@ ALIASES = {
 
 
 def aliased(families: Iterable[Metric]) -> Iterator[Metric]:
-    """The families that have an alias, under it."""
+    """Yield copies of the families that have an alias."""
     for family in families:
         exposed_name = f"{family.name}_total" if family.type == "counter" else family.name
         if exposed_name in ALIASES:

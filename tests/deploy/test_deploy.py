@@ -59,7 +59,7 @@ def queries() -> list[str]:
 
 def exposed_names() -> set[str]:
     """Sample names, from the TYPE lines of a scrape: a family without samples yet is there, too."""
-    scrape = Metrics("a-model").render().decode()
+    scrape = Metrics("a-model").exposition.render().decode()
     families = re.findall(r"^# TYPE (\S+) (\S+)$", scrape, re.MULTILINE)
     return {name + suffix for name, kind in families for suffix in SUFFIXES[kind]}
 
@@ -102,7 +102,7 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
 
 @pytest.mark.prometheus
 def test_the_scrape_is_lint_clean_under_our_own_names() -> None:
-    scrape = Metrics("a-model", compat="none").render()
+    scrape = Metrics("a-model", compat="none").exposition.render()
     result = subprocess.run(["promtool", "check", "metrics"], input=scrape, capture_output=True)
     assert (result.returncode, result.stdout + result.stderr) == (0, b"")
 

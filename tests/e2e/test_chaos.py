@@ -96,7 +96,7 @@ async def check_ledger(engine: WatchedEngine, state: ServerState) -> None:
     """Every few steps, until it is cancelled: received = running + waiting + all outcomes."""
     while True:
         await engine.steps(LEDGER_EVERY)
-        values = {s.name: s.value for family in state.metrics.collect() for s in family.samples}
+        values = {s.name: s.value for family in state.metrics.exposition.collect() for s in family.samples}
         ended = sum(count for name, count in outcomes(state).items() if name != "received")
         open_now = values["smoe_requests_running"] + values["smoe_requests_waiting"]
         assert values["smoe_requests_received_total"] == ended + open_now

@@ -1,4 +1,4 @@
-"""On a GPU: transformers' logits, the reference's numbers, equal bits with --deterministic, graphs equal plain steps."""
+"""On a GPU: transformers' logits, the reference's numbers, equal bits with --deterministic, graphs as plain steps."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -123,7 +123,7 @@ def events(body: str) -> list[dict[str, Any]]:
 def outcomes(state: ServerState) -> dict[str, float]:
     """The ledger: choices received, and how many ended how."""
     ledger: dict[str, float] = {}
-    for family in state.metrics.collect():
+    for family in state.metrics.exposition.collect():
         for sample in family.samples:
             if sample.name == "smoe_requests_total" and sample.value:
                 ledger[sample.labels["outcome"]] = sample.value
@@ -134,6 +134,6 @@ def outcomes(state: ServerState) -> dict[str, float]:
 
 def http_counts(state: ServerState) -> dict[tuple[str, str, str], float]:
     """Answers by route template, method and status."""
-    samples = [sample for family in state.metrics.collect() for sample in family.samples]
+    samples = [sample for family in state.metrics.exposition.collect() for sample in family.samples]
     answers = [sample for sample in samples if sample.name == "smoe_http_requests_total"]
     return {(s.labels["route"], s.labels["method"], s.labels["status"]): s.value for s in answers}

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from server.api.openapi.operations import describe
 from server.api.routes import READ
 from server.generation.state import state_of
-from server.observability.metrics import CONTENT_TYPE
+from server.observability.exposition import CONTENT_TYPE
 
 router = APIRouter()
 
@@ -19,4 +19,4 @@ router = APIRouter()
 )
 async def metrics(http: HttpRequest) -> Response:
     """Reply with all metrics in Prometheus' text format."""
-    return Response(state_of(http).metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(state_of(http).metrics.exposition.render(), headers={"content-type": CONTENT_TYPE})

@@ -10,10 +10,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup.device_memory import CudaMemory, HostMemory, explain_out_of_memory
 from model.config import ModelConfig
-from model.dummy_weights import random_model
 from model.ops.huge_pages import zeros
-from model.ops.reference.ops import ReferenceOps
-from model.profile_step import run_profile_step
 from tests.support.native_cases import Heads
 
 CUDA = torch.device("cuda")
@@ -88,23 +85,6 @@ def test_a_kv_cache_larger_than_the_machine_is_an_error_that_names_its_flag() ->
         explain_out_of_memory(config, "the KV cache is created", HostMemory()),
     ):
         zeros(1 << 60, torch.int8)
-
-
-def test_the_full_step_computes_the_given_numbers_of_rows_and_logits() -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    class RecordingOps(ReferenceOps):
-        def logits(
-            self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, eps: float, head: object
-        ) -> torch.Tensor:
-            result = super().logits(x, rows, norm, eps, head)  # type: ignore[arg-type]
-            shapes.append((len(x), *result.shape))
-            assert result.isfinite().all()
-            return result
-
-    model = random_model(_model_config(), torch.float32, torch.device("cpu"), RecordingOps(), seed=0)
-    run_profile_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
-    assert shapes == [(50, 7, 32)]
 
 
 def _model_config() -> ModelConfig:

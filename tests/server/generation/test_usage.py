@@ -212,7 +212,7 @@ def test_metrics_count_what_each_expert_took() -> None:
     metrics.record_step(StepStats())
     found = {
         (sample.name, sample.labels["layer"], sample.labels.get("expert")): sample.value
-        for family in metrics.collect()
+        for family in metrics.exposition.collect()
         for sample in family.samples
         if "expert" in sample.name
     }

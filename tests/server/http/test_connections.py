@@ -1,239 +1,255 @@
-"""What happens to the engine's work when connections do what they like; and the openai client over a real one."""
+"""More connections than there may be: room is made for those who ask, and health is always answered."""
 
 import asyncio
 import contextlib
-import gc
 import json
-from collections.abc import AsyncGenerator
-from typing import Literal
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 
-import openai
+import httpx
+import psutil
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
-from starlette.types import Message
 
-from server.errors import ApiError
-from server.generation.account import RequestAccount
-from server.generation.generation import Generation
-from server.generation.jobs import Job, JobBuilder, Prompt
-from server.generation.state import ServerState
-from server.http.sse import EventStream
-from server.schemas import CompletionRequest
+from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
+from server.http.listener import ACCEPTORS
+from server.http.protocol import Connection
+from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, listening, outcomes, saying, state_around, tokenizer
+from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
+from tests.support.running import free_port
+from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
-LONG = "word " * 40
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How is it?"}]
-
-
-async def send_request(url: str, **fields: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 100, **fields}).encode()
-    headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    writer.write(f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
-    await writer.drain()
-    return reader, writer
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("num_steps", [0, 1, 5])
-@pytest.mark.parametrize("n", [1, 3])
-async def test_a_client_that_goes_away_ends_all_its_work(streamed: bool, num_steps: int, n: int) -> None:
-    engine = FakeEngine(saying(LONG), held=True)
-    state = state_around(engine)
-    async with listening(state) as url:
-        reader, writer = await send_request(url, stream=streamed, n=n)
-        await engine.until(lambda: len(engine.submitted) == n)
-        for _ in range(num_steps):
-            engine.step()
-        if streamed and num_steps:
-            await reader.readuntil(b"data: ")
-        writer.transport.abort()
-        async with asyncio.timeout(10):
-            await engine.until(lambda: len(engine.aborted) == n)
-    assert outcomes(state) == {"received": n, "abort": n}
-
-
-async def test_a_finished_choice_stays_finished_when_the_client_goes() -> None:
-    engine = FakeEngine(lambda request: [5, 6, 2] if request.params.choice_index == 0 else [5] * 90, held=True)
-    state = state_around(engine)
-    async with listening(state) as url:
-        reader, writer = await send_request(url, stream=True, n=2)
-        await engine.until(lambda: len(engine.submitted) == 2)
-        for _ in range(4):
-            engine.step()
-        await reader.readuntil(b'"finish_reason":"stop"')
-        writer.transport.abort()
-        async with asyncio.timeout(10):
-            await engine.until(lambda: bool(engine.aborted))
-    assert outcomes(state) == {"received": 2, "stop": 1, "abort": 1}
-
-
-async def test_the_openai_client_completes_and_chats_streamed_and_not() -> None:
-    state = state_around(FakeEngine(saying("It is well.")))
-    async with listening(state) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
-        completion = await client.completions.create(model=MODEL, prompt="So:", logprobs=1)
-        assert completion.choices[0].text == " It is well."
-        assert completion.usage is not None and completion.usage.completion_tokens == 5
-        texts = await client.completions.create(model=MODEL, prompt="So:", stream=True)
-        assert "".join([chunk.choices[0].text async for chunk in texts]) == " It is well."
-        chat = await client.chat.completions.create(model=MODEL, messages=MESSAGES, logprobs=True, top_logprobs=2)
-        assert chat.choices[0].message.content == "It is well."
-        async with client.chat.completions.stream(
-            model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
-        ) as stream:
-            final = await stream.get_final_completion()
-        assert final.choices[0].message.content == "It is well."
-        assert final.usage is not None and final.usage.total_tokens == final.usage.prompt_tokens + 5
-        assert [model.id async for model in client.models.list()] == [MODEL, "alias"]
-        with pytest.raises(openai.NotFoundError) as not_found:
-            await client.completions.create(model="other", prompt="a")
-        assert not_found.value.code == "model_not_found"
-        with pytest.raises(openai.BadRequestError) as bad:
-            await client.completions.create(model=MODEL, prompt="a", n=9)
-        assert bad.value.param == "n"
-
-
-@pytest.mark.parametrize(
-    ("how", "code"), [("died", "engine_dead"), ("row", "internal_error"), ("timeout", "deadline_exceeded")]
+COMPLETION = {"model": MODEL, "prompt": "a", "max_tokens": 4}
+HALF_A_HEAD = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+HALF_A_BODY = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
 )
-async def test_the_openai_client_raises_on_a_failure_in_mid_stream(
-    how: Literal["died", "row", "timeout"], code: str
-) -> None:
-    engine = FakeEngine(saying("one two"), held=True)
+HEALTH = HALF_A_HEAD + b"\r\n"
+
+
+class Closable:
+    """A connection that notes its end."""
+
+    is_open = True
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+def open_ones(connections: Connections, count: int) -> list[Closable]:
+    made = [Closable() for _ in range(count)]
+    for connection in made:
+        connections.opened(connection)
+    return made
+
+
+def test_who_waited_longest_for_its_client_makes_room() -> None:
+    connections = Connections(max_open=3, reserve=1)
+    first, second, third = open_ones(connections, 3)
+    connections.mark_busy(first)
+    [fourth] = open_ones(connections, 1)
+    assert [connection.is_open for connection in (first, second, third, fourth)] == [True, False, True, True]
+    connections.mark_idle(third)  # a further byte of the same request: it keeps its place
+    connections.mark_idle(first)  # its answer is complete: it waits for the next request from now on
+    open_ones(connections, 1)
+    assert (first.is_open, third.is_open) == (True, False)
+    assert len(connections) == 3 and not connections.is_full
+
+
+def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
+    connections = Connections(max_open=2, reserve=2)
+    for connection in open_ones(connections, 2):
+        connections.mark_busy(connection)
+    more = open_ones(connections, 5)
+    assert [connection.is_open for connection in more] == [False, False, False, True, True]
+    more = more[3:]
+    for connection in more:
+        connections.mark_busy(connection)
+    assert connections.is_full
+    assert [connection.is_open for connection in open_ones(connections, 3)] == [False] * 3
+    connections.closed(more[0])
+    connections.closed(more[0])
+    assert len(connections) == 3
+
+
+def test_the_number_of_connections_follows_the_files_that_a_process_may_have() -> None:
+    assert max_connections(64) == 64 - OTHER_FILES - RESERVE - 1
+    assert max_connections(1024) == 1024 - OTHER_FILES - RESERVE - 1
+    assert max_connections(4096) == 4096 - OTHER_FILES - RESERVE - ACCEPTORS
+    assert max_connections(1 << 20) == MAX_OPEN
+    assert max_connections(1) == 1
+
+
+@contextlib.asynccontextmanager
+async def clients(url: str, count: int, sent: bytes = b"") -> AsyncIterator[list[RawClient]]:
+    """So many connections, each of which has sent something."""
+    made = [await RawClient.connect(url) for _ in range(count)]
+    for client in made:
+        client.writer.write(sent)
+    yield made
+    for client in made:
+        client.writer.transport.abort()
+
+
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "half a head", "half a body"])
+async def test_connections_that_ask_for_nothing_never_keep_others_out(sent: bytes) -> None:
+    connections = Connections(max_open=20)
+    state = state_around(FakeEngine(saying("a")))
+    async with asyncio.timeout(60), listening(state, connections=connections) as url, clients(url, 100, sent) as idle:
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(3):
+                assert (await client.get("/health")).status_code == 200
+                assert (await client.post("/v1/completions", json=COMPLETION)).status_code == 200
+        assert len(connections) <= 20
+        with contextlib.suppress(ConnectionError):
+            assert await idle[0].reader.read() == b""  # the oldest had to go
+
+
+async def test_while_all_connections_have_work_health_and_metrics_are_answered_and_nothing_else() -> None:
+    engine = FakeEngine(saying("a"), held=True)
     state = state_around(engine)
-    async with listening(state) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
-        pending = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
-        await engine.until(lambda: bool(engine.submitted))
-        engine.step()
-        chunks = await pending
-        assert (await anext(chunks)).choices[0].delta.role == "assistant"
-        engine.fail(how)
-        with pytest.raises(openai.APIError) as error:
-            async for _ in chunks:
-                pass
-    assert error.value.code == code
-    assert outcomes(state) == {"received": 1, "timeout" if how == "timeout" else "error": 1}
-
-
-async def sent_by(stream: EventStream, *, gone: asyncio.Event | None = None) -> list[Message]:
-    """What an event stream sends to a client that never leaves, or leaves when `gone` is set."""
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        await (gone or asyncio.Event()).wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await stream({"type": "http"}, receive, send)
-    return sent
-
-
-def body_of(sent: list[Message]) -> bytes:
-    return b"".join(message.get("body", b"") for message in sent)
-
-
-async def test_silence_is_filled_with_comments_and_an_error_still_becomes_an_event() -> None:
-    async def payloads() -> AsyncGenerator[list[bytes], None]:
-        yield []
-        yield [b"1", b"2"]
-        raise ApiError("no", code="some_code")
-
-    sent = await sent_by(EventStream(payloads(), {}))
-    error = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"some_code"}}'
-    assert body_of(sent) == b": keep-alive\n\ndata: 1\n\ndata: 2\n\ndata: " + error + b"\n\ndata: [DONE]\n\n"
-    assert [message["type"] for message in sent].count("http.response.start") == 1
-
-
-async def test_an_error_before_the_first_batch_is_raised_with_nothing_sent() -> None:
-    async def payloads() -> AsyncGenerator[list[bytes], None]:
-        raise ApiError("no")
-        yield []
-
-    with pytest.raises(ApiError):
-        await sent_by(EventStream(payloads(), {}))
-
-
-async def test_a_client_that_leaves_closes_the_payloads() -> None:
-    closed, gone = asyncio.Event(), asyncio.Event()
-
-    async def payloads() -> AsyncGenerator[list[bytes], None]:
-        with contextlib.suppress(GeneratorExit):
-            try:
-                yield [b"1"]
-                gone.set()
-                await asyncio.Event().wait()
-            finally:
-                closed.set()
-
-    assert body_of(await sent_by(EventStream(payloads(), {}), gone=gone)) == b"data: 1\n\n"
-    assert closed.is_set()
-
-
-async def jobs_of_a_prompt(state: ServerState) -> list[Job]:
-    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a", "max_tokens": 9, "seed": 0})
-    builder = JobBuilder(state, *state.serving(), request, tenant=0, arrival_s=0.0)
-    return await builder.build([Prompt([1], is_continued=False)])
-
-
-async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
-    """Takes one batch, and forgets the rest without closing it."""
-    jobs = await jobs_of_a_prompt(state)
-    deltas = Generation(state, jobs, "id").deltas(idle_s=60)
-    first = asyncio.ensure_future(anext(deltas))
-    await engine.until(lambda: bool(engine.submitted))
-    engine.step()
-    assert await first
-
-
-async def test_a_generation_that_is_lost_without_being_closed_ends_its_work() -> None:
-    """The event loop closes what the garbage collector finds."""
-    engine = FakeEngine(saying(LONG), held=True)
-    state = state_around(engine)
-    await lost_generation(state, engine)
-    gc.collect()
-    async with asyncio.timeout(10):
-        await engine.until(lambda: bool(engine.aborted))
-    assert outcomes(state) == {"received": 1, "abort": 1}
-
-
-async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
-    engine = FakeEngine(saying("one two"), held=True)
-    state = state_around(engine)
-    jobs = await jobs_of_a_prompt(state)
-    text, num_quiet = "", 0
-    async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
-        async for deltas in batches:
-            num_quiet += not deltas
-            text += "".join(delta.text for delta in deltas)
-            if not deltas:
-                engine.step()
-    assert text == tokenizer().decode(tokenizer().encode("one two"))
-    assert num_quiet >= 3
-
-
-async def test_a_stream_that_waits_sends_comments_until_it_has_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.api.formats.reply.KEEP_ALIVE_S", 0.001)
-    engine = FakeEngine(saying("one"), held=True)
-    async with listening(state_around(engine)) as url:
-        reader, writer = await send_request(url, stream=True)
-        assert b"HTTP/1.1 200" in await reader.readuntil(b": keep-alive\n\n")
-        await engine.until(lambda: bool(engine.submitted))
+    connections = Connections(max_open=3, reserve=2)
+    async with asyncio.timeout(60), listening(state, connections=connections) as url, clients(url, 3) as working:
+        for client in working:
+            client.post("/v1/completions", COMPLETION)
+        await engine.until(lambda: len(engine.submitted) == 3)
+        for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
+            async with httpx.AsyncClient(base_url=url) as client:
+                answer = await client.get(path)
+                assert answer.status_code == status
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert 0 < int(answer.headers["retry-after"]) <= 120
+        assert answer.headers["connection"] == "close"
         while engine.step():
             pass
-        sent = await reader.readuntil(b"[DONE]")
-        writer.close()
-    assert b'"text":" one"' in sent
+        assert [(await client.answer()).status for client in working] == [200] * 3
 
 
-async def test_an_account_is_closed_once() -> None:
+async def test_connections_that_come_and_go_leave_nothing_open(scale: int) -> None:
+    connections = Connections()
     state = state_around(FakeEngine(saying("a")))
-    account = RequestAccount(state.metrics, state.access_log, http_id="id", num_prompt_tokens=3, arrival_s=0.0)
-    account.close("stop", 1.0)
-    account.close("abort", 2.0)
-    assert outcomes(state) == {"received": 1, "stop": 1}
+    async with asyncio.timeout(120), listening(state, connections=connections) as url:
+        num_files = psutil.Process().num_fds()
+        for _ in range(500 * scale):
+            (await RawClient.connect(url)).writer.transport.abort()
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.get("/health")
+            while len(connections) > 1:  # all but the one that asks
+                await client.get("/health")
+            while psutil.Process().num_fds() > num_files + 2:  # its own connection, at both ends
+                await client.get("/health")
+
+
+@pytest.mark.parametrize("how", LEAVINGS)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_each_way_to_leave_ends_the_work(how: Leaving, streamed: bool) -> None:
+    engine = FakeEngine(saying("word " * 40), held=True)
+    state = state_around(engine)
+    connections = Connections()
+    async with asyncio.timeout(60), listening(state, connections=connections) as url:
+        client = await RawClient.connect(url)
+        client.post("/v1/completions", {**COMPLETION, "max_tokens": 90, "stream": streamed, "n": 4})
+        await engine.until(lambda: len(engine.submitted) == 4)
+        engine.step()
+        if streamed:
+            await client.head()
+        await client.leave(how)
+        await engine.until(lambda: len(engine.aborted) == 4)
+    assert outcomes(state) == {"received": 4, "abort": 4}
+    assert len(connections) == 0
+
+
+async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is complete, but fits no buffer: closing politely would wait for its reader."""
+    monkeypatch.setattr(Connection, "stall_timeout_s", 0.05)
+    engine = FakeEngine(lambda request: range(300, 600))
+    state = state_around(engine)
+    connections = Connections()
+    async with asyncio.timeout(60), listening(state, send_buffer_bytes=4096, connections=connections) as url:
+        client = await RawClient.connect(url, receive_bytes=4096)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.post(
+            "/v1/completions", {**COMPLETION, "max_tokens": 250, "logprobs": 5, "n": 2}, {"connection": "close"}
+        )
+        await engine.until_played()
+        async with httpx.AsyncClient(base_url=url) as other:
+            await other.get("/health")
+            while len(connections) > 1:
+                await other.get("/health")
+        client.writer.transport.abort()
+    assert outcomes(state) == {"received": 2, "length": 2}
+
+
+async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
+    state = state_around(FakeEngine(saying("a")))
+    big = post_bytes("/v1/completions", {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5})
+    async with asyncio.timeout(60), listening(state, read_limiter=ReadLimiter(max_reads=1)) as url:
+        async with httpx.AsyncClient(base_url=url) as first:
+            await first.get("/health")  # it listens now
+        monkeypatch.setattr(Connection, "head_timeout_s", 0.2)
+        sockets = [socket_to(url, sent) for sent in (*[big] * 199, HEALTH)]  # the big ones are several reads each
+        health = await RawClient.over(sockets.pop())
+        assert (await health.answer()).status == 200
+        assert outcomes(state)["received"] < 190
+        crowd = [await RawClient.over(connected) for connected in sockets]
+        assert [(await client.answer()).status for client in crowd] == [200] * 199
+        for client in (health, *crowd):
+            client.close()
+    assert outcomes(state) == {"received": 199, "stop": 199}
+
+
+# A process with 64 descriptors.
+
+NUM_FILES = 64
+
+
+@pytest.fixture
+def scarce_server() -> Iterator[tuple[str, psutil.Process]]:
+    """`smoe serve` with a fake engine, and nearly no descriptors."""
+    port = free_port()
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"port={port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (NUM_FILES, NUM_FILES)),
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                    break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        yield url, psutil.Process(process.pid)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_with_no_descriptor_left_health_is_answered_and_all_is_well_afterwards(
+    scarce_server: tuple[str, psutil.Process],
+) -> None:
+    url, process = scarce_server
+    body = json.dumps({"model": "smoe-demo", "prompt": "a", "max_tokens": 3})
+    async with asyncio.timeout(90), clients(url, 5 * NUM_FILES, HALF_A_HEAD):
+        for _ in range(20):
+            client = await RawClient.connect(url)
+            client.writer.write(HEALTH)
+            assert (await client.answer()).status == 200
+            client.close()
+        assert process.num_fds() <= NUM_FILES
+    async with httpx.AsyncClient(base_url=url) as well:
+        answer = await well.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200

@@ -1,19 +1,16 @@
-"""The scrape: what it counts, that it adds up, and that vLLM's names have the same values."""
+"""server/observability/metrics.py: counts, and that they add up at every scrape."""
 
 import random
-from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import Histogram
-from prometheus_client.parser import text_string_to_metric_families
 
 from engine.messages import Ready
 from engine.types import StepStats, Timing
 from server.engine_client.status import EngineStatus
-from server.observability.metric_families import OUTCOMES, SECONDS, TokenHistogram
-from server.observability.metrics import Metrics
+from server.observability.metric_families import OUTCOMES
+from tests.support.fake_engine import FakeEngine
+from tests.support.metric_samples import Clock, fresh, samples
+from tests.support.serving import client_of, http_counts, saying, state_around
 
 READY = Ready(
     max_model_len=2048, max_prompt_tokens=2047, vocab_size=100, eos_token_ids=[2], num_parameters=1, weight_bytes=1,
@@ -23,32 +20,7 @@ READY = Ready(
 )  # fmt: skip
 
 
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def samples(metrics: Metrics) -> dict[str, float]:
-    """Every sample of a fresh scrape, as `name{label=value,...}` without the model's name."""
-    found = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
-        for sample in family.samples:
-            assert sample.labels.pop("model_name") == "m"
-            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
-            key = f"{sample.name}{{{labels}}}" if labels else sample.name
-            assert key not in found, f"{key} stands twice in the scrape"
-            found[key] = sample.value
-    return found
-
-
-def fresh(**kwargs: object) -> Metrics:
-    return Metrics("m", **kwargs)  # type: ignore[arg-type]
-
-
-def test_the_ledger_adds_up_at_every_scrape() -> None:
+def test_received_choices_are_running_waiting_or_ended_at_every_scrape() -> None:
     draw = random.Random(7)
     clock = Clock()
     metrics = fresh(clock=clock)
@@ -61,7 +33,7 @@ def test_the_ledger_adds_up_at_every_scrape() -> None:
         elif open_choices:
             metrics.finished(draw.choice(OUTCOMES))
             open_choices -= 1
-        metrics.record_step(StepStats(num_running=draw.randint(0, 10)))  # late or early: never to be trusted alone
+        metrics.record_step(StepStats(num_running=draw.randint(0, 10)))  # a step's number may be late or early
         scrape = samples(metrics)
         ended = sum(value for name, value in scrape.items() if name.startswith("smoe_requests_total"))
         waiting, running = scrape["smoe_requests_waiting"], scrape["smoe_requests_running"]
@@ -71,17 +43,12 @@ def test_the_ledger_adds_up_at_every_scrape() -> None:
         assert scrape["smoe_requests_received_total"] == waiting + running + ended
 
 
-def test_running_is_what_the_last_step_says() -> None:
+def test_running_is_the_number_of_the_last_step() -> None:
     metrics = fresh()
     metrics.received(5)
     metrics.record_step(StepStats(num_running=3))
     scrape = samples(metrics)
     assert (scrape["smoe_requests_running"], scrape["smoe_requests_waiting"]) == (3, 2)
-
-
-def test_every_outcome_is_there_from_the_start() -> None:
-    scrape = samples(fresh())
-    assert {f"smoe_requests_total{{outcome={outcome}}}" for outcome in OUTCOMES} <= set(scrape)
 
 
 def test_token_totals_are_the_sums_over_choices() -> None:
@@ -146,7 +113,7 @@ def test_steps_move_the_engine_families() -> None:
     assert blocks == {"held": 20, "cached": 5, "free": 25}
 
 
-def test_a_message_without_work_is_no_step() -> None:
+def test_a_message_without_tokens_is_no_step() -> None:
     metrics = fresh()
     metrics.record_step(StepStats(num_blocks_total=50))
     assert samples(metrics)["smoe_step_tokens_count"] == 0
@@ -167,7 +134,7 @@ def test_a_ready_engine_is_described() -> None:
     assert scrape["smoe_startup_seconds{phase=total}"] == 1.5
 
 
-def test_an_engine_that_is_started_again_is_counted_and_holds_nothing_meanwhile() -> None:
+def test_a_restart_is_counted_and_the_engine_holds_no_blocks_meanwhile() -> None:
     clock = Clock()
     metrics = fresh(clock=clock)
     metrics.engine_status(EngineStatus("ready"))
@@ -188,7 +155,7 @@ def test_an_engine_that_is_started_again_is_counted_and_holds_nothing_meanwhile(
     assert found["smoe_preemptions_total"] == 1
 
 
-def test_a_dead_engine_holds_nothing() -> None:
+def test_a_dead_engine_holds_no_blocks() -> None:
     metrics = fresh()
     metrics.received(1)
     metrics.record_step(StepStats(num_running=1, num_blocks_held=9, num_blocks_total=50))
@@ -199,89 +166,7 @@ def test_a_dead_engine_holds_nothing() -> None:
     assert scrape["smoe_kv_cache_usage_ratio"] == 0
 
 
-# wire.md's table, written out: own name with labels, vLLM's name with labels.
-SAME_VALUES = [
-    ("smoe_requests_running", "vllm:num_requests_running"),
-    ("smoe_requests_waiting", "vllm:num_requests_waiting"),
-    ("smoe_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc"),
-    ("smoe_prompt_tokens_total", "vllm:prompt_tokens_total"),
-    ("smoe_generation_tokens_total", "vllm:generation_tokens_total"),
-    ("smoe_prompt_tokens_cached_total", "vllm:prompt_tokens_cached_total"),
-    ("smoe_prefix_cache_queries_total", "vllm:prefix_cache_queries_total"),
-    ("smoe_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"),
-    ("smoe_preemptions_total", "vllm:num_preemptions_total"),
-    ("smoe_requests_total{outcome=stop}", "vllm:request_success_total{finished_reason=stop}"),
-    ("smoe_requests_total{outcome=length}", "vllm:request_success_total{finished_reason=length}"),
-    ("smoe_requests_total{outcome=abort}", "vllm:request_success_total{finished_reason=abort}"),
-    ("smoe_time_to_first_token_seconds_sum", "vllm:time_to_first_token_seconds_sum"),
-    ("smoe_inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_sum"),
-    ("smoe_request_duration_seconds_sum", "vllm:e2e_request_latency_seconds_sum"),
-    ("smoe_request_queue_seconds_sum", "vllm:request_queue_time_seconds_sum"),
-    ("smoe_request_prefill_seconds_sum", "vllm:request_prefill_time_seconds_sum"),
-    ("smoe_request_decode_seconds_sum", "vllm:request_decode_time_seconds_sum"),
-    ("smoe_step_tokens_sum", "vllm:iteration_tokens_total_sum"),
-    ("smoe_step_tokens_bucket{le=16.0}", "vllm:iteration_tokens_total_bucket{le=16.0}"),
-    ("smoe_request_prompt_tokens_sum", "vllm:request_prompt_tokens_sum"),
-    ("smoe_request_generation_tokens_count", "vllm:request_generation_tokens_count"),
-    (
-        "smoe_http_requests_total{method=GET,route=/ping,status=200}",
-        "http_requests_total{handler=/ping,method=GET,status=200}",
-    ),
-]
-
-
-def busy(compat: str) -> Metrics:
-    metrics = fresh(compat=compat)
-    metrics.received(40)
-    for number, outcome in enumerate(OUTCOMES, start=1):
-        for _ in range(number):
-            metrics.finished(
-                outcome,
-                num_prompt_tokens=7,
-                num_generation_tokens=3,
-                num_cached_tokens=5,
-                timing=Timing(1.0, 1.5, 3.5, 8.0),
-            )
-    metrics.record_step(
-        StepStats(
-            num_running=2, num_blocks_held=3, num_blocks_total=8, step_s=0.1, num_tokens=9, num_prefix_queries=11,
-            num_prefix_hits=4, num_preemptions=6,
-        )
-    )  # fmt: skip
-    metrics.inter_token(0.02)
-    metrics.http("/ping", "GET", 200)
-    return metrics
-
-
-@pytest.mark.parametrize(("own", "theirs"), SAME_VALUES)
-def test_vllm_dashboards_see_the_same_values(own: str, theirs: str) -> None:
-    scrape = samples(busy("vllm"))
-    assert scrape[own] == scrape[theirs]
-    assert scrape[own] > 0
-
-
-def test_vllm_counts_only_its_own_finish_reasons() -> None:
-    scrape = samples(busy("vllm"))
-    reasons = [name for name in scrape if name.startswith("vllm:request_success_total")]
-    assert len(reasons) == 3
-
-
-def test_without_compat_only_own_names_are_shown() -> None:
-    assert all(name.startswith("smoe_") for name in samples(busy("none")))
-
-
-def test_a_second_scrape_within_a_second_gets_the_same_bytes() -> None:
-    clock = Clock()
-    metrics = fresh(clock=clock)
-    first = metrics.render()
-    metrics.received(1)
-    clock.now += 0.99
-    assert metrics.render() is first
-    clock.now += 0.02
-    assert b'smoe_requests_received_total{model_name="m"} 1.0' in metrics.render()
-
-
-def test_made_up_methods_do_not_make_series() -> None:
+def test_unknown_methods_share_one_series() -> None:
     metrics = fresh()
     for number in range(50):
         metrics.http("other", f"BREW{number}", 405)
@@ -290,21 +175,10 @@ def test_made_up_methods_do_not_make_series() -> None:
     assert sum(name.startswith("smoe_http_requests_total") for name in scrape) == 1
 
 
-@given(st.lists(st.tuples(st.floats(0, 700), st.integers(1, 4)), max_size=30))
-def test_the_token_histogram_counts_as_prometheus_clients_does(observed: list[tuple[float, int]]) -> None:
-    ours = TokenHistogram("gap_seconds", "Gaps.", SECONDS)
-    theirs = Histogram("gap_seconds", "Gaps.", buckets=SECONDS, registry=None)
-    for amount, times in [*observed, (0.01, 1), (600.0, 1)]:  # two of the bounds themselves
-        ours.observe(amount, times)
-        for _ in range(times):
-            theirs.observe(amount)
-    samples = [
-        {
-            (s.name, s.labels.get("le")): s.value
-            for f in h.collect()
-            for s in f.samples
-            if not s.name.endswith("created")
-        }
-        for h in (ours, theirs)
-    ]
-    assert samples[0] == pytest.approx(samples[1])
+@pytest.mark.anyio
+async def test_unknown_paths_share_one_series() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    async with client_of(state) as client:
+        for number in range(1000):
+            assert (await client.request("BREW" if number % 2 else "GET", f"/nowhere/{number}")).status_code == 404
+    assert http_counts(state) == {("other", "GET", "404"): 500, ("other", "other", "404"): 500}

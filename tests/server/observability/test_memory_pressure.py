@@ -1,0 +1,26 @@
+"""server/observability/memory_pressure.py: levels are derived from the limit and from the memory left after loading."""
+
+import pytest
+
+from server.observability.memory_pressure import MemoryMonitor
+
+
+@pytest.mark.parametrize(
+    ("used", "static", "level"),
+    [
+        (899, 0, "normal"),
+        (901, 0, "high"),
+        (951, 0, "critical"),
+        (960, 960, "normal"),  # weights that nearly fill the memory are no pressure
+        (981, 960, "high"),
+        (991, 960, "critical"),
+        (1500, 1500, "normal"),
+    ],
+)
+def test_levels_follow_from_the_limit_or_from_the_memory_left_after_loading(used: int, static: int, level: str) -> None:
+    used_bytes = [min(used, static)]
+    monitor = MemoryMonitor(1000, lambda: used_bytes[0])
+    monitor.settle(static)
+    used_bytes[0] = used
+    monitor.measure()
+    assert monitor.level == level

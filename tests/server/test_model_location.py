@@ -1,0 +1,47 @@
+"""server/model_location.py: a model is a directory, a repository in the local cache, or the bundled demo."""
+
+from pathlib import Path
+
+import pytest
+
+from server.model_location import ModelNotFoundError, locate_model, model_id
+
+
+def test_no_model_is_the_bundled_demo(tmp_path: Path) -> None:
+    import model
+
+    assert locate_model(None, tmp_path) == Path(model.__file__ or "").parent / "demo"
+    assert model_id(None) == "smoe-demo"
+
+
+def test_a_directory_is_named_after_itself_and_never_by_its_path(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "my-mixtral"
+    checkpoint.mkdir()
+    assert locate_model(str(checkpoint), tmp_path) == checkpoint
+    assert model_id(f"{checkpoint}/") == "my-mixtral"
+
+
+def test_a_repository_is_found_in_the_hub_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc\n")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    assert locate_model("org/name", tmp_path) == folder / "snapshots" / "abc"
+    assert model_id("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("org/name", "hf download org/name"), ("/no/where", "no such directory"), (__file__, "this is a file")],
+)
+def test_a_missing_model_is_reported_with_the_way_out(tmp_path: Path, name: str, part: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=part):
+        locate_model(name, tmp_path)
+
+
+def test_a_reference_to_a_deleted_snapshot_counts_as_missing(tmp_path: Path) -> None:
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("abc")
+    with pytest.raises(ModelNotFoundError):
+        locate_model("org/name", tmp_path)
