@@ -1,4 +1,4 @@
-"""Block tables of the sequences: allocation, prefix hits, blocks behind the sliding window, and blocks to be zeroed."""
+"""Block tables of the sequences: allocation, prefix hits, eviction behind the sliding window, blocks to be zeroed."""
 
 from collections.abc import Sequence as SequenceOf
 
