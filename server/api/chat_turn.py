@@ -13,7 +13,8 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
-from server.generation.jobs import JobBuilder, Prompt, truncated
+from server.generation.jobs import JobBuilder
+from server.generation.prompt import Prompt, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
 from server.structured_output.constraints import Constraint
@@ -36,7 +37,7 @@ class ChatTurn:
     """A chat that is ready to be generated."""
 
     generation: Generation
-    layout: ChatFormat
+    reply_format: ChatFormat
     fields: Mapping[str, str | int]  # of the reply's envelope
     repair_headers: Mapping[str, str]  # name the repairs of the conversation
     ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow

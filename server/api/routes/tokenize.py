@@ -12,7 +12,7 @@ from server.api.request_body import read_request
 from server.api.routes import READ
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
-from server.generation.jobs import check_prompt_chars
+from server.generation.prompt import check_prompt_chars
 from server.generation.state import ServerState, TextFrontend, state_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools.constraints import auto_tool_use
