@@ -1,4 +1,7 @@
-"""Every error a client can see, as one exception with OpenAI's body. Texts never contain what the client sent."""
+"""All errors of the API as one exception, and their bodies in OpenAI's and Anthropic's shapes.
+
+Messages never contain parts of the client's request.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +14,7 @@ ErrorType = Literal[
 ]
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-MAX_RETRY_AFTER_S = 120  # openai-python ignores anything longer
+MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -47,7 +50,7 @@ class ApiError(Exception):
         self.headers = dict(headers)
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """What goes over the wire, as the body of a reply or as the last event of a stream."""
+        """Return the JSON of the error: the body of a reply, or the last event of a stream."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -68,19 +71,19 @@ def unsupported_parameter(param: str, message: str | None = None) -> ApiError:
 
 
 def unknown_parameter(param: str | None) -> ApiError:
-    """`param` is None where the name itself is not fit to be repeated."""
+    """`param`: the field's name, or None for a name with unprintable characters."""
     return ApiError("The request has a field that this endpoint does not know.", param=param, code="unknown_parameter")
 
 
 def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
-    """Too long for the model or for its KV cache: `limit` is what would fit, prompt and completion together."""
-    asked = f"{num_prompt} prompt tokens and {num_completion} tokens to generate"
-    message = f"At most {limit} tokens fit, prompt and completion together; this request has {asked}."
+    """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together."""
+    tokens = f"{num_prompt} prompt tokens and {num_completion} tokens to generate"
+    message = f"At most {limit} tokens fit, prompt and completion together; this request has {tokens}."
     return ApiError(message, param=param, code="context_length_exceeded")
 
 
 def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
-    """The prompt alone does not fit. `num_prompt` may be a lower bound."""
+    """The prompt alone is too long. `num_prompt` may be a lower bound."""
     message = f"The prompt may have at most {limit} tokens here; it has {num_prompt} or more."
     return ApiError(message, param=param, code="context_length_exceeded")
 
@@ -91,7 +94,7 @@ def invalid_api_key() -> ApiError:
 
 
 def model_not_found() -> ApiError:
-    message = "This model is not served here; GET /v1/models lists those that are."
+    message = "This model is not served here; GET /v1/models lists the served models."
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 
@@ -101,7 +104,7 @@ def unknown_url() -> ApiError:
 
 def method_not_allowed(allowed: list[str]) -> ApiError:
     allow = ", ".join(allowed)
-    message = f"This URL answers {allow} only."
+    message = f"This URL supports {allow} only."
     return ApiError(message, status=405, code="method_not_allowed", headers={"allow": allow})
 
 
@@ -121,7 +124,7 @@ def unsupported_content_type() -> ApiError:
 
 
 def unsupported_content_encoding() -> ApiError:
-    message = "Send the body as it is, without Content-Encoding."
+    message = "Send the body without Content-Encoding."
     return ApiError(message, status=415, param="Content-Encoding", code="unsupported_content_encoding")
 
 
@@ -136,9 +139,9 @@ def headers_too_large() -> ApiError:
 
 
 def queue_full(retry_after_s: float) -> ApiError:
-    """More choices wait than the queue takes. `retry_after_s` is the estimate of when there will be room."""
+    """The queue, or a part of it, is full. `retry_after_s`: estimated time until it has room."""
     return ApiError(
-        "The server is at its limit; try again after the time in Retry-After.",
+        "The server is busy; try again after the time in Retry-After.",
         status=429,
         type="rate_limit_error",
         code="queue_full",
@@ -147,7 +150,7 @@ def queue_full(retry_after_s: float) -> ApiError:
 
 
 def queue_timeout(retry_after_s: float) -> ApiError:
-    """The client's own limit on its time in the queue has passed; nothing was computed."""
+    """The client's limit on the time in the queue has passed. Nothing was computed."""
     return ApiError(
         "The request waited longer than its 'queue_timeout_s'.",
         status=503,
@@ -159,7 +162,7 @@ def queue_timeout(retry_after_s: float) -> ApiError:
 
 
 def deadline_exceeded() -> ApiError:
-    """The client's own limit on the whole has passed. Asked again the request takes as long, so it is not to be."""
+    """The client's limit on the whole request has passed. A retry would take as long: the header advises against it."""
     return ApiError(
         "The request was not finished within its 'timeout_s'.",
         status=504,
@@ -171,10 +174,10 @@ def deadline_exceeded() -> ApiError:
 
 
 def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_after_s: float) -> ApiError:
-    """The server cannot take work now, for one of three reasons."""
+    """The server accepts no requests now, for one of three reasons."""
     message = {
         "loading": "The model is still loading.",
-        "draining": "The server is shutting down and takes no new requests.",
+        "draining": "The server is shutting down and accepts no new requests.",
         "engine_dead": "The engine has stopped.",
     }[reason]
     headers = _retry_after(retry_after_s)
@@ -182,9 +185,9 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
 
 
 def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
-    """Memory or connections are used up: what runs goes on, nothing is added. `close`: so is this connection."""
+    """Memory or connections are used up: running requests continue, new ones fail. `close`: close the connection."""
     return ApiError(
-        "The server holds as much as it can; try again after the time in Retry-After.",
+        "The server is overloaded; try again after the time in Retry-After.",
         status=503,
         type="service_unavailable_error",
         code="overloaded",
@@ -193,7 +196,7 @@ def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
 
 
 def internal_error(*, deterministic: bool = True) -> ApiError:
-    """A fault of ours. `deterministic`: the same request would fail again, so clients are told not to repeat it."""
+    """A fault of the server. `deterministic`: the same request would fail again: the header advises against a retry."""
     headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS
     message = "The server failed on this request."
     return ApiError(message, status=500, type="server_error", code="internal_error", headers=headers)
@@ -204,18 +207,18 @@ def _retry_after(retry_after_s: float) -> dict[str, str]:
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether the request is to one of Anthropic's endpoints, behind a proxy's prefix or not."""
+    """Return whether the request is to one of Anthropic's endpoints, with or without a proxy's prefix."""
     path: str = scope.get("path", "")
     path = path.removeprefix(scope.get("root_path", ""))
     return path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/")
 
 
 def error_body(error: ApiError, scope: Scope) -> Mapping[str, object]:
-    """The body of the reply that tells the error."""
+    """Return the body of the error's reply in the shape of the requested API."""
     return anthropic_error(error) if is_anthropic(scope) else error.body()
 
 
 def anthropic_error(error: ApiError) -> dict[str, object]:
-    """{"type": "error", "error": {"type", "message"}}; also the last event of a stream that fails."""
+    """Return {"type": "error", "error": {"type", "message"}}, which is also the last event of a failed stream."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}

@@ -1,4 +1,4 @@
-"""Block tables of the sequences: allocation, prefix hits, blocks behind the sliding window, and blocks to be zeroed."""
+"""Block tables of the sequences: allocation, prefix hits, eviction behind the sliding window, blocks to be zeroed."""
 
 from collections.abc import Sequence as SequenceOf
 
@@ -8,7 +8,7 @@ from engine.scheduling.sequence import Sequence
 
 
 class BlockManager:
-    """Owns the pool; mutates the block tables of the sequences that it is given."""
+    """Owner of the pool; mutates the block tables of the sequences that it is given."""
 
     def __init__(self, pool: BlockPool, geometry: BlockGeometry, *, prefix_caching: bool) -> None:
         self.pool = pool

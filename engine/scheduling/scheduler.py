@@ -22,7 +22,7 @@ from engine.types import Request, RequestOutput
 
 
 class Scheduler:
-    """Plans steps and applies their results: plan() -> StepPlan, apply(plan, result) -> outputs.
+    """Planner of steps: plan() -> StepPlan, apply(plan, result) -> outputs.
 
     With one step in flight, plan() may be called once more before apply(). Requests are added and aborted between
     calls.
@@ -124,8 +124,8 @@ class Scheduler:
 
         The budget must not be used up. While no position has a block, preempts from the end of the scheduling order.
         """
-        wanted = min(needed, step.budget)
-        while not (length := self.block_manager.allocate_for(sequence, wanted)):
+        max_length = min(needed, step.budget)
+        while not (length := self.block_manager.allocate_for(sequence, max_length)):
             victim = self.requests.pick_victim()
             if victim is None or victim.order < sequence.order:
                 step.num_blocked += 1  # all sequences behind it are in flight: it waits for the next step

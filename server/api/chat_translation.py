@@ -84,7 +84,7 @@ async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[byte
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
             for delta in deltas:
-                for choice, _ in turn.layout.chunks(delta):
+                for choice, _ in turn.reply_format.chunks(delta):
                     events += reply.chunk(choice)
             if events or not deltas:
                 yield list(map(named, events))
@@ -97,5 +97,5 @@ async def _feed(turn: ChatTurn, reply: EventReply) -> None:
         async for deltas in batches:
             everything += deltas
     reply.begin(turn.generation.usage())
-    reply.chunk(turn.layout.full(merge_deltas(everything)))
+    reply.chunk(turn.reply_format.full(merge_deltas(everything)))
     reply.end(turn.generation.final_usage())

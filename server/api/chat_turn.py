@@ -13,12 +13,18 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
-from server.generation.jobs import JobBuilder, Prompt, truncated
+from server.generation.jobs import JobBuilder
+from server.generation.prompt import Prompt, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
 from server.structured_output.constraints import Constraint
-from server.tools.constraints import ToolUse, check_can_be_emulated, resolve_tool_use, tool_constraints
-from server.tools.loose_tools import unsupported_schema_keywords
+from server.tools.constraints import (
+    ToolUse,
+    check_can_be_emulated,
+    resolve_tool_use,
+    tool_constraints,
+    unsupported_schema_keywords,
+)
 from server.tools.prompt_emulation import with_prompted_tools
 
 REPAIRED_HEADER = "x-smoe-repaired"
@@ -31,7 +37,7 @@ class ChatTurn:
     """A chat that is ready to be generated."""
 
     generation: Generation
-    layout: ChatFormat
+    reply_format: ChatFormat
     fields: Mapping[str, str | int]  # of the reply's envelope
     repair_headers: Mapping[str, str]  # name the repairs of the conversation
     ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow
@@ -69,11 +75,11 @@ async def _tool_constraints(
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     num_chars = sum(map(len, request.contents))
-    loose = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
+    unsupported = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
     constraints = await off_loop(
-        lambda: tool_constraints(use, request, marker_id, loose), heavy=num_chars > INLINE_CHARS
+        lambda: tool_constraints(use, request, marker_id, unsupported), heavy=num_chars > INLINE_CHARS
     )
-    return constraints, [name for names in loose.values() for name in names]
+    return constraints, [name for names in unsupported.values() for name in names]
 
 
 async def render_prompt(

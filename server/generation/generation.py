@@ -21,9 +21,10 @@ from server.errors import (
 from server.generation.account import RequestAccount
 from server.generation.admission import GONE_RETRY_S, LOADING_RETRY_S
 from server.generation.choice import Delta
-from server.generation.jobs import Job, JobBuilder, Prompt
+from server.generation.jobs import Job, JobBuilder
+from server.generation.prompt import Prompt
 from server.generation.state import ServerState
-from server.generation.usage import ExpertTally, Usage
+from server.generation.usage import ExpertTally, Usage, count_usage
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
@@ -66,15 +67,11 @@ class Generation:
     def usage(self) -> Usage:
         """Return the usage up to now."""
         firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
-        num_prompt = sum(len(job.request.prompt_token_ids) for job in firsts)
-        num_completion = sum(job.choice.num_tokens for job in self._jobs.values())
-        accounts = [self._accounts[job.request.request_id] for job in firsts]
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": sum(account.num_cached_tokens for account in accounts)},
-        }
+        return count_usage(
+            num_prompt=sum(len(job.request.prompt_token_ids) for job in firsts),
+            num_cached=sum(self._accounts[job.request.request_id].num_cached_tokens for job in firsts),
+            num_completion=sum(job.choice.num_tokens for job in self._jobs.values()),
+        )
 
     def final_usage(self) -> Usage:
         """Return the usage after `deltas` has ended."""

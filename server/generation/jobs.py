@@ -9,27 +9,19 @@ from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.errors import RequestRejectedError
 from engine.messages import Ready
 from engine.types import Request, SamplingParams
-from server.errors import ApiError, context_length_exceeded, invalid_value, prompt_too_long, unsupported_parameter
+from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.event_loop import off_loop
-from server.generation.choice import Choice, Echo, StopConditions
+from server.generation.choice import Choice, StopConditions
+from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
 from server.generation.sampling_params import check_bad_words, check_listed_ids, check_token_ids, sampling_params
 from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import GenerationRequest
-from server.structured_output.constraints import CompiledGrammar, form_too_large
+from server.structured_output.constraints import CompiledGrammar, grammar_too_large
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
 INLINE_CHOICES = 32  # more choices are prepared in a thread
 MAX_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: each choice's is sent and built separately
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One tokenized prompt."""
-
-    token_ids: list[int]
-    is_continued: bool  # the reply continues the prompt's text, instead of being a text of its own
-    echo: Echo | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class JobBuilder:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_GRAMMAR_CHARS:
-            raise form_too_large(self.request, num_choices)
+            raise grammar_too_large(self.request, num_choices)
 
     def _jobs(self, slots: Sequence[_Slot], seed: int, grammar: CompiledGrammar | None) -> list[Job]:
         bad_words = self.texts.tokenizer.encode_words(self.request.bad_words)
@@ -157,38 +149,6 @@ class JobBuilder:
             StopConditions(request.min_tokens, frozenset(request.stop_token_ids), include_stop),
             prompt.echo,
         )
-
-
-def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
-    """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field."""
-    keep = request.truncate_prompt_tokens
-    return token_ids if keep is None or keep >= len(token_ids) else token_ids[-keep:]
-
-
-def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str], param: str) -> None:
-    """Raise ApiError 400 for texts that are too long whatever their tokens are, without tokenizing them."""
-    num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
-    if num_tokens > ready.max_prompt_tokens:
-        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, param)
-
-
-def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) -> int:
-    """Return how many tokens may be generated after a prompt of `num_prompt` tokens.
-
-    That is the request's limit; without one, all tokens that the prompt leaves room for. The endpoint's default limit
-    shrinks to that room; a limit that the client sent raises ApiError 400 if it exceeds the room.
-    """
-    param, limit = request.prompt_field, request.completion_limit
-    if num_prompt > ready.max_prompt_tokens:
-        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, param)
-    room = ready.max_model_len - num_prompt
-    if limit is None or request.has_default_limit:
-        if room < 1:
-            raise context_length_exceeded(num_prompt, limit or 1, ready.max_model_len, param)
-        return room if limit is None else min(limit, room)
-    if limit > room:
-        raise context_length_exceeded(num_prompt, limit, ready.max_model_len, param)
-    return limit
 
 
 def resolve_seed(state: ServerState, request: GenerationRequest) -> int:

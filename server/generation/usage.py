@@ -29,6 +29,16 @@ class Usage(TypedDict):
     expert_tokens: NotRequired[ExpertTokens]  # if requested, at the end of the generation
 
 
+def count_usage(*, num_prompt: int, num_cached: int, num_completion: int) -> Usage:
+    """Return the usage without expert tokens. `num_cached`: prompt tokens from the prefix cache."""
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
+    }
+
+
 def expert_tokens(usage: Usage) -> dict[str, ExpertTokens]:
     """Return the `expert_tokens` member, if present, for the usage object of another API."""
     return {"expert_tokens": usage["expert_tokens"]} if "expert_tokens" in usage else {}

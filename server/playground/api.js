@@ -1,17 +1,17 @@
-/** The server's API as this page uses it. Paths are relative, so that it works behind a proxy's prefix. */
+/** Client of the server's API. Paths are relative, so that the page works behind a proxy's prefix. */
 
 const TITLES = new Map([
-  [0, "No answer"],
-  [400, "The request does not work"],
-  [401, "A key is needed"],
+  [0, "No connection"],
+  [400, "Invalid request"],
+  [401, "API key required"],
   [404, "Not found"],
-  [408, "Too slow"],
-  [413, "Too long"],
+  [408, "Timeout"],
+  [413, "Request too large"],
   [429, "The server is busy"],
   [503, "Not ready"],
 ]);
 
-/** What went wrong, in words. `status` is 0 where there was no reply; `param` names the field at fault. */
+/** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
   constructor(message, { status = 0, param = null, retryAfter = null } = {}) {
     super(message);
@@ -26,25 +26,25 @@ export class ApiError extends Error {
 }
 
 export class Api {
-  #keyOf;
+  #getKey;
 
-  /** `keyOf` gives the API key to send, "" for none. */
-  constructor(keyOf) {
-    this.#keyOf = keyOf;
+  /** `getKey` returns the API key to send, or "" to send none. */
+  constructor(getKey) {
+    this.#getKey = getKey;
   }
 
-  /** A reply with a 2xx status. Throws ApiError. */
+  /** Resolves to a response with a 2xx status. Throws ApiError. */
   get(path) {
     return this.#fetch(path, {});
   }
 
-  /** As `get`; `body` is JSON text. An abort by `signal` throws the browser's AbortError. */
+  /** Like `get`; `body` is JSON text. If `signal` aborts, the browser's AbortError is thrown. */
   post(path, body, signal) {
     return this.#fetch(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
   }
 
   async #fetch(path, init) {
-    const key = this.#keyOf();
+    const key = this.#getKey();
     const headers = { ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
     let response;
     try {
@@ -53,12 +53,12 @@ export class Api {
       if (error.name === "AbortError") throw error;
       throw new ApiError("The server cannot be reached. Is it still running?");
     }
-    if (!response.ok) throw await failureOf(response);
+    if (!response.ok) throw await errorFromResponse(response);
     return response;
   }
 }
 
-async function failureOf(response) {
+async function errorFromResponse(response) {
   const { status } = response;
   const retryAfter = response.headers.get("retry-after");
   const body = await response.json().catch(() => ({}));

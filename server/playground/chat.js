@@ -2,29 +2,29 @@ import { byId, element } from "./dom.js";
 import { chatRequest } from "./request.js";
 import { TokenView } from "./token_view.js";
 
-const TRIES = ["Count from 3 to 7.", "What is 3 + 4?", "Write a sentence about a house."];
+const EXAMPLES = ["Count from 3 to 7.", "What is 3 + 4?", "Write a sentence about a house."];
 
-/** A conversation. Its last question can be asked again. */
-export class ChatDesk {
+/** Panel of a conversation. The last message can be answered again. */
+export class ChatPanel {
   name = "Send";
-  againName = "Answer again";
-  #look;
+  repeatLabel = "Answer again";
+  #display;
   #turns = []; // {role, element, text or view}
   #list = byId("turns");
   #message = byId("message");
   #system = byId("system");
-  #tries = byId("chat-tries");
-  #sent = ""; // the message that is being answered
+  #examples = byId("chat-examples");
+  #sent = ""; // the message that the running request answers
 
-  constructor(look, run) {
-    this.#look = look;
-    for (const message of TRIES) {
-      const button = element("button", { type: "button", className: "try" }, message);
+  constructor(display, run) {
+    this.#display = display;
+    for (const message of EXAMPLES) {
+      const button = element("button", { type: "button", className: "example" }, message);
       button.addEventListener("click", () => {
         this.#message.value = message;
         run();
       });
-      this.#tries.append(button);
+      this.#examples.append(button);
     }
   }
 
@@ -32,39 +32,39 @@ export class ChatDesk {
     return this.#turns.filter((turn) => turn.view).map((turn) => turn.view);
   }
 
-  get canGoOn() {
+  get canRepeat() {
     return this.#turns.at(-1)?.role === "assistant";
   }
 
   request(model, sampling) {
     const message = this.#message.value.trim();
     const last = message ? [{ role: "user", content: message }] : [];
-    const messages = [...this.#systemMessage, ...this.#said, ...last];
+    const messages = [...this.#systemMessage, ...this.#history, ...last];
     return messages.at(-1)?.role === "user" ? chatRequest(model, messages, sampling) : null;
   }
 
   begin() {
-    this.#tries.hidden = true;
+    this.#examples.hidden = true;
     this.#sent = this.#message.value.trim();
     if (this.#sent) this.#add({ role: "user", text: this.#sent }, element("p", {}, this.#sent));
     this.#message.value = "";
-    const view = new TokenView(this.#look);
+    const view = new TokenView(this.#display);
     this.#add({ role: "assistant", view }, view.element);
     return view;
   }
 
-  /** An answer of which nothing came is taken back, and its question goes back to where it was written. */
+  /** Removes an answer without tokens and puts its message back into the input field. */
   end() {
     const last = this.#turns.at(-1);
     if (!last?.view || last.view.hasTokens) return;
-    this.#takeBack();
-    this.#message.value ||= this.#takeBack().text;
+    this.#removeLastTurn();
+    this.#message.value ||= this.#removeLastTurn().text;
   }
 
-  /** The last answer makes room for another. */
-  prepareAgain() {
-    this.#takeBack();
-    this.#message.value = this.#takeBack().text;
+  /** Removes the last answer and puts its message back into the input field. */
+  prepareRepeat() {
+    this.#removeLastTurn();
+    this.#message.value = this.#removeLastTurn().text;
   }
 
   focus() {
@@ -76,18 +76,18 @@ export class ChatDesk {
     return content ? [{ role: "system", content }] : [];
   }
 
-  get #said() {
+  get #history() {
     return this.#turns.map(({ role, text, view }) => ({ role, content: view ? view.text : text }));
   }
 
   #add(turn, content) {
-    const who = turn.role === "user" ? "You" : "Model";
-    const box = element("article", { className: `turn ${turn.role}`, ariaLabel: who }, element("h2", {}, who), content);
+    const speaker = turn.role === "user" ? "You" : "Model";
+    const box = element("article", { className: `turn ${turn.role}`, ariaLabel: speaker }, element("h2", {}, speaker), content);
     this.#list.append(box);
     this.#turns.push({ ...turn, element: box });
   }
 
-  #takeBack() {
+  #removeLastTurn() {
     const turn = this.#turns.pop();
     turn.element.remove();
     return turn;

@@ -1,4 +1,4 @@
-/** Puts text on the clipboard; also on pages without TLS, where browsers offer only the old command. */
+/** Copies text to the clipboard, also on pages without TLS, where browsers only have the old command. */
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea");

@@ -2,33 +2,33 @@ import { byId, element } from "./dom.js";
 import { completionRequest } from "./request.js";
 import { TokenView } from "./token_view.js";
 
-const TRIES = [
+const EXAMPLES = [
   ["Austen", "It was not in her power to"],
   ["Scripture", "And it came to pass in those days, that"],
   ["Python", "def read_lines(path):\n    "],
 ];
 
-/** A text to go on with: the prompt and, right behind it, what the model wrote. */
-export class CompletionDesk {
+/** Panel of a completion: the prompt, directly followed by the generated text. */
+export class CompletionPanel {
   name = "Complete";
-  againName = "Go on";
-  #look;
+  repeatLabel = "Continue";
+  #display;
   #prompt = byId("prompt");
-  #copy = byId("prompt-copy"); // as invisible text, so that the continuation starts where the prompt ends
+  #copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
   #output = byId("continuation");
-  #tries = byId("completion-tries");
+  #examples = byId("completion-examples");
   #view = null;
 
-  /** `run` starts a request. */
-  constructor(look, run) {
-    this.#look = look;
-    for (const [name, prompt] of TRIES) {
-      const button = element("button", { type: "button", className: "try" }, name);
+  /** `run` sends the request. */
+  constructor(display, run) {
+    this.#display = display;
+    for (const [name, prompt] of EXAMPLES) {
+      const button = element("button", { type: "button", className: "example" }, name);
       button.addEventListener("click", () => {
         this.#write(prompt);
         run();
       });
-      this.#tries.append(button);
+      this.#examples.append(button);
     }
     this.#prompt.addEventListener("input", () => this.#write(this.#prompt.value));
   }
@@ -37,19 +37,19 @@ export class CompletionDesk {
     return this.#view ? [this.#view] : [];
   }
 
-  get canGoOn() {
+  get canRepeat() {
     return Boolean(this.#view?.hasTokens);
   }
 
-  /** The request as it would be sent now; null where there is nothing to send. */
+  /** Returns the request for the current prompt, or null without one. */
   request(model, sampling) {
     return this.#prompt.value ? completionRequest(model, this.#prompt.value, sampling) : null;
   }
 
-  /** Room for a new text; gives the view that shows it. */
+  /** Replaces the generated text by an empty view and returns it. */
   begin() {
-    this.#tries.hidden = true;
-    this.#view = new TokenView(this.#look);
+    this.#examples.hidden = true;
+    this.#view = new TokenView(this.#display);
     this.#output.replaceChildren(this.#view.element);
     return this.#view;
   }
@@ -58,8 +58,8 @@ export class CompletionDesk {
     if (this.#view && !this.#view.hasTokens) this.#clear();
   }
 
-  /** What was written becomes part of the prompt. */
-  prepareAgain() {
+  /** Appends the generated text to the prompt. */
+  prepareRepeat() {
     this.#write(this.#prompt.value + this.#view.text);
   }
 

@@ -1,4 +1,4 @@
-/** An element with properties and children. Text children are text: nothing is ever parsed as HTML. */
+/** Creates an element with properties and children. Strings become text nodes and are never parsed as HTML. */
 export function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -9,5 +9,5 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** The page's element with this id. */
+/** Returns the page's element with this id. */
 export const byId = (id) => document.getElementById(id);

@@ -1,4 +1,4 @@
-/** The data of each server-sent event in a body, as it comes. Comments (the server's keep-alive) are passed over. */
+/** Yields the data of each server-sent event of a body as it arrives. Comments (keep-alive) are skipped. */
 export async function* eventData(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -11,6 +11,6 @@ export async function* eventData(body) {
       for (const event of events) if (event.startsWith("data: ")) yield event.slice("data: ".length);
     }
   } finally {
-    reader.cancel().catch(() => {}); // a stream that was aborted has nothing left to cancel
+    reader.cancel().catch(() => {}); // an aborted stream cannot be cancelled
   }
 }

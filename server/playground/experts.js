@@ -1,9 +1,9 @@
 import { byId, element } from "./dom.js";
-import { percent, spelled } from "./words.js";
+import { percent, visible } from "./words.js";
 
-const HOT = 4; // times the even share: as hot as the scale goes
+const FULL_HEAT = 4; // the hottest colour: this many times the even share
 
-/** The live map of which experts take how much of the work: layers downwards, experts across. */
+/** Live heat map of the experts' shares: a row per layer, a column per expert. */
 export class ExpertMap {
   #api;
   #table = byId("heat");
@@ -11,16 +11,16 @@ export class ExpertMap {
   #window = byId("window");
   #cells = []; // [layer][expert]
   #layers = [];
-  #pointed = null; // [layer, expert] under the pointer
+  #hovered = null; // [layer, expert] under the pointer
 
   constructor(api) {
     this.#api = api;
-    this.#table.addEventListener("pointerover", (event) => this.#point(event.target));
-    this.#table.addEventListener("pointerleave", () => this.#point(null));
+    this.#table.addEventListener("pointerover", (event) => this.#hover(event.target));
+    this.#table.addEventListener("pointerleave", () => this.#hover(null));
     this.#window.addEventListener("change", () => this.refresh());
   }
 
-  /** Asks the server and draws what it says. Throws ApiError. */
+  /** Reads the counts from the server and draws them. Throws ApiError. */
   async refresh() {
     const query = this.#window.value && `?window=${this.#window.value}`;
     const response = await this.#api.get(`experts${query}`);
@@ -35,13 +35,13 @@ export class ExpertMap {
     this.#layers.forEach(({ share, tokens }, layer) =>
       share.forEach((part, expert) => {
         const cell = this.#cells[layer][expert];
-        cell.style.setProperty("--heat", Math.min(1, ((part ?? 0) * numExperts) / HOT));
+        cell.style.setProperty("--heat", Math.min(1, ((part ?? 0) * numExperts) / FULL_HEAT));
         cell.dataset.tokens = tokens[expert];
         cell.firstChild.textContent = percent(part ?? 0);
       }),
     );
-    byId("legend-top").textContent = `${percent(Math.min(1, HOT / numExperts))} or more`;
-    this.#tell();
+    byId("legend-top").textContent = `${percent(Math.min(1, FULL_HEAT / numExperts))} or more`;
+    this.#showReadout();
   }
 
   #build(numExperts) {
@@ -49,37 +49,37 @@ export class ExpertMap {
     const head = element("tr", {}, element("td"), ...experts);
     this.#cells = this.#layers.map(() => experts.map(() => element("td", {}, element("span", { className: "unseen" }))));
     const rows = this.#cells.map((cells, layer) => element("tr", {}, element("th", { scope: "row" }, `${layer}`), ...cells));
-    const caption = element("caption", { className: "unseen" }, "Share of the tokens that each expert takes, by layer");
+    const caption = element("caption", { className: "unseen" }, "Share of the tokens of each expert, by layer");
     this.#table.replaceChildren(caption, element("thead", {}, head), element("tbody", {}, ...rows));
     this.#table.style.setProperty("--layers", rows.length);
   }
 
-  #point(target) {
+  #hover(target) {
     const cell = target?.closest("td");
     const layer = this.#cells.findIndex((cells) => cells.includes(cell));
-    this.#pointed = layer < 0 ? null : [layer, this.#cells[layer].indexOf(cell)];
-    this.#tell();
+    this.#hovered = layer < 0 ? null : [layer, this.#cells[layer].indexOf(cell)];
+    this.#showReadout();
   }
 
-  #tell() {
-    this.#readout.replaceChildren(...(this.#pointed ? this.#cellWords(...this.#pointed) : this.#overall()));
+  #showReadout() {
+    this.#readout.replaceChildren(...(this.#hovered ? this.#describeCell(...this.#hovered) : this.#describeAll()));
   }
 
-  #cellWords(layer, expert) {
+  #describeCell(layer, expert) {
     const { share, tokens, top_tokens: top } = this.#layers[layer];
-    const names = (top?.[expert] ?? []).slice(0, 6).map(({ text }) => element("code", {}, spelled(text)));
+    const names = (top?.[expert] ?? []).slice(0, 6).map(({ text }) => element("code", {}, visible(text)));
     return [
       element("b", {}, `Layer ${layer}, expert ${expert}: ${percent(share[expert] ?? 0)}`),
-      ` of the work, ${tokens[expert].toLocaleString("en")} tokens. `,
-      ...(names.length ? ["Most of all: ", ...names.flatMap((name) => [name, " "])] : []),
+      ` of the layer, ${tokens[expert].toLocaleString("en")} tokens. `,
+      ...(names.length ? ["Most frequent: ", ...names.flatMap((name) => [name, " "])] : []),
     ];
   }
 
-  #overall() {
+  #describeAll() {
     const total = this.#layers[0].tokens.reduce((sum, count) => sum + count, 0);
-    if (total === 0) return ["No tokens in this time."];
+    if (total === 0) return ["No tokens in this period."];
     const imbalances = this.#layers.map(({ imbalance }) => imbalance ?? 1);
     const worst = imbalances.indexOf(Math.max(...imbalances));
-    return [`Busiest: in layer ${worst} one expert takes ${imbalances[worst].toFixed(1)} times its even share.`];
+    return [`Least balanced: in layer ${worst} one expert has ${imbalances[worst].toFixed(1)} times the even share.`];
   }
 }

@@ -1,10 +1,10 @@
 import { ApiError } from "./api.js";
 import { eventData } from "./events.js";
-import { tokensOf } from "./tokens.js";
+import { parseTokens } from "./tokens.js";
 
 /**
- * Runs a streamed request to its end. `onChunk(tokens, routing, meter)` sees what each chunk adds: its tokens and the
- * rows [layer][k] of experts that came with it. Resolves to the meter; throws ApiError, or AbortError for a stop.
+ * Sends a streamed request and reads it to its end. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and
+ * its expert ids, [token][layer][k]. Resolves to the meter. Throws ApiError, or AbortError after a stop.
  */
 export async function generate(api, { path, body }, signal, onChunk) {
   const meter = new Meter();
@@ -13,23 +13,24 @@ export async function generate(api, { path, body }, signal, onChunk) {
     if (data === "[DONE]") return meter;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, param: chunk.error.param });
-    meter.note(chunk, data);
+    meter.update(chunk, data);
     const [choice] = chunk.choices;
-    if (choice) onChunk(tokensOf(choice), choice.expert_routing ?? [], meter);
+    if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
   }
-  throw new ApiError("The connection was cut before the text was complete.");
+  throw new ApiError("The connection was closed before the text was complete.");
 }
 
-/** Times and counts of one generation, on the client's clock. */
+/** Times and token counts of one generation, by the client's clock. */
 class Meter {
   #startedMs = performance.now();
   #firstMs = null;
   #lastMs = null;
   numTokens = 0;
   finishReason = null;
-  seed = null; // as text: it may have more digits than a JavaScript number
+  seed = null; // as text: 64 bits are more than a JavaScript number holds
 
-  note(chunk, data) {
+  /** Adds a chunk, and its text `data` for the seed. */
+  update(chunk, data) {
     this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
     this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
     const numTokens = chunk.usage?.completion_tokens ?? 0;
@@ -39,12 +40,12 @@ class Meter {
     this.#firstMs ??= this.#lastMs;
   }
 
-  /** From sending the request to the first token; null before there is one. */
+  /** Milliseconds from the request to the first token; null before it. */
   get firstTokenMs() {
     return this.#firstMs === null ? null : this.#firstMs - this.#startedMs;
   }
 
-  /** Tokens per second after the first; null while that says nothing. */
+  /** Tokens per second after the first one; null if there are too few tokens to tell. */
   get tokensPerSecond() {
     const seconds = (this.#lastMs - this.#firstMs) / 1000;
     return this.numTokens > 1 && seconds > 0 ? (this.numTokens - 1) / seconds : null;

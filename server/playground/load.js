@@ -1,21 +1,21 @@
 import { byId, element } from "./dom.js";
-import { percent, perSecond } from "./words.js";
+import { formatRate, percent } from "./words.js";
 
 const PHASES = {
   ready: "ready",
   loading: "loading",
   stuck: "the engine makes no progress",
-  restarting: "the engine is started again",
+  restarting: "the engine is restarting",
   draining: "shutting down",
   dead: "the engine has stopped",
 };
 
-/** What the server is doing: requests, memory, pace; and whether it takes requests at all. */
+/** Panel of the server's state: health, requests, KV cache and tokens per second. */
 export class ServerLoad {
   #api;
   #health = byId("health");
   #values = {};
-  #before = null; // {positions, ms} of the last reading
+  #last = null; // {positions, ms} of the last reading
 
   constructor(api) {
     this.#api = api;
@@ -26,16 +26,16 @@ export class ServerLoad {
     this.#values["KV cache"].className = "gauge";
   }
 
-  /** Asks the server and shows what it says. Throws ApiError where the metrics need a key. */
+  /** Reads health and metrics and shows them. Throws ApiError if the metrics need a key. */
   async refresh() {
     this.#showHealth(await this.#phase());
     const samples = sampleValues(await (await this.#api.get("metrics")).text());
     const used = samples.get("smoe_kv_cache_usage_ratio") ?? 0;
-    this.#put("Running", samples.get("smoe_requests_running") ?? 0);
-    this.#put("Waiting", samples.get("smoe_requests_waiting") ?? 0);
-    this.#put("KV cache", percent(used));
+    this.#showValue("Running", samples.get("smoe_requests_running") ?? 0);
+    this.#showValue("Waiting", samples.get("smoe_requests_waiting") ?? 0);
+    this.#showValue("KV cache", percent(used));
     this.#values["KV cache"].style.setProperty("--share", used);
-    this.#pace(samples.get("smoe_step_tokens_sum") ?? 0);
+    this.#showRate(samples.get("smoe_step_tokens_sum") ?? 0);
   }
 
   async #phase() {
@@ -51,21 +51,21 @@ export class ServerLoad {
     this.#health.ariaLabel = this.#health.title = `Server: ${PHASES[phase] ?? phase}`;
   }
 
-  #put(name, value) {
+  #showValue(name, value) {
     this.#values[name].textContent = value;
   }
 
-  /** Positions computed per second, prompts included, between two readings. */
-  #pace(positions) {
+  /** Shows the tokens computed per second since the last reading, including prompts. */
+  #showRate(positions) {
     const ms = performance.now();
-    if (this.#before && positions >= this.#before.positions) {
-      this.#put("Tokens/s", perSecond((1000 * (positions - this.#before.positions)) / (ms - this.#before.ms)));
+    if (this.#last && positions >= this.#last.positions) {
+      this.#showValue("Tokens/s", formatRate((1000 * (positions - this.#last.positions)) / (ms - this.#last.ms)));
     }
-    this.#before = { positions, ms };
+    this.#last = { positions, ms };
   }
 }
 
-/** Name to value of the samples in Prometheus' text format; of a name with several, the last. */
+/** Maps names to values of Prometheus's text format. A name with several samples maps to the last one. */
 function sampleValues(text) {
   const lines = text.split("\n").filter((line) => line && !line.startsWith("#"));
   return new Map(lines.map((line) => [line.split(/[{ ]/, 1)[0], Number(line.slice(line.lastIndexOf(" ")))]));

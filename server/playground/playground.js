@@ -1,88 +1,88 @@
 import { ApiError } from "./api.js";
-import { ChatDesk } from "./chat.js";
+import { ChatPanel } from "./chat.js";
 import { copy } from "./clipboard.js";
-import { CompletionDesk } from "./completion.js";
+import { CompletionPanel } from "./completion.js";
 import { byId, element } from "./dom.js";
 import { generate } from "./generation.js";
 import { Ring } from "./ring.js";
 import { asCurl, asPython } from "./snippets.js";
-import { summaryOf } from "./summary.js";
+import { summaryNodes } from "./summary.js";
 import { TokenCard } from "./token_card.js";
 
 const TOAST_MS = 1600;
 
-/** The text side of the page: which desk is open, the request that runs on it, and the buttons around it. */
+/** The text part of the page: the open panel, its running request, and the buttons around it. */
 export class Playground {
-  isReady = false; // the server has said what it serves
+  isReady = false; // the model is loaded and known
   hasExperts = false;
   #api;
-  #keyOf;
-  #dial;
+  #getKey;
+  #expertsSlider;
   #sampling;
   #model = "";
-  #look = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, layer: 0 };
+  #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, layer: 0 };
   #ring = new Ring(byId("ring"));
-  #desks;
-  #desk;
-  #running = null; // the AbortController of the request that runs
+  #panels;
+  #panel;
+  #running = null; // AbortController of the running request
   #toastTimer;
 
-  constructor({ api, keyOf, dial, sampling }) {
+  constructor({ api, getKey, expertsSlider, sampling }) {
     this.#api = api;
-    this.#keyOf = keyOf;
-    this.#dial = dial;
+    this.#getKey = getKey;
+    this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
     const run = () => this.run();
-    this.#desks = { completion: new CompletionDesk(this.#look, run), chat: new ChatDesk(this.#look, run) };
-    this.#desk = this.#desks.completion;
+    this.#panels = { completion: new CompletionPanel(this.#display, run), chat: new ChatPanel(this.#display, run) };
+    this.#panel = this.#panels.completion;
     this.#listen();
     this.#showButtons();
   }
 
-  /** Learns the model's name and its experts; `askExperts` is called where there are any. Throws ApiError. */
-  async meet(askExperts) {
+  /** Reads the model's name and experts from the server; calls `showExperts` if it has any. Throws ApiError. */
+  async loadModel(showExperts) {
     const { data } = await (await this.#api.get("v1/models")).json();
     this.#model = data[0].id;
     byId("model").textContent = this.#model;
     this.isReady = data[0].max_model_len !== null;
     if (!this.isReady || !data[0].num_experts) return;
-    await askExperts();
-    this.#meetExperts(data[0]);
+    await showExperts();
+    this.#showExpertControls(data[0]);
   }
 
-  /** Sends what the open desk holds, and shows what comes. */
+  /** Sends the request of the open panel and shows the generated text. */
   async run() {
     if (this.#running || !this.#sampling.check()) return;
     const request = this.#request();
-    if (!request) return this.#desk.focus();
+    if (!request) return this.#panel.focus();
     this.#running = new AbortController();
     byId("failure").hidden = true;
-    const view = this.#desk.begin();
+    const view = this.#panel.begin();
     this.#showButtons();
     try {
       const meter = await generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
-      this.#summarise(meter, meter.finishReason === "length" ? "length limit" : "complete");
+      this.#showSummary(meter, meter.finishReason === "length" ? "length limit" : "complete");
     } catch (error) {
-      this.#onEnd(error);
+      this.#showError(error);
     } finally {
       this.#running = null;
-      this.#desk.end();
+      this.#panel.end();
       this.#showButtons();
     }
   }
 
-  #meetExperts({ num_experts: numExperts, experts_per_token: own, num_layers: numLayers }) {
+  #showExpertControls({ num_experts: numExperts, experts_per_token: own, num_layers: numLayers }) {
     this.hasExperts = true;
-    this.#look.numExperts = numExperts;
-    this.#dial.show(numExperts, own);
+    this.#display.numExperts = numExperts;
+    this.#expertsSlider.show(numExperts, own);
     byId("tint-expert").hidden = false;
     byId("layer").max = numLayers - 1;
   }
 
   #request() {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
-    if (this.#dial.value !== undefined) sampling.experts_per_token = this.#dial.value;
-    return this.#desk.request(this.#model, sampling);
+    if (this.#expertsSlider.value !== undefined) sampling.experts_per_token = this.#expertsSlider.value;
+    return this.#panel.request(this.#model, sampling);
   }
 
   #onChunk(view, tokens, routing, meter) {
@@ -92,14 +92,14 @@ export class Playground {
     if (isAtEnd) paper.scrollTop = paper.scrollHeight;
     const row = routing.at(-1);
     if (row) this.#ring.light(row.at(-1));
-    this.#summarise(meter, null);
+    this.#showSummary(meter, null);
   }
 
-  #summarise(meter, ending) {
-    byId("summary").replaceChildren(...summaryOf(meter, ending, (seed) => (this.#sampling.seed = seed)));
+  #showSummary(meter, ending) {
+    byId("summary").replaceChildren(...summaryNodes(meter, ending, (seed) => (this.#sampling.seed = seed)));
   }
 
-  #onEnd(error) {
+  #showError(error) {
     if (error.name === "AbortError") {
       byId("summary").append(" · stopped");
     } else if (error instanceof ApiError) {
@@ -123,39 +123,39 @@ export class Playground {
     const isRunning = this.#running !== null;
     byId("run").hidden = isRunning;
     byId("stop").hidden = !isRunning;
-    byId("run-name").textContent = this.#desk.name;
-    byId("again").textContent = this.#desk.againName;
-    byId("again").hidden = isRunning || !this.#desk.canGoOn;
+    byId("run-name").textContent = this.#panel.name;
+    byId("again").textContent = this.#panel.repeatLabel;
+    byId("again").hidden = isRunning || !this.#panel.canRepeat;
     byId("ring").classList.toggle("running", isRunning);
     for (const radio of byId("mode").elements) radio.disabled = isRunning;
   }
 
   #open(name) {
-    this.#desk = this.#desks[name];
+    this.#panel = this.#panels[name];
     byId("completion").hidden = name !== "completion";
     byId("chat").hidden = byId("message-row").hidden = name !== "chat";
     byId("summary").replaceChildren();
     byId("failure").hidden = true;
     this.#showButtons();
-    this.#desk.focus();
+    this.#panel.focus();
   }
 
   async #copy(write, name) {
     if (!this.#sampling.check()) return undefined;
     const request = this.#request();
-    if (!request) return this.#toast("Write something first");
-    await copy(write(request, document.baseURI, Boolean(this.#keyOf())));
-    return this.#toast(`Copied as ${name}`);
+    if (!request) return this.#showToast("Enter a text first");
+    await copy(write(request, document.baseURI, Boolean(this.#getKey())));
+    return this.#showToast(`Copied as ${name}`);
   }
 
-  #toast(text) {
+  #showToast(text) {
     byId("toast").textContent = text;
-    clearTimeout(this.#toastTimer); // of the text before
+    clearTimeout(this.#toastTimer); // of the previous text
     this.#toastTimer = setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
   }
 
-  #again() {
-    this.#desk.prepareAgain();
+  #repeat() {
+    this.#panel.prepareRepeat();
     this.run();
   }
 
@@ -163,9 +163,9 @@ export class Playground {
     const tint = document.querySelector("input[name=tint]:checked").value;
     byId("paper").dataset.tint = tint;
     byId("layer-row").hidden = tint !== "expert";
-    this.#look.layer = byId("layer").valueAsNumber;
-    byId("layer-value").value = this.#look.layer;
-    for (const desk of Object.values(this.#desks)) for (const view of desk.views) view.repaint();
+    this.#display.layer = byId("layer").valueAsNumber;
+    byId("layer-value").value = this.#display.layer;
+    for (const panel of Object.values(this.#panels)) for (const view of panel.views) view.repaint();
   }
 
   #listen() {
@@ -174,7 +174,7 @@ export class Playground {
       this.run();
     });
     byId("stop").addEventListener("click", () => this.#running?.abort());
-    byId("again").addEventListener("click", () => this.#again());
+    byId("again").addEventListener("click", () => this.#repeat());
     byId("mode").addEventListener("change", (event) => this.#open(event.target.value));
     byId("copy-curl").addEventListener("click", () => this.#copy(asCurl, "curl"));
     byId("copy-python").addEventListener("click", () => this.#copy(asPython, "Python"));

@@ -1,5 +1,5 @@
-/** Runs `action` now and `pauseMs` after it has ended, again and again, while the page can be seen. */
-export function whileVisible(pauseMs, action) {
+/** Runs `action` now and again `pauseMs` after each end, while the page is visible. Returns a function that runs it now. */
+export function pollWhileVisible(pauseMs, action) {
   let timer = null;
   let isRunning = false;
   const round = async () => {
@@ -15,5 +15,5 @@ export function whileVisible(pauseMs, action) {
   };
   document.addEventListener("visibilitychange", round);
   round();
-  return round; // for who wants the next round at once
+  return round;
 }

@@ -1,6 +1,6 @@
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The page's mark: the experts in a ring, the chosen ones lit. While text comes it shows the real choice. */
+/** The page's logo: a ring of experts with the active ones lit. During a generation they are those of the last token. */
 export class Ring {
   #dots = [];
 
@@ -17,7 +17,7 @@ export class Ring {
     this.light([1, 5]);
   }
 
-  /** Lights the dots of these experts; where there are more experts than dots, several share one. */
+  /** Lights the dots of these experts. With more experts than dots, several experts share a dot. */
   light(experts) {
     const lit = new Set(experts.map((expert) => expert % this.#dots.length));
     this.#dots.forEach((dot, i) => dot.classList.toggle("lit", lit.has(i)));

@@ -1,10 +1,10 @@
 import { element } from "./dom.js";
 
-/** What can be set. `rest` is where an untouched slider rests: it is shown, never sent. */
+/** Sliders by field. `rest` is the position of an untouched slider, which is shown but not sent. */
 const SLIDERS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, rest: 1 },
   { name: "top_p", label: "Top p", min: 0.05, max: 1, step: 0.05, rest: 1 },
-  { name: "max_tokens", label: "Longest answer", min: 16, max: 1024, step: 16, rest: 256, isSent: true },
+  { name: "max_tokens", label: "Max tokens", min: 16, max: 1024, step: 16, rest: 256, isSent: true },
 ];
 const MORE_SLIDERS = [
   { name: "top_k", label: "Top k", min: 0, max: 100, step: 1, rest: 0 },
@@ -14,10 +14,10 @@ const MORE_SLIDERS = [
   { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, rest: 0 },
 ];
 
-/** The sampling controls. What was not touched is not sent, so that the model's own defaults hold. */
+/** The sampling controls. Untouched ones are not sent, so that the model's defaults apply. */
 export class Sampling {
   #sliders = [];
-  #seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "a new one each time" });
+  #seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
   #stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
   #details = element("input", { type: "checkbox", id: "details", checked: true });
 
@@ -26,7 +26,7 @@ export class Sampling {
     more.append(
       ...MORE_SLIDERS.map((spec) => this.#slider(spec)),
       field(this.#seed, "Seed"),
-      field(this.#stop, "Stop at"),
+      field(this.#stop, "Stop strings"),
     );
     basic.append(
       element("label", { className: "switch" }, this.#details, element("span", {}, "Token details"),
@@ -34,7 +34,7 @@ export class Sampling {
     );
   }
 
-  /** The fields to send, and `details`: whether tokens come with what is behind them. */
+  /** The fields to send, and `details`: whether to request the probabilities and experts of tokens. */
   get values() {
     const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, input }) => [name, input.valueAsNumber]);
     const stop = this.#stop.value.split("\n").filter(Boolean);
@@ -51,16 +51,16 @@ export class Sampling {
     this.#seed.closest("details").open = true;
   }
 
-  /** False where a field holds what cannot be sent; the browser then says so beside it. */
+  /** Returns false if a field is invalid; the browser then shows a message at the field. */
   check() {
     return this.#seed.reportValidity();
   }
 
   #slider({ name, label, min, max, step, rest, isSent = false }) {
     const input = element("input", { type: "range", id: name, min, max, step, value: rest });
-    input.value = rest; // the attribute came before the bounds did
+    input.value = rest; // the attribute was set before the bounds
     const value = element("output", { htmlFor: name });
-    const reset = element("button", { type: "button", className: "reset", title: "Back to the default", ariaLabel: `Reset ${label}` }, "↺");
+    const reset = element("button", { type: "button", className: "reset", title: "Reset to the default", ariaLabel: `Reset ${label}` }, "↺");
     const row = element("div", { className: "slider" },
       element("div", { className: "name" }, element("label", { htmlFor: name }, label), reset, value), input);
     const slider = { name, input, isSent };

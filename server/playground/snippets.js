@@ -1,36 +1,36 @@
-/** The same request for a terminal and for OpenAI's Python client. Keys are left out: they come from SMOE_API_KEY. */
+/** Writes a request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY. */
 
 const OPENAI_FIELDS = new Set([
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
   "stream", "logprobs", "top_logprobs",
 ]);
-const PAGE_FIELDS = new Set(["stream_options"]); // this page's own meters need it, nobody else does
+const PAGE_FIELDS = new Set(["stream_options"]); // needed by this page only
 
 export function asCurl({ path, fields, seed }, base, hasKey) {
   const lines = [
-    `curl -N ${quoted(new URL(path, base).href)}`,
+    `curl -N ${shellQuote(new URL(path, base).href)}`,
     "-H 'Content-Type: application/json'",
     ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
-    `-d ${quoted(withSeed(JSON.stringify(shown(fields)), seed))}`,
+    `-d ${shellQuote(withSeed(JSON.stringify(publicFields(fields)), seed))}`,
   ];
   return lines.join(" \\\n  ");
 }
 
 export function asPython({ path, fields, seed }, base, hasKey) {
   const isChat = path.includes("chat");
-  const entries = Object.entries(shown(fields));
+  const entries = Object.entries(publicFields(fields));
   const own = Object.fromEntries(entries.filter(([name]) => !OPENAI_FIELDS.has(name)));
   const lines = entries
     .filter(([name]) => OPENAI_FIELDS.has(name))
-    .map(([name, value]) => `    ${name}=${literal(value)},`);
+    .map(([name, value]) => `    ${name}=${pythonLiteral(value)},`);
   if (seed !== undefined) lines.push(`    seed=${seed},`);
-  if (Object.keys(own).length) lines.push(`    extra_body=${literal(own)},`);
+  if (Object.keys(own).length) lines.push(`    extra_body=${pythonLiteral(own)},`);
   const text = isChat ? "chunk.choices[0].delta.content or \"\"" : "chunk.choices[0].text";
   return [
     ...(hasKey ? ["import os", ""] : []),
     "from openai import OpenAI",
     "",
-    `client = OpenAI(base_url=${literal(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})`,
+    `client = OpenAI(base_url=${pythonLiteral(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})`,
     `stream = client.${isChat ? "chat.completions" : "completions"}.create(`,
     ...lines,
     ")",
@@ -41,19 +41,19 @@ export function asPython({ path, fields, seed }, base, hasKey) {
   ].join("\n");
 }
 
-const shown = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
+const publicFields = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
 
 const withSeed = (json, seed) => (seed === undefined ? json : `${json.slice(0, -1)},"seed":${seed}}`);
 
-/** For a POSIX shell. */
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+/** Quotes a text for a POSIX shell. */
+const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** JSON values as Python writes them; JSON's strings and numbers are Python's too. */
-function literal(value) {
-  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+/** Writes a JSON value as Python. Strings and numbers look the same in both. */
+function pythonLiteral(value) {
+  if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   if (value === true) return "True";
   if (value === false) return "False";
   if (value === null) return "None";
   if (typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item)}`).join(", ")}}`;
+  return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${pythonLiteral(item)}`).join(", ")}}`;
 }

@@ -1,17 +1,17 @@
 import { element } from "./dom.js";
-import { milliseconds, perSecond, shortened } from "./words.js";
+import { milliseconds, formatRate, abbreviate } from "./words.js";
 
-/** A generation's figures as nodes; `ending` is null while it runs. `onSeed` takes the seed, to use it again. */
-export function summaryOf(meter, ending, onSeed) {
+/** Returns a generation's figures as nodes. `ending` is null while it runs. `onSeed` gets the seed to use it again. */
+export function summaryNodes(meter, ending, onSeed) {
   if (meter.firstTokenMs === null) return [ending ?? "waiting"];
   const rate = meter.tokensPerSecond;
   const figures = [
     figure(milliseconds(meter.firstTokenMs), "first token"),
-    ...(rate === null ? [] : [figure(perSecond(rate), "tokens/s")]),
+    ...(rate === null ? [] : [figure(formatRate(rate), "tokens/s")]),
     figure(meter.numTokens.toLocaleString("en"), "tokens"),
   ];
   if (ending === null) return figures;
-  const seed = element("button", { type: "button", className: "seed", title: `${meter.seed}: use it again` }, `seed ${shortened(meter.seed)}`);
+  const seed = element("button", { type: "button", className: "seed", title: `${meter.seed}: use it again` }, `seed ${abbreviate(meter.seed)}`);
   seed.addEventListener("click", () => onSeed(meter.seed));
   return [...figures, element("span", {}, ending), seed];
 }

@@ -1,7 +1,7 @@
 const CHOICES = ["system", "light", "dark"];
 const STORED = "smoe-theme";
 
-/** The button goes through the themes; "system" follows the machine's. The choice outlives the page. */
+/** Makes a button switch between the themes; "system" follows the machine. The choice is stored in the browser. */
 export function themeButton(button) {
   const show = (choice) => {
     document.documentElement.dataset.theme = choice;

@@ -1,14 +1,14 @@
 import { element } from "./dom.js";
-import { percent, spelled } from "./words.js";
+import { percent, visible } from "./words.js";
 
 const GAP_PX = 8;
 
-/** The card beside a token: how likely it was, what else could have stood there, and which experts it went through. */
+/** Card next to a token: its probability, the alternatives, and its experts in each layer. */
 export class TokenCard {
   #card;
   #spoken;
 
-  /** `spoken` is a live region: it says what the card shows to those who do not see it. */
+  /** `spoken` is a live region, which tells screen readers what the card shows. */
   constructor(card, spoken) {
     this.#card = card;
     this.#spoken = spoken;
@@ -19,7 +19,7 @@ export class TokenCard {
     this.#card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token.routing, numExperts)] : []));
     this.#card.showPopover();
     this.#place(span.getClientRects()[0] ?? span.getBoundingClientRect());
-    if (isSpoken) this.#spoken.textContent = sentence(token);
+    if (isSpoken) this.#spoken.textContent = spokenText(token);
     return undefined;
   }
 
@@ -27,7 +27,7 @@ export class TokenCard {
     if (this.#card.matches(":popover-open")) this.#card.hidePopover();
   }
 
-  /** Below the token, or above it where there is no room; always inside the window. */
+  /** Places the card below the token, or above it if there is no room; always inside the window. */
   #place(anchor) {
     const { offsetWidth: width, offsetHeight: height } = this.#card;
     const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
@@ -39,21 +39,21 @@ export class TokenCard {
 }
 
 const head = (token) =>
-  element("p", { className: "card-head" }, element("code", {}, spelled(token.spelled)), element("b", {}, percent(Math.exp(token.logprob))),
+  element("p", { className: "card-head" }, element("code", {}, visible(token.spelled)), element("b", {}, percent(Math.exp(token.logprob))),
     element("small", {}, `logprob ${token.logprob.toFixed(3)}`));
 
 function alternatives(token) {
   const rows = token.others.map(({ spelled: other, logprob }) => {
     const bar = element("i");
     bar.style.setProperty("--share", Math.exp(logprob));
-    const row = element("li", {}, element("code", {}, spelled(other)), bar, element("span", {}, percent(Math.exp(logprob))));
+    const row = element("li", {}, element("code", {}, visible(other)), bar, element("span", {}, percent(Math.exp(logprob))));
     row.classList.toggle("taken", other === token.spelled);
     return row;
   });
   return element("ol", { className: "others" }, ...rows);
 }
 
-/** Layers downwards, experts across; what the token went through is lit. */
+/** Returns a grid with a row per layer and a column per expert, the token's experts lit. */
 function routes(routing, numExperts) {
   const grid = element("div", { className: "routes" });
   grid.style.setProperty("--experts", numExperts);
@@ -67,9 +67,9 @@ function routes(routing, numExperts) {
   return element("div", { className: "routing" }, element("small", {}, `experts 0–${numExperts - 1} →, layers ↓`), grid);
 }
 
-function sentence(token) {
+function spokenText(token) {
   const others = token.others.filter((other) => other.spelled !== token.spelled).slice(0, 3);
-  const rest = others.map((other) => `${spelled(other.spelled)} ${percent(Math.exp(other.logprob))}`).join(", ");
+  const rest = others.map((other) => `${visible(other.spelled)} ${percent(Math.exp(other.logprob))}`).join(", ");
   const first = token.routing ? ` First expert in each layer: ${token.routing.map((chosen) => chosen[0]).join(", ")}.` : "";
-  return `${spelled(token.spelled)}, ${percent(Math.exp(token.logprob))}. Instead: ${rest}.${first}`;
+  return `${visible(token.spelled)}, ${percent(Math.exp(token.logprob))}. Instead: ${rest}.${first}`;
 }

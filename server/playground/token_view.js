@@ -3,19 +3,19 @@ import { element } from "./dom.js";
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /**
- * Generated text, token by token. Hover, tap or the arrow keys open a token's card. `look` is what all views of the page
- * share: {card, numExperts, layer}; the layer is the one that gives tokens their colour.
+ * Generated text, token by token. Hover, tap or the arrow keys open a token's card. `display` is shared by all views of
+ * the page: {card, numExperts, layer}, where the experts of `layer` colour the tokens.
  */
 export class TokenView {
-  #look;
+  #display;
   #tokens = [];
   #spans = [];
-  #routing = []; // row i belongs to token i and comes with a later one, when that token has been through the layers
+  #routing = []; // row i belongs to token i; it arrives with a later chunk
   #at = -1;
-  element = element("div", { className: "tokens", tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys go through its tokens" });
+  element = element("div", { className: "tokens", tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
 
-  constructor(look) {
-    this.#look = look;
+  constructor(display) {
+    this.#display = display;
     this.element.addEventListener("pointerover", (event) => this.#open(event.target));
     this.element.addEventListener("click", (event) => this.#open(event.target));
     this.element.addEventListener("pointerleave", () => this.#close());
@@ -31,6 +31,7 @@ export class TokenView {
     return this.#tokens.length > 0;
   }
 
+  /** Appends tokens, and the expert ids [token][layer][k] that arrived with them. */
   add(tokens, routing) {
     const spans = tokens.map((token) => this.#span(token));
     this.#tokens.push(...tokens);
@@ -45,7 +46,7 @@ export class TokenView {
     }
   }
 
-  /** Colours the tokens again: the layer has changed. */
+  /** Colours the tokens again after the layer has changed. */
   repaint() {
     this.#tokens.forEach((_, index) => this.#colour(index));
   }
@@ -57,10 +58,10 @@ export class TokenView {
   }
 
   #colour(index) {
-    const chosen = this.#tokens[index].routing?.[this.#look.layer];
+    const chosen = this.#tokens[index].routing?.[this.#display.layer];
     if (!chosen) return;
     this.#spans[index].classList.add("routed");
-    this.#spans[index].style.setProperty("--hue", Math.round((360 * chosen[0]) / this.#look.numExperts) + 30);
+    this.#spans[index].style.setProperty("--hue", Math.round((360 * chosen[0]) / this.#display.numExperts) + 30);
   }
 
   #open(target) {
@@ -80,12 +81,12 @@ export class TokenView {
     this.#at = index;
     this.#spans[index].classList.add("at");
     if (isSpoken) this.#spans[index].scrollIntoView({ block: "nearest" });
-    this.#look.card.show(this.#tokens[index], this.#spans[index], this.#look.numExperts, { isSpoken });
+    this.#display.card.show(this.#tokens[index], this.#spans[index], this.#display.numExperts, { isSpoken });
   }
 
   #close() {
     this.#spans[this.#at]?.classList.remove("at");
     this.#at = -1;
-    this.#look.card.hide();
+    this.#display.card.hide();
   }
 }

@@ -1,16 +1,17 @@
 /**
- * From a chunk's choice to tokens: {text, spelled, logprob, others}. `text` is the token's piece of the output, `spelled`
- * the token by itself, `others` the likeliest [{spelled, logprob}] at its place. Without logprobs a chunk is one piece.
+ * Returns the tokens of a chunk's choice: {text, spelled, logprob, others}. `text` is the token's part of the output,
+ * `spelled` the token by itself, `others` the most likely alternatives [{spelled, logprob}]. Without logprobs the whole
+ * chunk is one token.
  */
-export function tokensOf(choice) {
+export function parseTokens(choice) {
   const text = choice.text ?? choice.delta?.content ?? "";
-  const entries = entriesOf(choice.logprobs);
-  if (entries.length) return spread(text, entries);
+  const entries = parseLogprobs(choice.logprobs);
+  if (entries.length) return splitText(text, entries);
   return text ? [{ text, spelled: text, logprob: null, others: [] }] : [];
 }
 
-/** The two shapes of logprobs, the chat's list and the completions' parallel arrays, as one. */
-function entriesOf(logprobs) {
+/** Converts both forms of logprobs, the chat's list and the completions' parallel arrays, into one. */
+function parseLogprobs(logprobs) {
   if (!logprobs) return [];
   if (logprobs.content) {
     return logprobs.content.map(({ token, logprob, top_logprobs: top }) => ({
@@ -29,10 +30,10 @@ function entriesOf(logprobs) {
 }
 
 /**
- * Cuts a chunk's text along its tokens. [" ", "3"] over "3" gives "" and "3": a text's first blank is dropped. What
- * matches no token, such as a character that was made of several, goes to the last.
+ * Splits a chunk's text at its tokens. Tokens [" ", "3"] of the text "3" get "" and "3", because a text's first blank is
+ * dropped. Text that matches no token, such as a character of several tokens, belongs to the last one.
  */
-function spread(text, entries) {
+function splitText(text, entries) {
   let rest = text;
   return entries.map((entry, i) => {
     const isLast = i === entries.length - 1;

@@ -1,4 +1,4 @@
-/** On a phone one part of the page is shown at a time; these buttons choose which. */
+/** Connects the buttons that choose the visible part of the page on a phone. */
 export function viewButtons() {
   const buttons = document.querySelectorAll(".views button");
   for (const button of buttons) {

@@ -1,4 +1,4 @@
-/** Numbers and tokens as people read them. */
+/** Formats numbers and tokens for people. */
 
 export function percent(share) {
   const value = 100 * share;
@@ -11,16 +11,16 @@ export function milliseconds(ms) {
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 }
 
-/** "1234567890123" is "1234…0123". */
-export function shortened(digits) {
+/** Shortens long numbers: "1234567890123" is "1234…0123". */
+export function abbreviate(digits) {
   return digits.length > 10 ? `${digits.slice(0, 4)}…${digits.slice(-4)}` : digits;
 }
 
-export function perSecond(rate) {
+export function formatRate(rate) {
   return rate < 10 ? rate.toFixed(1) : Math.round(rate).toLocaleString("en");
 }
 
-/** A token with its blanks made visible: " was\n" is "␣was⏎". */
-export function spelled(token) {
-  return token.replace(/^ | $/g, "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "nothing visible";
+/** Makes a token's blanks visible: " was\n" is "␣was⏎". */
+export function visible(token) {
+  return token.replace(/^ | $/g, "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "(empty)";
 }

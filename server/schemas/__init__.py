@@ -1,6 +1,7 @@
-"""The requests this server understands, each field with its range.
+"""Request models of all endpoints, each field with its range.
 
-Codes and paths of the errors are validation.py's business, what the sampling fields mean to the engine sampling.py's.
+validation.py defines the codes and paths of errors; server/generation/sampling_params.py defines what the sampling
+fields mean to the engine.
 """
 
 from server.schemas.chat import ChatCompletionRequest

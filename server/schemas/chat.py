@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: what may be asked."""
+"""Request model of POST /v1/chat/completions."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -38,10 +38,10 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise invalid_value("'top_logprobs' goes with 'logprobs': true only.", "top_logprobs")
+            raise invalid_value("'top_logprobs' requires 'logprobs': true.", "top_logprobs")
         limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
         if len(limits) > 1:
-            message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
+            message = "'max_tokens' and 'max_completion_tokens' differ; send only one of them."
             raise invalid_value(message, "max_completion_tokens")
         check_tools(self.tools, self.tool_choice)
         return self

@@ -1,4 +1,4 @@
-"""POST /v1/completions: what may be asked."""
+"""Request model of POST /v1/completions."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -14,7 +14,7 @@ MAX_PROMPTS = 128
 
 
 def _prompts(value: object) -> list[str] | list[list[int]]:
-    """A string, a list of strings, a list of ids, or a list of lists of ids, as a list of prompts of one kind."""
+    """Turn a string, a list of strings, a list of ids, or a list of lists of ids into a list of prompts of one kind."""
     if isinstance(value, str):
         return _prompts([value])
     if not isinstance(value, list):
@@ -66,10 +66,12 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_completion(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
-            message = "'max_tokens' may be 0 only together with 'echo'."
+            message = "'max_tokens' may be 0 only with 'echo': true."
             raise ApiError(message, param="max_tokens", code="integer_below_min_value")
         if self.best_of is not None and self.best_of != self.n:
-            raise unsupported_parameter("best_of", "'best_of' must equal 'n': nothing is generated to be thrown away.")
+            raise unsupported_parameter(
+                "best_of", "'best_of' must equal 'n': this server generates no choices that it discards."
+            )
         if self.best_of is not None and self.best_of > 1 and self.stream:
             raise invalid_value("'best_of' cannot be streamed.", "best_of")
         return self

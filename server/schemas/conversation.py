@@ -1,4 +1,4 @@
-"""Messages: what a conversation is made of, and how it ends."""
+"""Conversations: their messages, and how the rendered conversation ends."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from server.chat.turns import Call
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
-from server.schemas.validation import RequestModel, check_length, refuse_unsupported_members, text_or_list
+from server.schemas.validation import RequestModel, check_length, reject_unsupported_members, text_or_list
 from server.strict_json import JsonValue
 
 MAX_MESSAGES = 10_000
@@ -23,7 +23,7 @@ TEXT_PART: JsonSchemaValue = {
 
 
 class TextPart(RequestModel):
-    """One part of a message's content. Other kinds, images for one, are refused by their type."""
+    """One part of a message's content. Only parts of type "text" are supported."""
 
     type: str
     text: str | None = None
@@ -38,22 +38,22 @@ def _as_parts(value: object) -> object:
 NonemptyParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
-SPOKEN: JsonSchemaValue = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+CONTENT: JsonSchemaValue = {"anyOf": [{"type": "string"}, {"type": "array"}]}
 NO_CALL_ID: JsonSchemaValue = {"tool_call_id": {"type": "null"}}
 NO_CALLS: JsonSchemaValue = {"tool_calls": {"enum": [[], None]}}
-ROLES: JsonSchemaValue = {  # what each demands and refuses
+ROLES: JsonSchemaValue = {  # the fields that each role requires and excludes
     "anyOf": [
         {
             "properties": {
                 "role": {"enum": ["system", "developer", "user"]},
-                "content": SPOKEN,
+                "content": CONTENT,
                 **NO_CALL_ID,
                 **NO_CALLS,
             },
             "required": ["role", "content"],
         },
         {
-            "properties": {"role": {"const": "assistant"}, "content": SPOKEN, **NO_CALL_ID},
+            "properties": {"role": {"const": "assistant"}, "content": CONTENT, **NO_CALL_ID},
             "required": ["role", "content"],
         },
         {
@@ -67,7 +67,7 @@ ROLES: JsonSchemaValue = {  # what each demands and refuses
         {
             "properties": {
                 "role": {"const": "tool"},
-                "content": SPOKEN,
+                "content": CONTENT,
                 "tool_call_id": {"type": "string"},
                 **NO_CALLS,
             },
@@ -78,7 +78,7 @@ ROLES: JsonSchemaValue = {  # what each demands and refuses
 
 
 class ChatMessage(RequestModel):
-    """One turn. "developer" is OpenAI's newer word for "system"."""
+    """One message. "developer" is OpenAI's newer name for "system"."""
 
     model_config = ConfigDict(json_schema_extra=ROLES)
 
@@ -100,12 +100,12 @@ class ChatMessage(RequestModel):
 
     @property
     def text(self) -> str:
-        """The parts' texts, one per line."""
+        """The texts of the parts, joined by newlines."""
         return "\n".join(part.text or "" for part in self.content or [])
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """The calls of tools that the assistant asked for. Raises ApiError 400 where arguments are no JSON object."""
+        """The assistant's tool calls. Raises ApiError 400 if arguments are not a JSON object."""
         return tuple(
             Call(call.id, call.function.name, parsed_arguments(call.function.arguments, "function.arguments"))
             for call in self.tool_calls
@@ -113,17 +113,17 @@ class ChatMessage(RequestModel):
 
     @property
     def call_id(self) -> str:
-        """Of a tool's message: the call that it answers."""
+        """The id of the call that a tool's message answers; empty in other messages."""
         return self.tool_call_id or ""
 
     @property
     def template_role(self) -> str:
-        """The role as chat templates know it."""
+        """The role under its name in chat templates."""
         return "system" if self.role == "developer" else self.role
 
 
 class ChatTemplateKwargs(RequestModel):
-    """What a template may be told besides the messages. A fixed list: other names are refused, not passed on."""
+    """Arguments of the chat template besides the messages. Names outside this list are rejected."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
 
@@ -133,17 +133,17 @@ class ChatTemplateKwargs(RequestModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _listed_alone(cls, value: object) -> object:
+    def _reject_other_names(cls, value: object) -> object:
         if isinstance(value, dict) and not value.keys() <= cls.model_fields.keys():
             names = ", ".join(f"'{name}'" for name in cls.model_fields)
-            raise unsupported_parameter("chat_template_kwargs", f"'chat_template_kwargs' takes only {names}.")
+            raise unsupported_parameter("chat_template_kwargs", f"'chat_template_kwargs' supports only {names}.")
         return value
 
 
 def _turns(value: object) -> object:
     if isinstance(value, list):
         check_length(value, MAX_MESSAGES)
-        refuse_unsupported_members(ChatMessage, value, "messages")
+        reject_unsupported_members(ChatMessage, value, "messages")
     return value
 
 
@@ -152,7 +152,7 @@ Turns = Annotated[NonemptyTurns, BeforeValidator(_turns, json_schema_input_type=
 
 
 class Conversation(RequestModel):
-    """Messages, and how the rendered conversation ends."""
+    """A list of messages, and how the rendered conversation ends."""
 
     messages: Turns
     add_generation_prompt: bool | None = None
@@ -169,20 +169,20 @@ class Conversation(RequestModel):
             reason = "'continue_final_message' and 'add_generation_prompt' exclude each other."
             raise invalid_value(reason, "continue_final_message")
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            reason = "'continue_final_message' takes a last message of the assistant."
+            reason = "'continue_final_message' requires that the last message is the assistant's."
             raise invalid_value(reason, "continue_final_message")
         return self
 
     @property
     def contents(self) -> list[str]:
-        """The messages' texts, with what is called in them, and the texts of the tools."""
+        """All texts of the prompt: messages, arguments of tool calls, and tools."""
         texts = [message.text for message in self.messages]
         texts += [call.function.arguments for message in self.messages for call in message.tool_calls]
         return texts + [tool.model_dump_json() for tool in self.tools]
 
     @property
     def with_generation_prompt(self) -> bool:
-        """The template's switch: on, unless the last message is to be continued."""
+        """The template's argument `add_generation_prompt`: true by default, unless the last message is continued."""
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
 
 
@@ -193,9 +193,13 @@ def _check_message(index: int, message: ChatMessage) -> None:
     if message.role == "tool" and message.tool_call_id is None:
         raise _missing(f"{param}.tool_call_id")
     if message.role != "tool" and message.tool_call_id is not None:
-        raise invalid_value(f"'{param}.tool_call_id' belongs in messages of a tool.", f"{param}.tool_call_id")
+        raise invalid_value(
+            f"'{param}.tool_call_id' is allowed only in messages of role 'tool'.", f"{param}.tool_call_id"
+        )
     if message.role != "assistant" and message.tool_calls:
-        raise invalid_value(f"'{param}.tool_calls' belong in messages of the assistant.", f"{param}.tool_calls")
+        raise invalid_value(
+            f"'{param}.tool_calls' is allowed only in messages of role 'assistant'.", f"{param}.tool_calls"
+        )
     for position, call in enumerate(message.tool_calls):
         parsed_arguments(call.function.arguments, f"{param}.tool_calls[{position}].function.arguments")
     _check_parts(index, message)

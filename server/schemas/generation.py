@@ -1,4 +1,4 @@
-"""What completions and chat have in common, each field with its range."""
+"""Common fields of completions and chat, each with its range."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MAX_SECONDS = 365 * 24 * 3600.0
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
 
-# What clients may ask for elsewhere and this server does not do, with the values that ask for nothing.
+# Fields of other servers that this one does not support, with the values that have no effect and are accepted.
 UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "documents": ([],),
     "guided_choice": (),
@@ -40,7 +40,7 @@ def _one_or_many(value: object) -> object:
 
 
 def _distinct(ids: list[int]) -> list[int]:
-    """Each once, ascending: a set that was written down at length costs no choice more than the set."""
+    """Return the ids sorted and without duplicates, so that each choice carries as few as possible."""
     return sorted(set(ids))
 
 
@@ -55,7 +55,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 
 class StreamOptions(RequestModel):
-    """What a stream tells besides its text."""
+    """Additional content of a stream."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,7 +64,7 @@ class StreamOptions(RequestModel):
 
 
 class GenerationRequest(RequestModel):
-    """What completions and chat have in common. None: not given, the checkpoint's or the server's default holds."""
+    """Common fields of completions and chat. None: absent; the default of the checkpoint or of the server applies."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
@@ -112,7 +112,7 @@ class GenerationRequest(RequestModel):
         if not self.model:
             raise ApiError("'model' is required.", param="model", code="missing_required_parameter")
         if self.stream_options is not None and not self.stream:
-            raise invalid_value("'stream_options' goes with 'stream': true only.", "stream_options")
+            raise invalid_value("'stream_options' requires 'stream': true.", "stream_options")
         self._check_lengths()
         return self
 
@@ -123,7 +123,7 @@ class GenerationRequest(RequestModel):
 
     @property
     def completion_limit(self) -> int | None:
-        """Tokens to generate at most; None where the endpoint's default holds."""
+        """The largest number of tokens to generate. None: as many as fit after the prompt."""
         return self.max_tokens
 
     @property
@@ -139,9 +139,9 @@ class GenerationRequest(RequestModel):
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
-        """None: no logprobs; k: those of the tokens and of the k likeliest at each position."""
+        """None: no logprobs. k: logprobs of each token and of the k most likely tokens at its position."""
 
     @property
     def has_prompt_logprobs(self) -> bool:
-        """Whether the prompt's own tokens are to be scored."""
+        """True if the reply has logprobs of the prompt's own tokens."""
         return False

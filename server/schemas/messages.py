@@ -1,4 +1,4 @@
-"""POST /v1/messages, Anthropic's Messages, as a translation of chat."""
+"""Request models of POST /v1/messages and /v1/messages/count_tokens, Anthropic's Messages, translated to chat."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +17,7 @@ def _as_blocks(value: object) -> object:
 
 
 class TextBlock(RequestModel):
-    """A piece of text."""
+    """A block of text."""
 
     type: Literal["text"]
     text: str
@@ -36,7 +36,7 @@ Text = Annotated[
 
 
 class ToolUseBlock(RequestModel):
-    """A call that the assistant made."""
+    """A tool call of the assistant."""
 
     type: Literal["tool_use"]
     id: Name
@@ -50,7 +50,7 @@ class ToolUseBlock(RequestModel):
 
 
 class ToolResultBlock(RequestModel):
-    """What a call gave."""
+    """The result of a tool call."""
 
     type: Literal["tool_result"]
     tool_use_id: Name
@@ -74,14 +74,14 @@ Blocks = Annotated[
 
 
 class Turn(RequestModel):
-    """One turn."""
+    """One turn of the conversation."""
 
     role: Literal["user", "assistant"]
     content: Blocks
 
     @property
     def messages(self) -> list[JsonObject]:
-        """As chat has it: results of calls are messages of their own, in front of what else the user says."""
+        """The turn as chat messages: results of calls become separate messages before the user's text."""
         results = [block.message for block in self.content if isinstance(block, ToolResultBlock)]
         parts: list[JsonValue] = [block.part for block in self.content if isinstance(block, TextBlock)]
         calls: list[JsonValue] = [block.call for block in self.content if isinstance(block, ToolUseBlock)]
@@ -91,14 +91,14 @@ class Turn(RequestModel):
         return [*results, message | {"tool_calls": calls} if calls else message]
 
 
-def _at_most(value: object) -> object:
+def _check_num_turns(value: object) -> object:
     if isinstance(value, list):
         check_length(value, MAX_MESSAGES)
     return value
 
 
 SeveralTurns = Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-Turns = Annotated[SeveralTurns, BeforeValidator(_at_most, json_schema_input_type=SeveralTurns)]
+Turns = Annotated[SeveralTurns, BeforeValidator(_check_num_turns, json_schema_input_type=SeveralTurns)]
 
 
 class Tool(RequestModel):
@@ -116,7 +116,7 @@ class Tool(RequestModel):
 
 
 class ToolChoice(RequestModel):
-    """Whether the model must call a function, and which."""
+    """Selects whether the model must call a function, and which one."""
 
     type: Literal["auto", "any", "none", "tool"]
     name: Name | None = None
@@ -124,20 +124,20 @@ class ToolChoice(RequestModel):
 
     @property
     def choice(self) -> JsonValue:
-        """Chat's `tool_choice`."""
+        """The value of chat's `tool_choice`."""
         if self.type == "tool":
             return {"type": "function", "function": {"name": self.name or ""}}
         return "required" if self.type == "any" else self.type
 
 
 class Metadata(RequestModel):
-    """About the request."""
+    """Metadata of the request."""
 
     user_id: Name | None = None
 
 
-class Prompted(RequestModel):
-    """What there is to be answered."""
+class PromptFields(RequestModel):
+    """The fields that determine the prompt."""
 
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
         "container": (),
@@ -152,7 +152,7 @@ class Prompted(RequestModel):
     tool_choice: ToolChoice | None = None
 
     def prompt_body(self) -> JsonObject:
-        """The chat's messages and tools. A last turn of the assistant is one to go on with."""
+        """Return the chat's messages and tools. If the last turn is the assistant's, the model continues it."""
         system: list[JsonObject] = []
         if self.system is not None:
             system = [{"role": "system", "content": [block.part for block in self.system]}]
@@ -168,17 +168,17 @@ class Prompted(RequestModel):
         return body
 
 
-class CountTokensRequest(Prompted):
+class CountTokensRequest(PromptFields):
     """POST /v1/messages/count_tokens."""
 
     model: Name
 
     def chat_body(self) -> JsonObject:
-        """The body of the chat that has these tokens."""
+        """Return the body of the chat request with this prompt."""
         return {"model": self.model, **self.prompt_body()}
 
 
-class MessagesRequest(TranslatedRequest, Prompted):
+class MessagesRequest(TranslatedRequest, PromptFields):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]

@@ -1,4 +1,4 @@
-"""POST /v1/responses, OpenAI's Responses, as a translation of chat. Nothing is stored between requests."""
+"""Request model of POST /v1/responses, OpenAI's Responses, translated to chat. The server stores no responses."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -15,7 +15,7 @@ MAX_METADATA = 16
 
 
 class Part(RequestModel):
-    """A piece of text, of either side."""
+    """A piece of text, from the user or from the model."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -33,7 +33,7 @@ Parts = Annotated[
 
 
 class MessageItem(RequestModel):
-    """A turn."""
+    """A message of the conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -45,7 +45,7 @@ class MessageItem(RequestModel):
 
 
 class FunctionCallItem(RequestModel):
-    """A call that the assistant made. It joins the assistant's turn in front of it."""
+    """A function call of the assistant. It becomes part of the assistant's message before it."""
 
     type: Literal["function_call"]
     call_id: Name
@@ -66,7 +66,7 @@ class FunctionCallItem(RequestModel):
 
 
 class FunctionOutputItem(RequestModel):
-    """What a call gave."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"]
     call_id: Name
@@ -85,7 +85,7 @@ Several = Field(min_length=1, max_length=MAX_MESSAGES)
 
 
 def _as_items(value: object) -> object:
-    """A text is one message of the user; an item without a type is a message."""
+    """Turn a text into one message of the user, and give items without a type the type "message"."""
     items = text_or_list(value, lambda text: {"type": "message", "role": "user", "content": text})
     assert isinstance(items, list)
     check_length(items, MAX_MESSAGES)
@@ -104,7 +104,7 @@ Items = Annotated[
 
 
 class TextFormat(RequestModel):
-    """The form that the text must have."""
+    """The required format of the text."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: Name | None = None
@@ -113,7 +113,7 @@ class TextFormat(RequestModel):
 
     @property
     def response_format(self) -> JsonObject:
-        """Chat's."""
+        """The value of chat's `response_format`."""
         if self.type != "json_schema":
             return {"type": self.type}
         schema: JsonObject = {"name": self.name, "schema": self.json_schema, "strict": self.strict}
@@ -121,7 +121,7 @@ class TextFormat(RequestModel):
 
 
 class TextConfig(RequestModel):
-    """What is asked of the text."""
+    """Options of the text output."""
 
     format: TextFormat | None = None
 
@@ -141,7 +141,7 @@ class FunctionTool(RequestModel):
 
 
 class NamedFunction(RequestModel):
-    """The function that must be called."""
+    """A function that the model must call."""
 
     type: Literal["function"]
     name: Name
@@ -155,19 +155,19 @@ def _tool_choice(value: object) -> object:
 
 
 class ToolChoice(RequestModel):
-    """Whether the model must call a function, and which."""
+    """Selects whether the model must call a function, and which one."""
 
     type: Literal["none", "auto", "required", "function"]
     name: Name | None = None
 
     @property
     def repeated(self) -> JsonValue:
-        """The choice as the reply repeats it."""
+        """The choice in the form that the reply repeats."""
         return {"type": "function", "name": self.name} if self.type == "function" else self.type
 
     @property
     def choice(self) -> JsonValue:
-        """Chat's."""
+        """The value of chat's `tool_choice`."""
         return {"type": "function", "function": {"name": self.name or ""}} if self.type == "function" else self.type
 
 
@@ -178,7 +178,7 @@ class ResponsesRequest(TranslatedRequest):
         "background": (False,),
         "context_management": (),
         "conversation": (),
-        "include": ([], ["reasoning.encrypted_content"]),  # there is never any reasoning to include
+        "include": ([], ["reasoning.encrypted_content"]),  # no effect: the model has no reasoning
         "max_tool_calls": (),
         "previous_response_id": (),
         "prompt": (),

@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize: what may be asked."""
+"""Request models of POST /tokenize and POST /detokenize."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,7 +15,7 @@ from server.strict_json import JsonValue
 
 
 class TokenizeRequest(RequestModel):
-    """POST /tokenize: a prompt, or a conversation to be rendered first."""
+    """POST /tokenize: a prompt, or a conversation, which is rendered first."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED_IN_CHAT
 
@@ -32,15 +32,15 @@ class TokenizeRequest(RequestModel):
     @model_validator(mode="after")
     def _one_source(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            message = "Give either 'prompt' or 'messages'."
+            message = "Send either 'prompt' or 'messages'."
             raise ApiError(message, param="prompt", code="missing_required_parameter")
         check_tools(self.tools, None)
-        self.conversation  # noqa: B018 (checks what the messages' fields must satisfy together)
+        self.conversation  # noqa: B018 (checks the rules between the fields of the messages)
         return self
 
     @property
     def conversation(self) -> Conversation | None:
-        """The messages with their ending, where there are messages."""
+        """The conversation, or None for a prompt."""
         if self.messages is None:
             return None
         return Conversation(

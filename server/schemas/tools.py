@@ -1,4 +1,4 @@
-"""Tools: what may be called, whether something must be, and the calls and results in a conversation."""
+"""Tools: their definitions, `tool_choice`, and the calls and results in a conversation."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -21,7 +21,10 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class FunctionDefinition(RequestModel):
-    """A function that the model may ask for. Its arguments always follow `parameters`, whatever `strict` says."""
+    """A function that the model may call. The arguments follow `parameters`.
+
+    Parts of `parameters` that cannot be enforced are rejected if `strict` is true, else ignored and reported.
+    """
 
     name: FunctionName
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] = ""
@@ -29,7 +32,7 @@ class FunctionDefinition(RequestModel):
     strict: bool | None = None
 
     def schema_of_arguments(self) -> dict[str, Json]:
-        """None given: no arguments. The arguments are always an object."""
+        """Return the schema of the arguments object. Without `parameters` it has no members."""
         if self.parameters is None:
             return {"type": "object", "additionalProperties": False}
         return {"type": "object", **self.parameters}
@@ -44,7 +47,7 @@ class Tool(RequestModel):
     function: FunctionDefinition
 
     def as_mistral(self) -> dict[str, Json]:
-        """As it stands in a prompt: the keys in this order."""
+        """Return the tool as a prompt has it, with the keys in this order."""
         function: dict[str, Json] = {
             "name": self.function.name,
             "description": self.function.description,
@@ -60,7 +63,7 @@ class NamedFunction(RequestModel):
 
 
 class ToolChoice(RequestModel):
-    """Whether tools may or must be called; of type "function": that one must."""
+    """Selects whether the model may or must call tools. Type "function": it must call that function."""
 
     type: Literal["none", "auto", "required", "function"]
     function: NamedFunction | None = None
@@ -81,14 +84,14 @@ ToolChoiceParam = Annotated[ToolChoice, BeforeValidator(_as_choice)]
 
 
 class CalledFunction(RequestModel):
-    """What a call of an earlier answer asked for; `arguments` is JSON as a text."""
+    """The function and arguments of a call in an earlier reply. `arguments` is the text of a JSON object."""
 
     name: FunctionName
     arguments: str = ""
 
 
 class ToolCall(RequestModel):
-    """A call in an earlier answer."""
+    """A call in an earlier reply."""
 
     unsupported: ClassVar[dict[str, tuple[Json, ...]]] = {}
 
@@ -98,7 +101,7 @@ class ToolCall(RequestModel):
 
 
 def check_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
-    """Raises ApiError 400 for tools that share a name, take no object, or cannot be chosen as is asked."""
+    """Raise ApiError 400 for two tools with the same name, arguments that are no object, or an impossible `choice`."""
     names: set[str] = set()
     for index, tool in enumerate(tools):
         if tool.function.name in names:
@@ -110,30 +113,30 @@ def check_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
     if choice is None:
         return
     if not tools and choice.type not in ("none", "auto"):
-        raise invalid_value("'tool_choice' asks for a call, and there are no 'tools'.", "tool_choice")
+        raise invalid_value("'tool_choice' requires a call, but the request has no 'tools'.", "tool_choice")
     if choice.function is not None and choice.function.name not in names:
         raise invalid_value("'tool_choice' names a function that is not among the 'tools'.", "tool_choice")
 
 
 def parsed_arguments(text: str, param: str) -> dict[str, Json]:
-    """The object in a call's `arguments`; nothing is an empty one. Raises ApiError 400."""
+    """Parse a call's `arguments`; an empty text is an empty object. Raises ApiError 400."""
     if not text:
         return {}
     try:
         return parse_object(text.encode("utf-8", errors="surrogatepass"))
     except ApiError:
-        raise invalid_value(f"'{param}' must be a JSON object, as a text.", param) from None
+        raise invalid_value(f"'{param}' must be the text of a JSON object.", param) from None
 
 
 def check_calls(messages: Sequence[Message]) -> None:
-    """Raises ApiError 400 unless each call is followed by its result, and each result follows its call."""
+    """Raise ApiError 400 unless each call is followed by its result, and each result follows its call."""
     open_calls: set[str] = set()
     caller = 0
     for index, message in enumerate(messages):
         if message.template_role == "tool":
             if message.call_id not in open_calls:
                 param = f"messages[{index}].tool_call_id"
-                raise invalid_value(f"'{param}' is no id of a call in the message of the assistant before it.", param)
+                raise invalid_value(f"'{param}' must be the id of a call in the assistant message before it.", param)
             open_calls.discard(message.call_id)
             continue
         if open_calls:
@@ -141,7 +144,7 @@ def check_calls(messages: Sequence[Message]) -> None:
         open_calls = {call.id for call in message.calls}
         caller = index
         if len(open_calls) < len(message.calls):
-            raise invalid_value("Two calls of a message have the same id.", f"messages[{index}].tool_calls")
+            raise invalid_value("Two calls in one message have the same id.", f"messages[{index}].tool_calls")
     if open_calls:
         raise _unanswered(caller)
 

@@ -1,4 +1,4 @@
-"""What the endpoints that are translations of chat have in common: fields that chat has under the same name."""
+"""Common fields of the endpoints that translate to chat: chat has them under the same names."""
 
 from abc import abstractmethod
 from typing import Annotated
@@ -14,7 +14,7 @@ MAX_TOOLS = 128
 
 
 class TranslatedRequest(RequestModel):
-    """A request that is answered as the chat of `chat_body` is."""
+    """A request that is translated to the chat request of `chat_body`."""
 
     model: Name
     stream: bool = False
@@ -32,8 +32,8 @@ class TranslatedRequest(RequestModel):
 
     @abstractmethod
     def chat_body(self) -> JsonObject:
-        """The body of the same request to /v1/chat/completions; null members are absent ones."""
+        """Return the body of the same request to /v1/chat/completions. Null members count as absent."""
 
     def shared_body(self) -> JsonObject:
-        """Its part that needs no translation."""
+        """Return the fields that need no translation."""
         return self.model_dump(include=set(TranslatedRequest.model_fields))

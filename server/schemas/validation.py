@@ -1,7 +1,7 @@
-"""From a parsed JSON object to a request model, and from pydantic's errors to the API's.
+"""Validate a parsed JSON object by a request model, and translate pydantic's errors to the API's.
 
-Three kinds of field names: those a model declares; those that ask for something this server does not do, answered 400
-by name so that no constraint is silently dropped; and unknown ones, which are ignored and reported (`unknown_fields`).
+Three kinds of field names: those that a model declares; those of features that this server does not support, rejected
+with 400 so that no constraint is silently dropped; and unknown ones, which are ignored and reported (`unknown_fields`).
 """
 
 import re
@@ -15,8 +15,8 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
 from server.strict_json import JsonValue
 
-MAX_UNKNOWN_FIELDS = 32  # reported by name
-UNPRINTABLE = "?"  # stands for names that are not fit to be repeated
+MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
+UNPRINTABLE = "?"  # replaces names that cannot be part of a header
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NESTED_FIELDS = frozenset(
     {
@@ -37,24 +37,24 @@ _UNION_TAGS = frozenset({"function_call", "function_call_output", "message", "te
 
 
 class RequestModel(BaseModel):
-    """Strict types, finite numbers, and null for "not given"."""
+    """Base of all request models: strict types, finite numbers, null counts as absent."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
 
-    # Names this server does not act on, each with the values that ask for nothing and pass.
+    # Fields that this server does not support, each with the values that have no effect and are accepted.
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        """OpenAI's clients send null for what the caller left out. Only `stream` must be a boolean or absent."""
+        """Drop null members, which OpenAI's clients send for absent fields. For `stream` null is an error."""
         if not isinstance(value, dict):
             return value
         return {key: item for key, item in value.items() if item is not None or key == "stream"}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """What is accepted, to the letter: null for what may be absent, and the values that ask for nothing."""
+        """Add to the schema null for optional fields, and unsupported fields with their accepted values."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         members = schema.setdefault("properties", {})
         for name in members.keys() - {*schema.get("required", ()), "stream"}:
@@ -75,8 +75,8 @@ Model = TypeVar("Model", bound=RequestModel)
 
 
 def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
-    """The request in `body` (from strict_json.parse_object). Raises ApiError 400 for the first thing that is wrong."""
-    _refuse_unsupported(model_class, body, None)
+    """Return the request in `body` (from strict_json.parse_object). Raises ApiError 400 for the first fault."""
+    _reject_unsupported(model_class, body, None)
     try:
         return model_class.model_validate(body)
     except ValidationError as error:
@@ -84,22 +84,22 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 
 
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
-    """Names at the top of `body` that mean nothing here, fit for a header; unfit ones appear as one UNPRINTABLE."""
+    """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
     return fit_for_header(body.keys() - known)
 
 
 def fit_for_header(names: Iterable[str]) -> list[str]:
-    """A client's names, in order; unfit ones appear as one UNPRINTABLE."""
+    """Return a client's names sorted; names that are unfit for a header appear as one UNPRINTABLE."""
     return sorted({name if is_printable(name) else UNPRINTABLE for name in names})[:MAX_UNKNOWN_FIELDS]
 
 
 def is_printable(name: str) -> bool:
-    """Whether a client's name is fit for a header."""
+    """Return whether a client's name is fit for a header."""
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
-def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
+def _reject_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
     for name, harmless in model_class.unsupported.items():
         value = body.get(name)
         if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
@@ -107,13 +107,13 @@ def _refuse_unsupported(model_class: type[RequestModel], body: dict[str, JsonVal
 
 
 def check_length(items: list[object], limit: int) -> None:
-    """For a validator that goes before: a list that is too long is refused before any of its items is looked at."""
+    """Reject a list that is too long before any of its items is validated. For "before" validators."""
     if len(items) > limit:
         raise PydanticCustomError("too_long", "", {"max_length": limit})
 
 
 def text_or_list(value: object, as_item: Callable[[str], object]) -> object:
-    """For a validator that goes before: a text stands for a list of the one item that `as_item` makes of it."""
+    """Turn a text into a list of one item, made by `as_item`. For "before" validators."""
     if isinstance(value, str):
         return [as_item(value)]
     if not isinstance(value, list):
@@ -121,21 +121,21 @@ def text_or_list(value: object, as_item: Callable[[str], object]) -> object:
     return value
 
 
-def refuse_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:
-    """The same for a list of objects: what one of them asks for and this server does not do is a 400 by name."""
+def reject_unsupported_members(model_class: type[RequestModel], items: list[JsonValue], field: str) -> None:
+    """Raise ApiError 400 for unsupported fields in a list of objects."""
     for index, item in enumerate(items):
         if isinstance(item, dict):
-            _refuse_unsupported(model_class, item, f"{field}[{index}]")
+            _reject_unsupported(model_class, item, f"{field}[{index}]")
 
 
 def _api_error(error: ErrorDetails) -> ApiError:
-    """Our own words for pydantic's error: its texts name Python types, and may repeat the input."""
+    """Translate pydantic's error, whose text names Python types and may repeat the input."""
     kind, context = error["type"], error.get("ctx", {})
     param = _param(error["loc"])
     if kind == "missing":
         return ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _of_no_known_type(param, kind)
+        return _unknown_type(param, kind)
     if kind == "extra_forbidden":
         return unknown_parameter(param)
     if kind in _LENGTH_CODES:
@@ -148,16 +148,16 @@ def _api_error(error: ErrorDetails) -> ApiError:
         message = f"'{param}' must be one of {context['expected']}."
         return ApiError(message, param=param, code="invalid_value")
     if kind == "string_pattern_mismatch":
-        return ApiError(f"'{param}' is not of the right form.", param=param, code="invalid_value")
+        return ApiError(f"'{param}' has the wrong format.", param=param, code="invalid_value")
     expected = _EXPECTED.get(kind, "another type")
-    return ApiError(f"'{param}' has the wrong type: {expected} was expected.", param=param, code="invalid_type")
+    return ApiError(f"'{param}' has the wrong type: expected {expected}.", param=param, code="invalid_type")
 
 
-def _of_no_known_type(param: str | None, kind: str) -> ApiError:
+def _unknown_type(param: str | None, kind: str) -> ApiError:
     if kind == "union_tag_not_found":
         message, code = f"'{param}' must have a 'type'.", "missing_required_parameter"
     else:
-        message, code = f"'{param}' has a type that is not supported here.", "unsupported_value"
+        message, code = f"'{param}' has an unsupported type.", "unsupported_value"
     return ApiError(message, param=f"{param}.type", code=code)
 
 
@@ -192,7 +192,10 @@ def _out_of_range(param: str | None, kind: str, bound: int | float) -> ApiError:
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
-    """("messages", 0, "role") as messages[0].role. Of flat fields the name alone, for their keys are the client's."""
+    """Format ("messages", 0, "role") as messages[0].role.
+
+    For fields outside _NESTED_FIELDS return the name alone: the keys inside them come from the client.
+    """
     if not location:
         return None
     parts = location if location[0] in _NESTED_FIELDS else location[:1]
@@ -201,6 +204,6 @@ def _param(location: tuple[int | str, ...]) -> str | None:
         if isinstance(part, str) and not _PLAIN_NAME.fullmatch(part):
             break
         if part in _UNION_TAGS and isinstance(before, int) and after is not None:
-            continue  # pydantic puts the type of the item there
+            continue  # a union's tag, which pydantic adds to the path
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return path

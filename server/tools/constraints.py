@@ -1,110 +1,124 @@
-"""How a request's tools may be used: which the model may call, what it is shown, and the form of its answer."""
+"""Tools of a request: which of them the model may call, and the grammar that its answer must follow."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from server.chat.mistral_format import CALLS_MARKER
 from server.errors import invalid_value, unsupported_parameter
+from server.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue
 from server.structured_output.constraints import Constraint, constraint_of, json_rule, too_large
+from server.structured_output.grammar_checker import GrammarChecker
 
 MAX_SCHEMA_CHARS = 1 << 17  # of all tools together
-# Any text but one that starts as calls do.
-WORDS = r"ANSWER: /(?s:.*)/ & ~/ ?\[TOOL_CALLS\](?s:.*)/"
-SPACED: dict[str, JsonValue] = {"item_separator": ", ", "key_separator": ": "}  # as Mistral's models were taught
+# Any text that does not start as calls do.
+TEXT_ANSWER = r"ANSWER: /(?s:.*)/ & ~/ ?\[TOOL_CALLS\](?s:.*)/"
+SPACED: dict[str, JsonValue] = {"item_separator": ", ", "key_separator": ": "}  # as in Mistral's training data
 CALL_ID = r'CALL_ID: /, "id": "[A-Za-z0-9]{9}"/'
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools of one request. `callable_names`: of those that may be called."""
+    """Tools of one request, and how the model may call them."""
 
     tools: tuple[Tool, ...]
     callable_names: frozenset[str]
     must_call: bool
-    is_parallel: bool
+    is_parallel: bool  # an answer may have several calls
 
     @property
     def callable_tools(self) -> list[tuple[int, Tool]]:
-        """With their places among the tools."""
+        """Tools that may be called, each with its index in `tools`."""
         return [(i, tool) for i, tool in enumerate(self.tools) if tool.function.name in self.callable_names]
 
 
 def resolve_tool_use(request: ChatCompletionRequest) -> ToolUse | None:
-    """None where no tool may be called. Raises ApiError 400 for what does not go together with tools."""
+    """Read `tools` and `tool_choice`; None if no tool may be called. Raises ApiError 400 for a contradiction."""
     choice = request.tool_choice.type if request.tool_choice else "auto"
     if not request.tools or choice == "none":
         return None
     if request.continue_final_message:
-        message = "'continue_final_message' goes on with a text; it cannot be combined with 'tools'."
+        message = "'continue_final_message' continues a text; it cannot be combined with 'tools'."
         raise invalid_value(message, "continue_final_message")
     named = request.tool_choice.function if request.tool_choice else None
     names = frozenset([named.name] if named else [tool.function.name for tool in request.tools])
     return ToolUse(tuple(request.tools), names, choice != "auto", request.parallel_tool_calls)
 
 
-def offered(tools: Sequence[Tool]) -> ToolUse | None:
-    """All tools, to be called or not."""
+def auto_tool_use(tools: Sequence[Tool]) -> ToolUse | None:
+    """Allow calls of all tools and require none, as `tool_choice` "auto" does; None without tools."""
     names = frozenset(tool.function.name for tool in tools)
     return ToolUse(tuple(tools), names, must_call=False, is_parallel=True) if tools else None
 
 
 def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
-    """Raises ApiError 400 where a model that knows no tools would have to decide whether to call one."""
+    """Raise ApiError 400 if a model without tool support would have to decide whether to call a tool."""
     if not use.must_call and not is_allowed:
         message = (
-            "This model was not taught to call tools: 'tool_choice' must be 'required', 'none' or name a function. "
-            "Started with --tool-emulation, the server asks the model in words."
+            "This model was not trained to call tools: 'tool_choice' must be 'required', 'none' or name a function. "
+            "With --tool-emulation, the server describes the tools in the prompt."
         )
         raise unsupported_parameter("tool_choice", message)
 
 
-def arguments_alone(index: int, tool: Tool) -> Constraint:
-    """The form of one tool's arguments, to the letter of its schema. Raises ApiError 400."""
-    return Constraint(f"start: {_arguments_rule(index, tool)}", _param(index))
+async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:
+    """Find schema keywords that no grammar can express, in the callable tools that are not `strict`.
 
+    In OpenAI's API the arguments of a `strict` tool follow its schema, so an unsupported schema is refused. Any other
+    tool's schema is a description: it is followed as far as a grammar can, and the rest is reported to the client.
 
-def _arguments_rule(index: int, tool: Tool, *, is_loose: bool = False) -> str:
-    return json_rule(tool.function.schema_of_arguments(), _param(index), SPACED, is_loose=is_loose)
+    `num_chars`: of all tools together. Returns the keywords as paths into the request, by the tool's index. Raises
+    ApiError 400 for a schema that is too large, 429 if too many grammars wait for their check.
+    """
+    tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
+    constraints = await off_loop(
+        lambda: [(i, _arguments_constraint(i, tool)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
+    )
+    found = {i: (constraint.param, await checker.unsupported_keywords(constraint)) for i, constraint in constraints}
+    return {i: [f"{param}.{keyword}" for keyword in keywords] for i, (param, keywords) in found.items() if keywords}
 
 
 def tool_constraints(
-    use: ToolUse, request: ChatCompletionRequest, marker_id: int | None, loose: Collection[int] = ()
+    use: ToolUse, request: ChatCompletionRequest, marker_id: int | None, lenient: Collection[int] = ()
 ) -> list[Constraint]:
-    """The form of the answer, last; before it that of each tool's arguments alone, which tells a bad one apart.
+    """Return the constraint on the answer, last; before it one on each tool's arguments, to locate a bad schema.
 
-    `marker_id`: the control token that starts an answer with calls; None where its spelling does. `loose`: places of
-    tools of whose schemas only that is followed which a grammar can say. Raises ApiError 400.
+    `marker_id`: the control token that starts an answer with calls; None if plain text starts it. `lenient`: indices
+    of the tools whose schemas are followed only as far as a grammar can. Raises ApiError 400.
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:
-        raise invalid_value(f"'{answer.param}' describes a text, and 'tool_choice' asks for a call.", answer.param)
-    rules = [(tool, _arguments_rule(i, tool, is_loose=i in loose)) for i, tool in use.callable_tools]
+        raise invalid_value(f"'{answer.param}' describes a text, and 'tool_choice' requires a call.", answer.param)
+    rules = [(tool, _arguments_rule(i, tool, is_lenient=i in lenient)) for i, tool in use.callable_tools]
     if sum(len(rule) for _, rule in rules) > MAX_SCHEMA_CHARS:
         raise too_large("tools")
-    alone = [
+    of_arguments = [
         Constraint(f"start: {rule}", _param(i)) for (i, _), (_, rule) in zip(use.callable_tools, rules, strict=True)
     ]
+    return [*of_arguments, _answer_constraint(use, rules, answer, marker_id)]
+
+
+def _answer_constraint(
+    use: ToolUse, rules: Sequence[tuple[Tool, str]], answer: Constraint | None, marker_id: int | None
+) -> Constraint:
+    """Combine the calls with `answer`, the constraint on an answer without calls; None allows any text."""
     marker = f"<[{marker_id}]>" if marker_id is not None else f'" "? "{CALLS_MARKER}"'
     lines = [f"start: {marker} calls", *_call_rules(rules, is_parallel=use.is_parallel)]
     if not use.must_call:
         lines[0] += " | answer"
-        lines += [answer.as_rule("answer")] if answer else ["answer: ANSWER", WORDS]
-    return [
-        *alone,
-        Constraint(
-            "\n".join(lines),
-            answer.param if answer else "tools",
-            is_exact=answer is not None,
-            shown_ids=() if marker_id is None else (marker_id,),
-        ),
-    ]
+        lines += [answer.as_rule("answer")] if answer else ["answer: ANSWER", TEXT_ANSWER]
+    return Constraint(
+        "\n".join(lines),
+        answer.param if answer else "tools",
+        is_exact=answer is not None,
+        shown_ids=() if marker_id is None else (marker_id,),
+    )
 
 
 def _call_rules(rules: Sequence[tuple[Tool, str]], *, is_parallel: bool) -> list[str]:
-    """`calls` is the list as Mistral's models write it; an id in it is theirs, and not needed."""
+    """Write the rule `calls`, a list in Mistral's format; a call may have an id, which is not used."""
     more = ' (", " call)*' if is_parallel else ""
     lines = [f'calls: " "? "[" call{more} "]"', "call: " + " | ".join(f"call_{i}" for i in range(len(rules)))]
     for i, (tool, rule) in enumerate(rules):
@@ -113,6 +127,15 @@ def _call_rules(rules: Sequence[tuple[Tool, str]], *, is_parallel: bool) -> list
         )
         lines.append(f"arguments_{i}: {rule}")
     return [*lines, CALL_ID]
+
+
+def _arguments_constraint(index: int, tool: Tool) -> Constraint:
+    """Constrain a text to one tool's arguments, exactly by its schema. Raises ApiError 400 if it is too large."""
+    return Constraint(f"start: {_arguments_rule(index, tool)}", _param(index))
+
+
+def _arguments_rule(index: int, tool: Tool, *, is_lenient: bool = False) -> str:
+    return json_rule(tool.function.schema_of_arguments(), _param(index), SPACED, is_lenient=is_lenient)
 
 
 def _param(index: int) -> str:

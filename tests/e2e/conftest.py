@@ -1,4 +1,4 @@
-"""A real server process on the bundled model, reached over loopback alone."""
+"""A real server process with the bundled model, on the loopback interface."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.support.running import RunningServer, start_server
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    """One float32 server for all tests that leave it as they found it."""
+    """One float32 server for all tests that leave it idle and unchanged."""
     with start_server("--dtype", "float32", "--threads", "1") as running:
         yield running
         running.settled_metrics()

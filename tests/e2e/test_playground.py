@@ -1,4 +1,4 @@
-"""The playground as a person meets it: Chromium against a real server, compared with what the API says."""
+"""The playground in Chromium against a real server, compared with responses of the API."""
 
 import json
 import math
@@ -37,8 +37,8 @@ def visit(browser: Browser, server: RunningServer) -> Iterator[Visit]:
         yield page
 
 
-def answered(server: RunningServer, visit: Visit, **fields: object) -> dict[str, Any]:
-    """The same request, asked by another client: same seed, same text."""
+def same_choice(server: RunningServer, visit: Visit, **fields: object) -> dict[str, Any]:
+    """Send the last request of the page again through the API, with its seed, and return the choice."""
     body = {"max_tokens": 256, "seed": visit.seed, "logprobs": 5, "expert_routing": True, **fields}
     choice: dict[str, Any] = server.complete(PROMPT, **body).json()["choices"][0]
     return choice
@@ -49,8 +49,8 @@ def test_a_text_is_what_the_api_gives_for_its_seed(visit: Visit, server: Running
         visit.write(PROMPT)
         figures = visit.get("#summary").inner_text()
         if "tokens/s" in figures:
-            break  # a text that came all at once has no pace
-    choice = answered(server, visit)
+            break  # a text that arrives at once has no rate
+    choice = same_choice(server, visit)
     assert visit.text == choice["text"]
     assert re.search(r"\d+ m?s first token", figures) and "tokens/s" in figures
     assert f"{len(choice['logprobs']['tokens'])} tokens" in figures
@@ -59,13 +59,13 @@ def test_a_text_is_what_the_api_gives_for_its_seed(visit: Visit, server: Running
 def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: RunningServer) -> None:
     visit.set_slider("#experts-per-token", 3)
     visit.write(PROMPT)
-    choice = answered(server, visit, experts_per_token=3)
+    choice = same_choice(server, visit, experts_per_token=3)
     visit.get("#continuation .t").nth(4).hover()
     card = visit.get("#card")
     expect(card).to_be_visible()
     assert f"logprob {choice['logprobs']['token_logprobs'][4]:.3f}" in card.inner_text()
     likeliest = max(choice["logprobs"]["top_logprobs"][4].values())
-    assert card.locator(".others span").first.inner_text() == shown_percent(math.exp(likeliest))
+    assert card.locator(".others span").first.inner_text() == format_percent(math.exp(likeliest))
     lit = "cells => cells.map(cell => cell.className !== '')"
     cells = card.locator(".routes i").evaluate_all(lit)
     layers = [[i for i, is_lit in enumerate(cells[start : start + 8]) if is_lit] for start in range(0, len(cells), 8)]
@@ -74,11 +74,11 @@ def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: Ru
     expect(card).to_be_hidden()
 
 
-def shown_percent(share: float) -> str:
+def format_percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.1 else f"{round(100 * share)} %"
 
 
-def test_the_keyboard_goes_through_tokens_and_says_what_they_are(visit: Visit) -> None:
+def test_arrow_keys_move_through_tokens_and_describe_them(visit: Visit) -> None:
     visit.write(PROMPT)
     visit.get("#continuation .tokens").focus()
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_the_keyboard_goes_through_tokens_and_says_what_they_are(visit: Visit) -
     expect(visit.get("#spoken")).to_contain_text("First expert in each layer")
 
 
-def test_the_heat_map_moves_with_the_work(visit: Visit, server: RunningServer) -> None:
+def test_the_heat_map_has_the_counts_of_the_api(visit: Visit, server: RunningServer) -> None:
     with visit.page.expect_response("**/experts"):
         visit.get("#window").select_option("since start")
     before = [layer["tokens"] for layer in httpx.get(server.url + "/experts").json()["layers"]]
@@ -117,12 +117,12 @@ def test_the_text_is_coloured_by_surprise_and_by_expert(visit: Visit) -> None:
     assert by_first_layer != by_fourth_layer
 
 
-def test_go_on_makes_the_text_the_prompt(visit: Visit) -> None:
+def test_continue_makes_the_text_the_prompt(visit: Visit) -> None:
     visit.write(PROMPT)
     text = visit.text
     visit.get("#again").click()
     expect(visit.get("#prompt")).to_have_value(PROMPT + text)
-    visit.finished()
+    visit.wait_until_finished()
 
 
 def test_a_conversation_keeps_its_turns(visit: Visit) -> None:
@@ -132,17 +132,17 @@ def test_a_conversation_keeps_its_turns(visit: Visit) -> None:
         visit.get("#message").fill("Count from 3 to 7.")
         visit.page.keyboard.press("Control+Enter")
         expect(visit.get("article.assistant")).to_have_count(turn)
-        visit.finished()
+        visit.wait_until_finished()
     assert visit.get("article.assistant .tokens").first.inner_text().strip() == "3 4 5 6 7"
     visit.get("#again").click()
-    visit.finished()
+    visit.wait_until_finished()
     expect(visit.get("article")).to_have_count(4)
 
 
 def test_the_request_as_curl_and_as_python_gives_the_same_text(visit: Visit, server: RunningServer) -> None:
     visit.write(PROMPT)
     seed, text = visit.seed, visit.text
-    visit.get("#summary .seed").click()  # the seed is now set for what follows
+    visit.get("#summary .seed").click()  # later requests have this seed
     visit.set_slider("#experts-per-token", 2)
     visit.get("#copy-curl").click()
     expect(visit.get("#toast")).to_have_text("Copied as curl")
@@ -157,9 +157,9 @@ def test_the_request_as_curl_and_as_python_gives_the_same_text(visit: Visit, ser
     assert (ran.stdout, ran.stderr) == (text, "")
 
 
-def test_what_the_server_refuses_is_said_in_its_words(browser: Browser, server: RunningServer) -> None:
+def test_the_message_of_a_rejected_request_is_shown(browser: Browser, server: RunningServer) -> None:
     with visiting(browser, server.url, statuses=(400,)) as visit:
-        visit.get("#heat td").first.wait_for()  # it knows the model's name
+        visit.get("#heat td").first.wait_for()  # the page knows the model's name
         long_prompt = "word " * 3000
         refusal = server.complete(long_prompt, max_tokens=256).json()["error"]
         visit.get("#prompt").fill(long_prompt)
@@ -170,19 +170,19 @@ def test_what_the_server_refuses_is_said_in_its_words(browser: Browser, server: 
         expect(visit.get("#failure")).to_be_hidden()
 
 
-def test_a_server_that_is_gone_is_said_to_be(browser: Browser, server: RunningServer) -> None:
+def test_a_server_that_cannot_be_reached_is_reported(browser: Browser, server: RunningServer) -> None:
     with visiting(browser, server.url) as visit:
         visit.get("#heat td").first.wait_for()
         visit.page.route("**/v1/completions", abort)
         visit.get("#prompt").fill(PROMPT)
         visit.get("#run").click()
         expect(visit.get("#failure")).to_contain_text("cannot be reached")
-        visit.problems.clear()  # the browser's own word for it
+        visit.problems.clear()  # the browser's own error message
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-def test_a_stop_keeps_the_text_and_ends_the_work(browser: Browser, way: str) -> None:
-    """The engine gives one token and no more: what is seen was streamed, and only a stop ends it."""
+def test_a_stop_keeps_the_text_and_aborts_the_request(browser: Browser, way: str) -> None:
+    """The fake engine gives one token and then nothing, so that only a stop ends the request."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, str(FAKE_ENGINE_SERVER), "hold", f"port={port}", "shutdown_timeout=0"],
@@ -208,7 +208,7 @@ def test_a_stop_keeps_the_text_and_ends_the_work(browser: Browser, way: str) -> 
         process.wait(60)
 
 
-def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser) -> None:
+def test_a_key_is_requested_and_kept_only_for_the_tab(browser: Browser) -> None:
     with (
         start_server("--threads", "1", "--api-key", "secret") as running,
         visiting(browser, running.url, statuses=(401,)) as visit,
@@ -222,7 +222,7 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser) -> None
         assert "secret" not in visit.page.evaluate("JSON.stringify(localStorage)")
 
 
-def test_a_theme_stays_chosen(visit: Visit) -> None:
+def test_a_theme_is_kept_after_a_reload(visit: Visit) -> None:
     paper = "getComputedStyle(document.getElementById('write')).backgroundColor"
     light = visit.page.evaluate(paper)
     visit.get("#theme").click()
@@ -232,9 +232,7 @@ def test_a_theme_stays_chosen(visit: Visit) -> None:
     assert visit.page.evaluate(paper) == dark != light
 
 
-def test_a_phone_shows_one_part_at_a_time_and_nothing_wider_than_itself(
-    browser: Browser, server: RunningServer
-) -> None:
+def test_a_phone_shows_one_part_at_a_time_without_horizontal_scrolling(browser: Browser, server: RunningServer) -> None:
     with visiting(browser, server.url, size=PHONE) as visit:
         visit.get("#heat td").first.wait_for(state="attached")
         for view in ("sampling", "inside", "write"):
@@ -243,7 +241,9 @@ def test_a_phone_shows_one_part_at_a_time_and_nothing_wider_than_itself(
             assert shown == [view]
             assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         visit.write(PROMPT)
-        assert font_of(visit, "#prompt") == font_of(visit, "#continuation .t"), "one text, on the same lines"
+        assert font_of(visit, "#prompt") == font_of(visit, "#continuation .t"), (
+            "prompt and generated text must have the same lines"
+        )
 
 
 def font_of(visit: Visit, selector: str) -> list[str]:
@@ -263,7 +263,7 @@ def test_axe_finds_nothing(browser: Browser, server: RunningServer, scheme: str,
         visit.choose("mode", "chat")
         visit.get("#message").fill("Count from 3 to 7.")
         visit.get("#run").click()
-        visit.finished()
+        visit.wait_until_finished()
         found += violations(visit)
         for view in ("sampling", "inside") if size == PHONE else ():
             visit.get(f".views button[data-view={view}]").click()
@@ -272,6 +272,6 @@ def test_axe_finds_nothing(browser: Browser, server: RunningServer, scheme: str,
 
 
 def violations(visit: Visit) -> list[str]:
-    """Rule and place of each, whatever its weight."""
+    """Return rule and element of every violation, whatever its impact."""
     found = Axe().run(visit.page).response["violations"]
     return [f"{rule['id']} ({rule['impact']}): {node['target']}" for rule in found for node in rule["nodes"]]

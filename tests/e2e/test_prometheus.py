@@ -1,4 +1,4 @@
-"""Debian's Prometheus really scrapes a running server, and every query of the dashboard and the alerts returns data."""
+"""Debian's Prometheus scrapes a real server; every query of the dashboard and the alerts returns data."""
 
 import json
 import re
@@ -22,7 +22,7 @@ TIMEOUT_S = 60.0
 
 @pytest.fixture(scope="module")
 def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Prometheus that scrapes the server every second and has done so three times."""
+    """URL of a Prometheus that scrapes the server every second and has data of several scrapes."""
     binary = shutil.which("prometheus")
     assert binary, "Debian: apt-get install prometheus"
     folder = tmp_path_factory.mktemp("prometheus")
@@ -45,9 +45,9 @@ def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def query(url: str, text: str) -> list[object]:
-    reply = httpx.get(url + "/api/v1/query", params={"query": text}, timeout=30)
-    assert reply.status_code == 200, (text, reply.text)
-    return list(reply.json()["data"]["result"])
+    response = httpx.get(url + "/api/v1/query", params={"query": text}, timeout=30)
+    assert response.status_code == 200, (text, response.text)
+    return list(response.json()["data"]["result"])
 
 
 def _wait_for(url: str, text: str) -> None:
@@ -62,7 +62,7 @@ def _wait_for(url: str, text: str) -> None:
 
 
 def expressions(node: object) -> Iterator[str]:
-    """Every PromQL expression in a dashboard."""
+    """Yield every PromQL expression of a dashboard."""
     if isinstance(node, dict):
         if isinstance(node.get("expr"), str):
             yield node["expr"]
@@ -73,15 +73,15 @@ def expressions(node: object) -> Iterator[str]:
             yield from expressions(value)
 
 
-def concrete(expression: str) -> str:
-    """With Grafana's variables replaced, as Grafana would."""
+def without_variables(expression: str) -> str:
+    """Replace Grafana's variables as Grafana does."""
     expression = re.sub(r"\$\{?__rate_interval\}?|\$\{?__interval\}?|\$\{?__range\}?", "1m", expression)
     return re.sub(r"\$\{?\w+(:\w+)?\}?", ".*", expression)
 
 
 def test_every_query_of_the_dashboard_returns_data(prometheus: str) -> None:
     files = list((DEPLOY / "grafana").rglob("*.json"))
-    found = [concrete(text) for file in files for text in expressions(json.loads(file.read_text()))]
+    found = [without_variables(text) for file in files for text in expressions(json.loads(file.read_text()))]
     assert len(found) > 10
     empty = [text for text in found if not query(prometheus, text)]
     assert not empty

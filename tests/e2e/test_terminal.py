@@ -1,4 +1,4 @@
-"""`smoe chat` and `smoe complete` against a real server, the chat on a terminal of its own."""
+"""`smoe chat` and `smoe complete` against a real server, the chat in a pseudo-terminal."""
 
 import codecs
 import os
@@ -21,27 +21,29 @@ UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
 
 
 class Terminal:
-    """A chat that believes a person sits before it."""
+    """A chat in a pseudo-terminal."""
 
     def __init__(self, url: str, state: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "server", "chat", "--url", url, *flags]
-        self._fd, theirs = pty.openpty()
+        self._fd, slave = pty.openpty()
         environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
         self.process = subprocess.Popen(
             command,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: signal(SIGINT, SIG_DFL),  # as in a foreground; tests in a background have it ignored
+            preexec_fn=lambda: signal(
+                SIGINT, SIG_DFL
+            ),  # the default of foreground processes; background ones inherit an ignored SIGINT
         )
-        os.close(theirs)
+        os.close(slave)
         self._seen = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def expect(self, pattern: str) -> str:
-        """What is shown up to and with the first match of `pattern` since the last one."""
+        """Wait for `pattern`; return the output since the last match, including this one."""
         deadline = time.monotonic() + TIMEOUT_S
         while not (match := re.search(pattern, self._seen)):
             readable, _, _ = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))
@@ -80,7 +82,7 @@ def complete(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
     )
 
 
-def test_an_answer_comes_and_its_figures_follow(server: RunningServer, tmp_path: Path) -> None:
+def test_an_answer_is_shown_with_its_figures(server: RunningServer, tmp_path: Path) -> None:
     with chat(server, tmp_path, "--stats", "--temperature", "0") as terminal:
         terminal.type(f"{COUNT}\n")
         assert "3 4 5 6 7" in terminal.expect(r"\[15 \+ 11 tokens, first after \d+ ms.*, stop, seed -?\d+\]\r\n> ")
@@ -88,7 +90,7 @@ def test_an_answer_comes_and_its_figures_follow(server: RunningServer, tmp_path:
         terminal.expect(r"15 \+ 11 tokens")
 
 
-def test_a_question_is_asked_in_its_conversation_until_a_reset(server: RunningServer, tmp_path: Path) -> None:
+def test_a_message_continues_the_conversation_until_a_reset(server: RunningServer, tmp_path: Path) -> None:
     with chat(server, tmp_path, "--stats", "--temperature", "0") as terminal:
         for message, num_tokens in ((COUNT, 15), (COUNT, 40), ("/reset", 0), (COUNT, 15)):
             terminal.type(f"{message}\n")
@@ -99,7 +101,7 @@ def test_a_question_is_asked_in_its_conversation_until_a_reset(server: RunningSe
                 assert int(shown.rsplit("[", 1)[1].split(" ")[0]) > 30
 
 
-def test_the_arrow_key_brings_back_what_an_earlier_chat_asked(server: RunningServer, tmp_path: Path) -> None:
+def test_the_arrow_key_recalls_lines_of_an_earlier_chat(server: RunningServer, tmp_path: Path) -> None:
     with chat(server, tmp_path, "--temperature", "0") as terminal:
         terminal.type(f"{COUNT}\n")
         terminal.expect("3 4 5 6 7\r\n> ")
@@ -110,7 +112,7 @@ def test_the_arrow_key_brings_back_what_an_earlier_chat_asked(server: RunningSer
         terminal.expect("3 4 5 6 7\r\n> ")
 
 
-def test_ctrl_c_stops_an_answer_and_its_work_but_not_the_chat(server: RunningServer, tmp_path: Path) -> None:
+def test_ctrl_c_aborts_an_answer_but_not_the_chat(server: RunningServer, tmp_path: Path) -> None:
     with chat(server, tmp_path, "--stats", "--seed", "5", "--temperature", "2") as terminal:
         with server.engine_stopped():
             terminal.type(f"{COUNT}\n")
@@ -118,11 +120,11 @@ def test_ctrl_c_stops_an_answer_and_its_work_but_not_the_chat(server: RunningSer
             terminal.process.send_signal(SIGINT)
             terminal.expect(r"\[no tokens\]\r\n> ")
         server.await_load(0)
-        terminal.type("Count from 3 to 99.\n")  # so hot it goes on to the end of its context
+        terminal.type("Count from 3 to 99.\n")  # at this temperature the text fills the context
         terminal.expect(r"\r\n\w")
         with server.engine_stopped():
             is_in_the_middle = server.load == 1
-            if not is_in_the_middle:  # on a fast machine the signal may come behind it
+            if not is_in_the_middle:  # on a fast machine the answer may be complete before the signal
                 terminal.expect(r", (stop|length), seed 5\]\r\n> ")
             terminal.process.send_signal(SIGINT)
             terminal.expect(r", stopped, seed 5\]\r\n> " if is_in_the_middle else r"\r\n> ")
@@ -147,14 +149,14 @@ def test_a_completion_goes_to_standard_output_and_its_figures_do_not(server: Run
     assert "+ 20 tokens" in result.stderr
 
 
-def test_what_the_server_refuses_is_said_in_its_words(server: RunningServer) -> None:
+def test_the_message_of_a_rejected_request_is_printed(server: RunningServer) -> None:
     result = complete("It was", "--url", server.url, "--max-tokens", "9999")
     assert (result.returncode, result.stdout) == (2, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("smoe: ") and "2048" in line.replace(",", "")
 
 
-def test_no_server_is_one_line_that_says_how_to_start_one() -> None:
+def test_without_a_server_one_line_says_how_to_start_one() -> None:
     result = complete("It was", "--url", f"127.0.0.1:{free_port()}")
     assert result.returncode == 2
     [line] = result.stderr.splitlines()

@@ -1,119 +1,74 @@
-"""A scheduler over the exact model, without an engine: for tests that act between plan and apply."""
+"""Cost of the scheduler per generated token, in nanoseconds: python -m tests.measure.scheduler [RUNS]
+
+plan() and apply() alone, without a model. Prints the fastest run of each load, so that other work on the machine
+matters little.
+"""
 
 import random
-from dataclasses import dataclass, field
+import sys
+import time
 
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.step_plan import StepPlan, StepResult
-from engine.types import Request, RequestOutput, SamplingParams
-from tests.simulator.exact import ExactRunner, oracle, root_of
+from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
+from tests.support.scheduler_bench import VOCAB, Bench, random_prompt
 
-VOCAB = 97
-
-
-@dataclass
-class Bench:
-    """A scheduler with its exact model, and all outputs so far. `ahead`: plans a step while one is in flight."""
-
-    num_blocks: int = 64
-    block_size: int = 4
-    window: int | None = None
-    budget: int = 16
-    max_num_seqs: int = 8
-    max_model_len: int = 10_000
-    prefix_caching: bool = True
-    by_priority: bool = True
-    eos: tuple[int, ...] = ()
-    ahead: bool = False
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    finished: dict[int, str] = field(default_factory=dict)
-    requests: dict[int, Request] = field(default_factory=dict)
-    plans: list[StepPlan] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        geometry = BlockGeometry(self.block_size, self.window, self.budget)
-        self.block_manager = BlockManager(BlockPool(self.num_blocks), geometry, prefix_caching=self.prefix_caching)
-        servable = geometry.max_servable_tokens(self.num_blocks) or self.max_model_len
-        self.scheduler = Scheduler(
-            self.block_manager,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.budget,
-            max_model_len=min(self.max_model_len, servable),
-            eos_token_ids=self.eos,
-            by_priority=self.by_priority,
-        )
-        self.runner = ExactRunner(self.num_blocks, self.block_size, self.window, VOCAB)
-        self.in_flight: list[tuple[StepPlan, StepResult]] = []
-        self.now = 0.0
-
-    def add(
-        self,
-        prompt: list[int],
-        max_tokens: int = 8,
-        priority: int = 0,
-        salt: str = "",
-        *,
-        steps: float | None = None,
-        queue_steps: float | None = None,
-        **params: object,
-    ) -> int:
-        """Add a request and return its id. `steps`, `queue_steps`: deadlines; a step takes one second here."""
-        request_id = len(self.requests)
-        sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
-        ends, queue_ends = (None if timeout is None else self.now + timeout for timeout in (steps, queue_steps))
-        request = Request(
-            request_id, prompt, sampling, priority, salt, self.now, deadline_s=ends, queue_deadline_s=queue_ends
-        )
-        self.scheduler.add(request)
-        self.requests[request_id] = request
-        return request_id
-
-    def step(self) -> StepPlan:
-        """Run one step. With `ahead`, plan it before the step in flight is applied."""
-        self.now += 1.0
-        self.record(self.scheduler.expire(self.now))
-        plan = self.scheduler.plan(self.now)
-        assert plan.num_tokens <= self.budget
-        self.plans.append(plan)
-        if plan.chunks:
-            self.in_flight.append((plan, self.runner.run(plan)))
-        while len(self.in_flight) > (self.ahead and bool(plan.chunks)):
-            self.apply(*self.in_flight.pop(0))
-        self.scheduler.check_integrity()
-        return plan
-
-    def apply(self, plan: StepPlan, result: StepResult) -> None:
-        self.record(self.scheduler.apply(plan, result, self.now))
-
-    def record(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            assert output.request_id not in self.finished, "an output after the end"
-            self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
-            if output.finish_reason:
-                self.finished[output.request_id] = output.finish_reason
-
-    def run(self, max_steps: int = 10_000) -> None:
-        while self.scheduler.has_work() or self.in_flight:
-            max_steps -= 1
-            assert max_steps, "no progress"
-            self.step()
-        self.assert_idle()
-
-    def assert_idle(self) -> None:
-        self.scheduler.check_integrity()
-        assert self.block_manager.pool.num_held == 0
-        assert not self.scheduler.requests.unfinished
-
-    def expected(self, request_id: int) -> list[int]:
-        """Return the request's tokens according to the oracle."""
-        request = self.requests[request_id]
-        max_new_tokens = self.scheduler.max_model_len - len(request.prompt_token_ids)
-        count = min(request.params.max_tokens, max_new_tokens)
-        return oracle(root_of(request), request.prompt_token_ids, count, self.window, VOCAB) if count else []
+NUM_REQUESTS, NUM_STEPS, PROMPT_LEN = 64, 400, 60
 
 
-def random_prompt(rng: random.Random, low: int, high: int) -> list[int]:
-    return [rng.randrange(VOCAB) for _ in range(rng.randint(low, high))]
+def decode(window: int | None, *, ahead: bool) -> float:
+    """Return ns per token while NUM_REQUESTS requests decode. `ahead`: with one step in flight."""
+    bench = Bench(num_blocks=NUM_REQUESTS * 40, block_size=16, window=window, budget=512, max_num_seqs=NUM_REQUESTS)
+    _add(bench, NUM_REQUESTS, NUM_STEPS + 100)
+    return _ns_per_token(bench.scheduler, ahead=ahead)
+
+
+def arrivals() -> float:
+    """Return ns per token, including add(), while short requests arrive and end all the time."""
+    bench = Bench(num_blocks=600, block_size=16, budget=512, max_num_seqs=NUM_REQUESTS)
+    start, num_tokens = time.perf_counter(), 0
+    for step in range(NUM_STEPS):
+        _add(bench, 2, 12, seed=step)
+        plan = bench.scheduler.plan(float(step))
+        num_tokens += len(bench.scheduler.apply(plan, _result(plan), float(step)))
+    return (time.perf_counter() - start) / num_tokens * 1e9
+
+
+def _add(bench: Bench, count: int, max_tokens: int, seed: int = 0) -> None:
+    rng = random.Random(seed)
+    for _ in range(count):
+        bench.add(random_prompt(rng, PROMPT_LEN, PROMPT_LEN), max_tokens, ignore_eos=True)
+
+
+def _ns_per_token(scheduler: Scheduler, *, ahead: bool) -> float:
+    seconds, num_tokens = 0.0, 0
+    in_flight: list[tuple[StepPlan, StepResult]] = []
+    for step in range(NUM_STEPS):
+        start = time.perf_counter()
+        plan = scheduler.plan(float(step))
+        seconds += time.perf_counter() - start
+        in_flight.append((plan, _result(plan)))
+        if len(in_flight) > ahead:
+            completed, result = in_flight.pop(0)
+            start = time.perf_counter()
+            outputs = scheduler.apply(completed, result, float(step))
+            seconds += time.perf_counter() - start
+            num_tokens += len(outputs)
+    return seconds / num_tokens * 1e9
+
+
+def _result(plan: StepPlan) -> StepResult:
+    return StepResult({c.sequence.request_id: Sampled((c.start * 7) % VOCAB) for c in plan.chunks if c.samples})
+
+
+def main(num_runs: int) -> None:
+    loads = {
+        "decode": lambda: decode(None, ahead=False),
+        "decode, window, one step ahead": lambda: decode(256, ahead=True),
+        "arrivals": arrivals,
+    }
+    for name, load in loads.items():
+        sys.stdout.write(f"{name:32s} {min(load() for _ in range(num_runs)):8.0f} ns/token\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -1,36 +1,32 @@
-import psutil
+"""The KV pool: its shape, blocks of zeros, and memory that is taken only when it is written."""
 
-from model.config import ModelConfig
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from model.kv_format import KvDtype
 from model.kv_pool import KvPool
+from tests.support.native_cases import Heads
 from tests.support.paged import CPU
 
-CONFIG = ModelConfig(
-    architecture="MixtralForCausalLM",
-    vocab_size=32000,
-    dim=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    hidden_dim=14336,
-    num_experts=8,
-    experts_per_token=2,
-    window=None,
-    context_len=32768,
-    rope_theta=1e6,
-    norm_eps=1e-5,
-    tied_head=False,
-    dtype="bfloat16",
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
+CONFIG = replace(Heads(32, 8, 128).config, num_layers=32)
 
 
-def test_mixtral_8x7b_counts_as_published() -> None:
-    assert CONFIG.num_parameters() == 46_702_792_704
-    assert CONFIG.kv_bytes_per_token("bfloat16") == 128 * 1024
-    assert 16 * CONFIG.kv_bytes_per_token("float32") == 4 * 1024 * 1024
-    assert CONFIG.kv_bytes_per_token("int8") == 2 * 32 * 8 * (128 + 4)
+@pytest.mark.parametrize(("dtype", "row"), [("float32", 128), ("bfloat16", 128), ("int8", 132)])
+def test_a_pool_has_the_shape_of_its_format_and_starts_as_zeros(dtype: KvDtype, row: int) -> None:
+    pool = KvPool(replace(CONFIG, num_layers=3), 5, 16, dtype, CPU)
+    assert pool.k.shape == pool.v.shape == (3, 5, 16, 8, row)
+    assert not pool.k.any() and not pool.v.any()
+
+
+def test_zeroed_blocks_are_zeros_in_every_layer_and_the_others_stay() -> None:
+    pool = KvPool(replace(CONFIG, num_layers=3), 5, 4, "float32", CPU)
+    pool.k.fill_(1.0)
+    pool.v.fill_(2.0)
+    pool.zero_blocks([3, 1])
+    for cache in (pool.k, pool.v):
+        assert cache.flatten(2).any(-1).tolist() == [[True, False, True, False, True]] * 3
 
 
 def test_untouched_blocks_cost_no_memory() -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import (
 )
 
 from engine.scheduling.step_plan import RowFailed
-from tests.measure.scheduler import VOCAB, Bench
+from tests.support.scheduler_bench import VOCAB, Bench
 
 TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 STEM = list(range(20))

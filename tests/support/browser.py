@@ -1,4 +1,4 @@
-"""Debian's Chromium on the playground: what it sees, and whatever goes wrong that a person would not see."""
+"""Debian's Chromium on the playground; records errors that a user would not see."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright
 
-# Without these Chromium calls its makers' servers at every start.
+# Without these flags Chromium sends requests to Google at every start.
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -19,7 +19,7 @@ DESKTOP, PHONE = (1360, 820), (390, 800)
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser of its own. Its driver runs an event loop: nothing else may run one meanwhile in this process."""
+    """Start a browser. Its driver runs an event loop, so no other one may run in this process meanwhile."""
     path = shutil.which("chromium")
     assert path, "Debian: apt-get install chromium"
     expect.set_options(timeout=TIMEOUT_MS)
@@ -31,39 +31,39 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """One look at the page. `problems` are errors on the console and requests that leave the server."""
+    """One visit of the page. `problems` are console errors and requests to other servers."""
 
     page: Page
     origin: str
     problems: list[str] = field(default_factory=list)
-    expected_statuses: set[int] = field(default_factory=set)  # of replies that are errors on purpose
+    expected_statuses: set[int] = field(default_factory=set)  # of intended error responses
 
     def get(self, selector: str) -> Locator:
         return self.page.locator(selector)
 
     def write(self, prompt: str) -> None:
-        """Sends a prompt by keyboard and waits for the end of the text."""
+        """Send a prompt by keyboard and wait for the end of the text."""
         self.get("#prompt").fill(prompt)
         self.page.keyboard.press("Control+Enter")
-        self.finished()
+        self.wait_until_finished()
 
-    def finished(self) -> None:
-        """The seed alone may be that of the answer before."""
+    def wait_until_finished(self) -> None:
+        """Wait for the end of the text: for the button too, as the seed may belong to the previous answer."""
         self.get("#run").wait_for()
         self.get("#summary .seed").wait_for()
 
     def set_slider(self, selector: str, value: float) -> None:
-        """As a drag does."""
+        """Move a slider as a drag does."""
         script = "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }"
         self.get(selector).evaluate(script, value)
 
     def choose(self, name: str, value: str) -> None:
-        """One of a group of radio buttons, by its visible part."""
+        """Click a radio button of a group by its label."""
         self.get(f"label:has(input[name={name}][value={value}])").click()
 
     @property
     def seed(self) -> int:
-        """Of the last answer."""
+        """Seed of the last answer."""
         return int((self.get("#summary .seed").get_attribute("title") or "").partition(":")[0])
 
     @property
@@ -71,7 +71,7 @@ class Visit:
         return "".join(self.get("#continuation .t").all_text_contents())
 
     def heat(self) -> list[list[int]]:
-        """Tokens by layer and expert, as the map shows them."""
+        """Return the tokens by layer and expert from the heat map."""
         rows = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => Number(cell.dataset.tokens)))"
         counts: list[list[int]] = self.get("#heat tbody tr").evaluate_all(rows)
         return counts
@@ -95,7 +95,7 @@ def visiting(
     scheme: str = "light",
     statuses: tuple[int, ...] = (),
 ) -> Iterator[Visit]:
-    """The page at `url`, opened; checks when left that nothing went wrong behind the scenes."""
+    """Open the page at `url`; at the end of the block check that there were no problems."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme=scheme,  # type: ignore[arg-type]
@@ -116,5 +116,5 @@ def visiting(
 
 
 def abort(route: Route) -> None:
-    """As if the server were gone."""
+    """Abort a request, as a stopped server would."""
     route.abort()

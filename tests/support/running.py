@@ -1,4 +1,4 @@
-"""Starts `smoe serve` as a user does, on a free port, and stops it by its own process id."""
+"""Starts `smoe serve` as a user does, on a free port, and stops it by its process id."""
 
 import os
 import signal
@@ -23,13 +23,14 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def samples(text: str) -> Samples:
-    """The values of a scrape by name and labels (without model_name)."""
+    """Return the values of a scrape by name and labels (without model_name)."""
     return {
         (s.name, tuple(sorted((k, v) for k, v in s.labels.items() if k != "model_name"))): s.value
         for family in text_string_to_metric_families(text)
@@ -39,18 +40,18 @@ def samples(text: str) -> Samples:
 
 @dataclass
 class RunningServer:
-    """A server that is ready."""
+    """A server that was ready when this was made."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: Path
-    is_told_to_stop: bool = False
+    has_sigterm: bool = False
 
     def sigterm(self) -> None:
-        """Asks for a drain; once, for a second signal means at once."""
-        if not self.is_told_to_stop and self.process.poll() is None:
+        """Ask for a drain, at most once: a second signal would stop the server immediately."""
+        if not self.has_sigterm and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.is_told_to_stop = True
+        self.has_sigterm = True
 
     def post(self, path: str, body: object, **kwargs: object) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=120, **kwargs)  # type: ignore[arg-type]
@@ -60,13 +61,13 @@ class RunningServer:
 
     @property
     def engine_pid(self) -> int:
-        """The only child that the server has."""
+        """Process id of the engine, the server's only child."""
         [pid] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(pid)
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:
-        """Nothing is computed inside, however fast the machine is. After 9 s the server would call it stuck."""
+        """Stop the engine process within the block. After 9 s the server would report it as stuck."""
         pid = self.engine_pid
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -76,32 +77,32 @@ class RunningServer:
 
     @property
     def load(self) -> int:
-        """How many requests the server holds."""
+        """Number of requests in the server."""
         load: int = httpx.get(self.url + "/load").json()["server_load"]
         return load
 
     def await_load(self, num_requests: int) -> None:
-        """Returns when the server holds so many requests."""
+        """Wait until the server has this number of requests."""
         deadline = time.monotonic() + 30
         while (load := self.load) != num_requests:
-            assert time.monotonic() < deadline, f"it holds {load} requests"
+            assert time.monotonic() < deadline, f"the server has {load} requests"
 
     def metrics(self) -> Samples:
-        """See `samples`."""
+        """Scrape the server; see `samples`."""
         return samples(httpx.get(self.url + "/metrics").text)
 
     def settled_metrics(self) -> Samples:
-        """What is counted once nothing runs any more; checks that no block is held and that the ledger adds up.
+        """Wait until the server is idle and return its metrics; check that all blocks are free and all requests ended.
 
-        The rendered text may be a second old, so it is asked for until it is newer than the last piece of work.
+        The server renders metrics at most once per second, so they are read until they are newer than the last request.
         """
         self.await_load(0)
-        idle_s = asked_s = time.monotonic()
+        idle_s = read_s = time.monotonic()
         values = self.metrics()
-        while asked_s < idle_s + METRICS_AGE_S:
-            asked_s = time.monotonic()
+        while read_s < idle_s + METRICS_AGE_S:
+            read_s = time.monotonic()
             values = self.metrics()
-        assert values["smoe_kv_cache_usage_ratio", ()] == 0, "blocks are still held"
+        assert values["smoe_kv_cache_usage_ratio", ()] == 0, "blocks are still in use"
         ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")
         assert values["smoe_requests_received_total", ()] == ended
         return values
@@ -109,7 +110,7 @@ class RunningServer:
 
 @contextmanager
 def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServer]:
-    """Ready when entered; stopped by SIGTERM, with exit code 0, when left."""
+    """Start a server and wait until it is ready; at the end of the block stop it by SIGTERM and expect exit code 0."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -128,6 +129,7 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
 
 
 def wait_until_ready(running: RunningServer) -> None:
+    """Wait until /health/ready is 200. Fails if the process ends first."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         assert running.process.poll() is None, running.log.read_text()

@@ -137,3 +137,13 @@ def http_counts(state: ServerState) -> dict[tuple[str, str, str], float]:
     samples = [sample for family in state.metrics.exposition.collect() for sample in family.samples]
     answers = [sample for sample in samples if sample.name == "smoe_http_requests_total"]
     return {(s.labels["route"], s.labels["method"], s.labels["status"]): s.value for s in answers}
+
+
+def check_error(response: Any, status: int, code: str, param: str | None = None) -> None:
+    """Assert that a reply is an error in OpenAI's format."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)

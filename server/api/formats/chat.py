@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from server.api.formats.logprobs import chat_logprobs
 from server.api.formats.tool_calls import ToolCallFormatter
 from server.generation.choice import Delta
-from server.generation.jobs import Prompt
+from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest
 from server.tokenizer.tokenizer import Tokenizer
 

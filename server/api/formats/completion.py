@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from server.api.formats.logprobs import completion_logprobs
 from server.generation.choice import Delta
-from server.generation.jobs import Prompt
+from server.generation.prompt import Prompt
 from server.schemas import CompletionRequest
 from server.tokenizer.tokenizer import Tokenizer
 

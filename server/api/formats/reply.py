@@ -60,9 +60,9 @@ class TextChunks:
 
     MARK = "\0"  # occurs in no id, model name or fingerprint
 
-    def __init__(self, layout: ReplyFormat, envelope: Envelope, more: Mapping[str, object]) -> None:
+    def __init__(self, reply_format: ReplyFormat, envelope: Envelope, more: Mapping[str, object]) -> None:
         """`more`: fields of every chunk outside `choices`."""
-        self._layout = layout
+        self._reply_format = reply_format
         self._envelope = envelope
         self._more = more
         self._pieces: dict[int, tuple[bytes, bytes]] = {}  # by choice
@@ -73,7 +73,7 @@ class TextChunks:
         return before + orjson.dumps(delta.text) + after
 
     def _cut(self, index: int) -> tuple[bytes, bytes]:
-        [(choice, extra)] = self._layout.chunks(Delta(index, text=self.MARK))
+        [(choice, extra)] = self._reply_format.chunks(Delta(index, text=self.MARK))
         before, _, after = self._envelope.chunk([choice], {**extra, **self._more}).partition(orjson.dumps(self.MARK))
         self._pieces[index] = before, after
         return before, after
@@ -94,44 +94,46 @@ async def respond(
     http: HttpRequest,
     request: GenerationRequest,
     generation: Generation,
-    layout: ReplyFormat,
+    reply_format: ReplyFormat,
     fields: Mapping[str, str | int],
     headers: Mapping[str, str],
 ) -> Response:
     """Return a full reply, which is complete then, or a stream, which has not begun, as the request asks."""
     if request.stream:
-        envelope = Envelope({**fields, "object": layout.stream_object})
+        envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()
-        return EventStream(_stream(generation, layout, envelope, options, request.expert_usage), headers)
-    envelope = Envelope({**fields, "object": layout.full_object})
-    body = await unless_disconnected(http.receive, _full(generation, layout, envelope))
+        return EventStream(_stream(generation, reply_format, envelope, options, request.expert_usage), headers)
+    envelope = Envelope({**fields, "object": reply_format.full_object})
+    body = await unless_disconnected(http.receive, _full(generation, reply_format, envelope))
     return Response(body, headers=dict(headers), media_type="application/json")
 
 
 async def _stream(
-    generation: Generation, layout: ReplyFormat, envelope: Envelope, options: StreamOptions, expert_usage: bool
+    generation: Generation, reply_format: ReplyFormat, envelope: Envelope, options: StreamOptions, expert_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
     usage_per_chunk = options.continuous_usage_stats
     no_usage: Mapping[str, object] = {"usage": None} if options.include_usage else {}
-    texts = TextChunks(layout, envelope, no_usage) if layout.text_only_stream and not usage_per_chunk else None
+    texts = (
+        TextChunks(reply_format, envelope, no_usage) if reply_format.text_only_stream and not usage_per_chunk else None
+    )
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             if texts is not None and all(delta.is_text_only for delta in deltas):
                 yield list(map(texts.chunk, deltas))
                 continue
             more = {"usage": generation.usage()} if usage_per_chunk else no_usage
-            chunks = [chunk for delta in deltas for chunk in layout.chunks(delta)]
+            chunks = [chunk for delta in deltas for chunk in reply_format.chunks(delta)]
             if chunks or not deltas:
                 yield [envelope.chunk([choice], {**extra, **more}) for choice, extra in chunks]
     if options.include_usage or expert_usage:
         yield [envelope.chunk([], {"usage": generation.final_usage()})]
 
 
-async def _full(generation: Generation, layout: ReplyFormat, envelope: Envelope) -> bytes:
+async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Envelope) -> bytes:
     deltas_of: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
-    choices = [layout.full(merge_deltas(deltas)) for deltas in deltas_of]
-    return envelope.full(choices, {**layout.extra_fields(), "usage": generation.final_usage()})
+    choices = [reply_format.full(merge_deltas(deltas)) for deltas in deltas_of]
+    return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})

@@ -33,4 +33,4 @@ async def chat_completions(http: HttpRequest) -> Response:
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await prepare_chat(http, request, arrival_s)
-    return await respond(http, request, turn.generation, turn.layout, turn.fields, turn.add_to_headers(headers))
+    return await respond(http, request, turn.generation, turn.reply_format, turn.fields, turn.add_to_headers(headers))

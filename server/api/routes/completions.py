@@ -15,7 +15,8 @@ from server.api.request_body import read_request
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Echo
 from server.generation.generation import Generation
-from server.generation.jobs import JobBuilder, Prompt, truncated
+from server.generation.jobs import JobBuilder
+from server.generation.prompt import Prompt, truncated
 from server.generation.state import state_of
 from server.schemas import CompletionRequest
 from server.tokenizer.detokenizer import Detokenizer
@@ -43,8 +44,8 @@ async def completions(http: HttpRequest) -> Response:
     prompts = await _prompts(request, builder.texts.tokenizer)
     generation = await Generation.prepare(builder, prompts, http.state.request_id)
     fields = common_fields("cmpl", generation, request.model, builder.ready.fingerprint)
-    layout = CompletionFormat(request, prompts, builder.texts.tokenizer)
-    return await respond(http, request, generation, layout, fields, headers)
+    reply_format = CompletionFormat(request, prompts, builder.texts.tokenizer)
+    return await respond(http, request, generation, reply_format, fields, headers)
 
 
 async def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:

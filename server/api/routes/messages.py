@@ -13,7 +13,7 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.errors import anthropic_error
-from server.generation.jobs import check_prompt_chars
+from server.generation.prompt import check_prompt_chars
 from server.generation.state import state_of
 from server.http.sse import EventFormat, named
 from server.schemas import CountTokensRequest, MessagesRequest

@@ -12,10 +12,10 @@ from server.api.request_body import read_request
 from server.api.routes import READ
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
-from server.generation.jobs import check_prompt_chars
+from server.generation.prompt import check_prompt_chars
 from server.generation.state import ServerState, TextFrontend, state_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
-from server.tools.constraints import offered
+from server.tools.constraints import auto_tool_use
 
 router = APIRouter()
 
@@ -49,7 +49,7 @@ async def _tokens(
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
-        return await render_prompt(conversation, state, texts, offered(conversation.tools))
+        return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools))
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     heavy = len(prompt) > INLINE_CHARS

@@ -1,8 +1,7 @@
-"""The block pool's rules: nothing is lost, nothing is freed twice, the oldest cached block goes first."""
+"""Rules of the block pool: no block is lost or freed twice, and the oldest cached block is reused first."""
 
 import pytest
 
-from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_hash import child_hash, root_hash
 from engine.scheduling.block_pool import BlockPool
 
@@ -17,15 +16,15 @@ def test_a_block_is_never_freed_twice() -> None:
         pool.decref([block])
 
 
-def test_the_null_block_is_never_given_away() -> None:
+def test_the_null_block_is_never_allocated() -> None:
     pool = BlockPool(3)
     assert sorted(pool.allocate(3)) == [1, 2, 3]
     assert not pool.can_allocate(1)
-    pool.decref([0, 0])  # passed over
+    pool.decref([0, 0])  # ignored
     assert pool.num_free == 0
 
 
-def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
+def test_a_shared_block_is_free_when_its_last_reference_is_dropped() -> None:
     pool = BlockPool(2)
     [block] = pool.allocate(1)
     pool.incref(block)
@@ -35,14 +34,14 @@ def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
     assert pool.num_held == 0
 
 
-def test_cached_blocks_are_reused_last_and_the_longest_unused_first() -> None:
+def test_cached_blocks_are_reused_last_and_the_least_recently_used_first() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(4)
     for block, block_hash in zip(blocks[:3], HASHES, strict=False):
         pool.cache_block(block, block_hash, (block,))
     pool.decref([blocks[1]])
     pool.decref([blocks[0]])
-    pool.decref([blocks[3]])  # not cached: goes first
+    pool.decref([blocks[3]])  # not cached: reused first
     pool.decref([blocks[2]])
     assert [pool.allocate(1)[0] for _ in range(4)] == [blocks[3], blocks[1], blocks[0], blocks[2]]
     assert pool.num_cached == 0
@@ -58,7 +57,7 @@ def test_a_reused_block_is_no_longer_found() -> None:
     assert pool.lookup(HASHES[0], (7,)) is None
 
 
-def test_a_key_that_names_other_tokens_is_no_hit() -> None:
+def test_an_equal_hash_with_other_tokens_is_no_hit() -> None:
     pool = BlockPool(1)
     [block] = pool.allocate(1)
     pool.cache_block(block, HASHES[0], (7,))
@@ -71,13 +70,3 @@ def test_a_lost_block_is_noticed() -> None:
     pool.check_integrity([table])
     with pytest.raises(AssertionError, match="references"):
         pool.check_integrity([table[:1]])
-
-
-@pytest.mark.parametrize(
-    ("window", "tokens", "chunk", "expected"),
-    [(None, 2000, 512, 125), (256, 2000, 512, 17 + 32), (256, 100, 512, 7), (3, 50, 1, 2 + 1), (16, 1000, 16, 2 + 1)],
-)
-def test_peak_blocks_are_those_of_the_window_and_the_chunk(
-    window: int | None, tokens: int, chunk: int, expected: int
-) -> None:
-    assert BlockGeometry(16, window, chunk).peak_blocks(tokens) == expected

@@ -1,11 +1,11 @@
-"""server/generation/admission.py: the wait that is named is what was measured."""
+"""server/generation/admission.py: estimated waits, the shares of tenants, and reasons to accept nothing."""
 
 from server.generation.admission import TOKENS_PER_CHOICE, UNMEASURED_S, WINDOW_S, Admission, RetryEstimator
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import saying
 
 
-def test_the_wait_is_what_so_many_ends_took() -> None:
+def test_the_estimated_wait_follows_the_measured_pace() -> None:
     now = [0.0]
     estimator = RetryEstimator(lambda: now[0])
     assert estimator.wait_s(1000) == UNMEASURED_S
@@ -13,7 +13,7 @@ def test_the_wait_is_what_so_many_ends_took() -> None:
         estimator.record_end()
         now[0] += 2.0
     assert estimator.wait_s(3) == 6.0
-    now[0] += 10.0  # nothing ended meanwhile: it has become slower
+    now[0] += 10.0  # nothing has ended since: the pace drops
     assert estimator.wait_s(3) == 12.0
     now[0] += WINDOW_S
     assert estimator.wait_s(3) == UNMEASURED_S

@@ -7,7 +7,8 @@ import gc
 import pytest
 
 from server.generation.generation import Generation
-from server.generation.jobs import Job, JobBuilder, Prompt
+from server.generation.jobs import Job, JobBuilder
+from server.generation.prompt import Prompt
 from server.generation.state import ServerState
 from server.schemas import CompletionRequest
 from tests.support.fake_engine import FakeEngine

@@ -1,8 +1,6 @@
-"""The form of an answer: what is asked for reaches the engine, and what cannot be followed is a 400 that says so."""
+"""server/structured_output/constraints.py: the requested format reaches the engine, an unusable one is a 400."""
 
-import asyncio
 import json
-import threading
 from typing import Any
 
 import jsonschema
@@ -11,8 +9,6 @@ import pytest
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from engine.types import Request
-from server.errors import ApiError
-from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
 from tests.support.fake_engine import EOS, FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
 
@@ -38,7 +34,7 @@ async def submitted(path: str, body: dict[str, Any]) -> Request:
 
 
 async def refusal(path: str, body: dict[str, Any]) -> tuple[str, str, str]:
-    """Param, code and message of a 400 that came before anything reached the engine."""
+    """Return param, code and message of a 400, sent before anything reached the engine."""
     engine = FakeEngine(saying("fine"))
     async with client_of(state_around(engine)) as client:
         answers = [await client.post(path, json={**body, "stream": stream}) for stream in (False, True)]
@@ -49,7 +45,7 @@ async def refusal(path: str, body: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def matches(grammar: str | None, text: str) -> bool:
-    """Whether the engine's matcher lets the whole text pass, and then its end."""
+    """Return whether the engine's matcher accepts the whole text and then its end."""
     assert grammar is not None
     compiler = GrammarCompiler(tokenizer().vocabulary(), 32000, (EOS,))
     ids = [FIRST_BYTE_ID + byte for byte in text.encode()]
@@ -60,7 +56,7 @@ def matches(grammar: str | None, text: str) -> bool:
     return bool(mask[EOS // 8] >> EOS % 8 & 1)
 
 
-FORMS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+FORMATS: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"structured_outputs": {"regex": "a/b[0-9]{2}"}}, ["a/b12"], ["", "a/b1", "a/b123", " a/b12"]),
     (
         {"structured_outputs": {"choice": ["yes", "no\n\"'\\", "\u00e9\u2028"]}},
@@ -83,9 +79,9 @@ FORMS: list[tuple[dict[str, Any], list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "good", "bad"), FORMS)
+@pytest.mark.parametrize(("fields", "good", "bad"), FORMATS)
 @pytest.mark.parametrize(("path", "body"), [("/v1/completions", COMPLETIONS), ("/v1/chat/completions", CHAT)])
-async def test_the_engine_is_given_the_form_that_was_asked_for(
+async def test_the_engine_gets_the_grammar_of_the_requested_format(
     path: str, body: dict[str, Any], fields: dict[str, Any], good: list[str], bad: list[str]
 ) -> None:
     request = await submitted(path, {**body, **fields})
@@ -94,11 +90,11 @@ async def test_the_engine_is_given_the_form_that_was_asked_for(
 
 
 @pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "text"}}, {"structured_outputs": None}])
-async def test_any_text_will_do_where_nothing_was_asked(fields: dict[str, Any]) -> None:
+async def test_without_a_format_any_text_is_allowed(fields: dict[str, Any]) -> None:
     assert (await submitted("/v1/chat/completions", {**CHAT, **fields})).grammar is None
 
 
-async def test_every_choice_has_the_form_and_a_space_in_front_belongs_to_it() -> None:
+async def test_every_choice_has_the_grammar_and_a_leading_space_belongs_to_it() -> None:
     engine = FakeEngine(lambda request: [*tokenizer().encode("yes", add_special_tokens=False), EOS])
     async with client_of(state_around(engine)) as client:
         answer = await client.post(
@@ -117,7 +113,7 @@ def structured(**fields: Any) -> dict[str, Any]:
 
 
 OF_SCHEMA = "response_format.json_schema.schema"
-NOT_FOLLOWED: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, a word of the message
+INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, a part of the message
     (schema(type="obj"), OF_SCHEMA, "invalid_value", "not valid"),
     (schema(**{"$ref": "#"}), OF_SCHEMA, "invalid_value", "no text"),
     (schema(**{"$ref": "http://10.0.0.1/x"}), OF_SCHEMA, "invalid_value", "outside itself"),
@@ -174,29 +170,29 @@ NOT_FOLLOWED: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, c
 ]
 
 
-@pytest.mark.parametrize(("fields", "param", "code", "word"), NOT_FOLLOWED, ids=lambda value: str(value)[:50])
-async def test_a_form_that_cannot_be_followed_is_a_400_that_names_the_parameter(
-    fields: dict[str, Any], param: str, code: str, word: str
+@pytest.mark.parametrize(("fields", "param", "code", "part"), INVALID, ids=lambda value: str(value)[:50])
+async def test_a_format_that_cannot_be_followed_is_a_400_that_names_the_parameter(
+    fields: dict[str, Any], param: str, code: str, part: str
 ) -> None:
     for path, body in (("/v1/completions", COMPLETIONS), ("/v1/chat/completions", CHAT)):
-        told = await refusal(path, {**body, **fields})
-        assert told[:2] == (param, code)
-        assert word in told[2]
+        error = await refusal(path, {**body, **fields})
+        assert error[:2] == (param, code)
+        assert part in error[2]
 
 
-async def test_a_refusal_never_repeats_what_was_sent() -> None:
+async def test_an_error_never_repeats_the_clients_text() -> None:
     for fields in (schema(type="SECRET"), structured(regex="[SECRET"), structured(grammar="start: SECRET")):
         assert "SECRET" not in (await refusal("/v1/completions", {**COMPLETIONS, **fields}))[2]
 
 
-async def test_an_allowed_end_token_and_a_form_go_together() -> None:
+async def test_an_allowed_end_token_and_a_format_can_be_combined() -> None:
     request = await submitted(
         "/v1/completions", {**COMPLETIONS, **structured(regex="a"), "allowed_token_ids": [EOS, 9]}
     )
     assert request.grammar is not None and request.params.allowed_token_ids == (EOS, 9)
 
 
-async def test_an_answer_to_one_grammar_does_not_depend_on_what_was_asked_before() -> None:
+async def test_the_verdict_on_a_grammar_does_not_depend_on_earlier_requests() -> None:
     engine = FakeEngine(saying("fine"))
     async with client_of(state_around(engine)) as client:
         for regex, status in (("a", 200), ("[", 400), ("a", 200), ("[", 400), ("b", 200)):
@@ -206,26 +202,5 @@ async def test_an_answer_to_one_grammar_does_not_depend_on_what_was_asked_before
     assert matches(grammars[0], "a") and matches(grammars[2], "b") and grammars[0] == grammars[1]
 
 
-def test_the_schemas_here_are_schemas() -> None:
+def test_the_schema_of_these_tests_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(PERSON)
-
-
-async def test_grammars_that_wait_are_bounded_and_none_is_tried_out_twice() -> None:
-    checker = GrammarChecker(tokenizer())
-    may_go_on, seen = threading.Event(), []
-
-    def slow_fault(grammar: str) -> None:
-        seen.append(grammar)
-        assert may_go_on.wait(60)
-
-    checker._fault = slow_fault  # type: ignore[method-assign]
-    asked = [checker._fault_of(bytes([i]), str(i)) for i in range(MAX_PENDING)]
-    waiting = [asyncio.create_task(one) for one in [*asked, checker._fault_of(bytes([0]), "0")]]
-    await asyncio.sleep(0)
-    with pytest.raises(ApiError) as refused:
-        await checker._fault_of(b"one more", "one more")
-    assert refused.value.status == 429 and int(refused.value.headers["retry-after"]) >= 1
-    may_go_on.set()
-    assert await asyncio.gather(*waiting) == [None] * (MAX_PENDING + 1)
-    assert sorted(seen) == sorted(map(str, range(MAX_PENDING)))
-    assert await checker._fault_of(b"one more", "one more") is None

@@ -18,7 +18,7 @@ from server.chat.template import ChatTemplate
 from server.chat.turns import ALPHANUMERICS
 from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
-from server.tools.constraints import offered
+from server.tools.constraints import auto_tool_use
 from server.tools.prompt_emulation import with_prompted_tools
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
@@ -127,7 +127,7 @@ def mistral_ids(body: dict[str, Any]) -> list[int]:
 def our_ids(tokenizer: Tokenizer, body: dict[str, Any]) -> tuple[list[int], list[str]]:
     request = validate(ChatCompletionRequest, body)
     template = ChatTemplate(None, tokenizer)
-    use = offered(request.tools)
+    use = auto_tool_use(request.tools)
     messages = request.messages if template.takes_tools else with_prompted_tools(request.messages, use)
     turns, repairs = repair_conversation(messages, template.system_place)
     return template.render(turns, tools=request.tools if template.takes_tools else ()), repairs

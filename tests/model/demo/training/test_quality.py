@@ -1,4 +1,4 @@
-"""What quantized weights cost the bundled model in quality, on a little text: the whole is measured by hand."""
+"""Quality of the bundled model with quantized weights, on a short text; docs/benchmarks.md has the full measurement."""
 
 import math
 
@@ -7,13 +7,30 @@ import torch
 
 from model.demo.training.quality import EXACT, Score, measure
 from model.ops.quantization import Quantization
-from tests.support.paths import DEMO, ROOT
+from tests.support.paths import DEMO
 
-TEXT = (ROOT / "docs" / "architecture.md").read_text()[:1500]
+TEXT = """The engine reads a request, finds free blocks for its prompt, and computes the prompt in chunks. Each chunk
+is a few rows of the next step, beside the rows of requests that are already writing their answers. No request waits
+until another one is done, and none sees the tokens of another one.
+
+A step has one row for every token that is computed in it. A row passes through all layers: it is normalized, attends to
+the earlier positions of its own sequence, and is sent to two of the eight experts, whose outputs are added. At the end
+the rows that need an answer are multiplied by the head, and a token is drawn for each of them.
+
+It was a cold morning when she came down to the house by the river. Her sister had written that the garden was full of
+apples, and that nobody had time to pick them. "You may stay as long as you like," she said, "but you must be patient
+with my uncle, who has not been himself since the winter."
+
+def total(values: list[float]) -> float:
+    result = 0.0
+    for value in values:
+        result += value
+    return result
+"""
 
 
-def test_scores_are_of_what_was_predicted() -> None:
-    """Two positions, two tokens: by hand."""
+def test_scores_are_those_of_the_predictions() -> None:
+    """Two positions and two tokens, computed by hand."""
     score = Score()
     ours, exact = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([[0.25, 0.75], [0.25, 0.75]]).log()
     score.add(ours, exact, torch.tensor([0, 1]))

@@ -1,4 +1,4 @@
-"""Chunks made from pieces against chunks rendered whole."""
+"""server/api/formats/reply.py: chunks made from pieces equal chunks rendered in full."""
 
 import orjson
 import pytest
@@ -9,7 +9,7 @@ from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
 from server.api.formats.reply import Envelope, ReplyFormat, TextChunks
 from server.generation.choice import Delta
-from server.generation.jobs import Prompt
+from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest, CompletionRequest
 from tests.support.serving import MODEL, tokenizer
 
@@ -18,7 +18,7 @@ COMPLETION = {"model": MODEL, "prompt": "a"}
 FIELDS = {"id": "x-1", "created": 1, "model": 'with "text":"" in it', "seed": 3}
 
 
-def layouts() -> list[ReplyFormat]:
+def reply_formats() -> list[ReplyFormat]:
     prompt = Prompt([1], is_continued=False)
     chat = ChatFormat(ChatCompletionRequest.model_validate(CHAT), prompt, tokenizer())
     completion = CompletionFormat(CompletionRequest.model_validate(COMPLETION), [prompt], tokenizer())
@@ -26,27 +26,27 @@ def layouts() -> list[ReplyFormat]:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0, 7))
-def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, index: int) -> None:
+def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_in_full(text: str, index: int) -> None:
     more = {"usage": None}
-    for layout in layouts():
+    for reply_format in reply_formats():
         envelope = Envelope(FIELDS)
-        chunks = TextChunks(layout, envelope, more)
+        chunks = TextChunks(reply_format, envelope, more)
         for _ in range(2):  # the first cuts the pieces, the second finds them
             delta = Delta(index, text=text)
-            [(choice, beside)] = layout.chunks(delta)
+            [(choice, extra)] = reply_format.chunks(delta)
             assert delta.is_text_only
-            assert chunks.chunk(delta) == envelope.chunk([choice], {**beside, **more})
+            assert chunks.chunk(delta) == envelope.chunk([choice], {**extra, **more})
             assert orjson.loads(chunks.chunk(delta))["choices"][0]["index"] == index
 
 
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": True}])
-def test_a_chat_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+def test_a_chat_with_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = ChatCompletionRequest.model_validate(CHAT | extra)
     assert not ChatFormat(request, Prompt([1], is_continued=False), tokenizer()).text_only_stream
 
 
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": 0}])
-def test_a_completion_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+def test_a_completion_with_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = CompletionRequest.model_validate(COMPLETION | extra)
     assert not CompletionFormat(request, [], tokenizer()).text_only_stream
 

@@ -1,4 +1,4 @@
-"""Norm, rotation and the way into the KV cache, against float64 by the formulas and against the reference's rows."""
+"""Rotation and storage in the KV cache, against float64 and against the reference's rows."""
 
 import pytest
 import torch
@@ -12,24 +12,12 @@ from tests.support.paged import Running, make_batch
 from tests.triton.cases import DTYPES, assert_close
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-EPS = 1e-5
-
-
-@pytest.mark.parametrize(("num_rows", "dim"), [(1, 1), (2, 7), (3, 64), (5, 1000), (2, 4096)])
-def test_rms_norm(dtype: torch.dtype, num_rows: int, dim: int) -> None:
-    x, weight = (3 * torch.randn(num_rows, dim)).to(dtype), torch.rand(dim).to(dtype)
-    assert_close(TritonOps(dtype).rms_norm(x, weight, EPS), oracle.rms_norm(x, weight, EPS), dtype)
-
-
-def test_the_norm_of_a_row_of_zeros_is_zero(dtype: torch.dtype) -> None:
-    x = torch.zeros(2, 40, dtype=dtype)
-    assert torch.equal(TritonOps(dtype).rms_norm(x, torch.ones(40, dtype=dtype), EPS), x)
 
 
 @pytest.mark.parametrize("heads", [Heads(1, 1, 2), Heads(4, 2, 64), Heads(6, 2, 128), Heads(9, 3, 20)], ids=str)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> None:
-    """Queries turned; keys turned and values as they are, in their slots; every other slot as it was."""
+    """Queries and keys are rotated, keys and values are in their slots, and every other slot is unchanged."""
     if int8 and heads.head_dim % 4:
         heads = Heads(heads.num_heads, heads.num_kv_heads, 4)
     block_size, num_blocks = 4, 8

@@ -1,12 +1,10 @@
 """`smoe bench kernels` and `smoe bench engine`: their arithmetic against naive counts, and the commands themselves."""
 
-import itertools
 import json
 import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,12 +13,8 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.loading import load_random
 from model.bench import roofline
-from model.bench.kernels import distinct_experts
-from model.bench.roofline import ARITHMETICS, Roofline, RooflineProbe, measure
+from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
-from model.ops.native.library import ISAS, NativeLibrary
-from model.ops.native.ops import NativeOps
-from model.ops.reference.ops import ReferenceOps
 from tests.support.paths import ROOT
 
 TINY = PRESETS["tiny"]
@@ -34,57 +28,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "MIN_ROUND_S", 0.001)
     monkeypatch.setattr(roofline, "PEAK_ROUNDS", 64)
     monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
-
-
-def native_ops() -> list[NativeOps]:
-    library = NativeLibrary()
-    return [NativeOps(library, 2, isa) for isa in library.isas()]
-
-
-@pytest.mark.parametrize("num_bytes", [0, 1, 63, 64, 511, 4096, (1 << 20) + 77, (3 << 20) - 4])
-def test_reading_everything_sums_every_word(num_bytes: int) -> None:
-    """Whole strides as 32-bit words, what is behind them byte by byte; only the last task has such a rest."""
-    buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
-    for ops in native_ops():
-        stride = 8 * {"portable": 16, "avx2": 32}.get(ops.isa, 64)
-        whole = num_bytes // stride * stride
-        array = buffer.numpy()
-        expected = int(array[:whole].view(np.uint32).sum(dtype=np.uint64)) + int(array[whole:].sum(dtype=np.uint64))
-        assert ops.read_all(buffer) == expected % 2**32
-
-
-def test_peaks_count_the_operations_of_all_threads() -> None:
-    """16 tasks per thread; in each 12 chains, two operations per number in a register, or products of whole tiles."""
-    vectors = {"portable": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}  # numbers in a register
-    for ops in native_ops():
-        in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2
-        in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32}.get(ops.isa, in_float32)
-        in_int8 = {"amx": 2 * in_tiles, "avx512bf16": 4 * in_float32}.get(ops.isa, 0)
-        assert [ops.peak_operations(kind, 16) for kind in range(3)] == [in_float32, in_bfloat16, in_int8]
-        assert ops.peak_operations(0, 160) == 10 * in_float32
-    assert set(vectors) == set(ISAS)
-
-
-@pytest.mark.usefixtures("fast")
-def test_every_limit_is_positive() -> None:
-    for ops in (*native_ops(), ReferenceOps()):
-        limits = measure(ops, torch.device("cpu"))
-        assert limits.bytes_per_s > 0
-        assert {"float32", "bfloat16"} <= set(limits.operations_per_s) <= set(ARITHMETICS)
-        assert all(peak > 0 for peak in limits.operations_per_s.values())
-
-
-def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
-    assert ROOFLINE.limit_s(200, 10, "float32") == 2.0
-    assert ROOFLINE.limit_s(100, 40, "float32") == 4.0
-    assert ROOFLINE.limit_s(100, 40, "bfloat16") == 2.0
-
-
-@pytest.mark.parametrize(("num_experts", "k", "num_rows"), [(4, 1, 3), (4, 2, 3), (5, 3, 2), (3, 3, 2)])
-def test_distinct_experts_are_the_mean_over_all_draws(num_experts: int, k: int, num_rows: int) -> None:
-    draws = itertools.product(itertools.combinations(range(num_experts), k), repeat=num_rows)
-    counts = [len(set().union(*draw)) for draw in draws]
-    assert distinct_experts(num_experts, k, num_rows) == pytest.approx(sum(counts) / len(counts))
 
 
 def tiny_engine() -> Engine:

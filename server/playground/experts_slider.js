@@ -1,7 +1,7 @@
 import { element } from "./dom.js";
 
-/** How many experts each token takes: a slider drawn as pips. `value` is undefined while it stands at the model's own. */
-export class Dial {
+/** Slider for the experts per token, drawn as pips. `value` is undefined while it is at the model's own number. */
+export class ExpertsSlider {
   #root;
   #own = null;
   #input = null;
@@ -12,16 +12,16 @@ export class Dial {
     this.#root = root;
   }
 
-  /** Shows the dial for a model with `numExperts`, of which `own` are the model's choice. */
+  /** Shows the slider for a model with `numExperts` experts, of which each token takes `own` by default. */
   show(numExperts, own) {
     this.#own = own;
     this.#pips = Array.from({ length: numExperts }, () => element("i"));
     this.#input = element("input", { type: "range", id: "experts-per-token", min: 1, max: numExperts, step: 1, value: own });
     this.#note = element("output", { htmlFor: "experts-per-token" });
-    const reset = element("button", { type: "button", className: "reset", title: "Back to the model's own", ariaLabel: "Reset experts per token" }, "↺");
+    const reset = element("button", { type: "button", className: "reset", title: "Reset to the model's own number", ariaLabel: "Reset experts per token" }, "↺");
     reset.addEventListener("click", () => this.#set(own));
     this.#input.addEventListener("input", () => this.#draw());
-    this.#root.className = "dial";
+    this.#root.className = "experts-slider";
     this.#root.replaceChildren(
       element("div", { className: "name" }, element("label", { htmlFor: "experts-per-token" }, "Experts per token"), reset, this.#note),
       element("div", { className: "pips" }, this.#input, ...this.#pips),

@@ -1,0 +1,66 @@
+"""Limits of the machine: what the measuring kernels read and count, and the arithmetic of the roofline."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.bench import roofline
+from model.bench.roofline import ARITHMETICS, Roofline, measure
+from model.ops.native.library import ISAS, NativeLibrary
+from model.ops.native.ops import NativeOps
+from model.ops.reference.ops import ReferenceOps
+
+ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure with tiny amounts of work; the figures mean nothing."""
+    monkeypatch.setattr(roofline, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline, "MIN_ROUND_S", 0.001)
+    monkeypatch.setattr(roofline, "PEAK_ROUNDS", 64)
+    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
+
+
+def native_ops() -> list[NativeOps]:
+    library = NativeLibrary()
+    return [NativeOps(library, 2, isa) for isa in library.isas()]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 63, 64, 511, 4096, (1 << 20) + 77, (3 << 20) - 4])
+def test_reading_everything_sums_every_word(num_bytes: int) -> None:
+    """Whole strides as 32-bit words, what is behind them byte by byte; only the last task has such a rest."""
+    buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
+    for ops in native_ops():
+        stride = 8 * {"portable": 16, "avx2": 32}.get(ops.isa, 64)
+        whole = num_bytes // stride * stride
+        array = buffer.numpy()
+        expected = int(array[:whole].view(np.uint32).sum(dtype=np.uint64)) + int(array[whole:].sum(dtype=np.uint64))
+        assert ops.read_all(buffer) == expected % 2**32
+
+
+def test_peaks_count_the_operations_of_all_threads() -> None:
+    """16 tasks per thread; in each 12 chains, two operations per number in a register, or products of whole tiles."""
+    vectors = {"portable": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}  # numbers in a register
+    for ops in native_ops():
+        in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2
+        in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32}.get(ops.isa, in_float32)
+        in_int8 = {"amx": 2 * in_tiles, "avx512bf16": 4 * in_float32}.get(ops.isa, 0)
+        assert [ops.peak_operations(kind, 16) for kind in range(3)] == [in_float32, in_bfloat16, in_int8]
+        assert ops.peak_operations(0, 160) == 10 * in_float32
+    assert set(vectors) == set(ISAS)
+
+
+@pytest.mark.usefixtures("fast")
+def test_every_limit_is_positive() -> None:
+    for ops in (*native_ops(), ReferenceOps()):
+        limits = measure(ops, torch.device("cpu"))
+        assert limits.bytes_per_s > 0
+        assert {"float32", "bfloat16"} <= set(limits.operations_per_s) <= set(ARITHMETICS)
+        assert all(peak > 0 for peak in limits.operations_per_s.values())
+
+
+def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
+    assert ROOFLINE.limit_s(200, 10, "float32") == 2.0
+    assert ROOFLINE.limit_s(100, 40, "float32") == 4.0
+    assert ROOFLINE.limit_s(100, 40, "bfloat16") == 2.0

@@ -1,0 +1,124 @@
+"""server/structured_output/grammar_checker.py: each fault of a grammar has a reason, and waiting checks are bounded."""
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import llguidance
+import pytest
+
+from engine.errors import GrammarError
+from engine.grammars import matcher
+from engine.grammars.matcher import GrammarCompiler
+from server.errors import ApiError
+from server.schemas import CompletionRequest, validate
+from server.structured_output.constraints import JSON_OPTIONS, Constraint
+from server.structured_output.grammar_checker import (
+    MAX_PENDING,
+    ONE_OF_FAULT,
+    REASONS,
+    SCHEMA_KEYWORDS,
+    UNSUPPORTED_KEYS_FAULT,
+    GrammarChecker,
+)
+from tests.support.serving import MODEL, tokenizer
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = validate(CompletionRequest, {"model": MODEL, "prompt": "x"})
+
+
+def of_schema(**schema: Any) -> str:
+    return f"start: %json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
+
+
+def of_regex(regex: str) -> str:
+    return f"start: /{llguidance.regex_to_lark(regex)}/"
+
+
+# One grammar in Lark's notation for each part of llguidance's messages that the checker looks for, and our reason.
+FAULTS: dict[str, tuple[str, str]] = {
+    "too big": (of_schema(type="object", properties={f"p{i}": {} for i in range(50)}), "too large"),
+    "too large": (
+        of_schema(allOf=[{"anyOf": [{"required": [f"{i}{j}"]} for j in range(4)]} for i in range(12)]),
+        "too large",
+    ),
+    "limit": (of_regex("\\w*" * 300), "more work than this server allows"),
+    "nsatisfiable": (of_schema(type="integer", minimum=5, maximum=3), "no text can match it"),
+    "NoExtension": ("start: A\nA: /a/ & /b/", "no text can match it"),
+    "not present in a registry": (of_schema(**{"$ref": "http://10.0.0.1/x"}), "refers to something outside itself"),
+    "look-around": (of_regex("(?<=a)b"), "looking ahead or behind is not supported"),
+    "Unknown format": (of_schema(type="string", format="colour"), "names a format that is not supported"),
+    "egex": (of_schema(type="string", pattern="[a"), "not a regular expression that this server supports"),
+    UNSUPPORTED_KEYS_FAULT: (of_schema(type="array", uniqueItems=True), "unsupported keywords (uniqueItems)"),
+    ONE_OF_FAULT: (of_schema(oneOf=[{"type": "string"}, {"maxLength": 3}]), "not valid"),
+}
+
+
+@pytest.mark.parametrize("part", FAULTS)
+async def test_each_message_of_llguidance_is_recognized(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails after an upgrade that rewords a message; the checker's table then needs the new words."""
+    if part == "too big":  # a schema beyond the real limit would take seconds
+        monkeypatch.setattr(matcher, "LIMITS", llguidance.LLParserLimits(max_grammar_size=50))
+    lark, reason = FAULTS[part]
+    constraint = Constraint(lark, "a.param")
+    compiler = GrammarCompiler(tokenizer().vocabulary(), tokenizer().vocab_size, tokenizer().eos_ids)
+    with pytest.raises(GrammarError) as fault:
+        compiler.check(constraint.grammar)
+    assert part in str(fault.value).split("\n   1 | ")[0]
+    with pytest.raises(ApiError) as refused:
+        await GrammarChecker(tokenizer()).compile(REQUEST, [constraint])
+    assert (refused.value.status, refused.value.param) == (400, "a.param")
+    assert reason in refused.value.message
+
+
+def test_every_message_that_the_checker_looks_for_has_a_case() -> None:
+    own = {"end token"}  # of engine/grammars/matcher.py
+    assert {*REASONS, UNSUPPORTED_KEYS_FAULT, ONE_OF_FAULT} - own == set(FAULTS)
+
+
+def test_a_model_without_an_end_token_is_named_by_the_engines_own_message() -> None:
+    compiler = GrammarCompiler(tokenizer().vocabulary(), tokenizer().vocab_size, ())
+    with pytest.raises(GrammarError) as fault:
+        compiler.check(Constraint('start: "a"', "p").grammar)
+    assert [reason for part, reason in REASONS.items() if part in str(fault.value)] == ["the model has no end token"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "keywords"),
+    [
+        ({"type": "array", "uniqueItems": True, "contains": {}}, ["contains", "uniqueItems"]),
+        ({"type": "object", "propertyNames": {"type": "string"}}, ["propertyNames"]),
+        ({"type": "string", "format": "binary"}, ["format"]),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, ["oneOf"]),
+        ({"type": "SECRET"}, []),
+        ({"type": "object"}, []),
+    ],
+    ids=str,
+)
+async def test_unsupported_keywords_are_named_and_nothing_else(schema: dict[str, Any], keywords: list[str]) -> None:
+    assert set(keywords) <= SCHEMA_KEYWORDS | {"format"}
+    checker = GrammarChecker(tokenizer())
+    assert await checker.unsupported_keywords(Constraint(of_schema(**schema), "p")) == keywords
+
+
+async def test_waiting_checks_are_bounded_and_no_grammar_is_checked_twice() -> None:
+    checker = GrammarChecker(tokenizer())
+    may_finish, checked = threading.Event(), []
+
+    def slow_check(grammar: str) -> None:
+        checked.append(grammar)
+        assert may_finish.wait(60)
+
+    checker._check = slow_check
+    checks = [checker._find_fault(bytes([i]), str(i)) for i in range(MAX_PENDING)]
+    waiting = [asyncio.create_task(check) for check in [*checks, checker._find_fault(bytes([0]), "0")]]
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as refused:
+        await checker._find_fault(b"one more", "one more")
+    assert refused.value.status == 429 and int(refused.value.headers["retry-after"]) >= 1
+    may_finish.set()
+    assert await asyncio.gather(*waiting) == [None] * (MAX_PENDING + 1)
+    assert sorted(checked) == sorted(map(str, range(MAX_PENDING)))
+    assert await checker._find_fault(b"one more", "one more") is None

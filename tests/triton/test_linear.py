@@ -1,0 +1,37 @@
+"""Linear layers with plain and 8-bit weights, against float64."""
+
+import pytest
+import torch
+
+from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
+from model.ops.triton.launch import launch_on_device
+from model.ops.triton.linear import linear
+from model.ops.triton.ops import TritonOps
+from model.ops.triton.packed_weights import WeightFormat, dequantize, pack
+from tests.support import float64_oracle as oracle
+from tests.triton.cases import DTYPES, assert_close
+
+FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("tiling", [FEW, SOME, MANY], ids=["few", "some", "many"])
+@pytest.mark.parametrize(("num_rows", "outputs", "dim"), [(1, 1, 1), (3, 130, 70), (130, 70, 129)])
+def test_linear(
+    dtype: torch.dtype, weight_format: WeightFormat, tiling: Tiling, num_rows: int, outputs: int, dim: int
+) -> None:
+    x, weight = torch.randn(num_rows, dim).to(dtype), pack(torch.randn(outputs, dim).to(dtype), weight_format)
+    exact = oracle.linear(x, dequantize(weight))
+    assert_close(linear(launch_on_device, x, weight, tiling, torch.float32), exact, dtype)
+    assert_close(linear(launch_on_device, x, weight, tiling, dtype), exact, dtype)
+
+
+def test_no_rows_give_empty_results(dtype: torch.dtype) -> None:
+    ops = TritonOps(dtype, deterministic=True)
+    empty = torch.empty(0, 8, dtype=dtype)
+    head = ops.pack_linear(torch.randn(12, 8).to(dtype))
+    logits = ops.logits(
+        torch.randn(3, 8).to(dtype), torch.empty(0, dtype=torch.int64), torch.ones(8).to(dtype), 1e-5, head
+    )
+    assert logits.shape == (0, 12) and ops.linear(empty, head).shape == (0, 12)
