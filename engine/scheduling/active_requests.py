@@ -11,7 +11,7 @@ from engine.scheduling.waiting_queue import WaitingQueue
 
 
 class ActiveRequests:
-    """Owns the waiting queue, the running list and the deadlines; frees blocks when a request ends or is preempted."""
+    """Waiting queue, running list and deadlines; frees the blocks of requests that end or are preempted."""
 
     def __init__(self, block_manager: BlockManager, fair_share: FairShare) -> None:
         self.waiting = WaitingQueue(fair_share)

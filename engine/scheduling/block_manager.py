@@ -8,7 +8,7 @@ from engine.scheduling.sequence import Sequence
 
 
 class BlockManager:
-    """Owns the pool; mutates the block tables of the sequences that it is given."""
+    """Owner of the pool; mutates the block tables of the sequences that it is given."""
 
     def __init__(self, pool: BlockPool, geometry: BlockGeometry, *, prefix_caching: bool) -> None:
         self.pool = pool

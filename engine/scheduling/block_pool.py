@@ -30,7 +30,7 @@ class _CachedBlock:
 
 
 class BlockPool:
-    """Owns the ids 1..num_blocks. Raises AssertionError if a caller breaks the rules, for example by a double free."""
+    """Owner of the ids 1..num_blocks. Raises AssertionError if a caller breaks the rules, as by a double free."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks

@@ -10,7 +10,7 @@ from engine.types import ExpertChoices, ExpertIds, Request
 
 
 class ExpertUsage:
-    """Collects each position once, however often it is computed."""
+    """Expert counts and ids of one request. Each position is counted once, however often it is computed."""
 
     def __init__(self, request: Request, num_experts: int) -> None:
         self._num_experts = num_experts

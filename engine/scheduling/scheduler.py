@@ -22,7 +22,7 @@ from engine.types import Request, RequestOutput
 
 
 class Scheduler:
-    """Plans steps and applies their results: plan() -> StepPlan, apply(plan, result) -> outputs.
+    """Planner of steps: plan() -> StepPlan, apply(plan, result) -> outputs.
 
     With one step in flight, plan() may be called once more before apply(). Requests are added and aborted between
     calls.

@@ -16,7 +16,7 @@ log = logging.getLogger("smoe.engine")
 
 
 class StepCommitter:
-    """Mutates the sequences of a plan once its step has been computed."""
+    """Committer of step results; mutates the sequences of the plan."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Planning a step while the one before is computed: the tokens of the plain loop, whatever happens in between."""
+"""Asynchronous scheduling plans a step while the one before is computed; tokens equal those of the synchronous loop."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.checkpoints import Shape, save_random_checkpoint
 Work = tuple[list[int], SamplingParams]
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "room for all": {"max_num_batched_tokens": 200},
+    "large pool": {"max_num_batched_tokens": 200},
     "small chunks": {"max_num_batched_tokens": 7},
     "preemption": {"max_num_batched_tokens": 40, "num_kv_blocks": 36, "block_size": 4, "max_model_len": 144},
 }
@@ -27,7 +27,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def _random_work(rng: random.Random, count: int) -> list[Work]:
-    """Every kind of sampling whose next token hangs on those before it: penalties, words of several tokens, ends."""
+    """Draw requests with all sampling that depends on earlier tokens: penalties, bad words of several tokens, stops."""
     work: list[Work] = []
     for _ in range(count):
         stem = rng.choice(work)[0] if work and rng.random() < 0.3 else []
@@ -51,7 +51,7 @@ def _random_work(rng: random.Random, count: int) -> list[Work]:
 
 
 def _serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[int, Completion]:
-    """Requests arrive a few at a time, every fifth is given up on its way -> the others, by their place in `work`."""
+    """Add the requests a few at a time and abort some; return the others by their index in `work`."""
     ids: list[int] = []
     completions: dict[int, Completion] = {}
     while len(ids) < len(work) or engine.has_work():
@@ -60,15 +60,15 @@ def _serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[in
             completions[ids[-1]] = Completion(prompt)
         for output in engine.step():
             completion = completions[output.request_id]
-            assert completion.finish_reason is None, "a request was told of after its end"
+            assert completion.finish_reason is None, "a request has an output after its end"
             completion.token_ids += output.token_ids
             completion.logprobs += output.logprobs or []
             completion.prompt_logprobs += output.prompt_logprobs or []
             completion.finish_reason, completion.error = output.finish_reason, output.error
-        doomed = rng.choice(ids) if ids else 0
-        if doomed in completions and doomed % 5 == 0:
-            engine.abort(doomed)
-            del completions[doomed]
+        aborted = rng.choice(ids) if ids else 0
+        if aborted in completions and aborted % 5 == 0:
+            engine.abort(aborted)
+            del completions[aborted]
     engine.check_integrity()
     assert engine.stats.num_blocks_held == 0
     return {ids.index(request_id): completion for request_id, completion in completions.items()}
@@ -76,7 +76,7 @@ def _serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> dict[in
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_one_step_ahead_gives_the_tokens_of_the_plain_loop(
+def test_one_step_ahead_gives_the_tokens_of_the_synchronous_loop(
     checkpoint: tuple[Shape, Path], backend: str, settings: str, scale: int
 ) -> None:
     torch.set_num_threads(1)
@@ -84,9 +84,9 @@ def test_one_step_ahead_gives_the_tokens_of_the_plain_loop(
     rng = random.Random(f"{settings} {backend}")
     work = _random_work(rng, 25 * scale)
     common = {"backend": backend, "dtype": "float32", "threads": 1, "check_integrity": True} | SETTINGS[settings]
-    plain = LocalEngine(path, async_scheduling=False, **common)
+    synchronous = LocalEngine(path, async_scheduling=False, **common)
     ahead = LocalEngine(path, async_scheduling=True, **common)
-    expected, got = _serve(plain, work, rng), _serve(ahead, work, rng)
+    expected, got = _serve(synchronous, work, rng), _serve(ahead, work, rng)
     both = expected.keys() & got.keys()
     assert len(both) > len(work) // 2
     for index in both:
@@ -99,10 +99,10 @@ def test_one_step_ahead_gives_the_tokens_of_the_plain_loop(
             assert [entry.token_id for entry in ours] == [entry.token_id for entry in theirs]
             assert [e.logprob for e in ours] == pytest.approx([e.logprob for e in theirs], abs=1e-4)
     if settings == "preemption" and not shape.window:
-        assert plain.num_preemptions and ahead.num_preemptions, "the pool was meant to be too small"
+        assert synchronous.num_preemptions and ahead.num_preemptions, "the pool is too large for a preemption"
 
 
-def test_a_step_that_fails_ahead_of_its_time_ends_its_own_requests(checkpoint: tuple[Shape, Path]) -> None:
+def test_a_step_that_fails_one_step_ahead_ends_its_own_requests(checkpoint: tuple[Shape, Path]) -> None:
     engine = LocalEngine(checkpoint[1], backend="reference", dtype="float32", threads=1, async_scheduling=True)
     params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0.0)
     first = engine.add([5, 6], params)
@@ -119,4 +119,4 @@ def test_a_step_that_fails_ahead_of_its_time_ends_its_own_requests(checkpoint: t
 
 
 def _broken(*_: object) -> torch.Tensor:
-    raise RuntimeError("a device that failed")
+    raise RuntimeError("injected failure")

@@ -1,4 +1,4 @@
-"""Continuous batching on the bundled model: requests join and leave mid-flight, and nobody's tokens change."""
+"""Continuous batching on the bundled model: requests join and leave at any step, and no tokens change."""
 
 import random
 from collections import defaultdict
@@ -41,7 +41,7 @@ def test_concurrent_requests_get_the_tokens_they_get_alone(engine: LocalEngine, 
         for output in engine.step():
             tokens[output.request_id] += output.token_ids
         most_running = max(most_running, engine.stats.num_running)
-    assert most_running > count // 3, "the requests did not run together"
+    assert most_running > count // 3, "too few requests ran at once"
     assert engine.stats.num_blocks_held == 0
     engine.check_integrity()
     alone = LocalEngine(DEMO, dtype="float32", threads=1, enable_prefix_caching=False, max_num_batched_tokens=256)
@@ -51,7 +51,7 @@ def test_concurrent_requests_get_the_tokens_they_get_alone(engine: LocalEngine, 
         assert tokens[request_id] == completion.token_ids
 
 
-def test_a_long_prompt_stops_nobody_for_longer_than_one_chunk(engine: LocalEngine) -> None:
+def test_a_long_prompt_delays_decoding_requests_by_at_most_one_chunk(engine: LocalEngine) -> None:
     decoding = [engine.add([1, 40 + i], SamplingParams(max_tokens=60, ignore_eos=True, seed=i)) for i in range(16)]
     while engine.stats.num_running < 16:
         engine.step()
@@ -59,7 +59,7 @@ def test_a_long_prompt_stops_nobody_for_longer_than_one_chunk(engine: LocalEngin
     arrived = False
     while not arrived:
         outputs = {output.request_id for output in engine.step()}
-        assert outputs >= set(decoding), "a step passed without a token for someone who decodes"
+        assert outputs >= set(decoding), "a decoding request got no token in a step"
         arrived = long in outputs
     for request_id in decoding:
         engine.abort(request_id)
@@ -79,7 +79,7 @@ def test_a_window_bounds_the_blocks_and_gives_the_tokens_of_the_full_computation
 
 
 def _full_cache_tokens(prompt: list[int], generated: list[int]) -> list[int]:
-    """Greedy tokens by transformers, with a window mask over the whole sequence and nothing evicted."""
+    """Return the greedy tokens of transformers, with a window mask over the whole sequence and no eviction."""
     from transformers import MixtralForCausalLM
 
     oracle = MixtralForCausalLM.from_pretrained(DEMO, dtype=torch.float32, attn_implementation="eager").eval()

@@ -1,4 +1,4 @@
-"""Which experts a request takes: any number per row, under any mask, told exactly; transformers is the oracle."""
+"""Experts per token and expert masks of each request, counted exactly; transformers is the oracle."""
 
 import random
 from collections import Counter
@@ -10,10 +10,7 @@ import pytest
 import torch
 from transformers import MixtralForCausalLM
 
-from engine.capacity.expert_options import ExpertLayout, resolve_experts
-from engine.errors import EngineError, RequestRejectedError
-from engine.types import Request
-from engine.types import SamplingParams as TokenSamplingParams
+from engine.errors import EngineError
 from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
@@ -52,8 +49,8 @@ def engine(request: pytest.FixtureRequest, random_checkpoint: tuple[Path, Any]) 
     return LocalEngine(random_checkpoint[0], backend=request.param, threads=1, max_num_batched_tokens=24)
 
 
-def _counted(routing: Routing, num_layers: int, num_experts: int) -> list[list[int]]:
-    """[L][E], by looking at every choice."""
+def _count(routing: Routing, num_layers: int, num_experts: int) -> list[list[int]]:
+    """Count every choice in a loop: tokens per layer and expert, [L][E]."""
     counts = [[0] * num_experts for _ in range(num_layers)]
     for position in routing:
         for layer, ids in enumerate(position):
@@ -67,7 +64,7 @@ def _prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(3, SHAPE.vocab_size) for _ in range(length)] for _ in range(count)]
 
 
-def _asked(**fields: Any) -> SamplingParams:
+def _greedy(**fields: Any) -> SamplingParams:
     return SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, num_logprobs=1, **fields)
 
 
@@ -85,14 +82,14 @@ def _assert_equals_transformers(completion: Completion, model: Any, k: int, mask
     expected = logits[num_prompt - 1 :].log_softmax(-1).amax(-1).tolist()
     assert [scored.logprob for scored in completion.logprobs] == pytest.approx(expected, abs=1e-4)
     num_layers, num_experts = len(routing[0]), model.config.num_local_experts
-    assert completion.expert_prompt_tokens == _counted(routing[:num_prompt], num_layers, num_experts)
+    assert completion.expert_prompt_tokens == _count(routing[:num_prompt], num_layers, num_experts)
     assert completion.expert_routing == routing[num_prompt:]
-    assert completion.expert_completion_tokens == _counted(routing[num_prompt:], num_layers, num_experts)
+    assert completion.expert_completion_tokens == _count(routing[num_prompt:], num_layers, num_experts)
 
 
 def test_counts_on_the_demo_checkpoint_are_those_of_an_independent_forward_pass(demo: Any) -> None:
     engine = LocalEngine(DEMO, dtype="float32", threads=1, max_num_batched_tokens=32)
-    completions = engine.generate(TEXTS, _asked(expert_usage=True))
+    completions = engine.generate(TEXTS, _greedy(expert_usage=True))
     total = Counter[tuple[int, int]]()
     for completion in completions:
         _assert_equals_transformers(completion, demo, k=2)
@@ -107,7 +104,7 @@ def test_counts_on_the_demo_checkpoint_are_those_of_an_independent_forward_pass(
 def test_rows_of_every_k_in_one_batch_equal_transformers(
     engine: LocalEngine, random_checkpoint: tuple[Path, Any]
 ) -> None:
-    each = [_asked(experts_per_token=k, expert_usage=True) for k in range(1, E + 1)]
+    each = [_greedy(experts_per_token=k, expert_usage=True) for k in range(1, E + 1)]
     for k, completion in enumerate(engine.generate(_prompts(E, 20), each), start=1):
         _assert_equals_transformers(completion, random_checkpoint[1], k)
         assert {sum(layer) for layer in completion.expert_prompt_tokens} == {20 * k}
@@ -116,7 +113,7 @@ def test_rows_of_every_k_in_one_batch_equal_transformers(
 def test_masked_rows_beside_others_equal_transformers(engine: LocalEngine, random_checkpoint: tuple[Path, Any]) -> None:
     """Even requests have no mask, odd ones one each."""
     masks = [None if i % 2 == 0 else _random_mask(1 + i % 4, seed=i) for i in range(8)]
-    each = [_asked(experts_per_token=1 + i % 4, expert_mask=mask, expert_usage=True) for i, mask in enumerate(masks)]
+    each = [_greedy(experts_per_token=1 + i % 4, expert_mask=mask, expert_usage=True) for i, mask in enumerate(masks)]
     for i, completion in enumerate(engine.generate(_prompts(8, 20), each)):
         _assert_equals_transformers(completion, random_checkpoint[1], 1 + i % 4, masks[i])
 
@@ -134,7 +131,7 @@ def test_rows_of_any_k_and_mask_have_the_bits_of_their_solo_runs(
         for i in range(12):
             k = (1, 8, rng.randint(1, 7))[i % 3]
             mask = _random_mask(k, seed=rng.randrange(1000)) if k < 8 and i % 2 else None
-            each.append(_asked(experts_per_token=k, expert_mask=mask, expert_usage=True))
+            each.append(_greedy(experts_per_token=k, expert_mask=mask, expert_usage=True))
         prompts = _prompts(12, 30, seed)
         for prompt, params, completion in zip(prompts, each, together.generate(prompts, each), strict=True):
             assert completion == alone.generate(prompt, params)[0]
@@ -144,7 +141,7 @@ def test_the_engines_default_gives_way_to_the_requests_own(random_checkpoint: tu
     engine = LocalEngine(random_checkpoint[0], threads=1, experts_per_token=3)
     prompt = _prompts(1, 20)[0]
     by_default, explicit, other = engine.generate(
-        [prompt] * 3, [_asked(expert_usage=True, experts_per_token=k) for k in (None, 3, 1)]
+        [prompt] * 3, [_greedy(expert_usage=True, experts_per_token=k) for k in (None, 3, 1)]
     )
     assert by_default == explicit != other
     _assert_equals_transformers(by_default, random_checkpoint[1], 3)
@@ -155,8 +152,8 @@ def test_only_requests_with_the_same_experts_share_a_prefix(random_checkpoint: t
     engine, prompt = LocalEngine(random_checkpoint[0], threads=1), _prompts(1, 100)[0]
     all_on, one_off = [[True] * E] * L, [[e > 0 for e in range(E)]] * L
 
-    def num_cached(**asked: Any) -> int:
-        return engine.generate(prompt, _asked(**asked))[0].num_cached_tokens
+    def num_cached(**fields: Any) -> int:
+        return engine.generate(prompt, _greedy(**fields))[0].num_cached_tokens
 
     assert num_cached() == 0
     assert num_cached() == num_cached(experts_per_token=2) == num_cached(expert_mask=all_on) == 96
@@ -178,39 +175,13 @@ def test_what_a_preemption_computes_again_is_counted_once_for_the_request_and_tw
     assert engine.num_preemptions > 0, "the pool was meant to be too small"
     for completion in completions:
         _assert_equals_transformers(completion, random_checkpoint[1], 2)
-    told = sum(2 * (len(c.prompt_token_ids) + len(c.token_ids) - 1) for c in completions)
-    assert all(sum(layer.tokens) > told for layer in engine.experts().layers)
-
-
-SOME = ExpertLayout(num_layers=2, num_experts=4, experts_per_token=2)
-NONE = ExpertLayout(num_layers=2, num_experts=0, experts_per_token=0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "fields", "param"),
-    [
-        (SOME, {"experts_per_token": 0}, "experts_per_token"),
-        (SOME, {"experts_per_token": 5}, "experts_per_token"),
-        (SOME, {"expert_mask": []}, "expert_mask"),
-        (SOME, {"expert_mask": [[True] * 4]}, "expert_mask"),
-        (SOME, {"expert_mask": [[True] * 4, [True] * 5]}, "expert_mask"),
-        (SOME, {"expert_mask": [[True] * 4, [True, False, False, False]]}, "expert_mask"),
-        (SOME, {"expert_mask": [[True, True, False, True]] * 2, "experts_per_token": 4}, "expert_mask"),
-        (NONE, {"experts_per_token": 1}, "experts_per_token"),
-        (NONE, {"expert_mask": [[], []]}, "expert_mask"),
-        (NONE, {"expert_usage": True}, "expert_usage"),
-        (NONE, {"expert_routing": True}, "expert_routing"),
-    ],
-)
-def test_what_the_network_cannot_do_is_refused_by_name(shape: ExpertLayout, fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(RequestRejectedError) as refusal:
-        resolve_experts(Request(1, [5], TokenSamplingParams(), **fields), shape)
-    assert refusal.value.param == param
+    reported = sum(2 * (len(c.prompt_token_ids) + len(c.token_ids) - 1) for c in completions)
+    assert all(sum(layer.tokens) > reported for layer in engine.experts().layers)
 
 
 def test_a_refused_request_ends_alone(random_checkpoint: tuple[Path, Any]) -> None:
     engine = LocalEngine(random_checkpoint[0], threads=1)
-    bad, good = engine.generate(_prompts(2, 5), [_asked(experts_per_token=9), _asked()])
+    bad, good = engine.generate(_prompts(2, 5), [_greedy(experts_per_token=9), _greedy()])
     assert (bad.finish_reason, good.finish_reason) == ("error", "length")
     assert bad.error is not None and "8 experts" in bad.error
 

@@ -1,4 +1,4 @@
-"""Tests that need a CUDA card: `pytest tests/gpu` where there is one. Elsewhere they are not collected."""
+"""Tests that need a CUDA GPU: `pytest tests/gpu`. Without one they are not collected."""
 
 import torch
 

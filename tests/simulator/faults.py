@@ -37,7 +37,7 @@ POINTS: tuple[Point, ...] = Point.__args__  # type: ignore[attr-defined]
 
 
 class Faults:
-    """Decide which points fail, and count passages and failures while faults are on."""
+    """Fault injector: decides which points fail and counts passages and failures while it is on."""
 
     def __init__(self, rng: random.Random, rates: dict[Point, float], kth: tuple[Point, int] | None = None) -> None:
         self.rng = rng
@@ -97,7 +97,7 @@ class FaultyPool(BlockPool):
 
 
 class BrokenStepError(RuntimeError):
-    """Raised by steps that are made to fail."""
+    """Error that an injected fault raises in a step."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ EVERY_K: tuple[Point, ...] = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Requests that arrive before given steps: {step: [fields of Simulation.add, ...]}."""
+    """Requests and the steps before which they arrive: {step: [fields of Simulation.add, ...]}."""
 
     name: str
     setup: Setup
@@ -97,11 +97,11 @@ SCENARIOS = [
     Scenario("preempted and resumed behind the window", _pool(5, window=6), {0: _requests((6, 24), (6, 24))}),
     Scenario("a later one goes first", _pool(5), {0: _requests((6, 10)), 2: _requests((6, 10), priority=-1)}),
     Scenario(
-        "one waits, and its time in the queue ends",
+        "a queue deadline passes",
         _pool(8, max_num_seqs=1),
         {0: _requests((4, 9)), 1: _requests((4, 4), queue_deadline_s=5.0)},
     ),
-    Scenario("one whose time ends while it decodes", _pool(8), {0: _requests((4, 30), (4, 9), deadline_s=9.0)}),
+    Scenario("a deadline passes while a request decodes", _pool(8), {0: _requests((4, 30), (4, 9), deadline_s=9.0)}),
     Scenario("prompts that are only scored", _pool(8, budget=4), {0: _requests((9, 0), (6, 2))}),
     Scenario("one step ahead", _pool(8, ahead=True), {0: _requests((6, 8), (9, 5)), 3: _requests((3, 3))}),
     Scenario("one step ahead in a pool too small", _pool(6, ahead=True), {0: _requests((6, 9), (6, 9), (6, 9))}),
@@ -111,7 +111,7 @@ SCENARIOS = [
         {0: _requests((5, 9), grammar="0"), 1: _requests((6, 9))},
     ),
     Scenario(
-        "one step ahead on rows that stay",
+        "one step ahead with the persistent batch",
         _pool(6, ahead=True, with_rows=True, window=6),
         {0: _requests((7, 9), (7, 9), (7, 9), expert_routing=True)},
     ),

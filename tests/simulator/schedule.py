@@ -17,7 +17,7 @@ log = logging.getLogger("smoe.engine")
 
 
 class ViolationError(AssertionError):
-    """A promise was broken. The message is one line: the command that repeats the failure."""
+    """A broken promise. The message is one line: the command that repeats the failure."""
 
 
 def run_seed(seed: int) -> Simulation:

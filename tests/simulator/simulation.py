@@ -38,7 +38,7 @@ class Simulation:
         self._invariants = Invariants(setup, self.engine, self.runner, pool, self.clock, self.open)
 
     def _on_queued(self, request_id: int) -> None:
-        """The request is queued: from here on its place in the order counts."""
+        """Note the arrival: from here on, the request's place in the order counts."""
         self._num_arrivals += 1
         self.records[request_id].arrival = self._num_arrivals
 
@@ -81,7 +81,7 @@ class Simulation:
         return request_id
 
     def cancel(self, request_id: int) -> None:
-        """Abort a request, twice as an impatient client may do."""
+        """Abort a request twice, as a client may do."""
         is_known = request_id in self.scheduler.requests.unfinished or request_id in self.engine._grammars._pending
         self.engine.abort(request_id)
         self.engine.abort(request_id)

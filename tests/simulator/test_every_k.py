@@ -50,8 +50,8 @@ def test_the_twenty_scenarios_reach_what_their_names_say() -> None:
     assert len(runs) == 20
     assert runs["preempted and resumed behind the window"].seen["preemptions"]
     assert runs["one step ahead in a pool too small"].seen["preemptions"]
-    assert runs["one step ahead on rows that stay"].seen["preemptions"]
+    assert runs["one step ahead with the persistent batch"].seen["preemptions"]
     assert runs["a prefix that two share"].seen["prefix hits"]
     assert runs["a window passed by three times its length"].seen["window blocks"]
-    assert runs["one waits, and its time in the queue ends"].ends["queue_timeout"]
-    assert runs["one whose time ends while it decodes"].ends["timeout"]
+    assert runs["a queue deadline passes"].ends["queue_timeout"]
+    assert runs["a deadline passes while a request decodes"].ends["timeout"]

@@ -12,10 +12,9 @@ import torch
 
 from engine.errors import FatalEngineError
 from engine.scheduling.step_plan import StepPlan
-from engine.types import Request
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.isolated import VOCAB, Work, load, random_work, same_bits, serve, solo
+from tests.support.isolated import Work, load, random_work, same_bits, serve, solo
 
 
 @pytest.fixture(scope="module", params=[Shape(seed=1), Shape(window=24, seed=2)], ids=["full", "window"])
@@ -194,65 +193,3 @@ def test_a_lost_device_is_the_end_and_nothing_is_tried_again(plain: Path, where:
     with raising(engine, where, lost), pytest.raises(FatalEngineError, match="the device is lost"):
         engine.step()
     assert attempts == 1
-
-
-def test_wrong_bookkeeping_ends_the_engine(plain: Path) -> None:
-    engine = load(plain)
-    request_id = engine.add([5, 6], SamplingParams(max_tokens=3, ignore_eos=True))
-    engine.step()
-    engine._engine.scheduler.block_manager.pool.decref(
-        engine._engine.scheduler.requests.unfinished[request_id].block_table
-    )
-    with pytest.raises(FatalEngineError, match="bookkeeping"):
-        engine.step()
-
-
-@pytest.mark.parametrize("prompt", [[5, VOCAB], [-1], [2**40], [5, "6"], [5, None]])
-def test_a_token_that_is_none_of_the_models_ends_its_own_request(plain: Path, prompt: list[Any]) -> None:
-    engine = load(plain)
-    params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
-    good, bad = engine.add([5, 6], params), engine.add(prompt, params)
-    ends: dict[int, str | None] = {}
-    while engine.has_work():
-        ends |= {output.request_id: output.finish_reason for output in engine.step() if output.finish_reason}
-    assert ends == {bad: "error", good: "length"}
-
-
-@pytest.mark.parametrize("fields", [{"top_k": 2**70}, {"logit_bias": {5: "much"}}, {"seed": "x"}])
-def test_a_parameter_that_no_array_takes_ends_its_own_request(plain: Path, fields: dict[str, Any]) -> None:
-    """The server refuses these; whoever uses the engine directly may not."""
-    engine = load(plain)
-    params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
-    [alone] = solo(engine, [([5, 6], params)])
-    bad = engine.add([7, 8], SamplingParams(**{"max_tokens": 4, "ignore_eos": True} | fields))
-    good = engine.add([5, 6], params)
-    tokens: dict[int, list[int]] = {bad: [], good: []}
-    ends: dict[int, str | None] = {}
-    while engine.has_work():
-        for output in engine.step():
-            tokens[output.request_id] += output.token_ids
-            ends |= {output.request_id: output.finish_reason} if output.finish_reason else {}
-    assert ends == {bad: "error", good: "length"}
-    assert tokens[good] == alone.token_ids
-
-
-def test_expert_counts_that_fail_stop_counting_and_nothing_else(plain: Path) -> None:
-    engine = load(plain)
-    params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
-    [alone] = solo(engine, [([5, 6], params)])
-    for broken in ("record", "pop_new_counts"):
-        counts = engine._engine.experts._stats
-        if counts is not None:
-            setattr(counts, broken, lambda *_: 1 / 0)
-            counts.is_due = lambda _: True  # type: ignore[method-assign]
-        [again] = solo(engine, [([5, 6], params)])
-        assert same_bits(again, alone)
-    assert engine.experts().layers == []
-
-
-def test_a_request_that_cannot_be_queued_is_told(plain: Path) -> None:
-    engine = load(plain)
-    engine._engine.add(Request(7, [5], SamplingParams(max_tokens=4), expert_mask=[[None]]))  # type: ignore[list-item]
-    engine._engine.add(Request(8, [5], SamplingParams(max_tokens=4), priority=None))  # type: ignore[arg-type]
-    outputs = engine._engine.step().outputs
-    assert {7} <= {output.request_id for output in outputs if output.finish_reason == "error"}

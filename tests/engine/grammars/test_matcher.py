@@ -1,4 +1,4 @@
-"""Grammars in the engine: masks against a naive oracle, and a request's grammar is its own affair."""
+"""Token masks against a naive oracle, and grammars in the engine: a failing one ends only its own request."""
 
 import random
 import re
@@ -18,14 +18,14 @@ from tests.support.paths import DEMO
 EOS = 2
 
 
-def serialised(lark: str) -> str:
-    """As the server sends it."""
+def serialized(lark: str) -> str:
+    """Return the grammar in the form that the server sends."""
     grammar: str = llguidance.LLMatcher.grammar_from_lark(f'{lark}\n%llguidance {{"no_forcing": true}}\n')
     return grammar
 
 
-ANSWER = serialised("start: /(yes|no), [0-9]{2,4}!/")
-DEAD_END = serialised('start: %json {"$ref": "#"}')
+ANSWER = serialized("start: /(yes|no), [0-9]{2,4}!/")
+DEAD_END = serialized('start: %json {"$ref": "#"}')
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def engine_with(vocabulary: Vocabulary | None, **settings: object) -> Engine:
 
 
 def run(engine: Engine, requests: list[Request]) -> dict[int, tuple[list[int], str | None]]:
-    """Token ids and error by request id, once all are finished."""
+    """Run the requests to their ends; return token ids and error by request id."""
     outputs: list[RequestOutput] = []
     for request in requests:
         engine.add(request)
@@ -62,7 +62,7 @@ def run(engine: Engine, requests: list[Request]) -> dict[int, tuple[list[int], s
     return {i: ([t for o in outputs if o.request_id == i for t in o.token_ids], error) for i, error in ended.items()}
 
 
-def ask(request_id: int, grammar: str | None, seed: int = 0, **params: object) -> Request:
+def make_request(request_id: int, grammar: str | None, seed: int = 0, **params: object) -> Request:
     prompt = [1, *range(300 + request_id, 320 + request_id)]
     sampling = SamplingParams(**{"max_tokens": 24, "seed": seed, **params})  # type: ignore[arg-type]
     return Request(request_id, prompt, sampling, grammar=grammar)
@@ -72,11 +72,11 @@ def bits(mask: bytes) -> set[int]:
     return {i for i in range(8 * len(mask)) if mask[i // 8] >> i % 8 & 1}
 
 
-def test_a_mask_has_just_the_tokens_that_the_pattern_can_go_on_with(
+def test_a_mask_has_exactly_the_tokens_that_the_pattern_allows_next(
     compiler: GrammarCompiler, vocabulary: Vocabulary
 ) -> None:
     first, second = "[a-d]{2,3}", "[x-z]{1,2}"
-    grammar = serialised(f"start: /{first}{second}/")
+    grammar = serialized(f"start: /{first}{second}/")
     prefixes = {a + b for a in all_texts("abcd", 2, 3) for b in all_texts("xyz", 1, 2)}
     words = {i: token.decode("latin-1") for i, token in enumerate(vocabulary.tokens) if token}
     matcher = compiler.matcher(grammar)
@@ -106,7 +106,7 @@ def all_texts(alphabet: str, low: int, high: int) -> set[str]:
     return texts
 
 
-def test_a_mask_depends_on_the_tokens_alone_and_not_on_how_they_came(compiler: GrammarCompiler) -> None:
+def test_a_mask_depends_only_on_the_tokens_and_not_on_the_calls_before(compiler: GrammarCompiler) -> None:
     prompt, generated = [7, 8, 9], []
     stepwise = compiler.matcher(ANSWER)
     rng = random.Random(1)
@@ -119,58 +119,61 @@ def test_a_mask_depends_on_the_tokens_alone_and_not_on_how_they_came(compiler: G
 def test_a_text_without_alternatives_may_be_written_in_any_tokens(
     compiler: GrammarCompiler, vocabulary: Vocabulary
 ) -> None:
-    """The model's own tokenization is its likeliest way through; its cost must not grow with the text's length."""
+    """The model chooses the tokenization, and the cost of a mask must not grow with the length of the text."""
     text = b"temperature and pressure" * 100
-    matcher = compiler.matcher(serialised(f'start: "{text.decode()}"'))
+    matcher = compiler.matcher(serialized(f'start: "{text.decode()}"'))
     prefixes = {i for i, token in enumerate(vocabulary.tokens) if token and text.startswith(token)}
     assert bits(matcher.bitmask((), 0)) == prefixes and len(prefixes) > 1
 
 
-@pytest.mark.parametrize("grammar", ["", "nonsense", serialised("start: /[a/"), DEAD_END])
-def test_what_is_no_grammar_or_matches_nothing_is_told_apart(compiler: GrammarCompiler, grammar: str) -> None:
+@pytest.mark.parametrize("grammar", ["", "nonsense", serialized("start: /[a/"), DEAD_END])
+def test_an_invalid_or_unsatisfiable_grammar_is_an_error(compiler: GrammarCompiler, grammar: str) -> None:
     with pytest.raises(GrammarError):
         compiler.check(grammar)
     compiler.check(ANSWER)
 
 
-def test_tokens_that_break_the_grammar_are_an_error_and_no_end_of_text(compiler: GrammarCompiler) -> None:
+def test_tokens_that_break_the_grammar_are_an_error_and_not_the_end_of_the_text(compiler: GrammarCompiler) -> None:
     with pytest.raises(GrammarError):
         compiler.matcher(ANSWER).bitmask([5, 6, 7], 0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
-def test_every_answer_has_the_form_that_was_asked_for(
-    vocabulary: Vocabulary, tokenizer: Tokenizer, temperature: float
-) -> None:
+def test_every_answer_matches_its_grammar(vocabulary: Vocabulary, tokenizer: Tokenizer, temperature: float) -> None:
     engine = engine_with(vocabulary)
-    answers = run(engine, [ask(i, ANSWER, seed=i, temperature=temperature) for i in range(8)])
+    answers = run(engine, [make_request(i, ANSWER, seed=i, temperature=temperature) for i in range(8)])
     for token_ids, error in answers.values():
         assert error is None
         assert token_ids[-1] == EOS
         assert re.fullmatch("(yes|no), [0-9]{2,4}!", b"".join(map(tokenizer.token_bytes, token_ids[:-1])).decode())
 
 
-def test_constraints_of_its_own_neighbours_and_preemption_change_no_token(vocabulary: Vocabulary) -> None:
-    requests = [ask(i, ANSWER if i % 2 else None, seed=i, num_logprobs=2) for i in range(8)]
+def test_neighbours_and_preemption_change_no_token_of_a_constrained_request(vocabulary: Vocabulary) -> None:
+    requests = [make_request(i, ANSWER if i % 2 else None, seed=i, num_logprobs=2) for i in range(8)]
     alone = {}
     for request in requests:
         alone |= run(engine_with(vocabulary), [request])
-    crowded = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
-    assert run(crowded, requests) == alone
+    small_pool = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
+    assert run(small_pool, requests) == alone
 
 
-def test_a_preemption_really_happens_in_the_crowd(vocabulary: Vocabulary) -> None:
-    crowded = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
+def test_the_small_pool_causes_preemptions(vocabulary: Vocabulary) -> None:
+    small_pool = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
     for i in range(8):
-        crowded.add(ask(i, ANSWER if i % 2 else None, seed=i))
+        small_pool.add(make_request(i, ANSWER if i % 2 else None, seed=i))
     num_preemptions = 0
-    while crowded.has_work():
-        num_preemptions += crowded.step().stats.num_preemptions
+    while small_pool.has_work():
+        num_preemptions += small_pool.step().stats.num_preemptions
     assert num_preemptions > 0
 
 
-def test_a_grammar_that_fails_ends_its_own_request_alone(vocabulary: Vocabulary) -> None:
-    requests = [ask(0, None), ask(1, "nonsense"), ask(2, ANSWER), ask(3, ANSWER, allowed_token_ids=(40,))]
+def test_a_grammar_that_fails_ends_only_its_own_request(vocabulary: Vocabulary) -> None:
+    requests = [
+        make_request(0, None),
+        make_request(1, "nonsense"),
+        make_request(2, ANSWER),
+        make_request(3, ANSWER, allowed_token_ids=(40,)),
+    ]
     answers = run(engine_with(vocabulary), requests)
     assert answers[1] == ([], "the request's grammar cannot be used")
     assert answers[3] == ([], "the request's constraints leave no token to sample")
@@ -179,54 +182,54 @@ def test_a_grammar_that_fails_ends_its_own_request_alone(vocabulary: Vocabulary)
 
 
 def test_without_a_vocabulary_a_grammar_is_an_error_and_nothing_else_is() -> None:
-    answers = run(engine_with(None), [ask(0, None), ask(1, ANSWER)])
+    answers = run(engine_with(None), [make_request(0, None), make_request(1, ANSWER)])
     assert answers[0][1] is None
     assert answers[1][1] is not None and "vocabulary" in answers[1][1]
 
 
-def test_an_abort_reaches_a_request_whose_grammar_is_being_built(vocabulary: Vocabulary) -> None:
+def test_an_abort_reaches_a_request_whose_grammar_is_being_compiled(vocabulary: Vocabulary) -> None:
     engine = engine_with(vocabulary)
-    engine.add(ask(0, ANSWER))
+    engine.add(make_request(0, ANSWER))
     engine.abort(0)
     assert not engine.has_work()
-    assert run(engine, [ask(1, ANSWER)])[1][1] is None
+    assert run(engine, [make_request(1, ANSWER)])[1][1] is None
 
 
 class Panic(BaseException):
-    """As a panic of the library arrives: no Exception."""
+    """A panic in the library arrives as a BaseException."""
 
 
 class PanickingParser:
-    """A parser that fails as it never should."""
+    """A parser that panics."""
 
     def compute_bitmask(self) -> bytes:
         raise Panic
 
 
-def test_a_panic_of_the_library_is_an_error_of_the_grammar() -> None:
+def test_a_panic_in_the_library_is_a_grammar_error() -> None:
     with pytest.raises(GrammarError):
         GrammarMatcher(PanickingParser()).bitmask([], 0)  # type: ignore[arg-type]
 
 
-def test_a_panic_while_a_grammar_is_built_ends_its_own_request(vocabulary: Vocabulary) -> None:
+def test_a_panic_while_a_grammar_is_compiled_ends_its_own_request(vocabulary: Vocabulary) -> None:
     engine = engine_with(vocabulary)
     compiler = engine._grammars._compiler
     assert compiler is not None
-    build = compiler.matcher
+    compile_grammar = compiler.matcher
 
     def matcher(grammar: str) -> GrammarMatcher:
         if grammar == "panic":
             raise Panic
-        return build(grammar)
+        return compile_grammar(grammar)
 
     compiler.matcher = matcher  # type: ignore[method-assign]
-    answers = run(engine, [ask(0, None), ask(1, "panic"), ask(2, ANSWER)])
+    answers = run(engine, [make_request(0, None), make_request(1, "panic"), make_request(2, ANSWER)])
     assert answers[1] == ([], "the request's grammar cannot be used")
     assert answers[0][1] is answers[2][1] is None
 
 
 def test_a_matcher_that_raises_in_a_step_ends_its_own_request(vocabulary: Vocabulary) -> None:
-    requests = [ask(0, None, num_logprobs=2), ask(1, ANSWER), ask(2, ANSWER)]
+    requests = [make_request(0, None, num_logprobs=2), make_request(1, ANSWER), make_request(2, ANSWER)]
     alone = run(engine_with(vocabulary), [requests[0]]) | run(engine_with(vocabulary), [requests[2]])
     engine = engine_with(vocabulary)
     start = engine.scheduler.add

@@ -1,4 +1,4 @@
-"""Which backend serves: the library where it is to be had, torch's slow path with a word of warning where it is not."""
+"""Choice of the backend: the native library if it is there, else torch's slow path with a warning."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,6 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup.backend import choose_backend
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
-from model.ops.native.ops import NUMERICS
 from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
 
@@ -35,28 +34,8 @@ def test_the_native_engine_leaves_torch_one_thread(tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> None:
-    save_random_checkpoint(Shape(), tmp_path)
-    for isa in NativeLibrary().isas():
-        engine = LocalEngine(tmp_path, backend="native", isa=isa, num_kv_blocks=40, max_num_batched_tokens=32)
-        assert f"-native.{NUMERICS}-{isa}-float32-" in engine.fingerprint
-    engine = LocalEngine(tmp_path, backend="reference", num_kv_blocks=40, max_num_batched_tokens=32)
-    assert "-reference-cpu-float32-" in engine.fingerprint
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_the_fingerprint_names_the_quantisation(tmp_path: Path, backend: str) -> None:
-    save_random_checkpoint(Shape(), tmp_path)
-    names = set()
-    for quantization in ("none", "int8", "int4"):
-        engine = LocalEngine(tmp_path, backend=backend, quantization=quantization, num_kv_blocks=40)
-        names.add(engine.fingerprint)
-        assert (f"-{quantization}-" in engine.fingerprint) == (quantization != "none")
-    assert len(names) == 3
-
-
 @pytest.mark.usefixtures("_no_library")
-def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> None:
+def test_without_the_library_auto_takes_the_reference_backend_with_one_line_of_warning() -> None:
     backend = choose_backend(EngineConfig(model=""), CPU, torch.float32)
     assert backend.name == "reference"
     [warning] = backend.warnings
@@ -64,10 +43,10 @@ def test_without_the_library_auto_serves_slowly_and_says_so_in_one_line() -> Non
 
 
 @pytest.mark.usefixtures("_no_library")
-@pytest.mark.parametrize("asked", [{"backend": "native"}, {"isa": "avx2"}])
-def test_without_the_library_nobody_gets_another_backend_than_asked_for(asked: dict[str, str]) -> None:
+@pytest.mark.parametrize("settings", [{"backend": "native"}, {"isa": "avx2"}])
+def test_without_the_library_no_other_backend_replaces_the_configured_one(settings: dict[str, str]) -> None:
     with pytest.raises(EngineConfigError, match="not built"):
-        choose_backend(EngineConfig(model="", **asked), CPU, torch.float32)  # type: ignore[arg-type]
+        choose_backend(EngineConfig(model="", **settings), CPU, torch.float32)  # type: ignore[arg-type]
 
 
 def test_a_library_of_other_sources_is_refused_and_never_replaced_by_the_slow_path(
@@ -105,28 +84,28 @@ def _h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_h100")
-def test_auto_takes_the_triton_backend_on_a_card_and_its_fingerprint_names_what_decides_about_bits() -> None:
+def test_auto_takes_the_triton_backend_on_a_gpu_and_its_numerics_name_everything_that_affects_bits() -> None:
     backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
     assert backend.name == "triton" and backend.numerics.endswith("-sm90")
-    fixed = choose_backend(EngineConfig(model="", deterministic=True, quantization="fp8"), CUDA, HALF)
-    assert fixed.numerics == f"{backend.numerics}-deterministic-fp8"
+    deterministic = choose_backend(EngineConfig(model="", deterministic=True, quantization="fp8"), CUDA, HALF)
+    assert deterministic.numerics == f"{backend.numerics}-deterministic-fp8"
 
 
 @pytest.mark.usefixtures("_h100")
-def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_a_gpu_runs_the_reference_backend_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "model.ops.triton.ops", raising=False)
     for module in [name for name in sys.modules if name.startswith("model.ops.triton.")]:
         monkeypatch.delitem(sys.modules, module)
     backend = choose_backend(EngineConfig(model=""), CUDA, HALF)
     assert backend.name == "reference" and "triton is not installed" in backend.warnings[0]
-    for asked in ({"backend": "triton"}, {"deterministic": True}, {"quantization": "fp8"}):
+    for settings in ({"backend": "triton"}, {"deterministic": True}, {"quantization": "fp8"}):
         with pytest.raises(EngineConfigError, match="triton is not installed"):
-            choose_backend(EngineConfig(model="", **asked), CUDA, HALF)  # type: ignore[arg-type]
+            choose_backend(EngineConfig(model="", **settings), CUDA, HALF)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "message"),
+    ("settings", "device", "message"),
     [
         ({"backend": "triton"}, CPU, "runs on a CUDA device, not on cpu"),
         ({"backend": "native"}, CUDA, "add --device cpu"),
@@ -136,12 +115,12 @@ def test_without_triton_a_card_is_served_slowly_and_the_server_says_so(monkeypat
         ({"deterministic": True, "backend": "reference"}, CUDA, "bits change with the batch"),
     ],
 )
-def test_what_a_backend_cannot_do_is_refused(asked: dict[str, object], device: torch.device, message: str) -> None:
+def test_what_a_backend_cannot_do_is_refused(settings: dict[str, object], device: torch.device, message: str) -> None:
     with pytest.raises(EngineConfigError, match=message):
-        choose_backend(EngineConfig(model="", **asked), device, HALF)  # type: ignore[arg-type]
+        choose_backend(EngineConfig(model="", **settings), device, HALF)  # type: ignore[arg-type]
 
 
-def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(EngineConfigError, match="this GPU is sm_75, the kernels need sm_80"):
         choose_backend(EngineConfig(model="", backend="triton"), CUDA, HALF)

@@ -1,4 +1,4 @@
-"""A card's memory, without a card: what the pool gets beside a full step, and what a failed allocation says."""
+"""GPU memory, without a GPU: the KV pool's bytes beside a full step, and the error of a failed allocation."""
 
 from dataclasses import replace
 
@@ -13,23 +13,23 @@ from model.config import ModelConfig
 from model.ops.huge_pages import zeros
 from tests.support.native_cases import Heads
 
-CARD = torch.device("cuda")
+CUDA = torch.device("cuda")
 CONFIG = EngineConfig(model="", max_num_seqs=4)
 
 
-class FakeCard:
-    """torch.cuda's counters of a card of 1,000 bytes on which 300 are allocated, and a step allocates 200 more."""
+class FakeGpu:
+    """torch.cuda's counters of a GPU with 1,000 bytes, 300 of them allocated; a step allocates 200 more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.peak = 900  # of what was before: it must be forgotten
+        self.peak = 900  # from before, which must be reset
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._forget)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._reset)
 
-    def _forget(self, device: torch.device) -> None:
+    def _reset(self, device: torch.device) -> None:
         self.peak = 300
 
     def step(self) -> None:
@@ -37,8 +37,8 @@ class FakeCard:
 
 
 def test_the_pool_gets_what_is_left_beside_a_full_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard(monkeypatch)
-    assert CudaMemory(CARD).bytes_left_after(card.step) == 700 - 200
+    gpu = FakeGpu(monkeypatch)
+    assert CudaMemory(CUDA).bytes_left_after(gpu.step) == 700 - 200
 
 
 def test_on_a_cpu_no_step_is_run_to_size_the_pool() -> None:
@@ -64,7 +64,7 @@ def test_a_pool_sized_by_a_share_takes_no_more_than_that() -> None:
         ({"kv_cache_dtype": "int8"}, ["--quantization int8"], ["--kv-cache-dtype"]),
     ],
 )
-def test_out_of_memory_names_the_flags_that_ask_for_less(
+def test_out_of_memory_names_the_flags_that_lower_memory_use(
     given: dict[str, object], offered: list[str], not_offered: list[str]
 ) -> None:
     config = EngineConfig(model="", **given)  # type: ignore[arg-type]

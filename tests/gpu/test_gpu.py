@@ -1,4 +1,4 @@
-"""On a card: transformers' logits, the reference's numbers, equal bits under --deterministic, graphs as steps."""
+"""On a GPU: transformers' logits, the reference's numbers, equal bits with --deterministic, graphs as plain steps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,26 +24,26 @@ from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.native_cases import Heads
 from tests.support.paged import Running, make_batch
 
-CARD = torch.device("cuda")
+GPU = torch.device("cuda")
 CONFIG = replace(Heads(8, 2, 64, 300).config, dim=256, hidden_dim=512, num_layers=2, num_experts=8, experts_per_token=2)
 BLOCK_SIZE = 16
 
 
-def _on_card(batch: ForwardBatch) -> ForwardBatch:
+def _on_gpu(batch: ForwardBatch) -> ForwardBatch:
     names = ("token_ids", "positions", "slot_mapping", "query_start", "context_len", "block_tables", "logit_rows")
-    return replace(batch, **{name: getattr(batch, name).to(CARD) for name in names})
+    return replace(batch, **{name: getattr(batch, name).to(GPU) for name in names})
 
 
 def _computed(model: Mixtral, sequences: list[list[int]], chunks: list[int]) -> list[Tensor]:
     """Logits of every position of every sequence; sequence i advances by chunks[i] tokens a step."""
     sizes = [-(-len(ids) // BLOCK_SIZE) for ids in sequences]
     dtype = "bfloat16" if model.weights.embedding.dtype == torch.bfloat16 else "float32"
-    pool = KvPool(model.config, sum(sizes) + 1, BLOCK_SIZE, dtype, CARD)
+    pool = KvPool(model.config, sum(sizes) + 1, BLOCK_SIZE, dtype, GPU)
     free = list(range(sum(sizes), 0, -1))
     runs = [Running(ids, [free.pop() for _ in range(size)]) for ids, size in zip(sequences, sizes, strict=True)]
     while left := [i for i, run in enumerate(runs) if run.num_computed < len(run.token_ids)]:
         parts = [(runs[i], min(chunks[i], len(runs[i].token_ids) - runs[i].num_computed)) for i in left]
-        logits = model.forward(_on_card(make_batch(parts, BLOCK_SIZE)), pool)
+        logits = model.forward(_on_gpu(make_batch(parts, BLOCK_SIZE)), pool)
         for (run, length), rows in zip(parts, logits.split_with_sizes([n for _, n in parts]), strict=True):
             run.logits.append(rows)
             run.num_computed += length
@@ -56,20 +56,20 @@ def _sequences() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("num_experts", [4, 0], ids=["moe", "dense"])
-def test_logits_equal_transformers_on_the_card(tmp_path: Path, num_experts: int) -> None:
+def test_logits_equal_transformers_on_the_gpu(tmp_path: Path, num_experts: int) -> None:
     save_random_checkpoint(Shape(num_experts=num_experts), tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(CARD)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(GPU)
     config, _ = load_config(tmp_path)
     ops = TritonOps(torch.float32)
-    ours = load_model(tmp_path, config, torch.float32, CARD, ops, lambda done, total: None)
+    ours = load_model(tmp_path, config, torch.float32, GPU, ops, lambda done, total: None)
     ids = torch.randint(config.vocab_size, (90,)).tolist()
     with torch.no_grad():
-        expected = theirs(torch.tensor([ids], device=CARD)).logits[0]
+        expected = theirs(torch.tensor([ids], device=GPU)).logits[0]
     [logits] = _computed(ours, [ids], [17])
     assert torch.allclose(logits, expected.float(), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("fixed", [False, True], ids=["by load", "deterministic"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["by load", "deterministic"])
 def test_bfloat16_logits_are_near_the_references(deterministic: bool) -> None:
     reference = _computed(_model(ReferenceOps()), _sequences(), [700, 1, 64, 5])
     ours = _computed(_model(TritonOps(torch.bfloat16, deterministic=deterministic)), _sequences(), [700, 1, 64, 5])
@@ -89,11 +89,11 @@ def test_deterministic_logits_are_the_same_bits_alone_and_together_and_however_c
 
 def test_graphs_give_the_steps_as_they_are() -> None:
     model = _model(TritonOps(torch.bfloat16, deterministic=True))
-    pools = [KvPool(CONFIG, 40, BLOCK_SIZE, "bfloat16", CARD) for _ in range(2)]
+    pools = [KvPool(CONFIG, 40, BLOCK_SIZE, "bfloat16", GPU) for _ in range(2)]
     graphed = GraphedMixtral(model, pools[0], CudaRecorder())
     for num_rows in (5, 8, 3, 7):
         parts = [(Running([index + 1] * 20, [2 * index + 1, 2 * index + 2], 19), 1) for index in range(num_rows)]
-        batch = _on_card(make_batch(parts, BLOCK_SIZE))
+        batch = _on_gpu(make_batch(parts, BLOCK_SIZE))
         assert torch.equal(graphed.forward(batch, pools[0]), model.forward(batch, pools[1]))
         assert torch.equal(pools[0].k[:, 1:], pools[1].k[:, 1:])
 
@@ -110,4 +110,4 @@ def test_the_engine_serves_the_same_tokens_and_logprobs_alone_and_in_a_batch(tmp
 
 
 def _model(ops: Ops) -> Mixtral:
-    return random_model(CONFIG, torch.bfloat16, CARD, ops, seed=2)
+    return random_model(CONFIG, torch.bfloat16, GPU, ops, seed=2)

@@ -1,0 +1,83 @@
+"""Biases and masks of a row against a loop over the vocabulary."""
+
+import random
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import GrammarError
+from engine.execution.logit_masks import GRAMMAR_FAILED, LogitMasks
+from engine.scheduling.sequence import Sequence
+from engine.types import Request, SamplingParams
+from model.sampling_batch import IntParam
+
+CPU = torch.device("cpu")
+VOCAB, EOS = 77, 2
+
+
+def added(masks: LogitMasks, generated: list[int], **params: object) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    sequence = sequence_of(generated, **params)
+    row = np.full(len(IntParam), -1)
+    masks.add(sequence, len(generated), row)
+    return row
+
+
+def sequence_of(generated: list[int], **params: object) -> Sequence:
+    made = Sequence(Request(1, [9, 9], SamplingParams(**params)), (0, 0), 100)  # type: ignore[arg-type]
+    made.token_ids += generated
+    return made
+
+
+def allowed_by(masks: LogitMasks, row: SequenceOf[int]) -> list[int]:
+    words = masks.masks(CPU)
+    assert words is not None
+    return [i for i in range(VOCAB) if words[row[IntParam.MASK_ROW], i // 32].item() >> (i % 32) & 1]
+
+
+def test_each_row_has_its_own_part_of_the_biases_and_its_own_mask() -> None:
+    masks = LogitMasks(VOCAB, (EOS,))
+    first = added(masks, [], logit_bias={5: 1.5, VOCAB: 9.0})
+    second = added(masks, [], min_tokens=1, stop_token_ids=(7,))
+    third = added(masks, [], allowed_token_ids=(0, 31, 32, 76, VOCAB + 3))
+    ids, values = (tensor.tolist() for tensor in masks.biases(CPU))
+    parts = [
+        list(zip(ids, values, strict=True))[r[IntParam.FIRST_BIAS] : r[IntParam.END_BIAS]] for r in (first, second)
+    ]
+    assert parts == [[(5, 1.5)], [(EOS, float("-inf")), (7, float("-inf"))]]
+    assert first[IntParam.MASK_ROW] == second[IntParam.MASK_ROW] == -1
+    assert allowed_by(masks, third) == [0, 31, 32, 76]
+
+
+def test_the_last_id_of_a_bad_word_is_forbidden_behind_the_others() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        generated = rng.choices(range(4), k=rng.randint(0, 5))
+        words = tuple(tuple(rng.choices(range(4), k=rng.randint(1, 3))) for _ in range(5))
+        masks = LogitMasks(VOCAB, (EOS,))
+        added(masks, generated, bad_words=words)
+        text = "".join(map(str, generated))
+        forbidden = [word[-1] for word in words if text.endswith("".join(map(str, word[:-1])))]
+        assert masks.biases(CPU)[0].tolist() == forbidden
+
+
+@pytest.mark.parametrize("allowed", [None, (3, 4, 40)])
+def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed: tuple[int, ...] | None) -> None:
+    class OddTokens:
+        def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
+            return b"\xaa" * 12
+
+    class Broken:
+        def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
+            raise GrammarError
+
+    masks, row = LogitMasks(VOCAB, (EOS,)), np.full(len(IntParam), -1)
+    sequence = sequence_of([], allowed_token_ids=allowed)
+    sequence.matcher = OddTokens()
+    masks.add(sequence, 0, row)
+    assert allowed_by(masks, row.tolist()) == [i for i in allowed or range(VOCAB) if i % 2]
+    assert not masks.failed
+    sequence.matcher = Broken()
+    masks.add(sequence, 0, row)
+    assert masks.failed == {1: GRAMMAR_FAILED}

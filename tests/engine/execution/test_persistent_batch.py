@@ -1,0 +1,67 @@
+"""Rows of the persistent batch follow their sequences: tokens, block tables, and reuse after the end."""
+
+import numpy as np
+import torch
+
+from engine.execution.persistent_batch import PersistentBatch
+from engine.scheduling.sequence import Sequence, Status
+from engine.types import Request, SamplingParams
+from model.sampling_batch import FloatParam, IntParam
+
+BLOCK_SIZE = 4
+
+
+def batch(num_running: int = 2) -> PersistentBatch:
+    return PersistentBatch(num_running, 40, BLOCK_SIZE, 50, torch.device("cpu"))
+
+
+def running(request_id: int, prompt: list[int], blocks: list[int], **params: object) -> Sequence:
+    made = Sequence(Request(request_id, prompt, SamplingParams(**params)), (0, 0), 40)  # type: ignore[arg-type]
+    made.status, made.block_table = Status.RUNNING, blocks
+    return made
+
+
+def tables(requests: PersistentBatch, sequences: list[Sequence]) -> list[list[int]]:
+    return requests.tables_of(requests.update(sequences))[0].tolist()
+
+
+def test_the_same_sequences_get_the_same_rows_object() -> None:
+    requests, sequences = batch(), [running(1, [5, 6], [3]), running(2, [7], [4])]
+    rows = requests.update(sequences)
+    assert requests.update(list(sequences)) is rows
+    assert requests.update(sequences[::-1]) is not rows
+    assert requests.tokens_at(rows, np.array([1, 0])).tolist() == [6, 7]
+
+
+def test_block_tables_follow_growth_eviction_and_preemption() -> None:
+    requests, a, b = batch(), running(1, [5] * 8, [3, 9]), running(2, [7], [4])
+    assert tables(requests, [a, b]) == [[3, 9], [4, 0]]
+    b.block_table += [6, 8]
+    assert tables(requests, [a, b]) == [[3, 9, 0], [4, 6, 8]]
+    b.block_table, b.num_evicted_blocks = [0, 6, 8], 1
+    assert tables(requests, [a, b]) == [[3, 9, 0], [0, 6, 8]]
+    a.block_table, a.num_preemptions = [2], 1
+    assert tables(requests, [a, b]) == [[2, 0, 0], [0, 6, 8]]
+
+
+def test_a_row_is_reused_only_when_its_request_has_ended_and_no_step_uses_it() -> None:
+    requests = batch(num_running=1)  # two rows
+    first, second = running(1, [5], [3]), running(2, [6], [4])
+    [row] = requests.update([first]).tolist()
+    first.status, first.num_chunks_in_flight = Status.FINISHED, 1
+    [other] = requests.update([second]).tolist()
+    assert other != row
+    first.num_chunks_in_flight = 0
+    second.status = Status.FINISHED
+    third, fourth = running(3, [8], [5]), running(4, [9], [6])
+    assert sorted(requests.update([third, fourth]).tolist()) == sorted((row, other))
+
+
+def test_a_row_has_its_requests_parameters() -> None:
+    requests = batch()
+    [row] = requests.update([running(1, [5, 6], [3], temperature=0.5, top_k=7, seed=2**64 - 1)]).tolist()
+    assert requests.float_params[row, FloatParam.TEMPERATURE] == 0.5
+    assert requests.int_params[row, IntParam.TOP_K] == 7
+    assert requests.int_params[row, IntParam.SEED] == -1, "seeds wrap into int64"
+    assert requests.int_params[row, IntParam.NUM_PROMPT_TOKENS] == 2
+    assert not requests.is_constrained[row]

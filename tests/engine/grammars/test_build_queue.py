@@ -1,0 +1,83 @@
+"""Grammars compiled on a thread of their own, with a fake compiler."""
+
+from concurrent.futures import wait
+from threading import Event
+from typing import Any
+
+from engine.errors import GrammarError
+from engine.grammars.build_queue import UNUSABLE, GrammarQueue
+from engine.types import Request, SamplingParams
+
+
+class Panic(BaseException):
+    """A panic in the library arrives as a BaseException."""
+
+
+class FakeCompiler:
+    """Returns the grammar as its matcher once `may_finish` is set; some grammars raise."""
+
+    def __init__(self) -> None:
+        self.may_finish = Event()
+        self.compiled: list[str] = []
+
+    def matcher(self, grammar: str) -> Any:
+        assert self.may_finish.wait(60)
+        self.compiled.append(grammar)
+        if grammar == "invalid":
+            raise GrammarError(grammar)
+        if grammar == "panic":
+            raise Panic
+        return grammar
+
+
+def submit(queue: GrammarQueue, *grammars: str) -> None:
+    for request_id, grammar in enumerate(grammars):
+        queue.submit(Request(request_id, [1], SamplingParams(), grammar=grammar))
+
+
+def wait_for_all(queue: GrammarQueue) -> None:
+    wait([future for _, future in queue._pending.values()], 60)
+
+
+def queue_with(compiler: Any) -> GrammarQueue:
+    return GrammarQueue(compiler)
+
+
+def test_requests_come_out_in_order_of_arrival_with_a_matcher_or_an_error() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    submit(queue, "a", "invalid", "panic", "b")
+    assert queue.pop_completed() == [] and len(queue) == 4
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    completed = [(c.request.request_id, c.matcher, c.error) for c in queue.pop_completed()]
+    assert completed == [(0, "a", None), (1, None, UNUSABLE), (2, None, UNUSABLE), (3, "b", None)]
+    assert len(queue) == 0
+
+
+def test_a_cancelled_request_does_not_come_out_and_a_waiting_grammar_is_not_compiled() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    submit(queue, "a", "b", "c")
+    assert queue.cancel(1) and not queue.cancel(1) and not queue.cancel(9)
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    assert [c.request.request_id for c in queue.pop_completed()] == [0, 2]
+    assert "b" not in compiler.compiled
+
+
+def test_without_a_compiler_every_grammar_is_an_error() -> None:
+    queue = queue_with(None)
+    submit(queue, "a")
+    wait_for_all(queue)
+    [completed] = queue.pop_completed()
+    assert completed.matcher is None and completed.error is not None and "vocabulary" in completed.error
+
+
+def test_waiting_ends_with_the_first_grammar_that_is_compiled() -> None:
+    compiler = FakeCompiler()
+    compiler.may_finish.set()
+    queue = queue_with(compiler)
+    submit(queue, "a", "b")
+    queue.wait(60)
+    assert queue.pop_completed()
