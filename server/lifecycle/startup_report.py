@@ -1,4 +1,4 @@
-"""What the person at the terminal sees until the first request: at most 15 lines, the last one to paste."""
+"""Print the start of the server: at most 15 lines, the last one a command that sends a first request."""
 
 import time
 from collections.abc import Callable
@@ -11,45 +11,45 @@ from server.engine_client.status import EngineStatus
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PROGRESS_INTERVAL_S = 1.0  # a model that loads in a moment needs no lines
+PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 
 
 class Stream(Protocol):
-    """Where lines go: server.log_output.NonBlockingStream, which never blocks."""
+    """Target of the lines; in the server NonBlockingStream of server/observability/log_stream.py."""
 
     def write(self, text: str, /) -> int: ...
     def isatty(self) -> bool: ...
 
 
 class StartupReport:
-    """Writes the start's lines to one stream: one, at most 9 of progress, and `ready_lines`."""
+    """Writes the lines of the start to one stream: the first, at most 9 of progress, and `ready_lines`."""
 
     def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._line_at_s = clock()
-        self._tenths_told = 0
+        self._tenths_reported = 0
         self._bar: tuple[Progress, TaskID] | None = None
 
     def line(self, text: str) -> None:
-        """One line, at once."""
+        """Write one line."""
         self._stream.write(f"{text}\n")
 
     def progress(self, status: EngineStatus) -> None:
-        """How far the weights are: a bar on a terminal, a line each 10 % elsewhere if it takes long."""
+        """Show how much of the weights is loaded: a bar on a terminal; elsewhere a line per 10 %, if it takes long."""
         if status.phase != "loading" or not status.total_bytes:
             return
         if self._stream.isatty():
             self._draw(status)
             return
         tenths = 10 * status.loaded_bytes // status.total_bytes
-        if self._tenths_told < tenths < 10 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
+        if self._tenths_reported < tenths < 10 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
             self.line(f"{status.stage} {tenths}0% of {size(status.total_bytes)}")
-            self._tenths_told = tenths
+            self._tenths_reported = tenths
             self._line_at_s = self._clock()
 
     def end_progress(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
@@ -67,7 +67,10 @@ class StartupReport:
 
 
 def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
-    """The memory table, then URL, model id and a request to paste."""
+    """Return the lines about memory, about URL and model id, and a command that sends a request.
+
+    `seconds`: duration of the whole start.
+    """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
@@ -75,15 +78,15 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
         f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
-        f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_room(ready)}",
+        f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_capacity(ready)}",
         f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
-        "open it in a browser, or ask it:",
+        "open it in a browser, or send a request:",
         f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
     ]
 
 
 def size(num_bytes: int) -> str:
-    """1536 is "1.5 KiB"."""
+    """Format a size: 1536 gives "1.5 KiB"."""
     amount = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
@@ -96,7 +99,7 @@ def _kind(ready: Ready) -> str:
     return ready.dtype if ready.quantization == "none" else f"{ready.quantization} and {ready.dtype}"
 
 
-def _room(ready: Ready) -> str:
+def _capacity(ready: Ready) -> str:
     fitting = (
         f"{requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window):,} requests of {length:,}"
         for length in example_lengths(ready.max_model_len)[-2:]

@@ -1,4 +1,4 @@
-"""One client's abuse makes others slower, never wrong: streams of bad requests, prompts that flush the prefix cache."""
+"""Abuse by one client makes others slower but never wrong: bad requests, prompts that flush the prefix cache."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ Answers = list[dict[str, Any]]
 
 
 def good_bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    """Sampled requests with prompts of several blocks."""
+    """Return sampled requests with prompts of several blocks."""
     return [
         {
             "model": MODEL,
@@ -30,7 +30,7 @@ def good_bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
 
 
 async def ask_all(server: RunningServer, asked: list[dict[str, Any]], *, clients: int, key: str = "") -> Answers:
-    """Each request's choices and usage, a few requests at a time."""
+    """Return choices and usage of each request, sent by `clients` clients."""
     queue, answers = iter(list(enumerate(asked))), dict[int, dict[str, Any]]()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -45,8 +45,8 @@ async def ask_all(server: RunningServer, asked: list[dict[str, Any]], *, clients
     return [answers[index] for index in range(len(asked))]
 
 
-def test_good_requests_get_the_same_answers_beside_as_many_bad_ones(scale: int) -> None:
-    """The bad ones are the catalogue's, over and over."""
+def test_good_requests_get_the_same_answers_while_as_many_bad_ones_are_sent(scale: int) -> None:
+    """The bad requests are those of tests/e2e/bad_inputs, repeated."""
     rng = random.Random(101)
     asked = good_bodies(rng, 60 * scale)
     wrong = [
@@ -84,8 +84,8 @@ def test_good_requests_get_the_same_answers_beside_as_many_bad_ones(scale: int) 
         server.settled_metrics()
 
 
-def test_one_keys_flood_of_prompts_empties_the_prefix_cache_and_changes_no_answer_of_another(scale: int) -> None:
-    """The pool holds a few prompts; the victim's is pushed out again and again."""
+def test_one_keys_flood_of_prompts_flushes_the_prefix_cache_but_changes_no_answer_of_another(scale: int) -> None:
+    """The KV pool holds a few prompts; the shared prefix of the victim is evicted again and again."""
     rng = random.Random(103)
     shared = [rng.randrange(300, 3000) for _ in range(100)]
     asked = [body | {"prompt": shared + body["prompt"]} for body in good_bodies(rng, 15 * scale)]
@@ -109,9 +109,9 @@ def test_one_keys_flood_of_prompts_empties_the_prefix_cache_and_changes_no_answe
 
     with start_server(*NUMERICS, *flags) as server:
         alone = asyncio.run(ask_all(server, asked, clients=1, key="victim"))
-        beside = asyncio.run(both(server))
-    assert [answer["choices"] for answer in beside] == [answer["choices"] for answer in alone]
-    assert num_cached(beside) < num_cached(alone), "nothing was pushed out"
+        flooded = asyncio.run(both(server))
+    assert [answer["choices"] for answer in flooded] == [answer["choices"] for answer in alone]
+    assert num_cached(flooded) < num_cached(alone), "nothing was evicted"
 
 
 def num_cached(answers: Answers) -> int:

@@ -1,4 +1,4 @@
-"""A third of many clients leave, in every phase and in every way: the others notice nothing, and nothing is left."""
+"""A third of many clients disconnect, in every phase and every way: the others get the same results, nothing leaks."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ from tests.support.serving import outcomes
 from tests.support.watched import WatchedEngine, watched_server
 
 ENGINE = {"dtype": "float32", "max_num_seqs": 24, "max_num_batched_tokens": 64, "num_kv_blocks": 100}
-SHARE_THAT_LEAVES = 0.3
-CROWD = 40  # are there before the first step, so that blocks run short
-LEDGER_EVERY = 5  # steps
+SHARE_OF_LEAVERS = 0.3
+NUM_AT_START = 40  # requests before the first step, so that blocks run out
+CHECK_INTERVAL = 5  # steps
 
 log = logging.getLogger("smoe.chaos")
 
 
 def bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    """Prompts of one chunk and of ten, few tokens and many."""
+    """Return request bodies: prompts of one to ten chunks, few and many tokens."""
     return [
         {
             "model": MODEL,
@@ -39,11 +39,11 @@ def bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
     ]
 
 
-Told = tuple[list[int], str, list[float], str]  # token ids, text, logprobs, why it ended
+Result = tuple[list[int], str, list[float], str]  # token ids, text, logprobs, finish reason
 
 
-def told(parts: list[dict[str, Any]]) -> Told:
-    """What an answer says, whole or in parts."""
+def result_of(parts: list[dict[str, Any]]) -> Result:
+    """Combine the parts of a response, streamed or not."""
     choices = [choice for part in parts for choice in part["choices"]]
     return (
         [token for choice in choices for token in choice["token_ids"]],
@@ -55,7 +55,7 @@ def told(parts: list[dict[str, Any]]) -> Told:
 
 @dataclass
 class Storm:
-    """Many clients at once, some of which leave."""
+    """Many clients at once, some of which disconnect."""
 
     url: str
     engine: WatchedEngine
@@ -63,18 +63,18 @@ class Storm:
     left: Counter[str] = field(default_factory=Counter)
     stalled: list[RawClient] = field(default_factory=list)
 
-    async def asks(self, body: dict[str, Any]) -> Told:
-        """Stays to the end."""
+    async def stay(self, body: dict[str, Any]) -> Result:
+        """Send a request and return its complete result."""
         streamed = self.rng.random() < 0.5
         client = await RawClient.connect(self.url)
         client.post("/v1/completions", {**body, "stream": streamed})
         answer = await client.answer()
         client.close()
         assert (answer.status, answer.is_done) == (200, True), answer.body
-        return told(answer.events if streamed else [answer.json()])
+        return result_of(answer.events if streamed else [answer.json()])
 
-    async def leaves(self, body: dict[str, Any]) -> None:
-        """At once, or some steps after its request is with the engine; or it stops reading and goes in the end."""
+    async def leave(self, body: dict[str, Any]) -> None:
+        """Send a request and disconnect at once or some steps after it was submitted, or stop reading until the end."""
         streamed = self.rng.random() < 0.5
         how = self.rng.choice([*LEAVINGS, "stall"])
         client = await RawClient.connect(self.url, receive_bytes=4096)
@@ -87,15 +87,15 @@ class Storm:
             return
         if self.rng.random() < 0.9:
             before = await self.engine.submitted(seed)
-            await self.engine.steps(self.rng.choice([0, 1, 5, 40, 150]), since=before)  # its own are 400
+            await self.engine.steps(self.rng.choice([0, 1, 5, 40, 150]), since=before)  # it would run for 400 steps
         with contextlib.suppress(ConnectionError):
             await client.leave(how)  # type: ignore[arg-type]
 
 
-async def check_ledger(engine: WatchedEngine, state: ServerState) -> None:
-    """Every few steps, until it is cancelled: received = running + waiting + all outcomes."""
+async def check_counts(engine: WatchedEngine, state: ServerState) -> None:
+    """Check every few steps that received = running + waiting + all outcomes. Runs until cancelled."""
     while True:
-        await engine.steps(LEDGER_EVERY)
+        await engine.steps(CHECK_INTERVAL)
         values = {s.name: s.value for family in state.metrics.exposition.collect() for s in family.samples}
         ended = sum(count for name, count in outcomes(state).items() if name != "received")
         open_now = values["smoe_requests_running"] + values["smoe_requests_waiting"]
@@ -106,45 +106,47 @@ async def storm(url: str, engine: WatchedEngine, state: ServerState, seed: int, 
     rng = random.Random(seed)
     known = bodies(rng, num_bodies)
     made = Storm(url, engine, rng)
-    alone = [await made.asks(body) for body in known]
+    alone = [await made.stay(body) for body in known]
     assert all(len(tokens) == body["max_tokens"] for body, (tokens, *_) in zip(known, alone, strict=True))
     received = outcomes(state)["received"]
-    ledger = asyncio.create_task(check_ledger(engine, state))
-    choices = [(rng.randrange(num_bodies), rng.random() < SHARE_THAT_LEAVES) for _ in range(count)]
-    clients = asyncio.gather(*(made.leaves(known[i]) if goes else made.asks(known[i]) for i, goes in choices))
-    await engine.begins_with(CROWD)
+    checker = asyncio.create_task(check_counts(engine, state))
+    choices = [(rng.randrange(num_bodies), rng.random() < SHARE_OF_LEAVERS) for _ in range(count)]
+    clients = asyncio.gather(*(made.leave(known[i]) if leaves else made.stay(known[i]) for i, leaves in choices))
+    await engine.wait_for_requests(NUM_AT_START)
     answers = await clients
     for client in made.stalled:
         await client.leave("rst")
     await engine.idle()
-    assert not ledger.done(), ledger.result()
-    ledger.cancel()
-    for (i, goes), answer in zip(choices, answers, strict=True):
-        assert goes or answer == alone[i]
-    num_staying = sum(not goes for _, goes in choices)
-    assert num_staying <= outcomes(state)["received"] - received <= count, "who leaves at once may never be heard"
+    assert not checker.done(), checker.result()
+    checker.cancel()
+    for (i, leaves), answer in zip(choices, answers, strict=True):
+        assert leaves or answer == alone[i]
+    num_staying = sum(not leaves for _, leaves in choices)
+    assert num_staying <= outcomes(state)["received"] - received <= count, (
+        "a client that disconnects at once may not be counted"
+    )
     return made
 
 
-def test_those_who_stay_get_what_they_get_alone_and_nothing_of_the_others_is_left(scale: int) -> None:
-    """60 clients, or 1,000 with five seeds."""
+def test_clients_that_stay_get_the_results_of_a_solo_run_and_nothing_leaks(scale: int) -> None:
+    """60 clients; with --scale 10, 1,000 clients and five seeds."""
     for seed in range(1 if scale == 1 else 5):
-        asyncio.run(survived(seed, *((60, 8) if scale == 1 else (100 * scale, 48))))
+        asyncio.run(run_storm(seed, *((60, 8) if scale == 1 else (100 * scale, 48))))
 
 
-async def survived(seed: int, count: int, num_bodies: int) -> None:
+async def run_storm(seed: int, count: int, num_bodies: int) -> None:
     async with asyncio.timeout(1500), watched_server(**ENGINE) as (url, engine, state, connections):
         made = await storm(url, engine, state, seed, count, num_bodies)
         ended = outcomes(state)
         log.info(
-            "seed %d: %s; left by %s; %d steps, %d preemptions; computed in vain: %d of %d",
+            "seed %d: %s; left by %s; %d steps, %d preemptions; computed after the abort: %d of %d",
             seed, ended, dict(made.left), engine.num_steps, engine.num_preemptions,
-            len(engine.computed_in_vain), len(engine.aborted),
+            len(engine.computed_after_abort), len(engine.aborted),
         )  # fmt: skip
         assert ended.pop("received") == sum(ended.values())
         assert set(ended) == {"length", "abort"}
         assert engine.num_preemptions
-        assert engine.aborted and not engine.computed_in_vain, "the step in flight was not the last one"
+        assert engine.aborted and not engine.computed_after_abort, "the engine computed more than the step in flight"
         assert state.admission.num_tokens == 0
         assert engine.stats.num_running == engine.stats.num_waiting == 0
         while len(connections):

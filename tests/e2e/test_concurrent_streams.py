@@ -1,4 +1,4 @@
-"""Many streams at once over HTTP: real batching, nobody's tokens changed, every block given back."""
+"""Many streams at once over HTTP: they run in one batch, keep their tokens and free every block."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ async def stream(client: httpx.AsyncClient, body: Body) -> list[int]:
 
 
 async def all_streams(server: RunningServer, bodies: list[Body]) -> list[list[int]]:
-    """What each stream gave. The engine begins when it has all of them, however fast it is."""
+    """Return the tokens of each stream. The engine is stopped until it has all requests, so that they run together."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
         with server.engine_stopped():
@@ -61,7 +61,7 @@ def test_concurrent_streams_equal_their_solo_runs_and_leave_no_block_behind(serv
     tokens, steps = (
         after[f"smoe_step_tokens_{part}", ()] - before[f"smoe_step_tokens_{part}", ()] for part in ("sum", "count")
     )
-    assert sum(map(len, streamed)) / steps > len(bodies) / 2, "more than half of them gain a token, in a mean step"
+    assert sum(map(len, streamed)) / steps > len(bodies) / 2, "a mean step gives a token to at most half of the streams"
     assert tokens / steps > 16
     for body, tokens in list(zip(bodies, streamed, strict=True))[:: 4 if scale == 1 else 1]:
         alone = server.post("/v1/completions", body).json()["choices"][0]["token_ids"]
@@ -71,20 +71,20 @@ def test_concurrent_streams_equal_their_solo_runs_and_leave_no_block_behind(serv
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_goes_away_ends_its_work(server: RunningServer, streamed: bool) -> None:
+def test_the_work_of_a_client_that_disconnects_ends(server: RunningServer, streamed: bool) -> None:
     aborted, computed = ("smoe_requests_total", (("outcome", "abort"),)), ("smoe_step_tokens_sum", ())
     before = server.settled_metrics()
     body: Body = {
         "model": MODEL,
         "prompt": [[1, 5], [1, 6], [1, 7], [1, 8]],
         "n": 8,
-        "max_tokens": 2000,  # 64,000 in all: more than a fast machine computes while this process is kept waiting
+        "max_tokens": 2000,  # 64,000 in all: more than a fast machine computes before the client disconnects
         "ignore_eos": True,
         "return_token_ids": True,
     }
 
     async def leave() -> Samples:
-        """What was counted when the server knew it and the engine did not."""
+        """Disconnect while the engine is stopped; return the counters after the server has noticed."""
         async with httpx.AsyncClient(base_url=server.url) as client:
             task = asyncio.create_task(stream(client, body) if streamed else client.post("/v1/completions", json=body))
             while (await client.get("/load")).json()["running"] == 0:
@@ -100,4 +100,4 @@ def test_a_client_that_goes_away_ends_its_work(server: RunningServer, streamed: 
     then = asyncio.run(leave())
     after = server.settled_metrics()
     assert then[aborted] == after[aborted] == before[aborted] + 32
-    assert after[computed] <= then[computed] + 2 * 32, "the engine went on for a client that had left"
+    assert after[computed] <= then[computed] + 2 * 32, "the engine kept computing for a client that had disconnected"

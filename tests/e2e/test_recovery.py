@@ -1,7 +1,7 @@
-"""The engine process killed and stopped, and the server told to end, under streams, on real processes and the bundled
-model. Whatever comes whole is what comes of the request alone, token by token.
+"""Kill and stop the engine process, and end the server, while streams run: real processes, the bundled model.
 
-2 repetitions of a kill and 1 of the others in `make test`; `--scale 10` makes them 20. With -s it writes its figures.
+Every complete stream has the tokens of a solo run. `make test` repeats a kill twice and the others once; `--scale 10`
+repeats each 20 times. With -s the figures are printed.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ import pytest
 
 from tests.support.running import MODEL, RunningServer, samples, start_server
 
-NUM_STREAMS, NUM_SEQS = 24, 6  # so that at any time most of them queue
+NUM_STREAMS, NUM_SEQS = 24, 6  # most of the streams are queued at any time
 NUM_DRAINED = 200
 PROMPTS = ("It was not in her power to", "In the beginning", "def main(", "A woman's heart", "import os\n")
 
 
 @dataclass
 class Answer:
-    """What came of one request."""
+    """The result of one request."""
 
     status: int = 0
     token_ids: list[int] = field(default_factory=list)
@@ -41,25 +41,25 @@ class Answer:
 
     @property
     def has_one_end(self) -> bool:
-        """A finish reason or an error, and [DONE] behind it."""
+        """True if it ended with either a finish reason or an error, followed by [DONE]."""
         return self.is_done and (self.finish_reason is None) != (self.error is None)
 
 
 class Progress:
-    """Counts tokens as they come, over all streams; `reached` is set at a number of them."""
+    """Counts the tokens of all streams; sets `reached` after `goal` tokens."""
 
     def __init__(self, goal: int) -> None:
         self._left = goal
         self.reached = asyncio.Event()
 
-    def saw(self, num_tokens: int) -> None:
+    def add(self, num_tokens: int) -> None:
         self._left -= num_tokens
         if self._left <= 0:
             self.reached.set()
 
 
 def body_of(number: int, max_tokens: int) -> dict[str, object]:
-    """Request `number`: greedy or sampled, with a prompt and a seed of its own."""
+    """Return request `number`: greedy or sampled, with its own prompt and seed."""
     prompt = f"{PROMPTS[number % len(PROMPTS)]} {number}"
     temperature = 0.0 if number % 3 == 0 else 0.9
     return {
@@ -83,17 +83,17 @@ async def ask(
             answer.error = json.loads(await reply.aread())["error"]
             return answer
         async for line in reply.aiter_lines():
-            assert not (line and answer.is_done), "something came behind [DONE]"
+            assert not (line and answer.is_done), "data after [DONE]"
             if line == "data: [DONE]":
                 answer.is_done = True
             elif line.startswith("data: "):
-                take(answer, json.loads(line[6:]), progress)
+                add_event(answer, json.loads(line[6:]), progress)
     answer.ended_s = time.monotonic()
     return answer
 
 
-def take(answer: Answer, event: dict[str, Any], progress: Progress | None) -> None:
-    assert answer.error is None and answer.finish_reason is None, "something came behind the end"
+def add_event(answer: Answer, event: dict[str, Any], progress: Progress | None) -> None:
+    assert answer.error is None and answer.finish_reason is None, "an event after the end"
     if "error" in event:
         answer.error = event["error"]
         return
@@ -102,7 +102,7 @@ def take(answer: Answer, event: dict[str, Any], progress: Progress | None) -> No
     answer.token_ids += new
     answer.finish_reason = choice["finish_reason"]
     if progress is not None:
-        progress.saw(len(new))
+        progress.add(len(new))
 
 
 @asynccontextmanager
@@ -113,15 +113,15 @@ async def client_of(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def health(client: httpx.AsyncClient, status: int) -> httpx.Response:
-    """/health, once it has this status."""
+    """Request /health until it has this status."""
     while (reply := await client.get("/health")).status_code != status:
         pass
     return reply
 
 
 async def scrape(client: httpx.AsyncClient) -> None:
-    """Until cancelled: in every text that the server renders the ledger adds up, and no counter is behind the one of
-    the text before."""
+    """Check until cancelled that every scrape has received = running + waiting + all outcomes, and that no counter
+    decreases."""
     before: dict[Any, float] = {}
     text = ""
     while True:
@@ -133,7 +133,7 @@ async def scrape(client: httpx.AsyncClient) -> None:
         open_ones = values["smoe_requests_running", ()] + values["smoe_requests_waiting", ()]
         assert values["smoe_requests_received_total", ()] == open_ones + ended
         counters = {key: value for key, value in values.items() if key[0].endswith("_total")}
-        assert all(counters[key] >= value for key, value in before.items()), "a counter went back"
+        assert all(counters[key] >= value for key, value in before.items()), "a counter decreased"
         before = counters
 
 
@@ -150,7 +150,7 @@ def bodies() -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def solo(server: RunningServer, bodies: list[dict[str, object]]) -> list[list[int]]:
-    """The tokens of each request alone."""
+    """The tokens of each request in a solo run."""
 
     async def one_by_one() -> list[list[int]]:
         async with client_of(server) as client:
@@ -163,14 +163,14 @@ def restarts(server: RunningServer) -> float:
     return server.settled_metrics()["smoe_engine_restarts_total", ()]
 
 
-def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
+def test_a_killed_engine_ends_streams_with_output_and_the_others_equal_their_solo_runs(
     server: RunningServer, bodies: list[dict[str, object]], solo: list[list[int]], scale: int
 ) -> None:
     chance, late_s, kept, num_kills, num_cutting = random.Random(0), [], 0, 0, 0
     before, api_pid = restarts(server), server.process.pid
     fingerprint = server.complete("a", max_tokens=1).json()["system_fingerprint"]
-    while num_cutting < 2 * scale:  # on a fast machine a kill may come when all have ended
-        assert num_kills < 20 * scale, "no kill comes in time"
+    while num_cutting < 2 * scale:  # on a fast machine all streams may have ended before the kill
+        assert num_kills < 20 * scale, "no kill happened before all streams had ended"
         killed_s, answers = asyncio.run(kill_under_load(server, bodies, chance.randint(1, 300)))
         num_kills += 1
         num_cutting += any(answer.error is not None for answer in answers)
@@ -181,7 +181,7 @@ def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
                 kept += 1
             else:
                 assert answer.error["code"] == "engine_dead"
-                assert 0 < len(answer.token_ids) < len(alone), "one without output was given up"
+                assert 0 < len(answer.token_ids) < len(alone), "a stream without output was not sent again"
                 assert answer.token_ids == alone[: len(answer.token_ids)]
                 late_s.append(answer.ended_s - killed_s)
     assert kept, "no stream was kept"
@@ -189,14 +189,14 @@ def test_a_killed_engine_ends_what_had_output_and_answers_the_rest_as_if_alone(
     assert server.process.poll() is None and server.process.pid == api_pid
     assert server.complete("a", max_tokens=1).json()["system_fingerprint"] == fingerprint
     sys.stdout.write(
-        f"{num_kills} kills: {len(late_s)} streams cut, the last after {max(late_s):.2f} s; {kept} whole\n"
+        f"{num_kills} kills: {len(late_s)} streams cut, the last after {max(late_s):.2f} s; {kept} complete\n"
     )
 
 
 async def kill_under_load(
     server: RunningServer, bodies: list[dict[str, object]], num_tokens: int
 ) -> tuple[float, list[Answer]]:
-    """All at once; the engine is killed when so many tokens have come. Returns when it is ready again and all ended."""
+    """Send all requests at once, kill the engine after `num_tokens` tokens, wait until it is ready again."""
     async with client_of(server) as client:
         await health(client, 200)
         scraper = asyncio.create_task(scrape(client))
@@ -215,17 +215,17 @@ async def kill_under_load(
         return killed_s, answers
 
 
-def test_a_stopped_engine_is_seen_and_goes_on_where_it_was(
+def test_a_stopped_engine_is_reported_and_continues_without_loss(
     server: RunningServer, bodies: list[dict[str, object]], solo: list[list[int]], scale: int
 ) -> None:
-    before, seen_s = restarts(server), []
+    before, reported_s = restarts(server), []
     for _ in range(1 if scale == 1 else 2 * scale):
         after_s, answers = asyncio.run(stop_under_load(server, bodies))
-        seen_s.append(after_s)
+        reported_s.append(after_s)
         assert [answer.token_ids for answer in answers] == solo
         assert all(answer.has_one_end and answer.error is None for answer in answers)
     assert restarts(server) == before
-    sys.stdout.write(f"{len(seen_s)} stops: 503 after {min(seen_s):.2f} to {max(seen_s):.2f} s\n")
+    sys.stdout.write(f"{len(reported_s)} stops: 503 after {min(reported_s):.2f} to {max(reported_s):.2f} s\n")
 
 
 async def stop_under_load(server: RunningServer, bodies: list[dict[str, object]]) -> tuple[float, list[Answer]]:
@@ -247,20 +247,20 @@ async def stop_under_load(server: RunningServer, bodies: list[dict[str, object]]
 
 
 def test_at_sigterm_under_200_streams_each_of_them_ends_and_the_exit_code_is_0(scale: int) -> None:
-    """Half of them are longer than the time they are given."""
+    """Half of the streams take longer than the shutdown timeout."""
     for number in range(1 if scale == 1 else 2 * scale):
         flags = ("--dtype", "float32", "--threads", "1", "--shutdown-timeout", "6")
         with start_server(*flags) as server:
             took_s, answers, refused = asyncio.run(drain(server, random.Random(number).randint(1, 400)))
             log = server.log.read_text()
-        assert all(answer.status == 200 and answer.has_one_end for answer in answers), "a silent end"
+        assert all(answer.status == 200 and answer.has_one_end for answer in answers), "a stream without an end"
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) > 0
         outcomes = re.findall(r"outcome=(\w+)", log)
         cut = [answer.error for answer in answers if answer.error is not None]
         assert {error["code"] for error in cut} == {"draining"}
         num_cut = len(cut)
-        assert num_cut, "all were short enough"
+        assert num_cut, "every stream ended in time"
         assert sorted(outcomes) == ["error"] * num_cut + ["length"] * (NUM_DRAINED - num_cut) + ["rejected"]
         sys.stdout.write(f"{NUM_DRAINED} streams: {num_cut} cut at the timeout, exit after {took_s:.2f} s\n")
 
@@ -270,24 +270,26 @@ async def drain(server: RunningServer, num_tokens: int) -> tuple[float, list[Ans
         progress = Progress(num_tokens)
         long = {"max_tokens": 1900}
         bodies = [body_of(number, max_tokens=8) | (long if number % 2 else {}) for number in range(NUM_DRAINED)]
-        started = [asyncio.Event() for _ in bodies]  # the signal finds every stream begun, however busy the machine is
+        started = [asyncio.Event() for _ in bodies]  # every stream has begun before the signal, even on a busy machine
         asked = zip(bodies, started, strict=True)
         streams = [asyncio.create_task(ask(client, body, progress, event)) for body, event in asked]
         await asyncio.gather(progress.reached.wait(), *(event.wait() for event in started))
-        told_s, refused = await asyncio.to_thread(sigterm, server, bodies[0])
+        sent_s, refused = await asyncio.to_thread(sigterm, server, bodies[0])
         answers = await asyncio.gather(*streams)
         assert await asyncio.to_thread(server.process.wait, 60) == 0
-        return time.monotonic() - told_s, answers, refused
+        return time.monotonic() - sent_s, answers, refused
 
 
 def sigterm(server: RunningServer, body: dict[str, object]) -> tuple[float, httpx.Response]:
-    """When the signal was sent, and what a new request is answered once the server says that it drains. In a thread of
-    its own: the event loop has 200 streams to read."""
+    """Send SIGTERM; return the time of it and the response to a request sent while the server drains.
+
+    Call it in a thread, because the event loop is busy with 200 streams.
+    """
     with httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get("/health").status_code == 200
-        told_s = time.monotonic()
+        sent_s = time.monotonic()
         server.sigterm()
         while (ready := client.get("/health")).status_code == 200:
             pass
         assert ready.json()["phase"] == "draining"
-        return told_s, client.post("/v1/completions", json=body)
+        return sent_s, client.post("/v1/completions", json=body)

@@ -1,4 +1,4 @@
-"""The server's life: it says in one line why it cannot start, finishes its streams at SIGTERM, and exits 0."""
+"""Start and end of the server: one line on errors, streams finish after SIGTERM, exit code 0."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ CHECKPOINT_FILES = (
 )  # fmt: skip
 
 
-def test_at_sigterm_running_streams_finish_and_new_requests_are_told_to_come_back() -> None:
-    """One has begun; another waits for an engine that is stopped, so that the server has to wait for it."""
+def test_at_sigterm_running_streams_finish_and_new_requests_get_a_503_with_retry_after() -> None:
+    """One stream has begun; the other is queued while the engine is stopped, so that the server must wait for it."""
     with start_server("--dtype", "float32", "--threads", "1") as server, ThreadPoolExecutor() as readers:
         started = threading.Event()
         body = {"model": MODEL, "prompt": "It was", "max_tokens": 1500, "ignore_eos": True, "stream": True}
@@ -54,10 +54,10 @@ def test_at_sigterm_running_streams_finish_and_new_requests_are_told_to_come_bac
             assert finish["choices"][0]["finish_reason"] == "length"
 
 
-def test_the_announcement_is_short_and_ends_with_something_to_paste() -> None:
+def test_the_start_is_at_most_15_lines_and_ends_with_a_command_to_paste() -> None:
     with start_server("--threads", "1") as server:
         server.sigterm()
-        server.process.wait(STOP_TIMEOUT_S)  # a thread writes the lines: now they are there
+        server.process.wait(STOP_TIMEOUT_S)  # a thread writes the lines; it has finished now
         lines = server.log.read_text().splitlines()
         assert len(lines) <= 15
         assert server.url in lines[-2] and MODEL in lines[-2]
@@ -114,7 +114,7 @@ def no_tokenizer(path: Path) -> str:
     "spoil",
     [drop_last_byte, drop_weights, pickle_weights, widen, no_theta, other_architecture, missing_shard, no_tokenizer],
 )
-def test_a_checkpoint_that_cannot_be_served_ends_with_one_line_that_says_what(
+def test_a_bad_checkpoint_ends_the_start_with_one_line_that_names_the_cause(
     tmp_path: Path, spoil: Callable[[Path], str]
 ) -> None:
     path = tmp_path / "checkpoint"

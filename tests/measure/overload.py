@@ -1,7 +1,7 @@
 """python -m tests.measure.overload [stalled|burst|slowloris|churn|sponge ...]
 
-What overload costs, measured on the bundled model: each part starts a server of its own and prints its figures. They
-are for docs/reliability.md; nothing here is asserted, for the machine may be busy.
+Measure the effects of overload with the bundled model. Each part starts a server of its own and prints its figures for
+docs/reliability.md. Nothing is asserted, because the machine may be busy.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def rss_mib(server: RunningServer) -> float:
 
 
 def probe(url: str) -> None:
-    """Asks for health on a fresh connection ten times a second until its input ends, then says how long that took."""
+    """Request health on a new connection ten times a second until standard input ends; print the latencies."""
     parts = urlsplit(url)
     waits: list[float] = []
     while not select.select([sys.stdin], [], [], 0.1)[0]:
@@ -59,14 +59,14 @@ def probe(url: str) -> None:
         connection.close()
         waits.append(time.monotonic() - start if status == 200 else float("inf"))
     say(
-        f"  health: {len(waits)} asked, p50 {1000 * percentile(waits, 0.5):.0f} ms, "
+        f"  health: {len(waits)} requests, p50 {1000 * percentile(waits, 0.5):.0f} ms, "
         f"p99 {1000 * percentile(waits, 0.99):.0f} ms, worst {1000 * max(waits):.0f} ms"
     )
 
 
 @contextlib.contextmanager
-def health_watched(server: RunningServer) -> Iterator[None]:
-    """Probes from a process of its own: this one is busy being thousands of clients."""
+def health_probed(server: RunningServer) -> Iterator[None]:
+    """Probe health from another process inside the block, because this one is busy with thousands of clients."""
     command = [sys.executable, "-m", "tests.measure.overload", "probe", server.url]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     yield
@@ -74,8 +74,11 @@ def health_watched(server: RunningServer) -> Iterator[None]:
 
 
 def exchange_all(url: str, request: bytes, count: int) -> list[tuple[int, float]]:
-    """Sends the request on so many connections at once, by the cheapest means: status and seconds from the last byte
-    sent to the last one read, of each. Status 0: no whole answer."""
+    """Send the request on `count` connections at once.
+
+    Returns status and seconds from the last byte sent to the last byte read of each; status 0 without a complete
+    response.
+    """
     parts = urlsplit(url)
     selector = selectors.DefaultSelector()
     sent_s: dict[int, float] = {}
@@ -115,13 +118,13 @@ async def gaps(url: str, max_tokens: int) -> list[float]:
     client = await RawClient.connect(url)
     client.post("/v1/completions", body(max_tokens, stream=True, logprobs=20))
     answer = await client.head()
-    moments = [time.monotonic() async for _ in client.events(answer)]
+    times_s = [time.monotonic() async for _ in client.events(answer)]
     client.close()
-    return [after - before for before, after in itertools.pairwise(moments)]
+    return [after - before for before, after in itertools.pairwise(times_s)]
 
 
 async def stalled(server: RunningServer) -> None:
-    """50 of 100 readers stop reading; the others' gaps beside those with all 100 reading."""
+    """Compare the token gaps of 50 clients while 50 others read and while these do not read."""
     for num_stalled in (0, 50, 0, 50):
         before = rss_mib(server)
         stuck = []
@@ -130,19 +133,18 @@ async def stalled(server: RunningServer) -> None:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             client.post("/v1/completions", body(400, stream=True, logprobs=20))
             stuck.append(client)
-        told = await asyncio.gather(*(gaps(server.url, 400) for _ in range(100 - num_stalled)))
-        mine = [gap for one in told[:50] for gap in one]
+        results = await asyncio.gather(*(gaps(server.url, 400) for _ in range(100 - num_stalled)))
+        others = [gap for one in results[:50] for gap in one]
         say(
-            f"  {num_stalled} of 100 stalled: the others' gap p50 {1000 * percentile(mine, 0.5):.0f} ms, p99 "
-            f"{1000 * percentile(mine, 0.99):.0f} ms; RSS {before:.0f} -> {rss_mib(server):.0f} MiB"
+            f"  {num_stalled} of 100 stalled: the others' gap p50 {1000 * percentile(others, 0.5):.0f} ms, p99 "
+            f"{1000 * percentile(others, 0.99):.0f} ms; RSS {before:.0f} -> {rss_mib(server):.0f} MiB"
         )
         for client in stuck:
             await client.leave("rst")
 
 
 async def burst(server: RunningServer, count: int = 10_000) -> None:
-    """So many requests at once, each on a connection of its own."""
-
+    """Send `count` requests at once, each on its own connection."""
     content = json.dumps(body(50)).encode()
     request = (
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -153,7 +155,7 @@ async def burst(server: RunningServer, count: int = 10_000) -> None:
         return percentile([exchange_all(server.url, request, 1)[0][1] for _ in range(10)], 0.5)
 
     baseline = alone()
-    with health_watched(server):
+    with health_probed(server):
         start = time.monotonic()
         answers = exchange_all(server.url, request, count)
         took = time.monotonic() - start
@@ -161,19 +163,19 @@ async def burst(server: RunningServer, count: int = 10_000) -> None:
         while (back := alone()) > 2 * baseline and time.monotonic() < ended + 60:
             pass
         recovered = time.monotonic() - ended
-    refused = [wait for status, wait in answers if status == 429]
+    rejected = [wait for status, wait in answers if status == 429]
     values = server.metrics()
-    ledger = {key[1][0][1]: value for key, value in values.items() if key[0] == "smoe_requests_total" and value}
+    outcomes = {key[1][0][1]: value for key, value in values.items() if key[0] == "smoe_requests_total" and value}
     say(
         f"  {count} at once: {dict(Counter(status for status, _ in answers))} in {took:.1f} s; 429 after p50 "
-        f"{percentile(refused, 0.5):.2f} s, p99 {percentile(refused, 0.99):.2f} s; alone {1000 * baseline:.0f} ms "
+        f"{percentile(rejected, 0.5):.2f} s, p99 {percentile(rejected, 0.99):.2f} s; alone {1000 * baseline:.0f} ms "
         f"before, {1000 * back:.0f} ms {recovered:.1f} s after; RSS {rss_mib(server):.0f} MiB; "
-        f"received {values['smoe_requests_received_total', ()]:.0f} = {ledger}"
+        f"received {values['smoe_requests_received_total', ()]:.0f} = {outcomes}"
     )
 
 
 async def slowloris(server: RunningServer, count: int = 2000) -> None:
-    """So many half-sent heads, opened again as they are cut off, beside real requests."""
+    """Keep `count` connections with incomplete heads open, reopening closed ones, while sending real requests."""
     stop = asyncio.Event()
 
     async def hold() -> None:
@@ -185,8 +187,8 @@ async def slowloris(server: RunningServer, count: int = 2000) -> None:
                     await client.reader.read()
             client.close()
 
-    holders = [asyncio.create_task(hold()) for _ in range(count)]
-    health = health_watched(server)
+    attackers = [asyncio.create_task(hold()) for _ in range(count)]
+    health = health_probed(server)
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         waits = []
         with health:
@@ -197,9 +199,9 @@ async def slowloris(server: RunningServer, count: int = 2000) -> None:
                 await asyncio.sleep(0.05)
         open_now = server.metrics()["smoe_http_connections", ()]
     stop.set()
-    for task in holders:
+    for task in attackers:
         task.cancel()
-    await asyncio.gather(*holders, return_exceptions=True)
+    await asyncio.gather(*attackers, return_exceptions=True)
     say(
         f"  {open_now:.0f} connections open; requests: p50 {1000 * percentile(waits, 0.5):.0f} ms, "
         f"p99 {1000 * percentile(waits, 0.99):.0f} ms"
@@ -207,7 +209,7 @@ async def slowloris(server: RunningServer, count: int = 2000) -> None:
 
 
 async def churn(server: RunningServer, count: int = 5000) -> None:
-    """So many connections opened and closed."""
+    """Open and close `count` connections."""
     process = psutil.Process(server.process.pid)
     async with httpx.AsyncClient(base_url=server.url) as client:
         await client.get("/health")
@@ -222,7 +224,7 @@ async def churn(server: RunningServer, count: int = 5000) -> None:
 
 
 async def sponge(server: RunningServer) -> None:
-    """One key asks for the most in every place and four times more; another key's short requests beside it."""
+    """Measure one key's short requests while another key sends four times as many long ones as can run."""
 
     async def first_token_s(key: str) -> float:
         client = await RawClient.connect(server.url)
@@ -238,31 +240,31 @@ async def sponge(server: RunningServer) -> None:
         return first
 
     quiet = [await first_token_s(KEYS[1]) for _ in range(10)]
-    soaking, clients = [], []
+    reading, clients = [], []
     for _ in range(4 * 32):
         client = await RawClient.connect(server.url)
         client.post("/v1/completions", body(2000, stream=True), {"authorization": f"Bearer {KEYS[0]}"})
         clients.append(client)
-        soaking.append(asyncio.create_task(client.reader.read()))
-    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEYS[0]}"}) as asking:
+        reading.append(asyncio.create_task(client.reader.read()))
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEYS[0]}"}) as client_of_sponge:
         load: dict[str, int] = {"running": 0}
-        while load["running"] < 28:  # all that one key may have
-            load = (await asking.get(server.url + "/load")).json()
-    beside = [await first_token_s(KEYS[1]) for _ in range(20)]
+        while load["running"] < 28:  # the limit of one key
+            load = (await client_of_sponge.get(server.url + "/load")).json()
+    loaded = [await first_token_s(KEYS[1]) for _ in range(20)]
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(120):
             own = [await first_token_s(KEYS[0])]
     say(
-        f"  another key's time to first token: quiet p50 {1000 * percentile(quiet, 0.5):.0f} ms; beside the sponge p50 "
-        f"{1000 * percentile(beside, 0.5):.0f} ms, worst {1000 * max(beside):.0f} ms; the sponge's own next: "
+        f"  another key's time to first token: quiet p50 {1000 * percentile(quiet, 0.5):.0f} ms; with the sponge p50 "
+        f"{1000 * percentile(loaded, 0.5):.0f} ms, worst {1000 * max(loaded):.0f} ms; the sponge's own next: "
         + (f"{own[0]:.0f} s" if "own" in locals() else "not within 120 s")
         + f" ({load})"
     )
     for client in clients:
         client.close()
-    for task in soaking:
+    for task in reading:
         task.cancel()
-    await asyncio.gather(*soaking, return_exceptions=True)
+    await asyncio.gather(*reading, return_exceptions=True)
 
 
 PARTS: dict[str, tuple[Callable[[RunningServer], Awaitable[None]], tuple[str, ...]]] = {

@@ -1,4 +1,4 @@
-"""The network against transformers' in float32: the same logprobs and greedy tokens, however the rows are cut."""
+"""The network gives the logprobs and greedy tokens of transformers in float32, with rows cut into any chunks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def _one_thread() -> None:
 
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=list(SHAPES))
 def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp_path: Path, scale: int) -> None:
-    """On the reference backend, and on the native one with every instruction set in turn."""
+    """On the reference backend, and on the native one with one of its instruction sets (all of them at --scale 10)."""
     shape = replace(list(SHAPES.values())[number], seed=number)
     oracle = random_model(shape)
     fused = number % 2 == 0 and shape.num_experts > 0
@@ -64,7 +64,7 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
     for ops in backends:
         model = _load(path, ops)
         for chunk in (1, 7, 64):
-            # Sequences in one batch move at unlike speeds: decode rows beside chunks of prompts.
+            # Sequences of one batch advance at different speeds: decode rows beside chunks of prompts.
             chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
             ours = teacher_forced(model, sequences, chunks, seed=chunk)
             _assert_equal(ours, outputs)
@@ -83,9 +83,9 @@ def _sequences(vocab_size: int, seed: int) -> list[list[int]]:
 
 @torch.no_grad()
 def _oracle_outputs(oracle: torch.nn.Module, ids: list[int], k: int) -> tuple[Tensor, Tensor]:
-    """Logits [length, V]; and which positions are clear: no near-tie of the two best logits, nor in any gate so far.
+    """Return logits [length, V], and a mask of clear positions: no near-tie of the two best logits or of a gate so far.
 
-    A gate that chooses otherwise changes that position's keys, and with them every later position.
+    A gate that chooses another expert changes that position's keys, and so every later position.
     """
     settings = {"output_router_logits": True} if k else {}
     output = oracle(torch.tensor([ids]), use_cache=False, **settings)
@@ -105,12 +105,12 @@ def _assert_equal(ours: list[Tensor], outputs: list[tuple[Tensor, Tensor]]) -> N
     assert num_left_out < 0.01 * sum(len(clear) for _, clear in outputs)
     for mine, (theirs, clear) in zip(ours, outputs, strict=True):
         difference = (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs()[clear]
-        assert difference.max() < 1e-4  # a NaN, from a slot that is not the row's to read, fails this too
+        assert difference.max() < 1e-4  # also fails for NaN, from a slot that the row must not read
         assert torch.equal(mine.argmax(-1)[clear], theirs.argmax(-1)[clear])
 
 
 def test_the_oracle_itself_obeys_the_window() -> None:
-    """Guards the tests above: a window that transformers ignored would make them say nothing."""
+    """Guards the tests above, which would prove nothing if transformers ignored the window."""
     wide, narrow = (random_model(replace(MOE, window=window)) for window in (None, 3))
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_oracle_itself_obeys_the_window() -> None:
     assert (a[3:] - b[3:]).abs().max() > 1e-2
 
 
-def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
+def test_no_logit_rows_give_no_logits(tmp_path: Path) -> None:
     model = _load(save_in_layout(random_model(MOE), tmp_path), ReferenceOps())
     batch = make_batch([(Running([1, 2, 3], [1]), 3)], block_size=4)
     pool = KvPool(model.config, 2, 4, "float32", CPU)

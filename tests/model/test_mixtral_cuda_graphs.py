@@ -1,4 +1,4 @@
-"""Recorded decode steps against steps as they are: the same logits, experts and KV blocks, whatever is padded."""
+"""Captured decode steps give the logits, experts and KV blocks of plain steps, with any padding."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ CONFIG = replace(Heads(4, 2, 16).config, num_layers=2, num_experts=4, experts_pe
 
 
 class CountingRecorder(EagerRecorder):
-    """Counts what is recorded and what is replayed."""
+    """Recorder that counts captures and replays."""
 
     def __init__(self) -> None:
         self.num_recorded = 0
@@ -55,7 +55,7 @@ def _pools() -> tuple[KvPool, KvPool]:
 
 
 def _decode(num_sequences: int, length: int) -> ForwardBatch:
-    """Unlike lengths around `length`, blocks of their own, any tokens."""
+    """Build a decode batch of random tokens with lengths from `length` on, in random blocks."""
     parts = []
     blocks = iter((torch.randperm(NUM_BLOCKS - 1) + 1).tolist())
     for index in range(num_sequences):
@@ -73,8 +73,8 @@ def _routed(batch: ForwardBatch, k: list[int]) -> ForwardBatch:
     )
 
 
-def test_recorded_steps_are_the_steps_as_they_are(model: Mixtral) -> None:
-    """Few rows after many and short tables after long ones, so that what an earlier step left behind would show."""
+def test_captured_steps_give_the_results_of_plain_steps(model: Mixtral) -> None:
+    """Few rows follow many, and short tables follow long ones, so that leftovers of earlier steps would show."""
     recorder, (ours, plain) = CountingRecorder(), _pools()
     graphed = GraphedMixtral(model, ours, recorder)
     for num_sequences, length in ((8, 20), (5, 9), (3, 31), (7, 12), (1, 1), (3, 2), (5, 25)):
@@ -85,12 +85,12 @@ def test_recorded_steps_are_the_steps_as_they_are(model: Mixtral) -> None:
         assert torch.allclose(logits, expected, atol=1e-5)
         assert mine.routing is not None and theirs.routing is not None
         assert torch.equal(mine.routing.expert_ids, theirs.routing.expert_ids)
-        assert torch.allclose(ours.k[:, 1:], plain.k[:, 1:], atol=1e-5)  # the null block is where padding goes
+        assert torch.allclose(ours.k[:, 1:], plain.k[:, 1:], atol=1e-5)  # padding is written to the null block
         assert torch.allclose(ours.v[:, 1:], plain.v[:, 1:], atol=1e-5)
     assert recorder.num_replayed == 7
 
 
-def test_a_shape_is_recorded_once_and_shapes_of_one_bucket_share_it(model: Mixtral) -> None:
+def test_a_shape_is_captured_once_and_shapes_of_one_bucket_share_it(model: Mixtral) -> None:
     recorder, (ours, _) = CountingRecorder(), _pools()
     graphed = GraphedMixtral(model, ours, recorder)
     for num_sequences in (5, 6, 8, 7, 5):
@@ -101,14 +101,14 @@ def test_a_shape_is_recorded_once_and_shapes_of_one_bucket_share_it(model: Mixtr
     assert recorder.num_recorded == 3
 
 
-def test_the_wanted_rows_are_those_of_the_batch_in_its_order(model: Mixtral) -> None:
+def test_logits_are_those_of_the_logit_rows_in_their_order(model: Mixtral) -> None:
     ours, plain = _pools()
     graphed = GraphedMixtral(model, ours, EagerRecorder())
     batch = replace(_decode(5, 9), logit_rows=torch.tensor([4, 0, 2]))
     assert torch.allclose(graphed.forward(batch, ours), model.forward(batch, plain), atol=1e-5)
 
 
-def test_prompts_masked_experts_large_batches_and_other_pools_run_as_they_are(model: Mixtral) -> None:
+def test_prompts_masked_experts_large_batches_and_other_pools_run_without_a_graph(model: Mixtral) -> None:
     recorder, (ours, other) = CountingRecorder(), _pools()
     graphed = GraphedMixtral(model, ours, recorder)
     decode = _decode(3, 9)

@@ -1,4 +1,4 @@
-"""The whole network in one call of the library, against mixtral.py's lines over the same backend: the same bits."""
+"""A step in one call of the library gives the bits of Mixtral.forward over the same backend."""
 
 import random
 from dataclasses import replace
@@ -26,46 +26,46 @@ pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dty
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
-def test_one_call_gives_the_bits_of_the_lines(
+def test_one_call_gives_the_bits_of_separate_ops(
     isa: str, dtype: torch.dtype, config: ModelConfig, quantization: Quantization
 ) -> None:
-    """Logits, the experts that every row took, and what is left in the caches."""
-    parts = random_model(config, dtype, CPU, native(isa, 2, quantization), seed=0)
-    _compare(parts, NativeMixtral(parts, native(isa, 2, quantization)), name_of(dtype))
+    """Compares logits, expert ids of every row, and the caches."""
+    model = random_model(config, dtype, CPU, native(isa, 2, quantization), seed=0)
+    _compare(model, NativeMixtral(model, native(isa, 2, quantization)), name_of(dtype))
 
 
-def test_one_call_gives_the_bits_of_the_lines_over_int8_caches(isa: str, dtype: torch.dtype) -> None:
-    parts = random_model(SPARSE, dtype, CPU, native(isa), seed=1)
-    _compare(parts, NativeMixtral(parts, native(isa)), "int8")
+def test_one_call_gives_the_bits_of_separate_ops_over_int8_caches(isa: str, dtype: torch.dtype) -> None:
+    model = random_model(SPARSE, dtype, CPU, native(isa), seed=1)
+    _compare(model, NativeMixtral(model, native(isa)), "int8")
 
 
-def test_one_call_finds_the_rows_that_are_no_numbers(isa: str, dtype: torch.dtype) -> None:
-    parts = random_model(SPARSE, dtype, CPU, native(isa), seed=2)
-    parts.weights.embedding[7] = torch.nan
-    clean, rotten = Running([1, 2, 3, 4], [1]), Running([1, 2, 7, 3, 4], [2, 3])
+def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype) -> None:
+    model = random_model(SPARSE, dtype, CPU, native(isa), seed=2)
+    model.weights.embedding[7] = torch.nan
+    clean, faulty = Running([1, 2, 3, 4], [1]), Running([1, 2, 7, 3, 4], [2, 3])
     found = []
-    for network in (parts, NativeMixtral(parts, native(isa))):
-        batch = make_batch([(clean, 4), (rotten, 5)], BLOCK_SIZE)
+    for network in (model, NativeMixtral(model, native(isa))):
+        batch = make_batch([(clean, 4), (faulty, 5)], BLOCK_SIZE)
         finite = torch.ones(9, dtype=torch.bool)
         network.forward(replace(batch, finite=finite), KvPool(SPARSE, 10, BLOCK_SIZE, name_of(dtype), CPU))
         found.append(finite.tolist())
     assert found[0] == found[1]
-    assert found[0][:4] == [True] * 4, "another request's rows are touched"
-    assert found[0][6:] == [False] * 3, "a row, and all that see it"
+    assert found[0][:4] == [True] * 4, "rows of another request are affected"
+    assert found[0][6:] == [False] * 3, "the row with NaN and those that see it"
 
 
-def _compare(parts: Mixtral, whole: NativeMixtral, kv_dtype: KvDtype) -> None:
-    """Steps of three sequences over two pools that begin alike; the last steps over a pool that is new to both."""
+def _compare(model: Mixtral, native_model: NativeMixtral, kv_dtype: KvDtype) -> None:
+    """Compare steps of three sequences over two equal pools; the last two steps use new pools."""
     rng = random.Random(0)
     for num_steps in (8, 2):
         sequences = [[rng.randrange(32) for _ in range(90)] for _ in range(3)]
         runs = [Running(ids, list(range(1 + 23 * i, 24 + 23 * i))) for i, ids in enumerate(sequences)]
-        pools = [KvPool(parts.config, 70, BLOCK_SIZE, kv_dtype, CPU) for _ in range(2)]
+        pools = [KvPool(model.config, 70, BLOCK_SIZE, kv_dtype, CPU) for _ in range(2)]
         for _ in range(num_steps):
             lengths = [rng.choice((1, 1, 1, 2, 9)) for _ in runs]
-            batch = _wanting_some(make_batch(list(zip(runs, lengths, strict=True)), BLOCK_SIZE), rng)
-            ours, theirs = (_with_routing(batch, parts.config, random.Random(len(batch.positions))) for _ in range(2))
-            assert torch.equal(whole.forward(ours, pools[0]), parts.forward(theirs, pools[1]))
+            batch = _with_logit_rows(make_batch(list(zip(runs, lengths, strict=True)), BLOCK_SIZE), rng)
+            ours, theirs = (_with_routing(batch, model.config, random.Random(len(batch.positions))) for _ in range(2))
+            assert torch.equal(native_model.forward(ours, pools[0]), model.forward(theirs, pools[1]))
             if ours.routing is not None and theirs.routing is not None:
                 assert torch.equal(ours.routing.expert_ids, theirs.routing.expert_ids)
             assert torch.equal(pools[0].k, pools[1].k)
@@ -74,15 +74,15 @@ def _compare(parts: Mixtral, whole: NativeMixtral, kv_dtype: KvDtype) -> None:
                 run.num_computed += length
 
 
-def _wanting_some(batch: ForwardBatch, rng: random.Random) -> ForwardBatch:
-    """Logits of no row, of a few in any order, or of all."""
+def _with_logit_rows(batch: ForwardBatch, rng: random.Random) -> ForwardBatch:
+    """Request logits of no row, of a few in any order, or of all."""
     num_rows = len(batch.logit_rows)
-    wanted = rng.sample(range(num_rows), rng.choice((0, 1, num_rows // 2, num_rows)))
-    return replace(batch, logit_rows=torch.tensor(wanted, dtype=torch.int64))
+    logit_rows = rng.sample(range(num_rows), rng.choice((0, 1, num_rows // 2, num_rows)))
+    return replace(batch, logit_rows=torch.tensor(logit_rows, dtype=torch.int64))
 
 
 def _with_routing(batch: ForwardBatch, config: ModelConfig, rng: random.Random) -> ForwardBatch:
-    """Nothing; or a k for each row, and two masks."""
+    """Add no routing, or a k for each row and maybe two masks."""
     if not config.num_experts or rng.random() < 0.3:
         return batch
     num_rows = len(batch.positions)

@@ -1,4 +1,4 @@
-"""server/errors.py: OpenAI's error body, and what each case must carry."""
+"""server/errors.py: error bodies, and the status, code and headers of each error."""
 
 import pytest
 
@@ -37,12 +37,12 @@ def test_each_case_has_its_status_code_and_headers(
     assert (error.status, error.code, error.headers) == (status, code, headers)
 
 
-def test_retry_after_stays_within_what_clients_obey() -> None:
+def test_retry_after_stays_within_the_limit_that_clients_obey() -> None:
     assert errors.queue_full(10_000).headers == {"retry-after": "120"}
     assert errors.queue_full(0.01).headers == {"retry-after": "1"}
 
 
-def test_a_prompt_that_is_too_long_is_told_both_numbers() -> None:
+def test_the_message_for_a_long_prompt_has_all_numbers() -> None:
     error = errors.context_length_exceeded(1990, 100, 2048, "prompt")
     assert error.code == "context_length_exceeded"
     assert all(number in error.message for number in ("1990", "100", "2048"))

@@ -1,1 +1,1 @@
-"""`python -m tests.soak`: an hour of everything at once, and what it left behind."""
+"""`python -m tests.soak`: good and bad clients for an hour, then a check for leaks."""

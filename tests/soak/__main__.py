@@ -1,8 +1,8 @@
 """python -m tests.soak [--minutes 60] [--clients 24] [--seed 0]
 
-Starts a server on the bundled model, lets clients do good and bad to it, and prints a line a minute: memory of both
-processes, descriptors, tasks, connections, blocks, the ledger. At the end it waits until nothing runs, and tells the
-slopes after the warm-up. Exit code 1 if a promise was broken.
+Start a server with the bundled model and run good and bad clients against it. Prints a line per minute: memory of both
+processes, descriptors, tasks, connections, blocks, choices by outcome. At the end it waits until nothing runs and
+prints the slopes after the warm-up. Exit code 1 if a check failed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MAX_MIB_PER_HOUR = 5.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One minute's numbers."""
+    """The numbers of one minute."""
 
     minute: float
     server_mib: float
@@ -44,7 +44,7 @@ class Sample:
 
 
 class Watcher:
-    """Scrapes, checks the ledger at each scrape and asks for health."""
+    """Scrapes the metrics, checks that each scrape adds up, and requests health."""
 
     def __init__(self, server: RunningServer, clients: Clients) -> None:
         self.samples: list[Sample] = []
@@ -58,7 +58,7 @@ class Watcher:
         self._process = psutil.Process(server.process.pid)
 
     async def scrape(self) -> dict[tuple[str, str], float]:
-        """Sample values by name and outcome."""
+        """Return sample values by name and outcome."""
         start = time.monotonic()
         assert (await self._http.get("/health")).status_code == 200, "health is not 200"
         self.health_s.append(time.monotonic() - start)
@@ -71,10 +71,10 @@ class Watcher:
         ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")
         open_now = values["smoe_requests_running", ""] + values["smoe_requests_waiting", ""]
         if values["smoe_requests_received_total", ""] != ended + open_now:
-            self._clients.tally.fault("the ledger does not add up")
+            self._clients.tally.fault("received is not running + waiting + all outcomes")
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """A line a minute."""
+        """Scrape until `stop` is set; print a line per minute."""
         next_s = time.monotonic() + 60
         while not stop.is_set():
             await asyncio.wait([asyncio.create_task(stop.wait())], timeout=SCRAPE_S)
@@ -116,7 +116,7 @@ class Watcher:
 
 
 def slopes(samples: list[Sample]) -> Iterator[tuple[str, float]]:
-    """Per hour, by least squares over what follows the warm-up."""
+    """Yield the slope per hour of each number, by least squares over the samples after the warm-up."""
     kept = samples[int(len(samples) * WARM_UP) :]
     if len(kept) < 3:
         return
@@ -128,7 +128,7 @@ def slopes(samples: list[Sample]) -> Iterator[tuple[str, float]]:
 
 
 def solo_runs(server: RunningServer, rng: random.Random) -> list[tuple[dict[str, Any], list[int]]]:
-    """Requests, and what each gives while nothing else runs."""
+    """Return requests, and the tokens of each while nothing else runs."""
     bodies = [
         {
             "model": MODEL,
@@ -151,7 +151,9 @@ def ask(server: RunningServer, body: dict[str, Any]) -> list[int]:
     return ids
 
 
-async def chaos(server: RunningServer, clients: Clients, watcher: Watcher, minutes: float, num_clients: int) -> None:
+async def run_clients(
+    server: RunningServer, clients: Clients, watcher: Watcher, minutes: float, num_clients: int
+) -> None:
     stop = asyncio.Event()
     tasks = [asyncio.create_task(clients.play(stop)) for _ in range(num_clients)]
     tasks.append(asyncio.create_task(watcher.watch(stop)))
@@ -183,21 +185,21 @@ def main() -> int:
         solo = solo_runs(server, random.Random(given.seed))
         clients = Clients(server.url, KEYS, solo, given.seed)
         watcher = Watcher(server, clients)
-        asyncio.run(chaos(server, clients, watcher, given.minutes, given.clients))
+        asyncio.run(run_clients(server, clients, watcher, given.minutes, given.clients))
         changed = sum(ask(server, body) != tokens for body, tokens in solo)
         tally = clients.tally
-        say(f"deeds {dict(tally.deeds)}")
+        say(f"actions {dict(tally.actions)}")
         say(
             f"statuses {dict(tally.statuses)}; {watcher.num_scrapes} scrapes; {changed} of {len(solo)} canaries changed"
         )
         if "Traceback" in server.log.read_text():
-            tally.fault("there is a traceback in the server's log")
+            tally.fault("the server's log contains a traceback")
         for fault in tally.faults[:20]:
             say(f"FAULT {fault}")
         per_hour = dict(slopes(watcher.samples))
         say("slopes per hour: " + ", ".join(f"{name} {value:+.2f}" for name, value in per_hour.items()))
         steep = [name for name in ("server_mib", "engine_mib") if per_hour.get(name, 0) > MAX_MIB_PER_HOUR]
-        say("BROKEN" if tally.faults or changed or steep else "kept")
+        say("FAILED" if tally.faults or changed or steep else "passed")
         return 1 if tally.faults or changed or steep else 0
 
 

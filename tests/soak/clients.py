@@ -1,4 +1,4 @@
-"""What clients do during a soak. Each deed is one connection with the server, good or bad, and checks its answer."""
+"""Actions of clients during a soak. Each action is one good or bad connection and checks its response."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from tests.support.raw_http import LEAVINGS, Answer, RawClient
 
 MODEL = "smoe-demo"
 NETWORK_ERRORS = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, OSError)
-PATIENCE_S = 240.0
+ACTION_TIMEOUT_S = 240.0
 BUSY = frozenset({429, 503})
 
 BAD_BODIES: tuple[object, ...] = (
@@ -35,11 +35,11 @@ BAD_BYTES = (b"\x16\x03\x01\x00\xa5", b"GET /\r\n\r\n", b"BREW / HTTP/1.1\r\nhos
 
 @dataclass
 class Tally:
-    """What happened, and what must not."""
+    """Counts of actions and statuses, and failed checks."""
 
-    deeds: Counter[str] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)  # each one is a broken promise
+    faults: list[str] = field(default_factory=list)  # one per failed check
 
     def fault(self, text: str) -> None:
         if len(self.faults) < 1000:
@@ -47,7 +47,7 @@ class Tally:
 
 
 class Clients:
-    """Plays random deeds until told to stop. `solo` has the requests whose answers are known."""
+    """Run random actions. `solo`: requests with the tokens of their solo runs."""
 
     def __init__(self, url: str, keys: list[str], solo: list[tuple[dict[str, Any], list[int]]], seed: int) -> None:
         self.tally = Tally()
@@ -55,7 +55,7 @@ class Clients:
         self._keys = keys
         self._solo = solo
         self._rng = random.Random(seed)
-        self._deeds: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+        self._actions: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (40, self.good),
             (25, self.leaves),
             (12, self.bad_body),
@@ -71,19 +71,19 @@ class Clients:
         ]
 
     async def play(self, stop: asyncio.Event) -> None:
-        """One client after the other."""
-        weights, deeds = zip(*self._deeds, strict=True)
+        """Run one action after the other until `stop` is set."""
+        weights, actions = zip(*self._actions, strict=True)
         while not stop.is_set():
-            [deed] = self._rng.choices(deeds, weights)
-            self.tally.deeds[deed.__name__] += 1
+            [action] = self._rng.choices(actions, weights)
+            self.tally.actions[action.__name__] += 1
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await deed()
+                async with asyncio.timeout(ACTION_TIMEOUT_S):
+                    await action()
             except NETWORK_ERRORS as error:
-                self.tally.fault(f"{deed.__name__}: {type(error).__name__} {error}")
+                self.tally.fault(f"{action.__name__}: {type(error).__name__} {error}")
 
     def _key(self) -> dict[str, str]:
-        """Mostly the first one's: it takes more than its share."""
+        """Return the header of a random key; the first key is used most."""
         return {"authorization": f"Bearer {self._rng.choice([self._keys[0], *self._keys])}"}
 
     def _request(self, *, streamed: bool | None = None) -> tuple[dict[str, Any], list[int]]:
@@ -106,7 +106,7 @@ class Clients:
         return answer.status in statuses
 
     async def good(self) -> None:
-        """Its tokens are those of its solo run."""
+        """Check that a good request has the tokens of its solo run."""
         body, tokens = self._request()
         answer = await self._exchange(body)
         if not self._expect("good", answer, 200, *BUSY) or answer.status in BUSY:
@@ -114,10 +114,10 @@ class Clients:
         parts = answer.events if body["stream"] else [answer.json()]
         got = [token for part in parts for choice in part["choices"] for token in choice["token_ids"]]
         if got != tokens or not answer.is_done:
-            self.tally.fault(f"good: other tokens than alone, or no end: {len(got)} of {len(tokens)}")
+            self.tally.fault(f"good: tokens differ from the solo run, or no end: {len(got)} of {len(tokens)}")
 
     async def leaves(self) -> None:
-        """At once, a moment later, or after some events; by each way there is."""
+        """Disconnect at once, a moment later, or after some events, in each possible way."""
         body, _ = self._request()
         client = await RawClient.connect(self._url)
         client.post("/v1/completions", body, self._key())
@@ -132,7 +132,7 @@ class Clients:
                 num_events -= 1
                 if num_events < 0:
                     break
-        with contextlib.suppress(OSError):  # a reset for what it had not read
+        with contextlib.suppress(OSError):  # unread data causes a reset
             await client.leave(self._rng.choice(LEAVINGS))
 
     async def bad_body(self) -> None:
@@ -142,14 +142,14 @@ class Clients:
     async def bad_bytes(self) -> None:
         client = await RawClient.connect(self._url)
         client.writer.write(self._rng.choice(BAD_BYTES))
-        with contextlib.suppress(OSError):  # it is cut off with bytes unread
+        with contextlib.suppress(OSError):  # the server closes the connection with unread bytes
             client.writer.write_eof()
             while await client.reader.read(1 << 16):
                 pass
         client.close()
 
     async def stalls(self) -> None:
-        """Asks for much and reads nothing, for a while."""
+        """Request a long stream and read nothing for a while."""
         client = await RawClient.connect(self._url, receive_bytes=4096)
         body, _ = self._request(streamed=True)
         client.post("/v1/completions", {**body, "n": 8, "logprobs": 20}, self._key())
@@ -158,7 +158,7 @@ class Clients:
         await client.leave("rst")
 
     async def slow_body(self) -> None:
-        """A byte now and then; sometimes to its end."""
+        """Send a body byte by byte, sometimes completely."""
         client = await RawClient.connect(self._url)
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: {self._key()['authorization']}\r\n"
         client.writer.write(f"{head}content-type: application/json\r\ncontent-length: 20\r\n\r\n".encode())
@@ -168,7 +168,7 @@ class Clients:
         await client.leave("fin")
 
     async def slow_head(self) -> None:
-        """Slowloris: it is cut off."""
+        """Send a head byte by byte (slowloris); the server closes the connection."""
         client = await RawClient.connect(self._url)
         client.writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n")
         for _ in range(self._rng.randrange(1, 15)):
@@ -191,7 +191,7 @@ class Clients:
         self._expect("wrong key", answer, 401)
 
     async def lost(self) -> None:
-        """A path that nobody has asked for before."""
+        """Request an unknown path that was never used before."""
         client = await RawClient.connect(self._url)
         try:
             client.post(f"/nowhere/{self._rng.getrandbits(64)}", {}, self._key())
@@ -200,7 +200,7 @@ class Clients:
             client.close()
 
     async def hurried(self) -> None:
-        """A deadline that mostly passes."""
+        """Send a request whose deadline mostly passes."""
         body, _ = self._request(streamed=False)
         answer = await self._exchange({**body, "timeout_s": self._rng.random() * 3, "queue_timeout_s": 2})
         self._expect("hurried", answer, 200, 429, 503, 504)

@@ -1,5 +1,7 @@
-"""Random-weight checkpoints for tests, made by transformers, which is also the oracle; in either layout of weights and
-either dialect of config."""
+"""Checkpoints with random weights, made by transformers, which is also the oracle of their network.
+
+Weights come in the classic or the fused layout, configs in the classic or the modern spelling.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, Mixtr
 
 @dataclass(frozen=True)
 class Shape:
-    """A network small enough to test with. num_experts 0: the dense Mistral."""
+    """Shape of a small network. num_experts 0: a dense Mistral."""
 
     dim: int = 32
     num_layers: int = 2
@@ -53,7 +55,7 @@ class Shape:
 
 
 def random_model(shape: Shape) -> torch.nn.Module:
-    """The oracle: weights drawn with std 1/sqrt(fan_in), so that routing and attention matter; eager attention."""
+    """Create the oracle. Weights have std 1/sqrt(fan_in), so that routing and attention matter; attention is eager."""
     torch.manual_seed(shape.seed)
     config = shape.hf_config
     config._attn_implementation = "eager"
@@ -68,14 +70,14 @@ def random_model(shape: Shape) -> torch.nn.Module:
 
 
 def save_random_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:
-    """Writes the model in the layout that transformers itself writes; returns it."""
+    """Save the model in transformers' own layout; return it."""
     model = random_model(shape)
     model.save_pretrained(path)
     return model
 
 
 def save_in_layout(model: Any, path: Path, fused: bool = False, modern: bool = False) -> Path:
-    """`fused`: the experts of a layer in one tensor; `modern`: the config as transformers 5 writes it."""
+    """Save the model in `path`. `fused`: experts of a layer in one tensor; `modern`: the config of transformers 5."""
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     if fused:
@@ -84,11 +86,11 @@ def save_in_layout(model: Any, path: Path, fused: bool = False, modern: bool = F
             del tensors["lm_head.weight"]
         save_file(tensors, path / "model.safetensors")
     if not modern:
-        edit_config(path, **_classic_dialect(path))
+        edit_config(path, **_classic_spelling(path))
     return path
 
 
-def _classic_dialect(path: Path) -> dict[str, Any]:
+def _classic_spelling(path: Path) -> dict[str, Any]:
     config = json.loads((path / "config.json").read_text())
     return {
         "rope_parameters": ...,
@@ -99,7 +101,7 @@ def _classic_dialect(path: Path) -> dict[str, Any]:
 
 
 def edit_config(path: Path, **changes: Any) -> Path:
-    """Sets keys of config.json; `...` removes one."""
+    """Set keys of config.json; `...` removes one."""
     file = path / "config.json"
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))

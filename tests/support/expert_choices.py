@@ -1,4 +1,4 @@
-"""What tests ask of a gate: so many experts for each row, and some of them switched off."""
+"""Routing requests for tests, and a naive gate."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from model.ops.interface import RoutingRequest
 
 
 def uniform(num_rows: int, k: int) -> RoutingRequest:
-    """k experts for every row, none switched off."""
+    """Request k experts for every row, none switched off."""
     return choice([k] * num_rows)
 
 
 def choice(experts_per_token: list[int], allowed: Tensor | None = None) -> RoutingRequest:
-    """`allowed` [T, E]; the room for the answer is filled with what no gate answers."""
-    room = torch.full((len(experts_per_token), max(experts_per_token)), -7, dtype=torch.int32)
-    return RoutingRequest(torch.tensor(experts_per_token, dtype=torch.int32), allowed, room)
+    """Request experts per row, with `allowed` [T, E]. expert_ids starts as -7, which no gate writes."""
+    expert_ids = torch.full((len(experts_per_token), max(experts_per_token)), -7, dtype=torch.int32)
+    return RoutingRequest(torch.tensor(experts_per_token, dtype=torch.int32), allowed, expert_ids)
 
 
 def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequest:
-    """Any k beside any other, under masks that leave each row at least its k."""
+    """Request a random k for each row, under random masks that leave each row at least k experts."""
     generator = torch.Generator().manual_seed(seed)
     k = (torch.randint(num_experts, (num_rows,), generator=generator) + 1).tolist()
     ranks = torch.rand(num_rows, num_experts, generator=generator).argsort(-1).argsort(-1)  # a permutation per row
@@ -27,6 +27,6 @@ def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequ
 
 
 def naive_choice(logits: list[float], k: int, allowed: list[bool] | None = None) -> list[int]:
-    """The k best of those allowed, best first, ties to the lower id."""
+    """Return the k best of the allowed experts, best first, ties to the lower id."""
     ids = [e for e in range(len(logits)) if allowed is None or allowed[e]]
     return sorted(ids, key=lambda e: (-logits[e], e))[:k]

@@ -1,4 +1,4 @@
-"""An engine that says what it is told, behind the client's interface: no process, no model, the real collectors."""
+"""Scripted engine with the interface of EngineClient: no process and no model, but real output collectors."""
 
 import asyncio
 import itertools
@@ -47,24 +47,24 @@ READY = Ready(
 
 
 def entry(token_id: int, num_top: int) -> TokenLogprobs:
-    """The logprobs that this engine gives a token: the likeliest tokens never include it."""
+    """Return the logprobs that this engine gives a token. The top tokens never include the token itself."""
     top_ids = [(token_id + 1 + rank) % VOCAB_SIZE for rank in range(num_top)]
     return TokenLogprobs(token_id, -0.5 - token_id % 7, top_ids, [-0.25 * (rank + 1) for rank in range(num_top)])
 
 
 def experts_of(token_id: int) -> list[int]:
-    """The two of eight that a token takes in this engine's only layer."""
+    """Return the two of eight experts of a token, in this engine's only layer."""
     return [token_id % 8, (token_id + 3) % 8]
 
 
 def prompt_experts(token_ids: Sequence[int]) -> list[list[int]]:
-    """[layers][experts], as the engine counts a prompt."""
-    taken = [expert for token_id in token_ids for expert in experts_of(token_id)]
-    return [[taken.count(expert) for expert in range(8)]]
+    """Return the token counts of a prompt, [layers][experts]."""
+    routed = [expert for token_id in token_ids for expert in experts_of(token_id)]
+    return [[routed.count(expert) for expert in range(8)]]
 
 
 def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutput]:
-    """One output per token of the script, up to its end token or the request's own limit."""
+    """Yield one output per token of the script, up to an end token or the request's limit."""
     params = request.params
     want = params.num_logprobs
     prompt_logprobs = [entry(i, want or 0) for i in request.prompt_token_ids[1:]] if params.prompt_logprobs else None
@@ -99,9 +99,9 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
 
 
 class FakeEngine:
-    """Plays `script(request)` to each request, a token per turn of the event loop, or one per `step` where it is held.
+    """Answers each request with the tokens of `script(request)`, up to an end token or the request's limit.
 
-    A script without an end token goes on as long as the request's limit lets it.
+    It gives one token per iteration of the event loop; with `held`, one per call of `step`.
     """
 
     def __init__(self, script: Callable[[Request], Sequence[int]], *, held: bool = False) -> None:
@@ -142,7 +142,7 @@ class FakeEngine:
         self.changed.set()
 
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport:
-        """An expert took token 7 nine times since the start, once in any window, and never after a reset."""
+        """Report that expert 2 computed token 7 nine times since the start, once in any window, never after a reset."""
         if self.phase == "dead":
             raise EngineDied("gone")
         count = 0 if reset else 9 if window_s is None else 1
@@ -150,7 +150,7 @@ class FakeEngine:
         return ExpertReport(5.0, [LayerExperts([0, 0, count, 0, 0, 0, 0, 0], [[0] * 8] * 8, top)])
 
     def step(self) -> bool:
-        """One output for each request that still has one. False once there is nothing left."""
+        """Give one output to each unfinished request. Returns False when all are finished."""
         plays, self._plays = self._plays, []
         for collector, outputs in plays:
             output = next(outputs, None)
@@ -160,7 +160,7 @@ class FakeEngine:
         return bool(self._plays)
 
     def fail(self, how: Literal["died", "row", "queue_timeout", "timeout", "constraints"]) -> None:
-        """Lets the one request that was submitted fail: with the whole engine, by itself, or as its time is over."""
+        """Let the only submitted request fail: with the engine, alone, by a deadline or by its constraints."""
         (request,) = self.submitted
         collector = self.collectors[request.request_id]
         if how == "died":
@@ -173,13 +173,13 @@ class FakeEngine:
             collector.put(RequestOutput(request.request_id, finish_reason="error", error="not a number"))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Returns when the condition holds after a submission or an abort."""
+        """Wait until the condition is true; it is checked after each submission and abort."""
         while not condition():
             self.changed.clear()
             await self.changed.wait()
 
     async def until_played(self) -> None:
-        """Returns when every output was given."""
+        """Wait until every output was given."""
         await self.until(lambda: self._player is not None)
         assert self._player is not None
         await self._player

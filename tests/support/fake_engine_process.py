@@ -1,10 +1,16 @@
-"""A stand-in for `python -m engine.process`: speaks the frames, computes nothing. Run as SCRIPT MODE FD HEARTBEAT_FD.
+"""Replacement of `python -m engine.process` that exchanges messages and computes nothing.
 
-Each request counts up from its prompt's length. MODE: "count" gives every token in one step, "slowly" one at a time,
-"hold" the first token only and no word of the experts; "fail" and "crash" end while loading, "mute" stops reading and
-writing, "die" exits at the first request. Those of modes with a colon live once: the first process of "once-MODE:FILE"
-makes the file and is as MODE says, later ones count; those of "then-MODE:FILE" are as MODE says, the first one counts.
-"silent" begins requests and gives nothing. A prompt with one of the tokens below does what its name says.
+Run as SCRIPT MODE FD HEARTBEAT_FD. The tokens of each request count up from its prompt's length. Modes:
+- count: all tokens in one step
+- slowly: one token per step
+- hold: only the first token, and no reply about experts
+- silent: requests are started, but get no output
+- fail, crash: the process ends while it loads
+- mute: it stops reading and writing while it loads
+- die: it exits at the first request
+- once-MODE:FILE: the first process creates the file and has the mode, later ones count
+- then-MODE:FILE: the first process creates the file and counts, later ones have the mode
+A prompt that contains one of the tokens KILLS, KILLS_LATER, QUEUES or STOPS has that effect.
 """
 
 import os
@@ -75,7 +81,7 @@ def outputs_of(request: Request, mode: str) -> Iterator[RequestOutput]:
 
 
 def begin(connection: socket.socket, requests: list[Request]) -> None:
-    """All of them at once, as in one step; what kills the engine kills it now."""
+    """Start all requests, as in one step. Those that kill or stop the process do so now."""
     prompts = {request.request_id: request.prompt_token_ids for request in requests}
     started = [request_id for request_id, prompt in prompts.items() if QUEUES not in prompt]
     connection.sendall(encode_frame(PrefillStarted(started)))
@@ -114,7 +120,7 @@ def load(connection: socket.socket, mode: str) -> None:
 
 
 def mode_of(argument: str) -> str:
-    """This process' mode: see above."""
+    """Return the mode of this process, see above."""
     kind, _, path = argument.partition(":")
     if not path:
         return kind
@@ -125,7 +131,7 @@ def mode_of(argument: str) -> str:
 
 
 def chunks(connection: socket.socket, heartbeat: Heartbeat) -> Iterator[bytes]:
-    """What arrives; while nothing does, the heart beats."""
+    """Yield the bytes that arrive; increment the heartbeat while waiting."""
     while True:
         heartbeat.beat()
         if select.select([connection], [], [], 0.02)[0]:

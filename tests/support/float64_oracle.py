@@ -1,4 +1,4 @@
-"""The network's functions in float64, by their formulas: what both backends are measured against."""
+"""Ops of the network in float64, by their formulas: the oracle of all backends."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from model.ops.interface import FfnWeights
 
 
 def relative_error(ours: Tensor, oracle: Tensor) -> float:
-    """Of all numbers together: |ours - oracle| / |oracle|."""
+    """Return |ours - oracle| / |oracle| over all numbers together."""
     assert ours.isfinite().all()
     return float((ours.double() - oracle).norm() / oracle.norm())
 
@@ -27,7 +27,7 @@ def ffn(x: Tensor, weights: FfnWeights) -> Tensor:
 
 
 def moe(x: Tensor, gate: Tensor, experts: list[FfnWeights], k: list[int], allowed: Tensor | None = None) -> Tensor:
-    """k of each row; allowed [T, E]. Every expert sees every token; those not chosen weigh nothing."""
+    """Compute the mixture; k per row, allowed [T, E]. All experts see all tokens; those not chosen have weight 0."""
     logits = linear(x, gate)
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf"))
@@ -37,7 +37,7 @@ def moe(x: Tensor, gate: Tensor, experts: list[FfnWeights], k: list[int], allowe
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """[T, heads, K]; pair i is the numbers i and i + K/2."""
+    """Rotate x [T, heads, K]; pair i consists of the numbers i and i + K/2."""
     num_pairs = x.shape[-1] // 2
     angles = positions.double()[:, None] * theta ** (-torch.arange(num_pairs).double() / num_pairs)
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
@@ -46,7 +46,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, first: int, window: int | None) -> Tensor:
-    """q [rows, H, K] at positions first, first + 1, ... over k and v [length, G, K] -> [rows, H * K]."""
+    """Attend: q [rows, H, K] at positions first, first + 1, ... over k and v [length, G, K] -> [rows, H * K]."""
     copies = q.shape[1] // k.shape[1]
     keys, values = (cached.double().repeat_interleave(copies, dim=1) for cached in (k, v))
     out = []

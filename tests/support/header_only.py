@@ -1,4 +1,4 @@
-"""Checkpoints without weights: real shapes, real headers, and files of full length that are holes on the disk."""
+"""Checkpoints without weights: real shapes and headers in sparse files of full length."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 def save_headers(path: Path, shape: dict[str, Any], dtype: str = "BF16", **changes: Any) -> Path:
-    """One file per layer and an index, as on the hub; without a byte of weights."""
+    """Write one file per layer and an index, as on the Hugging Face hub, but no weights."""
     path.mkdir(parents=True, exist_ok=True)
     config = COMMON | shape | changes
     (path / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""What the tests of the native backend share: the instruction sets that are here, and paged attention to give them."""
+"""Shared by tests of the native backend: instruction sets of this machine, and batches of paged attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from model.ops.reference.kv_int8 import as_cached
 from tests.support.paged import Running, make_batch
 
 LIBRARY = NativeLibrary()
-ISAS = LIBRARY.isas()  # every one that this machine runs is tested
+ISAS = LIBRARY.isas()  # all that this machine supports are tested
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def name_of(dtype: torch.dtype) -> KvDtype:
-    """As model/kv_format.py calls it."""
+    """Return the name of a dtype in model/kv_format.py."""
     return next(name for name, named in KV_DTYPES.items() if named == dtype)
 
 
@@ -34,7 +34,7 @@ def native(isa: str, threads: int = 1, quantization: Quantization = "none") -> N
 
 @dataclass(frozen=True)
 class Heads:
-    """A shape of attention."""
+    """Shape of attention."""
 
     num_heads: int = 4
     num_kv_heads: int = 2
@@ -43,7 +43,7 @@ class Heads:
 
     @property
     def config(self) -> ModelConfig:
-        """A config with these heads; the rest of it is of no account to attention."""
+        """Return a config with these heads; its other values do not matter to attention."""
         return ModelConfig(
             architecture="MistralForCausalLM",
             vocab_size=32,
@@ -99,10 +99,10 @@ def attend(
     seed: int = 0,
     kv_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """The parts as one batch -> [num_rows, H * K] each; caches of kv_dtype, None: of the parts' own.
+    """Compute attention of the parts in one batch: [num_rows, H * K] each. Caches have kv_dtype or the parts' dtype.
 
-    Blocks are shuffled by `seed`. What no row of a part may see is NaN, in the caches and in the null block: positions
-    behind the part, and those that have slid out of the window of its first row.
+    Blocks are shuffled by `seed`. Slots that no row of a part may read are NaN: the null block, positions behind the
+    part, and positions in front of the window of its first row.
     """
     sizes = [-(-(part.first + part.num_rows) // block_size) for part in parts]
     ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()

@@ -1,4 +1,4 @@
-"""Drives the network as an engine would: several sequences, chunks, one shuffled pool of blocks."""
+"""Run the network as an engine does: several sequences, chunks, one shuffled pool of blocks."""
 
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Running:
-    """A sequence whose tokens are all known (teacher forcing), and how far it is computed."""
+    """Sequence whose tokens are all known (teacher forcing), and the number of its computed positions."""
 
     token_ids: list[int]
     table: list[int]
@@ -24,7 +24,7 @@ class Running:
 
 
 def make_batch(parts: list[tuple[Running, int]], block_size: int) -> ForwardBatch:
-    """The next `length` tokens of each sequence; logits of every row."""
+    """Build a batch of the next `length` tokens of each sequence, with logits of every row."""
     positions = [list(range(run.num_computed, run.num_computed + length)) for run, length in parts]
     slots = [
         run.table[p // block_size] * block_size + p % block_size
@@ -47,10 +47,10 @@ def make_batch(parts: list[tuple[Running, int]], block_size: int) -> ForwardBatc
 def teacher_forced(
     model: Mixtral, sequences: list[list[int]], chunks: list[int], block_size: int = 4, seed: int = 0
 ) -> list[Tensor]:
-    """Logits of every position of every sequence, [length, V] each: sequence i advances by chunks[i] tokens a step.
+    """Return logits of every position, [length, V] per sequence; sequence i advances by chunks[i] tokens per step.
 
-    Blocks come shuffled from one pool that begins as NaN, the null block included: whoever reads a slot that is not its
-    own shows it. Under a window the blocks that slid out are scrubbed back to NaN and replaced by the null block.
+    Blocks come shuffled from one pool that starts as NaN, the null block included, so that reads of wrong slots show.
+    Blocks in front of the window are set back to NaN and replaced by the null block.
     """
     sizes = [-(-len(ids) // block_size) for ids in sequences]
     pool = KvPool(model.config, sum(sizes) + 1, block_size, "float32", CPU)
@@ -73,7 +73,7 @@ def teacher_forced(
 
 
 def _slide(run: Running, window: int | None, pool: KvPool) -> None:
-    """Gives up the blocks that no later position sees: those wholly before num_computed - window + 1."""
+    """Free the blocks that no later position sees: those entirely in front of num_computed - window + 1."""
     if window is None:
         return
     for index in range(max(0, run.num_computed - window + 1) // pool.block_size):

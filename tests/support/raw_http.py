@@ -1,4 +1,4 @@
-"""Requests by hand over a socket, and the ways a client can leave: httpx leaves too politely for some tests."""
+"""HTTP requests over a plain socket, and ways to disconnect that httpx does not offer."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,9 @@ LEAVINGS: tuple[Leaving, ...] = ("fin", "rst", "half-close")
 
 
 def socket_to(url: str, sent: bytes) -> socket.socket:
-    """A connection on which a little was sent before an event loop can see it: no time that a server gives runs before.
+    """Return a connection on which `sent` was sent before an event loop runs, so that no server timeout starts earlier.
 
-    A server that has not called listen() itself takes no crowd.
+    The server's socket must already listen; the connections wait in its backlog.
     """
     parts = urlsplit(url)
     client = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=20)
@@ -27,7 +27,7 @@ def socket_to(url: str, sent: bytes) -> socket.socket:
 
 
 def post_bytes(path: str, body: object, headers: Mapping[str, str] | None = None) -> bytes:
-    """A JSON request."""
+    """Return the bytes of a JSON request."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = {
         "host": "x",
@@ -41,13 +41,13 @@ def post_bytes(path: str, body: object, headers: Mapping[str, str] | None = None
 
 @dataclass
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
     body: bytes = b""
     events: list[dict[str, Any]] = field(default_factory=list)  # of a stream
-    is_done: bool = False  # a stream's last line was there, or the body was complete
+    is_done: bool = False  # the stream's last line has arrived, or the body is complete
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -62,7 +62,7 @@ class RawClient:
 
     @classmethod
     async def connect(cls, url: str, receive_bytes: int | None = None) -> "RawClient":
-        """`receive_bytes`: the system's buffer, for clients that do not read."""
+        """Open a connection. `receive_bytes`: size of the system's buffer, for clients that do not read."""
         parts = urlsplit(url)
         client = socket.socket()
         try:
@@ -80,17 +80,17 @@ class RawClient:
         return cls(*await asyncio.open_connection(sock=connected, limit=1 << 20))
 
     def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> None:
-        """Sends a JSON request; does not wait for anything."""
+        """Send a JSON request without waiting."""
         self.writer.write(post_bytes(path, body, headers))
 
     async def head(self) -> Answer:
-        """Status and headers."""
+        """Read status and headers."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(": ") for line in lines[1:] if line)
         return Answer(int(lines[0].split(" ")[1]), {name.lower(): value for name, _, value in pairs})
 
     async def answer(self) -> Answer:
-        """The whole answer, streamed or not."""
+        """Read the complete response, streamed or not."""
         answer = await self.head()
         if "content-length" in answer.headers:
             answer.body = await self.reader.readexactly(int(answer.headers["content-length"]))
@@ -101,7 +101,7 @@ class RawClient:
         return answer
 
     async def events(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """The events of a stream; sets `is_done` of its answer at [DONE]."""
+        """Yield the events of a stream; set `is_done` of the response at [DONE]."""
         while line := await self.reader.readline():
             if line.startswith(b"data: {"):
                 yield json.loads(line.removeprefix(b"data: "))
@@ -111,8 +111,8 @@ class RawClient:
                 return
 
     async def leave(self, how: Leaving) -> None:
-        """Ends the connection from this side, before its answer is complete."""
-        if how == "half-close":  # no more to send, still there to read: the server takes it for gone
+        """Close the connection before its response is complete."""
+        if how == "half-close":  # ends only the sending side: the server treats it as a disconnect
             self.writer.write_eof()
             while await self.reader.read(1 << 16):
                 pass

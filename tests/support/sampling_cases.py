@@ -1,4 +1,4 @@
-"""What tests ask of a sampler: random logits, with all that can be wrong with them, and random wishes."""
+"""Random inputs for samplers: logits with ties, NaN and infinities, and sampling parameters of all kinds."""
 
 import random
 from dataclasses import replace
@@ -73,13 +73,13 @@ def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
 
 
 def sampled_by(ops: object, logits: torch.Tensor, rows: SamplingRows) -> tuple[SampledRows, torch.Tensor]:
-    history = torch.zeros(NUM_ROWS, HISTORY_LEN + 7, dtype=torch.int32)[:, :HISTORY_LEN]  # a part of wider rows
+    history = torch.zeros(NUM_ROWS, HISTORY_LEN + 7, dtype=torch.int32)[:, :HISTORY_LEN]  # a slice of wider rows
     history.copy_(rows.history)
     return ops.sample(logits, replace(rows, history=history)), history  # type: ignore[attr-defined, no-any-return]
 
 
 def assert_same(got: SampledRows, expected: SampledRows, rows: SamplingRows, vocab_size: int) -> None:
-    """Status and tokens; log probabilities of rows that are done and ask for them."""
+    """Compare status and tokens, and log probabilities of rows that are done and request them."""
     assert torch.equal(got.status, expected.status)
     assert torch.equal(got.token_ids, expected.token_ids)
     for row in range(NUM_ROWS):

@@ -1,4 +1,4 @@
-"""A pytest plugin: the native backend's tests take the library that the variable names. Used by test_sanitizers.py."""
+"""Pytest plugin of test_sanitizers.py: loads the native library from $SANITIZED_LIBRARY."""
 
 import os
 from pathlib import Path

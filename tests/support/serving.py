@@ -1,4 +1,4 @@
-"""The app around a fake engine: in-process for most tests, on a loopback port where connections matter."""
+"""The app with a fake engine: in-process for most tests, on a loopback port for tests of connections."""
 
 import asyncio
 import contextlib
@@ -36,13 +36,13 @@ MODEL = "test/model"
 
 @cache
 def tokenizer() -> Tokenizer:
-    """Mixtral's own."""
+    """Return Mixtral's tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         return v1_tokenizer(Path(folder))
 
 
 def saying(text: str) -> Callable[[Request], Sequence[int]]:
-    """The script of an engine that answers every request with the same text."""
+    """Return the script of an engine that answers every request with the same text."""
     ids = [*tokenizer().encode(text, add_special_tokens=False), EOS]
     return lambda request: ids
 
@@ -75,7 +75,7 @@ def app_around(state: ServerState, connections: Connections | None = None, *, ap
 
 
 def client_of(state: ServerState) -> httpx.AsyncClient:
-    """Calls the app without a socket. A fault in the app is answered, as it would be over one."""
+    """Return a client that calls the app without a socket. Exceptions in the app become responses, as over a socket."""
     transport = httpx.ASGITransport(app_around(state), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://smoe")
 
@@ -88,7 +88,7 @@ async def listening(
     connections: Connections | None = None,
     read_limiter: ReadLimiter | None = None,
 ) -> AsyncIterator[str]:
-    """Serves the app on a free loopback port; gives its URL. `send_buffer_bytes`: what the system buffers."""
+    """Serve the app on a free loopback port and yield its URL. `send_buffer_bytes`: size of the system's buffer."""
     connections = Connections() if connections is None else connections
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if send_buffer_bytes is not None:
@@ -113,7 +113,7 @@ async def listening(
 
 
 def events(body: str) -> list[dict[str, Any]]:
-    """A stream's JSON events; checks that it is made of data lines and ends with [DONE]."""
+    """Return the JSON events of a stream; check that it has only data lines and ends with [DONE]."""
     lines = [line for line in body.split("\n\n") if line and not line.startswith(":")]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
@@ -121,19 +121,29 @@ def events(body: str) -> list[dict[str, Any]]:
 
 
 def outcomes(state: ServerState) -> dict[str, float]:
-    """The ledger: choices received, and how many ended how."""
-    ledger: dict[str, float] = {}
+    """Return the numbers of choices by outcome, and of those received."""
+    counts: dict[str, float] = {}
     for family in state.metrics.exposition.collect():
         for sample in family.samples:
             if sample.name == "smoe_requests_total" and sample.value:
-                ledger[sample.labels["outcome"]] = sample.value
+                counts[sample.labels["outcome"]] = sample.value
             if sample.name == "smoe_requests_received_total":
-                ledger["received"] = sample.value
-    return ledger
+                counts["received"] = sample.value
+    return counts
 
 
 def http_counts(state: ServerState) -> dict[tuple[str, str, str], float]:
-    """Answers by route template, method and status."""
+    """Return the numbers of responses by route template, method and status."""
     samples = [sample for family in state.metrics.exposition.collect() for sample in family.samples]
     answers = [sample for sample in samples if sample.name == "smoe_http_requests_total"]
     return {(s.labels["route"], s.labels["method"], s.labels["status"]): s.value for s in answers}
+
+
+def check_error(response: Any, status: int, code: str, param: str | None = None) -> None:
+    """Assert that a reply is an error in OpenAI's format."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)

@@ -1,4 +1,4 @@
-"""The server's own parts around a real engine process, in the test's event loop, where every step can be seen."""
+"""A server with a real engine process in the test's event loop, where every step can be observed."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ class WatchedEngine(EngineClient):
         super().__init__(on_status=lambda status: self.is_ready.set() if status.phase == "ready" else None)
         self.num_steps = 0
         self.num_preemptions = 0
-        self.seeds: dict[int, int] = {}  # of all requests that were submitted, with the number of steps until then
+        self.seeds: dict[int, int] = {}  # seed of each submitted request -> number of steps before it
         self.aborted: set[int] = set()
-        self.computed_in_vain: set[int] = set()
-        self._stopped: set[int] = set()
-        self._marks: dict[int, set[int]] = {}  # by query id
+        self.computed_after_abort: set[int] = set()
+        self._abort_read: set[int] = set()
+        self._abort_queries: dict[int, set[int]] = {}  # by query id
         self._query_ids = itertools.count(1)
         self._stepped = asyncio.Condition()
 
@@ -55,43 +55,43 @@ class WatchedEngine(EngineClient):
         if ids:
             self.aborted |= ids
             query_id = next(self._query_ids)
-            self._marks[query_id] = ids
+            self._abort_queries[query_id] = ids
             self._supervisor.send(ExpertsQuery(query_id))
 
     def _receive(self, message: FromEngine) -> None:
         if isinstance(message, ExpertsReply):
-            self._stopped |= self._marks.pop(message.query_id)
+            self._abort_read |= self._abort_queries.pop(message.query_id)
         else:
             super()._receive(message)
 
     def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.num_steps += 1
         self.num_preemptions += stats.num_preemptions
-        self.computed_in_vain |= self._stopped & {output.request_id for output in outputs}
+        self.computed_after_abort |= self._abort_read & {output.request_id for output in outputs}
         super()._on_step_done(outputs, stats)
         self._wake()
 
     def _wake(self) -> None:
-        self._telling = asyncio.ensure_future(self._tell())
+        self._notifying = asyncio.ensure_future(self._notify())
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._stepped:
             self._stepped.notify_all()
 
     async def steps(self, count: int, since: int | None = None) -> None:
-        """Returns after so many more steps than `since`, or than now."""
+        """Wait for `count` more steps, counted from step `since` or from now."""
         until = (self.num_steps if since is None else since) + count
         async with self._stepped:
             await self._stepped.wait_for(lambda: self.num_steps >= until)
 
     async def submitted(self, seed: int) -> int:
-        """Returns when the request with this seed is with the engine: how many steps there had been before."""
+        """Wait until the request with this seed was submitted; return the number of steps before it."""
         async with self._stepped:
             await self._stepped.wait_for(lambda: seed in self.seeds)
         return self.seeds[seed]
 
-    async def begins_with(self, count: int) -> None:
-        """Stops the engine until it has so many requests, however fast it is."""
+    async def wait_for_requests(self, count: int) -> None:
+        """Stop the engine until `count` requests were submitted, so that they run together."""
         assert self.pid is not None
         os.kill(self.pid, signal.SIGSTOP)
         try:
@@ -101,7 +101,7 @@ class WatchedEngine(EngineClient):
             os.kill(self.pid, signal.SIGCONT)
 
     async def idle(self) -> None:
-        """Returns when nothing runs, waits or holds a block."""
+        """Wait until no request is open and no block is held."""
         async with self._stepped:
             await self._stepped.wait_for(lambda: not self.num_open and not self.stats.num_blocks_held)
 
@@ -110,7 +110,7 @@ class WatchedEngine(EngineClient):
 async def watched_server(
     *, max_num_queued: int = 4096, num_tenants: int = 1, **settings: object
 ) -> AsyncIterator[tuple[str, WatchedEngine, ServerState, Connections]]:
-    """URL, engine, state and connections of a server on the bundled model. `settings`: the engine's."""
+    """Yield URL, engine, state and connections of a server with the bundled model. `settings`: those of the engine."""
     model_dir = locate_model(None, Path())
     tokenizer = load_tokenizer(model_dir)
     engine = WatchedEngine()

@@ -1,4 +1,4 @@
-"""An engine client over fake_engine_process.py, and what it reported; for tests that wait for what happens to it."""
+"""An EngineClient with fake_engine_process.py, for tests that wait for its status changes."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
 
 class Watched:
-    """A client, what it reported, and a way to wait for a phase."""
+    """A client, its reports, and a way to wait for a phase."""
 
     def __init__(self, mode: str, *, restarts: bool = False, timeouts: WatchdogTimeouts = DEFAULT_TIMEOUTS) -> None:
         self.statuses: list[EngineStatus] = []
@@ -49,11 +49,11 @@ class Watched:
 
     @property
     def phases(self) -> list[str]:
-        """One after the other, each once in a row."""
+        """All phases so far, in order, without repetitions."""
         return [phase for phase, _ in itertools.groupby(status.phase for status in self.statuses)]
 
     def request(self, prompt_len: int = 3, max_tokens: int = 4, *, marker: int | None = None) -> Request:
-        """`marker`: one of fake_engine_process' tokens, as one of the prompt."""
+        """Return a new request. `marker`: a token of fake_engine_process.py with an effect, put into the prompt."""
         params = SamplingParams(max_tokens=max_tokens)
         prompt = [*range(prompt_len - 1), prompt_len - 1 if marker is None else marker]
         return Request(self.client.new_request_id(), prompt, params)
@@ -84,7 +84,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 async def collect(collector: OutputCollector) -> RequestOutput:
-    """All outputs up to the last, as one."""
+    """Wait for the last output and return all as one."""
     token_ids: list[int] = []
     while True:
         for output in await collector.get():

@@ -1,6 +1,6 @@
-"""What the kernel tests share: tolerances, random weights, and the backend under test.
+"""Shared by the kernel tests: tolerances, random weights, and the backend under test.
 
-They run under Triton's interpreter, whose products in bfloat16 are wrong: so float32 and float16.
+The tests use float32 and float16, because bfloat16 products of Triton's interpreter are wrong.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonOps
 
 DTYPES = [torch.float32, torch.float16]
-ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3}  # error of a whole result, relative to the result
+ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3}  # relative error of a row
 
 
 def assert_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, roundings: float = 1.0) -> None:
-    """Every row for itself: |ours - exact| / |exact| over its numbers."""
+    """Check |ours - exact| / |exact| of every row."""
     assert ours.isfinite().all()
     error = (ours.double() - exact.double()).flatten(1).norm(dim=1) / exact.double().flatten(1).norm(dim=1).clamp(1e-9)
     assert float(error.max()) < roundings * ROUNDING[dtype], f"row {int(error.argmax())} is off by {float(error.max())}"
@@ -30,17 +30,16 @@ def random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
 
 
 def both_tilings(dtype: torch.dtype) -> Iterator[TritonOps]:
-    """The backend as it is, and as --deterministic has it."""
+    """Yield the backend without and with `deterministic`."""
     yield TritonOps(dtype)
     yield TritonOps(dtype, deterministic=True)
 
 
 def integers(low: int, high: int) -> int:
-    """One of low .. high, from torch's generator."""
+    """Return an integer in low .. high from torch's generator."""
     return int(torch.randint(low, high + 1, ()))
 
 
 def row_by_row(a: NDArray[np.float32], b: NDArray[np.float32], dtype: np.dtype[np.float32]) -> NDArray[np.float32]:
-    """A product for the interpreter whose rows do not depend on their place, as numpy's own do: a tensor core's do not
-    either."""
+    """Multiply so that a row's bits do not depend on its index, as on tensor cores; numpy's product lacks that."""
     return (a[:, None, :] * b.T[None]).sum(-1, dtype=dtype)

@@ -1,4 +1,4 @@
-"""All kernel tests: one thread, a seed, and proof that it is the interpreter that runs."""
+"""Fixture of all kernel tests: one thread, a seed, and a check that the interpreter runs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Paged attention against float64: windows, ratios of heads, decode rows beside chunks, spans cut and merged."""
+"""Paged attention against float64: windows, ratios of heads, decode rows beside chunks, cut and merged spans."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def _random_parts(length: int, heads: Heads, dtype: torch.dtype, count: int, see
 
 
 def _check(ops: TritonOps, heads: Heads, parts: list[Part], dtype: torch.dtype, block_size: int, int8: bool) -> None:
-    """What no row may see is NaN in the caches (tests/support/native_cases.py), so that a read of it shows."""
+    """Slots that no row may read are NaN (tests/support/native_cases.py), so that wrong reads show."""
     cached = torch.int8 if int8 else dtype
     outputs = attend(ops, heads, parts, block_size, seed=1, kv_dtype=cached)
     for part, ours in zip(parts, outputs, strict=True):
@@ -56,7 +56,7 @@ def test_contexts_at_the_edges_of_spans_and_tiles(window: int | None) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [20, 80])
-def test_head_dims_that_are_no_power_of_two(head_dim: int) -> None:
+def test_head_dims_that_are_not_powers_of_two(head_dim: int) -> None:
     heads = Heads(4, 2, head_dim, 50)
     parts = _random_parts(120, heads, torch.float32, 3, seed=0)
     _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
@@ -69,10 +69,10 @@ def test_a_batch_of_single_rows_needs_no_chunks() -> None:
     _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
 
 
-def test_under_fixed_tilings_a_row_has_the_same_bits_as_decode_row_and_within_any_chunk(
+def test_deterministic_rows_have_the_same_bits_as_decode_rows_and_within_any_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The sums around the products; that these do not depend on a row's place is for the card to show."""
+    """Tests the sums around the products; whether products depend on a row's index, only a GPU can show."""
     monkeypatch.setattr("numpy.matmul", row_by_row)
     heads = Heads(2, 1, 16, 400)
     sequence = random_positions(560, heads, torch.float32, 0)
@@ -97,6 +97,6 @@ def test_tiles_cover_every_row_of_every_sequence_once() -> None:
         assert sorted(rows) == list(range(sum(lengths)))
 
 
-def test_the_example_of_the_tiles_is_what_they_are() -> None:
+def test_the_example_of_query_tiles() -> None:
     sequences, first_rows = query_tiles(torch.tensor([0, 5, 6], dtype=torch.int32), 6, 2)
     assert sequences.tolist() == [0, 0, 0, 1, 1] and first_rows.tolist() == [0, 2, 4, 5, 7]

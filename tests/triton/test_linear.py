@@ -27,7 +27,7 @@ def test_linear(
     assert_close(linear(launch_on_device, x, weight, tiling, dtype), exact, dtype)
 
 
-def test_no_rows_are_no_work(dtype: torch.dtype) -> None:
+def test_no_rows_give_empty_results(dtype: torch.dtype) -> None:
     ops = TritonOps(dtype, deterministic=True)
     empty = torch.empty(0, 8, dtype=dtype)
     head = ops.pack_linear(torch.randn(12, 8).to(dtype))

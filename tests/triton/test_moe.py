@@ -27,57 +27,57 @@ def _experts_of(packed: TritonMoe) -> list[FfnWeights]:
 def test_experts_over_random_shapes_counts_and_masks(
     dtype: torch.dtype, weight_format: WeightFormat, scale: int
 ) -> None:
-    """Uneven experts, empty ones, any k beside any other, experts switched off, one row."""
+    """Includes uneven loads, experts without rows, a different k per row, switched-off experts, and one row."""
     for case in range(3 * scale):
         num_rows, num_experts = (1, 8) if case == 0 else (integers(2, 90), integers(2, 9))
         dim, hidden = integers(1, 150), integers(1, 150)
         x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
         gate[0] *= 4.0  # most rows choose this expert, or none does
-        choice = random_choice(num_rows, num_experts, seed=case)
+        request = random_choice(num_rows, num_experts, seed=case)
         ops = TritonOps(dtype, weight_format, deterministic=case == 1)
         weights = ops.pack_moe(gate, (random_ffn(dim, hidden, dtype) for _ in range(num_experts)))
-        ours = ops.moe(x, weights, choice)
-        assert choice.allowed is not None
-        exact = oracle.moe(x, gate, _experts_of(weights), choice.experts_per_token, choice.allowed)
+        ours = ops.moe(x, weights, request)
+        assert request.allowed is not None
+        exact = oracle.moe(x, gate, _experts_of(weights), request.experts_per_token, request.allowed)
         assert_close(ours, exact, dtype, 3)
         logits = (x.double() @ gate.double().T).tolist()
-        for row, k in enumerate(choice.experts_per_token.tolist()):
-            expected = naive_choice(logits[row], k, choice.allowed[row].tolist())
-            assert choice.expert_ids[row].tolist() == expected + [-1] * (choice.expert_ids.shape[1] - k)
+        for row, k in enumerate(request.experts_per_token.tolist()):
+            expected = naive_choice(logits[row], k, request.allowed[row].tolist())
+            assert request.expert_ids[row].tolist() == expected + [-1] * (request.expert_ids.shape[1] - k)
 
 
 def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
     x, gate = torch.rand(150, 20).to(dtype), torch.stack((torch.ones(20), -torch.ones(20), torch.zeros(20))).to(dtype)
     experts = [random_ffn(20, 30, dtype) for _ in range(3)]
     for ops in both_tilings(dtype):
-        choice = uniform(150, 1)
-        ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
-        assert choice.expert_ids.unique().tolist() == [0]
+        request = uniform(150, 1)
+        ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
+        assert request.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
 
 
 def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:
-    ops, choice = TritonOps(dtype), uniform(3, 2)
+    ops, request = TritonOps(dtype), uniform(3, 2)
     gate = torch.zeros(5, 8).to(dtype)
     gate[4, 0] = 1.0
     x = torch.zeros(3, 8).to(dtype)
     x[1, 0], x[2, 0] = 1.0, -1.0
-    ops.moe(x, ops.pack_moe(gate, (random_ffn(8, 8, dtype) for _ in range(5))), choice)
-    assert choice.expert_ids.tolist() == [[0, 1], [4, 0], [0, 1]]
+    ops.moe(x, ops.pack_moe(gate, (random_ffn(8, 8, dtype) for _ in range(5))), request)
+    assert request.expert_ids.tolist() == [[0, 1], [4, 0], [0, 1]]
 
 
-def test_a_row_that_is_not_a_number_spoils_no_other_row(dtype: torch.dtype) -> None:
+def test_nan_in_a_row_stays_in_that_row(dtype: torch.dtype) -> None:
     ops = TritonOps(dtype)
     x, gate = torch.randn(6, 40).to(dtype), torch.randn(4, 40).to(dtype)
     weights = ops.pack_moe(gate, (random_ffn(40, 24, dtype) for _ in range(4)))
     clean = ops.moe(x, weights, uniform(6, 2))
     x[2, 5] = float("nan")
-    choice = uniform(6, 2)
-    ours = ops.moe(x, weights, choice)
+    request = uniform(6, 2)
+    ours = ops.moe(x, weights, request)
     others = [0, 1, 3, 4, 5]
     assert ours[2].isnan().all()
     assert torch.equal(ours[others], clean[others])
-    assert ((choice.expert_ids >= 0) & (choice.expert_ids < 4)).all()
+    assert ((request.expert_ids >= 0) & (request.expert_ids < 4)).all()
 
 
 def test_the_dense_ffn_is_one_expert_for_all_rows(dtype: torch.dtype) -> None:

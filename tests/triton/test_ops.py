@@ -1,4 +1,4 @@
-"""The whole network on Triton kernels: the reference's logits, and under fixed tilings the same bits in any batch."""
+"""The network on Triton kernels: the logits of the reference, and `deterministic` bits in any batch."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def test_logits_equal_the_references(num_experts: int, window: int | None) -> No
         assert torch.allclose(mine, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_under_fixed_tilings_logits_are_the_same_bits_alone_and_together_and_however_cut(
+def test_deterministic_logits_have_the_same_bits_alone_in_a_batch_and_in_any_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("numpy.matmul", row_by_row)

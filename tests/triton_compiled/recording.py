@@ -1,7 +1,7 @@
-"""What would run on a card, recorded from the backend itself and compiled without one.
+"""Record the kernel launches of the Triton backend and compile them, without a GPU.
 
-The backend computes on torch's meta device, which has shapes and no numbers; its launcher writes down every kernel with
-the types of its arguments, as Triton's own would specialize them. Each is then compiled to machine code.
+The backend computes on torch's meta device, which has shapes but no numbers. The recording launcher keeps every kernel
+with the types of its arguments, specialized as Triton does. Each kernel is then compiled to machine code.
 """
 
 import re
@@ -34,7 +34,7 @@ MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Launched:
-    """One kernel as it was started."""
+    """One kernel launch."""
 
     kernel: Any
     signature: dict[str, str]  # argument -> "*bf16", "i32", "constexpr"
@@ -52,8 +52,10 @@ class Launched:
 
 
 class LaunchRecorder:
-    """A model.ops.triton.launch.Launch that runs nothing. Launches that differ only in what their sizes are divisible
-    by are kept once."""
+    """A model.ops.triton.launch.Launch that only records.
+
+    Launches that differ only in the divisibility of their sizes are kept once.
+    """
 
     def __init__(self) -> None:
         self.launched: dict[object, Launched] = {}
@@ -66,7 +68,9 @@ class LaunchRecorder:
         constants = {**ones, **options}
         divisible = tuple(index for index, value in enumerate(arguments) if _is_multiple_of_16(value))
         signature = types | dict.fromkeys(constants, "constexpr")
-        assert list(signature) == kernel.arg_names, f"{kernel.__name__} is started with other arguments than it has"
+        assert list(signature) == kernel.arg_names, (
+            f"{kernel.__name__} is launched with arguments that it does not have"
+        )
         key = kernel, tuple(types.items()), tuple(options.items()), num_warps, num_stages
         self.launched.setdefault(key, Launched(kernel, signature, constants, divisible, num_warps, num_stages))
 
@@ -81,13 +85,13 @@ def _type(value: Any) -> str:
 
 
 def _is_multiple_of_16(value: Any) -> bool:
-    """Allocated tensors are aligned to more than 16 bytes."""
+    """Check the divisibility that Triton specializes for. Allocated tensors are aligned to more than 16 bytes."""
     return isinstance(value, Tensor) or (isinstance(value, int) and value != 1 and value % 16 == 0)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the assembler says of one kernel on one architecture."""
+    """Resources of one kernel on one architecture, as the assembler reports them."""
 
     registers: int
     spill_bytes: int
@@ -95,7 +99,7 @@ class Compiled:
 
 
 def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
-    """To machine code, by the compiler and the assembler that come with Triton."""
+    """Compile to machine code with Triton's own compiler and assembler."""
     source = ASTSource(
         launched.kernel,
         signature=launched.signature,
@@ -109,7 +113,7 @@ def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
 
 
 def _assemble(ptx: str, arch: int, scratch: Path) -> tuple[int, int]:
-    """Registers per thread and bytes spilled, as ptxas reports them."""
+    """Return registers per thread and spilled bytes, as ptxas reports them."""
     file = scratch / "kernel.ptx"
     file.write_text(ptx)
     target = re.search(r"\.target (sm_\w+)", ptx)
@@ -126,12 +130,12 @@ def _assemble(ptx: str, arch: int, scratch: Path) -> tuple[int, int]:
 
 
 def _assemblers() -> list[Path]:
-    """Triton brings one per generation of its output's language, or one for all."""
+    """Return Triton's assemblers: one for each PTX generation, or one for all."""
     return sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
 
 
 def kernels_of(module: Any) -> Iterator[str]:
-    """Names of the module's own kernels: the jitted functions that are started, not called from others."""
+    """Yield the names of a module's own kernels: jitted functions that are launched, not called by others."""
     for name, value in vars(module).items():
         if isinstance(value, triton.JITFunction) and name.endswith("_kernel") and value.__module__ == module.__name__:
             yield name

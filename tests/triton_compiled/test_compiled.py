@@ -1,4 +1,4 @@
-"""Every kernel, as the backend starts it for Mixtral-8x7B, is compiled for the A100 and the H100 without either."""
+"""Every kernel compiles for A100 and H100, as the backend launches it for Mixtral-8x7B; no GPU is needed."""
 
 import importlib
 import pkgutil
@@ -28,7 +28,7 @@ DECODES, CHUNKS = [(1, 1), (64, 64)], [(2048, 4)]  # rows, sequences
 
 
 def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
-    """One layer's functions and the head on tensors without numbers."""
+    """Run the ops of one layer and the head on meta tensors."""
     batch = _batch(num_rows, num_sequences)
     metadata = ops.prepare_batch(CONFIG, batch, 16)
     x = ops.rms_norm(_empty(num_rows, CONFIG.dim, dtype=dtype), _empty(CONFIG.dim, dtype=dtype), 1e-5)
@@ -70,7 +70,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @cache
 def launched() -> list[Launched]:
-    """What the served combinations of dtype, weights and KV cache start: for one row, many rows, and chunks."""
+    """Record the launches of the served combinations of dtype, weights and KV cache, for one row, many rows, chunks."""
     recorder = LaunchRecorder()
     wide, half, int8 = torch.float32, torch.bfloat16, KV_DTYPES["int8"]
     combinations: list[tuple[torch.dtype, WeightFormat, bool, torch.dtype, list[tuple[int, int]]]] = [
@@ -96,7 +96,7 @@ def test_every_kernel_compiles_without_spills_and_within_shared_memory(
     for launch in launched():
         compiled = compile_for(launch, arch, tmp_path)
         assert compiled.spill_bytes == 0, f"{launch} spills {compiled.spill_bytes} bytes"
-        assert compiled.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} wants {compiled.shared_bytes} bytes"
+        assert compiled.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} needs {compiled.shared_bytes} bytes"
 
 
 def test_no_kernel_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Memory of packed weights, in every form that a backend packs them to."""
+"""Bytes of packed weights."""
 
 import torch
 

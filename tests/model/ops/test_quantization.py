@@ -1,5 +1,7 @@
-"""int8 and int4 by their definitions: the numbers against naive loops, the native backend against the reference, on
-every instruction set that this machine has."""
+"""int8 and int4: the definition against naive loops, the native backend against the definition.
+
+The native tests run on every instruction set of this machine.
+"""
 
 import math
 
@@ -15,9 +17,9 @@ from tests.support.expert_choices import random_choice, uniform
 from tests.support.native_cases import DTYPES, ISAS, native
 
 KINDS: list[Quantization] = ["int8", "int4"]
-ERROR = {"int8": 0.015, "int4": 0.12}  # of a product of random numbers, relative
-# float32: roundings alone. bfloat16: an output between two of its numbers may go either way, and so may what comes
-# after it.
+ERROR = {"int8": 0.015, "int4": 0.12}  # relative error of a product of random numbers
+# float32: roundings only. bfloat16: an output halfway between two of its numbers may be rounded either way, and so may
+# all that is computed from it.
 AGREEMENT = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 
 on_every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -37,13 +39,13 @@ def _random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
 
 
 def _naive_row(numbers: list[float]) -> tuple[list[int], float]:
-    """q and scale of a row, number by number."""
+    """Return q and scale of a row, computed number by number."""
     largest = max(map(abs, numbers))
     return [round(number / largest * 127) for number in numbers], largest / 127
 
 
 def _naive_product(x: Tensor, matrix: QuantizedMatrix) -> list[list[float]]:
-    """Integers times integers, in Python's own."""
+    """Multiply integers by integers, in Python."""
     weights = matrix.weight().tolist()
     products = []
     for row in x.double().tolist():
@@ -71,7 +73,7 @@ def test_int8_weights_are_off_by_half_a_step_at_most(num_inputs: int) -> None:
 
 @pytest.mark.parametrize("num_inputs", [1, 31, 32, 33, 100])
 def test_int4_weights_are_nearer_than_those_of_the_plain_scheme(num_inputs: int) -> None:
-    """Plain: the number farthest from zero becomes -8. What is chosen is as good or better, group by group."""
+    """In the plain scheme the number farthest from zero becomes -8."""
     weight = torch.randn(40, num_inputs)
     stored = quantize(weight, "int4").weight()
     ours_total = plain_total = 0.0
@@ -135,22 +137,22 @@ def test_native_ffns_are_the_references(
 def test_native_mixtures_are_the_references(
     isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int
 ) -> None:
-    """Rows of any k. The gate is not quantized: the same experts are chosen as without."""
+    """Rows of any k. The gate is not quantized, so the experts are those of unquantized weights."""
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    choices = [random_choice(num_rows, num_experts) for _ in range(3)]
+    requests = [random_choice(num_rows, num_experts) for _ in range(3)]
     ours, reference, plain = (
-        ops.moe(x, ops.pack_moe(gate, iter(experts)), choice)
-        for ops, choice in zip(
-            (native(isa, quantization=kind), ReferenceOps(kind), ReferenceOps()), choices, strict=True
+        ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
+        for ops, request in zip(
+            (native(isa, quantization=kind), ReferenceOps(kind), ReferenceOps()), requests, strict=True
         )
     )
     _assert_near(ours, reference, plain, kind, dtype)
-    assert torch.equal(choices[0].expert_ids, choices[2].expert_ids)
+    assert torch.equal(requests[0].expert_ids, requests[2].expert_ids)
 
 
 def _assert_near(ours: Tensor, reference: Tensor, exact: Tensor, kind: str, dtype: torch.dtype) -> None:
-    """A hidden number on the edge between two integers may fall to either side: a step of one of many."""
+    """A hidden number between two integers may be rounded either way, which changes one of many terms by a step."""
     assert oracle.relative_error(ours, reference) < max(AGREEMENT[dtype], 1e-3)
     assert oracle.relative_error(ours, exact.double()) < 3 * ERROR[kind]
 
@@ -180,8 +182,8 @@ def test_int8_products_have_the_same_bits_on_every_instruction_set() -> None:
 
 @on_every_isa
 @of_every_kind
-def test_what_lies_between_two_integers_goes_to_the_same_one_as_in_the_reference(isa: str, kind: Quantization) -> None:
-    """bfloat16's few digits make many numbers fall just there."""
+def test_ties_between_two_integers_are_rounded_as_in_the_reference(isa: str, kind: Quantization) -> None:
+    """The short mantissas of these numbers make many ties."""
     x, weight = torch.randint(-64, 65, (40, 96)) / 64.0, torch.randint(-64, 65, (50, 96)) / 64.0
     x *= torch.randint(1, 65, (40, 1)) / 64.0
     ours, reference = (
@@ -200,8 +202,8 @@ def test_packed_weights_are_the_same_bytes_on_every_instruction_set(kind: Quanti
 @on_every_isa
 @of_every_kind
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums_there_are_do_not_saturate(isa: str, kind: Quantization, sign: int) -> None:
-    """All numbers at the ends of their ranges, over the longest rows that Mixtral has: 16,384."""
+def test_the_largest_possible_sums_do_not_saturate(isa: str, kind: Quantization, sign: int) -> None:
+    """All numbers at the ends of their ranges, over Mixtral's longest rows: 16,384."""
     weight, x = torch.ones(33, 16384), sign * torch.ones(13, 16384)
     ops = native(isa, quantization=kind)
     assert torch.equal(ops.linear(x, ops.pack_linear(weight)).round(), torch.full((13, 33), sign * 16384.0))
@@ -210,7 +212,7 @@ def test_the_largest_sums_there_are_do_not_saturate(isa: str, kind: Quantization
 @on_every_isa
 @of_every_kind
 @in_every_dtype
-def test_a_row_of_zeros_gives_zeros_and_one_that_is_no_number_stays_none(
+def test_a_row_of_zeros_gives_zeros_and_one_with_nan_or_infinity_gives_nan(
     isa: str, kind: Quantization, dtype: torch.dtype
 ) -> None:
     x, weight = torch.randn(14, 40).to(dtype), torch.randn(33, 40).to(dtype)
@@ -219,8 +221,8 @@ def test_a_row_of_zeros_gives_zeros_and_one_that_is_no_number_stays_none(
     healthy[2:4] = 0
     ops, reference = native(isa, quantization=kind), ReferenceOps(kind)
     packed, experts = ops.pack_linear(weight), [_random_ffn(40, 24, dtype) for _ in range(4)]
-    mixture, choice = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform(14, 2)
-    for function in (lambda rows: ops.linear(rows, packed), lambda rows: ops.moe(rows, mixture, choice)):
+    mixture, request = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform(14, 2)
+    for function in (lambda rows: ops.linear(rows, packed), lambda rows: ops.moe(rows, mixture, request)):
         ours = function(x)
         assert ours.isnan().all(1).tolist() == [row in (2, 3) for row in range(14)]
         assert not ours[1].any() and not ours[4].any()
@@ -233,7 +235,7 @@ def test_a_row_of_zeros_gives_zeros_and_one_that_is_no_number_stays_none(
 
 @on_every_isa
 @of_every_kind
-def test_a_weight_that_is_no_number_spoils_its_own_output_alone(isa: str, kind: Quantization) -> None:
+def test_a_weight_that_is_nan_or_infinite_affects_its_own_output_only(isa: str, kind: Quantization) -> None:
     weight = torch.randn(40, 70)
     weight[7, 33], weight[35, 2] = math.nan, math.inf
     for ops in (native(isa, quantization=kind), ReferenceOps(kind)):

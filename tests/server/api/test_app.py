@@ -1,4 +1,4 @@
-"""server/api/app.py: errors have OpenAI's shape whatever goes wrong and wherever, and change nothing."""
+"""server/api/app.py: every error has OpenAI's format, and refused requests have no side effects."""
 
 from typing import Any
 
@@ -8,22 +8,21 @@ import pytest
 
 from server.engine_client.status import Phase
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, http_counts, listening, outcomes, saying, state_around, tokenizer
+from tests.support.serving import (
+    MODEL,
+    check_error,
+    client_of,
+    http_counts,
+    listening,
+    outcomes,
+    saying,
+    state_around,
+)
 
 pytestmark = pytest.mark.anyio
-
 COMPLETION = {"model": MODEL, "prompt": "a"}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
 JSON = {"content-type": "application/json"}
-
-
-def check_error(response: Any, status: int, code: str, param: str | None = None) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["x-request-id"]
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert (error["code"], error["param"]) == (code, param)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ async def test_a_body_must_be_strict_json_and_say_so(
         ({"structured_outputs": {"regex": "["}}, 400, "invalid_value", "structured_outputs.regex"),
     ],
 )
-async def test_a_refused_request_never_reaches_the_engine_nor_the_ledger(
+async def test_a_refused_request_reaches_neither_the_engine_nor_the_accounts(
     fields: dict[str, object], status: int, code: str, param: str, streamed: bool
 ) -> None:
     engine = FakeEngine(saying("a"))
@@ -79,7 +78,7 @@ async def test_an_unknown_url_is_a_404_that_adds_no_metric_series(path: str) -> 
     assert http_counts(state) == {("other", "GET", "404"): 1}
 
 
-async def test_answers_are_counted_under_their_routes_template() -> None:
+async def test_replies_are_counted_under_the_template_of_their_route() -> None:
     state = state_around(FakeEngine(saying("a")))
     async with client_of(state) as client:
         await client.get("/v1/models/nothing")
@@ -127,7 +126,7 @@ async def test_a_clients_request_id_is_kept_and_is_part_of_the_replys_id() -> No
         ("restarting", "engine_dead"),
     ],
 )
-async def test_a_server_that_cannot_serve_says_when_to_come_back(phase: Phase, code: str, streamed: bool) -> None:
+async def test_an_unavailable_server_sends_retry_after(phase: Phase, code: str, streamed: bool) -> None:
     engine = FakeEngine(saying("a"))
     engine.phase = phase
     if phase == "loading":
@@ -152,7 +151,7 @@ async def test_a_full_queue_is_a_429_and_counts_as_rejected(streamed: bool) -> N
         check_error(response, 429, "queue_full")
         assert 0 < int(response.headers["retry-after"]) <= 120
         response = await client.post("/v1/completions", json={**COMPLETION, "n": 5})
-        check_error(response, 400, "array_above_max_length", "n")  # would never fit: not to be tried again
+        check_error(response, 400, "array_above_max_length", "n")  # never fits, so a retry is useless
     assert outcomes(state) == {"received": 3, "stop": 1, "rejected": 2}
 
 
@@ -198,62 +197,6 @@ async def test_a_failure_before_the_first_token_is_a_real_status(
     assert (response.headers.get("x-should-retry") == "false") == (status in (500, 504))
 
 
-async def test_models_are_listed_under_each_name_and_found_by_it_alone() -> None:
-    async with client_of(state_around(FakeEngine(saying("a")))) as client:
-        listed = (await client.get("/v1/models")).json()
-        assert [entry["id"] for entry in listed["data"]] == [MODEL, "alias"]
-        assert {entry["root"] for entry in listed["data"]} == {MODEL}
-        assert listed["data"][0]["max_model_len"] == 256
-        assert (await client.get(f"/v1/models/{MODEL}")).json() == listed["data"][0]
-        for name in ("test", "TEST/model", "../../etc/passwd", "test/model/", "a@b"):
-            check_error(await client.get(f"/v1/models/{name.replace('/', '%2F')}"), 404, "model_not_found", "model")
-
-
-async def test_tokenize_and_detokenize_are_inverse() -> None:
-    state = state_around(FakeEngine(saying("a")))
-    assert state.texts is not None
-    async with client_of(state) as client:
-        body = (await client.post("/tokenize", json={"prompt": "Grüße!"})).json()
-        assert body["tokens"] == tokenizer().encode("Grüße!")
-        assert (body["count"], body["max_model_len"]) == (len(body["tokens"]), 256)
-        plain = (await client.post("/tokenize", json={"prompt": "Grüße!", "add_special_tokens": False})).json()
-        assert plain["tokens"] == body["tokens"][1:]
-        assert (await client.post("/detokenize", json={"tokens": plain["tokens"]})).json() == {"prompt": "Grüße!"}
-        chat = (await client.post("/tokenize", json={"messages": [{"role": "user", "content": "Hello"}]})).json()
-        assert chat["tokens"] == [1, 733, 16289, 28793, 22557, 733, 28748, 16289, 28793]
-        response = await client.post("/detokenize", json={"tokens": [32000]})
-        check_error(response, 400, "integer_above_max_value", "tokens")
-        info = (await client.get("/tokenizer_info")).json()
-        assert (info["bos_token"], info["eos_token"], info["chat_template"]) == (
-            "<s>",
-            "</s>",
-            state.texts.chat_template.source,
-        )
-
-
-@pytest.mark.parametrize(
-    ("phase", "ready", "live"),
-    [
-        ("loading", 503, 200),
-        ("ready", 200, 200),
-        ("stuck", 503, 503),
-        ("restarting", 503, 200),
-        ("draining", 503, 200),
-        ("dead", 503, 503),
-    ],
-)
-async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: int) -> None:
-    engine = FakeEngine(saying("a"))
-    engine.phase = phase
-    async with client_of(state_around(engine)) as client:
-        for path in ("/health", "/health/ready", "/ping"):
-            assert (await client.get(path)).status_code == ready
-        assert (await client.get("/health/live")).status_code == live
-        assert (await client.get("/version")).json() == {"version": "0"}
-        assert (await client.get("/load")).json() == {"server_load": 0, "running": 0, "waiting": 0}
-        assert "smoe_requests_received_total" in (await client.get("/metrics")).text
-
-
 async def test_a_head_request_has_the_headers_of_a_get_and_no_body() -> None:
     async with listening(state_around(FakeEngine(saying("a")))) as url, httpx.AsyncClient(base_url=url) as client:
         for path in ("/", "/v1/models", f"/v1/models/{MODEL}", "/health", "/tokenizer_info", "/openapi.json", "/docs"):
@@ -263,12 +206,12 @@ async def test_a_head_request_has_the_headers_of_a_get_and_no_body() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-async def test_anthropics_clients_find_the_request_id_where_they_look_for_it(path: str) -> None:
+async def test_anthropics_clients_find_the_request_id_in_their_own_header(path: str) -> None:
     async with client_of(state_around(FakeEngine(saying("a")))) as client:
         refused = await client.post(path, json={})
-        taken = await client.post(path, json={"model": MODEL, "max_tokens": 1, "messages": CHAT["messages"]})
+        accepted = await client.post(path, json={"model": MODEL, "max_tokens": 1, "messages": CHAT["messages"]})
         other = await client.post("/v1/chat/completions", json=CHAT)
-    for reply in (refused, taken):
+    for reply in (refused, accepted):
         assert reply.headers["request-id"] == reply.headers["x-request-id"]
-    assert (refused.status_code, taken.status_code) == (400, 200)
+    assert (refused.status_code, accepted.status_code) == (400, 200)
     assert "request-id" not in other.headers

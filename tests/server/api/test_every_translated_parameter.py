@@ -1,8 +1,7 @@
-"""Every parameter of Responses, Messages, /tokenize and /detokenize does something: each row would fail if it were
-ignored. What completions and chat take is tested so in tests/e2e/test_every_parameter.py.
+"""Every parameter of Responses, Messages, /tokenize and /detokenize has an effect: each row fails if it is ignored.
 
-A row has the fields it starts from, the parameter's value, and what must be true of what came of both. The rows are
-compared with the schemas, so that a new parameter without a row fails.
+tests/e2e/test_every_parameter.py tests those of completions and chat. A row has the base fields, the parameter's value,
+and a check of the replies without and with it. The rows are compared with the schemas: a new parameter needs a row.
 """
 
 from collections.abc import Callable
@@ -38,8 +37,8 @@ TEMPLATE = (
 
 
 @dataclass
-class Asked:
-    """What came of a request: the reply, and what the engine was given."""
+class Result:
+    """The result of a request: the HTTP reply, and the engine's requests."""
 
     http: httpx.Response
     submitted: list[Request]
@@ -60,12 +59,12 @@ class Asked:
         return usage
 
 
-Check = Callable[[Asked, Asked], bool]
+Check = Callable[[Result, Result], bool]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter's value, and what must be true without it and with it."""
+    """A parameter's value, and a check of the results without and with it."""
 
     value: Any
     check: Check
@@ -73,14 +72,14 @@ class Row:
 
 
 def reaches(value: Any, *names: str) -> Check:
-    """Under each of these names, in the request or its sampling parameters, the engine has the value."""
+    """Check that each of these fields of the engine's request or its sampling parameters has the value."""
 
-    def check(before: Asked, after: Asked) -> bool:
-        seen = [
-            [getattr(asked.request, name, getattr(asked.request.params, name, None)) for name in names]
-            for asked in (before, after)
+    def check(before: Result, after: Result) -> bool:
+        values = [
+            [getattr(result.request, name, getattr(result.request.params, name, None)) for name in names]
+            for result in (before, after)
         ]
-        return seen[0] != seen[1] == [value] * len(names)
+        return values[0] != values[1] == [value] * len(names)
 
     return check
 
@@ -89,11 +88,11 @@ def status(code: int) -> Check:
     return lambda before, after: (before.http.status_code, after.http.status_code) == (200, code)
 
 
-def prompts_differ(before: Asked, after: Asked) -> bool:
+def prompts_differ(before: Result, after: Result) -> bool:
     return before.request.prompt_token_ids != after.request.prompt_token_ids
 
 
-def grammars_differ(before: Asked, after: Asked) -> bool:
+def grammars_differ(before: Result, after: Result) -> bool:
     return before.request.grammar != after.request.grammar is not None
 
 
@@ -150,7 +149,7 @@ MESSAGES_ROWS: dict[str, Row] = {
 }
 
 
-def fewer(before: Asked, after: Asked) -> bool:
+def fewer(before: Result, after: Result) -> bool:
     return bool(before.body["input_tokens"] > after.body["input_tokens"])
 
 
@@ -163,21 +162,21 @@ COUNT_ROWS: dict[str, Row] = {
 }
 
 
-def told(text: str) -> Check:
-    """The tokens are those of this text under the template, and were others before."""
+def has_text(text: str) -> Check:
+    """Check that the tokens decode to this text, and that they were others before."""
     return lambda before, after: before.body != after.body and tokenizer().decode(after.body["tokens"]) == text
 
 
 TOKENIZE_ROWS: dict[str, Row] = {
     "model": Row("nope", status(404)),
-    "prompt": Row("a", told("a"), {"prompt": "b", "messages": None}),
+    "prompt": Row("a", has_text("a"), {"prompt": "b", "messages": None}),
     "add_special_tokens": Row(
         False, lambda b, a: bool(b.body["tokens"][1:] == a.body["tokens"]), {"prompt": "b", "messages": None}
     ),
-    "messages": Row(TURNS, told("Hello overb out GO")),
-    "add_generation_prompt": Row(False, told("Hello out")),
-    "continue_final_message": Row(True, told("Hello overb"), {"messages": TURNS}),
-    "chat_template_kwargs": Row({"date_string": " today"}, told("Hello out GO today")),
+    "messages": Row(TURNS, has_text("Hello overb out GO")),
+    "add_generation_prompt": Row(False, has_text("Hello out")),
+    "continue_final_message": Row(True, has_text("Hello overb"), {"messages": TURNS}),
+    "chat_template_kwargs": Row({"date_string": " today"}, has_text("Hello out GO today")),
     "tools": Row(
         [{"type": "function", "function": {"name": "f", "parameters": CITY}}],
         lambda b, a: bool(b.body["count"] < a.body["count"]),
@@ -206,7 +205,7 @@ def test_every_parameter_of_the_schemas_has_a_row(path: str) -> None:
     assert set(model.model_fields) == set(rows) | set(IN_THE_LOG.get(path, {}))
 
 
-async def asked(path: str, fields: dict[str, Any]) -> Asked:
+async def send(path: str, fields: dict[str, Any]) -> Result:
     engine = FakeEngine(saying("abc"))
     state = state_around(engine)
     state.tool_emulation = True
@@ -215,14 +214,14 @@ async def asked(path: str, fields: dict[str, Any]) -> Asked:
         template = ChatTemplate(TEMPLATE, tokenizer())
         state.texts = type(state.texts)(tokenizer(), template, state.texts.defaults)
     async with client_of(state) as client:
-        return Asked(await client.post(path, json=fields), engine.submitted)
+        return Result(await client.post(path, json=fields), engine.submitted)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("path", "name", "row"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
 async def test_a_parameter_is_not_ignored(path: str, name: str, row: Row) -> None:
     start = {**BASE[path], **row.start}
-    before, after = await asked(path, start), await asked(path, {**start, name: row.value})
+    before, after = await send(path, start), await send(path, {**start, name: row.value})
     assert before.http.status_code == 200, before.http.text
     assert row.check(before, after), (before.http.text, after.http.text, before.submitted, after.submitted)
 
@@ -231,5 +230,5 @@ async def test_a_parameter_is_not_ignored(path: str, name: str, row: Row) -> Non
 @pytest.mark.parametrize("path", IN_THE_LOG)
 async def test_the_user_is_named_in_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    await asked(path, {**BASE[path], **IN_THE_LOG[path]})
+    await send(path, {**BASE[path], **IN_THE_LOG[path]})
     assert any("somebody" in str(vars(record)) for record in caplog.records)

@@ -1,34 +1,122 @@
-"""A body costs the event loop little, however much there is to parse in it."""
+"""server/api/request_body.py: large bodies do not block the event loop, and ignored fields are named."""
 
 import threading
+from typing import Any
 
 import pytest
 
 from server.api import request_body
+from server.api.request_body import unknown_params
+from server.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    MessagesRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+    validate,
+)
+from server.schemas.validation import MAX_UNKNOWN_FIELDS, RequestModel
 from server.strict_json import JsonValue, parse_object
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
+HELLO: dict[str, Any] = {"role": "user", "content": "Hello"}
+CACHED = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+FUNCTION = {"name": "f", "parameters": {"type": "object", "colour": 1}}
+CALLS = {
+    "role": "assistant",
+    "content": None,
+    "refusal": None,
+    "tool_calls": [{"id": "1", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "b"}
 
-@pytest.mark.parametrize(("num_ids", "is_aside"), [(1, False), (300_000, True)])
-async def test_a_large_body_is_parsed_beside_the_event_loop(
-    monkeypatch: pytest.MonkeyPatch, num_ids: int, is_aside: bool
+
+@pytest.mark.parametrize(
+    ("model", "body", "named"),
+    [
+        (CompletionRequest, {"prompt": [[1, 2], [3]], "temprature": 0}, ["temprature"]),
+        (ChatCompletionRequest, {"messages": [HELLO]}, []),
+        (
+            ChatCompletionRequest,
+            {"messages": [{**HELLO, "name": "bob"}, {**HELLO, "name": "eve"}], "zoo": 1, "a\n": 1},
+            ["?", "zoo", "messages[].name"],
+        ),
+        (ChatCompletionRequest, {"messages": [{**HELLO, "na\nme": 1}]}, ["?"]),
+        (
+            ChatCompletionRequest,
+            {"messages": [{"role": "user", "content": [CACHED]}]},
+            ["messages[].content[].cache_control"],
+        ),
+        (ChatCompletionRequest, {"messages": [HELLO, CALLS, RESULT]}, ["messages[].tool_calls[].index"]),
+        (
+            ChatCompletionRequest,
+            {"messages": [HELLO], "tools": [{"type": "function", "function": {**FUNCTION, "examples": []}}]},
+            ["tools[].function.examples"],
+        ),
+        (ResponsesRequest, {"input": [{**HELLO, "id": "x"}, {**HELLO, "id": None}]}, ["input[].id"]),
+        (
+            ResponsesRequest,
+            {"input": "a", "text": {"verbosity": "low", "format": {"type": "text"}}},
+            ["text.verbosity"],
+        ),
+        (
+            MessagesRequest,
+            {"messages": [{"role": "user", "content": [CACHED]}], "system": [CACHED], "max_tokens": 1},
+            ["messages[].content[].cache_control", "system[].cache_control"],
+        ),
+        (TokenizeRequest, {"messages": [{**HELLO, "name": "bob"}]}, ["messages[].name"]),
+    ],
+    ids=str,
+)
+def test_unknown_fields_are_named_at_the_top_and_inside(
+    model: type[RequestModel], body: dict[str, Any], named: list[str]
+) -> None:
+    body = {"model": "m", **body}
+    assert unknown_params(validate(model, body), body) == named
+
+
+def test_the_number_of_named_fields_is_limited() -> None:
+    body = {"model": "m", "messages": [{**HELLO, **{f"x{i}": 1 for i in range(100)}}]}
+    assert len(unknown_params(validate(ChatCompletionRequest, body), body)) == MAX_UNKNOWN_FIELDS
+
+
+async def test_an_ignored_field_is_named_and_with_strict_params_rejected() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "no", "is_error": True}
+    turns = [
+        HELLO,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
+        {"role": "user", "content": [result]},
+    ]
+    body = {"model": MODEL, "max_tokens": 1, "messages": turns}
+    async with client_of(state) as client:
+        accepted = await client.post("/v1/messages", json=body)
+        state.strict_params = True
+        rejected = await client.post("/v1/messages", json=body)
+    assert (accepted.status_code, accepted.headers["x-smoe-ignored-params"]) == (200, "messages[].content[].is_error")
+    assert rejected.status_code == 400
+
+
+@pytest.mark.parametrize(("num_ids", "in_thread"), [(1, False), (300_000, True)])
+async def test_a_large_body_is_parsed_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, num_ids: int, in_thread: bool
 ) -> None:
     """300,000 small integers fit a megabyte and take Python a quarter of a second."""
     parsers: list[threading.Thread] = []
 
-    def noted(body: bytes) -> dict[str, JsonValue]:
+    def recorded(body: bytes) -> dict[str, JsonValue]:
         parsers.append(threading.current_thread())
         return parse_object(body)
 
-    monkeypatch.setattr(request_body, "parse_object", noted)
+    monkeypatch.setattr(request_body, "parse_object", recorded)
     async with client_of(state_around(FakeEngine(saying("x")))) as client:
         body = {"model": MODEL, "prompt": "a", "allowed_token_ids": [5] * num_ids}
         assert (await client.post("/v1/completions", json=body)).status_code == 200
     [parser] = parsers
-    assert (parser is not threading.current_thread()) == is_aside
+    assert (parser is not threading.current_thread()) == in_thread
 
 
 async def test_an_error_in_a_large_body_is_the_same_400() -> None:

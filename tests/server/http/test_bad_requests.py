@@ -1,4 +1,4 @@
-"""The catalogue's rows below JSON, over a socket: every one gets an answer in the API's shape, and no other thing."""
+"""Bad requests below the level of JSON, sent over a socket: each gets an error in the API's format."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ JSON = ("content-type: application/json",)
 
 @dataclass(frozen=True)
 class Row:
-    """A request, and the status and code of its answer."""
+    """A request, and the expected status and error code."""
 
     name: str
     status: int
@@ -27,7 +27,7 @@ class Row:
     line: str = "POST /v1/completions"
     headers: tuple[str, ...] = ()
     body: bytes = b""
-    is_declared: bool = True  # a content-length that is true
+    is_declared: bool = True  # with a correct content-length
     answer_headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,7 +74,7 @@ ROWS = [
 
 
 async def ask(url: str, row: Row) -> tuple[int, dict[str, str], bytes]:
-    """Sends it, and reads one whole answer."""
+    """Send the request and return status, headers and body of the response."""
     length = (f"content-length: {len(row.body)}",) if row.is_declared else ()
     head = "\r\n".join((f"{row.line} HTTP/1.1", "host: x", *row.headers, *length))
     reader, writer = await opened(url)
@@ -87,7 +87,7 @@ async def ask(url: str, row: Row) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name[:40] for row in ROWS])
-async def test_a_row_of_the_catalogue_gets_its_error_and_changes_nothing(row: Row) -> None:
+async def test_a_bad_request_gets_its_error_and_changes_nothing(row: Row) -> None:
     state = state_around(FakeEngine(saying("x")))
     canary = Row("canary", 200, "", headers=JSON, body=GOOD)
     async with listening(state) as url:
@@ -106,20 +106,20 @@ async def test_a_row_of_the_catalogue_gets_its_error_and_changes_nothing(row: Ro
 
 
 @pytest.mark.parametrize("header", [b"a: " + b"x" * (32 << 20), b"".join(b"h%d: x\r\n" % i for i in range(100_000))])
-async def test_endless_heads_are_refused_within_their_limit(header: bytes) -> None:
-    """What is read of them is bounded, and the connection is closed."""
+async def test_endless_heads_are_rejected_at_the_size_limit(header: bytes) -> None:
+    """A bounded part of the head is read, then the connection is closed."""
     state = state_around(FakeEngine(saying("x")))
     async with listening(state) as url:
         reader, writer = await opened(url)
         writer.write(b"GET /ping HTTP/1.1\r\nhost: x\r\n" + header[: MAX_HEAD_BYTES + 2000])
-        with contextlib.suppress(ConnectionResetError):  # closed with bytes unread: the answer may be lost with them
+        with contextlib.suppress(ConnectionResetError):  # a close with unread bytes may lose the response
             assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
         writer.close()
         assert (await ask(url, Row("good", 200, "", headers=JSON, body=GOOD)))[0] == 200
     assert [key for key in http_counts(state) if key[2] in ("400", "431")] == [("other", "other", "431")]
 
 
-async def test_what_a_client_accepts_is_not_asked() -> None:
+async def test_accept_headers_are_ignored() -> None:
     state = state_around(FakeEngine(saying("x")))
     async with listening(state) as url:
         headers = (*JSON, "accept: image/png", "accept-encoding: zzz")
@@ -127,7 +127,7 @@ async def test_what_a_client_accepts_is_not_asked() -> None:
     assert (status, answered["content-type"]) == (200, "application/json")
 
 
-async def test_the_same_bad_request_again_and_again_costs_no_line_and_no_series(
+async def test_a_repeated_bad_request_adds_no_log_line_and_no_series(
     scale: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="smoe")

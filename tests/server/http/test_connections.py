@@ -1,4 +1,4 @@
-"""More connections than there may be: room is made for those who ask, and health is always answered."""
+"""server/http/connections.py: at the limit, idle connections are dropped and health is always answered."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ HEALTH = HALF_A_HEAD + b"\r\n"
 
 
 class Closable:
-    """A connection that notes its end."""
+    """A connection that records its end."""
 
     is_open = True
 
@@ -49,20 +49,20 @@ def open_ones(connections: Connections, count: int) -> list[Closable]:
     return made
 
 
-def test_who_waited_longest_for_its_client_makes_room() -> None:
+def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
     connections = Connections(max_open=3, reserve=1)
     first, second, third = open_ones(connections, 3)
     connections.mark_busy(first)
     [fourth] = open_ones(connections, 1)
     assert [connection.is_open for connection in (first, second, third, fourth)] == [True, False, True, True]
-    connections.mark_idle(third)  # a further byte of the same request: it keeps its place
-    connections.mark_idle(first)  # its answer is complete: it waits for the next request from now on
+    connections.mark_idle(third)  # another byte of the same request: it keeps its place
+    connections.mark_idle(first)  # its response is complete: it is idle from now on
     open_ones(connections, 1)
     assert (first.is_open, third.is_open) == (True, False)
     assert len(connections) == 3 and not connections.is_full
 
 
-def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
+def test_while_all_are_busy_a_few_more_are_accepted_and_the_next_is_closed() -> None:
     connections = Connections(max_open=2, reserve=2)
     for connection in open_ones(connections, 2):
         connections.mark_busy(connection)
@@ -78,7 +78,7 @@ def test_where_all_work_a_few_more_are_let_in_and_the_next_is_closed() -> None:
     assert len(connections) == 3
 
 
-def test_the_number_of_connections_follows_the_files_that_a_process_may_have() -> None:
+def test_the_number_of_connections_follows_from_the_limit_of_file_descriptors() -> None:
     assert max_connections(64) == 64 - OTHER_FILES - RESERVE - 1
     assert max_connections(1024) == 1024 - OTHER_FILES - RESERVE - 1
     assert max_connections(4096) == 4096 - OTHER_FILES - RESERVE - ACCEPTORS
@@ -88,7 +88,7 @@ def test_the_number_of_connections_follows_the_files_that_a_process_may_have() -
 
 @contextlib.asynccontextmanager
 async def clients(url: str, count: int, sent: bytes = b"") -> AsyncIterator[list[RawClient]]:
-    """So many connections, each of which has sent something."""
+    """Open `count` connections and send the same bytes on each."""
     made = [await RawClient.connect(url) for _ in range(count)]
     for client in made:
         client.writer.write(sent)
@@ -98,7 +98,7 @@ async def clients(url: str, count: int, sent: bytes = b"") -> AsyncIterator[list
 
 
 @pytest.mark.parametrize("sent", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "half a head", "half a body"])
-async def test_connections_that_ask_for_nothing_never_keep_others_out(sent: bytes) -> None:
+async def test_idle_connections_never_keep_others_out(sent: bytes) -> None:
     connections = Connections(max_open=20)
     state = state_around(FakeEngine(saying("a")))
     async with asyncio.timeout(60), listening(state, connections=connections) as url, clients(url, 100, sent) as idle:
@@ -108,10 +108,10 @@ async def test_connections_that_ask_for_nothing_never_keep_others_out(sent: byte
                 assert (await client.post("/v1/completions", json=COMPLETION)).status_code == 200
         assert len(connections) <= 20
         with contextlib.suppress(ConnectionError):
-            assert await idle[0].reader.read() == b""  # the oldest had to go
+            assert await idle[0].reader.read() == b""  # the oldest was dropped
 
 
-async def test_while_all_connections_have_work_health_and_metrics_are_answered_and_nothing_else() -> None:
+async def test_while_all_connections_are_busy_only_health_and_metrics_are_answered() -> None:
     engine = FakeEngine(saying("a"), held=True)
     state = state_around(engine)
     connections = Connections(max_open=3, reserve=2)
@@ -131,7 +131,7 @@ async def test_while_all_connections_have_work_health_and_metrics_are_answered_a
         assert [(await client.answer()).status for client in working] == [200] * 3
 
 
-async def test_connections_that_come_and_go_leave_nothing_open(scale: int) -> None:
+async def test_short_connections_leave_no_descriptor_open(scale: int) -> None:
     connections = Connections()
     state = state_around(FakeEngine(saying("a")))
     async with asyncio.timeout(120), listening(state, connections=connections) as url:
@@ -140,15 +140,15 @@ async def test_connections_that_come_and_go_leave_nothing_open(scale: int) -> No
             (await RawClient.connect(url)).writer.transport.abort()
         async with httpx.AsyncClient(base_url=url) as client:
             await client.get("/health")
-            while len(connections) > 1:  # all but the one that asks
+            while len(connections) > 1:  # all but this client's
                 await client.get("/health")
-            while psutil.Process().num_fds() > num_files + 2:  # its own connection, at both ends
+            while psutil.Process().num_fds() > num_files + 2:  # both ends of this client's connection
                 await client.get("/health")
 
 
 @pytest.mark.parametrize("how", LEAVINGS)
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_each_way_to_leave_ends_the_work(how: Leaving, streamed: bool) -> None:
+async def test_each_way_to_disconnect_aborts_the_work(how: Leaving, streamed: bool) -> None:
     engine = FakeEngine(saying("word " * 40), held=True)
     state = state_around(engine)
     connections = Connections()
@@ -165,8 +165,8 @@ async def test_each_way_to_leave_ends_the_work(how: Leaving, streamed: bool) -> 
     assert len(connections) == 0
 
 
-async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is complete, but fits no buffer: closing politely would wait for its reader."""
+async def test_an_unread_response_does_not_keep_its_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response is complete but larger than the buffers: a normal close would wait for the client."""
     monkeypatch.setattr(Connection, "stall_timeout_s", 0.05)
     engine = FakeEngine(lambda request: range(300, 600))
     state = state_around(engine)
@@ -186,8 +186,8 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
     assert outcomes(state) == {"received": 2, "length": 2}
 
 
-async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One read a turn: whoever must wait is neither forgotten nor taken for silent."""
+async def test_simultaneous_requests_are_all_answered_and_health_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one read per loop iteration, deferred connections are neither forgotten nor timed out."""
     state = state_around(FakeEngine(saying("a")))
     big = post_bytes("/v1/completions", {**COMPLETION, "prompt": "a " * 3000, "truncate_prompt_tokens": 5})
     async with asyncio.timeout(60), listening(state, read_limiter=ReadLimiter(max_reads=1)) as url:
@@ -198,9 +198,9 @@ async def test_a_crowd_at_one_moment_is_answered_whole_and_health_goes_first(mon
         health = await RawClient.over(sockets.pop())
         assert (await health.answer()).status == 200
         assert outcomes(state)["received"] < 190
-        crowd = [await RawClient.over(connected) for connected in sockets]
-        assert [(await client.answer()).status for client in crowd] == [200] * 199
-        for client in (health, *crowd):
+        senders = [await RawClient.over(connected) for connected in sockets]
+        assert [(await client.answer()).status for client in senders] == [200] * 199
+        for client in (health, *senders):
             client.close()
     assert outcomes(state) == {"received": 199, "stop": 199}
 
@@ -212,7 +212,7 @@ NUM_FILES = 64
 
 @pytest.fixture
 def scarce_server() -> Iterator[tuple[str, psutil.Process]]:
-    """`smoe serve` with a fake engine, and nearly no descriptors."""
+    """`smoe serve` with a fake engine and a limit of NUM_FILES descriptors."""
     port = free_port()
     command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"port={port}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -238,7 +238,7 @@ def scarce_server() -> Iterator[tuple[str, psutil.Process]]:
         process.wait()
 
 
-async def test_with_no_descriptor_left_health_is_answered_and_all_is_well_afterwards(
+async def test_without_a_free_descriptor_health_is_answered_and_the_server_recovers(
     scarce_server: tuple[str, psutil.Process],
 ) -> None:
     url, process = scarce_server

@@ -1,4 +1,4 @@
-"""What happens to the engine's work when connections do what they like; and the openai client over a real one."""
+"""server/http/disconnect.py with the whole app: work ends with its client; and the openai client over a socket."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ async def send_request(url: str, **fields: object) -> tuple[asyncio.StreamReader
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("num_steps", [0, 1, 5])
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_client_that_goes_away_ends_all_its_work(streamed: bool, num_steps: int, n: int) -> None:
+async def test_the_work_of_a_client_that_disconnects_is_aborted(streamed: bool, num_steps: int, n: int) -> None:
     engine = FakeEngine(saying(LONG), held=True)
     state = state_around(engine)
     async with listening(state) as url:
@@ -46,7 +46,7 @@ async def test_a_client_that_goes_away_ends_all_its_work(streamed: bool, num_ste
     assert outcomes(state) == {"received": n, "abort": n}
 
 
-async def test_a_finished_choice_stays_finished_when_the_client_goes() -> None:
+async def test_a_finished_choice_stays_finished_when_the_client_disconnects() -> None:
     engine = FakeEngine(lambda request: [5, 6, 2] if request.params.choice_index == 0 else [5] * 90, held=True)
     state = state_around(engine)
     async with listening(state) as url:

@@ -1,4 +1,4 @@
-"""What a connection answers to bytes that are no request, that come too slowly, or in tiny pieces."""
+"""server/http/protocol.py: invalid, slow and tiny input, and clients that do not read."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/j
 BODY = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 4}).encode()
 CHUNKED = POST + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 
-NO_REQUESTS = {
+INVALID_REQUESTS = {
     "garbage": b"\x00\xff\x13\x37 nothing\r\n\r\n",
     "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(160),
     "HTTP/0.9": b"GET /\r\n\r\n",
@@ -42,7 +42,7 @@ async def opened(url: str, sent: bytes = b"") -> tuple[asyncio.StreamReader, asy
 
 
 async def exchange(url: str, sent: bytes) -> bytes:
-    """All that comes back until the server closes."""
+    """Send bytes and return everything that the server sends until it closes the connection."""
     reader, writer = await opened(url, sent[:READ_BYTES])
     writer.write(sent[READ_BYTES:])
     async with asyncio.timeout(20):
@@ -52,7 +52,7 @@ async def exchange(url: str, sent: bytes) -> bytes:
 
 
 def error_of(answer: bytes, status: bytes) -> str:
-    """The code of an answer that is one whole error of the API."""
+    """Return the error code of a response that is exactly one error of the API."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
     assert first.startswith(b"HTTP/1.1 " + status), answer
@@ -65,13 +65,13 @@ def error_of(answer: bytes, status: bytes) -> str:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads get 0.1 s instead of 10."""
+def short_head_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout of 0.1 s for heads instead of 10 s."""
     monkeypatch.setattr(Connection, "head_timeout_s", 0.1)
 
 
-@pytest.mark.parametrize("sent", NO_REQUESTS.values(), ids=NO_REQUESTS)
-async def test_bytes_that_are_no_request_get_an_error_in_the_shape_of_all_others(sent: bytes) -> None:
+@pytest.mark.parametrize("sent", INVALID_REQUESTS.values(), ids=INVALID_REQUESTS)
+async def test_invalid_requests_get_an_error_in_the_apis_format(sent: bytes) -> None:
     state = state_around(FakeEngine(saying("x")))
     async with listening(state) as url:
         assert error_of(await exchange(url, sent), b"400") == "malformed_request"
@@ -80,48 +80,47 @@ async def test_bytes_that_are_no_request_get_an_error_in_the_shape_of_all_others
 
 
 async def test_a_body_with_two_lengths_never_hides_a_second_request() -> None:
-    """A proxy that believes Content-Length would let the second one pass unseen."""
+    """A proxy that uses Content-Length would take the second request for a part of the body."""
     state = state_around(FakeEngine(saying("x")))
     lengths = b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n"
     second = GET + b"\r\n"
     async with listening(state) as url:
         answer = await exchange(url, POST + lengths + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n" + second)
-    assert error_of(answer, b"400") == "malformed_request"  # the one answer; then it is closed
+    assert error_of(answer, b"400") == "malformed_request"  # the only response; then the connection is closed
     assert outcomes(state) == {"received": 0}
 
 
-async def test_a_head_that_never_ends_is_refused_at_a_size() -> None:
+async def test_a_head_that_never_ends_is_rejected_at_the_size_limit() -> None:
     async with listening(state_around(FakeEngine(saying("x")))) as url:
-        sent = (GET + b"a: ").ljust(
-            MAX_HEAD_BYTES + 1, b"a"
-        )  # one byte over: a close with more unread would be a reset
+        # One byte over the limit: a close with more unread bytes would be a reset.
+        sent = (GET + b"a: ").ljust(MAX_HEAD_BYTES + 1, b"a")
         assert error_of(await exchange(url, sent), b"431") == "headers_too_large"
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_head_that_trickles_in_is_given_up() -> None:
-    """A byte that crosses the answer turns it into a reset, now and then: then it is tried again."""
+@pytest.mark.usefixtures("short_head_timeout")
+async def test_a_head_that_arrives_byte_by_byte_times_out() -> None:
+    """A byte that is sent while the response arrives can reset the connection: then the test tries again."""
     answer = b""
     async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
         while not answer:
             reader, writer = await opened(url, GET)
             reading = asyncio.create_task(reader.read())
             while not (await asyncio.wait({reading}, timeout=0.01))[0]:
-                writer.write(b"a")  # if each byte started the time anew, this would go on until the head is too large
+                writer.write(b"a")  # if each byte restarted the timer, this would end only when the head is too large
             with contextlib.suppress(ConnectionResetError):
                 answer = reading.result()
             writer.close()
     assert error_of(answer, b"408") == "request_timeout"
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_connection_that_says_nothing_is_closed_without_an_answer() -> None:
+@pytest.mark.usefixtures("short_head_timeout")
+async def test_a_silent_connection_is_closed_without_a_response() -> None:
     async with listening(state_around(FakeEngine(saying("x")))) as url:
         assert await exchange(url, b"") == b""
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_the_second_request_of_a_connection_has_the_same_time() -> None:
+@pytest.mark.usefixtures("short_head_timeout")
+async def test_the_second_request_of_a_connection_has_the_same_timeout() -> None:
     async with listening(state_around(FakeEngine(saying("x")))) as url:
         reader, writer = await opened(url, GET + b"\r\n")
         await reader.readuntil(b"}")
@@ -131,8 +130,8 @@ async def test_the_second_request_of_a_connection_has_the_same_time() -> None:
         writer.close()
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_request_whose_head_came_in_time_may_take_longer_than_a_head() -> None:
+@pytest.mark.usefixtures("short_head_timeout")
+async def test_the_head_timeout_does_not_limit_the_rest_of_a_request() -> None:
     engine = FakeEngine(saying("x"), held=True)
     async with listening(state_around(engine)) as url:
         answer = asyncio.create_task(
@@ -145,8 +144,8 @@ async def test_a_request_whose_head_came_in_time_may_take_longer_than_a_head() -
         assert (await answer).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_the_parser_never_gets_much_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body in chunks of one byte costs so much per byte that the loop must go on after each read."""
+async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one byte cost so much per byte that large reads would block the event loop."""
     sizes: list[int] = []
     parse = Connection.data_received
 
@@ -165,7 +164,7 @@ STREAM = {"model": MODEL, "prompt": "a", "max_tokens": 250, "n": 8, "logprobs": 
 
 
 async def unread_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """The connection of a stream of several MB, through small buffers, that nobody has read from yet."""
+    """Request a stream of several MB through small buffers, and return its connection before anything was read."""
     host, port = url.removeprefix("http://").split(":")
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -177,17 +176,19 @@ async def unread_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamW
     return reader, writer
 
 
-async def test_a_reader_that_stalls_is_cut_off_and_its_request_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_stops_reading_is_disconnected_and_its_request_aborted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     full = asyncio.Event()
     monkeypatch.setattr(Connection, "stall_timeout_s", 0.1)
-    monkeypatch.setattr(Connection, "_start_stall_timer", seen(Connection._start_stall_timer, full))
+    monkeypatch.setattr(Connection, "_start_stall_timer", signalling(Connection._start_stall_timer, full))
     engine = FakeEngine(lambda request: range(300, 600), held=True)
     state = state_around(engine)
     async with asyncio.timeout(20), listening(state, send_buffer_bytes=4096) as url:
         reader, writer = await unread_stream(url)
         await engine.until(lambda: bool(engine.submitted))
         while not full.is_set():
-            assert engine.step(), "the buffers hold all there is"
+            assert engine.step(), "the whole stream fits into the buffers"
             await asyncio.sleep(0)
         await engine.until(lambda: len(engine.aborted) == STREAM["n"])
         with contextlib.suppress(ConnectionResetError):
@@ -196,8 +197,8 @@ async def test_a_reader_that_stalls_is_cut_off_and_its_request_aborted(monkeypat
     assert outcomes(state) == {"received": STREAM["n"], "abort": STREAM["n"]}
 
 
-def seen(method: Callable[[Connection], None], event: asyncio.Event) -> Callable[[Connection], None]:
-    """The method, which also sets the event."""
+def signalling(method: Callable[[Connection], None], event: asyncio.Event) -> Callable[[Connection], None]:
+    """Return the method, extended to set the event."""
 
     def with_event(connection: Connection) -> None:
         event.set()
@@ -206,8 +207,8 @@ def seen(method: Callable[[Connection], None], event: asyncio.Event) -> Callable
     return with_event
 
 
-async def test_a_reader_that_comes_late_but_in_time_gets_everything() -> None:
-    """What piled up meanwhile comes in fewer events than tokens, and nothing of it is lost."""
+async def test_a_client_that_reads_late_but_in_time_gets_everything() -> None:
+    """Delayed tokens arrive in fewer events, and none is lost."""
     engine = FakeEngine(lambda request: range(300, 600))
     async with asyncio.timeout(60), listening(state_around(engine), send_buffer_bytes=4096) as url:
         reader, writer = await unread_stream(url)
@@ -222,8 +223,8 @@ async def test_a_reader_that_comes_late_but_in_time_gets_everything() -> None:
     assert answer.count(b"data: [DONE]") == 1
 
 
-async def test_a_reader_that_takes_a_little_in_each_period_is_not_cut_off() -> None:
-    """The timer compares what is unsent: it gives up where that did not shrink since it was set."""
+async def test_a_client_that_reads_a_little_in_each_period_is_not_disconnected() -> None:
+    """The timer aborts only if the amount of unsent data has not shrunk since it was set."""
     loop = FakeLoop()
     connection = connection_of(loop, unsent=[9000, 8000, 8000, 8000])
     connection.pause_writing()
@@ -242,7 +243,7 @@ def connection_of(loop: "FakeLoop", unsent: list[int]) -> Any:
 
 
 class FakeTransport:
-    """Says how much is unsent, from a list."""
+    """Returns amounts of unsent data from a list."""
 
     def __init__(self, unsent: list[int]) -> None:
         self.aborted = False
@@ -262,7 +263,7 @@ class FakeTransport:
 
 
 class FakeLoop:
-    """Keeps the newest timer, to be fired by hand."""
+    """Keeps the newest timer; the test fires it."""
 
     def call_later(self, delay: float, callback: Callable[..., None], *arguments: object) -> "FakeLoop":
         self._newest = lambda: callback(*arguments)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def sent_by(stream: EventStream, *, gone: asyncio.Event | None = None) -> list[Message]:
-    """What an event stream sends to a client that never leaves, or leaves when `gone` is set."""
+    """Return the messages that an event stream sends to a client that disconnects when `gone` is set, or never."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -32,7 +32,7 @@ def body_of(sent: list[Message]) -> bytes:
     return b"".join(message.get("body", b"") for message in sent)
 
 
-async def test_silence_is_filled_with_comments_and_an_error_still_becomes_an_event() -> None:
+async def test_an_empty_batch_becomes_a_comment_and_an_error_becomes_an_event() -> None:
     async def payloads() -> AsyncGenerator[list[bytes], None]:
         yield []
         yield [b"1", b"2"]
@@ -44,7 +44,7 @@ async def test_silence_is_filled_with_comments_and_an_error_still_becomes_an_eve
     assert [message["type"] for message in sent].count("http.response.start") == 1
 
 
-async def test_an_error_before_the_first_batch_is_raised_with_nothing_sent() -> None:
+async def test_an_error_before_the_first_batch_is_raised_and_nothing_is_sent() -> None:
     async def payloads() -> AsyncGenerator[list[bytes], None]:
         raise ApiError("no")
         yield []
@@ -53,7 +53,7 @@ async def test_an_error_before_the_first_batch_is_raised_with_nothing_sent() -> 
         await sent_by(EventStream(payloads(), {}))
 
 
-async def test_a_client_that_leaves_closes_the_payloads() -> None:
+async def test_a_disconnect_closes_the_payloads() -> None:
     closed, gone = asyncio.Event(), asyncio.Event()
 
     async def payloads() -> AsyncGenerator[list[bytes], None]:

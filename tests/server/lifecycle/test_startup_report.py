@@ -1,4 +1,4 @@
-"""The start, as far as it happens before an engine is there: where a model is, the port, and what is printed."""
+"""server/lifecycle/startup_report.py: capacity, URL and a first request in few lines."""
 
 import io
 
@@ -14,7 +14,9 @@ from tests.support.fake_engine_process import READY
     ("window", "length", "blocks_each"),
     [(None, 1, 1), (None, 16, 1), (None, 17, 2), (None, 160, 10), (32, 160, 3), (32, 33, 3), (32, 32, 2), (33, 160, 4)],
 )
-def test_how_many_requests_fit_follows_from_blocks(window: int | None, length: int, blocks_each: int) -> None:
+def test_the_number_of_requests_that_fit_follows_from_the_blocks(
+    window: int | None, length: int, blocks_each: int
+) -> None:
     ready = msgspec.structs.replace(READY, window=window, max_model_len=length)  # 100 blocks of 16 tokens
     lines = ready_lines(ready, url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
     assert f"room for {100 // blocks_each:,} requests of {length}" in lines[1]
@@ -29,12 +31,12 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     assert "Authorization" not in lines[-1]
 
 
-def test_the_request_to_paste_asks_for_the_key_without_showing_one() -> None:
+def test_the_request_to_paste_has_a_placeholder_for_the_key() -> None:
     lines = ready_lines(READY, url="http://h:1", model_id="m", needs_key=True, seconds=1.0)
     assert "Bearer YOUR_KEY" in lines[-1]
 
 
-def test_progress_is_at_most_a_line_per_tenth_and_none_when_it_is_quick() -> None:
+def test_progress_is_at_most_one_line_per_tenth_and_none_for_a_quick_start() -> None:
     now = [0.0]
 
     def lines(seconds_per_percent: float) -> list[str]:

@@ -1,6 +1,7 @@
 """server/observability/expert_load.py against sums over a plain list of everything that was added."""
 
 import random
+import weakref
 
 import pytest
 
@@ -27,3 +28,19 @@ def test_only_counts_of_the_last_minute_are_summed() -> None:
         assert load.imbalance() == [imbalance(layer) for layer in sums]
     now[0] += 2 * WINDOW_S
     assert load.imbalance() == [0.0, 0.0]
+
+
+def test_counts_are_forgotten_after_a_minute_though_nobody_asks() -> None:
+    class Counts(list[list[int]]):
+        """One that can be watched."""
+
+    now = [0.0]
+    window = ExpertLoad(lambda: now[0])
+    old = Counts([[1, 2]])
+    watched = weakref.ref(old)
+    window.add(old)
+    del old
+    now[0] = WINDOW_S + 1
+    window.add([[0, 3]])
+    assert watched() is None
+    assert window.imbalance() == [2.0]

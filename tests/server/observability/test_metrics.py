@@ -182,3 +182,19 @@ async def test_unknown_paths_share_one_series() -> None:
         for number in range(1000):
             assert (await client.request("BREW" if number % 2 else "GET", f"/nowhere/{number}")).status_code == 404
     assert http_counts(state) == {("other", "GET", "404"): 500, ("other", "other", "404"): 500}
+
+
+def test_metrics_count_what_each_expert_took() -> None:
+    metrics = fresh()
+    for tokens in ([[3, 1], [2, 2]], [[0, 4], [4, 0]]):
+        metrics.record_step(StepStats(expert_tokens=tokens))
+    metrics.record_step(StepStats())
+    found = {
+        (sample.name, sample.labels["layer"], sample.labels.get("expert")): sample.value
+        for family in metrics.exposition.collect()
+        for sample in family.samples
+        if "expert" in sample.name
+    }
+    counts = {(layer, expert): found["smoe_expert_tokens_total", layer, expert] for layer in "01" for expert in "01"}
+    assert counts == {("0", "0"): 3, ("0", "1"): 5, ("1", "0"): 6, ("1", "1"): 2}
+    assert found["smoe_expert_imbalance_ratio", "1", None] == 1.5

@@ -1,4 +1,4 @@
-"""exp, sin and cos of the native backend against float64: they are its own, as those of C libraries differ."""
+"""exp, sin and cos of the native backend against float64. It has its own, because those of C libraries differ."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def _in_ulps(ours: Tensor, exact: Tensor) -> float:
     return float(((ours.double() - exact) / exact).abs().max() / ULP)
 
 
-def test_exp_as_softmax_has_it(isa: str) -> None:
+def test_exp_in_softmax(isa: str) -> None:
     """Two keys with scores x and 0, the first with value 1, the second with 0, give e^x / (e^x + 1)."""
     heads = Heads(1, 1, 4)
     for x in torch.cat((-torch.rand(300) * 87, -torch.logspace(-6, 0, 100), torch.zeros(1))):
@@ -37,7 +37,7 @@ def test_exp_as_softmax_has_it(isa: str) -> None:
         assert _in_ulps(ours, exact) < 4, float(x)
 
 
-def test_exp_as_silu_has_it(isa: str) -> None:
+def test_exp_in_silu(isa: str) -> None:
     """One hidden number, w3 x = w2 = 1: the FFN is x / (1 + e^-x)."""
     x = torch.cat((torch.linspace(-80, 80, 2001), torch.logspace(-30, 0, 100), -torch.logspace(-30, 0, 100)))
     rows = torch.stack((x, torch.ones_like(x)), dim=1)
@@ -48,11 +48,11 @@ def test_exp_as_silu_has_it(isa: str) -> None:
 
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
-    """Of the float32 products position * frequency, to a rounding; up to the longest context that Mixtral has."""
+    """Correct to a rounding for the float32 products position * frequency, up to Mixtral's longest context."""
     positions = torch.cat((torch.arange(2000), torch.randint(2000, 65536, (1000,))))
     batch = replace(make_batch([(Running([0], [1]), 1)], block_size=1), positions=positions)
     metadata = native(isa).prepare_batch(replace(Heads(head_dim=128).config, rope_theta=theta), batch, 1)
     angles = (positions.float()[:, None] * inverse_frequencies(128, theta)).double()
     for ours, exact in ((metadata.cos, angles.cos()), (metadata.sin, angles.sin())):
-        # Beside a zero of the function what counts is the distance to it.
+        # Near a zero of the function the error is bounded absolutely.
         assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()

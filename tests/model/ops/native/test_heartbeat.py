@@ -1,4 +1,4 @@
-"""A long kernel shows that it goes on: each task moves the counter, and no result changes."""
+"""The heartbeat counter advances with each task of a kernel, and results do not change."""
 
 from ctypes import c_uint64
 
@@ -10,9 +10,9 @@ from model.ops.native.ops import NativeOps
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_kernel_moves_the_counter_while_it_works(threads: int) -> None:
+def test_a_kernel_advances_the_counter_while_it_works(threads: int) -> None:
     ops = NativeOps(NativeLibrary(), threads)
-    counter = c_uint64(2**64 - 1)  # behind the largest number comes 0
+    counter = c_uint64(2**64 - 1)  # the next value is 0
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, 64, generator=generator) for rows in (8, 2000))
     packed = ops.pack_linear(weight)

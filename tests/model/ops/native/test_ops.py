@@ -1,5 +1,7 @@
-"""Each function of the native backend against float64: float32 to a few roundings, bfloat16 no worse than twice the
-reference's own error, on every instruction set that this machine has."""
+"""Each op of the native backend against float64, on every instruction set of this machine.
+
+float32 must be correct to a few roundings; bfloat16 may have at most twice the error of the reference backend.
+"""
 
 from collections.abc import Callable
 
@@ -92,30 +94,31 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
     dim, hidden = 24, 33
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    asked = [random_choice(num_rows, num_experts, seed=num_rows) for _ in range(2)]
-    k, allowed = asked[0].experts_per_token.tolist(), asked[0].allowed
+    requests = [random_choice(num_rows, num_experts, seed=num_rows) for _ in range(2)]
+    k, allowed = requests[0].experts_per_token.tolist(), requests[0].allowed
     assert allowed is not None
     ours, reference = (
-        ops.moe(x, ops.pack_moe(gate, iter(experts)), one) for ops, one in zip(_both(isa), asked, strict=True)
+        ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
+        for ops, request in zip(_both(isa), requests, strict=True)
     )
     _assert_close(ours, reference, oracle.moe(x, gate, experts, k, allowed), dtype)
     logits = oracle.linear(x, gate).tolist()
     for row in range(num_rows):
         best = naive_choice(logits[row], k[row], allowed[row].tolist())
-        for one in asked:
-            assert one.expert_ids[row].tolist() == best + [-1] * (one.expert_ids.shape[1] - k[row])
+        for request in requests:
+            assert request.expert_ids[row].tolist() == best + [-1] * (request.expert_ids.shape[1] - k[row])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k: int) -> None:
-    """Four experts, all with the same gate: the first k, with equal shares, are the dense mixture of those k alone."""
+    """Four experts with the same gate: the result is the dense mixture of the first k alone, with equal shares."""
     dim, hidden = 16, 24
     x, row = torch.randn(5, dim).to(dtype), torch.randn(1, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(4)]
     ops = native(isa)
-    asked = uniform(5, k)
-    ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), asked)
-    assert asked.expert_ids.tolist() == [list(range(k))] * 5
+    request = uniform(5, k)
+    ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), request)
+    assert request.expert_ids.tolist() == [list(range(k))] * 5
     assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform(5, k)))
 
 
@@ -142,14 +145,14 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
     q, k, v = mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
     pool = KvPool(heads.config, 101, block_size, name_of(dtype), CPU)
     metadata = native(isa).prepare_batch(heads.config, batch, block_size)
-    turned = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], metadata)
+    q_rotated = native(isa).rope_and_store_kv(mixed.flatten(1), pool.k[0], pool.v[0], metadata)
     k_slots, v_slots = pool.k[0].flatten(0, 1), pool.v[0].flatten(0, 1)
     bound = 1e-5 if dtype == torch.float32 else 3e-3  # an angle near 300 is itself rounded to float32
-    for ours, given in ((turned, q), (k_slots[batch.slot_mapping], k)):
+    for ours, given in ((q_rotated, q), (k_slots[batch.slot_mapping], k)):
         assert oracle.relative_error(ours, oracle.rotate(given, batch.positions, heads.config.rope_theta)) < bound
     assert torch.equal(v_slots[batch.slot_mapping], v)
     others = torch.ones(len(k_slots), dtype=torch.bool).index_fill(0, batch.slot_mapping, False)
-    assert not k_slots[others].any() and not v_slots[others].any(), "wrote to slots of others"
+    assert not k_slots[others].any() and not v_slots[others].any(), "wrote to slots of other rows"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
     ids=str,
 )
 def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) -> None:
-    """Decode rows beside chunks, before, at and behind the edges of spans."""
+    """Decode rows beside chunks, in front of, at and behind the edges of spans."""
     cuts = [(0, 1), (255, 1), (256, 1), (0, 40), (250, 20), (600, 1), (500, 30)]
     parts = [
         Part(random_positions(first + rows, heads, dtype, seed), first, rows) for seed, (first, rows) in enumerate(cuts)
@@ -177,22 +180,22 @@ def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) 
     _assert_close(ours, reference, torch.cat(exact), dtype)
 
 
-def test_scores_of_any_size_are_softened_without_overflow(isa: str, dtype: torch.dtype) -> None:
+def test_softmax_of_large_scores_does_not_overflow(isa: str, dtype: torch.dtype) -> None:
     heads = Heads(2, 1, 16)
     sequence = random_positions(300, heads, dtype, seed=0)
     large = Part(Positions(100 * sequence.q, sequence.k, sequence.v), 299, 1)
     [ours], [reference] = (attend(ops, heads, [large]) for ops in _both(isa))
     exact = oracle.attention(large.sequence.q[299:], sequence.k, sequence.v, 299, None)
-    # Scores near 1,000, rounded to float32, leave 1e-4 of a weight open.
+    # Scores near 1,000, rounded to float32, leave an uncertainty of 1e-4 in a weight.
     assert oracle.relative_error(ours, exact) <= 2 * oracle.relative_error(reference, exact) + 1e-4
 
 
-def test_a_row_that_is_not_a_number_stays_one_and_spoils_no_other(isa: str, dtype: torch.dtype) -> None:
-    """The engine must see it to end that request, and that one alone."""
+def test_nan_in_a_row_stays_in_that_row(isa: str, dtype: torch.dtype) -> None:
+    """The engine finds rows with NaN and fails only their requests."""
     ops, heads = native(isa), Heads(4, 2, 16)
-    sick, sound = (random_positions(280, heads, dtype, seed) for seed in range(2))
-    sick.k[270] = float("nan")
-    together = attend(ops, heads, [Part(sick, 265, 15), Part(sound, 265, 15), Part(sick, 275, 1)])
+    faulty, sound = (random_positions(280, heads, dtype, seed) for seed in range(2))
+    faulty.k[270] = float("nan")
+    together = attend(ops, heads, [Part(faulty, 265, 15), Part(sound, 265, 15), Part(faulty, 275, 1)])
     assert together[0].isnan().all(1).tolist() == [False] * 5 + [True] * 10
     assert together[2].isnan().all()
     assert torch.equal(together[1], attend(ops, heads, [Part(sound, 265, 15)])[0])

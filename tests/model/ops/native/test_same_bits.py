@@ -1,4 +1,4 @@
-"""A row's result depends on the row alone: the same bits alone, in any batch, in any chunks, on any threads."""
+"""A row's result depends on that row only: the same bits alone, in any batch, in any chunks, with any threads."""
 
 import random
 from collections.abc import Callable
@@ -92,31 +92,31 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(isa: str, dtype: torch
     alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
     for threads in (1, 2):
         for count in BATCHES:
-            chosen = torch.randperm(MAX_ROWS)[:count]
-            assert torch.equal(function(native(isa, threads), rows[chosen]), alone[chosen]), (threads, count)
+            some = torch.randperm(MAX_ROWS)[:count]
+            assert torch.equal(function(native(isa, threads), rows[some]), alone[some]), (threads, count)
 
 
 @pytest.mark.parametrize("dim", [37, 256])
 def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
     isa: str, dtype: torch.dtype, dim: int
 ) -> None:
-    rows, asked = torch.randn(MAX_ROWS, dim).to(dtype), random_choice(MAX_ROWS, 8)
-    k, allowed = asked.experts_per_token.tolist(), asked.allowed
+    rows, request = torch.randn(MAX_ROWS, dim).to(dtype), random_choice(MAX_ROWS, 8)
+    k, allowed = request.experts_per_token.tolist(), request.allowed
     assert allowed is not None
     packed = native(isa).pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
-    together = native(isa, 2).moe(rows, packed, asked)
+    together = native(isa, 2).moe(rows, packed, request)
     for row in range(MAX_ROWS):
         alone = choice([k[row]], allowed[row : row + 1])
         assert torch.equal(native(isa).moe(rows[row : row + 1], packed, alone)[0], together[row])
-        assert torch.equal(alone.expert_ids[0], asked.expert_ids[row, : k[row]])
+        assert torch.equal(alone.expert_ids[0], request.expert_ids[row, : k[row]])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dim", [37, 256])
-def test_a_row_times_quantized_weights_gives_the_same_bits_too(
+def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batch(
     isa: str, dtype: torch.dtype, kind: Quantization, dim: int
 ) -> None:
-    """A row is quantized by itself."""
+    """Each row is quantized separately."""
     packer = native(ISAS[0], quantization=kind)
     linear = packer.pack_linear(_random(75, dim, dtype=dtype))
     experts = packer.pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
@@ -128,8 +128,8 @@ def test_a_row_times_quantized_weights_gives_the_same_bits_too(
     alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
     for threads in (1, 2):
         for count in BATCHES:
-            chosen = torch.randperm(MAX_ROWS)[:count]
-            assert torch.equal(function(native(isa, threads), rows[chosen]), alone[chosen]), (threads, count)
+            some = torch.randperm(MAX_ROWS)[:count]
+            assert torch.equal(function(native(isa, threads), rows[some]), alone[some]), (threads, count)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_row_times_quantized_weights_gives_the_same_bits_too(
     [Heads(4, 2, 16), Heads(8, 1, 64), Heads(3, 3, 20), Heads(4, 1, 16, window=300), Heads(4, 4, 8, window=7)],
     ids=str,
 )
-def test_attention_gives_the_same_bits_in_any_chunks_beside_anybody(isa: str, dtype: torch.dtype, heads: Heads) -> None:
-    """Block sizes, block ids and threads change with the chunks."""
+def test_attention_gives_the_same_bits_in_any_chunks_and_batch(isa: str, dtype: torch.dtype, heads: Heads) -> None:
+    """Block sizes, block ids and threads vary with the chunks."""
     length = 600
     sequence = random_positions(length, heads, dtype, seed=0)
     [whole] = attend(native(isa), heads, [Part(sequence, 0, length)])
@@ -161,7 +161,7 @@ def test_attention_gives_the_same_bits_in_any_chunks_beside_anybody(isa: str, dt
 
 
 def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Random chunks of random sequences on one or two threads, against each sequence alone in one piece."""
+    """Random chunks of random sequences with one or two threads, against each sequence alone in one chunk."""
     seed = 2 * ISAS.index(isa) + DTYPES.index(dtype)
     window = (None, 16, None, 300)[seed % 4]
     shape = Shape(window=window, seed=seed)
@@ -185,7 +185,7 @@ def _scheduled(
     next_rows: Callable[[Running], int],
     rng: random.Random,
 ) -> list[Tensor]:
-    """Logits [length, V] of every sequence. Each step is computed by one of the models, which share their weights."""
+    """Return logits [length, V] of every sequence. A random model computes each step; all share their weights."""
     block_size = 4
     sizes = [-(-len(ids) // block_size) for ids in sequences]
     pool = KvPool(models[0].config, sum(sizes) + 1, block_size, name_of(dtype), CPU)
@@ -194,8 +194,8 @@ def _scheduled(
     block_ids = rng.sample(range(1, sum(sizes) + 1), sum(sizes))
     runs = [Running(ids, [block_ids.pop() for _ in range(size)]) for ids, size in zip(sequences, sizes, strict=True)]
     while unfinished := [run for run in runs if run.num_computed < len(run.token_ids)]:
-        chosen = [(run, min(next_rows(run), len(run.token_ids) - run.num_computed)) for run in unfinished]
-        parts = [part for part in chosen if part[1]]
+        lengths = [(run, min(next_rows(run), len(run.token_ids) - run.num_computed)) for run in unfinished]
+        parts = [part for part in lengths if part[1]]
         if not parts:
             continue
         rng.shuffle(parts)

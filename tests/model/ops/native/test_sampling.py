@@ -1,4 +1,4 @@
-"""The library's sampling against its definition in torch: the same tokens, histories and log probabilities."""
+"""The library's sampling gives the tokens, histories and log probabilities of the reference backend."""
 
 import random
 
@@ -28,4 +28,4 @@ def test_the_library_samples_the_tokens_of_the_definition(isa: str, vocab_size: 
         assert_same(got, expected, rows, vocab_size)
         assert torch.equal(history, expected_history), trial
         statuses |= set(got.status.tolist())
-    assert statuses == set(Status), "some way to fail was never met"
+    assert statuses == set(Status), "a status did not occur"

@@ -1,5 +1,4 @@
-"""The native library under AddressSanitizer and UndefinedBehaviorSanitizer: its own tests pass in a build that checks
-every access and every operation while it runs."""
+"""Tests of the native library pass under AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import os
 import subprocess
@@ -17,7 +16,7 @@ NATIVE_TESTS = (
     "reference/test_kv_int8.py",
     "test_quantization.py",
     "native/test_sampling.py",
-    "../test_mixtral_native.py::test_one_call_gives_the_bits_of_the_lines_over_int8_caches",
+    "../test_mixtral_native.py::test_one_call_gives_the_bits_of_separate_ops_over_int8_caches",
 )
 
 
@@ -33,7 +32,7 @@ def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_native_tests_pass_with_every_access_and_operation_checked(sanitized_library: Path) -> None:
     environment = os.environ | {
         "LD_PRELOAD": " ".join(map(_runtime, ("libasan.so", "libubsan.so"))),
-        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps what it allocates
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter does not free all memory at exit
         "SANITIZED_LIBRARY": str(sanitized_library),
     }
     tests = [f"tests/model/ops/{name}" for name in NATIVE_TESTS]

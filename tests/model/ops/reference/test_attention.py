@@ -17,7 +17,7 @@ def _one_thread() -> None:
 
 
 def _naive_attention(q: Tensor, keys: Tensor, values: Tensor, position: int, window: int | None) -> Tensor:
-    """One query [H, K] at `position` over its sequence's keys and values [length, G, K]."""
+    """Attend with one query [H, K] at `position` over its sequence's keys and values [length, G, K]."""
     out = torch.zeros_like(q)
     per_kv_head = len(q) // keys.shape[1]
     first = 0 if window is None else max(0, position - window + 1)
@@ -32,7 +32,7 @@ def _naive_attention(q: Tensor, keys: Tensor, values: Tensor, position: int, win
 
 @pytest.mark.parametrize("window", [None, 1, 3, 16, 100])
 def test_attention_equals_a_naive_loop_over_positions(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decode rows of unlike lengths beside prompts' chunks; the bounds are lowered so that every kind of cut occurs."""
+    """Decode rows of different lengths beside chunks of prompts; low bounds make every kind of cut occur."""
     monkeypatch.setattr("model.ops.reference.attention.MAX_GATHER_ELEMENTS", 2000)
     monkeypatch.setattr("model.ops.reference.attention.MAX_SPAN_ROWS", 3)
     num_heads, num_kv_heads, head_dim, block_size = 4, 2, 6, 4

@@ -1,4 +1,4 @@
-"""KV caches in int8: what is written is the definition's rounding to the byte, and attention reads what was written."""
+"""int8 KV caches: backends store exactly the bytes of the definition, and attention reads what was stored."""
 
 import random
 
@@ -17,7 +17,7 @@ HEADS = [Heads(4, 2, 16), Heads(1, 1, 4), Heads(6, 3, 128), Heads(8, 1, 24, wind
 
 
 def _naive_row(row: list[float]) -> tuple[list[int], float]:
-    """One row's bytes and scale, number by number, in Python's own floats."""
+    """Return bytes and scale of one row, computed number by number with Python floats."""
     largest = max(abs(number) for number in row)
     return [round(number * 127 / largest) for number in row], largest / 127
 
@@ -33,7 +33,7 @@ def test_the_definition_is_the_nearest_byte_of_the_rows_own_scale() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_is_none_makes_its_row_and_no_other_unreadable(number: float) -> None:
+def test_nan_or_infinity_makes_its_row_and_no_other_nan(number: float) -> None:
     rows = torch.randn(3, 2, 8)
     rows[1, 0, 5] = number
     read = dequantize(quantize(rows))
@@ -45,10 +45,10 @@ def test_a_number_that_is_none_makes_its_row_and_no_other_unreadable(number: flo
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cached", [torch.int8, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_what_is_written_is_the_definitions_rounding_of_the_rotated_rows(
+def test_stored_bytes_are_the_definitions_rounding_of_the_rotated_rows(
     isa: str, dtype: torch.dtype, cached: torch.dtype, heads: Heads
 ) -> None:
-    """Zeros, tiny numbers and numbers that are none among them. Slots of others stay as they were."""
+    """Includes zeros, tiny and huge numbers, NaN and infinity. Unused slots stay unchanged."""
     batch = make_batch([(Running([0] * 40, list(range(1, 11)), 3), 30)], block_size=4)
     mixed = torch.randn(30, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim)
     mixed[3], mixed[4], mixed[5] = 0, 1e-35, 1e30
@@ -67,7 +67,7 @@ def test_what_is_written_is_the_definitions_rounding_of_the_rotated_rows(
 
 
 def _assert_same_rows(ours: Tensor, expected: Tensor) -> None:
-    """Equal bytes; where the scale is NaN the others are of no account."""
+    """Compare bytes; only the scales of rows whose scale is NaN."""
     scales, expected_scales = (rows[..., -4:].contiguous().view(torch.float32) for rows in (ours, expected))
     assert torch.equal(scales.isnan(), expected_scales.isnan())
     readable = ~scales.isnan().squeeze(-1)
@@ -77,7 +77,7 @@ def _assert_same_rows(ours: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_attention_over_int8_caches_is_attention_over_what_they_hold(
+def test_attention_over_int8_caches_is_attention_over_their_dequantized_rows(
     isa: str, dtype: torch.dtype, heads: Heads
 ) -> None:
     cuts = [(0, 1), (255, 1), (256, 1), (0, 40), (250, 20), (600, 1)]

@@ -19,7 +19,7 @@ def _one_thread() -> None:
 
 
 def _swiglu(x: Tensor, expert: FfnWeights) -> list[float]:
-    """w2( silu(w1 x) * (w3 x) ), number by number."""
+    """Compute w2( silu(w1 x) * (w3 x) ) number by number."""
     hidden = []
     for f in range(len(expert.w1)):
         a = sum(float(expert.w1[f, d]) * float(x[d]) for d in range(len(x)))
@@ -61,13 +61,13 @@ def test_rotary_turns_pairs_like_complex_numbers() -> None:
     head_dim, theta = 8, 10_000.0
     positions = torch.tensor([0, 1, 7, 300])
     x = torch.randn(len(positions), 2, head_dim)
-    turned = rotate(x, *rotary_angles(positions, head_dim, theta))
+    rotated = rotate(x, *rotary_angles(positions, head_dim, theta))
     for row, position in enumerate(positions.tolist()):
         for head in range(2):
             for i in range(head_dim // 2):
                 pair = complex(float(x[row, head, i]), float(x[row, head, i + head_dim // 2]))
                 expected = pair * cmath.exp(1j * position * theta ** (-2 * i / head_dim))
-                ours = complex(float(turned[row, head, i]), float(turned[row, head, i + head_dim // 2]))
+                ours = complex(float(rotated[row, head, i]), float(rotated[row, head, i + head_dim // 2]))
                 assert abs(ours - expected) < 1e-4
 
 

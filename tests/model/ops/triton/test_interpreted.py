@@ -1,4 +1,4 @@
-"""The Triton kernels, in a process of their own: the interpreter is chosen when triton is imported."""
+"""Tests of the Triton kernels, in a separate process, because Triton selects its interpreter when it is imported."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 
 
 def test_every_triton_kernel_equals_the_reference_under_the_interpreter(scale: int) -> None:
-    """Runs tests/triton; what fails there is in the output."""
+    """Run tests/triton; its failures are in the output."""
     command = [sys.executable, "-m", "pytest", "tests/triton", "-p", "no:cacheprovider", "--scale", str(scale)]
     run = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False

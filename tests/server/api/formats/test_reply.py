@@ -1,4 +1,4 @@
-"""Chunks made from pieces against chunks rendered whole."""
+"""server/api/formats/reply.py: chunks made from pieces equal chunks rendered in full."""
 
 import orjson
 import pytest
@@ -26,7 +26,7 @@ def reply_formats() -> list[ReplyFormat]:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0, 7))
-def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, index: int) -> None:
+def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_in_full(text: str, index: int) -> None:
     more = {"usage": None}
     for reply_format in reply_formats():
         envelope = Envelope(FIELDS)
@@ -40,13 +40,13 @@ def test_a_chunk_made_of_pieces_has_the_bytes_of_one_rendered_whole(text: str, i
 
 
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": True}])
-def test_a_chat_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+def test_a_chat_with_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = ChatCompletionRequest.model_validate(CHAT | extra)
     assert not ChatFormat(request, Prompt([1], is_continued=False), tokenizer()).text_only_stream
 
 
 @pytest.mark.parametrize("extra", [{"return_token_ids": True}, {"logprobs": 0}])
-def test_a_completion_that_tells_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
+def test_a_completion_with_more_than_text_is_never_made_of_pieces(extra: dict[str, object]) -> None:
     request = CompletionRequest.model_validate(COMPLETION | extra)
     assert not CompletionFormat(request, [], tokenizer()).text_only_stream
 

@@ -1,4 +1,4 @@
-"""server/api/routes/chat.py: the shapes and the order of what a chat client reads."""
+"""POST /v1/chat/completions: the shape of full replies, and the order of chunks in streams."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ URL = "/v1/chat/completions"
 ANSWER = "Hello, I am \U00010348 here."
 
 
-async def whole(engine: FakeEngine, **fields: object) -> dict[str, Any]:
+async def full(engine: FakeEngine, **fields: object) -> dict[str, Any]:
     async with client_of(state_around(engine)) as client:
         response = await client.post(URL, json={**HELLO, **fields})
     assert response.status_code == 200, response.text
@@ -60,9 +60,9 @@ async def test_continuous_usage_grows_with_the_tokens() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"n": 3}, {"stop": "here"}, {"stop": ["I am"], "n": 2}, {"max_tokens": 5}])
-async def test_a_streams_text_is_the_whole_text(fields: dict[str, object]) -> None:
+async def test_a_streams_text_is_the_full_text(fields: dict[str, object]) -> None:
     chunks = await stream(FakeEngine(saying(ANSWER)), **fields)
-    body = await whole(FakeEngine(saying(ANSWER)), **fields)
+    body = await full(FakeEngine(saying(ANSWER)), **fields)
     for choice in body["choices"]:
         mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
         assert mine[0]["delta"] == {"role": "assistant", "content": ""}
@@ -71,9 +71,9 @@ async def test_a_streams_text_is_the_whole_text(fields: dict[str, object]) -> No
         assert ends == [(choice["finish_reason"], choice["stop_reason"])]
 
 
-async def test_the_answer_comes_with_usage_seed_and_fingerprint() -> None:
+async def test_a_reply_has_usage_seed_and_fingerprint() -> None:
     engine = FakeEngine(saying("fine"))
-    body = await whole(engine, seed=7)
+    body = await full(engine, seed=7)
     (choice,) = body["choices"]
     assert choice["message"]["role"] == "assistant"
     assert (choice["message"]["content"], choice["finish_reason"], choice["logprobs"]) == ("fine", "stop", None)
@@ -88,31 +88,31 @@ async def test_the_answer_comes_with_usage_seed_and_fingerprint() -> None:
     assert engine.submitted[0].prompt_token_ids == GOLDEN_IDS
 
 
-async def test_a_drawn_seed_is_an_int63_and_is_the_one_that_is_used() -> None:
+async def test_a_drawn_seed_has_63_bits_and_reaches_the_engine() -> None:
     engine = FakeEngine(saying("fine"))
-    seeds = {(await whole(engine))["seed"] for _ in range(3)}
+    seeds = {(await full(engine))["seed"] for _ in range(3)}
     assert seeds == {request.params.seed for request in engine.submitted}
     assert len(seeds) == 3 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-async def test_n_choices_are_n_requests_that_differ_in_their_index_alone() -> None:
+async def test_n_choices_are_n_requests_that_differ_only_in_their_index() -> None:
     engine = FakeEngine(saying("fine"))
-    body = await whole(engine, n=3)
+    body = await full(engine, n=3)
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert [request.params.choice_index for request in engine.submitted] == [0, 1, 2]
     assert len({request.params.seed for request in engine.submitted}) == 1
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (9, 6)
 
 
-async def test_without_a_limit_a_chat_may_use_all_the_room() -> None:
+async def test_without_a_limit_a_chat_may_fill_the_context() -> None:
     engine = FakeEngine(saying("fine"))
-    await whole(engine)
+    await full(engine)
     assert engine.submitted[0].params.max_tokens == 256 - len(GOLDEN_IDS)
 
 
 async def test_a_stop_string_is_cut_off_named_and_ends_the_engines_work() -> None:
     engine = FakeEngine(saying("one two three four"), held=False)
-    body = await whole(engine, stop=["three"])
+    body = await full(engine, stop=["three"])
     (choice,) = body["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("one two ", "stop")
     assert choice["stop_reason"] == "three"
@@ -128,7 +128,7 @@ async def test_each_token_has_its_logprobs(streamed: bool) -> None:
         logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks]
         entries = [entry for each in logprobs if each for entry in each["content"]]
     else:
-        body = await whole(FakeEngine(saying("a\U00010348")), **fields)
+        body = await full(FakeEngine(saying("a\U00010348")), **fields)
         entries = body["choices"][0]["logprobs"]["content"]
     ids = [*tokenizer().encode("a\U00010348", add_special_tokens=False), EOS]
     assert [entry["token"] for entry in entries] == [tokenizer().token_text(i) for i in ids]
@@ -137,9 +137,9 @@ async def test_each_token_has_its_logprobs(streamed: bool) -> None:
     assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
 
 
-async def test_token_ids_are_returned_where_asked_for() -> None:
+async def test_token_ids_are_returned_on_request() -> None:
     ids = [*tokenizer().encode("a b", add_special_tokens=False), EOS]
-    body = await whole(FakeEngine(saying("a b")), return_token_ids=True)
+    body = await full(FakeEngine(saying("a b")), return_token_ids=True)
     assert body["prompt_token_ids"] == GOLDEN_IDS
     assert body["choices"][0]["token_ids"] == ids
     chunks = await stream(FakeEngine(saying("a b")), return_token_ids=True)
@@ -150,7 +150,7 @@ async def test_token_ids_are_returned_where_asked_for() -> None:
 async def test_a_continued_message_keeps_the_space_between_the_words() -> None:
     messages = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "It is"}]
     fields = {"messages": messages, "continue_final_message": True}
-    body = await whole(FakeEngine(saying("here")), **fields)
+    body = await full(FakeEngine(saying("here")), **fields)
     assert body["choices"][0]["message"]["content"] == " here"
 
 
@@ -180,14 +180,14 @@ def asking(turns: list[tuple[str, str]], **fields: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_repaired_conversation_is_named_so_and_has_the_prompt_of_the_valid_one(streamed: bool) -> None:
+async def test_repairs_are_named_and_give_the_prompt_of_the_valid_conversation(streamed: bool) -> None:
     engine = FakeEngine(saying("fine"))
     async with client_of(state_around(engine)) as client:
-        repair_conversation = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
+        repaired = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
         valid = await client.post(URL, json=asking(VALID, stream=streamed))
-    assert (repair_conversation.status_code, valid.status_code) == (200, 200)
-    assert repair_conversation.headers["x-smoe-repaired"] == "moved-system, joined-turns"
-    assert repair_conversation.headers["x-smoe-ignored-params"] == "temprature"
+    assert (repaired.status_code, valid.status_code) == (200, 200)
+    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+    assert repaired.headers["x-smoe-ignored-params"] == "temprature"
     assert "x-smoe-repaired" not in valid.headers
     first, second = (request.prompt_token_ids for request in engine.submitted)
     assert first == second
@@ -195,14 +195,14 @@ async def test_a_repaired_conversation_is_named_so_and_has_the_prompt_of_the_val
 
 async def test_tokenize_repairs_as_the_chat_does() -> None:
     async with client_of(state_around(FakeEngine(saying("fine")))) as client:
-        repair_conversation, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
-    assert repair_conversation.json() == valid.json()
-    assert repair_conversation.headers["x-smoe-repaired"] == "moved-system, joined-turns"
+        repaired, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
+    assert repaired.json() == valid.json()
+    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
     assert "x-smoe-repaired" not in valid.headers
 
 
 @pytest.mark.parametrize(("path", "streamed"), [(URL, False), (URL, True), ("/tokenize", None)])
-async def test_strict_roles_refuse_what_would_need_repair_and_nothing_else(path: str, streamed: bool | None) -> None:
+async def test_strict_roles_reject_only_conversations_that_need_repair(path: str, streamed: bool | None) -> None:
     engine = FakeEngine(saying("fine"))
     state = replace(state_around(engine), strict_roles=True)
     stream = {} if streamed is None else {"stream": streamed}
@@ -216,7 +216,7 @@ async def test_strict_roles_refuse_what_would_need_repair_and_nothing_else(path:
     assert len(engine.submitted) == (0 if streamed is None else 1)
 
 
-async def test_a_template_that_refuses_a_repaired_conversation_too_is_a_400() -> None:
+async def test_a_template_that_rejects_a_repaired_conversation_is_a_400() -> None:
     engine = FakeEngine(saying("fine"))
     state = state_around(engine)
     assert state.texts is not None

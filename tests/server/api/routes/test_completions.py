@@ -1,4 +1,4 @@
-"""server/api/routes/completions.py: prompts of all kinds, echo and scoring, the legacy logprobs."""
+"""POST /v1/completions: all kinds of prompts, echo and scoring, logprobs as arrays."""
 
 import itertools
 from typing import Any
@@ -15,7 +15,7 @@ PROMPT = "It is a truth"
 PROMPT_IDS = tokenizer().encode(PROMPT)
 
 
-async def whole(engine: FakeEngine, **fields: object) -> dict[str, Any]:
+async def full(engine: FakeEngine, **fields: object) -> dict[str, Any]:
     async with client_of(state_around(engine)) as client:
         response = await client.post(URL, json={"model": MODEL, "prompt": PROMPT, **fields})
     assert response.status_code == 200, response.text
@@ -31,7 +31,7 @@ async def stream(engine: FakeEngine, **fields: object) -> list[dict[str, Any]]:
 
 async def test_the_text_is_what_follows_the_prompt() -> None:
     engine = FakeEngine(saying("universally acknowledged"))
-    body = await whole(engine)
+    body = await full(engine)
     (choice,) = body["choices"]
     assert choice["text"] == " universally acknowledged"
     assert (choice["finish_reason"], choice["logprobs"], body["object"]) == ("stop", None, "text_completion")
@@ -46,9 +46,9 @@ async def test_a_stream_has_text_then_its_end_and_no_role() -> None:
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] == len(PROMPT_IDS) + 3
 
 
-async def test_choices_come_as_prompts_times_n() -> None:
+async def test_each_prompt_has_n_choices_in_order() -> None:
     engine = FakeEngine(lambda request: [request.prompt_token_ids[-1], EOS])
-    body = await whole(engine, prompt=[[1, 500], [1, 600]], n=2, return_token_ids=True)
+    body = await full(engine, prompt=[[1, 500], [1, 600]], n=2, return_token_ids=True)
     assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[1, 500]] * 2 + [[1, 600]] * 2
     assert [choice["token_ids"][0] for choice in body["choices"]] == [500, 500, 600, 600]
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
@@ -61,7 +61,7 @@ async def test_choices_come_as_prompts_times_n() -> None:
 @pytest.mark.parametrize("prompt", [PROMPT, [PROMPT], PROMPT_IDS, [PROMPT_IDS]])
 async def test_a_prompt_may_be_text_or_ids(prompt: object) -> None:
     engine = FakeEngine(saying("a"))
-    assert (await whole(engine, prompt=prompt, echo=True))["choices"][0]["text"] == f"{PROMPT} a"
+    assert (await full(engine, prompt=prompt, echo=True))["choices"][0]["text"] == f"{PROMPT} a"
     assert engine.submitted[0].prompt_token_ids == PROMPT_IDS
 
 
@@ -76,7 +76,7 @@ async def test_echoed_logprobs_have_an_entry_for_each_prompt_and_generated_token
         logprobs = {key: [item for part in parts for item in part[key]] for key in parts[0]}
         text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
     else:
-        (choice,) = (await whole(FakeEngine(saying("fox")), **fields))["choices"]
+        (choice,) = (await full(FakeEngine(saying("fox")), **fields))["choices"]
         logprobs, text = choice["logprobs"], choice["text"]
     generated = tokenizer().encode("fox", add_special_tokens=False)[:1]
     texts = [tokenizer().token_text(i) for i in [*ids, *generated]]
@@ -91,7 +91,7 @@ async def test_echoed_logprobs_have_an_entry_for_each_prompt_and_generated_token
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_scoring_gives_the_prompt_with_its_logprobs_and_generates_nothing(streamed: bool) -> None:
+async def test_scoring_returns_the_prompt_with_logprobs_and_generates_nothing(streamed: bool) -> None:
     fields: dict[str, Any] = {"max_tokens": 0, "logprobs": 0, "echo": True}
     engine = FakeEngine(saying("never said"))
     if streamed:
@@ -99,7 +99,7 @@ async def test_scoring_gives_the_prompt_with_its_logprobs_and_generates_nothing(
         choice, usage = chunks[0]["choices"][0], chunks[-1]["usage"]
         assert chunks[1]["choices"][0]["finish_reason"] == "length"
     else:
-        body = await whole(engine, **fields)
+        body = await full(engine, **fields)
         choice, usage = body["choices"][0], body["usage"]
         assert choice["finish_reason"] == "length"
     assert choice["text"] == PROMPT
@@ -108,7 +108,7 @@ async def test_scoring_gives_the_prompt_with_its_logprobs_and_generates_nothing(
 
 
 async def test_logprobs_without_echo_are_of_the_generated_tokens() -> None:
-    (choice,) = (await whole(FakeEngine(saying("a b")), logprobs=0))["choices"]
+    (choice,) = (await full(FakeEngine(saying("a b")), logprobs=0))["choices"]
     assert choice["logprobs"]["tokens"] == [" a", " b", "</s>"]
     assert choice["logprobs"]["text_offset"] == [0, 2, 4]
     assert all(
@@ -129,7 +129,7 @@ async def test_logprobs_without_echo_are_of_the_generated_tokens() -> None:
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_what_does_not_fit_is_refused_with_both_numbers(
+async def test_a_request_that_does_not_fit_is_a_400_with_both_numbers(
     num_prompt: int, fields: dict[str, object], status: int, streamed: bool
 ) -> None:
     engine = FakeEngine(saying("a"))
@@ -144,7 +144,7 @@ async def test_what_does_not_fit_is_refused_with_both_numbers(
         assert str(num_prompt) in error["message"] and str(MAX_MODEL_LEN) in error["message"]
 
 
-async def test_a_text_that_can_never_fit_is_refused_untokenized() -> None:
+async def test_a_text_that_can_never_fit_is_refused_without_tokenizing() -> None:
     async with client_of(state_around(FakeEngine(saying("a")))) as client:
         response = await client.post(URL, json={"model": MODEL, "prompt": "a" * 500_000})
     assert response.json()["error"]["code"] == "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""The page at / and its files: what they are served with, and that they ask for nothing from elsewhere."""
+"""The playground: its page and files, their headers, and that they load nothing from other servers."""
 
 import re
 from html.parser import HTMLParser
@@ -17,7 +17,7 @@ NAMES = sorted(path.name for path in FOLDER.iterdir())
 
 
 class Links(HTMLParser):
-    """What a page loads, and what in it is inline."""
+    """The files that a page loads, and its inline scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def with_key() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe")
 
 
-async def test_the_page_may_load_and_reach_nothing_but_this_server() -> None:
+async def test_the_page_may_load_and_reach_only_this_server() -> None:
     async with client_of(state_around(FakeEngine(saying("a")))) as client:
         page = await client.get("/")
     rules = dict(rule.strip().split(" ", 1) for rule in page.headers["content-security-policy"].split(";"))
@@ -75,7 +75,7 @@ def test_the_scripts_import_files_that_exist_and_name_no_other_host() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_file_is_served_as_it_is(name: str) -> None:
+async def test_each_file_is_served_unchanged(name: str) -> None:
     async with client_of(state_around(FakeEngine(saying("a")))) as client:
         reply = await client.get(f"/playground/{name}")
         assert (reply.status_code, reply.content) == (200, (FOLDER / name).read_bytes())

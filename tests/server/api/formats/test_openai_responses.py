@@ -1,0 +1,55 @@
+"""server/api/formats/openai_responses.py: events and full replies agree."""
+
+from typing import Any
+
+from server.api.formats.openai_responses import ResponsesReply
+from server.schemas import ResponsesRequest, validate
+from tests.support.chat_chunks import FULL_CHOICE, TEXT_THEN_CALLS, events_of
+
+
+def new_response() -> ResponsesReply:
+    return ResponsesReply("resp_1", 5, validate(ResponsesRequest, {"model": "m", "input": "a"}))
+
+
+def test_a_responses_stream_builds_the_full_reply() -> None:
+    reply, full = new_response(), new_response()
+    events = events_of(reply, TEXT_THEN_CALLS)
+    events_of(full, [FULL_CHOICE])
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    items: list[dict[str, Any]] = []
+    for event in events:
+        if event["type"] == "response.output_item.added":
+            assert event["output_index"] == len(items)
+            items.append({**event["item"], "text": ""})
+        elif event["type"] == "response.output_text.delta":
+            items[event["output_index"]]["text"] += event["delta"]
+        elif event["type"] == "response.function_call_arguments.delta":
+            items[event["output_index"]]["arguments"] += event["delta"]
+    seen = [(item["type"], item["text"] or item.get("arguments"), item.get("call_id")) for item in items]
+    assert seen == [("message", "Let me", None), ("function_call", '{"x":1}', "a"), ("function_call", "", "b")]
+    assert events[-1]["type"] == "response.completed"
+    assert events[-1]["response"] == reply.response == full.response
+    assert reply.response["output"][0]["content"][0]["text"] == "Let me"
+    assert [item["status"] for item in reply.response["output"]] == ["completed"] * 3
+    assert reply.response["usage"]["input_tokens_details"] == {"cached_tokens": 5}
+
+
+def test_every_item_of_a_responses_stream_is_opened_and_closed_in_order() -> None:
+    names = [event["type"].removeprefix("response.") for event in events_of(new_response(), TEXT_THEN_CALLS)]
+    text = ["content_part.added", "output_text.delta", "output_text.delta", "output_text.done", "content_part.done"]
+    deltas = ["function_call_arguments.delta"] * 2
+    assert names == [
+        "created",
+        "in_progress",
+        *["output_item.added", *text, "output_item.done"],
+        *["output_item.added", *deltas, "function_call_arguments.done", "output_item.done"],
+        *["output_item.added", "function_call_arguments.done", "output_item.done"],
+        "completed",
+    ]
+
+
+def test_a_response_that_was_cut_is_incomplete() -> None:
+    reply = new_response()
+    events = events_of(reply, [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "length"}])
+    assert events[-1]["type"] == "response.incomplete"
+    assert reply.response["incomplete_details"] == {"reason": "max_output_tokens"}

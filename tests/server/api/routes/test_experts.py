@@ -1,0 +1,84 @@
+"""GET /experts and POST /experts/reset."""
+
+import httpx
+import pytest
+
+from server.api.app import create_app
+from server.http.middleware import with_middleware
+from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.serving import client_of, state_around
+
+pytestmark = pytest.mark.anyio
+
+TOKENS = [501, 502, 503]  # generated, then the end token
+
+
+def an_engine() -> FakeEngine:
+    return FakeEngine(lambda request: [*TOKENS, EOS])
+
+
+async def test_experts_are_reported_since_the_start_and_over_a_window() -> None:
+    async with client_of(state_around(an_engine())) as client:
+        report = (await client.get("/experts")).json()
+        (layer,) = report["layers"]
+        assert (report["since"], report["window_s"], layer["layer"]) == (5.0, None, 0)
+        assert layer["tokens"] == [0, 0, 9, 0, 0, 0, 0, 0] and layer["share"][2] == 1.0
+        assert (layer["entropy"], layer["imbalance"]) == (0.0, 8.0)
+        (top,) = layer["top_tokens"][2]
+        assert (top["id"], top["count"]) == (7, 9) and isinstance(top["text"], str)
+        recent = (await client.get("/experts?window=60")).json()
+        assert (recent["window_s"], recent["layers"][0]["tokens"][2]) == (60.0, 1)
+        empty = (await client.post("/experts/reset")).json()["layers"][0]
+        assert (empty["share"], empty["entropy"], empty["imbalance"]) == ([0.0] * 8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "code"),
+    [
+        ("0", "decimal_below_min_value"),
+        ("-1", "decimal_below_min_value"),
+        ("61", "decimal_above_max_value"),
+        ("nan", "invalid_type"),
+        ("1e999", "decimal_above_max_value"),
+        ("", "invalid_type"),
+        ("minute", "invalid_type"),
+    ],
+)
+async def test_a_window_is_one_to_sixty_seconds(window: str, code: str) -> None:
+    async with client_of(state_around(an_engine())) as client:
+        response = await client.get("/experts", params={"window": window})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "window", code)
+
+
+async def test_a_misspelled_window_is_named() -> None:
+    async with client_of(state_around(an_engine())) as client:
+        response = await client.get("/experts", params={"windw": 60, "a b": 1})
+        spelled = await client.get("/experts", params={"window": 60})
+    assert response.headers["x-smoe-ignored-params"] == "?, windw"
+    assert "x-smoe-ignored-params" not in spelled.headers
+
+
+async def test_experts_are_a_503_while_the_engine_is_gone() -> None:
+    engine = an_engine()
+    engine.phase = "dead"
+    async with client_of(state_around(engine)) as client:
+        assert (await client.get("/experts")).status_code == 503
+
+
+async def test_experts_need_a_key_where_there_is_one() -> None:
+    state = state_around(an_engine())
+    app = with_middleware(
+        create_app(state),
+        api_keys=("key",),
+        open_paths=frozenset(),
+        metrics_auth=False,
+        max_body_bytes=1 << 20,
+        allowed_origins=(),
+        root_path="",
+        on_http=state.metrics.http,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
+        for headers, status in (({}, 401), ({"authorization": "Bearer key"}, 200)):
+            assert (await client.get("/experts", headers=headers)).status_code == status
+            assert (await client.post("/experts/reset", headers=headers)).status_code == status

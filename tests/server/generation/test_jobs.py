@@ -1,0 +1,71 @@
+"""server/generation/jobs.py: requests of the engine, and options that the model cannot follow."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support.fake_engine import EOS, READY, FakeEngine
+from tests.support.serving import MODEL, client_of, state_around
+
+pytestmark = pytest.mark.anyio
+
+PROMPTS = [[1, 500, 9], [1, 600]]
+
+TOKENS = [501, 502, 503]  # generated, then the end token
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+
+ON = [[True] * 8]
+
+
+def an_engine() -> FakeEngine:
+    return FakeEngine(lambda request: [*TOKENS, EOS])
+
+
+async def post(engine: FakeEngine, url: str = "/v1/completions", **fields: Any) -> Any:
+    given = CHAT if "chat" in url else {"prompt": PROMPTS[:1]}
+    async with client_of(state_around(engine)) as client:
+        return await client.post(url, json={"model": MODEL, **given, **fields})
+
+
+async def test_expert_options_reach_the_engine() -> None:
+    engine, mask = an_engine(), [[True] * 3 + [False] * 5]
+    assert (await post(engine, experts_per_token=3, expert_mask=mask)).status_code == 200
+    assert (engine.submitted[0].experts_per_token, engine.submitted[0].expert_mask) == (3, mask)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"experts_per_token": 9}, "experts_per_token", "integer_above_max_value"),
+        ({"experts_per_token": 10**18}, "experts_per_token", "integer_above_max_value"),
+        ({"expert_mask": []}, "expert_mask", "invalid_value"),
+        ({"expert_mask": ON * 2}, "expert_mask", "invalid_value"),
+        ({"expert_mask": [[True] * 7]}, "expert_mask", "invalid_value"),
+        ({"expert_mask": [[True] + [False] * 7]}, "expert_mask", "invalid_value"),
+        ({"expert_mask": [[True] * 3 + [False] * 5], "experts_per_token": 4}, "expert_mask", "invalid_value"),
+    ],
+)
+async def test_an_option_that_the_model_cannot_follow_is_a_400_that_names_the_field(
+    url: str, stream: bool, fields: dict[str, Any], param: str, code: str
+) -> None:
+    engine = an_engine()
+    response = await post(engine, url, stream=stream, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    assert not engine.submitted
+
+
+@pytest.mark.parametrize(
+    "fields", [{"experts_per_token": 1}, {"expert_mask": ON}, {"expert_usage": True}, {"expert_routing": True}]
+)
+async def test_a_model_without_experts_refuses_each_field(fields: dict[str, Any]) -> None:
+    engine = an_engine()
+    engine.ready = msgspec.structs.replace(READY, num_experts=0, experts_per_token=0)
+    response = await post(engine, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, *fields, "unsupported_parameter")
+    assert (await post(engine, expert_usage=False, expert_routing=False)).status_code == 200

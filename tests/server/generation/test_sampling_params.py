@@ -1,0 +1,96 @@
+"""server/generation/sampling_params.py: parameters, the checkpoint's defaults, ids outside the vocabulary."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.errors import ApiError
+from server.generation.sampling_params import (
+    GenerationDefaults,
+    check_token_ids,
+    load_generation_defaults,
+    sampling_params,
+)
+from server.schemas import (
+    CompletionRequest,
+    validate,
+)
+from server.strict_json import JsonValue
+from server.tokenizer.tokenizer import TokenizerError
+
+PROMPT: dict[str, JsonValue] = {"model": "m", "prompt": "x"}
+
+ABOVE, BELOW = "integer_above_max_value", "integer_below_min_value"
+
+
+def test_every_sampling_field_reaches_the_engine() -> None:
+    fields: dict[str, JsonValue] = {
+        "min_tokens": 2, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "frequency_penalty": 0.2,
+        "presence_penalty": 0.3, "repetition_penalty": 1.1, "logit_bias": {"5": -3}, "allowed_token_ids": [9, 5, 9],
+        "stop_token_ids": [4], "ignore_eos": True, "logprobs": 3, "echo": True,
+    }  # fmt: skip
+    request = validate(CompletionRequest, {**PROMPT, **fields})
+    params = sampling_params(
+        request, max_tokens=12, seed=-1, prompt_index=2, choice_index=1, defaults=GenerationDefaults()
+    )
+    expected = {key: value for key, value in fields.items() if key not in {"logprobs", "echo"}}
+    expected |= {"logit_bias": {5: -3.0}, "allowed_token_ids": (5, 9), "stop_token_ids": (4,), "num_logprobs": 3}
+    expected |= {"max_tokens": 12, "seed": -1, "prompt_index": 2, "choice_index": 1, "prompt_logprobs": True}
+    assert {key: getattr(params, key) for key in expected} == expected
+
+
+def test_the_checkpoints_defaults_apply_to_fields_that_the_request_omits(tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"temperature": 0.3, "top_k": 9, "repetition_penalty": 1.2}))
+    defaults = load_generation_defaults(tmp_path)
+    without, explicit = validate(CompletionRequest, PROMPT), validate(CompletionRequest, {**PROMPT, "temperature": 1})
+    numbers = [
+        sampling_params(request, max_tokens=1, seed=0, prompt_index=0, choice_index=0, defaults=defaults)
+        for request in (without, explicit)
+    ]
+    assert [(p.temperature, p.top_k, p.repetition_penalty) for p in numbers] == [(0.3, 9, 1.2), (1.0, 9, 1.2)]
+    file.write_text('{"temperature": 17}')
+    with pytest.raises(TokenizerError, match="temperature"):
+        load_generation_defaults(tmp_path)
+    file.unlink()
+    assert load_generation_defaults(tmp_path) == GenerationDefaults()
+
+
+def test_extreme_values_become_harmless_ones() -> None:
+    extreme: dict[str, JsonValue] = {"repetition_penalty": 1e-320, "top_k": 2**62}
+    request = validate(CompletionRequest, {**PROMPT, **extreme})
+    params = sampling_params(
+        request, max_tokens=1, seed=0, prompt_index=0, choice_index=0, defaults=GenerationDefaults()
+    )
+    assert params.repetition_penalty >= 1e-3
+    assert params.top_k < 2**31
+
+
+@pytest.mark.parametrize(
+    ("extra", "param", "code"),
+    [
+        ({"prompt": [100]}, "prompt", ABOVE),
+        ({"prompt": [[1], [-1]]}, "prompt", BELOW),
+        ({"logit_bias": {"100": 1}}, "logit_bias", ABOVE),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", BELOW),
+        ({"allowed_token_ids": [100]}, "allowed_token_ids", ABOVE),
+        ({"allowed_token_ids": [2, 7], "stop_token_ids": [7], "min_tokens": 1}, "allowed_token_ids", "invalid_value"),
+    ],
+    ids=str,
+)
+def test_ids_outside_the_vocabulary_are_refused(extra: dict[str, JsonValue], param: str, code: str) -> None:
+    request = validate(CompletionRequest, {**PROMPT, **extra})
+    with pytest.raises(ApiError) as caught:
+        check_token_ids(request, 100, eos_ids=(2,))
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_ids_inside_the_vocabulary_pass() -> None:
+    fields: dict[str, JsonValue] = {
+        "prompt": [0, 99],
+        "logit_bias": {"99": 1},
+        "allowed_token_ids": [2],
+        "stop_token_ids": [99],
+    }
+    check_token_ids(validate(CompletionRequest, {**PROMPT, **fields}), 100, eos_ids=(2,))
