@@ -15,6 +15,7 @@ SLOW = (
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
     "tests/engine/test_async_scheduling.py",
     "tests/engine/bench",
+    "tests/engine/test_continuous_batching.py",
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",
