@@ -58,7 +58,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     num_experts: int
     experts_per_token: int
     window: int | None
-    dtype: str  # of activations, and of weights that are not quantised
+    dtype: str  # of activations, and of weights that are not quantized
     device: str
     backend: str
     fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them

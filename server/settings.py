@@ -30,7 +30,7 @@ GROUPS = {
     "strict_params": "Requests",
     "host": "Network and access",
     "max_num_queued_reqs": "Queue and shutdown",
-    "device": "Device and numbers",
+    "device": "Device and numerics",
     "max_model_len": "Batching and scheduling",
     "kv_cache_memory_bytes": "KV cache",
     "metrics_compat": "Metrics and logs",

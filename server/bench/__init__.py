@@ -1,1 +1,1 @@
-"""`smoe bench`: load on a server, kernels and steps against the machine's limits. Nothing of it runs while serving."""
+"""Measurements of `smoe bench`: load on a server, the front end alone, kernels, and steps. Not used while serving."""

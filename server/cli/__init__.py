@@ -1,1 +1,1 @@
-"""Commands for a person at a terminal: a chat, a completion, and what is wrong with an installation."""
+"""The command line: `smoe serve`, `plan`, `doctor`, `experts`, `chat`, `complete` and `bench`."""

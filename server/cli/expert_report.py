@@ -28,8 +28,8 @@ def count_table(counts: Counts) -> str:
     num_experts = len(next(iter(counts.values()))[0])
     lines = [f"{'layer':<6}{'text':<{width + 2}}" + "".join(f"{f'e{expert}':>6} " for expert in range(num_experts))]
     for layer in range(len(next(iter(counts.values())))):
-        for name, of_text in counts.items():
-            parts = shares(of_text[layer])
+        for name, layers in counts.items():
+            parts = shares(layers[layer])
             cells = (f"{100 * part:>5.1f}%{'*' if part and part == max(parts) else ' '}" for part in parts)
             lines.append(f"{layer:<6}{name:<{width + 2}}" + "".join(cells).rstrip())
     return "\n".join(lines)
@@ -37,7 +37,7 @@ def count_table(counts: Counts) -> str:
 
 def count_json(counts: Counts) -> str:
     """Return one JSON object: tokens and shares of each text, both [layers][experts]."""
-    by_text = {name: {"tokens": of_text, "share": list(map(shares, of_text))} for name, of_text in counts.items()}
+    by_text = {name: {"tokens": layers, "share": list(map(shares, layers))} for name, layers in counts.items()}
     return orjson.dumps({"texts": by_text}).decode()
 
 
@@ -69,15 +69,15 @@ def draw_counts(counts: Counts, path: Path) -> None:
 
     figure = Figure(figsize=(3.4 * len(counts) + 0.8, 3.2), layout="constrained")
     row = figure.subplots(1, len(counts), squeeze=False)[0]
-    by_text = {name: list(map(shares, of_text)) for name, of_text in counts.items()}
-    highest = max(part for of_text in by_text.values() for layer in of_text for part in layer)
-    for axes, (name, of_text) in zip(row, by_text.items(), strict=True):
-        image = axes.imshow(of_text, vmin=0, vmax=highest, cmap="viridis", aspect="auto")
+    by_text = {name: list(map(shares, layers)) for name, layers in counts.items()}
+    highest = max(part for layers in by_text.values() for layer in layers for part in layer)
+    for axes, (name, layers) in zip(row, by_text.items(), strict=True):
+        image = axes.imshow(layers, vmin=0, vmax=highest, cmap="viridis", aspect="auto")
         axes.set_title(name)
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
-        axes.set_xticks(range(len(of_text[0])))
-        axes.set_yticks(range(len(of_text)))
+        axes.set_xticks(range(len(layers[0])))
+        axes.set_yticks(range(len(layers)))
     figure.colorbar(image, ax=list(row), label="share of the layer's tokens")
     _save(figure, path)
 

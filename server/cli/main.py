@@ -100,7 +100,7 @@ def experts_command(
     context: typer.Context,
     text: Annotated[list[Path], typer.Option(help="Text file of one kind. May be repeated.", metavar="FILE")] = [],  # noqa: B006 (typer's way)
     max_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Most tokens to read from each text.")] = 20_000,
-    dial: Annotated[
+    sweep: Annotated[
         bool, typer.Option("--dial", help="Measure quality and speed with 1 expert per token, 2, ... up to all.")
     ] = False,
     as_json: JsonFlag = False,
@@ -120,7 +120,7 @@ def experts_command(
     if not text:
         raise typer.Exit(report_error(ValueError("give at least one --text FILE")))
     flags = given_settings(context)
-    raise typer.Exit(experts.run(flags, text, max_tokens, sweep=dial, as_json=as_json, png=png))
+    raise typer.Exit(experts.run(flags, text, max_tokens, sweep=sweep, as_json=as_json, png=png))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def settings_command(*names: str) -> type[TyperCommand]:
 
         def invoke(self, ctx: Any) -> Any:
             given = {parameter.name: ctx.params.pop(parameter.name) for parameter in _parameters(names)}
-            ctx.obj = {name: value for name, value in given.items() if value not in (None, [], ())}
+            ctx.obj = {name: _plain(value) for name, value in given.items() if value not in (None, [], ())}
             return super().invoke(ctx)
 
     return SettingsCommand
@@ -35,6 +35,10 @@ def given_settings(context: typer.Context) -> Mapping[str, Any]:
     """Return the settings that the command line gave, by field name, still as text."""
     given: dict[str, Any] = context.obj
     return given
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value  # a repeated option: a tuple in older versions of typer
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A fault of the GPU that stays: the engine does not go on with a context that is poisoned. (Simulated: no GPU.)"""
+"""A persistent GPU fault ends the engine: its CUDA context is unusable. (Simulated: no GPU.)"""
 
 import socket
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from engine.types import Request, SamplingParams
 from smoe import LocalEngine
 from tests.support.paths import DEMO
 
-STICKY = (
+PERSISTENT = (
     "CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`",
     "CUDA error: an illegal memory access was encountered",
     "CUDA error: unspecified launch failure",
     "Triton Error [CUDA]: an illegal memory access was encountered",
 )
-PASSING = ("CUDA out of memory. Tried to allocate 2.00 GiB", "Triton Error [CUDA]: out of memory", "division by zero")
+TRANSIENT = ("CUDA out of memory. Tried to allocate 2.00 GiB", "Triton Error [CUDA]: out of memory", "division by zero")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def failing(message: str) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("place", ["launch", "finish"])
-@pytest.mark.parametrize("message", STICKY)
-def test_a_fault_that_stays_ends_the_engine(
+@pytest.mark.parametrize("message", PERSISTENT)
+def test_a_persistent_fault_ends_the_engine(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, place: str, message: str
 ) -> None:
     monkeypatch.setattr(engine.loaded.runner, place, failing(message))
@@ -51,8 +51,8 @@ def test_a_fault_that_stays_ends_the_engine(
 
 
 @pytest.mark.parametrize("place", ["launch", "finish"])
-@pytest.mark.parametrize("message", PASSING)
-def test_any_other_ends_the_requests_of_its_step(
+@pytest.mark.parametrize("message", TRANSIENT)
+def test_any_other_fault_ends_the_requests_of_its_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, place: str, message: str
 ) -> None:
     monkeypatch.setattr(engine.loaded.runner, place, failing(message))
@@ -61,10 +61,10 @@ def test_any_other_ends_the_requests_of_its_step(
     assert not engine.has_work()
 
 
-def test_the_process_says_so_and_exits_for_another_to_take_its_place(
+def test_the_process_reports_the_fault_and_exits_with_the_crash_code(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.loaded.runner, "launch", failing(STICKY[0]))
+    monkeypatch.setattr(engine.loaded.runner, "launch", failing(PERSISTENT[0]))
     monkeypatch.setattr(process.Engine, "load", lambda *args, **kwargs: engine)
     ours, theirs = socket.socketpair()
     with ours, theirs:

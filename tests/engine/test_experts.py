@@ -111,7 +111,7 @@ def test_rows_of_every_k_in_one_batch_equal_transformers(
 
 
 def test_masked_rows_beside_others_equal_transformers(engine: LocalEngine, random_checkpoint: tuple[Path, Any]) -> None:
-    """Even requests have no mask, odd ones one each."""
+    """Requests of even index have no mask, each of the others has its own."""
     masks = [None if i % 2 == 0 else _random_mask(1 + i % 4, seed=i) for i in range(8)]
     each = [_greedy(experts_per_token=1 + i % 4, expert_mask=mask, expert_usage=True) for i, mask in enumerate(masks)]
     for i, completion in enumerate(engine.generate(_prompts(8, 20), each)):
@@ -137,7 +137,7 @@ def test_rows_of_any_k_and_mask_have_the_bits_of_their_solo_runs(
             assert completion == alone.generate(prompt, params)[0]
 
 
-def test_the_engines_default_gives_way_to_the_requests_own(random_checkpoint: tuple[Path, Any]) -> None:
+def test_a_requests_k_overrides_the_engines_default(random_checkpoint: tuple[Path, Any]) -> None:
     engine = LocalEngine(random_checkpoint[0], threads=1, experts_per_token=3)
     prompt = _prompts(1, 20)[0]
     by_default, explicit, other = engine.generate(
@@ -179,7 +179,7 @@ def test_what_a_preemption_computes_again_is_counted_once_for_the_request_and_tw
     assert all(sum(layer.tokens) > reported for layer in engine.experts().layers)
 
 
-def test_a_refused_request_ends_alone(random_checkpoint: tuple[Path, Any]) -> None:
+def test_a_rejected_request_ends_alone(random_checkpoint: tuple[Path, Any]) -> None:
     engine = LocalEngine(random_checkpoint[0], threads=1)
     bad, good = engine.generate(_prompts(2, 5), [_greedy(experts_per_token=9), _greedy()])
     assert (bad.finish_reason, good.finish_reason) == ("error", "length")
@@ -187,7 +187,7 @@ def test_a_refused_request_ends_alone(random_checkpoint: tuple[Path, Any]) -> No
 
 
 @pytest.mark.parametrize("k", [0, 9])
-def test_a_default_that_the_network_does_not_have_is_refused_at_the_start(
+def test_a_default_k_beyond_the_networks_experts_is_rejected_at_the_start(
     random_checkpoint: tuple[Path, Any], k: int
 ) -> None:
     with pytest.raises((CheckpointError, EngineError), match="8 experts"):

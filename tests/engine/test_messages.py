@@ -1,15 +1,16 @@
-"""Messages survive the socket, however it cuts them."""
+"""Messages arrive unchanged, however the socket splits them."""
 
 import random
 
 import msgspec
+import pytest
 
 from engine.messages import Abort, Add, FrameReader, StepDone, ToEngine, encode_frame
 from engine.messages import FromEngine as FromEngineUnion
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, Timing, TokenLogprobs
 
 
-def test_messages_arrive_whole_and_in_order_however_the_stream_is_cut() -> None:
+def test_messages_arrive_complete_and_in_order_however_the_stream_is_split() -> None:
     rng = random.Random(0)
     params = SamplingParams(logit_bias={5: -2.5}, stop_token_ids=(1, 2), seed=-(2**63), num_logprobs=3)
     messages: list[Add | Abort] = [
@@ -33,10 +34,7 @@ def test_a_step_crosses_unchanged() -> None:
     assert reader.feed(encode_frame(step)) == [step]
 
 
-def test_a_body_that_is_no_message_is_refused() -> None:
+def test_an_invalid_body_is_rejected() -> None:
     reader: FrameReader[ToEngine] = FrameReader(ToEngine)
-    try:
+    with pytest.raises(msgspec.DecodeError):
         reader.feed(b"\x00\x00\x00\x01\xc1")
-    except msgspec.DecodeError:
-        return
-    raise AssertionError("garbage was taken for a message")

@@ -1,4 +1,4 @@
-"""The engine process over its socket: loads, serves, refuses, and never outlives its parent."""
+"""The engine process over its socket: it loads, serves, rejects, and never outlives its parent."""
 
 import os
 import re
@@ -52,7 +52,7 @@ class Peer:
         self.connection.sendall(encode_frame(message))
 
     def receive(self) -> FromEngine:
-        """The next message but Started, whose ids are kept."""
+        """Return the next message other than PrefillStarted, whose ids are kept in `started`."""
         while not self.pending:
             chunk = self.connection.recv(1 << 16)
             if not chunk:
@@ -103,7 +103,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_loads_generates_aborts_and_leaves_with_its_parent(checkpoint: Path) -> None:
+def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -> None:
     with engine_process() as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=200)))
         ready = peer.receive_past_progress()
@@ -122,8 +122,8 @@ def test_it_loads_generates_aborts_and_leaves_with_its_parent(checkpoint: Path) 
     assert peer.process.returncode == 0
 
 
-def test_what_it_began_is_told_before_it_could_die_of_it(checkpoint: Path) -> None:
-    """Prompt 1 takes three steps, prompt 2 never runs. Ids may be larger than 32 bits hold."""
+def test_started_prefills_are_reported_before_they_are_computed(checkpoint: Path) -> None:
+    """Prompt 1 takes three steps, prompt 2 never runs. Ids may need more than 32 bits."""
     first = 2**40
     with engine_process() as peer:
         config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_num_batched_tokens=4)
@@ -136,7 +136,7 @@ def test_what_it_began_is_told_before_it_could_die_of_it(checkpoint: Path) -> No
         assert peer.started == [first] * 3
 
 
-def test_loading_computing_and_waiting_all_show_that_the_engine_goes_on(checkpoint: Path) -> None:
+def test_loading_computing_and_waiting_all_advance_the_heartbeat(checkpoint: Path) -> None:
     with engine_process() as peer:
         config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_num_batched_tokens=64)
         peer.send(Start(config))
@@ -149,7 +149,7 @@ def test_loading_computing_and_waiting_all_show_that_the_engine_goes_on(checkpoi
 
 
 def test_a_stopped_engine_does_not_outlive_its_parent(checkpoint: Path) -> None:
-    """The parent is killed while its engine can do nothing, not even look at its socket."""
+    """The parent is killed while its engine is stopped and cannot read its socket."""
     program = (
         "import signal, socket, subprocess, sys\n"
         "ours, theirs = socket.socketpair()\n"
@@ -172,34 +172,34 @@ def test_a_stopped_engine_does_not_outlive_its_parent(checkpoint: Path) -> None:
 
 
 def ignores_sigterm(pid: int) -> bool:
-    """The first thing that an engine process does behind binding its life to its parent's."""
+    """True if the process ignores SIGTERM, which it does right after die_with_parent()."""
     [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_a_prompt_that_never_fits_gets_an_error_and_nobody_else_does(checkpoint: Path) -> None:
+def test_a_prompt_that_never_fits_gets_an_error_and_the_others_run(checkpoint: Path) -> None:
     with engine_process() as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
         peer.receive_past_progress()
         params = SamplingParams(max_tokens=2, ignore_eos=True)
         peer.send(Add([Request(1, [3] * 20, params), Request(2, [3] * 10, params)]))
-        [refused] = peer.outputs_until_end(1)
-        assert refused.finish_reason == "error" and "1 to 19" in (refused.error or "")
+        [rejected] = peer.outputs_until_end(1)
+        assert rejected.finish_reason == "error" and "1 to 19" in (rejected.error or "")
         assert peer.outputs_until_end(2)[-1].finish_reason == "length"
 
 
-def test_what_the_experts_took_is_told_without_being_asked_and_when_asked(checkpoint: Path) -> None:
-    """3 prompt tokens and 4 of the completion, each by 2 experts in each of 2 layers."""
+def test_expert_counts_are_sent_with_steps_and_as_replies_to_queries(checkpoint: Path) -> None:
+    """3 prompt positions and 4 completion positions, each with 2 experts in each of 2 layers."""
     with engine_process() as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=50)))
         peer.receive_past_progress()
         peer.send(Add([Request(1, [5, 6, 7], SamplingParams(max_tokens=5, ignore_eos=True))]))
-        told = 0
-        while told < 2 * 2 * 7:
+        reported = 0
+        while reported < 2 * 2 * 7:
             message = peer.receive()
             assert isinstance(message, StepDone)
-            told += sum(map(sum, message.step.stats.expert_tokens or []))
-        assert told == 2 * 2 * 7
+            reported += sum(map(sum, message.step.stats.expert_tokens or []))
+        assert reported == 2 * 2 * 7
         for window_s, reset, expected in ((None, False, 14), (60.0, False, 14), (None, True, 0), (60.0, False, 0)):
             peer.send(ExpertsQuery(9, window_s, reset))
             while not isinstance(message := peer.receive(), ExpertsReply):
@@ -217,7 +217,9 @@ def test_what_the_experts_took_is_told_without_being_asked_and_when_asked(checkp
         ({"model": "/nonexistent"}, "/nonexistent"),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(checkpoint: Path, settings: dict[str, object], message: str) -> None:
+def test_a_failed_start_gives_its_reason_in_one_line(
+    checkpoint: Path, settings: dict[str, object], message: str
+) -> None:
     with engine_process() as peer:
         peer.send(Start(EngineConfig(**{"model": str(checkpoint), **settings})))  # type: ignore[arg-type]
         failed = peer.receive_past_progress()

@@ -1,4 +1,4 @@
-"""Quantised weights in the whole engine: native is the reference, both are near the network they were made from."""
+"""Quantized weights in the whole engine: native equals the reference, both are close to the unquantized network."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SCORED = SamplingParams(max_tokens=0, prompt_logprobs=True, num_logprobs=1)
 
 
 def _logprobs(**settings: Any) -> torch.Tensor:
-    """Of the text's tokens, each given those before it."""
+    """Log probability of each token of the text, given those before it."""
     engine = LocalEngine(DEMO, threads=1, num_kv_blocks=40, max_num_batched_tokens=64, **settings)
     [completion] = engine.generate(TEXT, SCORED)
     return torch.tensor([scored.logprob for scored in completion.prompt_logprobs])
@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize(("quantization", "bound"), [("int8", 0.06), ("int4", 0.5)])
-def test_the_bundled_model_scores_text_as_the_reference_does_and_nearly_as_unquantised(
+def test_the_bundled_model_scores_text_as_the_reference_does_and_nearly_as_unquantized(
     quantization: str, bound: float
 ) -> None:
     exact = _logprobs(dtype="float32")

@@ -1,5 +1,5 @@
-"""The native backend's promise as a client sees it: token ids and logprobs are those of the request alone, bit by bit,
-whatever else runs beside it, in what chunks, after how many preemptions and on how many threads."""
+"""The native backend's promise to clients: token ids and logprobs equal those of the request alone, bit by bit, with
+any other requests, chunks, preemptions and threads."""
 
 import random
 import sys
@@ -21,8 +21,8 @@ ISAS = NativeLibrary().isas()
 Work = tuple[list[int], SamplingParams]
 
 MAX_MODEL_LEN = 640
-DIMS: dict[str, Any] = {"dim": 96, "hidden_dim": 112}  # several tile registers deep
-SPAN = 256  # of attention.h: where partial results meet
+DIMS: dict[str, Any] = {"dim": 96, "hidden_dim": 112}  # several tile registers in K
+SPAN = 256  # of attention.h: positions per partial result
 
 NUMERICS = {
     "float32": ("float32", "auto", "none"),
@@ -38,15 +38,15 @@ NUMERICS = {
 
 
 @dataclass
-class Census:
-    """How often a run passed the places where bits could change."""
+class Coverage:
+    """Number of times a run passed the places where bits could change."""
 
     requests: int = 0
     preemptions: int = 0
     prefix_hits: int = 0
     window_slides: int = 0
     span_merges: int = 0  # generated tokens behind the first span
-    max_tile_rows: int = 12  # of row_layout.h: rows that are multiplied together
+    max_tile_rows: int = 12  # of packed_row_layout.h: rows of one tile
     tile_rows: Counter[int] = field(default_factory=Counter)  # steps with a tile of so many rows in its linear layers
 
     def take(self, stats: StepStats) -> None:
@@ -58,7 +58,7 @@ class Census:
             smaller, larger = stats.num_tokens // num_tiles, -(-stats.num_tokens // num_tiles)
             self.tile_rows.update({smaller, larger})
 
-    def assert_went_everywhere(self, shape: Shape) -> None:
+    def assert_complete(self, shape: Shape) -> None:
         assert self.prefix_hits and self.span_merges, self
         assert self.window_slides if shape.window else self.preemptions, self
         assert len(self.tile_rows) >= self.max_tile_rows - self.max_tile_rows // 5, self
@@ -76,7 +76,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def _random_work(rng: random.Random, count: int) -> list[Work]:
-    """Some prompts begin as an earlier one does, so that the prefix cache is hit."""
+    """Draw requests; some prompts share a prefix with an earlier one, so that the prefix cache is hit."""
     work: list[Work] = []
     for _ in range(count):
         stem = rng.choice(work)[0][: rng.randint(0, 200)] if work and rng.random() < 0.4 else []
@@ -94,11 +94,11 @@ def _random_work(rng: random.Random, count: int) -> list[Work]:
     return work
 
 
-ALL_AT_ONCE, SCATTERED = (5, 9), (0, 0, 1, 3)  # how many arrive between two steps
+ALL_AT_ONCE, SCATTERED = (5, 9), (0, 0, 1, 3)  # numbers of requests that arrive between two steps
 
 
 def _random_load(rng: random.Random) -> dict[str, Any]:
-    """The pool is often too small for all that run, but never for one request."""
+    """Draw engine settings whose pool is often too small for all running requests, but never for one."""
     block_size = rng.choice((4, 16, 24))
     smallest = -(-MAX_MODEL_LEN // block_size) + 1
     return {
@@ -112,14 +112,14 @@ def _random_load(rng: random.Random) -> dict[str, Any]:
 
 
 def _tight_load(rng: random.Random) -> dict[str, Any]:
-    """One in which requests preempt each other, where no window spares them."""
+    """Draw engine settings under which requests preempt each other, unless a window limits their blocks."""
     return _random_load(rng) | {"max_num_seqs": 64, "block_size": 16, "num_kv_blocks": MAX_MODEL_LEN // 16}
 
 
-def _crowded(
-    engine: LocalEngine, work: list[Work], arrivals: tuple[int, ...], rng: random.Random, census: Census
+def _serve_together(
+    engine: LocalEngine, work: list[Work], arrivals: tuple[int, ...], rng: random.Random, coverage: Coverage
 ) -> dict[int, Completion]:
-    """Requests arrive a few at a time, every fifth is given up on its way -> the others, by their place in `work`."""
+    """Serve requests that arrive a few at a time and abort every fifth; return the others by their index in `work`."""
     ids: list[int] = []
     completions: dict[int, Completion] = {}
     while len(ids) < len(work) or engine.has_work():
@@ -127,7 +127,7 @@ def _crowded(
             ids.append(engine.add(prompt, params))
             completions[ids[-1]] = Completion(prompt)
         step = engine._engine.step()
-        census.take(step.stats)
+        coverage.take(step.stats)
         for output in step.outputs:
             completions[output.request_id].token_ids += output.token_ids
             completions[output.request_id].logprobs += output.logprobs or []
@@ -148,23 +148,26 @@ def test_a_request_gets_the_same_bits_alone_and_under_any_load(
     shape, path = checkpoint
     dtype, kv_cache_dtype, quantization = NUMERICS[numerics]
     in_tile_registers = isa == "amx" and (quantization == "int8" or (dtype, quantization) == ("bfloat16", "none"))
-    rng, census = random.Random(f"{isa} {numerics} {shape.seed}"), Census(max_tile_rows=32 if in_tile_registers else 12)
+    rng, coverage = (
+        random.Random(f"{isa} {numerics} {shape.seed}"),
+        Coverage(max_tile_rows=32 if in_tile_registers else 12),
+    )
     common: dict[str, Any] = {"backend": "native", "isa": isa, "max_model_len": MAX_MODEL_LEN}
     common |= {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
     work = _random_work(rng, 14 if scale == 1 else 12 * scale)
-    lonely = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=1024, **common)
-    alone = [lonely.generate(prompt, params)[0] for prompt, params in work]
+    solo_engine = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=1024, **common)
+    alone = [solo_engine.generate(prompt, params)[0] for prompt, params in work]
     loads = [(_tight_load(rng), ALL_AT_ONCE)] + [(_random_load(rng), SCATTERED) for _ in range(min(scale, 2))]
     for load, arrivals in loads:
         engine = LocalEngine(path, **load, **common)
-        for index, completion in _crowded(engine, work, arrivals, rng, census).items():
+        for index, completion in _serve_together(engine, work, arrivals, rng, coverage).items():
             assert completion.token_ids == alone[index].token_ids, (index, load)
             assert completion.logprobs == alone[index].logprobs, (index, load)
-            census.requests += 1
+            coverage.requests += 1
             length = len(completion.prompt_token_ids) + len(completion.token_ids)
-            census.span_merges += min(len(completion.token_ids), max(0, length - SPAN))
-    assert census.requests > len(work), "too few requests were left to compare"
+            coverage.span_merges += min(len(completion.token_ids), max(0, length - SPAN))
+    assert coverage.requests > len(work), "too few requests were left to compare"
     if scale > 1:
-        census.assert_went_everywhere(shape)
+        coverage.assert_complete(shape)
         with capsys.disabled():
-            sys.stdout.write(f"\n{isa}, {numerics}, window {shape.window}: {census}\n")
+            sys.stdout.write(f"\n{isa}, {numerics}, window {shape.window}: {coverage}\n")

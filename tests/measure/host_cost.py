@@ -1,7 +1,7 @@
-"""What a decode step costs beside the network: python -m tests.measure.host_cost [REQUESTS ...]
+"""Host time of a decode step without the network: python -m tests.measure.host_cost [REQUESTS ...]
 
-The network and the sampling kernel are fakes that answer at once; the rest is the product's own code. For each number
-of running requests: microseconds per part, the median over the steps, and per request.
+The network and the sampling kernel are fakes that answer at once; all other code is the product's own. Prints for each
+number of running requests the microseconds of each part (median over the steps), their sum, and the sum per request.
 """
 
 import gc
@@ -34,8 +34,7 @@ BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000
 
 
 class NoNetwork:
-    """Answers with logits that nobody reads. As the sampling, it has its answers ready: only the product's own code
-    takes time."""
+    """Returns prepared logits that are never read: only the product's own code takes time."""
 
     config: ModelConfig = Heads().config
 
@@ -44,7 +43,7 @@ class NoNetwork:
 
 
 class NoSampling:
-    """Answers with token 3."""
+    """Returns token 3, prepared."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return _answers(len(logits))
@@ -62,7 +61,7 @@ def _answers(count: int) -> SampledRows:
 
 
 class Timed:
-    """The seconds that each named call took."""
+    """Records the seconds of each named call."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
@@ -83,7 +82,7 @@ def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
 
 
 def measure(num_requests: int) -> dict[str, float]:
-    """Median microseconds per part and step."""
+    """Return the median microseconds of each part of a step."""
     pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
     block_manager = BlockManager(pool, BlockGeometry(BLOCK_SIZE, None, 2048), prefix_caching=True)
     scheduler = Scheduler(

@@ -1,4 +1,4 @@
-"""Requests side by side on the real kernels, small enough to be served again and again while something fails."""
+"""Small workloads on the real kernels, to be served repeatedly while faults are injected."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ def load(path: Path, **settings: Any) -> LocalEngine:
 
 
 def random_work(rng: random.Random, count: int) -> list[Work]:
-    """Every kind of state that a step could advance twice: penalties, seeds, words of several tokens, prompt scores."""
+    """Draw requests with all state that a step could advance twice: penalties, seeds, bad words, prompt scores."""
     work: list[Work] = []
     for _ in range(count):
         stem = rng.choice(work)[0][: rng.randint(0, 40)] if work and rng.random() < 0.4 else []
@@ -44,7 +44,7 @@ def solo(engine: LocalEngine, work: list[Work]) -> list[Completion]:
 
 
 def serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> list[Completion]:
-    """All of it, arriving a few at a time."""
+    """Serve all requests, which arrive a few at a time; return their completions in order."""
     ids: list[int] = []
     completions: dict[int, Completion] = {}
     while len(ids) < len(work) or engine.has_work():
@@ -53,7 +53,7 @@ def serve(engine: LocalEngine, work: list[Work], rng: random.Random) -> list[Com
             completions[ids[-1]] = Completion(prompt)
         for output in engine.step():
             completion = completions[output.request_id]
-            assert completion.finish_reason is None, "told of after its end"
+            assert completion.finish_reason is None, "output after the end"
             completion.token_ids += output.token_ids
             completion.logprobs += output.logprobs or []
             completion.prompt_logprobs += output.prompt_logprobs or []

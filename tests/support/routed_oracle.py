@@ -1,4 +1,4 @@
-"""transformers' Mixtral with any number of experts per token, and with some of them switched off."""
+"""transformers' Mixtral with any number of experts per token and with expert masks, as an oracle."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Mask = list[list[bool]]
 
 @contextmanager
 def routed(model: Any, k: int, mask: Mask | None = None) -> Iterator[list[list[Tensor]]]:
-    """Let the model use k experts per token inside the context; yields the [rows, k] ids of each layer's gate."""
+    """Let the model use k experts per token; yield per layer the expert ids [rows, k] of its gates."""
     gates = [layer.mlp.gate for layer in model.model.layers]
     found: list[list[Tensor]] = [[] for _ in gates]
     before = [(gate.top_k, gate.forward) for gate in gates]
@@ -28,7 +28,7 @@ def routed(model: Any, k: int, mask: Mask | None = None) -> Iterator[list[list[T
 
 
 def _forward(gate: Any, allowed: list[bool] | None, found: list[Tensor], hidden: Tensor) -> tuple[Tensor, ...]:
-    """Apply the gate to the experts that are switched on: the k largest logits, softmax over them."""
+    """Apply the gate's rule to the enabled experts: the k largest logits, softmax over them."""
     logits = hidden.reshape(-1, gate.hidden_dim) @ gate.weight.T
     if allowed is not None:
         logits[:, ~torch.tensor(allowed)] = float("-inf")
@@ -39,8 +39,8 @@ def _forward(gate: Any, allowed: list[bool] | None, found: list[Tensor], hidden:
 
 @torch.no_grad()
 def forward(model: Any, ids: list[int], k: int, mask: Mask | None = None) -> tuple[Tensor, list[list[list[int]]]]:
-    """Return logits [T, V] and expert ids [T][L][k]."""
+    """Return logits [T, V] and the expert ids [T][L][k] of every position."""
     with routed(model, k, mask) as found:
         logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
-    layers = torch.stack([torch.cat(of_layer) for of_layer in found])  # [L, T, k]
+    layers = torch.stack([torch.cat(layer_ids) for layer_ids in found])  # [L, T, k]
     return logits, layers.swapaxes(0, 1).tolist()

@@ -1,4 +1,4 @@
-"""The plan's numbers are the published ones for real shapes, and what a real load reports for small ones."""
+"""The plan's numbers equal the published ones for real shapes, and a real load's for small ones."""
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -49,8 +49,8 @@ def test_the_8x7b_is_counted_as_published(mixtral_8x7b: Path) -> None:
     }
     assert (found.dtype, found.weight_bytes) == ("bfloat16", 93_405_585_408)
     assert found.kv_bytes_per_token == 128 << 10
-    assert [room.num_tokens for room in found.capacities()] == [512, 4096, 32768]
-    assert [room.bytes_per_request for room in found.capacities()] == [64 << 20, 512 << 20, 4 * GIB]
+    assert [capacity.num_tokens for capacity in found.capacities()] == [512, 4096, 32768]
+    assert [capacity.bytes_per_request for capacity in found.capacities()] == [64 << 20, 512 << 20, 4 * GIB]
 
 
 def test_the_8x22b_is_counted_as_published(mixtral_8x22b: Path) -> None:
@@ -71,10 +71,14 @@ def test_a_float16_checkpoint_is_planned_as_it_is_served_in_bfloat16(tmp_path: P
     assert (found.dtype, found.weight_bytes) == ("bfloat16", 93_405_585_408)
 
 
-def test_half_of_what_the_weights_leave_is_the_kv_cache(mixtral_8x7b: Path) -> None:
+def test_half_of_the_memory_after_the_weights_is_the_kv_cache(mixtral_8x7b: Path) -> None:
     found = plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB)
     assert found.kv_cache_bytes == 20 * GIB
-    assert {room.num_tokens: room.num_requests for room in found.capacities()} == {512: 319, 4096: 39, 32768: 4}
+    assert {capacity.num_tokens: capacity.num_requests for capacity in found.capacities()} == {
+        512: 319,
+        4096: 39,
+        32768: 4,
+    }
 
 
 def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_less_not(mixtral_8x7b: Path) -> None:
@@ -96,7 +100,7 @@ def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_l
         (160 * GIB, {"max_model_len": 40_000}, "--max-model-len 32768 fits"),
     ],
 )
-def test_what_does_not_fit_says_why(
+def test_a_plan_that_does_not_fit_has_its_reason(
     mixtral_8x7b: Path, memory_bytes: int, settings: dict[str, object], part: str
 ) -> None:
     found = plan(mixtral_8x7b, memory_bytes, **settings)
@@ -105,10 +109,10 @@ def test_what_does_not_fit_says_why(
     assert (found.kv_cache_bytes, found.capacities()) == (0, [])
 
 
-def test_under_a_window_a_long_request_holds_the_window_and_a_chunk(tmp_path: Path) -> None:
+def test_under_a_window_a_long_request_needs_the_window_and_a_chunk(tmp_path: Path) -> None:
     path = save_headers(tmp_path, MIXTRAL_8X7B, sliding_window=4096)
     found = plan(path, 160 * GIB)
-    by_length = {room.num_tokens: room for room in found.capacities()}
+    by_length = {capacity.num_tokens: capacity for capacity in found.capacities()}
     assert by_length[32768].bytes_per_request == (4096 + 16 + 2048) * found.kv_bytes_per_token
     assert found.limits is not None
     assert by_length[32768].num_requests == found.limits.num_blocks // (4096 // 16 + 1)
@@ -136,7 +140,7 @@ def test_the_bundled_checkpoint_loads_into_what_was_planned(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("kv_cache_dtype", "bytes_per_number"), [("bf16", 2.0), ("int8", 1 + 4 / 32)])
-def test_the_kv_cache_takes_what_its_dtype_says(kv_cache_dtype: str, bytes_per_number: float) -> None:
+def test_the_kv_caches_bytes_follow_its_dtype(kv_cache_dtype: str, bytes_per_number: float) -> None:
     planned = assert_planned_as_loaded(DEMO, "float32", kv_cache_dtype)
     model = planned.model
     assert model.head_dim == 32
@@ -151,19 +155,19 @@ def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned
     config = EngineConfig(model=str(DEMO), backend=backend, quantization=quantization, threads=1)  # type: ignore[arg-type]
     planned, loaded = plan_memory(config, 8 * GIB), Engine.load(config)
     assert planned.weight_bytes == loaded.loaded.weight_bytes
-    assert held_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
+    assert tensor_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
 
 
-def held_bytes(weights: object) -> int:
+def tensor_bytes(weights: object) -> int:
     """Bytes of all tensors in a tree of dataclasses and lists."""
     if isinstance(weights, torch.Tensor):
         return weights.nbytes
     if isinstance(weights, list):
-        return sum(map(held_bytes, weights))
-    return sum(held_bytes(getattr(weights, part.name)) for part in fields(weights)) if is_dataclass(weights) else 0
+        return sum(map(tensor_bytes, weights))
+    return sum(tensor_bytes(getattr(weights, part.name)) for part in fields(weights)) if is_dataclass(weights) else 0
 
 
-def test_a_tied_head_is_a_matrix_of_its_own_where_weights_are_quantised(tmp_path: Path) -> None:
+def test_a_tied_head_is_a_separate_matrix_if_weights_are_quantized(tmp_path: Path) -> None:
     save_random_checkpoint(Shape(tied=True, vocab_size=101, dim=32), tmp_path)
     found = plan(tmp_path, GIB)
     assert found.parameters["head"] == 0
@@ -188,10 +192,10 @@ def assert_planned_as_loaded(path: Path, dtype: str, kv_cache_dtype: str = "auto
 def test_weights_that_cannot_fit_are_refused_before_they_are_read(
     mixtral_8x22b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reads_nothing(*arguments: object) -> NoReturn:
+    def fail(*arguments: object) -> NoReturn:
         pytest.fail("weights are read")
 
     monkeypatch.setattr(device_memory, "available_bytes", lambda: 100 * GIB)
-    monkeypatch.setattr(loading, "load_model", reads_nothing)
+    monkeypatch.setattr(loading, "load_model", fail)
     with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
         Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))

@@ -1,4 +1,4 @@
-"""The engine's counts of what the experts took, against a loop over every choice."""
+"""Expert statistics against a loop over every choice."""
 
 import math
 import random
@@ -74,7 +74,7 @@ def test_reports_equal_a_loop_over_every_choice() -> None:
     assert report.layers == _naive(steps)
 
 
-def test_a_window_holds_what_was_computed_in_it() -> None:
+def test_a_window_has_exactly_the_steps_computed_in_it() -> None:
     rng, counts = random.Random(1), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 5, 2) for _ in range(10)]
     for number, step in enumerate(steps):
@@ -86,7 +86,7 @@ def test_a_window_holds_what_was_computed_in_it() -> None:
     assert counts.report(15.0, 90.0, 5000.0).since == 4985.0
 
 
-def test_what_is_told_adds_up_and_a_reset_loses_none_of_it() -> None:
+def test_popped_counts_add_up_and_a_reset_loses_none_of_them() -> None:
     rng, counts = random.Random(2), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 7, 3) for _ in range(3)]
     _record(counts, steps[0])
@@ -113,7 +113,7 @@ def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
     assert counts.is_due(100.0)
 
 
-def test_the_window_keeps_no_more_than_its_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_keeps_no_more_than_its_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.execution.expert_stats.MAX_WINDOW_BYTES", 3000)
     rng, counts = random.Random(4), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 50, 1) for _ in range(10)]  # 50 rows: 200 bytes of tokens and 100 of choices per layer

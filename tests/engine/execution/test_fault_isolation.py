@@ -1,4 +1,4 @@
-"""A fault in one request ends that request alone: on the real kernels, its batch mates keep every bit."""
+"""A fault in one request ends only that request: on the real kernels, the others keep every bit."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a window makes no difference."""
+    """A checkpoint without a window, for tests in which a window makes no difference."""
     path = tmp_path_factory.mktemp("plain")
     save_random_checkpoint(Shape(seed=1), path)
     return path
@@ -34,14 +34,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def raising(engine: LocalEngine, where: str, error: Callable[[StepPlan], Exception | None]) -> Iterator[None]:
-    """Before a part is computed, or after all of it was: when the results are fetched."""
+    """Raise `error(plan)` before a step is computed, or after it, when its results are fetched."""
     runner = engine._engine.loaded.runner
     launch, finish = runner.launch, runner.finish
 
     def raise_for(plan: StepPlan) -> None:
-        found = error(plan)
-        if found is not None:
-            raise found
+        exception = error(plan)
+        if exception is not None:
+            raise exception
 
     def before(plan: StepPlan) -> Any:
         raise_for(plan)
@@ -94,7 +94,7 @@ def test_an_exception_at_every_step_that_one_request_causes_ends_that_one(
 def _served_with_one_that_raises(
     engine: LocalEngine, work: list[Work], index: int, k: int, where: str
 ) -> list[Completion] | None:
-    """From its k-th step on; None where it has fewer."""
+    """Serve all requests; one raises from its k-th step on. Return None if it has fewer steps."""
     culprit, passed = engine._next_id + 1 + index, 0
 
     def error(plan: StepPlan) -> Exception | None:
@@ -109,10 +109,10 @@ def _served_with_one_that_raises(
 
 @pytest.mark.parametrize("where", ["launch", "finish"])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_an_exception_that_does_not_come_back_ends_nobody_and_changes_no_bit(
+def test_an_exception_that_does_not_recur_ends_no_request_and_changes_no_bit(
     checkpoint: Path, where: str, ahead: bool
 ) -> None:
-    """The step is computed twice, and what a request's sampling keeps is not advanced twice."""
+    """The step is computed twice; the sampling state of a request must not advance twice."""
     work = random_work(random.Random(8), 8)
     engine = load(checkpoint, async_scheduling=ahead, max_num_batched_tokens=24)
     alone = solo(load(checkpoint, enable_prefix_caching=False), work)
@@ -124,8 +124,8 @@ def test_an_exception_that_does_not_come_back_ends_nobody_and_changes_no_bit(
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't")]
 )
-def test_a_step_that_finds_no_memory_is_computed_in_parts_that_do(checkpoint: Path, error: Exception) -> None:
-    """Down to a few positions at once, in the middle of a prompt whose scores are wanted."""
+def test_a_step_without_enough_memory_is_computed_in_smaller_parts(checkpoint: Path, error: Exception) -> None:
+    """Parts have a few positions, in the middle of a prompt that is scored too."""
     work = random_work(random.Random(10), 8)
     work[0] = (list(range(3, 60)), SamplingParams(max_tokens=4, prompt_logprobs=True, num_logprobs=1, ignore_eos=True))
     engine = load(checkpoint, max_num_batched_tokens=48)
@@ -134,7 +134,7 @@ def test_a_step_that_finds_no_memory_is_computed_in_parts_that_do(checkpoint: Pa
         assert all(map(same_bits, serve(engine, work, random.Random(7)), alone))
 
 
-def test_without_memory_for_one_position_the_running_end_and_the_queue_goes_on(plain: Path) -> None:
+def test_without_memory_for_one_position_the_running_requests_end_and_the_queue_continues(plain: Path) -> None:
     engine = load(plain, max_num_seqs=2)
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
     alone = solo(engine, [([5, 6], params)])
@@ -150,7 +150,7 @@ def test_without_memory_for_one_position_the_running_end_and_the_queue_goes_on(p
     assert list(tokens.values()) == [alone[0].token_ids] * 2
 
 
-def test_what_cannot_be_blamed_on_anyone_ends_the_running_and_the_queue_goes_on(plain: Path) -> None:
+def test_a_fault_of_no_single_request_ends_the_running_requests_and_the_queue_continues(plain: Path) -> None:
     """And it is not tried hundreds of times to find that out."""
     engine = load(plain, max_num_seqs=32, max_num_batched_tokens=64)
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
@@ -180,7 +180,7 @@ def test_what_cannot_be_blamed_on_anyone_ends_the_running_and_the_queue_goes_on(
     ],
 )
 @pytest.mark.parametrize("where", ["launch", "finish"])
-def test_a_lost_device_is_the_end_and_nothing_is_tried_again(plain: Path, where: str, error: Exception) -> None:
+def test_a_lost_device_ends_the_engine_without_another_attempt(plain: Path, where: str, error: Exception) -> None:
     engine = load(plain)
     engine.add([5, 6], SamplingParams(max_tokens=4))
     attempts = 0

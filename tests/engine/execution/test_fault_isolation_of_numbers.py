@@ -1,4 +1,4 @@
-"""Numbers that are none end the request that computed them: the others keep every bit, and nobody reads them later."""
+"""NaN and Inf end the request that computed them: the others keep every bit, and no later step reads them."""
 
 import random
 from functools import partial
@@ -23,7 +23,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 class NanExperts:
-    """Around a model's mixture of experts: in one layer of one step, chosen rows come out as `bad`."""
+    """Wrapper of a model's mixture of experts: chosen rows of one layer and step become NaN or Inf."""
 
     def __init__(self, engine: LocalEngine, rng: random.Random, rate: float) -> None:
         self.runner = engine._engine.loaded.runner
@@ -35,7 +35,7 @@ class NanExperts:
         self._call = 0
         self._launch, self._moe = self.runner.launch, self.runner.model.ops.moe
         self._forward = self.runner.model.forward
-        # Line by line, where a fault can be put in; the bits are those of the whole network in one call.
+        # The network in Python, so that a fault can be injected; its bits equal those of the single native call.
         self.runner.model.forward = partial(Mixtral.forward, self.runner.model)  # type: ignore[method-assign]
         self.runner.launch = self.launch  # type: ignore[method-assign]
         self.runner.model.ops.moe = self.moe  # type: ignore[method-assign]
@@ -63,14 +63,14 @@ class NanExperts:
         return out
 
 
-def test_rows_without_numbers_end_their_own_requests_and_the_others_keep_every_bit(
+def test_rows_with_nan_or_inf_end_their_own_requests_and_the_others_keep_every_bit(
     checkpoint: Path, scale: int
 ) -> None:
-    """In either layer, in prompts and in decoding, with and without a step in flight, in a pool that is too small."""
+    """Faults hit either layer, prompts and decoding, with and without a step in flight, in a pool that is too small."""
     rng = random.Random(5)
     work = random_work(rng, 24)
     alone = solo(load(checkpoint, enable_prefix_caching=False), work)
-    num_injected = num_whole = 0
+    num_injected = num_equal = 0
     loads = [{"async_scheduling": ahead, "num_kv_blocks": blocks} for ahead in (False, True) for blocks in (24, 60)]
     engines = [load(checkpoint, max_num_batched_tokens=rng.choice((16, 48)), **settings) for settings in loads]
     while num_injected < 50 * scale:
@@ -79,23 +79,23 @@ def test_rows_without_numbers_end_their_own_requests_and_the_others_keep_every_b
             faults = NanExperts(engine, rng, 0.02)
             for index, completion in enumerate(serve(engine, work, rng)):
                 if first + index in faults.failed:
-                    # One step ahead, a request may end well while the step behind its end is the one that fails.
+                    # With a step in flight, a request may end well before the step that fails.
                     ahead = engine._engine.config.async_scheduling
                     assert completion.finish_reason == "error" or (ahead and same_bits(completion, alone[index]))
                     assert completion.token_ids == alone[index].token_ids[: len(completion.token_ids)]
                 else:
                     assert same_bits(completion, alone[index]), index
-                    num_whole += 1
+                    num_equal += 1
             faults.restore()
             num_injected += faults.num_injected
             assert all(map(same_bits, serve(engine, work[:6], rng), alone)), "something was left behind"
-    assert num_whole > num_injected, "too few requests were left to compare"
+    assert num_equal > num_injected, "too few requests were left to compare"
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_position_without_numbers_is_seen_wherever_it_stands_in_a_prompt(checkpoint: Path, ahead: bool) -> None:
-    """Token 0 is embedded as NaN: at the start of a prompt, in the middle of a chunk, last. What the others share with
-    such a prompt lies before it."""
+def test_a_position_with_nan_is_found_anywhere_in_a_prompt(checkpoint: Path, ahead: bool) -> None:
+    """Token 0 has a NaN embedding: first, in the middle or last in a prompt. Prefixes shared with other prompts end
+    before it."""
     rng = random.Random(11)
     work = [
         (prompt, msgspec.structs.replace(params, logit_bias={0: -1e9}, prompt_logprobs=False))
@@ -104,18 +104,18 @@ def test_a_position_without_numbers_is_seen_wherever_it_stands_in_a_prompt(check
     alone = solo(load(checkpoint, enable_prefix_caching=False), work)
     engine = load(checkpoint, async_scheduling=ahead, max_num_batched_tokens=16)
     engine._engine.loaded.runner.model.weights.embedding[0] = float("nan")
-    crowd: list[Work] = []
+    mixed: list[Work] = []
     for prompt, params in work:
         place = rng.choice((0, len(prompt) // 2, len(prompt)))
-        crowd += [(prompt, params), ([*prompt[:place], 0, *prompt[place:]], params)]
-    for index, completion in enumerate(serve(engine, crowd, rng)):
+        mixed += [(prompt, params), ([*prompt[:place], 0, *prompt[place:]], params)]
+    for index, completion in enumerate(serve(engine, mixed, rng)):
         if index % 2:
             assert completion.finish_reason == "error" and not completion.token_ids
         else:
             assert same_bits(completion, alone[index // 2])
 
 
-def test_a_failed_requests_blocks_are_zeros_before_they_are_used_again(checkpoint: Path) -> None:
+def test_a_failed_requests_blocks_are_zeroed_before_reuse(checkpoint: Path) -> None:
     engine = load(checkpoint, num_kv_blocks=20, enable_prefix_caching=False)
     pool = engine._engine.loaded.kv_pool
     params = SamplingParams(max_tokens=30, ignore_eos=True)
@@ -130,17 +130,17 @@ def test_a_failed_requests_blocks_are_zeros_before_they_are_used_again(checkpoin
     chunks: list[Chunk] = []
     launch = engine._engine.loaded.runner.launch
 
-    def watched(plan: StepPlan) -> Any:
+    def checked(plan: StepPlan) -> Any:
         assert not pool.k.isnan().any() and not pool.v.isnan().any(), "a step began with a NaN in the cache"
         chunks.extend(plan.chunks)
         return launch(plan)
 
-    engine._engine.loaded.runner.launch = watched  # type: ignore[method-assign]
+    engine._engine.loaded.runner.launch = checked  # type: ignore[method-assign]
     engine.generate([4, 5], params)
     assert chunks
 
 
-def test_a_request_that_was_cancelled_before_its_fault_was_seen_leaves_no_fault_behind(checkpoint: Path) -> None:
+def test_a_request_cancelled_before_its_fault_is_found_leaves_no_nan_behind(checkpoint: Path) -> None:
     engine = load(checkpoint, async_scheduling=True, num_kv_blocks=20, enable_prefix_caching=False)
     pool = engine._engine.loaded.kv_pool
     bad = engine.add(list(range(3, 20)), SamplingParams(max_tokens=30, ignore_eos=True))
@@ -148,7 +148,7 @@ def test_a_request_that_was_cancelled_before_its_fault_was_seen_leaves_no_fault_
     engine.step()
     [sequence] = engine._engine.scheduler.requests.unfinished.values()
     pool.k[:, sequence.block_table[0]] = float("nan")
-    engine.step()  # launched, and not yet looked at
+    engine.step()  # launched; its results are not read yet
     engine.abort(bad)
     engine.generate([4, 5], SamplingParams(max_tokens=3, ignore_eos=True))
     assert not pool.k.isnan().any()

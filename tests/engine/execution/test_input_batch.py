@@ -1,4 +1,4 @@
-"""A decode step's batch is kept from step to step; it is the one that would be made anew."""
+"""A kept decode batch equals the batch that would be built from scratch."""
 
 import random
 from dataclasses import fields
@@ -25,8 +25,8 @@ BLOCK_SIZE, MAX_LEN, NUM_REQUESTS = 4, 60, 6
 
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("num_blocks", [90, 24], ids=["room for all", "preemptions"])
-def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) -> None:
-    """Requests come, end, cross blocks, slide and are preempted; after each step both batches say the same."""
+def test_a_kept_batch_equals_one_built_from_scratch(num_blocks: int, window: int | None) -> None:
+    """Requests arrive, end, cross blocks, leave the window and are preempted; the batches are always equal."""
     rng = random.Random(num_blocks)
     block_manager = BlockManager(BlockPool(num_blocks), BlockGeometry(BLOCK_SIZE, window, 16), prefix_caching=False)
     scheduler = Scheduler(
@@ -48,7 +48,7 @@ def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) 
         num_kept += ours.logits.rows is last_rows
         last_rows = ours.logits.rows
         num_preemptions += plan.num_preemptions
-        _assert_same(ours.forward, _made_anew(plan, rows))
+        _assert_same(ours.forward, _built_from_scratch(plan, rows))
         rows.tokens[last_rows, ours.logits.positions + 1] = 5  # as the sampling kernel does
         results = {chunk.sequence.request_id: Sampled(5) for chunk in plan.chunks if chunk.samples}
         scheduler.apply(plan, StepResult(dict(results)), 0.0)
@@ -56,17 +56,19 @@ def test_a_kept_batch_is_the_one_made_anew(num_blocks: int, window: int | None) 
     assert (num_preemptions > 0) == (num_blocks == 24 and window is None)
 
 
-def _made_anew(plan: StepPlan, rows: PersistentBatch) -> ForwardBatch:
-    """From what the sequences themselves say."""
+def _built_from_scratch(plan: StepPlan, rows: PersistentBatch) -> ForwardBatch:
+    """Build the batch from the sequences' own state."""
     chunks = plan.chunks
     starts = np.array([chunk.start for chunk in chunks])
     lengths = np.array([chunk.length for chunk in chunks])
-    made = build_batch(chunks, rows.update([chunk.sequence for chunk in chunks]), starts, lengths, rows, CONFIG).forward
+    built = build_batch(
+        chunks, rows.update([chunk.sequence for chunk in chunks]), starts, lengths, rows, CONFIG
+    ).forward
     ids = [chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length] for chunk in chunks]
-    assert made.token_ids.tolist() == [token for of_chunk in ids for token in of_chunk]
-    for table, chunk in zip(made.block_tables.tolist(), chunks, strict=True):
+    assert built.token_ids.tolist() == [token for chunk_ids in ids for token in chunk_ids]
+    for table, chunk in zip(built.block_tables.tolist(), chunks, strict=True):
         assert table == chunk.sequence.block_table + [0] * (len(table) - len(chunk.sequence.block_table))
-    return made
+    return built
 
 
 def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:

@@ -1,4 +1,4 @@
-"""What comes back from a step whose logits are bad."""
+"""Results of a step with NaN or Inf among its logits."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ VOCAB = 10
 
 
 class OneBadRow:
-    """A model that computes zeros, and `bad` in the row behind prompt token 7."""
+    """A model that computes zeros, and `bad` in the row of prompt token 7."""
 
     def __init__(self, bad: float) -> None:
         self.bad = bad
@@ -35,7 +35,7 @@ class OneBadRow:
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_fails_its_request_alone(bad: float, max_tokens: int) -> None:
+def test_a_score_that_is_not_finite_fails_only_its_request(bad: float, max_tokens: int) -> None:
     block_manager = BlockManager(BlockPool(8), BlockGeometry(4, None, 32), prefix_caching=True)
     scheduler = Scheduler(block_manager, max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, eos_token_ids=[])
     params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=True, num_logprobs=1)

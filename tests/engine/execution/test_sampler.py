@@ -1,4 +1,4 @@
-"""Sampling against naive definitions, and the promise that a draw depends on its own row alone."""
+"""Sampling against naive definitions, and the promise that a draw depends only on its own row."""
 
 import itertools
 import math
@@ -48,14 +48,14 @@ def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
 def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | RowFailed]:
     requests = PersistentBatch(len(sequences), 100, 16, VOCAB, torch.device("cpu"))
     positions = np.array([len(s.token_ids) - 1 for s in sequences])
-    wanted = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
+    rows = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
     sampler = Sampler(ops, requests, (EOS,))
-    outcomes, _ = sampler.finish(sampler.launch(logits.contiguous(), wanted))
+    outcomes, _ = sampler.finish(sampler.launch(logits.contiguous(), rows))
     return [outcomes[s.request_id] for s in sequences]
 
 
 def score(ops: Ops, logits: torch.Tensor, scored: Sequence) -> PromptLogprobs:
-    """Of the prompt's tokens but the first: logits [tokens - 1, V]."""
+    """Score the prompt's tokens but the first, from logits [tokens - 1, V]."""
     requests = PersistentBatch(1, 100, 16, VOCAB, torch.device("cpu"))
     rows = requests.update([scored]).repeat(len(logits))
     sampler = Sampler(ops, requests, (EOS,))
@@ -68,7 +68,7 @@ def draw(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]
 
 
 def naive(logits: list[float], s: Sequence) -> int:
-    """One token by the definitions, in plain Python."""
+    """Sample one token by the definitions, in plain Python."""
     p = s.request.params
     values = naive_shape(logits, s)
     if p.temperature == 0:
@@ -206,7 +206,7 @@ def test_a_row_with_nan_or_infinity_fails_alone(ops: Ops, params: dict[str, floa
 
 
 @pytest.mark.parametrize("params", WAYS_TO_DRAW, ids=str)
-def test_constraints_that_leave_no_token_fail_the_row_and_say_so(ops: Ops, params: dict[str, float]) -> None:
+def test_constraints_that_leave_no_token_fail_the_row_with_their_reason(ops: Ops, params: dict[str, float]) -> None:
     impossible = sequence(allowed_token_ids=(EOS,), min_tokens=5, **params)
     outcome = sample(ops, random_logits(0), [impossible])[0]
     assert isinstance(outcome, RowFailed)
@@ -241,7 +241,7 @@ def test_a_prompt_is_scored_by_the_raw_logits(ops: Ops) -> None:
         assert position.top_ids == row.topk(2).indices.tolist()
 
 
-def test_ids_beyond_the_vocabulary_are_passed_over(ops: Ops) -> None:
+def test_ids_beyond_the_vocabulary_are_ignored(ops: Ops) -> None:
     odd = sequence(
         temperature=0.0, logit_bias={VOCAB: 5.0, 10**9: 100.0}, allowed_token_ids=(VOCAB + 40, 7), stop_token_ids=(99,)
     )

@@ -27,7 +27,7 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_the_fingerprint_names_the_quantisation(tmp_path: Path, backend: str) -> None:
+def test_the_fingerprint_names_the_quantization(tmp_path: Path, backend: str) -> None:
     save_random_checkpoint(Shape(), tmp_path)
     names = set()
     for quantization in ("none", "int8", "int4"):

@@ -1,4 +1,4 @@
-"""What the start leaves behind: nothing that a request would need."""
+"""Loading takes no resources from requests, and rejects a KV cache that does not fit."""
 
 import pytest
 import torch
@@ -18,6 +18,6 @@ def test_measuring_the_budget_takes_no_row_from_requests() -> None:
         assert len(completion.token_ids) == 2
 
 
-def test_a_kv_cache_larger_than_what_is_free_is_refused_at_the_start() -> None:
+def test_a_kv_cache_larger_than_the_free_memory_is_rejected_at_the_start() -> None:
     with pytest.raises(EngineConfigError, match=r"takes 4\.0 TiB, and .* free after the weights: a smaller --kv-cache"):
         Engine.load(EngineConfig(model=str(DEMO), threads=1, kv_cache_memory_bytes=1 << 42))

@@ -1,19 +1,15 @@
-"""`smoe bench serve` against the real app over a socket, and over the stub engine."""
+"""`smoe bench serve` against the real app over a socket."""
 
 import asyncio
 import io
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from server.bench import chart, frontend
 from server.bench.http_client import HttpError
-from server.bench.load_generator import RequestTiming
 from server.bench.serve import measure, parse_options
 from server.bench.workload import WorkloadError
 from server.cli.main import app
@@ -54,29 +50,29 @@ def endless() -> FakeEngine:
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_each_client_count_is_a_run_whose_tokens_are_those_that_the_engine_gave(api: str) -> None:
+def test_each_client_count_is_a_run_with_the_tokens_that_the_engine_generated(api: str) -> None:
     engine = endless()
     result = measured(engine, api=api, clients="1,4")
     assert [(run["clients"], run["requests"], run["errors"]) for run in result["runs"]] == [(1, 7, 0), (4, 12, 0)]
-    _, *asked = engine.submitted
-    for run, requests in zip(result["runs"], (asked[:7], asked[7:]), strict=True):
+    _, *submitted = engine.submitted
+    for run, requests in zip(result["runs"], (submitted[:7], submitted[7:]), strict=True):
         assert run["input_tokens"] == sum(len(request.prompt_token_ids) for request in requests)
         assert run["output_tokens"] == sum(request.params.max_tokens for request in requests)
         assert {request.params.max_tokens for request in requests} == {5, 6}
         assert run["output_tokens_per_s"] == pytest.approx(run["output_tokens"] / run["seconds"])
         assert set(run["ttft_s"]) == set(run["gap_s"]) == set(run["total_s"]) == SPREAD
         assert 0 < run["ttft_s"]["p50"] <= run["total_s"]["p50"]
-    assert all(request.params.ignore_eos and request.params.temperature == 0 for request in asked)
+    assert all(request.params.ignore_eos and request.params.temperature == 0 for request in submitted)
     json.dumps(result)
 
 
-def test_a_rate_sends_requests_when_they_are_due_without_waiting_for_answers() -> None:
+def test_a_rate_sends_requests_when_they_are_due_without_waiting_for_responses() -> None:
     result = measured(endless(), rate=500.0)
     [run] = result["runs"]
     assert (run["load"], run["clients"], run["requests"], run["errors"]) == ("500 per s", None, 7, 0)
 
 
-def test_a_trace_asks_for_its_lengths(tmp_path: Path) -> None:
+def test_the_requests_of_a_trace_have_its_lengths(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     lengths = [(3, 2), (8, 4), (5, 1)]
     lines = [{"arrival_s": 0.01 * i, "prompt_tokens": p, "output_tokens": o} for i, (p, o) in enumerate(lengths)]
@@ -87,7 +83,7 @@ def test_a_trace_asks_for_its_lengths(tmp_path: Path) -> None:
     assert (run["input_tokens"], run["output_tokens"]) == (16, 7)
 
 
-def test_requests_that_fail_are_counted_and_told() -> None:
+def test_failed_requests_are_counted_with_their_messages() -> None:
     engine = endless()
     engine.num_waiting = 10_000
     [run] = measured(engine, warmup=0)["runs"]
@@ -96,13 +92,13 @@ def test_requests_that_fail_are_counted_and_told() -> None:
     assert message.startswith("HTTP 429: ") and count == 7
 
 
-def test_a_server_that_refuses_the_warm_up_is_not_measured() -> None:
+def test_a_server_that_rejects_the_warm_up_is_not_measured() -> None:
     with pytest.raises(HttpError, match="HTTP 404"):
         measured(endless(), model="another")
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "part"),
     [
         ({"api": "images"}, "--api"),
         ({"prompt": "x"}, "--prompt"),
@@ -112,8 +108,8 @@ def test_a_server_that_refuses_the_warm_up_is_not_measured() -> None:
         ({"url": "ftp://x"}, "ftp"),
     ],
 )
-def test_what_cannot_be_run_is_refused_by_name(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(WorkloadError, match=said):
+def test_an_invalid_option_is_named(given: dict[str, Any], part: str) -> None:
+    with pytest.raises(WorkloadError, match=part):
         parse_options(DEFAULTS | given)
 
 
@@ -121,55 +117,7 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
-def test_a_server_that_is_not_there_is_one_line_and_exit_code_2() -> None:
+def test_an_unreachable_server_is_one_line_and_exit_code_2() -> None:
     result = command("serve", "http://127.0.0.1:1")
     assert result.exit_code == 2
     assert result.stderr.startswith("smoe: ") and result.stderr.count("\n") == 1
-
-
-def test_the_stub_measures_the_real_front_end() -> None:
-    result = command("serve", "--stub", "--stub-streams", "4", "--stub-steps", "0", "--json")
-    assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
-    assert (figures["kind"], figures["streams"], figures["errors"]) == ("stub", 4, 0)
-    assert figures["tokens"] == 4 * 400 and 4 <= figures["chunks"] <= figures["tokens"]
-    assert figures["cpu_seconds"] == 0 or figures["chunks_per_core_s"] > 0
-
-
-def test_a_round_too_short_for_the_clock_has_no_figure_per_core() -> None:
-    timing = RequestTiming(start_s=0.0, chunk_s=[0.1, 0.2], output_tokens=2)
-    figures = frontend.figures([timing], 0.2, 0.0, 0.0)
-    assert (figures["chunks"], figures["chunks_per_core_s"]) == (2, None)
-    assert "too short" in frontend.as_text(figures)
-
-
-def test_the_processor_time_is_that_of_the_process_asked_for() -> None:
-    assert frontend.cpu_seconds(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
-
-
-def result_file(path: Path, label: str, rates: dict[int, float]) -> Path:
-    runs = [{"clients": clients, "output_tokens_per_s": rate} for clients, rate in rates.items()]
-    path.write_text(json.dumps({"kind": "serve", "label": label, "runs": runs}))
-    return path
-
-
-def test_several_servers_are_drawn_into_one_chart(tmp_path: Path) -> None:
-    files = [result_file(tmp_path / f"{name}.json", name, {16: 90.0, 1: 10.0}) for name in ("one", "two")]
-    assert chart.points(chart.read(files[0])) == [(1, 10.0), (16, 90.0)]
-    picture = tmp_path / "chart.svg"
-    result = command("chart", *map(str, files), "--plot", str(picture))
-    assert result.exit_code == 0, result.output
-    assert picture.read_text().count("<!-- one -->") == picture.read_text().count("<!-- two -->") == 1
-
-
-def test_without_matplotlib_a_plot_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = command("serve", "http://127.0.0.1:1", "--plot", "x.png")
-    assert result.exit_code == 2
-    assert "pip install 'smoe[bench]'" in result.stderr
-
-
-def test_a_chart_of_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    file.write_text('{"kind": "kernels"}')
-    assert "smoe bench serve --json" in command("chart", str(file), "--plot", "x.png").stderr

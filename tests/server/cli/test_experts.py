@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from server.cli import expert_measurement
-from server.cli.expert_report import count_table, shares
+from server.cli.expert_report import shares
 from server.cli.main import app
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
@@ -76,17 +76,6 @@ def test_the_sweep_has_perplexity_and_speed_for_every_number_of_experts(
             assert point["perplexity"][name] == pytest.approx(math.exp(-sum(scores) / len(scores)), rel=1e-4)
         assert point["prefill_tokens_per_s"] > 0 and point["decode_tokens_per_s"] > 0
     assert (tmp_path / "dial.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_table_marks_the_expert_with_most_tokens_of_each_text() -> None:
-    table = count_table({"prose": [[1, 3], [2, 2]], "code": [[4, 0], [0, 0]]}).splitlines()
-    assert [line.split() for line in table] == [
-        ["layer", "text", "e0", "e1"],
-        ["0", "prose", "25.0%", "75.0%*"],
-        ["0", "code", "100.0%*", "0.0%"],
-        ["1", "prose", "50.0%*", "50.0%*"],
-        ["1", "code", "0.0%", "0.0%"],
-    ]
 
 
 def test_invalid_arguments_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

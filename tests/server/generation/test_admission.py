@@ -1,5 +1,10 @@
 """server/generation/admission.py: estimated waits, the shares of tenants, and reasons to accept nothing."""
 
+import pytest
+
+from engine.types import Request, SamplingParams
+from server.engine_client.status import EngineStatus, Phase
+from server.errors import ApiError
 from server.generation.admission import TOKENS_PER_CHOICE, UNMEASURED_S, WINDOW_S, Admission, RetryEstimator
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import saying
@@ -28,3 +33,45 @@ def test_one_key_of_several_never_fills_the_queue_alone() -> None:
     assert not admission.has_room(0, 1)
     assert admission.has_room(1, 1)
     assert admission.has_room(1, 16), "more choices than a share, from a key that has none waiting"
+
+
+def a_request(request_id: int, num_tokens: int = 3) -> Request:
+    return Request(request_id, [1] * num_tokens, SamplingParams())
+
+
+def test_admitted_choices_count_until_they_are_removed() -> None:
+    admission = Admission(FakeEngine(saying("a")), max_choices=4, max_tokens=5)
+    admission.admit([a_request(1), a_request(2)])
+    assert admission.num_tokens == 6 and admission.is_full
+    with pytest.raises(ApiError) as caught:
+        admission.admit([a_request(3)])
+    assert (caught.value.code, admission.num_tokens) == ("queue_full", 6)
+    for request_id in (1, 1, 2):
+        admission.remove(request_id)
+    assert admission.num_tokens == 0 and not admission.is_full
+
+
+@pytest.mark.parametrize(
+    ("phase", "exit_code", "code"),
+    [
+        ("loading", 1, "loading"),
+        ("ready", 1, None),
+        ("stuck", 1, "engine_dead"),
+        ("restarting", 1, "engine_dead"),
+        ("draining", 1, "draining"),
+        ("dead", 0, "draining"),
+        ("dead", 1, "engine_dead"),
+    ],
+)
+def test_an_engine_that_is_not_ready_is_the_reason_to_refuse(phase: Phase, exit_code: int, code: str | None) -> None:
+    error = Admission(EngineIn(phase, exit_code), max_choices=4).unavailable_reason()
+    assert (error.code if error else None) == code
+
+
+class EngineIn:
+    """An engine with a fixed status."""
+
+    num_waiting = 0
+
+    def __init__(self, phase: Phase, exit_code: int) -> None:
+        self.status = EngineStatus(phase, exit_code=exit_code)

@@ -1,0 +1,30 @@
+"""The stub engine gives every request one token per step."""
+
+from engine.config import EngineConfig
+from engine.messages import Abort, Add, Start
+from engine.types import Request, SamplingParams
+from server.bench.stub_engine import READY, StubEngine
+
+
+def add(*lengths: int) -> Add:
+    requests = [Request(i, [300], SamplingParams(max_tokens=length)) for i, length in enumerate(lengths)]
+    return Add(requests)
+
+
+def test_each_request_gets_one_token_per_step_and_a_finish_reason_with_its_last() -> None:
+    stub = StubEngine()
+    assert stub.handle([add(1, 3)]) == []
+    steps = []
+    while not stub.is_idle:
+        steps.append([(o.request_id, o.finish_reason) for o in stub.step().step.outputs])
+    assert steps == [[(0, "length"), (1, None)], [(1, None)], [(1, "length")]]
+
+
+def test_an_aborted_request_gets_no_further_token() -> None:
+    stub = StubEngine()
+    stub.handle([add(5, 5), Abort([0])])
+    assert [output.request_id for output in stub.step().step.outputs] == [1]
+
+
+def test_a_start_is_answered_at_once() -> None:
+    assert StubEngine().handle([Start(EngineConfig(model=""))]) == [READY]

@@ -1,0 +1,55 @@
+"""server/generation/prompt.py: truncation, and the limit on generated tokens."""
+
+import msgspec
+import pytest
+
+from server.errors import ApiError
+from server.generation.prompt import completion_limit, truncated
+from server.schemas import ChatCompletionRequest, CompletionRequest
+from server.schemas.generation import GenerationRequest
+from tests.support.fake_engine import READY
+from tests.support.requests import CHAT, PROMPT
+
+SMALL = msgspec.structs.replace(READY, max_model_len=20, max_prompt_tokens=18)
+
+
+def completion(**fields: object) -> CompletionRequest:
+    return CompletionRequest.model_validate(PROMPT | fields)
+
+
+def chat(**fields: object) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate(CHAT | fields)
+
+
+@pytest.mark.parametrize(
+    ("request_", "num_prompt", "expected"),
+    [
+        (completion(), 2, 16),
+        (completion(), 10, 10),  # the default gives way
+        (completion(max_tokens=10), 10, 10),
+        (chat(), 10, 10),
+        (chat(max_tokens=3), 10, 3),
+        (chat(max_completion_tokens=4), 10, 4),
+    ],
+)
+def test_the_limit_is_the_clients_or_the_room_after_the_prompt(
+    request_: GenerationRequest, num_prompt: int, expected: int
+) -> None:
+    assert completion_limit(request_, num_prompt, SMALL) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "num_prompt", "param"),
+    [(completion(max_tokens=11), 10, "prompt"), (chat(max_tokens=11), 10, "messages"), (completion(), 19, "prompt")],
+)
+def test_a_limit_or_a_prompt_that_does_not_fit_is_refused(
+    request_: GenerationRequest, num_prompt: int, param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        completion_limit(request_, num_prompt, SMALL)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 3]), (2, [2, 3]), (3, [1, 2, 3]), (9, [1, 2, 3])])
+def test_truncation_keeps_the_last_tokens(keep: int | None, expected: list[int]) -> None:
+    assert truncated([1, 2, 3], completion(truncate_prompt_tokens=keep)) == expected

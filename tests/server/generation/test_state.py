@@ -1,0 +1,43 @@
+"""server/generation/state.py: seeds, model names, and the server before its model is loaded."""
+
+import pytest
+
+from server.errors import ApiError
+from server.generation.state import seed_source
+from tests.support.fake_engine import READY, FakeEngine
+from tests.support.serving import MODEL, outcomes, saying, state_around
+
+
+def test_seeds_have_63_bits_and_a_fixed_seed_repeats_the_sequence() -> None:
+    first, again, other = ([draw() for _ in range(20)] for draw in map(seed_source, (7, 7, None)))
+    assert first == again != other
+    assert all(0 <= seed < 2**63 for seed in [*first, *other])
+
+
+def test_only_the_served_names_are_models() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    state.check_model(MODEL)
+    state.check_model("alias")
+    with pytest.raises(ApiError) as caught:
+        state.check_model(MODEL.upper())
+    assert caught.value.status == 404
+
+
+def test_without_a_model_or_its_texts_nothing_is_served() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    assert state.serving() == (READY, state.texts)
+    state.texts = None
+    with pytest.raises(ApiError) as caught:
+        state.serving()
+    assert (caught.value.status, caught.value.code) == (503, "loading")
+
+
+def test_a_full_queue_is_refused_and_counted() -> None:
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine, max_num_queued=2)
+    state.check_queue("id")
+    engine.num_waiting = 2
+    with pytest.raises(ApiError) as caught:
+        state.check_queue("id")
+    assert caught.value.code == "queue_full"
+    assert outcomes(state) == {"received": 1, "rejected": 1}

@@ -1,0 +1,44 @@
+"""server/schemas/structured.py: `response_format` and `structured_outputs`."""
+
+from typing import Any
+
+import pytest
+
+from server.schemas import CompletionRequest, validate
+from tests.support.requests import PROMPT, refusal
+
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"schema": SCHEMA}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "text", "schma": {}}}, "response_format.schma", "unknown_parameter"),
+        ({"structured_outputs": {}}, "structured_outputs", "invalid_value"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "invalid_value"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json", "invalid_type"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "invalid_type"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "empty_array"),
+    ],
+    ids=str,
+)
+def test_a_format_that_is_incomplete_or_ambiguous_is_a_400(fields: dict[str, Any], param: str, code: str) -> None:
+    assert refusal(CompletionRequest, PROMPT | fields) == (param, code)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, ' {"type": "object"}'])
+def test_a_schema_may_be_an_object_or_its_text(schema: object) -> None:
+    request = validate(CompletionRequest, PROMPT | {"structured_outputs": {"json": schema}})
+    assert request.structured_outputs is not None
+    assert request.structured_outputs.json_schema == SCHEMA
