@@ -1,4 +1,4 @@
-"""Settings of an engine. server/settings.py builds them from the command line, LocalEngine from its arguments."""
+"""Settings of an engine. server/engine_config.py builds them from the command line, LocalEngine from its arguments."""
 
 from typing import Literal
 

@@ -83,7 +83,7 @@ class Mixtral:
         return self.ops.linear(attended, layer.output)  # [T, D]
 
     def _feed_forward(self, x: Tensor, layer: LayerWeights, request: RoutingRequest | None) -> Tensor:
-        """The sparse mixture of experts (k = E makes it dense), or the one SwiGLU FFN of a network without experts."""
+        """Sparse mixture of experts (dense if k = E), or the single SwiGLU FFN of a network without experts."""
         if request is None:
             return self.ops.ffn(x, layer.ffn)  # [T, D]
         return self.ops.moe(x, layer.ffn, request)  # [T, D]

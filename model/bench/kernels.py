@@ -111,7 +111,7 @@ def _copies(num_bytes: int) -> int:
 
 
 def _linear(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """Cases of the qkv projection: D -> (H + 2G) * K."""
+    """Yield cases of the qkv projection: D -> (H + 2G) * K."""
     config = setting.config
     outputs = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     first = setting.ops.pack_linear(_random(setting, outputs, config.dim))
@@ -155,7 +155,7 @@ def _random_moe(setting: Setting) -> object:
 
 
 def _norm(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """Cases of RMSNorm. Its rows are in the CPU cache, as in a step."""
+    """Yield cases of RMSNorm. Its rows are in the CPU cache, as in a step."""
     dim = setting.config.dim
     weight = torch.ones(dim, dtype=setting.dtype, device=setting.device)
     for count in rows:
@@ -165,7 +165,7 @@ def _norm(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
 
 
 def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
-    """Cases of rotation and of storing K and V in the pool."""
+    """Yield cases of rotation and of storing K and V in the pool."""
     config = setting.config
     for count in rows:
         pool = _pool(setting, count, 1, num_layers=1)
@@ -182,7 +182,7 @@ def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
 
 
 def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -> Iterator[Case]:
-    """Cases of decode attention: one row per sequence, each with its own context."""
+    """Yield cases of decode attention: one row per sequence, each with its own context."""
     config = setting.config
     row = row_bytes(setting.kv_dtype, config.head_dim)
     for context in contexts:

@@ -25,7 +25,7 @@ def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantiz
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
-    """Bytes of one tensor.
+    """Return the bytes of one tensor.
 
     int8 and fp8: 1 byte per weight, a float32 scale per output. int4: 16 bytes and a bfloat16 scale per 32 weights.
     """

@@ -43,7 +43,7 @@ class Heads:
 
     @property
     def config(self) -> ModelConfig:
-        """A config with these heads; its other values do not matter to attention."""
+        """Return a config with these heads; its other values do not matter to attention."""
         return ModelConfig(
             architecture="MistralForCausalLM",
             vocab_size=32,

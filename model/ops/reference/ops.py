@@ -54,10 +54,10 @@ class ReferenceMetadata:
 
 
 class ReferenceOps:
-    """Implements model.ops.Ops."""
+    """Implementation of model.ops.interface.Ops in plain torch."""
 
     def __init__(self, quantization: Quantization = "none") -> None:
-        """`quantization`: of the weights that it packs."""
+        """`quantization` applies to the weights that this object packs."""
         self._quantization = quantization
 
     def pack_linear(self, weight: Tensor) -> Matrix:

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.ops.triton.gemm_tiles import Tiling, load_weights, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
-from model.ops.triton.topk_routing import Routing
+from model.ops.triton.topk_routing import RoutedTiles
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -138,7 +138,7 @@ def combine_kernel(
 
 
 def experts(
-    launch: Launch, x: Tensor, weights: TritonExperts, routing: Routing, tilings: tuple[Tiling, Tiling]
+    launch: Launch, x: Tensor, weights: TritonExperts, routing: RoutedTiles, tilings: tuple[Tiling, Tiling]
 ) -> Tensor:
     """Compute the routed experts: [T, D] -> [T, D]. `tilings`: of gate-up and down, with the routing's tile rows."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]

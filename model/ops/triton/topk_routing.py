@@ -118,7 +118,7 @@ def align_kernel(
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutedTiles:
     """Experts of each row, and tiles of pairs that share an expert; each pair is in one tile. Example in `route`."""
 
     expert_ids: Tensor  # [T, Kmax] int32: by descending gate logit, -1 from the row's k on
@@ -127,7 +127,7 @@ class Routing:
     tile_expert: Tensor  # [tiles] int32, -1: the tile is empty
 
 
-def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows: int) -> Routing:
+def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows: int) -> RoutedTiles:
     """Route x [T, D] by gate [E, D] float32 into tiles of `rows` pairs. Writes request.expert_ids.
 
     Example, tiles of 2 rows, 3 rows of x with one expert each, expert_ids = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
@@ -172,13 +172,13 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
         num_warps=4,
         num_stages=1,
     )
-    return Routing(expert_ids, shares, tile_pairs, tile_expert)
+    return RoutedTiles(expert_ids, shares, tile_pairs, tile_expert)
 
 
-def one_expert(num_rows: int, rows: int, device: torch.device) -> Routing:
+def one_expert(num_rows: int, rows: int, device: torch.device) -> RoutedTiles:
     """Route all rows to expert 0 with weight 1, for a dense FFN."""
     num_tiles = blocks(num_rows, rows)
     pairs = torch.arange(num_tiles * rows, dtype=torch.int32, device=device).clamp(max=num_rows)
     expert = torch.zeros(num_tiles, dtype=torch.int32, device=device)
     expert_ids = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
-    return Routing(expert_ids, torch.ones(num_rows, 1, device=device), pairs, expert)
+    return RoutedTiles(expert_ids, torch.ones(num_rows, 1, device=device), pairs, expert)

@@ -23,7 +23,7 @@ def test_distinct_experts_are_the_mean_over_all_draws(num_experts: int, k: int, 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
-    """Replaces the clock: runs every call once, says 1 s, and collects the cases."""
+    """Run every call once instead of timing it, report 1 s, and collect the cases."""
     cases: list[Case] = []
     time_case = kernels._time
 

@@ -29,7 +29,7 @@ def native_ops() -> list[NativeOps]:
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 63, 64, 511, 4096, (1 << 20) + 77, (3 << 20) - 4])
 def test_reading_everything_sums_every_word(num_bytes: int) -> None:
-    """Whole strides as 32-bit words, what is behind them byte by byte; only the last task has such a rest."""
+    """Full strides are summed as 32-bit words, the bytes behind the last one singly."""
     buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
     for ops in native_ops():
         stride = 8 * {"portable": 16, "avx2": 32}.get(ops.isa, 64)
@@ -40,7 +40,7 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
 
 
 def test_peaks_count_the_operations_of_all_threads() -> None:
-    """16 tasks per thread; in each 12 chains, two operations per number in a register, or products of whole tiles."""
+    """16 tasks per thread, each with 12 chains of two operations per number in a register, or with tile products."""
     vectors = {"portable": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}  # numbers in a register
     for ops in native_ops():
         in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2

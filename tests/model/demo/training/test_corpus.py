@@ -8,7 +8,7 @@ from model.demo.training.corpus import CHARSXP, STRSXP, _chapters, _strings
 
 
 def _serialized(strings: list[bytes], version: int) -> bytes:
-    """A character vector in R's XDR format, written by the rules of R Internals, section 1.8."""
+    """Write a character vector in R's XDR format, by the rules of R Internals, section 1.8."""
     head = b"X\n" + struct.pack(">III", version, 0x040202, 0x020300)
     if version == 3:
         head += struct.pack(">I", 5) + b"UTF-8"

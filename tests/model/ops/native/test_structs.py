@@ -21,7 +21,7 @@ NUMBERS = {"int": c_int, "float": c_float, "int64_t": c_int64}
 
 
 def _fields(name: str) -> list[tuple[str, object]]:
-    """Names and ctypes types of a struct in the header."""
+    """Return names and ctypes types of a struct's fields in the header."""
     [body] = re.findall(r"typedef struct \{([^}]*)\} " + name + ";", HEADER)
     fields: list[tuple[str, object]] = []
     for declaration in re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL).split(";")[:-1]:

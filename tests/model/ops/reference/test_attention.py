@@ -17,7 +17,7 @@ def _one_thread() -> None:
 
 
 def _naive_attention(q: Tensor, keys: Tensor, values: Tensor, position: int, window: int | None) -> Tensor:
-    """One query [H, K] at `position` over its sequence's keys and values [length, G, K]."""
+    """Attend with one query [H, K] at `position` over its sequence's keys and values [length, G, K]."""
     out = torch.zeros_like(q)
     per_kv_head = len(q) // keys.shape[1]
     first = 0 if window is None else max(0, position - window + 1)

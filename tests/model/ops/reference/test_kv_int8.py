@@ -67,7 +67,7 @@ def test_stored_bytes_are_the_definitions_rounding_of_the_rotated_rows(
 
 
 def _assert_same_rows(ours: Tensor, expected: Tensor) -> None:
-    """Bytes are equal; if the scale is NaN, the numbers are not compared."""
+    """Compare bytes; only the scales of rows whose scale is NaN."""
     scales, expected_scales = (rows[..., -4:].contiguous().view(torch.float32) for rows in (ours, expected))
     assert torch.equal(scales.isnan(), expected_scales.isnan())
     readable = ~scales.isnan().squeeze(-1)

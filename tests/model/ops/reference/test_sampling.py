@@ -18,7 +18,7 @@ def _one_thread() -> None:
 
 
 def _naive_token(logits: list[float], rows: SamplingRows, row: int) -> int:
-    """The token of one row, from logits with penalties, biases and masks already applied."""
+    """Return the token of one row, from logits with penalties, biases and masks already applied."""
     params, numbers = rows.float_params[row].tolist(), rows.int_params[row].tolist()
     ids = sorted((i for i, logit in enumerate(logits) if logit > -math.inf), key=lambda i: (-logits[i], i))
     temperature = params[FloatParam.TEMPERATURE]
