@@ -86,7 +86,7 @@ class BlockManager:
         if self.prefix_caching and sequence.num_computed // self._block_size > sequence.num_cached_blocks:
             self._cache_full_blocks(sequence)
         if self.geometry.window is not None:
-            self._evict_left_blocks(sequence)
+            self._evict_outside_window(sequence)
 
     def _cache_full_blocks(self, sequence: Sequence) -> None:
         for index in range(sequence.num_cached_blocks, sequence.num_computed // self._block_size):
@@ -94,8 +94,8 @@ class BlockManager:
             self.pool.cache_block(sequence.block_table[index], sequence.block_hash(index, self._block_size), tokens)
             sequence.num_cached_blocks = index + 1
 
-    def _evict_left_blocks(self, sequence: Sequence) -> None:
-        """Free the blocks left of the window. The next position is num_computed; later ones see even less."""
+    def _evict_outside_window(self, sequence: Sequence) -> None:
+        """Free the blocks that no later position sees; the next position is num_computed."""
         first, evicted = self.geometry.first_visible_block(sequence.num_computed), sequence.num_evicted_blocks
         if first > evicted:
             self._decref(sequence.block_table[evicted:first])

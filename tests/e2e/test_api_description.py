@@ -1,7 +1,7 @@
-"""The server keeps what its description promises: for random valid requests, random invalid ones, and NULs in both.
+"""The server follows its OpenAPI description: for random valid requests, random invalid ones, and NULs in both.
 
-schemathesis makes the requests. What a schema cannot say (fields that depend on each other, tokens of a text) is judged
-by `refusable` alone, from the request's body.
+schemathesis makes the requests. `refusable` decides from a request's body about rules that a schema cannot express:
+fields that depend on each other, and the number of tokens of a text.
 """
 
 import json
@@ -20,7 +20,7 @@ from server.api.openapi.document import REQUEST_MODELS
 from tests.support.running import RunningServer
 
 MAX_MODEL_LEN, VOCAB = 2048, 3072
-NUM_TOKENS = 3  # generated at most, so that a thousand requests take minutes
+NUM_TOKENS = 3  # limit of generated tokens, so that a thousand requests take minutes
 LENGTHS = {
     "/v1/completions": "max_tokens",
     "/v1/chat/completions": "max_tokens",
@@ -37,7 +37,7 @@ DEPENDENT = {
     "text",
     "parallel_tool_calls",
 }
-SEPARATE = DEPENDENT | {  # without these, no field of a request depends on another
+SEPARATE = DEPENDENT | {  # fields that depend on others
     "stream_options",
     "top_logprobs",
     "best_of",
@@ -64,7 +64,7 @@ CASES = [
 
 
 def spelled_as_integers(value: Any) -> Any:
-    """JSON Schema calls 3.0 an integer; this server wants it written as 3."""
+    """Replace 3.0, which is an integer in JSON Schema, by 3, which this server requires."""
     if isinstance(value, list):
         return [spelled_as_integers(item) for item in value]
     if isinstance(value, dict):
@@ -73,7 +73,7 @@ def spelled_as_integers(value: Any) -> Any:
 
 
 def shortened(path: str, body: Any) -> Any:
-    """The same request with less to do: what was valid stays valid, what was not stays so."""
+    """Return a request with less work. Valid requests stay valid, invalid ones invalid."""
     if path not in LENGTHS or not isinstance(body, dict):
         return body
     body = dict(body)
@@ -89,7 +89,7 @@ def shortened(path: str, body: Any) -> Any:
 
 
 def without_dependencies(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The rest of a request: every field of it stands for itself."""
+    """Return the request without fields that depend on others."""
     rest = {name: value for name, value in body.items() if name not in SEPARATE}
     if path in LENGTHS and rest.get(LENGTHS[path]) == 0:
         rest[LENGTHS[path]] = NUM_TOKENS
@@ -97,7 +97,7 @@ def without_dependencies(path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
-    """Whether a body that fits its schema may still be refused, by a rule that the description states in words."""
+    """Return whether a body that fits its schema may be refused by a rule that the description states in words."""
     if has_long_integer(sent):
         return True
     body = {name: value for name, value in sent.items() if name in known}
@@ -146,7 +146,7 @@ def description(server: RunningServer) -> Any:
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES, ids=lambda value: getattr(value, "value", value))
-def test_random_requests_get_what_the_description_promises(
+def test_replies_to_random_requests_follow_the_description(
     server: RunningServer, description: Any, scale: int, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = description[path][method]
@@ -163,7 +163,7 @@ def test_random_requests_get_what_the_description_promises(
         suppress_health_check=list(HealthCheck),
         phases=[hypothesis.Phase.generate],
     )
-    def keeps_its_word(case: Any) -> None:
+    def follows_the_description(case: Any) -> None:
         case.body = shortened(path, spelled_as_integers(case.body))
         response = case.call(timeout=60)
         documented = set(operation.definition.raw["responses"])
@@ -180,4 +180,4 @@ def test_random_requests_get_what_the_description_promises(
                 assert response.status_code == 200, (response.text, case.body)
         case.validate_response(response, checks=CONFORMANCE)
 
-    keeps_its_word()
+    follows_the_description()

@@ -1,4 +1,4 @@
-"""A bad input gets a clear error and changes nothing: the next good request answers byte for byte as before."""
+"""A bad input gets a clear error and changes nothing: the next good request has byte for byte the same reply."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from tests.e2e.bad_inputs.rows import (
 from tests.support.running import MODEL, RunningServer
 
 JSON = {"content-type": "application/json"}
-# What an error must not have in it: what was sent, and where and in what the server is written.
+# Strings that no error may contain: parts of the request, and names from the server's source.
 SECRETS = (
     "Zebra",
     "Traceback",
@@ -51,15 +51,16 @@ def client(server: RunningServer) -> Iterator[httpx.Client]:
 
 
 def canary(client: httpx.Client) -> bytes:
-    asked = {**COMPLETIONS.good, "max_tokens": 12, "temperature": 0, "logprobs": 2, "seed": 1}
-    reply = client.post(COMPLETIONS.path, json=asked).json()
+    """Return the reply to a good request, and check that the server is healthy."""
+    body = {**COMPLETIONS.good, "max_tokens": 12, "temperature": 0, "logprobs": 2, "seed": 1}
+    reply = client.post(COMPLETIONS.path, json=body).json()
     assert client.get("/health").status_code == 200
     return json.dumps([reply["choices"], reply["usage"]["completion_tokens"]]).encode()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(server: RunningServer, client: httpx.Client) -> Iterator[bytes]:
-    """The canary's answer before anything bad was sent; at the end no block is held and the ledger adds up."""
+    """The canary's reply before any bad input. At the end no block is in use and the accounts add up."""
     yield canary(client)
     server.settled_metrics()
 
@@ -79,14 +80,14 @@ def error_param(reply: httpx.Response) -> object:
 
 
 def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status: int = 400) -> dict[str, Any]:
-    """The error of a request: a real 4xx in the shape of its API, which repeats nothing."""
+    """Return the error of a request: a 4xx in the shape of its API, which repeats nothing of the request."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = client.post(endpoint.path, content=content, headers=JSON)
     assert reply.status_code == status, (content[-300:], reply.text[:300])
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]
-    told = reply.text.replace(f"{error_param(reply)}", "")  # a field's own name may be called by it
-    assert not [secret for secret in SECRETS if secret in told], reply.text[:500]
+    text = reply.text.replace(f"{error_param(reply)}", "")  # the name of a field may be one of the secrets
+    assert not [secret for secret in SECRETS if secret in text], reply.text[:500]
     error: dict[str, Any] = reply.json()["error"]
     assert error["message"] and len(reply.text) < 1000
     if endpoint in (MESSAGES, COUNT):
@@ -99,7 +100,7 @@ def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_what_cannot_be_is_refused_by_name(client: httpx.Client, row: str) -> None:
+def test_an_invalid_field_is_a_400_that_names_it(client: httpx.Client, row: str) -> None:
     for endpoint, (change, code, param) in itertools.product(ROWS[row].endpoints, ROWS[row].cases):
         for body in bodies(endpoint, change):
             error = refusal(client, endpoint, body, ROWS[row].status)
@@ -121,7 +122,7 @@ def test_stream_is_a_boolean(client: httpx.Client, endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("endpoint", EVERYWHERE, ids=lambda endpoint: endpoint.path)
-def test_what_is_unknown_is_named_in_a_header_and_never_repeated_where_it_is_no_name(
+def test_unknown_fields_are_named_in_a_header_unless_their_names_are_unfit_for_it(
     client: httpx.Client, endpoint: Endpoint
 ) -> None:
     body = {**endpoint.good, "temprature": {"": [None]}, "": 1, "x\r\ny": 2, "\0": 3, "z" * 65: 4, "\u00e9": 5}
@@ -141,7 +142,7 @@ def test_what_is_unknown_is_named_in_a_header_and_never_repeated_where_it_is_no_
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_roles_out_of_order_are_repaired_and_that_is_said(
+def test_roles_out_of_order_are_repaired_and_the_repairs_named(
     client: httpx.Client, messages: list[Body], repairs: str
 ) -> None:
     for body in bodies(CHAT, {"messages": messages}):
@@ -170,7 +171,7 @@ ODD_BUT_LEGAL: list[tuple[Endpoint, Body]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "change"), ODD_BUT_LEGAL, ids=lambda value: str(value)[:50])
-def test_what_is_odd_and_legal_is_answered(client: httpx.Client, endpoint: Endpoint, change: Body) -> None:
+def test_odd_but_legal_requests_are_answered(client: httpx.Client, endpoint: Endpoint, change: Body) -> None:
     for body in bodies(endpoint, change):
         reply = client.post(endpoint.path, json=body)
         assert reply.status_code == 200, reply.text
@@ -178,7 +179,7 @@ def test_what_is_odd_and_legal_is_answered(client: httpx.Client, endpoint: Endpo
 
 
 @pytest.mark.parametrize(("field", "status"), [("timeout_s", 504), ("queue_timeout_s", 503)])
-def test_a_deadline_that_has_passed_is_told_at_once(client: httpx.Client, field: str, status: int) -> None:
+def test_a_deadline_that_has_passed_fails_at_once(client: httpx.Client, field: str, status: int) -> None:
     for body in bodies(COMPLETIONS, {field: 5e-324}):
         reply = client.post(COMPLETIONS.path, json=body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, field)
@@ -223,7 +224,7 @@ TOO_MUCH = {
     "control tokens by name": "[INST]</s>" * 90_000,
     "private use": "".join(map(chr, range(0xE000, 0xF8FF))) * 25,
 }
-SAID: dict[str, Callable[[str], Body]] = {
+BODY_WITH: dict[str, Callable[[str], Body]] = {
     COMPLETIONS.path: lambda text: {"prompt": text},
     CHAT.path: lambda text: {"messages": [{"role": "user", "content": text}]},
     RESPONSES.path: lambda text: {"input": text},
@@ -234,16 +235,16 @@ SAID: dict[str, Callable[[str], Body]] = {
 
 
 @pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
-def test_a_megabyte_of_anything_is_too_long(client: httpx.Client, text: str) -> None:
+def test_a_megabyte_of_any_text_is_too_long(client: httpx.Client, text: str) -> None:
     for endpoint in EVERYWHERE[:-1]:
-        error = refusal(client, endpoint, endpoint.good | SAID[endpoint.path](text))
+        error = refusal(client, endpoint, endpoint.good | BODY_WITH[endpoint.path](text))
         assert error.get("code", "context_length_exceeded") == "context_length_exceeded"
 
 
 def pairwise(extremes: dict[str, list[Any]], most: int) -> Iterator[Body]:
-    """Bodies of at most so many fields, in which every two values of different fields stand together once.
+    """Yield bodies of at most `most` fields that contain every pair of values of different fields.
 
-    Greedy: a body starts with the first pair that is left and takes what adds most pairs.
+    Greedy: a body starts with the first missing pair and adds the values that complete most missing pairs.
     """
     values = [(name, index) for name, choices in extremes.items() for index in range(len(choices))]
     left = dict.fromkeys(pair for pair in itertools.combinations(values, 2) if pair[0][0] != pair[1][0])
@@ -265,7 +266,7 @@ def test_the_bodies_of_extremes_have_every_pair() -> None:
     assert found == {pair for pair in itertools.combinations(items, 2) if pair[0][0] != pair[1][0]}
 
 
-def test_extreme_legal_values_go_together_or_are_refused(client: httpx.Client) -> None:
+def test_extreme_legal_values_work_together_or_are_a_400(client: httpx.Client) -> None:
     for body in pairwise(EXTREMES, 5):
         reply = client.post(COMPLETIONS.path, json={"model": MODEL, "prompt": "It", "max_tokens": 3, **body})
         assert reply.status_code in (200, 400), (body, reply.text)
@@ -277,7 +278,7 @@ def test_extreme_legal_values_go_together_or_are_refused(client: httpx.Client) -
 
 
 def assert_numbers(reply: Body) -> None:
-    """Every position has a logprob, but the prompt's first."""
+    """Check that every position but the prompt's first has a logprob."""
     for choice in reply.get("choices", []):
         logprobs = choice["logprobs"] or {"token_logprobs": []}
         assert None not in logprobs["token_logprobs"][1:], reply

@@ -1,8 +1,8 @@
-"""Every parameter of completions and chat does something: each row would fail if the parameter were ignored.
+"""Every parameter of completions and chat has an effect: each row fails if the parameter is ignored.
 
-A row has the fields it starts from, the parameter's value, and what must be true of the replies without and with it; a
-parameter of several kinds has one for each, told apart behind a dot.
-The rows are compared with the schemas, so that a new parameter without a row fails.
+A row has the base fields, the parameter's value, and a check of the replies without and with it. A parameter with
+several kinds of values has a row for each kind, named after a dot. The rows are compared with the schemas: a new
+parameter needs a row.
 """
 
 import json
@@ -44,11 +44,11 @@ SCHEMA = {"type": "object", "properties": {"a": DIGIT}, "required": ["a"], "addi
 
 @dataclass
 class Reply:
-    """What came of a request."""
+    """The reply to a request."""
 
     http: httpx.Response
-    body: dict[str, Any] = field(default_factory=dict)  # of the whole reply
-    events: list[dict[str, Any]] = field(default_factory=list)  # of the stream
+    body: dict[str, Any] = field(default_factory=dict)  # of a full reply
+    events: list[dict[str, Any]] = field(default_factory=list)  # of a stream
 
     @property
     def choice(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ Check = Callable[[Reply, Reply], bool]
 
 @dataclass(frozen=True)
 class Row:
-    """`value` may be made of the reply without the parameter. `paths`: where it is a parameter."""
+    """`value`: the value, or a function that makes it from the reply without the parameter. `paths`: its endpoints."""
 
     value: Any
     check: Check
@@ -91,7 +91,7 @@ def differs(before: Reply, after: Reply) -> bool:
 
 
 def is_greedy(before: Reply, after: Reply) -> bool:
-    """Of the draws only the likeliest token is left: all logprobs are those of the top."""
+    """Check that sampling has become greedy: each token has the highest logprob at its position."""
     entries = after.choice["logprobs"]
     if "content" in entries:
         tops = [[top["logprob"] for top in e["top_logprobs"] if top["token"] != "</s>"] for e in entries["content"]]
@@ -211,7 +211,7 @@ CHAT_ROWS: dict[str, Row] = {
     ),
     **{name: Row(value, is_greedy, {**CHANCE, "top_logprobs": 2}) for name, value in LIKELIEST.items()},
 }
-# What does not show in a reply: what reaches the engine, the template or the log tells.
+# Parameters without an effect on the reply: other tests check the engine's request, the prompt or the log.
 ELSEWHERE = {
     "parallel_tool_calls",
     "priority",
@@ -233,7 +233,7 @@ def test_every_parameter_of_the_schemas_has_a_row() -> None:
         assert set(model.model_fields) - ELSEWHERE == {name.partition(".")[0] for name in (*SHARED, *rows)}
 
 
-def asked(server: RunningServer, path: str, fields: dict[str, Any]) -> Reply:
+def send(server: RunningServer, path: str, fields: dict[str, Any]) -> Reply:
     response = httpx.post(server.url + path, json=fields, timeout=120)
     if response.headers["content-type"].startswith("text/event-stream"):
         payloads = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: {")]
@@ -245,11 +245,11 @@ def asked(server: RunningServer, path: str, fields: dict[str, Any]) -> Reply:
 def test_a_parameter_is_not_ignored(server: RunningServer, path: str, name: str, row: Row) -> None:
     scores = COMPLETION_SCORES if path == COMPLETIONS else CHAT_SCORES
     start = {**BASE[path], "temperature": 0, "return_token_ids": True, **scores, **row.start}
-    before = asked(server, path, start)
+    before = send(server, path, start)
     value = row.value(before) if callable(row.value) else row.value
     if name == "expert_mask":
         value = value[: len(httpx.get(server.url + "/experts").json()["layers"])]
-    after = asked(server, path, {**start, name.partition(".")[0]: value})
+    after = send(server, path, {**start, name.partition(".")[0]: value})
     assert row.check(before, after), (before.body or before.events[-1:], after.body or after.events[-1:])
 
 
@@ -260,7 +260,7 @@ def test_a_salt_keeps_cached_blocks_apart(server: RunningServer, path: str) -> N
     ]
     fields = {**BASE[path], **words, "max_tokens": 1, "cache_salt": f"first {path}"}
     cached = [
-        asked(server, path, {**fields, "cache_salt": salt}).usage["prompt_tokens_details"]["cached_tokens"]
+        send(server, path, {**fields, "cache_salt": salt}).usage["prompt_tokens_details"]["cached_tokens"]
         for salt in (f"first {path}", f"first {path}", f"other {path}")
     ]
     assert cached[0] == cached[2] == 0 < cached[1]
@@ -268,7 +268,7 @@ def test_a_salt_keeps_cached_blocks_apart(server: RunningServer, path: str) -> N
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_the_user_is_named_in_the_log(server: RunningServer, path: str) -> None:
-    asked(server, path, {**BASE[path], "max_tokens": 1, "user": f"somebody{path}"})
+    send(server, path, {**BASE[path], "max_tokens": 1, "user": f"somebody{path}"})
     server.settled_metrics()
     assert f"user=somebody{path}" in server.log.read_text()
 
@@ -282,7 +282,7 @@ TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
 async def submitted(fields: dict[str, Any]) -> Request:
-    """What the engine is given for a chat under a template that shows its variables."""
+    """Return the engine's request for a chat, with a template that renders its variables."""
     engine = FakeEngine(saying("a"))
     state = state_around(engine)
     assert state.texts is not None
@@ -308,13 +308,13 @@ async def submitted(fields: dict[str, Any]) -> Request:
     ],
     ids=str,
 )
-async def test_what_the_template_is_told_reaches_the_prompt(fields: dict[str, Any], rendered: str) -> None:
+async def test_the_templates_arguments_reach_the_prompt(fields: dict[str, Any], rendered: str) -> None:
     request = await submitted(fields)
     assert tokenizer().decode(request.prompt_token_ids) == rendered
 
 
 @pytest.mark.anyio
-async def test_one_call_or_several_is_a_matter_of_the_grammar() -> None:
+async def test_parallel_tool_calls_change_the_grammar() -> None:
     fields = {"tools": [TOOL], "tool_choice": "required"}
     several, one = [await submitted({**fields, "parallel_tool_calls": parallel}) for parallel in (True, False)]
     assert several.grammar is not None and one.grammar is not None

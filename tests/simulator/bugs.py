@@ -62,7 +62,7 @@ MUTATIONS = [
     ),
     _bug(
         "a block of the window is freed one early",
-        "scheduling.block_manager:BlockManager._evict_left_blocks",
+        "scheduling.block_manager:BlockManager._evict_outside_window",
         "self.geometry.first_visible_block(sequence.num_computed), sequence",
         "self.geometry.first_visible_block(sequence.num_computed + self._block_size), sequence",
     ),

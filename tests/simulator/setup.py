@@ -8,6 +8,7 @@ import torch
 from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
 from model.config import ModelConfig
 from tests.simulator.exact import ExactRunner
@@ -40,6 +41,18 @@ def exact_runner(s: Setup) -> Any:
     if s.with_rows:
         return rows_runner(model_config(s), s.num_blocks, s.block_size, s.max_num_seqs, s.max_model_len)
     return ExactRunner(s.num_blocks, s.block_size, s.window, VOCAB, NUM_LAYERS)
+
+
+def set_nans(runner: Any, plan: StepPlan, nan_ids: set[int]) -> None:
+    """Make the chunks of these requests compute NaN. `runner`: the result of exact_runner()."""
+    if isinstance(runner, ExactRunner):
+        runner.nan_ids = nan_ids
+        return
+    first = 0
+    for chunk in plan.chunks:
+        if chunk.sequence.request_id in nan_ids:
+            runner.model.nan_rows |= set(range(first, first + chunk.length))
+        first += chunk.length
 
 
 def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: Any) -> Engine:

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from engine.types import Request, RequestOutput, SamplingParams
@@ -11,7 +12,7 @@ from tests.simulator.faults import Clock, FakeGrammarQueue, Faults, FaultyPool, 
 from tests.simulator.invariants import Invariants
 from tests.simulator.order_check import OrderCheck
 from tests.simulator.record import ENDS, Record
-from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner
+from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner, set_nans
 
 
 class Simulation:
@@ -28,7 +29,9 @@ class Simulation:
         self._num_arrivals = 0
         self._log = hashlib.blake2b(digest_size=8)
         self._exact = exact_runner(setup)
-        self.runner = FaultyRunner(self._exact, self.faults, self._set_nans, self._corrupt_block, self._maybe_cancel)
+        self.runner = FaultyRunner(
+            self._exact, self.faults, partial(set_nans, self._exact), self._corrupt_block, self._maybe_cancel
+        )
         grammars = FakeGrammarQueue(self.faults, self.runner.may_fail_ids, VOCAB, self._on_queued)
         self.engine = build_engine(setup, self.runner, self.clock, self.faults, grammars)
         self.scheduler = self.engine.scheduler
@@ -41,16 +44,6 @@ class Simulation:
         """Note the arrival: from here on, the request's place in the order counts."""
         self._num_arrivals += 1
         self.records[request_id].arrival = self._num_arrivals
-
-    def _set_nans(self, plan: Any, nan_ids: set[int]) -> None:
-        if not self.setup.with_rows:
-            self._exact.nan_ids = nan_ids
-            return
-        first = 0
-        for chunk in plan.chunks:
-            if chunk.sequence.request_id in nan_ids:
-                self._exact.model.nan_rows |= set(range(first, first + chunk.length))
-            first += chunk.length
 
     def _corrupt_block(self, plan: Any) -> set[int]:
         """Turn a position of a computed block into NaN and return the requests that hold the block.

@@ -1,6 +1,6 @@
-"""The catalogue of bad inputs, by the rows of its specification. A row stands for its class: each has several cases.
+"""The catalogue of bad inputs. Each row is a class of inputs, with several cases.
 
-"Zebra" stands in what a client sends wherever a text can be wrong: no error may repeat it.
+"Zebra" is part of every invalid text that a client sends: no error may repeat it.
 """
 
 from tests.e2e.bad_inputs.forms import FORM_ROWS

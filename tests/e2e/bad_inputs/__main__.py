@@ -1,6 +1,6 @@
-"""Times the catalogue against a running server: python -m tests.e2e.bad_inputs http://127.0.0.1:8000
+"""Measure the replies to the catalogue by a running server: python -m tests.e2e.bad_inputs http://127.0.0.1:8000
 
-Says how long the answers took, which took longest, and how long /health/live took meanwhile: the event loop's lag.
+Prints the latency of the replies, the slowest ones, and the latency of /health/live meanwhile: the event loop's lag.
 """
 
 import itertools
@@ -20,7 +20,7 @@ JSON = {"content-type": "application/json"}
 
 
 def catalogue() -> Iterator[tuple[str, str, bytes]]:
-    """Row, path and body of every case."""
+    """Yield the row, path and body of every case."""
     for name, row in ROWS.items():
         for endpoint, (change, _, _) in itertools.product(row.endpoints, row.cases):
             for body in bodies(endpoint, change):
@@ -31,7 +31,7 @@ def catalogue() -> Iterator[tuple[str, str, bytes]]:
 
 
 class HealthWatch:
-    """Asks /health/live every 2 ms from a thread of its own."""
+    """Requests /health/live every 2 ms in a separate thread."""
 
     def __init__(self, url: str) -> None:
         self.seconds: list[float] = []
@@ -49,7 +49,7 @@ class HealthWatch:
         self._is_over.set()
 
 
-def told(name: str, seconds: list[float]) -> str:
+def summary(name: str, seconds: list[float]) -> str:
     ordered = sorted(seconds)
     p50, p99, longest = (1e3 * ordered[at] for at in (len(ordered) // 2, len(ordered) * 99 // 100, -1))
     return f"{name}: {len(ordered):,}; p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {longest:.1f} ms"
@@ -69,9 +69,9 @@ def main(url: str) -> None:
     thread.join()
     slowest = sorted(taken, reverse=True)[:10]
     lines = [
-        told("bad inputs", [seconds for seconds, *_ in taken]),
-        told("/health/live meanwhile", watch.seconds),
-        f"answers that are no 4xx: {sum(not 400 <= status < 500 for *_, status in taken)}",
+        summary("bad inputs", [seconds for seconds, *_ in taken]),
+        summary("/health/live meanwhile", watch.seconds),
+        f"replies without a 4xx: {sum(not 400 <= status < 500 for *_, status in taken)}",
         *(f"{seconds * 1e3:8.1f} ms  {status}  {path}  {row}" for seconds, row, path, status in slowest),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,10 +1,8 @@
-"""Legal values at their edges, of which every two of different parameters are tried together."""
+"""Legal values at their limits, for tests of all pairs of parameters."""
 
 from typing import Any
 
-from tests.e2e.bad_inputs.rows import (
-    VOCAB,
-)
+from tests.e2e.bad_inputs.rows import VOCAB
 
 EXTREMES: dict[str, list[Any]] = {
     "n": [1, 8],

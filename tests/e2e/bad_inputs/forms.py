@@ -1,4 +1,4 @@
-"""Response formats that cannot be followed."""
+"""Response formats that are invalid or not supported."""
 
 from typing import Any
 

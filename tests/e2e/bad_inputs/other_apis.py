@@ -1,4 +1,4 @@
-"""What the endpoints beside completions and chat add."""
+"""Fields of the endpoints other than completions and chat."""
 
 from tests.e2e.bad_inputs.rows import (
     ABOVE,
@@ -19,8 +19,8 @@ from tests.e2e.bad_inputs.rows import (
     VALUE,
     VOCAB,
     Row,
+    conversation,
     each,
-    said,
 )
 from tests.e2e.bad_inputs.tools import tool
 
@@ -36,11 +36,11 @@ OTHER_ROWS: dict[str, Row] = {
             *[
                 ({"prompt": ..., **change}, code, param)
                 for change, code, param in (
-                    (said(), NO_ITEM, "messages"),
-                    (said({"role": "Zebra", "content": "x"}), VALUE, f"{M0}.role"),
-                    ({**said(HI), "tools": [tool(), tool()]}, VALUE, "tools[1].function.name"),
-                    ({**said(HI), "continue_final_message": True}, VALUE, "continue_final_message"),
-                    ({**said(HI), "chat_template": "Zebra"}, UNSUPPORTED, "chat_template"),
+                    (conversation(), NO_ITEM, "messages"),
+                    (conversation({"role": "Zebra", "content": "x"}), VALUE, f"{M0}.role"),
+                    ({**conversation(HI), "tools": [tool(), tool()]}, VALUE, "tools[1].function.name"),
+                    ({**conversation(HI), "continue_final_message": True}, VALUE, "continue_final_message"),
+                    ({**conversation(HI), "chat_template": "Zebra"}, UNSUPPORTED, "chat_template"),
                 )
             ],
             *each("add_special_tokens", NO_BOOL, TYPE),
@@ -94,11 +94,15 @@ OTHER_ROWS: dict[str, Row] = {
     "messages: blocks": Row(
         (MESSAGES, COUNT),
         [
-            *[(said({"role": "user", "content": [block]}), TYPE, None) for block in (None, 5, "Zebra")],
-            (said({"role": "user", "content": [{"type": "image", "source": {"url": "file:///Zebra"}}]}), VALUE, None),
-            (said({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "Zebra"}]}), VALUE, None),
+            *[(conversation({"role": "user", "content": [block]}), TYPE, None) for block in (None, 5, "Zebra")],
             (
-                said(
+                conversation({"role": "user", "content": [{"type": "image", "source": {"url": "file:///Zebra"}}]}),
+                VALUE,
+                None,
+            ),
+            (conversation({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "Zebra"}]}), VALUE, None),
+            (
+                conversation(
                     HI,
                     {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": "Zebra"}]},
                 ),
@@ -106,7 +110,9 @@ OTHER_ROWS: dict[str, Row] = {
                 None,
             ),
             (
-                said(HI, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}),
+                conversation(
+                    HI, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}
+                ),
                 VALUE,
                 None,
             ),

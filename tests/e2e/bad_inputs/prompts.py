@@ -22,9 +22,9 @@ from tests.e2e.bad_inputs.rows import (
     VALUE,
     VOCAB,
     Row,
+    conversation,
     each,
     parts,
-    said,
 )
 
 M0 = "messages[0]"
@@ -75,14 +75,14 @@ PROMPT_ROWS: dict[str, Row] = {
     "invalid messages": Row(
         (CHAT, MESSAGES, COUNT),
         [
-            *[(said(message), TYPE, M0) for message in (None, "Zebra", 5, [], True)],
-            (said({}), MISSING, f"{M0}.role"),
-            (said({"content": "Zebra"}), MISSING, f"{M0}.role"),
-            (said({"role": "user"}), MISSING, f"{M0}.content"),
-            (said({"role": "user", "content": None}), MISSING, f"{M0}.content"),
-            *[(said({"role": "user", "content": value}), TYPE, f"{M0}.content") for value in (5, {}, True)],
+            *[(conversation(message), TYPE, M0) for message in (None, "Zebra", 5, [], True)],
+            (conversation({}), MISSING, f"{M0}.role"),
+            (conversation({"content": "Zebra"}), MISSING, f"{M0}.role"),
+            (conversation({"role": "user"}), MISSING, f"{M0}.content"),
+            (conversation({"role": "user", "content": None}), MISSING, f"{M0}.content"),
+            *[(conversation({"role": "user", "content": value}), TYPE, f"{M0}.content") for value in (5, {}, True)],
             (parts(), NO_ITEM, f"{M0}.content"),
-            (said(HI, {"role": "user"}), MISSING, "messages[1].content"),
+            (conversation(HI, {"role": "user"}), MISSING, "messages[1].content"),
         ],
     ),
     "invalid parts": Row(
@@ -99,7 +99,7 @@ PROMPT_ROWS: dict[str, Row] = {
     "roles": Row(
         (CHAT, MESSAGES, COUNT),
         [
-            (said({"role": role, "content": "x"}), VALUE, f"{M0}.role")
+            (conversation({"role": role, "content": "x"}), VALUE, f"{M0}.role")
             for role in (
                 "root",
                 "",
@@ -137,8 +137,8 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("chat_template_kwargs", [5, "Zebra", []], TYPE),
             *each("functions", [[{}]], UNSUPPORTED),
             *each("modalities", [["text", "audio"]], UNSUPPORTED),
-            (said({**HI, "prefix": True}), UNSUPPORTED, f"{M0}.prefix"),
-            (said({**HI, "function_call": {}}), UNSUPPORTED, f"{M0}.function_call"),
+            (conversation({**HI, "prefix": True}), UNSUPPORTED, f"{M0}.prefix"),
+            (conversation({**HI, "function_call": {}}), UNSUPPORTED, f"{M0}.function_call"),
         ],
     ),
     "fields that both endpoints refuse": Row(

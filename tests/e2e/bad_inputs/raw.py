@@ -1,4 +1,4 @@
-"""Bodies that are not a strict JSON object. Every endpoint reads them the same way."""
+"""Bodies that are not a strict JSON object. Every endpoint rejects them with the same code."""
 
 from tests.e2e.bad_inputs.rows import ABOVE, BELOW, TYPE
 

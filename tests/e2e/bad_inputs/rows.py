@@ -1,4 +1,4 @@
-"""What a row of the catalogue is, and the values that are wrong for every field of a kind."""
+"""Rows of the catalogue, and invalid values for each kind of field."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ VOCAB, CONTEXT = 3072, 2048
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a case is sent, and a body that is answered 200."""
+    """The path of an endpoint, and a valid body."""
 
     path: str
     good: Body
@@ -35,7 +35,7 @@ EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, DETOKENIZE)
 
 @dataclass(frozen=True)
 class Row:
-    """Cases of one row: what is changed in a good body (`...` leaves a field out), and the error that names it."""
+    """Cases of one row: changes of a good body (`...` removes a field), and the code and param of the error."""
 
     endpoints: tuple[Endpoint, ...]
     cases: list[tuple[Body, str, str | None]]  # change, code, param
@@ -55,7 +55,7 @@ CONTEXT_CODE, UNSUPPORTED, UNKNOWN = "context_length_exceeded", "unsupported_par
 
 
 def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
-    """The good body with the change, whole and, where that is possible, streamed."""
+    """Yield the good body with the change, and the same as a stream if the endpoint has streams."""
     body = {name: value for name, value in (endpoint.good | change).items() if value is not ...}
     yield body if "stream_options" not in change else body | {"stream": True}
     if endpoint.can_stream:
@@ -63,7 +63,7 @@ def bodies(endpoint: Endpoint, change: Body) -> Iterator[Body]:
 
 
 def each(name: str, values: list[Any], code: str, param: str | None = None) -> list[tuple[Body, str, str | None]]:
-    """One field with each of the values."""
+    """Return a case per value of one field."""
     return [({name: value}, code, param or name) for value in values]
 
 
@@ -75,20 +75,20 @@ NO_ID = [True, "5", 1.0, None, [5], {}]
 
 
 def integers(name: str, low: int, high: int | None) -> list[tuple[Body, str, str | None]]:
-    """An integer field's edges: just outside, beyond 64 bits, and every other type."""
+    """Return cases of an integer field: just outside its range, beyond 64 bits, and other types."""
     below = each(name, [low - 1, -(2**63) - 1], BELOW)
     above = each(name, [2**63, 10**30, 10**400, *([] if high is None else [high + 1])], ABOVE)
     return [*each(name, NO_INT, TYPE), *below, *above]
 
 
 def numbers(name: str, below: list[float], above: list[float]) -> list[tuple[Body, str, str | None]]:
-    """A number field's edges and other types."""
+    """Return cases of a number field: outside its range, and other types."""
     return [*each(name, NO_NUMBER, TYPE), *each(name, below, NUMBER_BELOW), *each(name, above, NUMBER_ABOVE)]
 
 
-def said(*messages: Any) -> Body:
+def conversation(*messages: Any) -> Body:
     return {"messages": list(messages)}
 
 
 def parts(*content: Any) -> Body:
-    return said({"role": "user", "content": list(content)})
+    return conversation({"role": "user", "content": list(content)})

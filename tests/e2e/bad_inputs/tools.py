@@ -1,4 +1,4 @@
-"""Tools, and their calls in a conversation."""
+"""Tools, and tool calls in a conversation."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.e2e.bad_inputs.rows import (
     VALUE,
     Body,
     Row,
-    said,
+    conversation,
 )
 
 M0, CALL, CALLED = "messages[0]", "messages[1].tool_calls[0]", "messages[1].tool_calls[0].function"
@@ -24,10 +24,10 @@ PARAMETERS = "tools[0].function.parameters"
 
 
 def called(**call: Any) -> Body:
-    """A conversation with a call of the assistant, changed."""
+    """Return a conversation with a tool call of the assistant that has the changed fields."""
     good = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked = {"role": "assistant", "tool_calls": [good | call]}
-    return said(HI, asked, {"role": "tool", "tool_call_id": "a", "content": "1"})
+    return conversation(HI, asked, {"role": "tool", "tool_call_id": "a", "content": "1"})
 
 
 def tool(**function: Any) -> Body:
@@ -96,7 +96,7 @@ TOOL_ROWS: dict[str, Row] = {
             (
                 {
                     **with_tools(tool()),
-                    **said(HI, {"role": "assistant", "content": "x"}),
+                    **conversation(HI, {"role": "assistant", "content": "x"}),
                     "continue_final_message": True,
                 },
                 VALUE,
@@ -128,7 +128,7 @@ TOOL_ROWS: dict[str, Row] = {
             (called(id="Zebra" * 60), TOO_LONG, f"{CALL}.id"),
             (called(id="b"), VALUE, "messages[2].tool_call_id"),
             *[
-                (said(HI, {"role": "assistant", "tool_calls": calls}), code, param)
+                (conversation(HI, {"role": "assistant", "tool_calls": calls}), code, param)
                 for calls, code, param in (
                     ("Zebra", TYPE, "messages[1].tool_calls"),
                     ([None], TYPE, CALL),
@@ -137,11 +137,11 @@ TOOL_ROWS: dict[str, Row] = {
                     (None, MISSING, "messages[1].content"),
                 )
             ],
-            (said({"role": "tool", "content": "x", "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
-            (said({"role": "tool", "content": "x"}), MISSING, f"{M0}.tool_call_id"),
-            (said({**HI, "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
-            (said({**HI, "tool_calls": called()["messages"][1]["tool_calls"]}), VALUE, f"{M0}.tool_calls"),
-            (said(*called()["messages"][:2]), VALUE, "messages[1].tool_calls"),
+            (conversation({"role": "tool", "content": "x", "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
+            (conversation({"role": "tool", "content": "x"}), MISSING, f"{M0}.tool_call_id"),
+            (conversation({**HI, "tool_call_id": "a"}), VALUE, f"{M0}.tool_call_id"),
+            (conversation({**HI, "tool_calls": called()["messages"][1]["tool_calls"]}), VALUE, f"{M0}.tool_calls"),
+            (conversation(*called()["messages"][:2]), VALUE, "messages[1].tool_calls"),
         ],
     ),
 }

@@ -1,16 +1,13 @@
 """POST /v1/chat/completions: the shape of full replies, and the order of chunks in streams."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from server.chat.template import ChatTemplate
 from tests.support.fake_engine import EOS, FakeEngine
 from tests.support.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
-
 HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 GOLDEN_IDS = [1, 733, 16289, 28793, 22557, 733, 28748, 16289, 28793]
 URL = "/v1/chat/completions"
@@ -169,60 +166,3 @@ async def test_every_choice_is_accounted_for_once() -> None:
         await client.post(URL, json={**HELLO, "n": 2})
         await client.post(URL, json={**HELLO, "max_tokens": 1, "stream": True})
     assert outcomes(state) == {"received": 3, "stop": 2, "length": 1}
-
-
-BROKEN = [("user", "Hel"), ("system", "Be brief."), ("user", "lo")]
-VALID = [("system", "Be brief."), ("user", "Hel\n\nlo")]
-
-
-def asking(turns: list[tuple[str, str]], **fields: object) -> dict[str, object]:
-    return {"model": MODEL, "messages": [{"role": role, "content": text} for role, text in turns], **fields}
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_repairs_are_named_and_give_the_prompt_of_the_valid_conversation(streamed: bool) -> None:
-    engine = FakeEngine(saying("fine"))
-    async with client_of(state_around(engine)) as client:
-        repaired = await client.post(URL, json=asking(BROKEN, stream=streamed, temprature=1))
-        valid = await client.post(URL, json=asking(VALID, stream=streamed))
-    assert (repaired.status_code, valid.status_code) == (200, 200)
-    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
-    assert repaired.headers["x-smoe-ignored-params"] == "temprature"
-    assert "x-smoe-repaired" not in valid.headers
-    first, second = (request.prompt_token_ids for request in engine.submitted)
-    assert first == second
-
-
-async def test_tokenize_repairs_as_the_chat_does() -> None:
-    async with client_of(state_around(FakeEngine(saying("fine")))) as client:
-        repaired, valid = [await client.post("/tokenize", json=asking(turns)) for turns in (BROKEN, VALID)]
-    assert repaired.json() == valid.json()
-    assert repaired.headers["x-smoe-repaired"] == "moved-system, joined-turns"
-    assert "x-smoe-repaired" not in valid.headers
-
-
-@pytest.mark.parametrize(("path", "streamed"), [(URL, False), (URL, True), ("/tokenize", None)])
-async def test_strict_roles_reject_only_conversations_that_need_repair(path: str, streamed: bool | None) -> None:
-    engine = FakeEngine(saying("fine"))
-    state = replace(state_around(engine), strict_roles=True)
-    stream = {} if streamed is None else {"stream": streamed}
-    async with client_of(state) as client:
-        refused = await client.post(path, json=asking(BROKEN, **stream))
-        valid = await client.post(path, json=asking(VALID, **stream))
-    error = refused.json()["error"]
-    assert (refused.status_code, error["param"], error["code"]) == (400, "messages", "invalid_value")
-    assert error["message"].endswith("moved-system, joined-turns.")
-    assert valid.status_code == 200
-    assert len(engine.submitted) == (0 if streamed is None else 1)
-
-
-async def test_a_template_that_rejects_a_repaired_conversation_is_a_400() -> None:
-    engine = FakeEngine(saying("fine"))
-    state = state_around(engine)
-    assert state.texts is not None
-    haiku = ChatTemplate("{{ raise_exception('only haiku, please') }}", tokenizer())
-    async with client_of(replace(state, texts=replace(state.texts, chat_template=haiku))) as client:
-        response = await client.post(URL, json=asking(BROKEN))
-    assert response.status_code == 400
-    assert response.json()["error"]["message"] == "only haiku, please"
-    assert not engine.submitted
