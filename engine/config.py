@@ -1,10 +1,10 @@
-"""Settings of an engine. server/settings.py builds them from the command line, LocalEngine from its arguments."""
+"""Settings of an engine. server/engine_config.py builds them from the command line, LocalEngine from its arguments."""
 
 from typing import Literal
 
 import msgspec
 
-KEPT_FREE = 8  # one running slot in so many stays free for tenants that have none
+KEPT_FREE = 8  # 1 of 8 running slots stays free for tenants that have none
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""From what the user calls a model to the directory that holds it. Nothing is ever downloaded."""
+"""Resolve a model's name to the directory of its checkpoint. Nothing is ever downloaded."""
 
 import re
 from pathlib import Path
@@ -10,25 +10,28 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelNotFoundError(Exception):
-    """One line that says what was looked for and how to get it."""
+    """Missing model. The message is one line with the name and the way to get the model."""
 
 
 def locate_model(name: str | None, hub_cache: Path) -> Path:
-    """The absolute directory of a checkpoint: None is the bundled demo, else a directory or org/name in `hub_cache`."""
+    """Return the absolute directory of a checkpoint: None for the demo, else a directory or org/name in `hub_cache`.
+
+    Raises ModelNotFoundError.
+    """
     if name is None:
         return _demo_dir()
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
     if path.exists():
-        raise ModelNotFoundError(f"{name}: this is a file; give the directory of the checkpoint")
+        raise ModelNotFoundError(f"{name}: this is a file; pass the checkpoint's directory")
     if not REPOSITORY.fullmatch(name):
-        raise ModelNotFoundError(f"{name}: there is no such directory")
+        raise ModelNotFoundError(f"{name}: no such directory")
     return _cached_snapshot(name, hub_cache)
 
 
 def model_id(name: str | None) -> str:
-    """What clients call the model by default: a directory's own name, never its path."""
+    """Return the default model name for clients: of a directory its name, never its path."""
     if name is None:
         return DEMO_NAME
     path = Path(name).expanduser()
@@ -41,7 +44,7 @@ def _demo_dir() -> Path:
 
 
 def _cached_snapshot(name: str, hub_cache: Path) -> Path:
-    """What refs/main points to, as `hf download` leaves it."""
+    """Return the snapshot that refs/main points to, in the layout of `hf download`."""
     folder = hub_cache / f"models--{name.replace('/', '--')}"
     reference = folder / "refs" / "main"
     snapshot = folder / "snapshots" / reference.read_text().strip() if reference.is_file() else None

@@ -39,7 +39,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class DefaultText:
-    """A default as help and docs show it, where the value itself does not say it (None, or a number of bytes)."""
+    """Text of a default for help and docs, if the value (None, or a number of bytes) does not explain itself."""
 
     text: str
 
@@ -172,7 +172,7 @@ class Settings(BaseModel):
         None, description="Makes the seeds repeatable that the server draws for requests without one."
     )
 
-    max_model_len: Annotated[PositiveInt | None, DefaultText("what the model and the KV cache hold")] = Field(
+    max_model_len: Annotated[PositiveInt | None, DefaultText("as long as the model and the KV cache allow")] = Field(
         None, description="Longest prompt plus completion, in tokens."
     )
     max_num_seqs: PositiveInt = Field(256, description="Most requests in one step.")

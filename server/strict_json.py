@@ -1,8 +1,8 @@
-"""One strict pass over a request's body, before anything else looks at it.
+"""Parse a request's body strictly, before any other code sees it.
 
-JSON parsers disagree about, and the standard one quietly takes: byte order marks, UTF-16, NaN, 1e999, repeated keys,
-integers of any length, lone surrogates, unbounded nesting. Here each of these is an error of its own, so that no later
-code meets a value it could not echo, compare or store.
+JSON parsers disagree on byte order marks, UTF-16, NaN, 1e999, repeated keys, integers of any length, lone surrogates
+and unbounded nesting; Python's own accepts most of them silently. Here each is an error, so that later code never gets
+a value that it could not echo, compare or store.
 """
 
 import json
@@ -15,23 +15,23 @@ from server.errors import ApiError, invalid_json, invalid_type
 JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | bool | None
 
 MAX_DEPTH = 64  # levels of [ and { around a value
-MAX_CONTAINERS = 100_000  # arrays and objects in all: each costs the parser far more than its two bytes
+MAX_CONTAINERS = 100_000  # arrays and objects in total: each costs the parser far more than its two bytes
 MAX_INT_DIGITS = 19
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-# A string without an end reaches to the end of the text: else each quote in it would be tried as a start of its own,
-# which takes time in the square of its length.
+# A string without a closing quote matches up to the end of the text. Otherwise each quote in it would be tried as a
+# start, which takes quadratic time.
 _STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+["\\]?|[\[{]++|[\]}]++', re.DOTALL)
-_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escape of half a character, or a long integer
+_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escaped surrogate, or a long integer
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def parse_object(body: bytes) -> dict[str, JsonValue]:
-    """The JSON object in `body`. Every leaf is a finite float, an int64, a bool, None, or a str that encodes as UTF-8.
+    """Parse the JSON object in `body`. Each leaf is a finite float, an int64, a bool, None, or a str valid in UTF-8.
 
-    Raises ApiError 400: invalid_json for what is no strict JSON, integer_above_max_value and integer_below_min_value
-    for an integer beyond 64 bits, invalid_type where the document is no object.
+    Raises ApiError 400: invalid_json if the body is not strict JSON, integer_above_max_value or integer_below_min_value
+    for an integer beyond 64 bits, invalid_type if the document is not an object.
     """
     text = _text(body)
     check_nesting(text)
@@ -45,7 +45,7 @@ def parse_object(body: bytes) -> dict[str, JsonValue]:
 
 def _text(body: bytes) -> str:
     if not body.strip(b" \t\r\n"):
-        raise invalid_json("The body is empty; a JSON object was expected.")
+        raise invalid_json("The body is empty; send a JSON object.")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -56,7 +56,7 @@ def _text(body: bytes) -> str:
 
 
 def check_nesting(text: str) -> None:
-    """Counts brackets outside strings, so that the parser, which recurses, never sees a deep document."""
+    """Count brackets outside strings, so that the recursive parser never sees a deep document. Raises ApiError 400."""
     depth = num_containers = 0
     for match in _STRING_OR_BRACKETS.finditer(text):
         run = match.group()
@@ -82,14 +82,14 @@ def _parse(text: str) -> JsonValue:
 def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        raise invalid_json("The body has an object that names a key twice.")
+        raise invalid_json("The body has an object with a repeated key.")
     return mapping
 
 
 def _int64(digits: str) -> int | float:
-    """The integer, or an infinity where 64 bits are too few: no other number can be one by now (see _finite).
+    """Convert to an integer, or to an infinity beyond 64 bits; _finite refuses all other infinities.
 
-    Looks at the length first: converting thousands of digits is slow, and refused by Python from 4,301 on.
+    Checks the length first: converting thousands of digits is slow, and Python refuses more than 4,300.
     """
     is_negative = digits.startswith("-")
     if len(digits) - is_negative <= MAX_INT_DIGITS:
@@ -107,7 +107,7 @@ def _finite(digits: str) -> float:
 
 
 def _no_constant(_name: str) -> Never:
-    raise invalid_json("The body has NaN or Infinity, which JSON does not know.")
+    raise invalid_json("The body has NaN or Infinity, which are not JSON.")
 
 
 _decoder = json.JSONDecoder(
@@ -116,7 +116,7 @@ _decoder = json.JSONDecoder(
 
 
 def _check_leaves(value: JsonValue, path: str | None) -> None:
-    """Refuses integers beyond 64 bits, and what is left of surrogate escapes once pairs have become one character."""
+    """Refuse integers beyond 64 bits, and surrogates that are not part of a pair. Pairs are one character by now."""
     if isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, float):
@@ -132,7 +132,7 @@ def _check_leaves(value: JsonValue, path: str | None) -> None:
 
 def _check_text(text: str, path: str | None) -> None:
     if _SURROGATE.search(text):
-        message = "The body has a \\u escape of half a character (a lone surrogate)."
+        message = "The body has a \\u escape of a lone surrogate, which is not a character."
         raise ApiError(message, param=path, code="invalid_json")
 
 
@@ -143,7 +143,7 @@ def _check_size(number: float, path: str | None) -> None:
 
 
 def _member(path: str | None, key: str) -> str | None:
-    """The path of a member. Names that are no parameter's are not repeated."""
+    """Return the path of a member; None for a name that cannot be a parameter's, so that it is not repeated."""
     if not _PLAIN_NAME.fullmatch(key):
         return None
     return key if path is None else f"{path}.{key}"

@@ -65,7 +65,7 @@ class Running:
 
 
 class StubEngine:
-    """The running requests. None ever waits."""
+    """Engine whose requests all run at once and get one token per step."""
 
     def __init__(self) -> None:
         self._running: dict[int, Running] = {}

@@ -1,4 +1,4 @@
-"""How every command reports an error: one line on standard error and exit code 2."""
+"""Reports errors of commands: one line on standard error, exit code 2."""
 
 import typer
 

@@ -34,7 +34,7 @@ class PlanReport:
 
     @property
     def verdict(self) -> str:
-        """Whether the plan fits, and what would, in one line."""
+        """Result in one line: the plan fits, or why it does not and what would."""
         if self.fitting is None:
             lacks_memory = self.plan.needed_bytes > self.plan.memory_bytes
             remedy = f"; it needs {_round_up(self.plan.needed_bytes)} of memory" if lacks_memory else ""

@@ -63,7 +63,7 @@ def _plain_types(annotation: Any) -> Iterator[Any]:
 
 
 def _metavars(kinds: list[Any]) -> Iterator[str]:
-    """Yield what a flag's value may be: the words of a Literal, else a placeholder. A switch has none."""
+    """Yield the accepted words of a Literal, or a placeholder for another type; nothing for a switch."""
     for kind in kinds:
         if typing.get_origin(kind) is Literal:
             yield from typing.get_args(kind)

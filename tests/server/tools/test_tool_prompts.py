@@ -1,4 +1,4 @@
-"""Tools in prompts: under version 3 to the id as mistral-common writes them, under version 1 in words."""
+"""Tools in prompts of version 3, with mistral-common as the oracle, and through a checkpoint's own template."""
 
 import json
 import random
@@ -20,7 +20,10 @@ from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.constraints import auto_tool_use
 from server.tools.prompt_emulation import with_prompted_tools
+from tests.support.fake_engine import FakeEngine
 from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.serving import MODEL, client_of
+from tests.support.tool_calling import ASK, ONE, URL, calling, v3_state
 
 WORDS = [
     "Paris",
@@ -81,7 +84,7 @@ def random_tool(rng: random.Random, index: int) -> dict[str, Any]:
 
 
 def random_conversation(rng: random.Random) -> dict[str, Any]:
-    """In OpenAI's shape, with roles in Mistral's order: a valid one for both servers."""
+    """Build a conversation in OpenAI's format with roles in Mistral's order, so that it is valid for both."""
     tools = [random_tool(rng, i) for i in range(rng.randint(1, 3))]
     messages: list[dict[str, Any]] = [{"role": "system", "content": words(rng)}] if rng.random() < 0.5 else []
     for _ in range(rng.randint(1, 3)):
@@ -167,7 +170,7 @@ def with_ids(call_id: str) -> dict[str, Any]:
     return {"model": "m", "messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
 
 
-def test_foreign_ids_are_mapped_to_nine_characters_and_that_is_reported(v3: Tokenizer) -> None:
+def test_foreign_ids_are_mapped_to_nine_characters_and_reported(v3: Tokenizer) -> None:
     foreign, repairs = our_ids(v3, with_ids("call_0123456789abcdef"))
     assert repairs == ["mapped-tool-ids"]
     text = v3.decode(foreign, skip_special_tokens=False)
@@ -177,37 +180,15 @@ def test_foreign_ids_are_mapped_to_nine_characters_and_that_is_reported(v3: Toke
     assert our_ids(v3, with_ids(call_id)) == (foreign, [])
 
 
-def test_words_beside_calls_stand_in_front_of_them(v3: Tokenizer) -> None:
+def test_text_beside_calls_is_written_in_front_of_them(v3: Tokenizer) -> None:
     body = with_ids("abcdefghi")
     body["messages"][1]["content"] = "I look."
     text = v3.decode(our_ids(v3, body)[0], skip_special_tokens=False)
     assert 'I look.[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}]</s>[TOOL_RESULTS]' in text
 
 
-def test_version_1_is_told_of_tools_calls_and_results_in_words(v1: Tokenizer) -> None:
-    ids, repairs = our_ids(v1, with_ids("abcdefghi"))
-    text = v1.decode(ids)
-    assert [i for i in ids if v1.is_special(i)] == [1, 2]
-    assert '{"type": "function", "function": {"name": "f"' in text
-    assert '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}]' in text
-    assert '[INST] [TOOL_RESULTS] {"content": 1, "call_id": "abcdefghi"} [/INST]' in text
-    assert "mapped-tool-ids" not in repairs
-
-
-def test_version_1_needs_no_repair_for_tools_beside_a_system_text_or_for_several_results(v1: Tokenizer) -> None:
-    body = with_ids("abcdefghi")
-    body["messages"].insert(0, {"role": "system", "content": "Be brief."})
-    body["messages"][2]["tool_calls"].append({**body["messages"][2]["tool_calls"][0], "id": "second"})
-    body["messages"].append({"role": "tool", "tool_call_id": "second", "content": "two"})
-    ids, repairs = our_ids(v1, body)
-    assert repairs == []
-    text = v1.decode(ids)
-    assert text.startswith("[INST] These functions can be called") and "\n\nBe brief.\n\na [/INST]" in text
-    assert '"call_id": "abcdefghi"}\n[TOOL_RESULTS] {"content": "two", "call_id": "second"} [/INST]' in text
-
-
-def test_a_checkpoints_own_template_is_given_tools_calls_and_results(v3: Tokenizer) -> None:
-    """By Hugging Face's names: `tools`, `tool_calls` with arguments as objects, and `tool_call_id`."""
+def test_a_checkpoints_own_template_gets_tools_calls_and_results(v3: Tokenizer) -> None:
+    """Their names are Hugging Face's: `tools`, `tool_calls` with arguments as objects, and `tool_call_id`."""
     source = (
         "{{ bos_token }}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
         "{% for m in messages %}"
@@ -225,7 +206,34 @@ def test_a_checkpoints_own_template_is_given_tools_calls_and_results(v3: Tokeniz
     assert text == f"<s>[AVAILABLE_TOOLS] {tools}[/AVAILABLE_TOOLS]{calls}"
 
 
-def test_a_template_or_a_tokenizer_without_tools_takes_none(v1: Tokenizer, v3: Tokenizer) -> None:
+def test_without_tools_in_template_or_tokenizer_takes_tools_is_false(v1: Tokenizer, v3: Tokenizer) -> None:
     assert not ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", v3).takes_tools
     assert not ChatTemplate(None, v1).takes_tools
     assert ChatTemplate(None, v3).takes_tools
+
+
+@pytest.mark.anyio
+async def test_tokenize_writes_the_tools_as_the_chat_does() -> None:
+    engine = FakeEngine(calling(ONE))
+    async with client_of(v3_state(engine)) as client:
+        await client.post(URL, json=ASK)
+        tokens = (await client.post("/tokenize", json={key: ASK[key] for key in ("messages", "tools")})).json()[
+            "tokens"
+        ]
+    assert tokens == engine.submitted[0].prompt_token_ids
+
+
+@pytest.mark.anyio
+async def test_count_tokens_counts_the_tools_in_a_messages_prompt() -> None:
+    engine = FakeEngine(calling(ONE))
+    functions = [tool["function"] for tool in ASK["tools"]]
+    tools = [{"name": one["name"], "input_schema": one.get("parameters", {"type": "object"})} for one in functions]
+    prompt = {"model": MODEL, "messages": [{"role": "user", "content": "What is it like there?"}], "tools": tools}
+    async with client_of(v3_state(engine)) as client:
+        for choice in ("auto", "none"):
+            body = {**prompt, "tool_choice": {"type": choice}}
+            await client.post("/v1/messages", json={**body, "max_tokens": 60})
+            counted = (await client.post("/v1/messages/count_tokens", json=body)).json()["input_tokens"]
+            assert counted == len(engine.submitted[-1].prompt_token_ids)
+    shown, not_shown = (len(request.prompt_token_ids) for request in engine.submitted)
+    assert shown > not_shown

@@ -1,54 +1,82 @@
-"""server/api/formats/tool_calls.py: streamed calls against full ones, for every way to cut the text in two."""
+"""server/api/formats/tool_calls.py: tool calls in replies and streams, as OpenAI's clients put them together."""
 
-from collections.abc import Mapping
+import json
 from typing import Any
 
 import pytest
 
-from server.api.formats.tool_calls import ToolCallFormatter
-from server.generation.choice import Delta
+from tests.support.tool_calling import ONE, PARIS, TWO, answered
 
-TEXT = '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]'
-
-
-def streamed(deltas: list[Delta]) -> tuple[list[dict[str, Any]], list[int], str | None]:
-    """Return the calls that a client assembles, all token ids, and the finish reason."""
-    formatter = ToolCallFormatter("id")
-    calls: list[dict[str, Any]] = []
-    ids: list[int] = []
-    reason = None
-    for delta in deltas:
-        for piece, added in formatter.pieces(delta):
-            ids += piece.token_ids
-            reason = piece.finish_reason or reason
-            assert "content" not in added
-            add_calls(calls, added)
-    return calls, ids, reason
+pytestmark = pytest.mark.anyio
 
 
-def add_calls(calls: list[dict[str, Any]], added: Mapping[str, Any]) -> None:
-    for part in added.get("tool_calls", ()):
-        if "id" in part:
-            function = {"name": part["function"]["name"], "arguments": ""}
-            calls.append({"id": part["id"], "type": part["type"], "function": function})
-        calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+def merge_chunks(chunks: list[dict[str, Any]], index: int = 0) -> tuple[str, list[dict[str, Any]], str]:
+    """Put the content, calls and finish reason of a choice together, as clients do."""
+    content, calls, reason = "", [], ""
+    for choice in (choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index):
+        content += choice["delta"].get("content") or ""
+        reason = choice["finish_reason"] or reason
+        for part in choice["delta"].get("tool_calls", []):
+            if part["index"] == len(calls):
+                assert part.keys() == {"index", "id", "type", "function"}
+                assert part["function"].keys() == {"name", "arguments"} and part["function"]["arguments"] == ""
+                calls.append({"id": part["id"], "type": part["type"], "function": dict(part["function"])})
+            else:
+                assert part.keys() == {"index", "function"} and part["index"] == len(calls) - 1
+                assert part["function"].keys() == {"arguments"}
+                calls[-1]["function"]["arguments"] += part["function"]["arguments"]
+    return content, calls, reason
 
 
-@pytest.mark.parametrize("cut", range(1, len(TEXT)))
-def test_streamed_calls_equal_the_full_ones(cut: int) -> None:
-    deltas = [Delta(0, TEXT[:cut], [1]), Delta(0, TEXT[cut:], [2, 3], finish_reason="stop")]
-    calls, ids, reason = streamed(deltas)
-    ended, message = ToolCallFormatter("id").full(Delta(0, TEXT, [1, 2, 3], finish_reason="stop"))
-    assert calls == message["tool_calls"]
-    assert (ids, reason, ended.finish_reason) == ([1, 2, 3], "tool_calls", "tool_calls")
+@pytest.mark.parametrize(("text", "names"), [(ONE, ["weather"]), (TWO, ["weather", "clock"])])
+async def test_a_reply_and_a_stream_have_the_same_calls(text: str, names: list[str]) -> None:
+    body, chunks, _ = await answered(text)
+    (choice,) = body["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    calls = choice["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in calls] == names
+    assert json.loads(calls[0]["function"]["arguments"]) == PARIS
+    assert all(call["type"] == "function" and len(call["id"]) == 9 and call["id"].isalnum() for call in calls)
+    assert len({call["id"] for call in calls}) == len(calls)
+    content, streamed, reason = merge_chunks(chunks)
+    assert (content, reason) == ("", "tool_calls")
+    assert [call["function"] for call in streamed] == [call["function"] for call in calls]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[-1]["choices"][0]["delta"] == {}
 
 
-def test_calls_that_a_limit_cut_off_keep_the_finish_reason() -> None:
-    calls, _, reason = streamed([Delta(0, TEXT[:50], [1]), Delta(0, "", [2], finish_reason="length")])
-    assert (len(calls), reason) == (1, "length")
+async def test_an_answer_without_calls_is_as_without_tools() -> None:
+    body, chunks, _ = await answered("It is [fine] there.")
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "It is [fine] there.", "refusal": None}
+    assert merge_chunks(chunks) == ("It is [fine] there.", [], "stop")
 
 
-def test_choices_have_different_call_ids() -> None:
-    formatter = ToolCallFormatter("id")
-    messages: list[Any] = [formatter.full(Delta(i, TEXT, finish_reason="stop"))[1] for i in range(3)]
-    assert len({call["id"] for message in messages for call in message["tool_calls"]}) == 6
+async def test_calls_cut_off_by_a_limit_end_with_length() -> None:
+    body, chunks, _ = await answered(ONE, max_tokens=24)
+    assert body["choices"][0]["finish_reason"] == "length" == merge_chunks(chunks)[2]
+    arguments = body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+    assert json.dumps(PARIS).startswith(arguments) and merge_chunks(chunks)[1][0]["function"]["arguments"] == arguments
+
+
+async def test_every_choice_has_calls_and_ids_of_its_own() -> None:
+    body, chunks, _ = await answered(ONE, n=3)
+    ids = [choice["message"]["tool_calls"][0]["id"] for choice in body["choices"]]
+    assert len(set(ids)) == 3
+    assert all(merge_chunks(chunks, index)[1][0]["function"]["name"] == "weather" for index in range(3))
+
+
+async def test_no_token_id_or_logprob_is_lost_beside_calls() -> None:
+    body, chunks, _ = await answered(TWO, return_token_ids=True, logprobs=True)
+    (choice,) = body["choices"]
+    streamed = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [i for choice in streamed for i in choice["token_ids"]] == choice["token_ids"]
+    entries = [entry for one in streamed if one["logprobs"] for entry in one["logprobs"]["content"]]
+    assert entries == choice["logprobs"]["content"] and len(entries) == len(choice["token_ids"])
+
+
+async def test_the_routing_of_no_token_is_lost_beside_calls() -> None:
+    body, chunks, _ = await answered(TWO, expert_routing=True)
+    (choice,) = body["choices"]
+    streamed = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [layers for one in streamed for layers in one["expert_routing"]] == choice["expert_routing"]
+    assert len(choice["expert_routing"]) == body["usage"]["completion_tokens"] - 1
