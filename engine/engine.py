@@ -13,7 +13,8 @@ from engine.grammars.matcher import GrammarCompiler
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import StepPlan
-from engine.startup.loading import LoadedModel, ProgressCallback, load, make_scheduler
+from engine.startup.loading import LoadedModel, ProgressCallback, load
+from engine.startup.token_budget import make_scheduler
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar; then new requests are received

@@ -10,7 +10,6 @@ import torch
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
-    MIN_CPU_BUDGET,
     EngineLimits,
     check_weights_fit,
     kv_block_bytes,
@@ -25,13 +24,9 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Scheduler
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
-from engine.types import Request, SamplingParams
+from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.config_file import load_config
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.tensor_names import checked_tensors
@@ -49,8 +44,6 @@ from model.ops.native.ops import NativeOps
 from model.profile_step import run_profile_step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CPU_STEP_S = 0.5  # duration of a full step on a CPU, unless the user sets a budget
-CALIBRATION_TOKENS = 64
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
 
@@ -156,7 +149,7 @@ def _assemble(
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        limits = replace(limits, max_num_batched_tokens=_measure_budget(config, model_config, runner, limits))
+        limits = replace(limits, max_num_batched_tokens=measure_token_budget(config, model_config, runner, limits))
     return LoadedModel(
         config=model_config,
         runner=runner,
@@ -172,38 +165,6 @@ def _assemble(
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
     )
-
-
-def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
-    """Create a scheduler over an empty block pool."""
-    budget = limits.max_num_batched_tokens
-    geometry = BlockGeometry(config.block_size, model.window, budget)
-    return Scheduler(
-        BlockManager(BlockPool(limits.num_blocks), geometry, prefix_caching=config.enable_prefix_caching),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=budget,
-        max_model_len=limits.max_model_len,
-        eos_token_ids=model.eos_token_ids,
-        by_priority=config.scheduling_policy == "priority",
-        num_experts=model.num_experts,
-        num_tenants=config.num_tenants,
-    )
-
-
-def _measure_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
-    """Return how many tokens this CPU computes in about CPU_STEP_S, from a small step timed after a warm-up."""
-    count = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
-    seconds = 0.0
-    for _ in range(2):
-        scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
-        scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
-        plan = scheduler.plan(0.0)
-        start = time.monotonic()
-        result = runner.run(plan)
-        seconds = time.monotonic() - start
-        scheduler.apply(plan, result, 0.0)  # ends the request and frees its row
-    tokens = int(count * CPU_STEP_S / max(seconds, 1e-6))
-    return max(MIN_CPU_BUDGET, min(MAX_CPU_BUDGET, tokens // 32 * 32))
 
 
 def choose_device(config: EngineConfig) -> torch.device:

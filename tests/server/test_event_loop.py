@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from server.event_loop import LagProbe, off_loop
+from server.event_loop import BackgroundTasks, LagProbe, off_loop
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -18,6 +18,36 @@ def test_only_heavy_work_runs_in_another_thread(heavy: bool) -> None:
 def test_an_error_in_the_work_reaches_the_caller(heavy: bool) -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(off_loop(lambda: 1 / 0, heavy=heavy))
+
+
+def test_the_error_of_a_background_task_is_reported_and_the_others_are_cancelled() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> list[str]:
+        events: list[str] = []
+
+        async def wait() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                events.append("cancelled")
+
+        reported = asyncio.Event()
+
+        def on_error(error: BaseException) -> None:
+            events.append(type(error).__name__)
+            reported.set()
+
+        tasks = BackgroundTasks(on_error)
+        tasks.spawn(wait())
+        tasks.spawn(fail())
+        await reported.wait()
+        await tasks.cancel()
+        await tasks.cancel()
+        return events
+
+    assert asyncio.run(scenario()) == ["ZeroDivisionError", "cancelled"]
 
 
 def test_the_lag_reported_is_the_worst_of_the_last_ten_seconds() -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+from functools import partial
 from typing import Literal
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from starlette.types import Message
 
+from server.http.disconnect import ClientDisconnected, unless_disconnected
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
@@ -25,6 +28,37 @@ async def send_request(url: str, **fields: object) -> tuple[asyncio.StreamReader
     writer.write(f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
     await writer.drain()
     return reader, writer
+
+
+async def receive_disconnect(disconnect: asyncio.Event) -> Message:
+    await disconnect.wait()
+    return {"type": "http.disconnect"}
+
+
+async def test_the_result_and_the_error_of_the_work_are_passed_on() -> None:
+    async def double(number: int) -> int:
+        return 4 // number
+
+    connected = partial(receive_disconnect, asyncio.Event())
+    assert await unless_disconnected(connected, double(2)) == 2
+    with pytest.raises(ZeroDivisionError):
+        await unless_disconnected(connected, double(0))
+
+
+async def test_a_disconnect_cancels_the_work_and_waits_for_its_cleanup() -> None:
+    disconnect, events = asyncio.Event(), list[str]()
+
+    async def work() -> None:
+        disconnect.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            events.append("cleaned up")
+
+    with pytest.raises(ClientDisconnected):
+        await unless_disconnected(partial(receive_disconnect, disconnect), work())
+    assert events == ["cleaned up"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

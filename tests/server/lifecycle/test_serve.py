@@ -1,4 +1,4 @@
-"""The life of a server as a process: loading, serving, draining, the engine's end. The engine is a stand-in."""
+"""server/lifecycle/serve.py as a process with a fake engine: loading, serving, draining, the engine's end."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tokenizer and nothing else: the stand-in reads no weights."""
+    """A directory with a tokenizer only: the fake engine reads no weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["it was a truth universally acknowledged"] * 20),
@@ -54,7 +54,7 @@ class Server:
         self.url = ""
 
     def read_until(self, pattern: str) -> str:
-        """The first line that matches; what the process writes after its end counts too."""
+        """Return the first line that matches, among all lines until the process ends."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
@@ -67,7 +67,7 @@ class Server:
         self.url = re.findall(r"http://[^/]+", line)[0]
 
     def wait_health(self, status: int) -> None:
-        """Until /health answers so."""
+        """Wait until /health has this status."""
         deadline_s = time.monotonic() + 60
         while time.monotonic() < deadline_s:
             with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
@@ -125,21 +125,21 @@ def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) 
             assert events(reply.iter_lines())[-1] == "[DONE]"
 
 
-def test_a_server_that_loads_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
+def test_a_loading_server_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
     with running("mute", checkpoint, port=str(free_port)) as server:
         server.read_until("loads")
         url = f"http://127.0.0.1:{free_port}"
         ready = httpx.get(f"{url}/health/ready")
         assert (ready.status_code, ready.json()["phase"]) == (503, "loading")
         assert httpx.get(f"{url}/health/live").status_code == 200
-        refused = httpx.post(f"{url}/v1/completions", json=LONG)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) <= 120
+        rejected = httpx.post(f"{url}/v1/completions", json=LONG)
+        assert rejected.status_code == 503
+        assert int(rejected.headers["retry-after"]) <= 120
         server.process.terminate()
         assert server.exit_code() == 0
 
 
-def test_sigterm_refuses_new_work_lets_streams_end_and_exits_0(checkpoint: Path) -> None:
+def test_sigterm_rejects_new_work_lets_streams_end_and_exits_0(checkpoint: Path) -> None:
     with running("hold", checkpoint, shutdown_timeout="30") as server:
         server.wait_ready()
         with server.stream() as reply:
@@ -150,15 +150,15 @@ def test_sigterm_refuses_new_work_lets_streams_end_and_exits_0(checkpoint: Path)
                 continue
             assert ready.json()["phase"] == "draining"
             assert httpx.get(f"{server.url}/health/live").status_code == 200
-            refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-            assert "retry-after" in refused.headers
+            rejected = httpx.post(f"{server.url}/v1/completions", json=LONG)
+            assert (rejected.status_code, rejected.json()["error"]["code"]) == (503, "draining")
+            assert "retry-after" in rejected.headers
             assert server.process.poll() is None
-        # the last stream is gone: nothing is left to wait for, long before the timeout
+        # the last stream is gone, so the server ends long before the timeout
         assert server.exit_code() == 0
 
 
-def test_a_stream_that_outlasts_the_timeout_gets_an_error_event(checkpoint: Path) -> None:
+def test_a_stream_longer_than_the_timeout_gets_an_error_event(checkpoint: Path) -> None:
     with running("hold", checkpoint, shutdown_timeout="0.2") as server:
         server.wait_ready()
         with server.stream() as reply:
@@ -187,7 +187,7 @@ def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Pa
         assert server.exit_code() == 128 + signal.SIGINT
 
 
-def test_an_engine_that_is_killed_ends_its_streams_with_an_error_event_and_the_server_goes_on(checkpoint: Path) -> None:
+def test_a_killed_engine_ends_its_streams_with_an_error_event_and_is_replaced(checkpoint: Path) -> None:
     with running("hold", checkpoint) as server:
         server.wait_ready()
         for num_restarts in (1, 2):
@@ -201,20 +201,18 @@ def test_an_engine_that_is_killed_ends_its_streams_with_an_error_event_and_the_s
             server.wait_health(200)
             metrics = httpx.get(f"{server.url}/metrics").text
             while f'smoe_engine_restarts_total{{model_name="m"}} {num_restarts}.0' not in metrics:
-                metrics = httpx.get(f"{server.url}/metrics").text  # the text may be a second old
+                metrics = httpx.get(f"{server.url}/metrics").text  # the scrape may be a second old
         server.process.terminate()
         assert server.exit_code() == 0
 
 
-def test_an_engine_that_cannot_come_back_ends_the_server_for_its_supervisor_to_see(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    """The phases are told on the way: down, but alive, as long as a restart can help."""
+def test_an_engine_that_cannot_be_restarted_ends_the_server(checkpoint: Path, tmp_path: Path) -> None:
+    """Health reports the phases until then: not ready, but live while a restart can help."""
     with running(f"then-crash:{tmp_path / 'lived'}", checkpoint, without_delays="yes") as server:
         server.wait_ready()
         os.kill(server.engine_pid, signal.SIGKILL)
         phases = set()
-        with contextlib.suppress(httpx.TransportError):  # until it is gone
+        with contextlib.suppress(httpx.TransportError):  # until the process has ended
             while True:
                 ready = httpx.get(f"{server.url}/health")
                 phases.add((ready.status_code, ready.json()["phase"]))
@@ -223,14 +221,14 @@ def test_an_engine_that_cannot_come_back_ends_the_server_for_its_supervisor_to_s
         assert "smoe: 6 engine processes in a row failed" in server.read_until("^smoe: ")
 
 
-def test_while_an_engine_is_started_again_new_requests_are_told_to_come_back(checkpoint: Path, tmp_path: Path) -> None:
+def test_during_a_restart_new_requests_get_a_503_with_retry_after(checkpoint: Path, tmp_path: Path) -> None:
     with running(f"then-mute:{tmp_path / 'lived'}", checkpoint) as server:
         server.wait_ready()
         os.kill(server.engine_pid, signal.SIGKILL)
         server.wait_health(503)
-        refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
-        assert 0 < int(refused.headers["retry-after"]) <= 120
+        rejected = httpx.post(f"{server.url}/v1/completions", json=LONG)
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (503, "engine_dead")
+        assert 0 < int(rejected.headers["retry-after"]) <= 120
         ready, live = httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/health/live")
         assert (ready.status_code, ready.json()["phase"], live.status_code) == (503, "restarting", 200)
         assert 'smoe_engine_up{model_name="m"} 0.0' in httpx.get(f"{server.url}/metrics").text
@@ -239,7 +237,7 @@ def test_while_an_engine_is_started_again_new_requests_are_told_to_come_back(che
 
 
 def test_a_killed_server_frees_its_port_at_once(checkpoint: Path, free_port: int) -> None:
-    """Killed while it loads and while it streams: nothing is left that would keep another one from starting."""
+    """Kill it while it loads and while it streams: another server can then start on the same port."""
     for mode in ("mute", "hold"):
         with running(mode, checkpoint, port=str(free_port)) as server:
             if mode == "mute":
@@ -264,8 +262,8 @@ def test_a_port_in_use_is_one_line_and_leaves_the_first_server_alone(checkpoint:
         assert httpx.get(f"{first.url}/health").status_code == 200
 
 
-def test_a_log_that_nobody_reads_stops_nothing(checkpoint: Path) -> None:
-    """The pipe is full before the server writes its first line, and stays full: it serves, restarts, drains, ends."""
+def test_an_unread_log_blocks_nothing(checkpoint: Path) -> None:
+    """The pipe is full from the start and stays full, and the server still serves, restarts, drains and ends."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -290,7 +288,7 @@ def test_a_log_that_nobody_reads_stops_nothing(checkpoint: Path) -> None:
 
 
 def test_closed_standard_streams_are_not_mistaken_for_sockets(checkpoint: Path, free_port: int) -> None:
-    """A server without descriptors 0 to 2, whose log lines would else go to its first client."""
+    """Without descriptors 0 to 2, log lines could go to the first client's socket."""
     with running("hold", checkpoint, closed_streams="yes", port=str(free_port)) as server:
         server.url = f"http://127.0.0.1:{free_port}"
         server.wait_health(200)
@@ -304,7 +302,7 @@ def test_closed_standard_streams_are_not_mistaken_for_sockets(checkpoint: Path, 
         assert server.exit_code() == 0
 
 
-def test_the_engine_goes_when_its_server_is_killed(checkpoint: Path) -> None:
+def test_the_engine_ends_when_its_server_is_killed(checkpoint: Path) -> None:
     with running("hold", checkpoint) as server:
         server.wait_ready()
         pidfd = os.pidfd_open(server.engine_pid)
@@ -319,7 +317,7 @@ def test_the_engine_goes_when_its_server_is_killed(checkpoint: Path) -> None:
     ("mode", "line", "code"),
     [("fail", "smoe: /ckpt/model.safetensors: truncated", 2), ("crash", "smoe: the engine process is gone", 1)],
 )
-def test_an_engine_that_cannot_start_ends_the_server_with_its_line(
+def test_an_engine_that_cannot_start_ends_the_server_with_the_engines_message(
     checkpoint: Path, mode: str, line: str, code: int
 ) -> None:
     with running(mode, checkpoint) as server:
@@ -369,7 +367,7 @@ def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None
 
 
 @pytest.mark.parametrize(("flags", "status"), [({}, 200), ({"strict_roles": "true"}, 400)])
-def test_strict_roles_refuse_a_conversation_that_is_repaired_otherwise(
+def test_strict_roles_reject_a_conversation_that_is_repaired_otherwise(
     checkpoint: Path, flags: dict[str, str], status: int
 ) -> None:
     messages = [{"role": "user", "content": "it"}, {"role": "user", "content": "was"}]

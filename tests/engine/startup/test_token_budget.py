@@ -1,0 +1,48 @@
+"""The measured token budget follows the CPU's speed, and measuring it takes nothing from requests."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.capacity.sizing import MAX_CPU_BUDGET, MIN_CPU_BUDGET, EngineLimits
+from engine.config import EngineConfig
+from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
+from engine.startup import token_budget
+from engine.startup.token_budget import measure_token_budget
+from model.config import ModelConfig
+from smoe import LocalEngine, SamplingParams
+from tests.support.native_cases import Heads
+from tests.support.paths import DEMO
+
+MODEL: ModelConfig = Heads().config
+
+
+def test_measuring_the_budget_takes_no_row_from_requests() -> None:
+    torch.set_num_threads(1)
+    engine = LocalEngine(DEMO, max_num_seqs=1, threads=1)
+    for _ in range(3):
+        [completion] = engine.generate([1, 5, 6], SamplingParams(max_tokens=2, ignore_eos=True))
+        assert len(completion.token_ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget"),
+    [(0.016, 2000 // 32 * 32), (0.064, 500 // 32 * 32), (1e-9, MAX_CPU_BUDGET), (9.0, MIN_CPU_BUDGET)],
+)
+def test_the_budget_fills_half_a_second_at_the_speed_of_the_second_step(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, budget: int
+) -> None:
+    clock = [0.0]
+    durations = iter((100.0, seconds))  # the first step warms up
+
+    class Runner:
+        def run(self, plan: StepPlan) -> StepResult:
+            assert plan.num_tokens == token_budget.CALIBRATION_TOKENS == 64
+            clock[0] += next(durations)
+            return StepResult({chunk.sequence.request_id: Sampled(5) for chunk in plan.chunks})
+
+    runner: Any = Runner()
+    monkeypatch.setattr(token_budget.time, "monotonic", lambda: clock[0])
+    limits = EngineLimits(num_blocks=40, max_model_len=200, max_num_batched_tokens=2048)
+    assert measure_token_budget(EngineConfig(model=""), MODEL, runner, limits) == budget

@@ -1,0 +1,54 @@
+"""server/http/uvicorn_server.py: running requests are counted, bad certificates are reported by their flags."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
+from server.settings_sources import load_settings
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_waiting_ends_with_the_last_running_request_even_if_one_fails() -> None:
+    ends = [asyncio.Event(), asyncio.Event()]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await ends[scope["number"]].wait()
+        if scope["number"] == 1:
+            raise ZeroDivisionError
+
+    in_flight = InFlight(app)
+    await in_flight.wait_idle(timeout_s=60)
+    requests = [asyncio.create_task(in_flight({"number": number}, None, None)) for number in (0, 1)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    idle = asyncio.create_task(in_flight.wait_idle(timeout_s=60))
+    ends[0].set()
+    await requests[0]
+    assert not idle.done()
+    ends[1].set()
+    with pytest.raises(ZeroDivisionError):
+        await requests[1]
+    await idle
+
+
+async def test_waiting_ends_with_the_timeout() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    in_flight = InFlight(app)
+    request = asyncio.create_task(in_flight({}, None, None))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await in_flight.wait_idle(timeout_s=0.01)
+    assert not request.done()
+    request.cancel()
+
+
+async def test_files_that_are_no_certificate_are_named_by_their_flags(tmp_path: Path) -> None:
+    path = tmp_path / "cert.pem"
+    path.write_text("no certificate")
+    settings = load_settings({"ssl_certfile": str(path), "ssl_keyfile": str(path)})
+    with pytest.raises(CertificateError, match=r"^--ssl-certfile, --ssl-keyfile: "):
+        HttpServer(InFlight(None), lambda: None, settings, 1.0)  # type: ignore[arg-type,return-value]

@@ -1,0 +1,41 @@
+"""server/lifecycle/text_frontend.py: the template of the flag replaces the checkpoint's."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from server.generation.sampling_params import GenerationDefaults
+from server.lifecycle.text_frontend import StartError, load_texts
+from server.settings_sources import load_settings
+from tests.support.paths import DEMO
+
+
+def test_the_template_of_the_flag_replaces_the_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ messages[0].content }}!")
+    given = load_texts(load_settings({"model": str(DEMO), "chat_template": str(path)}), DEMO)
+    own = load_texts(load_settings({"model": str(DEMO)}), DEMO)
+    assert given.chat_template.source == "{{ messages[0].content }}!"
+    assert own.chat_template.source != given.chat_template.source
+
+
+def test_a_template_that_is_no_text_is_named_by_its_flag(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_bytes(b"\xff\xfe\x00")
+    settings = load_settings({"model": str(DEMO), "chat_template": str(path)})
+    with pytest.raises(StartError, match=r"^--chat-template .*cannot be read as text$"):
+        load_texts(settings, DEMO)
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "temperature"), [("auto", 0.25), ("none", GenerationDefaults().temperature)]
+)
+def test_the_checkpoints_sampling_defaults_can_be_ignored(
+    tmp_path: Path, generation_config: str, temperature: float
+) -> None:
+    for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.25}')
+    settings = load_settings({"model": str(tmp_path), "generation_config": generation_config})
+    assert load_texts(settings, tmp_path).defaults.temperature == temperature

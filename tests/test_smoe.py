@@ -1,0 +1,56 @@
+"""LocalEngine: prompts of either kind, texts of completions, and counts that add up."""
+
+import pytest
+import torch
+
+from smoe import Completion, LocalEngine, SamplingParams
+from tests.support.paths import DEMO
+
+GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    torch.set_num_threads(1)
+    return LocalEngine(DEMO, threads=1, num_kv_blocks=40, max_num_batched_tokens=64)
+
+
+def test_a_text_and_its_token_ids_give_the_same_tokens_and_only_the_text_is_decoded(engine: LocalEngine) -> None:
+    ids = engine.tokenizer.encode("It was")
+    [by_text] = engine.generate("It was", GREEDY)
+    [by_ids] = engine.generate(ids, GREEDY)
+    assert by_text.token_ids == by_ids.token_ids and len(by_ids.token_ids) == 5
+    assert by_ids.text is None
+    assert by_text.text is not None
+    assert engine.tokenizer.decode(ids + by_text.token_ids) == engine.tokenizer.decode(ids) + by_text.text
+
+
+def test_each_prompt_has_its_own_parameters(engine: LocalEngine) -> None:
+    each = [SamplingParams(max_tokens=count, temperature=0, ignore_eos=True) for count in (1, 3)]
+    assert [len(completion.token_ids) for completion in engine.generate([[1, 5], [1, 6]], each)] == [1, 3]
+    with pytest.raises(ValueError, match="shorter"):
+        engine.generate([[1, 5], [1, 6]], each[:1])
+    while engine.has_work():
+        engine.step()
+
+
+def test_an_aborted_request_has_no_output(engine: LocalEngine) -> None:
+    request_id = engine.add([1, 5], GREEDY)
+    engine.step()
+    engine.abort(request_id)
+    assert not engine.has_work() and engine.stats.num_blocks_held == 0
+    engine.check_integrity()
+
+
+def test_a_reset_clears_the_expert_counts(engine: LocalEngine) -> None:
+    engine.generate([1, 5], GREEDY)
+    assert all(sum(layer.tokens) for layer in engine.experts().layers)
+    engine.reset_experts()
+    assert not any(sum(layer.tokens) for layer in engine.experts().layers)
+
+
+def test_completion_counts_are_those_of_its_routing() -> None:
+    completion = Completion([1], expert_prompt_tokens=[[9, 0, 0], [9, 0, 0]])
+    completion.expert_routing = [[[0, 2], [1, 0]], [[2, 1], [1, 0]]]
+    assert completion.expert_completion_tokens == [[1, 1, 2], [2, 2, 0]]
+    assert Completion([1]).expert_completion_tokens == []
