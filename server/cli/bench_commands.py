@@ -23,7 +23,9 @@ ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", 
 
 @app.command("serve")
 def serve_command(
-    url: Annotated[str, typer.Argument(help="URL of the server, with or without /v1.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Argument(help="URL of the server, with or without /v1.", metavar="URL")
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Model id. [default: the first one in /v1/models]")] = None,
     api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
     api_key: Annotated[str | None, typer.Option(help="Key to send as a bearer token.")] = None,
@@ -162,7 +164,9 @@ def kernels_command(
 @app.command("engine", cls=settings_command(*ENGINE_SETTINGS, "sliding_window"))
 def engine_command(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Directory of a checkpoint. [default: random weights]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Directory of a checkpoint. [default: random weights]", metavar="MODEL")
+    ] = None,
     device: DeviceFlag = "cpu",
     preset: PresetFlag = None,
     batches: Annotated[str | None, typer.Option(help="Batch sizes, as 1,16,64.")] = None,

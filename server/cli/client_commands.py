@@ -69,7 +69,9 @@ def chat_command(
 
 
 def complete_command(
-    prompt: Annotated[str, typer.Argument(help="Beginning of the text; - reads it from standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(help="Beginning of the text; - reads it from standard input.", metavar="PROMPT")
+    ],
     url: UrlFlag = None,
     api_key: KeyFlag = None,
     stats: StatsFlag = False,

@@ -59,7 +59,7 @@ def _parameter(flag: "SettingFlag") -> inspect.Parameter:
     """Return a keyword of the generated signature. Values stay text: Settings validates flags, variables and files."""
     kind: Any = bool | None if flag.is_switch else list[str] | None if flag.is_repeatable else str | None
     if flag.name == "model":
-        declared: Any = typer.Argument(help=flag.help_text, metavar="[MODEL]", show_default=False)
+        declared: Any = typer.Argument(help=flag.help_text, metavar="MODEL", show_default=False)
     else:
         declared = typer.Option(flag.flag, help=flag.help_text, metavar=flag.metavar or None, show_default=False)
     annotation = Annotated[kind, declared]
