@@ -46,9 +46,7 @@ class Completion:
     num_cached_tokens: int = 0
     error: str | None = None
     expert_prompt_tokens: list[list[int]] = field(default_factory=list)  # [layers][experts], with expert_usage
-    expert_routing: list[list[ExpertIds]] = field(
-        default_factory=list
-    )  # [position][layers][k], without the last position
+    expert_routing: list[list[ExpertIds]] = field(default_factory=list)  # [position][layers][k], without the last one
 
     @property
     def expert_completion_tokens(self) -> list[list[int]]:

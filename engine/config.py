@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-KEPT_FREE = 8  # one running slot in so many stays free for tenants that have none
+KEPT_FREE = 8  # 1 of 8 running slots stays free for tenants that have none
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sampling parameters of one choice. The defaults leave the model's distribution unchanged."""
 
     max_tokens: int = 16  # most tokens to generate; 0 computes the prompt only (scoring)
-    min_tokens: int = 0  # end and stop tokens are excluded until so many are generated
+    min_tokens: int = 0  # end and stop tokens are excluded until this many are generated
     temperature: float = 1.0  # below 1e-4: greedy
     top_k: int = 0  # 0: all
     top_p: float = 1.0
@@ -28,7 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     allowed_token_ids: tuple[int, ...] | None = None  # None: all
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids of each word; the last is excluded behind the others
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids of each word; the last is excluded after the others
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int = 0  # int64; the server draws one if the client sends none

@@ -162,7 +162,7 @@ def queue_timeout(retry_after_s: float) -> ApiError:
 
 
 def deadline_exceeded() -> ApiError:
-    """The client's limit on the whole request has passed. A retry would take as long: the header advises against it."""
+    """The client's limit on the whole request has passed. A retry would take as long: a header advises against it."""
     return ApiError(
         "The request was not finished within its 'timeout_s'.",
         status=504,
@@ -196,7 +196,7 @@ def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
 
 
 def internal_error(*, deterministic: bool = True) -> ApiError:
-    """A fault of the server. `deterministic`: the same request would fail again: the header advises against a retry."""
+    """A fault of the server. `deterministic`: a retry would fail again, so the header advises against it."""
     headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS
     message = "The server failed on this request."
     return ApiError(message, status=500, type="server_error", code="internal_error", headers=headers)

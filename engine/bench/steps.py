@@ -122,12 +122,9 @@ class StepBench:
         """Return the median duration of a step after all prompts are computed."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
-        prefill_steps = batch * (
-            1 + num_prompt // max(1, budget - batch)
-        )  # decoding sequences use the rest of the budget
-        num_tokens = (
-            WARM_UP_STEPS + DECODE_STEPS + prefill_steps
-        )  # the first decode while the last prompts are computed
+        # Prompts get the budget that decoding sequences leave. The first sequences decode during the last prompts.
+        prefill_steps = batch * (1 + num_prompt // max(1, budget - batch))
+        num_tokens = WARM_UP_STEPS + DECODE_STEPS + prefill_steps
         self._check_capacity(batch, num_prompt + num_tokens)
         ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
         while (stats := self._engine.step().stats).num_prefill_tokens or stats.num_running < batch:

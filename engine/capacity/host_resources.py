@@ -23,7 +23,7 @@ def _meminfo_available() -> int:
 
 
 def cgroup_headroom_bytes(v2: Path, v1: Path) -> int:
-    """Return the limit of this process's cgroup minus its use, or 2**62 where no limit is set.
+    """Return the limit of this process's cgroup minus its use, or 2**62 if no limit is set.
 
     The page cache counts as use, including a checkpoint that was just read, but the kernel drops it when memory is
     needed. So the cached file pages count as headroom.

@@ -19,7 +19,7 @@ class RoutedRows:
 
     at_s: float
     token_ids: Tensor  # [R] int32
-    expert_ids: Tensor  # [L, R, K] int16, -1 behind a row's own k
+    expert_ids: Tensor  # [L, R, K] int16, padded with -1 after a row's own k
 
     @property
     def num_bytes(self) -> int:

@@ -1,8 +1,8 @@
 """State of running requests that persists between steps: tokens, block tables, sampling parameters, one row each.
 
 A request's row is written when it starts. A decode step then adds only new blocks to it. Tokens stay on the model's
-device: the sampler writes each one behind the others and the next step reads it there, so that a step can be prepared
-before the host knows the tokens of the step in flight.
+device: the sampler appends each one and the next step reads it there, so that a step can be prepared before the host
+knows the tokens of the step in flight.
 Letters: R rows, L tokens of the longest request, M blocks of it, V vocabulary.
 """
 

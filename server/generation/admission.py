@@ -1,4 +1,4 @@
-"""Admission: which generations are accepted, the bounds of what may wait, and the wait that a refused client reads."""
+"""Admission of generations: the bounds of the queue, and the estimated wait for clients that are refused."""
 
 import time
 from collections import Counter, deque
@@ -99,7 +99,7 @@ class Admission:
             self.add(request.request_id, request.tenant, len(request.prompt_token_ids))
 
     def unavailable_reason(self) -> ApiError | None:
-        """Return the error for any new generation while the server accepts none, or None while it accepts some."""
+        """Return the error that every new generation gets now, or None if generations are accepted."""
         reasons: dict[str, Literal["loading", "draining", "engine_dead"]] = {
             "loading": "loading",
             "stuck": "engine_dead",
@@ -141,5 +141,5 @@ class Admission:
             self.num_tokens -= num_tokens
 
     def retry_after_s(self, num_choices: int = 0) -> float:
-        """Estimate the seconds until everything that waits, and `num_choices` more, has had its turn."""
+        """Estimate the seconds until all waiting choices, and `num_choices` more, have ended."""
         return self.retry_estimator.wait_s(self._engine.num_waiting + num_choices)

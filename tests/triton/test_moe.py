@@ -7,7 +7,7 @@ from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize
 from tests.support import float64_oracle as oracle
-from tests.support.expert_choices import naive_choice, random_choice, uniform
+from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
@@ -33,7 +33,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         dim, hidden = integers(1, 150), integers(1, 150)
         x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
         gate[0] *= 4.0  # most rows choose this expert, or none does
-        request = random_choice(num_rows, num_experts, seed=case)
+        request = random_request(num_rows, num_experts, seed=case)
         ops = TritonOps(dtype, weight_format, deterministic=case == 1)
         weights = ops.pack_moe(gate, (random_ffn(dim, hidden, dtype) for _ in range(num_experts)))
         ours = ops.moe(x, weights, request)
@@ -42,7 +42,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         assert_close(ours, exact, dtype, 3)
         logits = (x.double() @ gate.double().T).tolist()
         for row, k in enumerate(request.experts_per_token.tolist()):
-            expected = naive_choice(logits[row], k, request.allowed[row].tolist())
+            expected = naive_top_k(logits[row], k, request.allowed[row].tolist())
             assert request.expert_ids[row].tolist() == expected + [-1] * (request.expert_ids.shape[1] - k)
 
 
@@ -50,14 +50,14 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
     x, gate = torch.rand(150, 20).to(dtype), torch.stack((torch.ones(20), -torch.ones(20), torch.zeros(20))).to(dtype)
     experts = [random_ffn(20, 30, dtype) for _ in range(3)]
     for ops in both_tilings(dtype):
-        request = uniform(150, 1)
+        request = uniform_request(150, 1)
         ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
         assert request.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
 
 
 def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:
-    ops, request = TritonOps(dtype), uniform(3, 2)
+    ops, request = TritonOps(dtype), uniform_request(3, 2)
     gate = torch.zeros(5, 8).to(dtype)
     gate[4, 0] = 1.0
     x = torch.zeros(3, 8).to(dtype)
@@ -70,9 +70,9 @@ def test_nan_in_a_row_stays_in_that_row(dtype: torch.dtype) -> None:
     ops = TritonOps(dtype)
     x, gate = torch.randn(6, 40).to(dtype), torch.randn(4, 40).to(dtype)
     weights = ops.pack_moe(gate, (random_ffn(40, 24, dtype) for _ in range(4)))
-    clean = ops.moe(x, weights, uniform(6, 2))
+    clean = ops.moe(x, weights, uniform_request(6, 2))
     x[2, 5] = float("nan")
-    request = uniform(6, 2)
+    request = uniform_request(6, 2)
     ours = ops.moe(x, weights, request)
     others = [0, 1, 3, 4, 5]
     assert ours[2].isnan().all()

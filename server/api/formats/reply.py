@@ -98,7 +98,7 @@ async def respond(
     fields: Mapping[str, str | int],
     headers: Mapping[str, str],
 ) -> Response:
-    """Return a full reply, which is complete then, or a stream, which has not begun, as the request asks."""
+    """Return the full reply after generating it, or with `stream` a stream before its first token."""
     if request.stream:
         envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()

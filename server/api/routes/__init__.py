@@ -1,3 +1,3 @@
-"""The endpoints, one file each: from an HTTP request to what server.generation runs, and back."""
+"""The endpoints, one file each. They translate HTTP requests to generations, and generations to replies."""
 
-READ = ["GET", "HEAD"]  # methods of what is only read; a HEAD gets the same headers and no body
+READ = ["GET", "HEAD"]  # methods of read-only routes; a reply to HEAD has the headers of GET and no body

@@ -1,4 +1,4 @@
-"""Health, version and load: answered from memory, whatever the engine is doing."""
+"""Health, version and load. Answered from memory, in every state of the engine."""
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest

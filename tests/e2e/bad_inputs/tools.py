@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.e2e.bad_inputs.forms import BAD_SCHEMAS, FORMAT, REGEX, formed
+from tests.e2e.bad_inputs.response_formats import BAD_SCHEMAS, FORMAT, REGEX, with_outputs
 from tests.e2e.bad_inputs.rows import (
     CHAT,
     HI,
@@ -91,7 +91,7 @@ TOOL_ROWS: dict[str, Row] = {
             *[({"tools": tools, "tool_choice": "required"}, VALUE, "tool_choice") for tools in ([], None)],
             ({**with_tools(tool()), "parallel_tool_calls": "Zebra"}, TYPE, "parallel_tool_calls"),
             ({**with_tools(tool()), "response_format": {"type": "json_object"}}, VALUE, FORMAT),
-            ({**with_tools(tool()), **formed(regex="a")}, VALUE, REGEX),
+            ({**with_tools(tool()), **with_outputs(regex="a")}, VALUE, REGEX),
             ({**with_tools(tool()), "min_tokens": 2}, VALUE, "min_tokens"),
             (
                 {

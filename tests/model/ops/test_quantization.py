@@ -13,8 +13,8 @@ from model.ops.interface import FfnWeights
 from model.ops.quantization import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
-from tests.support.expert_choices import random_choice, uniform
 from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.routing_requests import random_request, uniform_request
 
 KINDS: list[Quantization] = ["int8", "int4"]
 ERROR = {"int8": 0.015, "int4": 0.12}  # relative error of a product of random numbers
@@ -140,7 +140,7 @@ def test_native_mixtures_are_the_references(
     """Rows of any k. The gate is not quantized, so the experts are those of unquantized weights."""
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    requests = [random_choice(num_rows, num_experts) for _ in range(3)]
+    requests = [random_request(num_rows, num_experts) for _ in range(3)]
     ours, reference, plain = (
         ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
         for ops, request in zip(
@@ -221,7 +221,7 @@ def test_a_row_of_zeros_gives_zeros_and_one_with_nan_or_infinity_gives_nan(
     healthy[2:4] = 0
     ops, reference = native(isa, quantization=kind), ReferenceOps(kind)
     packed, experts = ops.pack_linear(weight), [_random_ffn(40, 24, dtype) for _ in range(4)]
-    mixture, request = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform(14, 2)
+    mixture, request = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform_request(14, 2)
     for function in (lambda rows: ops.linear(rows, packed), lambda rows: ops.moe(rows, mixture, request)):
         ours = function(x)
         assert ours.isnan().all(1).tolist() == [row in (2, 3) for row in range(14)]

@@ -13,9 +13,9 @@ from model.kv_pool import KvPool
 from model.ops.interface import FfnWeights, Ops
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
-from tests.support.expert_choices import naive_choice, random_choice, uniform
 from tests.support.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions
 from tests.support.paged import CPU, Running, make_batch
+from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 
 EPS = 1e-5
 FLOAT32_ERROR = 1e-6
@@ -83,7 +83,9 @@ def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hi
 def test_the_moe(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int, k: int) -> None:
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    ours, reference = (ops.moe(x, ops.pack_moe(gate, iter(experts)), uniform(num_rows, k)) for ops in _both(isa))
+    ours, reference = (
+        ops.moe(x, ops.pack_moe(gate, iter(experts)), uniform_request(num_rows, k)) for ops in _both(isa)
+    )
     _assert_close(ours, reference, oracle.moe(x, gate, experts, [k] * num_rows), dtype)
 
 
@@ -94,7 +96,7 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
     dim, hidden = 24, 33
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
-    requests = [random_choice(num_rows, num_experts, seed=num_rows) for _ in range(2)]
+    requests = [random_request(num_rows, num_experts, seed=num_rows) for _ in range(2)]
     k, allowed = requests[0].experts_per_token.tolist(), requests[0].allowed
     assert allowed is not None
     ours, reference = (
@@ -104,7 +106,7 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
     _assert_close(ours, reference, oracle.moe(x, gate, experts, k, allowed), dtype)
     logits = oracle.linear(x, gate).tolist()
     for row in range(num_rows):
-        best = naive_choice(logits[row], k[row], allowed[row].tolist())
+        best = naive_top_k(logits[row], k[row], allowed[row].tolist())
         for request in requests:
             assert request.expert_ids[row].tolist() == best + [-1] * (request.expert_ids.shape[1] - k[row])
 
@@ -116,10 +118,10 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
     x, row = torch.randn(5, dim).to(dtype), torch.randn(1, dim).to(dtype)
     experts = [_random_ffn(dim, hidden, dtype) for _ in range(4)]
     ops = native(isa)
-    request = uniform(5, k)
+    request = uniform_request(5, k)
     ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), request)
     assert request.expert_ids.tolist() == [list(range(k))] * 5
-    assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform(5, k)))
+    assert torch.equal(ours, ops.moe(x, ops.pack_moe(row.repeat(k, 1), iter(experts[:k])), uniform_request(5, k)))
 
 
 def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.dtype) -> None:
@@ -207,7 +209,7 @@ def test_nan_in_a_row_stays_in_that_row(isa: str, dtype: torch.dtype) -> None:
     healthy[3] = 0
     functions: list[Callable[[Tensor], Tensor]] = [
         lambda rows: ops.linear(rows, packed_linear),
-        lambda rows: ops.moe(rows, packed_moe, uniform(len(rows), 2)),
+        lambda rows: ops.moe(rows, packed_moe, uniform_request(len(rows), 2)),
         lambda rows: ops.rms_norm(rows, torch.ones(40, dtype=dtype), EPS),
     ]
     for function in functions:

@@ -16,9 +16,9 @@ from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.expert_choices import choice, random_choice, uniform
 from tests.support.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
 from tests.support.paged import CPU, Running, make_batch
+from tests.support.routing_requests import random_request, routing_request, uniform_request
 
 MAX_ROWS = 70
 BATCHES = [*range(2, 28), 31, 32, 33, 47, 48, 49, 63, 64, 65, 70]
@@ -59,7 +59,7 @@ def _moe(k: int) -> Callable[[int, torch.dtype], RowFunction]:
     def make(dim: int, dtype: torch.dtype) -> RowFunction:
         gate, experts = torch.randn(8, dim).to(dtype), _experts(8, dim, 71, dtype)
         packed = native(ISAS[0]).pack_moe(gate, iter(experts))
-        return lambda ops, rows: ops.moe(rows, packed, uniform(len(rows), k))
+        return lambda ops, rows: ops.moe(rows, packed, uniform_request(len(rows), k))
 
     return make
 
@@ -100,13 +100,13 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(isa: str, dtype: torch
 def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
     isa: str, dtype: torch.dtype, dim: int
 ) -> None:
-    rows, request = torch.randn(MAX_ROWS, dim).to(dtype), random_choice(MAX_ROWS, 8)
+    rows, request = torch.randn(MAX_ROWS, dim).to(dtype), random_request(MAX_ROWS, 8)
     k, allowed = request.experts_per_token.tolist(), request.allowed
     assert allowed is not None
     packed = native(isa).pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
     together = native(isa, 2).moe(rows, packed, request)
     for row in range(MAX_ROWS):
-        alone = choice([k[row]], allowed[row : row + 1])
+        alone = routing_request([k[row]], allowed[row : row + 1])
         assert torch.equal(native(isa).moe(rows[row : row + 1], packed, alone)[0], together[row])
         assert torch.equal(alone.expert_ids[0], request.expert_ids[row, : k[row]])
 
@@ -123,7 +123,7 @@ def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batc
     rows = torch.randn(MAX_ROWS, dim).to(dtype)
 
     def function(ops: NativeOps, rows: Tensor) -> Tensor:
-        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform(len(rows), 2))), dim=1)
+        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform_request(len(rows), 2))), dim=1)
 
     alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
     for threads in (1, 2):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.ops.interface import FfnWeights
 from model.ops.reference.ops import ReferenceOps, rotary_angles, rotate, route
-from tests.support.expert_choices import naive_choice, random_choice, uniform
+from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,12 @@ def test_the_moe_equals_a_naive_loop_over_tokens_and_experts(num_experts: int, k
         for _ in range(num_experts)
     ]
     ops = ReferenceOps()
-    mixed = random_choice(num_rows, num_experts) if k == 3 else uniform(num_rows, k)
+    mixed = random_request(num_rows, num_experts) if k == 3 else uniform_request(num_rows, k)
     ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), mixed)
     for row, token in enumerate(x):
         logits = [float(gate[e] @ token) for e in range(num_experts)]
         allowed = None if mixed.allowed is None else mixed.allowed[row].tolist()
-        expert_ids = naive_choice(logits, int(mixed.experts_per_token[row]), allowed)
+        expert_ids = naive_top_k(logits, int(mixed.experts_per_token[row]), allowed)
         assert mixed.expert_ids[row].tolist() == expert_ids + [-1] * (mixed.expert_ids.shape[1] - len(expert_ids))
         total = sum(math.exp(logits[e]) for e in expert_ids)
         expected = torch.zeros(dim)
@@ -52,7 +52,7 @@ def test_the_moe_equals_a_naive_loop_over_tokens_and_experts(num_experts: int, k
 
 
 def test_ties_of_the_gate_go_to_the_lower_expert() -> None:
-    expert_ids, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), uniform(2, 2))
+    expert_ids, share = route(torch.tensor([[1.0, 3.0, 0.0, 3.0, 3.0], [2.0] * 5]), uniform_request(2, 2))
     assert expert_ids.tolist() == [[1, 3], [0, 1]]
     assert share.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 

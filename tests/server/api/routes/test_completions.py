@@ -67,7 +67,7 @@ async def test_a_prompt_may_be_text_or_ids(prompt: object) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_echoed_logprobs_have_an_entry_for_each_prompt_and_generated_token(streamed: bool) -> None:
-    """As lm-eval sends it, and reads it."""
+    """The request is that of lm-eval, with the fields that it reads."""
     ids = tokenizer().encode("The quick brown")
     fields: dict[str, Any] = {"prompt": [ids], "max_tokens": 1, "logprobs": 1, "echo": True}
     if streamed:

@@ -76,17 +76,17 @@ def with_schema(schema: Any) -> Body:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
-def formed(**outputs: Any) -> Body:
+def with_outputs(**outputs: Any) -> Body:
     return {"structured_outputs": outputs}
 
 
-FORM_ROWS: dict[str, Row] = {
+FORMAT_ROWS: dict[str, Row] = {
     "a large form, times the choices": Row(
         (COMPLETIONS,),
         [
             ({"prompt": ["a"] * 128, "n": 8, **form}, VALUE, next(iter(form)))
             for form in (
-                formed(choice=[f"{number:060}" for number in range(1000)]),
+                with_outputs(choice=[f"{number:060}" for number in range(1000)]),
                 with_schema({"enum": ["a" * 60_000]}),
             )
         ],
@@ -124,27 +124,27 @@ FORM_ROWS: dict[str, Row] = {
         [
             *each("structured_outputs", [5, "Zebra", []], TYPE),
             *each("structured_outputs", [{}, {"json": None}, {"json": {}, "regex": "a"}], VALUE),
-            (formed(Zebra=1), UNKNOWN, "structured_outputs.Zebra"),
+            (with_outputs(Zebra=1), UNKNOWN, "structured_outputs.Zebra"),
             *[
-                (formed(json=value), TYPE, "structured_outputs.json")
+                (with_outputs(json=value), TYPE, "structured_outputs.json")
                 for value in (5, "Zebra", "{", "[]", '{"a":1,"a":2}', '{"a":NaN}', '{"a":' * 99, [])
             ],
-            *[(formed(json=value), VALUE, "structured_outputs.json") for value in BAD_SCHEMAS[:9]],
-            *[(formed(regex=value), VALUE, REGEX) for value in BAD_REGEXES],
-            (formed(regex=""), NO_TEXT, REGEX),
-            (formed(regex="a" * 1_000_000), TOO_LONG, REGEX),
-            (formed(regex=5), TYPE, REGEX),
-            *[(formed(grammar=value), VALUE, GRAMMAR) for value in BAD_GRAMMARS],
-            (formed(grammar=""), NO_TEXT, GRAMMAR),
-            (formed(choice=[]), NO_ITEM, "structured_outputs.choice"),
-            (formed(choice=[""]), NO_TEXT, "structured_outputs.choice[0]"),
-            (formed(choice=["a"] * 1001), TOO_MANY, "structured_outputs.choice"),
+            *[(with_outputs(json=value), VALUE, "structured_outputs.json") for value in BAD_SCHEMAS[:9]],
+            *[(with_outputs(regex=value), VALUE, REGEX) for value in BAD_REGEXES],
+            (with_outputs(regex=""), NO_TEXT, REGEX),
+            (with_outputs(regex="a" * 1_000_000), TOO_LONG, REGEX),
+            (with_outputs(regex=5), TYPE, REGEX),
+            *[(with_outputs(grammar=value), VALUE, GRAMMAR) for value in BAD_GRAMMARS],
+            (with_outputs(grammar=""), NO_TEXT, GRAMMAR),
+            (with_outputs(choice=[]), NO_ITEM, "structured_outputs.choice"),
+            (with_outputs(choice=[""]), NO_TEXT, "structured_outputs.choice[0]"),
+            (with_outputs(choice=["a"] * 1001), TOO_MANY, "structured_outputs.choice"),
             *[
-                ({**formed(regex="a+"), name: value}, VALUE, name)
+                ({**with_outputs(regex="a+"), name: value}, VALUE, name)
                 for name, value in (("ignore_eos", True), ("min_tokens", 1))
             ],
-            ({**formed(regex="a+"), "allowed_token_ids": [5]}, VALUE, "allowed_token_ids"),
-            ({**formed(regex="a+"), "response_format": {"type": "json_object"}}, VALUE, "structured_outputs"),
+            ({**with_outputs(regex="a+"), "allowed_token_ids": [5]}, VALUE, "allowed_token_ids"),
+            ({**with_outputs(regex="a+"), "response_format": {"type": "json_object"}}, VALUE, "structured_outputs"),
         ],
     ),
 }

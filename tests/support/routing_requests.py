@@ -6,27 +6,27 @@ from torch import Tensor
 from model.ops.interface import RoutingRequest
 
 
-def uniform(num_rows: int, k: int) -> RoutingRequest:
+def uniform_request(num_rows: int, k: int) -> RoutingRequest:
     """Request k experts for every row, none switched off."""
-    return choice([k] * num_rows)
+    return routing_request([k] * num_rows)
 
 
-def choice(experts_per_token: list[int], allowed: Tensor | None = None) -> RoutingRequest:
+def routing_request(experts_per_token: list[int], allowed: Tensor | None = None) -> RoutingRequest:
     """Request experts per row, with `allowed` [T, E]. expert_ids starts as -7, which no gate writes."""
     expert_ids = torch.full((len(experts_per_token), max(experts_per_token)), -7, dtype=torch.int32)
     return RoutingRequest(torch.tensor(experts_per_token, dtype=torch.int32), allowed, expert_ids)
 
 
-def random_choice(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequest:
+def random_request(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequest:
     """Request a random k for each row, under random masks that leave each row at least k experts."""
     generator = torch.Generator().manual_seed(seed)
     k = (torch.randint(num_experts, (num_rows,), generator=generator) + 1).tolist()
     ranks = torch.rand(num_rows, num_experts, generator=generator).argsort(-1).argsort(-1)  # a permutation per row
     spare = torch.rand(num_rows, num_experts, generator=generator) < 0.5
-    return choice(k, (ranks < torch.tensor(k)[:, None]) | spare)
+    return routing_request(k, (ranks < torch.tensor(k)[:, None]) | spare)
 
 
-def naive_choice(logits: list[float], k: int, allowed: list[bool] | None = None) -> list[int]:
+def naive_top_k(logits: list[float], k: int, allowed: list[bool] | None = None) -> list[int]:
     """Return the k best of the allowed experts, best first, ties to the lower id."""
     ids = [e for e in range(len(logits)) if allowed is None or allowed[e]]
     return sorted(ids, key=lambda e: (-logits[e], e))[:k]
