@@ -1,4 +1,4 @@
-"""What deploy/ promises: every file parses, and every query asks for something the server exposes."""
+"""Files in deploy/: each is valid, and every query uses metrics that the server exposes."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def dashboards() -> list[Path]:
 
 
 def dashboard_queries() -> Iterator[str]:
-    """The PromQL of every panel, with Grafana's variables filled in as Grafana does."""
+    """Yield the PromQL of every panel, with Grafana's variables replaced as Grafana does."""
     for path in dashboards():
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
@@ -58,7 +58,7 @@ def queries() -> list[str]:
 
 
 def exposed_names() -> set[str]:
-    """Sample names, from the TYPE lines of a scrape: a family without samples yet is there, too."""
+    """Return sample names from the TYPE lines of a scrape, which list families without samples as well."""
     scrape = Metrics("a-model").exposition.render().decode()
     families = re.findall(r"^# TYPE (\S+) (\S+)$", scrape, re.MULTILINE)
     return {name + suffix for name, kind in families for suffix in SUFFIXES[kind]}
@@ -79,7 +79,7 @@ def test_a_query_uses_only_metrics_that_the_server_exposes(query: str) -> None:
 def test_the_dashboard_shows_every_family_of_our_own() -> None:
     shown = " ".join(dashboard_queries())
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed_names() if name.startswith("smoe_")}
-    assert {name for name in families if name not in shown} == {"smoe_requests_received_total"}  # an alert has it
+    assert {name for name in families if name not in shown} == {"smoe_requests_received_total"}  # used by an alert
 
 
 @pytest.mark.prometheus
@@ -91,7 +91,7 @@ def test_every_query_parses(tmp_path: Path) -> None:
 
 
 @pytest.mark.prometheus
-def test_prometheus_takes_its_configuration_and_rules() -> None:
+def test_prometheus_accepts_its_configuration_and_rules() -> None:
     run("promtool", "check", "config", "--lint=all", PROMETHEUS / "prometheus.yml")
 
 
@@ -149,8 +149,8 @@ def test_the_dockerfile_is_lint_clean() -> None:
     run(VENV_BIN / "hadolint", "Dockerfile")
 
 
-def test_the_image_gets_every_file_that_its_build_copies() -> None:
-    """.dockerignore lets nothing through but what it names with `!`."""
+def test_dockerignore_allows_exactly_the_files_that_the_build_copies() -> None:
+    """.dockerignore excludes everything except the paths that it lists with `!`."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     copied = {name for line in copies for name in line.split()}

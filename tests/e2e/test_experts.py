@@ -1,4 +1,4 @@
-"""The experts of a running server: its three ways to tell of them agree, and texts of three kinds differ visibly."""
+"""Expert statistics of a running server: its three reports agree, and texts of three kinds differ visibly."""
 
 from typing import Any
 
@@ -38,20 +38,20 @@ def _shares(server: RunningServer, texts: list[str]) -> list[list[float]]:
 
 
 def _distance(one: list[list[float]], other: list[list[float]]) -> float:
-    """Total variation, the mean over layers: 0 for the same shares, 1 where no expert takes both."""
+    """Return the total variation distance, averaged over layers: 0 for equal shares, 1 if no expert serves both."""
     of_layer = [sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 2 for x, y in zip(one, other, strict=True)]
     return sum(of_layer) / len(of_layer)
 
 
-def test_texts_of_three_kinds_take_visibly_different_experts(server: RunningServer) -> None:
-    """Halves of one kind differ far less than two kinds do."""
+def test_texts_of_three_kinds_use_visibly_different_experts(server: RunningServer) -> None:
+    """The distance between two kinds is above 0.1; halves of one kind differ far less."""
     kinds = [_shares(server, texts) for texts in (AUSTEN, SCRIPTURE, PYTHON)]
     apart = [_distance(kinds[i], kinds[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(apart) > 0.1, apart
 
 
 def test_usage_report_and_metrics_agree(server: RunningServer) -> None:
-    httpx.post(f"{server.url}/experts/reset", timeout=60)  # with its answer all that was computed before is counted
+    httpx.post(f"{server.url}/experts/reset", timeout=60)  # once it is answered, all earlier steps are counted
     before = server.settled_metrics()
     usages = [
         server.complete(AUSTEN[:2], max_tokens=20, n=1, seed=k, experts_per_token=k, expert_usage=True).json()["usage"]
@@ -65,8 +65,8 @@ def test_usage_report_and_metrics_agree(server: RunningServer) -> None:
             assert sum(layer) == k * (usage["completion_tokens"] - 2), "the last token of each prompt's choice"
     after = server.settled_metrics()
     for index, layer in enumerate(layers):
-        told = [usage["expert_tokens"][part][index] for usage in usages for part in ("prompt", "completion")]
-        tokens = [sum(of_expert) for of_expert in zip(*told, strict=True)]
+        counted = [usage["expert_tokens"][part][index] for usage in usages for part in ("prompt", "completion")]
+        tokens = [sum(of_expert) for of_expert in zip(*counted, strict=True)]
         assert layer["tokens"] == recent[index]["tokens"] == tokens
         for expert, count in enumerate(tokens):
             key = ("smoe_expert_tokens_total", (("expert", str(expert)), ("layer", str(index))))
@@ -75,8 +75,8 @@ def test_usage_report_and_metrics_agree(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 8])
-def test_the_dial_changes_the_text_and_answers_stay_the_same_in_company(server: RunningServer, k: int) -> None:
-    asked = {"max_tokens": 24, "temperature": 0, "logprobs": 2, "experts_per_token": k}
-    alone = server.complete(AUSTEN[0], **asked).json()["choices"]
-    assert server.complete(AUSTEN[0], **asked).json()["choices"] == alone
-    assert server.complete(AUSTEN[0], **{**asked, "experts_per_token": 2}).json()["choices"] != alone
+def test_experts_per_token_changes_the_text_and_repeated_requests_agree(server: RunningServer, k: int) -> None:
+    params = {"max_tokens": 24, "temperature": 0, "logprobs": 2, "experts_per_token": k}
+    alone = server.complete(AUSTEN[0], **params).json()["choices"]
+    assert server.complete(AUSTEN[0], **params).json()["choices"] == alone
+    assert server.complete(AUSTEN[0], **{**params, "experts_per_token": 2}).json()["choices"] != alone

@@ -1,4 +1,4 @@
-"""Structured output from the bundled model at temperature 1: what ends has the form that was asked for."""
+"""Structured output from the demo model at temperature 1: every complete answer has the requested format."""
 
 import enum
 import json
@@ -21,23 +21,23 @@ NUM_AT_ONCE = 6
 FORMATS = jsonschema.FormatChecker(["ipv4", "uuid"])
 
 
-def answers(server: RunningServer, forms: Iterable[dict[str, Any]], **params: Any) -> list[list[dict[str, Any]]]:
-    """For each form the choices of one chat, several chats at a time."""
+def answers(server: RunningServer, formats: Iterable[dict[str, Any]], **params: Any) -> list[list[dict[str, Any]]]:
+    """Return the choices of one chat for each format; several chats run at a time."""
 
     def ask(numbered: tuple[int, dict[str, Any]]) -> list[dict[str, Any]]:
-        number, form = numbered
+        number, response_format = numbered
         body = {"model": MODEL, "messages": [{"role": "user", "content": f"Describe number {number}."}]}
         sampling = {"temperature": 1, "n": NUM_SAMPLES, "seed": number, "max_tokens": 500, **params}
-        response = server.post("/v1/chat/completions", {**body, **sampling, **form})
-        assert response.status_code == 200, (form, response.text)
+        response = server.post("/v1/chat/completions", {**body, **sampling, **response_format})
+        assert response.status_code == 200, (response_format, response.text)
         choices: list[dict[str, Any]] = response.json()["choices"]
         return choices
 
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        return list(pool.map(ask, enumerate(forms)))
+        return list(pool.map(ask, enumerate(formats)))
 
 
-def check_forms(
+def check_formats(
     choices_of: list[list[dict[str, Any]]], is_valid: Callable[[int, str], bool], least_share: float = 0.9
 ) -> None:
     ended = [
@@ -55,7 +55,7 @@ def check_forms(
 def test_answers_that_end_validate_by_their_schema(server: RunningServer, scale: int) -> None:
     rng = random.Random(5)
     schemas = [random_schema(rng) for _ in range(20 * scale)]
-    forms = [{"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": s}}} for s in schemas]
+    formats = [{"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": s}}} for s in schemas]
     validators = [jsonschema.Draft202012Validator(schema, format_checker=FORMATS) for schema in schemas]
 
     def is_valid(number: int, text: str) -> bool:
@@ -63,7 +63,7 @@ def test_answers_that_end_validate_by_their_schema(server: RunningServer, scale:
         assert json.dumps(document, ensure_ascii=False, separators=(",", ":")).count(" ") == text.count(" ")
         return bool(validators[number].is_valid(document))
 
-    check_forms(answers(server, forms), is_valid)
+    check_formats(answers(server, formats), is_valid)
 
 
 def test_answers_match_their_regular_expression(server: RunningServer, scale: int) -> None:
@@ -76,8 +76,8 @@ def test_answers_match_their_regular_expression(server: RunningServer, scale: in
     ]
     rng = random.Random(6)
     patterns += [f"[{c}-z]{{1,{rng.randint(1, 9)}}}{rng.choice('!?/')}" for c in "abcdefghij"[: 1 * scale]]
-    forms = [{"structured_outputs": {"regex": pattern}} for pattern in patterns]
-    check_forms(answers(server, forms), lambda number, text: re.fullmatch(patterns[number], text) is not None)
+    formats = [{"structured_outputs": {"regex": pattern}} for pattern in patterns]
+    check_formats(answers(server, formats), lambda number, text: re.fullmatch(patterns[number], text) is not None)
 
 
 def test_answers_are_one_of_the_choices(server: RunningServer, scale: int) -> None:
@@ -95,18 +95,18 @@ def test_answers_are_one_of_the_choices(server: RunningServer, scale: int) -> No
         "</s>x",
     ]
     choices = [rng.sample(words, rng.randint(1, 5)) for _ in range(4 * scale)]
-    forms = [{"structured_outputs": {"choice": choice}} for choice in choices]
-    check_forms(answers(server, forms), lambda number, text: text in choices[number], least_share=1.0)
+    formats = [{"structured_outputs": {"choice": choice}} for choice in choices]
+    check_formats(answers(server, formats), lambda number, text: text in choices[number], least_share=1.0)
 
 
-def test_a_grammar_of_brackets_gives_brackets_that_close(server: RunningServer) -> None:
-    def closes(number: int, text: str) -> bool:
+def test_a_grammar_of_brackets_gives_balanced_brackets(server: RunningServer) -> None:
+    def is_balanced(number: int, text: str) -> bool:
         while (less := text.replace("()", "")) != text:
             text = less
         return not text
 
     form = {"structured_outputs": {"grammar": 'start: ("(" start ")"){1,3} | ""'}}
-    check_forms(answers(server, [form] * 3), closes, least_share=0.5)
+    check_formats(answers(server, [form] * 3), is_balanced, least_share=0.5)
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0}, {"logprobs": True, "top_logprobs": 2}])
@@ -114,13 +114,13 @@ def test_the_same_request_gives_the_same_answer_beside_others_and_streamed(
     server: RunningServer, params: dict[str, Any]
 ) -> None:
     form = {"response_format": {"type": "json_object"}, "max_tokens": 60}
-    crowd = answers(server, [form] * 4, **params)
-    assert answers(server, [form], **params)[0] == crowd[0]
+    together = answers(server, [form] * 4, **params)
+    assert answers(server, [form], **params)[0] == together[0]
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Describe number 0."}], "stream": True}
     sampling = {"temperature": 1, "n": NUM_SAMPLES, "seed": 0, **form, **params}
     streamed = server.post("/v1/chat/completions", {**body, **sampling}).text.split("\n\n")
     chunks = [json.loads(line.removeprefix("data: ")) for line in streamed if line.startswith("data: {")]
-    for choice in crowd[0]:
+    for choice in together[0]:
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         text = "".join(c["delta"].get("content", "") for c in mine)
         assert (text, mine[-1]["finish_reason"]) == (choice["message"]["content"], choice["finish_reason"])
@@ -156,14 +156,14 @@ def test_openais_client_parses_answers_into_its_own_classes(server: RunningServe
     assert machines and all(isinstance(machine, Machine) and machine.parts for machine in machines)
 
 
-def test_a_completion_with_echo_keeps_its_prompt_in_front_of_the_form(server: RunningServer) -> None:
+def test_a_completion_with_echo_keeps_its_prompt_in_front_of_the_answer(server: RunningServer) -> None:
     form = {"structured_outputs": {"choice": ["Paris", "Rome"]}, "echo": True, "logprobs": 1, "max_tokens": 20}
     choice = server.complete("The city of", temperature=1, **form).json()["choices"][0]
     assert choice["text"] in ("The city ofParis", "The city ofRome")
     assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["token_logprobs"])
 
 
-def test_a_form_cut_off_by_length_or_a_stop_string_says_so(server: RunningServer) -> None:
+def test_an_answer_cut_off_by_length_or_a_stop_string_says_so(server: RunningServer) -> None:
     form = {"structured_outputs": {"regex": "[a-z]{60}"}}
     assert server.complete("x", max_tokens=3, **form).json()["choices"][0]["finish_reason"] == "length"
     digits = {"structured_outputs": {"choice": ["12345"]}}

@@ -1,4 +1,4 @@
-"""Calls of tools from the bundled model at temperature 1, as OpenAI's own client reads them."""
+"""Tool calls of the demo model at temperature 1, as OpenAI's own client parses them."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def test_required_and_named_calls_follow_the_tools_schemas(server: RunningServer
     client = client_of(server)
 
     def ask(numbered: tuple[int, list[dict[str, Any]]]) -> tuple[int, int]:
-        """How many answers there were, and how many of them ended."""
+        """Return the number of answers, and the number of those that were complete."""
         number, tools = numbered
         name = rng.choice(tools)["function"]["name"] if number % 2 else None
         choice: Any = {"type": "function", "function": {"name": name}} if name else "required"
@@ -57,7 +57,7 @@ def test_required_and_named_calls_follow_the_tools_schemas(server: RunningServer
     assert sum(ended for _, ended in counts) >= 0.9 * sum(asked for asked, _ in counts), counts
 
 
-def test_a_streamed_call_adds_up_to_the_whole_one_and_its_result_goes_back(server: RunningServer) -> None:
+def test_a_streamed_call_equals_the_unstreamed_one_and_its_result_is_accepted(server: RunningServer) -> None:
     client = client_of(server)
     fields: Any = {"model": MODEL, "messages": QUESTION, "tools": [TIME], "tool_choice": "required", "seed": 5}
     fields |= {"max_tokens": 200, "parallel_tool_calls": False}
@@ -79,7 +79,7 @@ def test_a_streamed_call_adds_up_to_the_whole_one_and_its_result_goes_back(serve
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions"])
-def test_a_model_that_knows_no_tools_decides_only_with_tool_emulation(server: RunningServer, path: str) -> None:
+def test_a_model_without_tool_support_decides_only_with_tool_emulation(server: RunningServer, path: str) -> None:
     body = {"model": MODEL, "messages": QUESTION, "tools": [TIME], "max_tokens": 40, "n": 4, "seed": 1}
     assert server.post(path, body).json()["error"]["param"] == "tool_choice"
     with start_server("--dtype", "float32", "--threads", "1", "--tool-emulation") as emulating:

@@ -1,4 +1,4 @@
-"""openai's client.responses and Anthropic's client work unchanged against a real server."""
+"""OpenAI's client.responses and Anthropic's client work unchanged against a real server."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def claude(server: RunningServer) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0)
 
 
-def test_a_response_is_the_chats_answer_streamed_and_whole(client: openai.OpenAI) -> None:
+def test_a_response_equals_the_chats_answer_streamed_and_unstreamed(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASK}]
     chat = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     whole = client.responses.create(model=MODEL, instructions="Be brief.", input=ASK, temperature=0)
@@ -38,7 +38,7 @@ def test_a_response_is_the_chats_answer_streamed_and_whole(client: openai.OpenAI
     assert text == final.output_text == whole.output_text
 
 
-def test_a_response_goes_on_from_the_items_of_the_last_one(client: openai.OpenAI) -> None:
+def test_a_response_continues_from_the_items_of_the_last_one(client: openai.OpenAI) -> None:
     first = client.responses.create(model=MODEL, input=ASK, temperature=0)
     turns = [{"role": "user", "content": ASK}, *first.output, {"role": "user", "content": "Count from 1 to 3."}]
     second = client.responses.create(model=MODEL, input=turns, temperature=0)
@@ -55,7 +55,7 @@ def test_a_response_that_is_refused_or_cut_says_so(client: openai.OpenAI) -> Non
     assert cut.incomplete_details.reason == "max_output_tokens"
 
 
-def test_a_message_is_the_chats_answer_streamed_and_whole(claude: anthropic.Anthropic) -> None:
+def test_a_message_equals_the_chats_answer_streamed_and_unstreamed(claude: anthropic.Anthropic) -> None:
     messages = [{"role": "user", "content": ASK}]
     whole = claude.messages.create(model=MODEL, max_tokens=30, messages=messages, extra_body=GREEDY)
     assert whole.content[0].text == "3 4 5 6 7"
@@ -69,7 +69,7 @@ def test_a_message_is_the_chats_answer_streamed_and_whole(claude: anthropic.Anth
     assert counted == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
 
 
-def test_a_last_turn_of_the_assistant_is_gone_on_with(claude: anthropic.Anthropic) -> None:
+def test_a_final_assistant_turn_is_continued(claude: anthropic.Anthropic) -> None:
     turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": "3 4"}]
     reply = claude.messages.create(
         model=MODEL,

@@ -1,4 +1,4 @@
-"""Random JSON schemas whose documents are bounded, so that an answer at temperature 1 comes to an end."""
+"""Random JSON schemas with bounded documents, so that an answer at temperature 1 ends."""
 
 import random
 from collections.abc import Callable
@@ -30,7 +30,7 @@ PATTERNS = [
 
 
 def random_schema(rng: random.Random) -> Schema:
-    """An object or an array at the top, with definitions that what is inside may refer to."""
+    """Draw a schema of an object or an array, with definitions that its parts may refer to."""
     definitions = {f"d{i}": _leaf(rng) for i in range(2)} | {"pair": _pair_of_references()}
     top = _object(rng, 0) if rng.random() < 0.8 else _array(rng, 0)
     return {**top, "$defs": definitions}
@@ -86,6 +86,6 @@ def _pair_of_references() -> Schema:
 
 
 def random_parameters(rng: random.Random) -> Schema:
-    """What a tool takes: always an object."""
+    """Draw a tool's parameters: always an object."""
     definitions = {f"d{i}": _leaf(rng) for i in range(2)} | {"pair": _pair_of_references()}
     return {**_object(rng, 0), "$defs": definitions}

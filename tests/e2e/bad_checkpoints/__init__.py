@@ -1,1 +1,1 @@
-"""A start that cannot succeed ends with one line that names what is wrong: no traceback, and never ready."""
+"""Starts that cannot succeed: each ends with one line that names the fault, without a traceback or readiness."""

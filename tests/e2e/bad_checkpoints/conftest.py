@@ -1,4 +1,4 @@
-"""A checkpoint that starts, for the tests to change."""
+"""Fixtures: a valid checkpoint, and a copy of it that a test may damage."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.paths import DEMO
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint that starts: random weights, the bundled model's texts."""
+    """Small valid checkpoint: random weights, and the tokenizer files of the demo model."""
     path = save_in_layout(random_model(Shape(num_experts=4, vocab_size=3072)), tmp_path_factory.mktemp("good"))
     for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION):
         shutil.copy(DEMO / name, path)

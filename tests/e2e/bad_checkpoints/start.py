@@ -1,4 +1,4 @@
-"""Starts of checkpoints, in this process, by the functions that `smoe serve` calls."""
+"""Start checkpoints in this process, with the functions that `smoe serve` calls."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ SMALL = {"dtype": "float32", "threads": 1, "num_kv_blocks": 8, "max_num_batched_
 
 
 def start(path: Path, **flags: Any) -> None:
-    """What `smoe serve` does before it is ready, but for the sockets."""
+    """Run the steps of `smoe serve` before readiness, without sockets."""
     given = {name: value for name, value in (SMALL | flags).items() if value is not None}
     settings = load_settings({"model": str(path), **given})
     texts = load_texts(settings, path)
@@ -33,7 +33,7 @@ def start(path: Path, **flags: Any) -> None:
 
 
 def refusal(path: Path, **flags: Any) -> str:
-    """The line with which the start of such a checkpoint ends."""
+    """Start an invalid checkpoint; return the line that the start ends with."""
     kinds = (SettingsError, StartError, TokenizerError, CheckpointError, EngineConfigError)
     with pytest.raises(kinds) as caught:
         start(path, **flags)

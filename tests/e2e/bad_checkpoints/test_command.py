@@ -1,4 +1,4 @@
-"""A few of each kind through `smoe serve` itself: exit code 2, one line."""
+"""A few invalid starts of each kind through `smoe serve` itself: exit code 2, one line."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.e2e.bad_checkpoints.start import TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 
 
 def serve(path: Path, *flags: str, **variables: str) -> tuple[int, list[str]]:
-    """Exit code and output of `smoe serve`, which must end by itself."""
+    """Run `smoe serve`, which must end by itself; return its exit code and output lines."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")} | variables
     command = [sys.executable, "-m", "server", "serve", str(path), *(flags or ("--port", "0"))]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

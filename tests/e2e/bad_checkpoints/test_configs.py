@@ -1,4 +1,4 @@
-"""Configurations that are none, or another network's, and flags that do not go with one."""
+"""Invalid configurations, those of other networks, and flags that do not fit a configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ NOT_CONFIGS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("name", NOT_CONFIGS)
-def test_b081_a_config_that_is_none_is_named(name: str, checkpoint: Path) -> None:
+def test_an_invalid_config_file_is_named(name: str, checkpoint: Path) -> None:
     content = NOT_CONFIGS[name]
     (checkpoint / CONFIG).unlink()
     if content is not None:
@@ -53,20 +53,18 @@ def test_b081_a_config_that_is_none_is_named(name: str, checkpoint: Path) -> Non
     ],
     ids=str,
 )
-def test_b082_to_b086_a_config_of_another_network_is_refused_by_its_key(
-    change: dict[str, Any], part: str, checkpoint: Path
-) -> None:
+def test_a_config_of_another_network_is_refused_by_its_key(change: dict[str, Any], part: str, checkpoint: Path) -> None:
     edit_config(checkpoint, **change)
     assert part in refusal(checkpoint)
 
 
-def test_b083_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
+def test_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
     edit_config(checkpoint, auto_map={"AutoModelForCausalLM": "modeling.Zebra"}, trust_remote_code=True)
     (checkpoint / "modeling.py").write_text("raise SystemExit('this was run')")
     start(checkpoint)
 
 
-def test_b086_tied_weights_start_with_a_head_and_without(checkpoint: Path) -> None:
+def test_tied_weights_start_with_and_without_a_head(checkpoint: Path) -> None:
     edit_config(checkpoint, tie_word_embeddings=True)
     start(checkpoint)
     rewrite(checkpoint, lambda tensors: tensors.pop("lm_head.weight"))
@@ -79,7 +77,10 @@ def test_b086_tied_weights_start_with_a_head_and_without(checkpoint: Path) -> No
     ("flags", "part"),
     [
         ({"max_model_len": 10_000}, "--max-model-len 1024 fits"),
-        ({"max_model_len": 1000}, "--max-model-len 1"),  # more than 8 blocks hold: names the number that fits
+        (
+            {"max_model_len": 1000},
+            "--max-model-len 1",
+        ),  # more tokens than 8 blocks hold: the message names the number that fits
         ({"num_kv_blocks": None, "kv_cache_memory_bytes": 1000}, "--kv-cache-memory-bytes is too small"),
         ({"num_kv_blocks": None, "kv_cache_memory_bytes": "900GiB"}, "GiB are free"),
         ({"experts_per_token": 5}, "the model has 4 experts"),
@@ -88,5 +89,5 @@ def test_b086_tied_weights_start_with_a_head_and_without(checkpoint: Path) -> No
     ],
     ids=str,
 )
-def test_b087_b094_b096_a_flag_that_cannot_work_names_what_would(flags: dict[str, Any], part: str, good: Path) -> None:
+def test_a_flag_that_cannot_work_names_a_value_that_would(flags: dict[str, Any], part: str, good: Path) -> None:
     assert part in refusal(good, **flags)

@@ -1,4 +1,4 @@
-"""Tokenizers, templates and defaults of sampling that cannot serve."""
+"""Unusable tokenizers, chat templates and sampling defaults."""
 
 import json
 import shutil
@@ -16,29 +16,29 @@ TEXT_FILES: dict[str, tuple[str, bytes | None, str]] = {
     "no tokenizer": (TOKENIZER, None, "no tokenizer"),
     "empty tokenizer": (TOKENIZER, b"", TOKENIZER),
     "corrupt tokenizer": (TOKENIZER, b"\x0a\xff\xff\xff" * 99, TOKENIZER),
-    "tokenizer.json that is none": ("tokenizer.json", b"{}", ""),
-    "tokenizer_config.json that is none": (TOKENIZER_CONFIG, b"[]", TOKENIZER_CONFIG),
-    "an added id beyond": ("added_tokens.json", b'{"<x>": 3072}', "3072"),
-    "an added id far beyond": ("added_tokens.json", b'{"<x>": 1000000000000}', "1000000000000"),
-    "an added id below": ("added_tokens.json", b'{"<x>": -1}', "added_tokens.json"),
-    "an added id that is none": (
+    "invalid tokenizer.json": ("tokenizer.json", b"{}", ""),
+    "invalid tokenizer_config.json": (TOKENIZER_CONFIG, b"[]", TOKENIZER_CONFIG),
+    "an added id behind the vocabulary": ("added_tokens.json", b'{"<x>": 3072}', "3072"),
+    "an added id far behind the vocabulary": ("added_tokens.json", b'{"<x>": 1000000000000}', "1000000000000"),
+    "a negative added id": ("added_tokens.json", b'{"<x>": -1}', "added_tokens.json"),
+    "an added id that is not a number": (
         TOKENIZER_CONFIG,
         b'{"added_tokens_decoder": {"x": {"content": "a"}}}',
         "added_tokens",
     ),
-    "added tokens that are none": (TOKENIZER_CONFIG, b'{"added_tokens_decoder": 5}', "added_tokens_decoder"),
-    "generation_config.json that is none": (GENERATION, b"{", GENERATION),
-    "a temperature that is none": (GENERATION, b'{"temperature": "hot"}', "temperature"),
-    "a temperature beyond": (GENERATION, b'{"temperature": 1e9}', "temperature"),
+    "added tokens that are not an object": (TOKENIZER_CONFIG, b'{"added_tokens_decoder": 5}', "added_tokens_decoder"),
+    "invalid generation_config.json": (GENERATION, b"{", GENERATION),
+    "a temperature that is not a number": (GENERATION, b'{"temperature": "hot"}', "temperature"),
+    "a temperature above the maximum": (GENERATION, b'{"temperature": 1e9}', "temperature"),
     "a top_p of zero": (GENERATION, b'{"top_p": 0}', "top_p"),
-    "a top_k of fractions": (GENERATION, b'{"top_k": 1.5}', "top_k"),
-    "an end token beyond": (GENERATION, b'{"eos_token_id": 3072}', "eos_token_id"),
-    "numbers that are none": (GENERATION, b'{"temperature": NaN}', GENERATION),
+    "a fractional top_k": (GENERATION, b'{"top_k": 1.5}', "top_k"),
+    "an end token behind the vocabulary": (GENERATION, b'{"eos_token_id": 3072}', "eos_token_id"),
+    "NaN as a number": (GENERATION, b'{"temperature": NaN}', GENERATION),
 }
 
 
 @pytest.mark.parametrize("name", TEXT_FILES)
-def test_b090_a_text_file_that_is_none_is_named(name: str, checkpoint: Path) -> None:
+def test_an_invalid_text_file_is_named(name: str, checkpoint: Path) -> None:
     file, content, part = TEXT_FILES[name]
     (checkpoint / file).unlink(missing_ok=True)
     if content is not None:
@@ -49,7 +49,7 @@ def test_b090_a_text_file_that_is_none_is_named(name: str, checkpoint: Path) -> 
     assert part in line and (file in line or "token" in line), line
 
 
-def test_b090_a_tokenizer_larger_than_the_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
     path = save_in_layout(random_model(Shape(num_experts=4)), tmp_path)
     shutil.copy(DEMO / TOKENIZER, path)
     assert refusal(path).endswith("the tokenizer has 3072 tokens, the model's vocabulary 101")
@@ -79,12 +79,12 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_b091_a_chat_template_that_cannot_work_ends_the_start(name: str, checkpoint: Path) -> None:
+def test_a_chat_template_that_cannot_work_ends_the_start(name: str, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER_CONFIG).write_text(json.dumps({"chat_template": TEMPLATES[name]}))
     assert "template" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "", "{{ bos_token }}"])
-def test_b091_a_chat_template_that_refuses_or_writes_little_starts(template: str, checkpoint: Path) -> None:
+def test_a_chat_template_that_refuses_or_is_almost_empty_starts(template: str, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER_CONFIG).write_text(json.dumps({"chat_template": template}))
     load_texts(load_settings({"model": str(checkpoint)}), checkpoint)

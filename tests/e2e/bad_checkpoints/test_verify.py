@@ -1,4 +1,4 @@
-"""What --verify finds: files that are not those of the checkpoint's list, weights that are no numbers."""
+"""Faults that --verify finds: files that differ from the checkpoint's list, and weights that are not finite."""
 
 import re
 import shutil
@@ -28,17 +28,17 @@ from tests.e2e.bad_checkpoints.start import (
 from tests.support.checkpoints import Shape, random_model, save_in_layout
 
 
-def test_b08c_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) -> None:
+def test_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) -> None:
     settings = load_settings({"model": str(checkpoint)})
     assert "--write-manifest" in refusal(checkpoint, verify=True)
     assert add_manifest(settings).endswith("SHA-256 sums of 5 files")
     start(checkpoint, verify=True)
     for name in (WEIGHTS, TOKENIZER, CONFIG, GENERATION):
         content = (checkpoint / name).read_bytes()
-        spoilt = bytearray(content)
-        at = len(spoilt) - 2 if name == WEIGHTS else spoilt.find(b"e")
-        spoilt[at] ^= 1 if name == WEIGHTS else 0x20
-        (checkpoint / name).write_bytes(spoilt)
+        damaged = bytearray(content)
+        position = len(damaged) - 2 if name == WEIGHTS else damaged.find(b"e")
+        damaged[position] ^= 1 if name == WEIGHTS else 0x20
+        (checkpoint / name).write_bytes(damaged)
         settings = load_settings({"model": str(checkpoint), **SMALL, "verify": True})
         with pytest.raises((CheckpointError, TokenizerError), match=re.escape(name)):
             Engine.load(engine_config(settings, checkpoint), lambda *progress: None)
@@ -46,7 +46,7 @@ def test_b08c_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) ->
     start(checkpoint, verify=True)
 
 
-def test_b08c_the_manifest_is_what_sha256sum_reads(checkpoint: Path) -> None:
+def test_the_manifest_has_the_format_of_sha256sum(checkpoint: Path) -> None:
     add_manifest(load_settings({"model": str(checkpoint)}))
     checked = subprocess.run(
         ["sha256sum", "-c", "SHA256SUMS"], cwd=checkpoint, capture_output=True, text=True, check=True
@@ -54,7 +54,7 @@ def test_b08c_the_manifest_is_what_sha256sum_reads(checkpoint: Path) -> None:
     assert checked.stdout.count(": OK\n") == 5
 
 
-def test_b08c_files_beside_the_list_or_missing_from_the_folder_are_named(checkpoint: Path) -> None:
+def test_files_beside_the_list_or_missing_from_the_folder_are_named(checkpoint: Path) -> None:
     add_manifest(load_settings({"model": str(checkpoint)}))
     (checkpoint / "chat_template.jinja").write_text("x")
     assert "chat_template.jinja is not listed" in refusal(checkpoint, verify=True)
@@ -68,16 +68,14 @@ def test_b08c_files_beside_the_list_or_missing_from_the_folder_are_named(checkpo
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", [W1, GATE, "model.norm.weight", "model.embed_tokens.weight"])
-def test_b08d_a_weight_that_is_no_number_is_found_when_weights_are_verified(
-    name: str, value: float, checkpoint: Path
-) -> None:
+def test_a_weight_that_is_not_finite_is_found_by_verification(name: str, value: float, checkpoint: Path) -> None:
     rewrite(checkpoint, lambda tensors: tensors[name].flatten()[-1].fill_(value))
     add_manifest(load_settings({"model": str(checkpoint)}))
     assert refusal(checkpoint, verify=True).endswith(f"tensor {name} contains NaN or Inf")
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_b08d_an_expert_of_zeros_is_found_when_weights_are_verified(fused: bool, tmp_path: Path, good: Path) -> None:
+def test_an_expert_of_zeros_is_found_by_verification(fused: bool, tmp_path: Path, good: Path) -> None:
     model = random_model(Shape(num_experts=4, vocab_size=3072))
     path = save_in_layout(model, tmp_path, fused=fused)
     shutil.copy(good / TOKENIZER, path)

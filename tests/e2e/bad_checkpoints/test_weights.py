@@ -1,4 +1,4 @@
-"""Weight files that are none, or are not this model's."""
+"""Invalid weight files, and those of another model."""
 
 import json
 import pickle
@@ -25,12 +25,12 @@ from tests.e2e.bad_checkpoints.start import (
 )
 
 
-def test_the_checkpoint_that_is_changed_below_starts(good: Path) -> None:
+def test_the_unchanged_checkpoint_starts(good: Path) -> None:
     start(good)
 
 
 def file_of(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file with this header; `length` is what it says of the header's."""
+    """Build a safetensors file with this header; `length` overrides the header's length field."""
     content = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(content) if length is None else length).to_bytes(8, "little") + content + body
 
@@ -49,31 +49,31 @@ MALFORMED: dict[str, bytes] = {
     "header's length beyond all files": file_of({}, length=2**63),
     "header's length one short": file_of({"a": entry(0, 4)}, FOUR, length=len(json.dumps({"a": entry(0, 4)})) - 1),
     "header cut off": file_of({"a": entry(0, 4)})[:20],
-    "header is no JSON": file_of(b"{hello"),
+    "header is not JSON": file_of(b"{hello"),
     "header is a list": file_of([]),
-    "header is no UTF-8": file_of(b'{"\xff":{}}'),
+    "header is not UTF-8": file_of(b'{"\xff":{}}'),
     "header with NaN": file_of(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', FOUR),
     "a name twice": file_of(b'{"a":%b,"a":%b}' % ((json.dumps(entry(0, 4)).encode(),) * 2), FOUR),
     "unknown dtype": file_of({"a": entry(0, 4, dtype="X9")}, FOUR),
     "no offsets": file_of({"a": {"dtype": "F32", "shape": [1]}}, FOUR),
     "offsets reversed": file_of({"a": entry(4, 0)}, FOUR),
     "offsets negative": file_of({"a": entry(-4, 0)}, FOUR),
-    "offsets of fractions": file_of({"a": entry(0.5, 4.5)}, FOUR),
+    "fractional offsets": file_of({"a": entry(0.5, 4.5)}, FOUR),
     "offsets beyond the file": file_of({"a": entry(0, 8, [2])}, FOUR),
     "offsets that overlap": file_of({"a": entry(0, 4), "b": entry(2, 6)}, FOUR),
     "a gap": file_of({"a": entry(0, 4), "b": entry(8, 12)}, FOUR * 3),
     "bytes at the end": file_of({"a": entry(0, 4)}, FOUR * 2),
     "shape unlike its bytes": file_of({"a": entry(0, 4, [2])}, FOUR),
     "shape negative": file_of({"a": entry(0, 4, [-1])}, FOUR),
-    "shape of texts": file_of({"a": entry(0, 4, ["1"])}, FOUR),
+    "shape of strings": file_of({"a": entry(0, 4, ["1"])}, FOUR),
     "shape that overflows": file_of({"a": entry(0, 4, [2**32, 2**32, 4])}, FOUR),
-    "metadata of numbers": file_of({"__metadata__": {"a": 5}, "a": entry(0, 4)}, FOUR),
+    "metadata with a number": file_of({"__metadata__": {"a": 5}, "a": entry(0, 4)}, FOUR),
     "GGUF": b"GGUF\x03\0\0\0" + b"\0" * 100,
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_b088_a_malformed_weight_file_is_named(name: str, checkpoint: Path) -> None:
+def test_a_malformed_weight_file_is_named(name: str, checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).write_bytes(MALFORMED[name])
     line = refusal(checkpoint)
     assert line.startswith(str(checkpoint / WEIGHTS)) or "is missing" in line, line
@@ -87,7 +87,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("file", [WEIGHTS, CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG])
-def test_b08f_a_page_or_a_pointer_in_a_files_place_is_named(name: str, file: str, checkpoint: Path) -> None:
+def test_a_web_page_or_a_pointer_in_place_of_a_file_is_named(name: str, file: str, checkpoint: Path) -> None:
     content, part = FOREIGN[name]
     (checkpoint / file).write_bytes(content)
     line = refusal(checkpoint)
@@ -97,7 +97,7 @@ def test_b08f_a_page_or_a_pointer_in_a_files_place_is_named(name: str, file: str
 @pytest.mark.parametrize(
     "content", [pickle.dumps({"a": [1.0]}), b"PK\x03\x04" + b"\0" * 99, pickle.dumps({"a": [1.0]}, protocol=0)]
 )
-def test_b08e_pickled_weights_are_never_opened(content: bytes, checkpoint: Path) -> None:
+def test_pickled_weights_are_never_opened(content: bytes, checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).write_bytes(content)
     assert WEIGHTS in refusal(checkpoint)
     (checkpoint / WEIGHTS).rename(checkpoint / "pytorch_model.bin")
@@ -113,13 +113,13 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_b08b_a_tensor_that_does_not_fit_is_named(name: str, checkpoint: Path) -> None:
+def test_a_tensor_that_does_not_fit_is_named(name: str, checkpoint: Path) -> None:
     change, pattern = TENSORS[name]
     rewrite(checkpoint, change)
     assert re.search(pattern, refusal(checkpoint))
 
 
-def test_b089_shards_missing_cut_or_doubled_are_named(checkpoint: Path) -> None:
+def test_shards_missing_cut_or_doubled_are_named(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / WEIGHTS)
     (checkpoint / WEIGHTS).unlink()
     first, second = checkpoint / "a.safetensors", checkpoint / "b.safetensors"

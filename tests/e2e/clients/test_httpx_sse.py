@@ -1,4 +1,4 @@
-"""httpx-sse, which reads events by the letter of the specification."""
+"""httpx-sse, which parses events strictly by the specification."""
 
 import json
 

@@ -40,7 +40,7 @@ def test_completions_are_generated(server: RunningServer) -> None:
 
 
 class Verdict(BaseModel):
-    """What structured output is parsed into."""
+    """Class that structured output is parsed into."""
 
     is_true: bool
     certainty: int
@@ -53,7 +53,7 @@ def test_structured_output_is_parsed(chat: ChatOpenAI) -> None:
 
 @tool
 def weather(day: Literal["today", "tomorrow"]) -> str:
-    """The weather of a day."""
+    """Return the weather of a day."""
     return f"sunny {day}"
 
 

@@ -1,4 +1,4 @@
-"""simonw/llm, the command, with the server as one of its extra OpenAI models."""
+"""The command `llm` (simonw/llm) with the server as one of its extra OpenAI models."""
 
 import os
 import subprocess

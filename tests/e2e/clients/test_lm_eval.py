@@ -1,4 +1,4 @@
-"""lm-eval's local-completions: what it scores through the API is what the model's own logits say."""
+"""lm-eval's local-completions: its scores through the API equal those of the model's own logits."""
 
 import json
 import os
@@ -40,7 +40,7 @@ metric_list:
 
 @pytest.fixture
 def scored(server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """lm-eval's own report, samples included."""
+    """Report of lm-eval, with its samples."""
     monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
     monkeypatch.setitem(os.environ, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import lm_eval
@@ -90,8 +90,8 @@ class _Scorer:
 
     @torch.inference_mode()
     def __call__(self, context: str, ending: str) -> float:
-        """Cut as lm-eval does: the ending's tokens are those of the whole behind as many as the context has alone, and
-        none that begins a text."""
+        """Score the ending's tokens, cut as lm-eval does: tokenize context and ending together, without bos, and drop
+        as many tokens in front as the context has by itself."""
         whole = self._tokenizer.encode(context + ending)
         start = len(self._tokenizer.encode(context))
         logits = self._model(torch.tensor([whole])).logits[0].double().log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The npm packages openai and ai, as a Node program uses them. Installed by `make test` where npm is found."""
+"""The npm packages openai and ai in a Node program. `make test` installs them if npm is found."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What goes wrong, as the openai client meets it: its own classes, its own retries, its own time-outs."""
+"""Errors as the openai client handles them: its exception classes, its retries, its time-outs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +18,7 @@ SHORT: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[RunningServer]:
-    """One request runs, one waits, a third is refused."""
+    """Server that runs one request, lets one wait and refuses a third."""
     flags = ("--api-key", KEY, "--max-num-seqs", "1", "--max-num-queued-reqs", "1", "--threads", "1")
     with start_server(*flags) as running:
         yield running
@@ -30,30 +30,30 @@ def _client(server: RunningServer, **options: Any) -> openai.AsyncOpenAI:
 
 @asynccontextmanager
 async def _one_running(server: RunningServer, client: openai.AsyncOpenAI) -> AsyncIterator[None]:
-    """The engine stands still in the middle of a request. When this is left it goes on, and the request is given up."""
+    """Stop the engine in the middle of a request; on exit let it continue, and cancel the request."""
     while True:
         request = asyncio.create_task(client.completions.create(**LONG))
         while not request.done() and await _load(server) != (1, 0):
             pass
         with server.engine_stopped():
-            await _load(server)  # behind what the engine said before
+            await _load(server)  # queued behind the engine's earlier messages
             if await _load(server) == (1, 0):
                 yield
                 break
-        await request  # ended before the engine was stopped: another try
+        await request  # the request ended before the engine stopped: try again
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
 
 
 async def _load(server: RunningServer) -> tuple[int, int]:
-    """How many requests run, and how many wait."""
+    """Return the numbers of running and of waiting requests."""
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as client:
         load: dict[str, int] = (await client.get(server.url + "/load")).json()
         return load["running"], load["waiting"]
 
 
 async def _settled(server: RunningServer, *, running: int, waiting: int) -> None:
-    """Returns when the server holds so many requests."""
+    """Wait until the server has these numbers of requests."""
     async with asyncio.timeout(60):
         while await _load(server) != (running, waiting):
             pass
@@ -69,7 +69,7 @@ async def test_a_wrong_key_is_an_authentication_error(narrow: RunningServer) -> 
 
 
 @pytest.mark.anyio
-async def test_a_full_queue_is_a_rate_limit_that_the_clients_own_retries_wait_out(narrow: RunningServer) -> None:
+async def test_a_full_queue_is_a_rate_limit_error_that_the_clients_retries_survive(narrow: RunningServer) -> None:
     refused_once = asyncio.Event()
 
     async def watch(response: Any) -> None:
@@ -91,7 +91,7 @@ async def test_a_full_queue_is_a_rate_limit_that_the_clients_own_retries_wait_ou
 
 
 @pytest.mark.anyio
-async def test_a_request_that_the_client_gives_up_on_makes_room_for_the_next(narrow: RunningServer) -> None:
+async def test_a_request_that_the_client_abandons_makes_room_for_the_next(narrow: RunningServer) -> None:
     async with _client(narrow) as client:
         with narrow.engine_stopped(), pytest.raises(openai.APITimeoutError):
             await client.with_options(timeout=0.3).completions.create(**LONG)

@@ -1,4 +1,4 @@
-"""The openai client and curl's way of asking work unchanged against a real server."""
+"""The openai client and plain HTTP requests work unchanged against a real server."""
 
 import json
 

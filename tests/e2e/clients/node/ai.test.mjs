@@ -1,4 +1,4 @@
-// Vercel's ai package with its OpenAI-compatible provider against a running server: SMOE_URL names it.
+// Vercel's ai package with its OpenAI-compatible provider against the running server at SMOE_URL.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -15,7 +15,7 @@ const provider = createOpenAICompatible({
 });
 const model = provider("smoe-demo");
 const prompt = "Count from 3 to 7.";
-// The bundled model would go on calling: one call is enough.
+// The demo model would continue with more calls: limit it to one.
 const once = { toolChoice: "required", providerOptions: { smoe: { parallel_tool_calls: false } } };
 const settings = { model, prompt, temperature: 0, maxOutputTokens: 200, maxRetries: 0 };
 
@@ -55,7 +55,7 @@ test("a required tool is called in a stream", async () => {
   assert.equal(await result.finishReason, "tool-calls");
 });
 
-test("an error names what was wrong", async () => {
+test("an error names the wrong parameter", async () => {
   await assert.rejects(generateText({ ...settings, temperature: 9 }), (error) => {
     assert.equal(error.statusCode, 400);
     assert.match(error.message, /temperature/);

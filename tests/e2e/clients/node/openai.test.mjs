@@ -1,4 +1,4 @@
-// The openai package of npm against a running server: SMOE_URL names it.
+// The openai package of npm against the running server at SMOE_URL.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -98,7 +98,7 @@ test("models are listed", async () => {
   assert.deepEqual(ids, [model]);
 });
 
-test("a stream that is given up early leaves the client usable", async () => {
+test("an abandoned stream leaves the client usable", async () => {
   const stream = await client.completions.create({ model, prompt: "And", max_tokens: 500, ignore_eos: true, stream: true });
   for await (const chunk of stream) {
     assert.ok(chunk.choices);
