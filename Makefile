@@ -87,7 +87,7 @@ $(INSTALLED_LINT): $(INSTALLED)
 	@touch $@
 
 $(INSTALLED_FAST): $(INSTALLED)
-	$(PIP) install --editable ".[test,tokenizers]"
+	$(PIP) install --editable ".[test,tokenizers,cuda]"
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json

@@ -15,7 +15,7 @@ from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas
 from server.http.disconnect import unless_disconnected
-from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named
+from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named_event
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 
 _QUOTED = re.compile(r"'([^' ]+)'")
@@ -87,8 +87,8 @@ async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[byte
                 for choice, _ in turn.reply_format.chunks(delta):
                     events += reply.chunk(choice)
             if events or not deltas:
-                yield list(map(named, events))
-    yield list(map(named, reply.end(turn.generation.final_usage())))
+                yield list(map(named_event, events))
+    yield list(map(named_event, reply.end(turn.generation.final_usage())))
 
 
 async def _feed(turn: ChatTurn, reply: EventReply) -> None:

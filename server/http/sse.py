@@ -35,7 +35,7 @@ class EventFormat:
 OPENAI = EventFormat(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
 
 
-def named(event: Mapping[str, object]) -> bytes:
+def named_event(event: Mapping[str, object]) -> bytes:
     """Return the payload of an event whose `type` is also its name, for a format without a prefix."""
     return f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event)
 

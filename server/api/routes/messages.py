@@ -15,7 +15,7 @@ from server.api.request_body import read_request
 from server.errors import anthropic_error
 from server.generation.prompt import check_prompt_chars
 from server.generation.state import state_of
-from server.http.sse import EventFormat, named
+from server.http.sse import EventFormat, named_event
 from server.schemas import CountTokensRequest, MessagesRequest
 from server.tools.constraints import resolve_tool_use
 
@@ -27,7 +27,7 @@ RENAMED = {
     r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
     r"tool_choice\.function\.name": "tool_choice.name",
 }
-ANTHROPIC = EventFormat(b"", b"", lambda error: named(anthropic_error(error)))
+ANTHROPIC = EventFormat(b"", b"", lambda error: named_event(anthropic_error(error)))
 
 router = APIRouter()
 

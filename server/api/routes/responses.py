@@ -13,7 +13,7 @@ from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.errors import ApiError
 from server.generation.state import state_of
-from server.http.sse import EventFormat, named
+from server.http.sse import EventFormat, named_event
 from server.schemas import ResponsesRequest
 
 RENAMED = {
@@ -51,4 +51,4 @@ async def responses(http: HttpRequest) -> Response:
 
 
 def _error_event(reply: ResponsesReply, error: ApiError) -> bytes:
-    return named(reply.error(error.body()["error"]))
+    return named_event(reply.error(error.body()["error"]))

@@ -1,4 +1,4 @@
-"""The engine's standard error becomes lines of the server's log, whatever it writes."""
+"""server/engine_client/stderr_log.py: bytes of the engine's standard error become lines of the server's log."""
 
 import logging
 

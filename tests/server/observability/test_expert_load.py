@@ -30,9 +30,9 @@ def test_only_counts_of_the_last_minute_are_summed() -> None:
     assert load.imbalance() == [0.0, 0.0]
 
 
-def test_counts_are_forgotten_after_a_minute_though_nobody_asks() -> None:
+def test_old_counts_are_dropped_even_if_the_imbalance_is_never_read() -> None:
     class Counts(list[list[int]]):
-        """One that can be watched."""
+        """Counts that a weak reference can observe."""
 
     now = [0.0]
     window = ExpertLoad(lambda: now[0])
