@@ -16,10 +16,14 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_CHARS = 8 << 20  # of the rendered text and of each intermediate one
-MAX_STEPS = 500_000  # loop turns and calls in one rendering
-MAX_PRODUCT = 1 << 27  # of the sizes of one call's arguments, which bounds the size of any method's result
-MAX_INT_BITS = 256
+from server.chat.render_budget import (
+    RenderBudget,
+    TemplateBudgetExceeded,
+    bounded_join,
+    check_chars,
+    check_product,
+    check_repetition,
+)
 
 FILTERS = frozenset(
     {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int"}
@@ -40,22 +44,6 @@ class TemplateRefusal(Exception):
     """Refusal of a conversation by the template itself (raise_exception), with the template's own message."""
 
 
-class TemplateBudgetExceeded(Exception):
-    """Template that needs more work or text than one rendering may take."""
-
-
-class _Budget:
-    """Counter of the steps of one rendering."""
-
-    def __init__(self) -> None:
-        self._steps_left = MAX_STEPS
-
-    def step(self) -> None:
-        self._steps_left -= 1
-        if self._steps_left < 0:
-            raise TemplateBudgetExceeded(f"it takes more than {MAX_STEPS} steps")
-
-
 class SandboxedTemplate:
     """One compiled template. Renderings share nothing; each has its own budget."""
 
@@ -69,7 +57,7 @@ class SandboxedTemplate:
     def render(self, variables: dict[str, object]) -> str:
         """Render a text. Raises TemplateRefusal, TemplateBudgetExceeded, or jinja2.TemplateError for other failures."""
         try:
-            return _bounded_join(self._template.generate({**variables, _BUDGET: _Budget()}))
+            return bounded_join(self._template.generate({**variables, _BUDGET: RenderBudget()}))
         except RecursionError:
             raise TemplateBudgetExceeded("it calls itself too deeply") from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
@@ -93,7 +81,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """Jinja environment with Hugging Face's settings for chat templates, and with limits."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
-    concat = staticmethod(lambda pieces: _bounded_join(pieces))  # joins the output of {% set %} blocks and macros
+    concat = staticmethod(lambda pieces: bounded_join(pieces))  # joins the output of {% set %} blocks and macros
 
     def __init__(self) -> None:
         super().__init__(
@@ -116,7 +104,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             getattr(function, "__wrapped__", function), "__self__", None
         )  # jinja wraps str.format in a function
         if isinstance(owner, str):
-            _check_product(owner, *args, *kwargs.values())
+            check_product(owner, *args, *kwargs.values())
             if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
                 raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
             if function.__name__ == "join" and len(args) == 1:
@@ -128,16 +116,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise TemplateBudgetExceeded("powers and formatting with % are not supported")
         if operator == "*":
-            _check_repetition(left, right)
+            check_repetition(left, right)
         elif operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
-            _check_chars(len(left) + len(right))
+            check_chars(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
 
 
 def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps jinja's mark for filters that take a context or environment
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_product(*args, *kwargs.values())
+        check_product(*args, *kwargs.values())
         return function(*args, **kwargs)
 
     return bounded
@@ -154,7 +142,7 @@ def _counted(context: Context, iterable: Iterable[object]) -> Iterable[object]:
 class _CountedItems:
     """Items of a loop that count each turn; has a length, which jinja's loop.last and loop.length need."""
 
-    def __init__(self, budget: _Budget, items: Any) -> None:
+    def __init__(self, budget: RenderBudget, items: Any) -> None:
         self._budget = budget
         self._items = items
 
@@ -168,7 +156,7 @@ class _CountedItems:
 
 
 def _concat(*values: object) -> str:
-    return _bounded_join(str(value) for value in values)
+    return bounded_join(str(value) for value in values)
 
 
 def _join(values: Iterable[object], separator: str = "") -> str:
@@ -178,7 +166,7 @@ def _join(values: Iterable[object], separator: str = "") -> str:
                 yield separator
             yield str(value)
 
-    return _bounded_join(pieces())
+    return bounded_join(pieces())
 
 
 def _tojson(value: object, indent: int | None = None) -> str:
@@ -186,50 +174,9 @@ def _tojson(value: object, indent: int | None = None) -> str:
     if isinstance(value, Undefined) or (indent or 0) > 16:
         raise TemplateError("tojson of an undefined value")
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    _check_chars(len(text))
+    check_chars(len(text))
     return text
 
 
 def _raise_exception(message: object) -> Never:
     raise TemplateRefusal(str(message)[:500])
-
-
-def _bounded_join(pieces: Iterable[str]) -> str:
-    checked: list[str] = []
-    num_chars = 0
-    for piece in pieces:
-        num_chars += len(piece)
-        _check_chars(num_chars)
-        checked.append(piece)
-    return "".join(checked)
-
-
-def _check_chars(num_chars: int) -> None:
-    if num_chars > MAX_CHARS:
-        raise TemplateBudgetExceeded(f"it makes a text of more than {MAX_CHARS} characters")
-
-
-def _check_repetition(left: object, right: object) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        if left.bit_length() + right.bit_length() > MAX_INT_BITS:
-            raise TemplateBudgetExceeded(f"it computes a number of more than {MAX_INT_BITS} bits")
-        return
-    _check_chars(_size(left) * _size(right))
-
-
-def _check_product(*arguments: object) -> None:
-    """Bound a call by the product of its arguments' sizes: padding, replacing or formatting never gives more."""
-    product = 1
-    for argument in arguments:
-        product *= _size(argument)
-    if product > MAX_PRODUCT:
-        raise TemplateBudgetExceeded(f"one of its calls could make a text of more than {MAX_PRODUCT} characters")
-
-
-def _size(value: object) -> int:
-    """Return the factor, at least 1, by which an argument may lengthen a result."""
-    if isinstance(value, bool):
-        return 1
-    if isinstance(value, int):
-        return max(1, abs(value))
-    return max(1, len(value)) if isinstance(value, str | list | tuple) else 1

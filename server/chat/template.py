@@ -8,8 +8,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.chat.jinja_sandbox import SandboxedTemplate, TemplateBudgetExceeded, TemplateRefusal
+from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
+from server.chat.render_budget import TemplateBudgetExceeded
 from server.chat.repair import SystemPlace
 from server.chat.turns import Message, PromptTool, Turn
 from server.errors import ApiError

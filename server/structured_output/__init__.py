@@ -1,1 +1,1 @@
-"""Response formats as grammars, checked before a request is accepted."""
+"""Translate response formats to grammars and check them before a request is accepted."""

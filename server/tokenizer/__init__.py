@@ -1,1 +1,1 @@
-"""Text to token ids and back, in whole and as a stream."""
+"""Convert text to token ids and back, complete or as a stream."""

@@ -1,1 +1,1 @@
-"""Tool calling: constraints on the output, parsing of calls, emulation in words."""
+"""Tool calling: constraints on the answer, parsing of calls, emulation by prompt."""

@@ -44,7 +44,7 @@ def _distance(one: list[list[float]], other: list[list[float]]) -> float:
 
 
 def test_texts_of_three_kinds_use_visibly_different_experts(server: RunningServer) -> None:
-    """The distance between two kinds is above 0.1; halves of one kind differ far less."""
+    """Two kinds differ by more than 0.1 in total variation; two halves of one kind differ far less."""
     kinds = [_shares(server, texts) for texts in (AUSTEN, SCRIPTURE, PYTHON)]
     apart = [_distance(kinds[i], kinds[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(apart) > 0.1, apart

@@ -1,4 +1,4 @@
-"""The real Mixtral tokenizers that mistral-common ships, laid out as in a checkpoint."""
+"""Checkpoint folders with the real Mixtral tokenizers, which mistral-common ships."""
 
 import json
 import shutil

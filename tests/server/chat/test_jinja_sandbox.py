@@ -6,7 +6,8 @@ import pytest
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from server.chat.jinja_sandbox import SandboxedTemplate, TemplateBudgetExceeded, TemplateRefusal
+from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal
+from server.chat.render_budget import TemplateBudgetExceeded
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

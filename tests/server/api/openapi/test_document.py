@@ -10,10 +10,8 @@ from fastapi.routing import APIRoute
 from server.api import routes
 from server.api.app import ROUTERS, ROUTES
 from server.api.openapi import Facts, document, page
-from server.api.routes import docs
 from server.errors import ANTHROPIC_PATH
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around
+from tests.support.serving import MODEL
 
 FACTS = Facts((MODEL,), vocab_size=100, max_model_len=50)
 PATHS = document(ROUTES, FACTS, "1")["paths"]
@@ -84,21 +82,3 @@ def test_the_page_names_every_operation_and_field_and_loads_nothing() -> None:
     for schema in described["components"]["schemas"].values():
         for field in schema.get("properties", {}):
             assert f"<code>{field}</code>" in html
-
-
-@pytest.mark.anyio
-async def test_the_description_is_served_while_the_model_loads() -> None:
-    state = state_around(FakeEngine(saying("a")))
-    state.engine.ready = None
-    async with client_of(state) as client:
-        assert (await client.get("/openapi.json")).json()["openapi"] == "3.1.0"
-        assert (await client.get("/docs")).headers["content-type"].startswith("text/html")
-
-
-@pytest.mark.anyio
-async def test_the_description_is_made_once_and_not_at_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with client_of(state_around(FakeEngine(saying("a")))) as client:
-        first = (await client.get("/openapi.json")).content
-        monkeypatch.setattr(docs, "document", lambda *_: pytest.fail("made again"))
-        assert (await client.get("/openapi.json")).content == first
-        assert (await client.get("/docs")).status_code == 200

@@ -1,0 +1,25 @@
+"""GET /openapi.json and GET /docs."""
+
+import pytest
+
+from server.api.routes import docs
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import client_of, saying, state_around
+
+
+@pytest.mark.anyio
+async def test_the_description_is_served_while_the_model_loads() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    state.engine.ready = None
+    async with client_of(state) as client:
+        assert (await client.get("/openapi.json")).json()["openapi"] == "3.1.0"
+        assert (await client.get("/docs")).headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.anyio
+async def test_the_description_is_made_once_and_not_at_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        first = (await client.get("/openapi.json")).content
+        monkeypatch.setattr(docs, "document", lambda *_: pytest.fail("made again"))
+        assert (await client.get("/openapi.json")).content == first
+        assert (await client.get("/docs")).status_code == 200

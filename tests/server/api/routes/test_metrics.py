@@ -1,0 +1,18 @@
+"""GET /metrics."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, client_of, saying, state_around
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_metrics_have_prometheus_content_type_and_count_requests() -> None:
+    async with client_of(state_around(FakeEngine(saying("fine")))) as client:
+        await client.post("/v1/completions", json={"model": MODEL, "prompt": "a"})
+        reply = await client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    samples = {s.name: s.value for family in text_string_to_metric_families(reply.text) for s in family.samples}
+    assert samples["smoe_requests_received_total"] == 1
