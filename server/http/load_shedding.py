@@ -5,7 +5,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import overloaded
 from server.http.connections import Connections
-from server.http.middleware import OPEN_PATHS, send_error
+from server.http.error_response import send_error
+from server.http.middleware import OPEN_PATHS
 from server.observability.memory_pressure import MemoryMonitor
 
 RETRY_S = 5.0

@@ -1,74 +1,15 @@
 """server/http/middleware.py around an app that echoes, called through ASGI."""
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
-from starlette.types import ASGIApp, Message
 
-from server.http.middleware import BodyLimit, with_middleware
+from server.http.middleware import with_middleware
+from tests.support.asgi_client import Client, Reply
 
 LIMIT = 1000
-
-
-class Reply:
-    """The response."""
-
-    def __init__(self, messages: list[Message]) -> None:
-        starts = [message for message in messages if message["type"] == "http.response.start"]
-        self.was_sent = bool(starts)
-        if starts:
-            (start,) = starts
-            self.status = start["status"]
-            self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
-        self.body = b"".join(message.get("body", b"") for message in messages)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        return json.loads(self.body)["error"]
-
-
-class Client:
-    """Calls an app through ASGI. `chunks`: the body as it arrives; with `leaves` the client disconnects after them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.num_receives = 0
-
-    def send(
-        self,
-        path: str = "/echo",
-        *,
-        method: str = "POST",
-        headers: list[tuple[bytes, bytes]] | None = None,
-        chunks: tuple[bytes, ...] = (b"",),
-        leaves: bool = False,
-    ) -> Reply:
-        scope = {
-            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
-            "headers": headers or [], "root_path": "", "scheme": "http", "server": ("h", 80), "client": ("c", 1),
-            "http_version": "1.1", "asgi": {"version": "3.0"},
-        }  # fmt: skip
-        incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-        if leaves:
-            incoming.append({"type": "http.disconnect"})
-        else:
-            incoming[-1]["more_body"] = False
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            self.num_receives += 1
-            if not incoming:
-                await asyncio.Event().wait()
-            return incoming.pop(0)
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        asyncio.run(asyncio.wait_for(self.app(scope, receive, send), 10))
-        return Reply(sent)
 
 
 def echo_app() -> FastAPI:
@@ -200,27 +141,6 @@ def test_the_app_never_gets_a_request_whose_client_disconnects_during_the_body()
     counts: list[tuple[str, str, int]] = []
     assert not client(counts).send(chunks=(b"x" * 10,), leaves=True).was_sent
     assert counts == []
-
-
-def test_a_body_that_never_ends_is_a_408() -> None:
-    async def reached(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError("the app was called")
-
-    async def scenario() -> list[Message]:
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await BodyLimit(reached, LIMIT, timeout_s=0.01)({"type": "http", "headers": []}, receive, send)
-        return sent
-
-    reply = Reply(asyncio.run(scenario()))
-    assert (reply.status, reply.error["code"]) == (408, "request_timeout")
 
 
 def test_a_valid_request_id_is_kept() -> None:

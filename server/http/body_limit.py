@@ -1,0 +1,86 @@
+"""Read request bodies before the app gets the request, within limits of size and time."""
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ApiError, malformed_request, request_timeout, request_too_large
+from server.http.error_response import send_error
+
+BODY_TIMEOUT_S = 30.0
+# A body up to this many times the limit is read and discarded: closing a connection with unread bytes resets it, and
+# the client would never see the 413.
+DISCARD_FACTOR = 4
+
+
+class BodyLimit:
+    """Reads the whole body, at most `max_bytes` within `timeout_s`, before the app gets the request.
+
+    The app never gets a request whose client disconnects before the body is complete.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_declared(Headers(scope=scope))
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(receive)
+        except TimeoutError:
+            await send_error(scope, send, request_timeout())
+        except ApiError as error:
+            await send_error(scope, send, error)
+        else:
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+
+    def _check_declared(self, headers: Headers) -> None:
+        """Reject a body that is far too long, or too long with `expect: 100-continue`, before it is read.
+
+        Also rejects both length headers together: a proxy may split the bytes into other requests than this server.
+        Raises ApiError 400 or 413.
+        """
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise malformed_request()
+        declared = headers.get("content-length", "")
+        if not declared.isdecimal() or int(declared) <= self._max_bytes:
+            return
+        if int(declared) > DISCARD_FACTOR * self._max_bytes or "expect" in headers:
+            raise request_too_large(self._max_bytes)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Return the body; None if the client disconnected. Raises ApiError 413 for a longer one."""
+        body = bytearray()
+        length = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            length += len(chunk)
+            if length <= self._max_bytes:
+                body += chunk
+            elif length > DISCARD_FACTOR * self._max_bytes:
+                break
+        if length > self._max_bytes:
+            raise request_too_large(self._max_bytes)
+        return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields the body once and then the server's messages: the disconnect."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replayed
