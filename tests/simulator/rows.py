@@ -1,4 +1,4 @@
-"""The product's ModelRunner, batch, PersistentBatch and Sampler over the exact model: slower, closer to production."""
+"""The product's ModelRunner, BatchBuilder, PersistentBatch and Sampler over the exact model: slower, but more real."""
 
 from typing import Any
 
