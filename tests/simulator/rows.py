@@ -1,4 +1,7 @@
-"""The product's ModelRunner, BatchBuilder, PersistentBatch and Sampler over the exact model: slower, but more real."""
+"""The product's ModelRunner, BatchBuilder, PersistentBatch and Sampler over the exact model.
+
+Slower than ExactRunner, but closer to production.
+"""
 
 from typing import Any
 

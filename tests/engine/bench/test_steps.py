@@ -12,10 +12,10 @@ from engine.bench.steps import Costs, StepBench
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.loading import load_random
-from model.bench import roofline
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
 from tests.support.paths import ROOT
+from tests.support.tiny_roofline import shrink_measurements
 
 TINY = PRESETS["tiny"]
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
@@ -23,11 +23,7 @@ ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure with tiny amounts of work; the figures mean nothing."""
-    monkeypatch.setattr(roofline, "BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(roofline, "MIN_ROUND_S", 0.001)
-    monkeypatch.setattr(roofline, "PEAK_ROUNDS", 64)
-    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
+    shrink_measurements(monkeypatch)
 
 
 def tiny_engine() -> Engine:
