@@ -1,4 +1,4 @@
-"""Settings of an engine. server/engine_config.py builds them from the command line, LocalEngine from its arguments."""
+"""Settings of an engine, built by server/settings/engine_config.py or from the arguments of LocalEngine."""
 
 from typing import Literal
 

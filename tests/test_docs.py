@@ -13,7 +13,7 @@ import typer.main
 
 from server.api import routes
 from server.cli.main import app
-from server.settings import PREFIX, Settings
+from server.settings.settings import PREFIX, Settings
 from tests.support.paths import DEMO, ROOT
 
 PAGES = sorted(

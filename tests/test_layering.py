@@ -229,7 +229,7 @@ def test_importing_the_app_does_not_import_torch() -> None:
 
 def test_only_the_settings_read_the_environment() -> None:
     readers = {module_name(path) for path in product_files() if reads_environment(ast.parse(path.read_text()))}
-    assert readers <= {"server.settings_sources"}
+    assert readers <= {"server.settings.sources"}
 
 
 def test_no_other_distribution_owns_a_top_level_package_of_ours() -> None:

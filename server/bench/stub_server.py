@@ -8,7 +8,7 @@ import time
 
 from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 
 
 def main() -> int:

@@ -121,7 +121,7 @@ def doctor_command(
     smoe doctor /models/Mixtral-8x7B-Instruct-v0.1
     """
     from server.cli import doctor
-    from server.settings_sources import SettingsError, load_settings
+    from server.settings.sources import SettingsError, load_settings
 
     try:
         settings = load_settings(given_settings(context))
@@ -139,7 +139,7 @@ def _without_none(**fields: Any) -> dict[str, Any]:
 def _client(url: str | None, api_key: str | None) -> Any:
     """Return a client of the server at `url`, or of the one that this machine's settings describe. Raises ApiError."""
     from server.cli.api_client import ApiClient, ApiError
-    from server.settings_sources import SettingsError, load_settings
+    from server.settings.sources import SettingsError, load_settings
 
     try:
         settings = load_settings({})
@@ -152,7 +152,7 @@ def _client(url: str | None, api_key: str | None) -> Any:
 
 
 def _history_file() -> Path:
-    from server.settings_sources import state_dir
+    from server.settings.sources import state_dir
 
     return state_dir() / "chat_history"
 

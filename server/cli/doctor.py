@@ -15,8 +15,8 @@ from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
 from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.settings import Settings
-from server.settings_sources import hub_cache_dir
+from server.settings.settings import Settings
+from server.settings.sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")

@@ -11,9 +11,9 @@ from engine.config import EngineConfig
 from server.cli import expert_measurement, expert_report
 from server.cli.errors import report_error
 from server.cli.expert_measurement import ExpertTextError
-from server.engine_config import engine_config
 from server.model_location import ModelNotFoundError, locate_model
-from server.settings_sources import SettingsError, hub_cache_dir, load_settings
+from server.settings.engine_config import engine_config
+from server.settings.sources import SettingsError, hub_cache_dir, load_settings
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 

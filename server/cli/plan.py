@@ -14,10 +14,10 @@ from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
-from server.engine_config import engine_config
 from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.settings import Settings
-from server.settings_sources import SettingsError, hub_cache_dir, load_settings, parse_size_flag
+from server.settings.engine_config import engine_config
+from server.settings.settings import Settings
+from server.settings.sources import SettingsError, hub_cache_dir, load_settings, parse_size_flag
 
 
 class PlanError(Exception):

@@ -7,8 +7,8 @@ from typing import Any
 import typer
 
 from server.cli.errors import report_error
-from server.settings import Settings
-from server.settings_sources import SettingsError, load_settings, origins
+from server.settings.settings import Settings
+from server.settings.sources import SettingsError, load_settings, origins
 
 
 def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:

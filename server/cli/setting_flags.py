@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from server.settings import GROUPS, DefaultText, Settings, flag_name
+from server.settings.settings import GROUPS, DefaultText, Settings, flag_name
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}
 SIZE_SUFFIX = "_bytes"  # such settings take units, as 1GiB

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.protocol import MAX_HEAD_BYTES
-from server.settings import Settings
+from server.settings.settings import Settings
 
 
 class CertificateError(Exception):

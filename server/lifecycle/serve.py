@@ -21,14 +21,13 @@ from server.api.app import create_app
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
-from server.engine_config import engine_config
 from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
+from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.protocol import BoundedReadProtocol
 from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.shutdown import Shutdown
@@ -39,8 +38,9 @@ from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
-from server.settings import Settings
-from server.settings_sources import hub_cache_dir
+from server.settings.engine_config import engine_config
+from server.settings.settings import Settings
+from server.settings.sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError
 
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it

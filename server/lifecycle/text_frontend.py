@@ -5,7 +5,7 @@ from pathlib import Path
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
-from server.settings import Settings
+from server.settings.settings import Settings
 from server.tokenizer.tokenizer import load_tokenizer
 
 

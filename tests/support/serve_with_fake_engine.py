@@ -11,7 +11,7 @@ from server.engine_client import restart_policy
 from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
 from server.lifecycle.text_frontend import StartError
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 
 if __name__ == "__main__":
     mode, *flags = sys.argv[1:]

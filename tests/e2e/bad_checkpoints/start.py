@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
-from server.engine_config import engine_config
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.settings_sources import SettingsError, load_settings
+from server.settings.engine_config import engine_config
+from server.settings.sources import SettingsError, load_settings
 from server.tokenizer.config_files import TokenizerError
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.lifecycle.text_frontend import load_texts
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG, refusal
 from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.paths import DEMO

@@ -10,8 +10,8 @@ import pytest
 from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
 from server.cli.plan import add_manifest
-from server.engine_config import engine_config
-from server.settings_sources import load_settings
+from server.settings.engine_config import engine_config
+from server.settings.sources import load_settings
 from server.tokenizer.config_files import TokenizerError
 from tests.e2e.bad_checkpoints.start import (
     CONFIG,

@@ -10,7 +10,7 @@ import pytest
 
 from server.cli import doctor
 from server.cli.doctor import Check, run_checks
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
 

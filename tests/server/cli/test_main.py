@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from server.cli.setting_flags import setting_flags
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.support.paths import ROOT
 
 

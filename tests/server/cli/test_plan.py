@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from server.cli.main import app
-from server.engine_config import engine_config
-from server.settings_sources import load_settings
+from server.settings.engine_config import engine_config
+from server.settings.sources import load_settings
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import ROOT
 

@@ -1,7 +1,7 @@
 """Settings as --print-config shows them."""
 
 from server.cli.serve import format_setting
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 
 
 def test_a_key_is_never_shown() -> None:

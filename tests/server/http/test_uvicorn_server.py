@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 
 pytestmark = pytest.mark.anyio
 

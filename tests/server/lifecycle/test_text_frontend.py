@@ -7,7 +7,7 @@ import pytest
 
 from server.generation.sampling_params import GenerationDefaults
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.settings_sources import load_settings
+from server.settings.sources import load_settings
 from tests.support.paths import DEMO
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.settings_sources import SettingsError, load_settings
+from server.settings.sources import SettingsError, load_settings
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

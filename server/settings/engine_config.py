@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.config import EngineConfig
-from server.settings import Settings
+from server.settings.settings import Settings
 
 
 def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:

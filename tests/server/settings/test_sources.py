@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings
-from server.settings_sources import SettingsError, hub_cache_dir, load_settings, origins
+from server.settings.settings import Settings
+from server.settings.sources import SettingsError, hub_cache_dir, load_settings, origins
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.settings import PREFIX, Settings, flag_name, parse_size
+from server.settings.settings import PREFIX, Settings, flag_name, parse_size
 
 
 class SettingsError(Exception):

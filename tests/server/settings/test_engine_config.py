@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from server.engine_config import engine_config
-from server.settings import Settings
-from server.settings_sources import load_settings
+from server.settings.engine_config import engine_config
+from server.settings.settings import Settings
+from server.settings.sources import load_settings
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

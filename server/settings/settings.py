@@ -1,7 +1,7 @@
 """Settings of `smoe serve`: the one place where a flag, its default, its accepted values and its meaning are written.
 
 From a field of `Settings` follow the flag (`--max-model-len`), the variable (`SMOE_MAX_MODEL_LEN`), the YAML key, the
-help text and the line in docs/configuration.md. `server.settings_sources` fills the fields.
+help text and the line in docs/configuration.md. `server.settings.sources` fills the fields.
 """
 
 import re
