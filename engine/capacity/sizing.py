@@ -84,7 +84,7 @@ def size_engine(
     pool_bytes = (num_blocks + 1) * kv_block_bytes(config, model)
     if pool_bytes > free_bytes:
         raise EngineConfigError(
-            f"the KV cache asked for takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
+            f"the configured KV cache takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
             "after the weights: a smaller --kv-cache-memory-bytes or --num-kv-blocks fits, or --kv-cache-dtype int8"
         )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
@@ -158,18 +158,18 @@ def context_limit(
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
         raise EngineConfigError(f"the KV cache of {num_blocks} blocks holds no request: raise --kv-cache-memory-bytes")
-    wanted = config.max_model_len
-    if wanted is None:
+    configured = config.max_model_len
+    if configured is None:
         lowered = fits < model.context_len
         text = f"context lowered from {model.context_len} to {fits} tokens: more does not fit the KV cache"
         return fits, (text,) if lowered else ()
-    if wanted > model.context_len:
+    if configured > model.context_len:
         raise EngineConfigError(
-            f"--max-model-len {wanted} exceeds the model's context; --max-model-len {model.context_len} fits"
+            f"--max-model-len {configured} exceeds the model's context; --max-model-len {model.context_len} fits"
         )
-    if wanted > fits:
-        raise EngineConfigError(f"--max-model-len {wanted} does not fit the KV cache; --max-model-len {fits} fits")
-    return wanted, ()
+    if configured > fits:
+        raise EngineConfigError(f"--max-model-len {configured} does not fit the KV cache; --max-model-len {fits} fits")
+    return configured, ()
 
 
 def _geometry(config: EngineConfig, model: ModelConfig, budget: int) -> BlockGeometry:

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from engine.config import share_of_places
+from engine.config import max_slots_per_tenant
 from engine.types import Request
 from server.engine_client.status import EngineStatus
 from server.errors import ApiError, overloaded, queue_full, unavailable
@@ -76,7 +76,7 @@ class Admission:
         self._engine = engine
         self._memory = memory
         self._max_choices = max_choices
-        self._max_per_tenant = share_of_places(max_choices) if num_tenants > 1 else max_choices
+        self._max_per_tenant = max_slots_per_tenant(max_choices) if num_tenants > 1 else max_choices
         self._num_choices: Counter[int] = Counter()  # by tenant
         self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, prompt tokens
 

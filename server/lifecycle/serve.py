@@ -23,11 +23,11 @@ from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
 from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
+from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.protocol import BoundedReadProtocol
 from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
 from server.lifecycle.shutdown import Shutdown

@@ -20,10 +20,11 @@ from server.api.app import create_app
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
+from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.protocol import MAX_HEAD_BYTES, BoundedReadProtocol
+from server.http.protocol import MAX_HEAD_BYTES
 from server.http.read_limiter import ReadLimiter
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics

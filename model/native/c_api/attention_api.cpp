@@ -200,8 +200,8 @@ int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, co
                            void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
                            int64_t T, int64_t H, int64_t G, int64_t K) {
     return out_of_memory([&] {
-        void* turned = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
-        const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, turned, H, G, K};
+        void* rotated = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
+        const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, rotated, H, G, K};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
                  [&](int64_t first, int64_t last) { SMOE_CALL(isa, rope_and_store_kv(args, first, last)); });
     });

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.http.protocol import MAX_HEAD_BYTES, READ_BYTES, Connection
+from server.http.bounded_reads import READ_BYTES
+from server.http.protocol import MAX_HEAD_BYTES, Connection
 from tests.support.fake_engine import FakeEngine
 from tests.support.raw_http import socket_to
 from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
@@ -142,22 +143,6 @@ async def test_the_head_timeout_does_not_limit_the_rest_of_a_request() -> None:
         while engine.step():
             pass
         assert (await answer).startswith(b"HTTP/1.1 200 ")
-
-
-async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of one byte cost so much per byte that large reads would block the event loop."""
-    sizes: list[int] = []
-    parse = Connection.data_received
-
-    def noted(self: Connection, data: bytes) -> None:
-        sizes.append(len(data))
-        parse(self, data)
-
-    monkeypatch.setattr(Connection, "data_received", noted)
-    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 3000 + BODY)
-    async with listening(state_around(FakeEngine(saying("x")))) as url:
-        assert (await exchange(url, CHUNKED + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-    assert len(sizes) > 10 and max(sizes) <= READ_BYTES
 
 
 STREAM = {"model": MODEL, "prompt": "a", "max_tokens": 250, "n": 8, "logprobs": 5, "stream": True}

@@ -1,0 +1,96 @@
+"""Small reads that take turns, so that neither one client nor many at once block the event loop for long."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState as UvicornState
+
+from server.http.connections import Connections
+from server.http.protocol import Connection
+from server.http.read_limiter import ReadLimiter
+
+# A body in chunks of one byte costs the parser about 10 us per 6 bytes read, and libuv reads up to 32 times per loop
+# iteration: at most 60 ms with reads of 1 KiB, more than a second with 256 KiB.
+READ_BYTES = 1024
+# First bytes of requests that are never deferred.
+PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))
+
+
+class BoundedReadProtocol(asyncio.BufferedProtocol):
+    """Protocol of one socket: reads at most READ_BYTES at a time and passes them to a Connection.
+
+    Reads outside a body need a permit of the ReadLimiter; without one the socket is paused until the read's turn comes.
+    Reads of a body need none, because the timeout for the body is already running.
+    """
+
+    _transport: asyncio.Transport | None = None  # None before and after the connection
+    _unparsed = b""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: UvicornState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        on_http: Callable[[str, str, int], None],
+        connections: Connections,
+        read_limiter: ReadLimiter,
+    ) -> None:
+        """The first four arguments are uvicorn's; all connections share `connections` and `read_limiter`.
+
+        `on_http` receives (route, method, status) of each error that is sent before a request reaches the app.
+        """
+        self._read_limiter = read_limiter
+        self._connection = Connection(config, server_state, app_state, _loop)
+        self._connection.on_rejection = partial(on_http, "other", "other")
+        self._connection.open_connections = connections
+        self._buffer = bytearray(READ_BYTES)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._buffer[:nbytes])
+        if self._unparsed:
+            self._unparsed += data
+        elif self._may_read(data):
+            self._connection.data_received(data)
+        elif self._transport is not None:
+            self._unparsed = data
+            self._transport.pause_reading()
+            self._connection.on_read_deferred()
+            self._read_limiter.defer(self._parse)
+
+    def _may_read(self, data: bytes) -> bool:
+        return (
+            self._connection.is_reading_body or self._read_limiter.try_acquire() or data.startswith(PRIORITY_PREFIXES)
+        )
+
+    def _parse(self) -> None:
+        data, self._unparsed = self._unparsed, b""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._connection.flow.read_paused:
+            self._transport.resume_reading()
+        self._connection.data_received(data)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._connection.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._connection.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
