@@ -57,11 +57,8 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         raise WorkloadError("--rate: should be more than 0, and excludes --trace")
     try:
         endpoint = Endpoint.parse(given["url"], given["api_key"])
-        clients = tuple(int(count) for count in given["clients"].split(","))
     except ValueError as error:
         raise WorkloadError(str(error)) from None
-    if min(clients) < 1:
-        raise WorkloadError(f"--clients {given['clients']}: each count should be 1 or more")
     return Options(
         endpoint=endpoint,
         label=given["label"] or endpoint.url,
@@ -73,12 +70,22 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         outputs=_parse_range("--output-tokens", given["output_tokens"]),
         vocab_size=given["vocab_size"],
         num_requests=given["requests"],
-        clients=clients,
+        clients=_parse_clients(given["clients"]),
         rate=given["rate"],
         trace=given["trace"],
         num_warm_up=given["warmup"],
         seed=given["seed"],
     )
+
+
+def _parse_clients(text: str) -> tuple[int, ...]:
+    try:
+        clients = tuple(map(int, text.split(",")))
+    except ValueError:
+        raise WorkloadError(f"--clients {text}: should be numbers such as 1,4,16") from None
+    if min(clients) < 1:
+        raise WorkloadError(f"--clients {text}: each count should be 1 or more")
+    return clients
 
 
 def _parse_range(flag: str, text: str) -> Range:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.errors import report_error
+from server.cli.errors import INTERRUPTED, report_error
 from server.cli.settings_command import given_settings, settings_command
 
 UrlFlag = Annotated[
@@ -28,7 +28,6 @@ ExpertsFlag = Annotated[
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed; the same seed gives the same text.", metavar="N")]
 COMPLETION_TOKENS = 256
-STOPPED = 130  # exit code after Ctrl-C
 USAGE_IN_EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}
 
 
@@ -108,7 +107,7 @@ def complete_command(
     _write("\n")
     if stats:
         typer.echo(answer.figures, err=True)
-    raise typer.Exit(0 if answer.finish_reason else STOPPED)
+    raise typer.Exit(0 if answer.finish_reason else INTERRUPTED)
 
 
 def doctor_command(

@@ -20,7 +20,7 @@ from server.settings.sources import hub_cache_dir
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")
-PROBE_TIMEOUT_S = 120.0  # the first import of torch reads some hundred MB
+PROBE_TIMEOUT_S = 120.0  # the first import of torch reads several hundred MB
 MIN_OPEN_FILES = 4096  # each client takes one
 MIN_FREE_BYTES = 1 << 30
 

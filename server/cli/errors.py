@@ -1,8 +1,9 @@
-"""Reports errors of commands: one line on standard error, exit code 2."""
+"""Exit codes of commands, and the report of an error: one line on standard error."""
 
 import typer
 
 EXIT_CODE = 2
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def report_error(error: Exception) -> int:

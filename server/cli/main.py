@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from server.cli import bench_commands, client_commands, completion
-from server.cli.errors import report_error
+from server.cli.errors import INTERRUPTED, report_error
 from server.cli.settings_command import given_settings, settings_command
 
 app = typer.Typer(name="smoe", no_args_is_help=True, rich_markup_mode=None)
@@ -16,7 +16,6 @@ app.add_typer(bench_commands.app)
 client_commands.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -26,7 +26,7 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Memory plan for the requested settings, and the plan that fits."""
+    """Memory plan for the requested settings, and the first plan that fits."""
 
     model: str | None  # as given on the command line
     plan: MemoryPlan

@@ -161,7 +161,7 @@ class Conversation(RequestModel):
     tools: Tools = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _check_ending(self) -> "Conversation":
+    def _check_conversation(self) -> "Conversation":
         for index, message in enumerate(self.messages):
             _check_message(index, message)
         check_calls(self.messages)

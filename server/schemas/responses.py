@@ -78,8 +78,7 @@ class FunctionOutputItem(RequestModel):
 
 
 AnyItem = MessageItem | FunctionCallItem | FunctionOutputItem
-Item = Annotated[MessageItem | FunctionCallItem | FunctionOutputItem, Field(discriminator="type")]
-
+Item = Annotated[AnyItem, Field(discriminator="type")]
 
 Several = Field(min_length=1, max_length=MAX_MESSAGES)
 

@@ -221,7 +221,7 @@ class Settings(BaseModel):
         if any(not name or name != name.strip() for name in names):
             raise ValueError("should not be empty or have spaces at its ends")
         if len(set(names)) != len(names):
-            raise ValueError("is given twice with the same value")
+            raise ValueError("has the same value twice")
         return names
 
     @field_validator("root_path")

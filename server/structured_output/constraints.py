@@ -67,13 +67,13 @@ class CompiledGrammar:
 def constraint_of(request: GenerationRequest) -> Constraint | None:
     """Translate `response_format` or `structured_outputs`; None if any text is allowed. Raises ApiError 400."""
     structured, response_format = request.structured_outputs, request.response_format
-    constraint = None if response_format is None else _of_response_format(response_format)
+    constraint = None if response_format is None else _from_response_format(response_format)
     if structured is None:
         return constraint
     if constraint is not None:
         message = "'structured_outputs' and 'response_format' exclude each other."
         raise invalid_value(message, "structured_outputs")
-    return _of_structured_outputs(structured)
+    return _from_structured_outputs(structured)
 
 
 def json_rule(
@@ -93,7 +93,7 @@ def any_of(texts: Iterable[str]) -> str:
     return " | ".join(map(json.dumps, texts))
 
 
-def _of_response_format(value: ResponseFormat) -> Constraint | None:
+def _from_response_format(value: ResponseFormat) -> Constraint | None:
     if value.type == "text":
         return None
     param = "response_format.json_schema.schema" if value.json_schema else "response_format"
@@ -101,7 +101,7 @@ def _of_response_format(value: ResponseFormat) -> Constraint | None:
     return Constraint(f"start: {json_rule(schema, param)}", param)
 
 
-def _of_structured_outputs(value: StructuredOutputs) -> Constraint:
+def _from_structured_outputs(value: StructuredOutputs) -> Constraint:
     if value.json_schema is not None:
         param = "structured_outputs.json"
         return Constraint(f"start: {json_rule(value.json_schema, param)}", param)
@@ -121,7 +121,7 @@ def _of_structured_outputs(value: StructuredOutputs) -> Constraint:
 
 
 def _check_regex(regex: str, param: str) -> None:
-    """Refuse expressions that llguidance would silently read as other ones, and those that would take too long."""
+    """Refuse expressions that llguidance would silently misread, and those that would take too long."""
     num_backslashes = len(regex) - len(regex.rstrip("\\"))
     if num_backslashes % 2 or (_VERBOSE.search(regex) and "\n" in regex):
         raise invalid_value(f"'{param}' has a regular expression that is not supported here.", param)

@@ -15,7 +15,7 @@ _HEAD = re.compile(r'[ \[,]*\{"name": "([A-Za-z0-9_-]+)", "arguments": ')
 
 @dataclass(frozen=True)
 class CallPart:
-    """Part of one call: its name, when it begins, or more of its arguments."""
+    """Part of one call: its name, at its beginning, or more of its arguments."""
 
     index: int
     name: str | None = None
@@ -38,7 +38,7 @@ class ToolCallParser:
         self._is_escaped = False
 
     def push(self, text: str) -> tuple[str, list[CallPart]]:
-        """Parse the next piece. Returns the answer's plain text in it, and its parts of calls."""
+        """Parse the next piece of the answer. Returns the plain text and the parts of calls in it."""
         self._buffer += text
         if self._state == "start":
             self._detect_kind()

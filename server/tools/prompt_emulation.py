@@ -16,7 +16,7 @@ CALL_SYNTAX = f'{CALLS_MARKER} [{{"name": "...", "arguments": {{...}}}}]'
 def with_prompted_tools(messages: Sequence[Message], use: ToolUse | None) -> list[Turn]:
     """Write calls into the assistant's texts and results into user texts.
 
-    With `use`, describe its tools in a system message in front.
+    With `use`, put a system message in front that describes its tools.
     """
     turns: list[Turn] = []
     for is_result, run in groupby(messages, key=lambda message: message.template_role == "tool"):

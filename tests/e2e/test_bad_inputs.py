@@ -186,7 +186,7 @@ def test_a_deadline_that_has_passed_fails_at_once(client: httpx.Client, field: s
 
 
 @pytest.mark.parametrize("path", ["Zebra", "%2e%2e%2f", "C:%5C", f"{MODEL}%00", f"{MODEL}%20", MODEL.upper(), "%FF"])
-def test_b073_only_a_served_model_is_shown(client: httpx.Client, path: str) -> None:
+def test_only_a_served_model_is_shown(client: httpx.Client, path: str) -> None:
     reply = client.get(f"/v1/models/{path}")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
     assert "Zebra" not in reply.text

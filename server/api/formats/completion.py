@@ -20,10 +20,10 @@ class CompletionFormat:
         self._tokenizer = tokenizer
         has_more_fields = request.return_token_ids or request.expert_routing
         self.text_only_stream = request.logprobs is None and not has_more_fields
-        self._has_prompt_ids: set[int] = set()  # indices of choices whose prompt's ids were sent
+        self._choices_with_prompt_ids: set[int] = set()  # their prompt's ids were sent
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
-        """Return no chunk for a first delta without text: completions have no role to send."""
+        """Return the chunks of a delta. A first delta without text makes no chunk: completions have no role to send."""
         parts = delta.split() if delta.text or delta.finish_reason else []
         return [(self.full(part), {}) for part in parts]
 
@@ -52,7 +52,7 @@ class CompletionFormat:
 
     def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
         """Return the prompt's ids at the first call for a choice, then nothing."""
-        if index in self._has_prompt_ids:
+        if index in self._choices_with_prompt_ids:
             return {}
-        self._has_prompt_ids.add(index)
+        self._choices_with_prompt_ids.add(index)
         return {"prompt_token_ids": self._prompts[index // self._request.n].token_ids}

@@ -48,7 +48,7 @@ class ResponsesReply(EventReply):
     def error(self, error: Mapping[str, str | None]) -> Event:
         """Return the last event of a failed stream.
 
-        Clients read the object `error`; OpenAI's documentation has its fields at the top. The event has both.
+        OpenAI's clients read the object `error`; its documentation puts the fields at the top. The event has both.
         """
         return self._event("error", **{**error, "error": error})
 

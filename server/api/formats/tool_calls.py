@@ -29,11 +29,11 @@ class ToolCallFormatter:
             self._unsent[part.index] = carried
             return []
         if not added:
-            return [(_ended(replace(carried, text=""), part, parser), {})]
+            return [(_with_finish_reason(replace(carried, text=""), part, parser), {})]
         first = replace(carried, text="", finish_reason=None, stop_reason=None)
         pieces = [(first, added[0]), *((Delta(part.index), one) for one in added[1:])]
         if part.finish_reason is not None:
-            pieces.append((_ended(Delta(part.index), part, parser), {}))
+            pieces.append((_with_finish_reason(Delta(part.index), part, parser), {}))
         return pieces
 
     def full(self, delta: Delta) -> tuple[Delta, Mapping[str, object]]:
@@ -45,7 +45,7 @@ class ToolCallFormatter:
             return delta, {"role": "assistant", "content": words, "refusal": None}
         calls = [self._call(delta.index, parts, index) for index in range(parser.num_calls)]
         message = {"role": "assistant", "content": words or None, "refusal": None, "tool_calls": calls}
-        return _ended(delta, delta, parser), message
+        return _with_finish_reason(delta, delta, parser), message
 
     def _with_unsent(self, part: Delta) -> Delta:
         unsent = self._unsent.pop(part.index, None)
@@ -74,7 +74,7 @@ class ToolCallFormatter:
         return short_id(f"{self._http_id} {choice_index} {index}")
 
 
-def _ended(delta: Delta, part: Delta, parser: ToolCallParser) -> Delta:
+def _with_finish_reason(delta: Delta, part: Delta, parser: ToolCallParser) -> Delta:
     """Return `delta` with the end of `part`: `tool_calls` if the calls are complete, else the part's own reason."""
     has_calls = parser.is_complete and part.finish_reason == "stop"
     return replace(delta, finish_reason="tool_calls" if has_calls else part.finish_reason, stop_reason=part.stop_reason)

@@ -24,14 +24,14 @@ class Facts:
 
 def bounded(schema: Mapping[str, Any], facts: Facts) -> Schema:
     """Return the schema of a request model or of a parameter with all bounds."""
-    walked: Schema = _walked(dict(schema), facts, None)
-    return walked
+    with_bounds: Schema = _add_bounds(dict(schema), facts, None)
+    return with_bounds
 
 
-def _walked(schema: Any, facts: Facts, field: str | None) -> Any:
+def _add_bounds(schema: Any, facts: Facts, field: str | None) -> Any:
     """Return part of a schema with all bounds. `field`: the name of the field that it describes."""
     if isinstance(schema, list):
-        return [_walked(item, facts, field) for item in schema]
+        return [_add_bounds(item, facts, field) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("in") == "path" and schema.get("name") == "model_id":
@@ -39,9 +39,9 @@ def _walked(schema: Any, facts: Facts, field: str | None) -> Any:
     walked = {key: item for key, item in schema.items() if key != "title" or not isinstance(item, str)}
     for key in ("anyOf", "oneOf", "allOf", "items", "additionalProperties", "propertyNames"):
         if key in walked:
-            walked[key] = _walked(walked[key], facts, field)
+            walked[key] = _add_bounds(walked[key], facts, field)
     if "properties" in walked:
-        walked["properties"] = {name: _walked(item, facts, name) for name, item in walked["properties"].items()}
+        walked["properties"] = {name: _add_bounds(item, facts, name) for name, item in walked["properties"].items()}
     if "patternProperties" in walked:
         walked.setdefault("additionalProperties", False)
     if field == "model" and walked.get("type") == "string":

@@ -104,6 +104,7 @@ def test_a_server_that_rejects_the_warm_up_is_not_measured() -> None:
         ({"prompt": "x"}, "--prompt"),
         ({"rate": 0.0}, "--rate"),
         ({"clients": "0"}, "--clients"),
+        ({"clients": "1,x"}, "--clients"),
         ({"prompt_tokens": "9,1"}, "--prompt-tokens"),
         ({"url": "ftp://x"}, "ftp"),
     ],

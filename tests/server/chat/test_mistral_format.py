@@ -1,7 +1,5 @@
 """server/chat/mistral_format.py: both versions of Mistral's format, with mistral-common as the oracle."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,19 +12,8 @@ from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.tokenizer.tokenizer import Tokenizer
 from tests.server.chat.test_template import TEXTS, conversation
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 MISTRALS = {"user": UserMessage, "assistant": AssistantMessage, "system": SystemMessage}
-
-
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 def mistral_ids(oracle: MistralTokenizer, turns: list[tuple[str, str]]) -> list[int]:

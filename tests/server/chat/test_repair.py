@@ -1,6 +1,5 @@
 """server/chat/repair.py: broken conversations become those that mistral-common would make of them; valid ones stay."""
 
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,7 +13,6 @@ from server.chat.repair import SystemPlace, repair_conversation
 from server.chat.template import ChatTemplate
 from server.chat.turns import Turn
 from server.tokenizer.tokenizer import Tokenizer
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 MISTRALS = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
@@ -31,16 +29,6 @@ WITHOUT_SYSTEM = (  # as in the first release of Mixtral-8x7B-Instruct
     "{% else %}{{ SPACE + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 DROPS_SYSTEM = WITHOUT_SYSTEM.replace("in messages", "in messages if message['role'] != 'system'")
-
-
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 def conversation(letters: str) -> list[Turn]:

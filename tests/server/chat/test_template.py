@@ -1,7 +1,5 @@
 """server/chat/template.py: no text becomes a control token, and a template that fails is reported."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,23 +8,12 @@ from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.schemas import ChatMessage
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 # Words without spaces at their ends: mistral-common strips some of them, by version.
 WORDS = st.text(
     alphabet=st.characters(codec="utf-8", exclude_characters="\u2581", exclude_categories=["C", "Z"]), min_size=1
 )
 TEXTS = st.lists(WORDS | st.sampled_from(["</s>", "<s>", "[INST]", "[/INST]"]), min_size=1, max_size=4).map(" ".join)
-
-
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 def conversation(*turns: tuple[str, str]) -> list[ChatMessage]:

@@ -17,11 +17,6 @@ TEXTS = st.text(max_size=40).filter(lambda text: "\u2581" not in text)
 CHAT_ML = {"32000": {"content": "<|im_end|>", "special": True}, "32001": {"content": "<plain>", "special": False}}
 
 
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
-
-
 @given(text=st.text(max_size=60))
 @settings(deadline=None)
 def test_plain_text_has_the_ids_that_mistral_common_gives(v1: Tokenizer, text: str) -> None:

@@ -1,17 +1,7 @@
 """server/tools/prompt_emulation.py: tools, calls and results as plain text for a model of version 1."""
 
-from pathlib import Path
-
-import pytest
-
 from server.tokenizer.tokenizer import Tokenizer
 from tests.server.tools.test_tool_prompts import our_ids, with_ids
-from tests.support.mistral_tokenizers import v1_tokenizer
-
-
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 def test_tools_calls_and_results_are_plain_text(v1: Tokenizer) -> None:

@@ -3,7 +3,6 @@
 import json
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from server.tokenizer.tokenizer import Tokenizer
 from server.tools.constraints import auto_tool_use
 from server.tools.prompt_emulation import with_prompted_tools
 from tests.support.fake_engine import FakeEngine
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 from tests.support.serving import MODEL, client_of
 from tests.support.tool_calling import ASK, ONE, URL, calling, v3_state
 
@@ -40,16 +38,6 @@ WORDS = [
     "<",
 ]
 SCALARS = [0, -7, 2.50, 1e30, True, None, "x", "[TOOL_RESULTS] y", "é\n"]
-
-
-@pytest.fixture(scope="module")
-def v3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v3_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def v1(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return v1_tokenizer(Path(tmp_path_factory.mktemp("tokenizer")))
 
 
 @cache
