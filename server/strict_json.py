@@ -24,7 +24,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+["\\]?|[\[{]++|[\]}]++', re.DOTALL)
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escaped surrogate, or a long integer
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names that may be repeated in errors and headers
 
 
 def parse_object(body: bytes) -> dict[str, JsonValue]:
@@ -144,6 +144,6 @@ def _check_size(number: float, path: str | None) -> None:
 
 def _member(path: str | None, key: str) -> str | None:
     """Return the path of a member; None for a name that cannot be a parameter's, so that it is not repeated."""
-    if not _PLAIN_NAME.fullmatch(key):
+    if not PLAIN_NAME.fullmatch(key):
         return None
     return key if path is None else f"{path}.{key}"

@@ -100,9 +100,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Count a call that the template makes, check its arguments and run it."""
         context[_BUDGET].step()
-        owner = getattr(
-            getattr(function, "__wrapped__", function), "__self__", None
-        )  # jinja wraps str.format in a function
+        method = getattr(function, "__wrapped__", function)  # jinja wraps str.format in a function
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
             check_product(owner, *args, *kwargs.values())
             if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):

@@ -53,7 +53,7 @@ class Turn:
     template_role: str
     text: str
     calls: tuple[Call, ...] = ()  # of the assistant
-    call_id: str = ""  # of a tool: id of the call that this is the result of
+    call_id: str = ""  # of a tool result: id of the call that it answers
 
     def result(self) -> dict[str, JsonValue]:
         """Return a tool's result as it appears in a prompt: JSON as JSON, other text as a string, no text as {}."""

@@ -21,7 +21,7 @@ from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
 INLINE_CHOICES = 32  # more choices are prepared in a thread
-MAX_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
+MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class JobBuilder:
         if num_choices > limit:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
-        if grammar is not None and len(grammar.grammar) * num_choices > MAX_GRAMMAR_CHARS:
+        if grammar is not None and len(grammar.grammar) * num_choices > MAX_TOTAL_GRAMMAR_CHARS:
             raise grammar_too_large(self.request, num_choices)
 
     def _jobs(self, slots: Sequence[_Slot], seed: int, grammar: CompiledGrammar | None) -> list[Job]:

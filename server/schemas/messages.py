@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
-from server.schemas.translated import MAX_TOOLS, JsonObject, TranslatedRequest
+from server.schemas.tools import MAX_TOOLS
+from server.schemas.translated import JsonObject, TranslatedRequest
 from server.schemas.validation import RequestModel, check_length, text_or_list
 
 

@@ -10,7 +10,7 @@ from server.schemas.validation import RequestModel
 from server.strict_json import parse_object
 
 MAX_GRAMMAR_CHARS = 1 << 16  # of a schema as JSON, a regular expression, a grammar, or all texts of `choice`
-MAX_CHOICES = 1000
+MAX_CHOICE_TEXTS = 1000
 
 
 def _parsed_schema(value: object) -> object:
@@ -66,11 +66,11 @@ class StructuredOutputs(_StrictModel):
 
     json_schema: Schema | None = Field(default=None, alias="json")
     regex: Source | None = None
-    choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
     grammar: Source | None = None
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "StructuredOutputs":
+    def _check_exactly_one(self) -> "StructuredOutputs":
         present = [one for one in (self.json_schema, self.regex, self.choice, self.grammar) if one is not None]
         if len(present) != 1:
             message = "Send exactly one of 'json', 'regex', 'choice' and 'grammar'."

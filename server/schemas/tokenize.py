@@ -30,7 +30,7 @@ class TokenizeRequest(RequestModel):
     return_token_strs: bool = False
 
     @model_validator(mode="after")
-    def _one_source(self) -> "TokenizeRequest":
+    def _check_tokenize(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             message = "Send either 'prompt' or 'messages'."
             raise ApiError(message, param="prompt", code="missing_required_parameter")
@@ -60,7 +60,7 @@ class DetokenizeRequest(RequestModel):
     skip_special_tokens: bool = False
 
     @model_validator(mode="after")
-    def _not_negative(self) -> "DetokenizeRequest":
+    def _check_detokenize(self) -> "DetokenizeRequest":
         if any(token < 0 for token in self.tokens):
             raise ApiError("'tokens' must be token ids.", param="tokens", code="integer_below_min_value")
         return self

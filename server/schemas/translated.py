@@ -10,8 +10,6 @@ from server.schemas.validation import RequestModel
 
 JsonObject = dict[str, JsonValue]
 
-MAX_TOOLS = 128
-
 
 class TranslatedRequest(RequestModel):
     """A request that is translated to the chat request of `chat_body`."""

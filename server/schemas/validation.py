@@ -4,7 +4,6 @@ Three kinds of field names: those that a model declares; those of features that 
 with 400 so that no constraint is silently dropped; and unknown ones, which are ignored and reported (`unknown_fields`).
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, TypeVar
 
@@ -13,11 +12,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
-from server.strict_json import JsonValue
+from server.strict_json import PLAIN_NAME, JsonValue
 
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
 UNPRINTABLE = "?"  # replaces names that cannot be part of a header
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NESTED_FIELDS = frozenset(
     {
         "chat_template_kwargs",
@@ -96,7 +94,7 @@ def fit_for_header(names: Iterable[str]) -> list[str]:
 
 def is_printable(name: str) -> bool:
     """Return whether a client's name is fit for a header."""
-    return _PLAIN_NAME.fullmatch(name) is not None
+    return PLAIN_NAME.fullmatch(name) is not None
 
 
 def _reject_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
@@ -201,7 +199,7 @@ def _param(location: tuple[int | str, ...]) -> str | None:
     parts = location if location[0] in _NESTED_FIELDS else location[:1]
     path = str(parts[0])
     for before, part, after in zip(parts, parts[1:], [*parts[2:], None], strict=False):
-        if isinstance(part, str) and not _PLAIN_NAME.fullmatch(part):
+        if isinstance(part, str) and not PLAIN_NAME.fullmatch(part):
             break
         if part in _UNION_TAGS and isinstance(before, int) and after is not None:
             continue  # a union's tag, which pydantic adds to the path

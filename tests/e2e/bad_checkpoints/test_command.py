@@ -51,7 +51,7 @@ def test_the_command_ends_with_code_2_and_one_line(good: Path, tmp_path: Path) -
             ("exclude each other", (good, "--num-kv-blocks", "5", "--kv-cache-memory-bytes", "1GiB"), {}),
             ("enableServiceLinks", (good, "--host", "127.0.0.1"), {"SMOE_PORT": "tcp://10.0.0.1:80"}),
             ("SMOE_MAX_NUM_SEQS: ", (good, "--host", "127.0.0.1"), {"SMOE_MAX_NUM_SEQS": "1 6"}),
-            ("given twice", (good, "--served-model-name", "a", "--served-model-name", "a"), {}),
+            ("same value twice", (good, "--served-model-name", "a", "--served-model-name", "a"), {}),
         ]
         with ThreadPoolExecutor(2) as threads:
             ends = list(threads.map(lambda one: serve(*one[1], **one[2]), starts))
