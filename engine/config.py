@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-KEPT_FREE = 8  # 1 of 8 running slots stays free for tenants that have none
+SLOTS_PER_RESERVED = 8  # 1 of 8 running slots is reserved for tenants without a running request
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     check_integrity: bool = False  # audit the block pool after every step (tests)
 
 
-def share_of_places(num_places: int) -> int:
-    """Return how many running slots one tenant may take: 224 of 256, 3 of 4, 1 of 1."""
-    return max(1, num_places - max(1, num_places // KEPT_FREE))
+def max_slots_per_tenant(num_slots: int) -> int:
+    """Return how many of the running slots one tenant may take: 224 of 256, 3 of 4, 1 of 1."""
+    return max(1, num_slots - max(1, num_slots // SLOTS_PER_RESERVED))

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
-from engine.execution.expert_stats import FOLD_S
+from engine.execution.expert_stats import COUNT_INTERVAL_S
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -125,7 +125,7 @@ class EngineProcess:
         while True:
             self.heartbeat.beat()
             busy = engine.has_work()
-            idle_s = FOLD_S if engine.experts.has_unreported else IDLE_S
+            idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
                 self.channel.send(StepDone(engine.step()))

@@ -34,7 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int = 0  # int64; the server draws one if the client sends none
     prompt_index: int = 0  # index of the prompt in the HTTP request; part of the random counter
     choice_index: int = 0  # index among the prompt's n choices; part of the random counter
-    num_logprobs: int | None = None  # None: none; 0: of the sampled token; k: also of the k most likely
+    num_logprobs: int | None = None  # None: no log probabilities; 0: of the sampled token; k: also of the k likeliest
     prompt_logprobs: bool = False  # also score each prompt token, given those before it
 
 
@@ -61,7 +61,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Tokens as grammars need them; built by the server's tokenizer."""
 
     tokens: list[bytes]  # text of each id; empty for ids that never occur in a text
-    special_ids: list[int]  # control tokens, which are no part of a text
+    special_ids: list[int]  # control tokens; they are not part of any text
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,1 +1,1 @@
-"""The Mixtral network, its weights and its KV cache. Knows nothing of requests, time or asyncio."""
+"""The Mixtral network, its weights and its KV cache. Independent of requests, time and asyncio."""

@@ -1,4 +1,4 @@
-"""The shape of a network: what config.json says, as plain data. Imports no torch."""
+"""Shape of a network, as in config.json, as plain data. Imports no torch."""
 
 from dataclasses import dataclass
 

@@ -50,9 +50,8 @@ def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) 
     dtype = DTYPES[tensor.dtype]
     shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
     entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    content = empty(
-        shape[0] * entry_bytes, torch.uint8
-    )  # in huge pages: page faults for every 4 KB would take longer than reading
+    # In huge pages: page faults for every 4 KB would take longer than reading.
+    content = empty(shape[0] * entry_bytes, torch.uint8)
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + first * entry_bytes)
@@ -127,9 +126,8 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
-    head = (
-        source.read(HEAD) if HEAD in source else embedding
-    )  # a stored head takes precedence over tying, as in transformers
+    # A stored head takes precedence over tying, as in transformers.
+    head = source.read(HEAD) if HEAD in source else embedding
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
 
 

@@ -6,8 +6,8 @@ Each layer computes
     x = x + FFN(RMSNorm(x))          one FFN, or the weighted sum of the k experts that the gate chooses for the token
 
 `Mixtral.forward` runs one step: it takes the new rows of many sequences at once and finds the earlier positions of each
-sequence in the KV pool. The operations themselves (`self.ops`) belong to a backend: model/ops/interface.py says what
-each one computes, model/ops/reference/ops.py shows it in plain torch.
+sequence in the KV pool. The operations themselves (`self.ops`) belong to a backend: model/ops/interface.py
+describes each one, model/ops/reference/ops.py defines it in plain torch.
 
 Shape letters: T rows (token positions) of the batch, N rows with logits, L layers, D model dim, H heads, G KV heads,
 K head dim, E experts, V vocabulary.

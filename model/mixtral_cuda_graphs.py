@@ -23,14 +23,14 @@ Key = tuple[int, int, int]  # rows, table width, Kmax
 
 
 class GraphRecorder(Protocol):
-    """Way to repeat work on static tensors."""
+    """Interface of recorders, which repeat work on static tensors."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         """Return the tensor for the result, and a function that repeats the work and writes its result there."""
 
 
 class EagerRecorder:
-    """Recorder that calls the work again: for devices without graphs, and for tests."""
+    """Recorder that calls the work again, for tests on devices without graphs."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         result = work()

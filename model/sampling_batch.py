@@ -1,4 +1,4 @@
-"""Input and output of sampling: which rows of logits are sampled and how, and which score a token that is given.
+"""Input and output of sampling: rows of logits that sample a token, and rows that score a given token.
 
 The token history of each request stays on the model's device: a sampled token is appended there, and the next step
 reads it from there. Letters: N rows, V vocabulary, S requests' rows in the history.

@@ -14,9 +14,9 @@ class ModelNotFoundError(Exception):
 
 
 def locate_model(name: str | None, hub_cache: Path) -> Path:
-    """Return the absolute directory of a checkpoint: None for the demo, else a directory or org/name in `hub_cache`.
+    """Return the absolute directory of a checkpoint.
 
-    Raises ModelNotFoundError.
+    `name`: None for the demo, a directory, or org/name of a model in `hub_cache`. Raises ModelNotFoundError.
     """
     if name is None:
         return _demo_dir()

@@ -1,7 +1,7 @@
 """`python -m engine.bench TASK`: the process with torch behind `smoe bench kernels` and `smoe bench engine`.
 
 TASK is the JSON of a Task. Standard output gets one JSON object, standard error a line per measurement. Settings that
-cannot work give one line and exit code 2.
+cannot work print one line and exit 2.
 """
 
 import sys
@@ -26,7 +26,7 @@ from model.checkpoint.errors import CheckpointError
 
 def run(task: Task) -> dict[str, Any]:
     """Run a task and return its results. Raises EngineConfigError and CheckpointError."""
-    return _kernels(task) if task.what == "kernels" else _steps(task)
+    return _kernels(task) if task.kind == "kernels" else _steps(task)
 
 
 def _kernels(task: Task) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:
 
 def _results(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
     return {
-        "kind": task.what,
+        "kind": task.kind,
         "model": task.engine.model or task.preset,
         "numerics": numerics,
         "quantization": task.engine.quantization,
@@ -88,7 +88,7 @@ def _arithmetic(task: Task, dtype: str, roofline: Roofline) -> str:
 
 def _print_roofline(task: Task, roofline: Roofline) -> None:
     peaks = ", ".join(f"{name} {peak / 1e9:,.0f} G/s" for name, peak in roofline.operations_per_s.items())
-    sys.stderr.write(f"{task.what}: memory {roofline.bytes_per_s / 1e9:.1f} GB/s, {peaks}\n")
+    sys.stderr.write(f"{task.kind}: memory {roofline.bytes_per_s / 1e9:.1f} GB/s, {peaks}\n")
 
 
 def _print_row(row: Any) -> Any:

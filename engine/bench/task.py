@@ -12,7 +12,7 @@ Preset = Literal["mixtral-8x7b", "bench-400m", "tiny"]
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement. An engine config without a model gets random weights of the preset's shape."""
 
-    what: Literal["kernels", "engine"]
+    kind: Literal["kernels", "engine"]
     engine: EngineConfig
     preset: Preset
     rows: list[int]  # rows of the kernels, batch sizes of decode steps

@@ -68,7 +68,7 @@ def _process_tree(proc: Path, pid: str) -> Iterator[str]:
     for children in proc.glob(f"{pid}/task/*/children"):
         try:
             found = children.read_text().split()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         for child in found:
             yield from _process_tree(proc, child)

@@ -75,16 +75,16 @@ def size_engine(
     model: ModelConfig,
     free_bytes: int,
     default_budget: int,
-    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+    pool_share: float = SHARE_OF_FREE_MEMORY,
 ) -> EngineLimits:
-    """Return the limits of an engine with `free_bytes` left after its weights. The KV pool takes `share_of_pool` of
+    """Return the limits of an engine with `free_bytes` left after its weights. The KV pool takes `pool_share` of
     them unless the user sets a size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
-    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, share_of_pool)
+    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, pool_share)
     pool_bytes = (num_blocks + 1) * kv_block_bytes(config, model)
     if pool_bytes > free_bytes:
         raise EngineConfigError(
-            f"the KV cache asked for takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
+            f"the configured KV cache takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
             "after the weights: a smaller --kv-cache-memory-bytes or --num-kv-blocks fits, or --kv-cache-dtype int8"
         )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
@@ -122,7 +122,7 @@ def pool_blocks(
     budget: int,
     block_bytes: int,
     free_bytes: int,
-    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+    pool_share: float = SHARE_OF_FREE_MEMORY,
 ) -> int:
     """Return the number of usable blocks: as configured, or as many as fit the pool's share of the memory, but never
     more than all sequences at full length could use. Raises EngineConfigError if no block fits."""
@@ -134,7 +134,7 @@ def pool_blocks(
         )
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
-    fits = int(free_bytes * share_of_pool) // block_bytes - 1
+    fits = int(free_bytes * pool_share) // block_bytes - 1
     return _require_one_block(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
 
 
@@ -158,18 +158,18 @@ def context_limit(
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
         raise EngineConfigError(f"the KV cache of {num_blocks} blocks holds no request: raise --kv-cache-memory-bytes")
-    wanted = config.max_model_len
-    if wanted is None:
+    configured = config.max_model_len
+    if configured is None:
         lowered = fits < model.context_len
         text = f"context lowered from {model.context_len} to {fits} tokens: more does not fit the KV cache"
         return fits, (text,) if lowered else ()
-    if wanted > model.context_len:
+    if configured > model.context_len:
         raise EngineConfigError(
-            f"--max-model-len {wanted} exceeds the model's context; --max-model-len {model.context_len} fits"
+            f"--max-model-len {configured} exceeds the model's context; --max-model-len {model.context_len} fits"
         )
-    if wanted > fits:
-        raise EngineConfigError(f"--max-model-len {wanted} does not fit the KV cache; --max-model-len {fits} fits")
-    return wanted, ()
+    if configured > fits:
+        raise EngineConfigError(f"--max-model-len {configured} does not fit the KV cache; --max-model-len {fits} fits")
+    return configured, ()
 
 
 def _geometry(config: EngineConfig, model: ModelConfig, budget: int) -> BlockGeometry:

@@ -41,7 +41,7 @@ def _repeat_rows(values: list[int], lengths: list[int], dtype: type[Number]) -> 
 
 
 def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[int, ExpertChoices]:
-    """Return the expert ids of the chunks' rows by request id, for the requests that asked for them."""
+    """Return the expert ids of the chunks' rows by request id, for the requests that report experts."""
     found: dict[int, ExpertChoices] = {}
     if routing is None or not any(chunk.sequence.experts for chunk in chunks):
         return found

@@ -17,7 +17,7 @@ from engine.execution.fault_isolation import StepFault, catch_fault
 from engine.types import ExpertReport, LayerExperts
 from model.config import ModelConfig
 
-FOLD_S = 0.25  # between two counts, while steps run
+COUNT_INTERVAL_S = 0.25  # between two counts, while steps run
 MAX_UNCOUNTED_ROWS = 1 << 14
 WINDOW_S = 60.0  # the longest window of a report
 MAX_WINDOW_BYTES = 64 << 20  # above it the window gets shorter
@@ -55,11 +55,11 @@ class ExpertStats:
         return self.has_unreported and (now_s >= self._due_s or self._num_uncounted >= MAX_UNCOUNTED_ROWS)
 
     def pop_new_counts(self, now_s: float) -> list[list[int]]:
-        """Tokens per layer and expert since the last call, [L][E]."""
+        """Return the tokens per layer and expert since the last call, [L][E]."""
         self._count(now_s)
         tokens = self._tables.tokens()
         new: list[list[int]] = (tokens - self._reported).tolist()
-        self._reported, self._has_unreported, self._due_s = tokens, False, now_s + FOLD_S
+        self._reported, self._has_unreported, self._due_s = tokens, False, now_s + COUNT_INTERVAL_S
         return new
 
     def reset(self, now_s: float, wall_s: float) -> None:
@@ -145,7 +145,7 @@ class ExpertReporter:
         return self.pop_new_counts() if is_due else None
 
     def pop_new_counts(self) -> list[list[int]] | None:
-        """Tokens per layer and expert since the last call, [L][E]; None if nothing is counted.
+        """Return the tokens per layer and expert since the last call, [L][E]; None if nothing is counted.
 
         Raises FatalEngineError if the device is lost.
         """

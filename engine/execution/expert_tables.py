@@ -53,7 +53,7 @@ class ExpertTables:
         table.view(-1).index_put_((indices.reshape(-1),), self._one, accumulate=True)
 
     def tokens(self) -> Tensor:
-        """Tokens per layer and expert, [L, E]."""
+        """Return the tokens per layer and expert, [L, E]."""
         return self._counts[:, :-1].clone()
 
     def layers(self, vocabulary: list[int] | None = None) -> list[LayerExperts]:
@@ -80,7 +80,7 @@ class ExpertTables:
         ]
 
     def _top_tokens(self) -> tuple[Tensor, Tensor]:
-        """Counts and ids of each expert's most frequent tokens, [L, E, top] each; among equals the lower ids first."""
+        """Return counts and ids of each expert's most frequent tokens, [L, E, top] each; ties to the lower id."""
         low_ids_first = torch.arange(self._vocab_size - 1, -1, -1, device=self._pairs.device)
         num_top = min(NUM_TOP_TOKENS, self._vocab_size)
         best = torch.stack(  # layer by layer: a second table of this size may not fit a GPU

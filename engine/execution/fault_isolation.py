@@ -18,7 +18,7 @@ from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # texts of torch, CUDA and cuBLAS
 DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "cuDNN error")
-MAX_ALONE = 4  # single requests that fail while no part is computed; then no single request is at fault
+MAX_SINGLE_FAILURES = 4  # requests that fail alone before any part is computed; then no single request is at fault
 
 FAILED = RowFailed("the engine failed while computing this request")
 NO_MEMORY = RowFailed("the engine has too little memory to compute this request")
@@ -76,12 +76,12 @@ class _FaultIsolation:
 
     def __init__(self, run: Callable[[StepPlan], StepResult]) -> None:
         self._run = run
-        self._num_alone = 0
+        self._num_single_failures = 0
         self._has_computed = False
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute the plan, in halves if it fails."""
-        if self._num_alone >= MAX_ALONE and not self._has_computed:
+        if self._num_single_failures >= MAX_SINGLE_FAILURES and not self._has_computed:
             return _failed(plan, FAILED)
         result = catch_fault(lambda: self._run(plan))
         if isinstance(result, StepFault):
@@ -99,7 +99,7 @@ class _FaultIsolation:
         return _merged(result, self.run(replace(plan, chunks=rest))) if rest else result
 
     def _fail_single(self, plan: StepPlan, fault: StepFault) -> StepResult:
-        self._num_alone += 1
+        self._num_single_failures += 1
         request_id = plan.chunks[0].sequence.request_id
         log.error(
             "request %d cannot be computed and ends with an error: %s\n%s", request_id, fault.summary, fault.trace

@@ -105,7 +105,7 @@ def _logit_rows(
 
 
 def _scoring_positions(chunk: Chunk) -> range:
-    """Positions of the chunk that predict a prompt token; none if the request has its scores already."""
+    """Positions of the chunk that predict a prompt token; empty if the request already has its scores."""
     if chunk.sequence.num_generated:
         return range(0)
     return range(chunk.start, min(chunk.start + chunk.length, chunk.sequence.num_prompt_tokens - 1))

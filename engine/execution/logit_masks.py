@@ -20,7 +20,7 @@ FORBIDDEN = float("-inf")
 
 
 class LogitMasks:
-    """Collects biases and masks row by row, in ascending order, and writes into each row which part belongs to it."""
+    """Collects biases and masks row by row, in ascending order, and writes their indices into each row's parameters."""
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._vocab_size = vocab_size

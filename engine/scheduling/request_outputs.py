@@ -1,4 +1,4 @@
-"""Build the outputs of a request after a step, and find out whether it has ended. Pure functions of the sequence."""
+"""Build the outputs of a request after a step, and detect its end. Pure functions of the sequence."""
 
 import msgspec
 
@@ -61,7 +61,7 @@ def final_output(
 
 
 def error_output(sequence: Sequence, message: str, now: float) -> RequestOutput:
-    """Return the last output of a request that failed. Reads no expert counts: they may be what failed."""
+    """Return the last output of a request that failed. Reads no expert counts: they may have caused the failure."""
     return RequestOutput(
         sequence.request_id,
         finish_reason="error",

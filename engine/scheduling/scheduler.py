@@ -7,7 +7,7 @@ preempted request is a prompt again; a prefix hit is a prompt that starts later.
 
 from collections.abc import Iterable
 
-from engine.config import share_of_places
+from engine.config import max_slots_per_tenant
 from engine.errors import RequestRejectedError
 from engine.scheduling.active_requests import ActiveRequests
 from engine.scheduling.block_manager import BlockManager
@@ -44,7 +44,8 @@ class Scheduler:
         num_experts: int = 0,
         num_tenants: int = 1,
     ) -> None:
-        """`num_tenants`: with more than one, no tenant may take all places, so that another's first request finds one.
+        """`num_tenants`: with more than one, no tenant may take all running slots, so that the first request of another
+        tenant finds one free.
         `by_priority`: if False, requests run in order of arrival, whatever their priority and tenant.
         """
         self.block_manager = block_manager
@@ -53,7 +54,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.by_priority = by_priority
         self.num_experts = num_experts
-        self.fair_share = FairShare(share_of_places(self.max_running) if num_tenants > 1 else self.max_running)
+        self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if num_tenants > 1 else self.max_running)
         self.requests = ActiveRequests(block_manager, self.fair_share)
         self._committer = StepCommitter(self.requests, block_manager, self.fair_share, frozenset(eos_token_ids))
         self._num_arrivals = 0
@@ -99,7 +100,7 @@ class Scheduler:
         step = StepPlanBuilder(self.max_num_batched_tokens)
         decoding, prefilling = self._split_decode_prefill()
         for sequence in decoding:  # at most max_running, so the budget suffices
-            if sequence.status is Status.RUNNING:  # not preempted for one before it
+            if sequence.status is Status.RUNNING:  # not preempted for a sequence before it
                 self._schedule(step, sequence, 1)
         for sequence in prefilling:
             if step.budget > 0 and sequence.status is Status.RUNNING:
@@ -128,7 +129,7 @@ class Scheduler:
         while not (length := self.block_manager.allocate_for(sequence, max_length)):
             victim = self.requests.pick_victim()
             if victim is None or victim.order < sequence.order:
-                step.num_blocked += 1  # all sequences behind it are in flight: it waits for the next step
+                step.num_blocked += 1  # all sequences behind this one are in flight: it waits for the next step
                 return
             self.requests.preempt(victim)
             step.remove_preempted(victim)

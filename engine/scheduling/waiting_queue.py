@@ -1,4 +1,4 @@
-"""Queue in front of the engine: it decides which request is admitted next.
+"""Queue of the waiting requests, which determines the order of admission.
 
 Order: by priority. Within a priority, preempted requests first, in their scheduling order. Then the tenant that was
 served least, and of its requests the earliest. With one tenant the order is (priority, arrival).
@@ -45,9 +45,7 @@ class WaitingQueue:
         self.fair_share = fair_share or FairShare()
         self._heap: list[_Entry] = []
         self._tenant_queues: dict[tuple[int, int], _TenantQueue] = {}  # by priority and tenant
-        self._throttled: dict[
-            int, list[_TenantQueue]
-        ] = {}  # by tenant: queues that wait until one of its requests ends
+        self._throttled: dict[int, list[_TenantQueue]] = {}  # by tenant at its limit: its queues outside the heap
         self._size = 0
         self._num_stale = 0  # upper bound of the entries that no longer wait
         self._num_turns = 0
@@ -116,7 +114,7 @@ class WaitingQueue:
             self._prune()
 
     def on_stopped(self, sequence: Sequence) -> None:
-        """Call when a running sequence ends or is preempted: its tenant's queues are no longer throttled."""
+        """Count a running sequence that ended or was preempted; return the tenant's throttled queues to the heap."""
         self.fair_share.on_stopped(sequence.tenant)
         for tenant_queue in self._throttled.pop(sequence.tenant, ()):
             head = tenant_queue.head()

@@ -37,8 +37,8 @@ def choose_backend(
 ) -> Backend:
     """Choose the backend for weights and activations in `dtype`. The native backend's kernels advance `heartbeat`.
 
-    Also sets torch's number of threads: 1 with the native backend, whose threads torch's would disturb. Raises
-    EngineConfigError if the configured backend is not available.
+    Also sets torch's number of threads: 1 with the native backend, because torch's threads would slow down its own.
+    Raises EngineConfigError if the configured backend is not available.
     """
     if config.deterministic and config.backend == "reference":
         raise EngineConfigError("--deterministic: the reference backend's bits change with the batch")

@@ -36,7 +36,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
 def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
     """Name the numerics: engines of equal fingerprints compute equal bits, except on the reference backend.
 
-    The package's version is no part of it, so that a release that keeps the bits keeps the fingerprint. Example:
+    It does not contain the package's version, so that a release with the same bits has the same fingerprint. Example:
     smoe-native.2-avx512bf16-float32-kv-float32-window-256.
     """
     window = "none" if loaded.config.window is None else loaded.config.window

@@ -135,17 +135,10 @@ def _assemble(
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
-    limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
+    limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    experts = ExpertReporter(ExpertStats(model_config, device) if model_config.num_experts else None)
-    requests = PersistentBatch(
-        config.max_num_seqs, limits.max_model_len, config.block_size, model_config.vocab_size, device
-    )
-    sampler = Sampler(backend.ops, requests, model_config.eos_token_ids)
-    if backend.name == "triton":
-        model = GraphedMixtral(model, kv_pool, CudaRecorder())
-    runner = ModelRunner(model, kv_pool, requests, sampler, experts)
+    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if config.max_num_batched_tokens is None and device.type == "cpu":
@@ -165,6 +158,18 @@ def _assemble(
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
     )
+
+
+def _make_runner(
+    config: EngineConfig, model: Mixtral, backend: Backend, kv_pool: KvPool, max_model_len: int, device: torch.device
+) -> ModelRunner:
+    """Create the runner of the network, with CUDA graphs on the triton backend."""
+    experts = ExpertReporter(ExpertStats(model.config, device) if model.config.num_experts else None)
+    requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, model.config.vocab_size, device)
+    sampler = Sampler(backend.ops, requests, model.config.eos_token_ids)
+    if backend.name == "triton":
+        model = GraphedMixtral(model, kv_pool, CudaRecorder())
+    return ModelRunner(model, kv_pool, requests, sampler, experts)
 
 
 def choose_device(config: EngineConfig) -> torch.device:

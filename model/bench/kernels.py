@@ -176,9 +176,9 @@ def _rotation(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
                 qkv, pool.k[0], pool.v[0], metadata
             )
         ]
-        turned = (config.num_heads + config.num_kv_heads) * config.head_dim
+        rotated = (config.num_heads + config.num_kv_heads) * config.head_dim
         moved = count * setting.number_bytes * (2 * config.num_heads + 4 * config.num_kv_heads) * config.head_dim
-        yield Case("rope", count, call, moved, 3.0 * count * turned, "float32")
+        yield Case("rope", count, call, moved, 3.0 * count * rotated, "float32")
 
 
 def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -> Iterator[Case]:

@@ -31,5 +31,5 @@ def _mixtral(
 PRESETS = {
     "mixtral-8x7b": _mixtral(4096, 32, 32, 8, 128, 14336),
     "bench-400m": _mixtral(1024, 8, 16, 4, 64, 1792),
-    "tiny": _mixtral(64, 2, 4, 2, 16, 96),  # takes seconds; for tests, its figures mean nothing
+    "tiny": _mixtral(64, 2, 4, 2, 16, 96),  # runs in seconds; only for tests: its figures are meaningless
 }

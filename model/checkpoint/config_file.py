@@ -107,7 +107,7 @@ def _check_supported(fields: JsonFields) -> None:
 
 
 def _num_kv_heads(fields: JsonFields, num_heads: int) -> int:
-    if fields.get("num_key_value_heads", "absent") is None:  # transformers reads null so
+    if fields.get("num_key_value_heads", "absent") is None:  # as transformers reads null
         return num_heads
     num_kv_heads = fields.positive("num_key_value_heads", at_most=num_heads)
     if num_heads % num_kv_heads:

@@ -127,7 +127,7 @@ typedef struct {
     int64_t mask_words;
     int64_t* token_ids;  /* [N] */
     uint8_t* status;     /* [N]: 0 sampled or scored; 1 the logits are not finite; 2 no token is allowed */
-    float* logprob;      /* [N], log probability of the token, if the row asks for log probabilities */
+    float* logprob;      /* [N], log probability of the token, if the row requests log probabilities */
     int32_t* top_ids;    /* [N, max_logprobs]: top tokens, descending, ties to the lower id */
     float* top_logprobs; /* [N, max_logprobs] */
     int64_t max_logprobs;

@@ -1,4 +1,4 @@
-"""The interface between network and hardware: the operations that model/mixtral.py is written with.
+"""The interface between network and hardware: the operations that model/mixtral.py calls.
 
 A backend is an object with the methods of `Ops`. What its `pack_*` methods return is opaque: only the backend that
 packed a weight reads it. model/ops/reference/ops.py, plain torch on any device, defines the result of every method.
@@ -39,7 +39,7 @@ class RoutingRequest:
     """
 
     experts_per_token: Tensor  # [T] int32, k of each row, 1 .. Kmax (0: a padding row of model/mixtral_cuda_graphs.py)
-    allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are
+    allowed: Tensor | None  # [T, E] bool, True: switched on; None: all are switched on
     expert_ids: Tensor  # [T, Kmax] int32, WRITTEN: by descending gate logit, -1 from the row's k on
 
 

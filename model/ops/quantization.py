@@ -29,7 +29,7 @@ class QuantizedMatrix:
     num_inputs: int
 
     def weight(self) -> Tensor:
-        """Return the weights that the matrix stands for, [O, D] float64, without rounding."""
+        """Return the dequantized weights, [O, D] float64, without rounding."""
         if self.q.dtype == torch.int8:
             return self.q.double() * self.scales.double()
         halves = torch.stack((self.q & 15, self.q >> 4), dim=-1).flatten(1).double() - 8  # [O, C * 32]

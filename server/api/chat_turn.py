@@ -14,7 +14,7 @@ from server.chat.repair import repair_conversation, roles_out_of_order
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
-from server.generation.prompt import Prompt, truncated
+from server.generation.prompt import Prompt, completion_limit, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
 from server.structured_output.constraints import Constraint
@@ -49,12 +49,13 @@ class ChatTurn:
 
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
-    builder = JobBuilder.checked(http, request, arrival_s)
+    builder = JobBuilder.from_request(http, request, arrival_s)
     state, texts, http_id = builder.state, builder.texts, http.state.request_id
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, request, state, texts)
     token_ids, repair_headers = await render_prompt(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
+    completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
     return ChatTurn(
         generation,
@@ -68,7 +69,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
 async def _tool_constraints(
     use: ToolUse | None, request: ChatCompletionRequest, state: ServerState, texts: TextFrontend
 ) -> tuple[list[Constraint], list[str]]:
-    """Return the constraints that the tools imply for the output, and the schema parts that these leave out."""
+    """Return the constraints that the tools imply for the output, and the schema parts that they do not enforce."""
     if use is None:
         return [], []
     if not texts.chat_template.takes_tools:

@@ -29,9 +29,9 @@ class StubError(Exception):
 async def measure(num_streams: int, tokens_per_stream: int, steps_per_s: float) -> dict[str, Any]:
     """Run `num_streams` streams at once and return their figures. Raises StubError.
 
-    `chunks_per_core_s`: chunks by the CPU time of the API process, which one core could deliver per second; None if
-    that time is too short for the clock. If the process is slower than the engine's steps, one chunk carries several
-    tokens, so there are fewer chunks than tokens.
+    `chunks_per_core_s`: chunks per second of CPU time of the API process; None if that time is too short for the
+    clock. If the process is slower than the engine's steps, one chunk carries several tokens, so there are fewer chunks
+    than tokens.
     """
     async with stub_server(steps_per_s) as (endpoint, pid):
         target = Target(endpoint, await first_model(endpoint))
@@ -76,7 +76,7 @@ def as_text(figures: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def stub_server(steps_per_s: float) -> AsyncGenerator[tuple[Endpoint, int], None]:
-    """Start a server on a free loopback port; give its endpoint and process id. The block's end stops it."""
+    """Start a server on a free loopback port, yield its endpoint and process id, and stop it after the block."""
     command = (sys.executable, "-m", "server.bench.stub_server", str(steps_per_s))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     try:
@@ -121,4 +121,4 @@ def cpu_seconds(pid: int) -> float:
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except (OSError, AttributeError):
-        raise StubError("this system has no clock for the CPU time of another process") from None
+        raise StubError("this system cannot measure the CPU time of another process") from None

@@ -97,7 +97,7 @@ class BodyDecoder:
         return received
 
     def _decode_chunks(self, received: bytes) -> bytes:
-        """A chunk of length 0 ends the body; trailers are ignored."""
+        """Return the content of the received chunks. A chunk of length 0 ends the body; trailers are ignored."""
         self._buffer += received
         body = bytearray()
         start = 0
@@ -145,7 +145,7 @@ class Response:
 
 @asynccontextmanager
 async def request(endpoint: Endpoint, method: str, path: str, body: bytes = b"") -> AsyncGenerator[Response, None]:
-    """Send a request and give the response once its head has arrived. Raises OSError and HttpError."""
+    """Send a request and yield the response when its head has arrived. Raises OSError and HttpError."""
     context = ssl.create_default_context() if endpoint.is_tls else None
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
     try:

@@ -36,7 +36,7 @@ def parse_counts(flag: str, text: str) -> list[int]:
 
 
 def make_task(
-    what: Literal["kernels", "engine"],
+    kind: Literal["kernels", "engine"],
     settings: Mapping[str, str],
     preset: str | None,
     rows: Sequence[int] | None,
@@ -47,11 +47,11 @@ def make_task(
     given = {name: _number_or_text(value) for name, value in settings.items()}
     device = "cuda" if given["device"] == "cuda" else "cpu"
     task = {
-        "what": what,
+        "kind": kind,
         "engine": {"model": "", "enable_prefix_caching": False, **given},
         "preset": preset or PRESET[device],
-        "rows": rows or ROWS[what, device],
-        "contexts": contexts or CONTEXTS[what],
+        "rows": rows or ROWS[kind, device],
+        "contexts": contexts or CONTEXTS[kind],
         "prefills": prefills or PREFILLS,
     }
     try:

@@ -50,7 +50,7 @@ def summary(timings: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
 
 
 def gaps(times_s: Sequence[float]) -> list[float]:
-    """Return the times between neighbours."""
+    """Return the times between successive entries."""
     return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 

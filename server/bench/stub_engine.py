@@ -1,7 +1,7 @@
 """Engine without a model: every request gets one token per step, so that the front end alone is measured.
 
-`python -m server.bench.stub_engine STEPS_PER_S FD`: speaks engine.process's protocol at so many steps per second; 0 is
-as fast as the peer reads.
+`python -m server.bench.stub_engine STEPS_PER_S FD`: speaks engine.process's protocol. 0 steps per second means: as
+fast as the peer reads.
 """
 
 import select
@@ -65,7 +65,7 @@ class Running:
 
 
 class StubEngine:
-    """Engine whose requests all run at once and get one token per step."""
+    """Engine that runs all requests in one batch and gives each one token per step."""
 
     def __init__(self) -> None:
         self._running: dict[int, Running] = {}

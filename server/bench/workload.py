@@ -55,7 +55,7 @@ class BenchRequest:
 
 
 def random_prompt(kind: PromptKind, length: int, vocab_size: int, rng: random.Random) -> list[int] | str:
-    """Return `length` random token ids, or a text of so many random words."""
+    """Return `length` random token ids, or a text of `length` random words."""
     if kind == "text":
         return " ".join(rng.choices(WORDS, k=length))
     return [rng.randrange(LOWEST_ID, vocab_size) for _ in range(length)]

@@ -170,7 +170,7 @@ def _join(values: Iterable[object], separator: str = "") -> str:
 
 
 def _tojson(value: object, indent: int | None = None) -> str:
-    """Write JSON as Hugging Face's filter does: no HTML escapes, non-ASCII characters unchanged."""
+    """Write JSON like Hugging Face's filter: no HTML escapes, non-ASCII characters unchanged."""
     if isinstance(value, Undefined) or (indent or 0) > 16:
         raise TemplateError("tojson of an undefined value")
     text = json.dumps(value, ensure_ascii=False, indent=indent)

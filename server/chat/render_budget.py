@@ -52,7 +52,7 @@ def check_repetition(left: object, right: object) -> None:
 
 
 def check_product(*arguments: object) -> None:
-    """Bound a call by the product of its arguments' sizes: padding, replacing or formatting never gives more."""
+    """Bound a call by the product of its arguments' sizes: no padding, replacing or formatting makes a longer text."""
     product = 1
     for argument in arguments:
         product *= _size(argument)

@@ -43,7 +43,7 @@ def repair_conversation(messages: Sequence[Message], system_place: SystemPlace) 
 
 
 def roles_out_of_order(repairs: Sequence[str]) -> ApiError:
-    """Build the error for a conversation that needs repairs on a server that makes none."""
+    """Build the error for a conversation that needs repairs, on a server that does not repair."""
     message = (
         "After at most one system message, roles must alternate: user, assistant, user, ...; "
         f"this server does not repair conversations, and this one would need: {', '.join(repairs)}."

@@ -53,7 +53,7 @@ class ApiClient:
 
     @contextmanager
     def _request(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
-        """Send a request and give its response. Faults of the connection, also inside the block, become ApiError."""
+        """Send a request and yield its response. Faults of the connection, also inside the block, become ApiError."""
         headers = {"Content-Type": "application/json", **self._authorization}
         with closing(self._connect()) as connection:
             try:

@@ -45,19 +45,19 @@ def serve_command(
     prompt: Annotated[str, typer.Option(help="Prompts: tokens (random ids) or text (random words).")] = "tokens",
     prompt_tokens: Annotated[str, typer.Option(help="Prompt length, as 64, or a range, as 16,256.")] = "16,256",
     output_tokens: Annotated[str, typer.Option(help="Tokens to generate, as 64, or a range, as 16,256.")] = "64",
-    vocab_size: Annotated[int, typer.Option(min=301, help="Random token ids are smaller than this.")] = 2000,
+    vocab_size: Annotated[int, typer.Option(min=301, help="Vocabulary size: random token ids are smaller.")] = 2000,
     no_ignore_eos: Annotated[
         bool,
         typer.Option("--no-ignore-eos", help="Let outputs end early. For servers that do not support ignore_eos."),
     ] = False,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measured ones.")] = 2,
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up requests before the measured ones.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of lengths, prompts and arrivals.")] = 0,
     label: Annotated[str | None, typer.Option(help="Name of this server in charts. [default: its URL]")] = None,
     stub: Annotated[
         bool,
         typer.Option("--stub", help="Measure only the front end of this installation, over an engine without a model."),
     ] = False,
-    stub_streams: Annotated[int, typer.Option(min=1, help="With --stub: streams at once.")] = 256,
+    stub_streams: Annotated[int, typer.Option(min=1, help="With --stub: number of simultaneous streams.")] = 256,
     stub_steps: Annotated[
         float,
         typer.Option(min=0, help="With --stub: steps per second; each gives every stream a token. 0 is unlimited."),
@@ -192,7 +192,7 @@ def _offline(
     preset: str | None,
     **lists: str | None,
 ) -> int:
-    """`lists`: texts such as "1,16,64" by flag; None for the default."""
+    """Measure in a separate process and print the figures. `lists`: texts such as "1,16" by flag; None: default."""
     from server.bench import offline
 
     try:

@@ -31,7 +31,7 @@ class ChatSession:
         system: str | None,
         write: Callable[[str], None],
     ) -> None:
-        """`fields` are added to every request. `write` adds no line end of its own."""
+        """`fields` are added to every request. `write` adds no line end."""
         self._client = client
         self._model = model
         self._fields = fields
@@ -55,7 +55,7 @@ class ChatSession:
             self._send(line, with_stats=with_stats)
 
     def _send(self, message: str, *, with_stats: bool) -> None:
-        """If the request fails, neither the message nor a partial answer becomes part of the conversation."""
+        """Send a message and print the answer. If this fails, neither becomes part of the conversation."""
         messages = [*self._messages, {"role": "user", "content": message}]
         options = {"include_usage": True, "continuous_usage_stats": True}
         fields = {**self._fields, "model": self._model, "messages": messages, "stream_options": options}

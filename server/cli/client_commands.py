@@ -14,7 +14,9 @@ UrlFlag = Annotated[
 ]
 KeyFlag = Annotated[str | None, typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY]")]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
-TokensFlag = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to generate.", metavar="N")]
+TokensFlag = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens to generate.", metavar="N")
+]
 TemperatureFlag = Annotated[
     float | None, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.", metavar="T")
 ]

@@ -1,7 +1,7 @@
 """`smoe --install-completion SHELL` and `smoe --show-completion SHELL`.
 
 Typer's own options have no argument: they detect the shell from the parent process, which fails below make, in
-containers, and in shells that typer does not know. Without SHELL they still do.
+containers, and in shells that typer does not know. Without SHELL, typer's own options run.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,6 @@ def run(arguments: Sequence[str]) -> int | None:
         else:
             _, path = install(shell, PROGRAM, VARIABLE)
             typer.echo(f"{path}: completion for {shell} is installed; it works in new shells")
-    except typer.Exit as exit:  # an unknown shell; typer has printed why
+    except typer.Exit as exit:  # an unknown shell; typer has printed the reason
         return exit.exit_code
     return 0

@@ -95,14 +95,14 @@ class TextEngine:
         return math.exp(-statistics.fmean(scores))
 
     async def prefill_tokens_per_s(self, texts: Sequence[Text], experts_per_token: int) -> float:
-        """Compute all windows of all texts at once and return tokens per second."""
+        """Compute all windows of all texts together and return tokens per second."""
         windows = [ids for text in texts for ids in text.windows]
         start = time.monotonic()
         await self._run([self._request(ids, experts_per_token=experts_per_token) for ids in windows])
         return sum(map(len, windows)) / (time.monotonic() - start)
 
     async def decode_tokens_per_s(self, text: Text, experts_per_token: int) -> float:
-        """Generate tokens after a short prompt, several at once. The time includes the short prompts."""
+        """Generate tokens in a batch of short prompts and return tokens per second. The time includes the prompts."""
         params = SamplingParams(max_tokens=DECODE_TOKENS, ignore_eos=True)
         prompt = text.windows[0][:DECODE_PROMPT_TOKENS]
         requests = [self._request(prompt, params, experts_per_token) for _ in range(DECODE_PROMPTS)]

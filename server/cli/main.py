@@ -99,7 +99,9 @@ def plan_command(
 def experts_command(
     context: typer.Context,
     text: Annotated[list[Path], typer.Option(help="Text file of one kind. May be repeated.", metavar="FILE")] = [],  # noqa: B006 (typer's way)
-    max_tokens: Annotated[int, typer.Option("--tokens", min=2, help="Most tokens to read from each text.")] = 20_000,
+    max_tokens: Annotated[
+        int, typer.Option("--tokens", min=2, help="Maximum number of tokens to read from each text.")
+    ] = 20_000,
     sweep: Annotated[
         bool, typer.Option("--dial", help="Measure quality and speed with 1 expert per token, 2, ... up to all.")
     ] = False,

@@ -7,7 +7,7 @@ from server.observability.metrics import Metrics
 
 
 class RequestAccount:
-    """Opened when a choice is received. Callers must call `close`; later calls of it do nothing."""
+    """Account of one choice, opened when it is received. Callers must call `close`; later calls of it do nothing."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class RequestAccount:
         self._last_token_s = now_s
 
     def close(self, outcome: Outcome, now_s: float) -> None:
-        """Report the choice's end. Times that the engine did not report are those that were measured here."""
+        """Report the choice's end, with the engine's times; if it reported no times, with those measured here."""
         if not self._is_open:
             return
         self._is_open = False

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from engine.config import share_of_places
+from engine.config import max_slots_per_tenant
 from engine.types import Request
 from server.engine_client.status import EngineStatus
 from server.errors import ApiError, overloaded, queue_full, unavailable
@@ -13,11 +13,11 @@ from server.observability.memory_pressure import MemoryMonitor
 
 LOADING_RETRY_S = 5.0  # also while the engine restarts
 MEMORY_RETRY_S = 10.0
-GONE_RETRY_S = 30.0  # a draining or dead server does not come back by itself, and a stuck engine not soon
+GONE_RETRY_S = 30.0  # a draining or dead server does not recover by itself, and a stuck engine takes long
 TOKENS_PER_CHOICE = 1024  # default bound on waiting prompt tokens, per choice that may wait
-WINDOW_S = 60.0  # the pace is measured over this time
+WINDOW_S = 60.0  # period over which the pace is measured
 MAX_ENDS = 512
-UNMEASURED_S = 1.0  # estimate while the window has no end of a choice
+UNMEASURED_S = 1.0  # smallest estimate, also if no choice ended in the window
 
 
 class EngineLoad(Protocol):
@@ -38,14 +38,14 @@ class RetryEstimator:
         self._ends_s: deque[float] = deque(maxlen=MAX_ENDS)
 
     def record_end(self) -> None:
-        """Record that a choice ended now, and so made room for another."""
+        """Record that a choice ended now."""
         self._ends_s.append(self._clock())
 
     def wait_s(self, num_choices: int) -> float:
         """Estimate the seconds until `num_choices` more choices will have ended, at the pace of the window.
 
-        5 ends within 10 s are one each 2 s: 3 more take 6 s. The time since the last end counts, so that a pace that
-        drops is seen.
+        5 ends within 10 s are one each 2 s: 3 more take 6 s. The time since the last end counts too, so that the
+        estimate grows when the pace drops.
         """
         now = self._clock()
         while self._ends_s and self._ends_s[0] < now - WINDOW_S:
@@ -76,17 +76,17 @@ class Admission:
         self._engine = engine
         self._memory = memory
         self._max_choices = max_choices
-        self._max_per_tenant = share_of_places(max_choices) if num_tenants > 1 else max_choices
+        self._max_per_tenant = max_slots_per_tenant(max_choices) if num_tenants > 1 else max_choices
         self._num_choices: Counter[int] = Counter()  # by tenant
         self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, prompt tokens
 
     @property
     def is_full(self) -> bool:
-        """True if a request with a single choice would be refused, whoever sends it."""
+        """True if a request with a single choice would be refused, from every tenant."""
         return self._engine.num_waiting >= self._max_choices or self.num_tokens >= self.max_tokens
 
     def admit(self, requests: Sequence[Request]) -> None:
-        """Count the choices of one generation as waiting. Raises ApiError 429 or 503, and then counts none of them."""
+        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them."""
         unavailable_reason = self.unavailable_reason()
         if unavailable_reason:
             raise unavailable_reason
@@ -123,8 +123,9 @@ class Admission:
         at most one request exceeds the bound. For the same reason a request with more choices than the share is
         accepted if its tenant has none waiting.
         """
-        of_tenant = self._num_choices[tenant]
-        return self.num_tokens < self.max_tokens and (not of_tenant or of_tenant + num_choices <= self._max_per_tenant)
+        num_waiting = self._num_choices[tenant]
+        keeps_share = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
+        return self.num_tokens < self.max_tokens and keeps_share
 
     def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
         """Count one choice as waiting. `num_tokens`: the length of its prompt."""

@@ -36,7 +36,7 @@ class Position:
 
 @dataclass(slots=True)
 class Delta:
-    """The new part of one choice. A choice's first delta comes with the engine's first output and may be empty."""
+    """The new part of one choice. The engine's first output always makes a delta, which may be empty."""
 
     index: int
     text: str = ""

@@ -84,11 +84,11 @@ class Generation:
         return ExpertTally(ready.num_layers, ready.num_experts) if wants_experts and ready else None
 
     async def deltas(self, idle_s: float) -> AsyncGenerator[list[Delta], None]:
-        """Queue the choices, then yield their deltas as they come; an empty list after each `idle_s` without any.
+        """Queue the choices, then yield their deltas as they arrive; an empty list after each `idle_s` without any.
 
         Raises ApiError: 429 and 503 if the generation is not admitted, 503 and 504 if a deadline passed, 500 if the
-        engine failed on a choice, 503 if the engine is gone. However it ends, every choice is accounted for and no
-        choice keeps running.
+        engine failed on a choice, 503 if the engine is gone. In every case, each choice is accounted for and no choice
+        keeps running.
         """
         self._admit()
         loop = asyncio.get_running_loop()

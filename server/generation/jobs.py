@@ -21,7 +21,7 @@ from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
 INLINE_CHOICES = 32  # more choices are prepared in a thread
-MAX_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: each choice's is sent and built separately
+MAX_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class JobBuilder:
     arrival_s: float  # monotonic
 
     @classmethod
-    def checked(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
-        """Return the builder of a request that fits the served model.
+    def from_request(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
+        """Check a request against the served model, as far as its tokens are not needed, and return its builder.
 
         Raises ApiError 404 for another model, 503 while no model is ready, 400 for token ids outside the vocabulary and
         for texts that are certainly too long.
@@ -70,7 +70,7 @@ class JobBuilder:
         return cls(state, ready, texts, request, tenant_of(http), arrival_s)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
-        """Return one job per prompt and choice, the choices of a prompt side by side.
+        """Return one job per prompt and choice, ordered by prompt, then by choice.
 
         The output of each choice follows `grammar`. Raises ApiError 400 if the request exceeds a limit of the model or
         of this server.

@@ -52,7 +52,7 @@ class TextFrontend:
 
     @cached_property
     def grammars(self) -> GrammarChecker:
-        """Created when first needed, because it holds a copy of the vocabulary."""
+        """Checker of grammars, created on first use because it holds a copy of the vocabulary."""
         return GrammarChecker(self.tokenizer)
 
 

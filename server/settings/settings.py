@@ -96,7 +96,7 @@ class Settings(BaseModel):
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",
-        description="Default sampling parameters: auto takes the checkpoint's generation_config.json, none ignores it.",
+        description="Default sampling parameters: auto reads the checkpoint's generation_config.json, none ignores it.",
     )
 
     strict_params: bool = Field(
@@ -106,8 +106,8 @@ class Settings(BaseModel):
     )
     strict_roles: bool = Field(
         False,
-        description="Reject chats whose roles do not alternate with 400. Otherwise they are repaired, and the header "
-        "x-smoe-repaired says how.",
+        description="Reject chats with 400 if their roles do not alternate. Otherwise they are repaired, and "
+        "the header x-smoe-repaired names the repairs.",
     )
     tool_emulation: bool = Field(
         False,
@@ -115,7 +115,7 @@ class Settings(BaseModel):
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
     api_key: Annotated[Names, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )
@@ -127,7 +127,9 @@ class Settings(BaseModel):
     ssl_certfile: FilePath | None = Field(
         None, description="File with the TLS certificate, to serve HTTPS. Needs the key too."
     )
-    max_body_bytes: Annotated[Bytes, DefaultText("1MiB")] = Field(1 << 20, description="Longest request body.")
+    max_body_bytes: Annotated[Bytes, DefaultText("1MiB")] = Field(
+        1 << 20, description="Maximum size of a request body."
+    )
 
     max_num_queued_reqs: PositiveInt = Field(
         1024, description="Requests that may wait for their first step. Further ones get 429."
@@ -139,46 +141,48 @@ class Settings(BaseModel):
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto prefers a GPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device that runs the model; auto prefers a GPU."
+    )
     backend: Literal["auto", "reference", "native", "triton"] = Field(
         "auto",
-        description="Kernels: native is C++ for CPUs, triton is for GPUs, reference is slow plain torch. auto takes "
+        description="Kernels: native is C++ for CPUs, triton is for GPUs, reference is slow plain torch. auto selects "
         "native on a CPU and triton on a GPU.",
     )
     deterministic: bool = Field(
-        False, description="On a GPU, give a request the same bits in any batch. On a CPU they always are the same."
+        False, description="On a GPU, compute the same bits for a request in any batch. A CPU always does."
     )
     isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = Field(
-        "auto", description="Instruction set of the native backend; auto takes the fastest that the CPU has."
+        "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
         None, description="CPU threads of the engine."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of weights and activations; auto takes the checkpoint's."
+        "auto", description="Type of weights and activations; auto uses the checkpoint's."
     )
     quantization: Literal["none", "int8", "int4", "fp8"] = Field(
         "none",
-        description="Quantize the weights while loading them: int8 or int4 on a CPU, int8 or fp8 on a GPU. Takes a "
-        "half or a third of the memory and is faster.",
+        description="Quantize the weights while loading them: int8 or int4 on a CPU, int8 or fp8 on a GPU. Needs "
+        "a half or a third of the memory and is faster.",
     )
     experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
     )
     sliding_window: Literal["model", "none"] | PositiveInt = Field(
-        "model", description="Attention window in tokens: model takes the checkpoint's, none disables it."
+        "model", description="Attention window in tokens: model uses the checkpoint's, none disables it."
     )
     seed: Annotated[int | None, DefaultText("random")] = Field(
-        None, description="Makes the seeds repeatable that the server draws for requests without one."
+        None, description="Makes the seeds that the server draws for requests without one repeatable."
     )
 
     max_model_len: Annotated[PositiveInt | None, DefaultText("as long as the model and the KV cache allow")] = Field(
-        None, description="Longest prompt plus completion, in tokens."
+        None, description="Maximum length of prompt plus completion, in tokens."
     )
-    max_num_seqs: PositiveInt = Field(256, description="Most requests in one step.")
+    max_num_seqs: PositiveInt = Field(256, description="Maximum number of requests in one step.")
     max_num_batched_tokens: Annotated[
         PositiveInt | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")
-    ] = Field(None, description="Most tokens in one step.")
+    ] = Field(None, description="Maximum number of tokens in one step.")
     scheduling_policy: Literal["priority", "fcfs"] = Field(
         "priority", description="Order of waiting requests: by priority (lower first) and arrival, or by arrival alone."
     )
@@ -195,8 +199,8 @@ class Settings(BaseModel):
     block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of the KV cache.")
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = Field(
         "auto",
-        description="Type of stored keys and values: auto is the type that they are computed in; int8 takes "
-        "half of bf16.",
+        description="Type of stored keys and values: auto is the type that they are computed in; int8 needs half the "
+        "memory of bf16.",
     )
     no_enable_prefix_caching: bool = Field(
         False, description="Compute every prompt completely, without reusing the KV cache of equal prefixes."

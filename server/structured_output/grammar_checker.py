@@ -76,7 +76,7 @@ class GrammarChecker:
         return compiled
 
     async def unsupported_keywords(self, constraint: Constraint) -> list[str]:
-        """Return the schema keywords that no grammar can express; none if the schema has another fault before them."""
+        """Return the schema keywords that no grammar can express; [] if another fault of the schema is found first."""
         fault = await self._find_fault(_digest(constraint.grammar), constraint.grammar)
         return [] if fault is None else _unsupported_keywords(fault)
 

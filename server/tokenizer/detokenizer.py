@@ -13,7 +13,7 @@ class Detokenizer:
 
     Without a prompt, the deltas of `push` and `finish` add up to `tokenizer.decode(ids)`, however the ids are split: a
     chat answer does not start with the space that SentencePiece puts in front of a text. With a prompt, they add up to
-    the part of decode(prompt + ids) behind decode(prompt): a completion of "It is a" by the token "▁truth" is " truth".
+    the part of decode(prompt + ids) after decode(prompt): a completion of "It is a" by the token "▁truth" is " truth".
     A character that begins in the prompt's last bytes is returned complete.
     """
 

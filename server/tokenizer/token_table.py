@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings
 from server.tokenizer.encoders import SPACE, TextEncoder
 
-MAX_ADDED_IDS = 2**20  # how far an added token's id may lie behind the pieces
+MAX_ADDED_IDS = 2**20  # an added token's id is below the number of pieces plus this
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -22,7 +22,7 @@ class TokenTable:
     def __init__(
         self, encoder: TextEncoder, settings: TokenizerSettings, added_tokens: tuple[AddedToken, ...] = ()
     ) -> None:
-        """Raises TokenizerError where an added token's id lies far beyond the pieces."""
+        """Raises TokenizerError if an added token's id lies far beyond the pieces."""
         self.num_pieces = len(encoder.pieces)
         self.spellings = _merge_spellings(encoder.pieces, added_tokens)
         self.special_ids = _find_special_ids(self.spellings, encoder, settings, added_tokens)

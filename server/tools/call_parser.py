@@ -80,7 +80,7 @@ class ToolCallParser:
         return CallPart(self.num_calls - 1, match.group(1))
 
     def _parse_arguments(self) -> CallPart | None:
-        """Parse more arguments. Skips the rest of a call behind them, which may be an id of letters and digits."""
+        """Parse more arguments. Skips the rest of the call after them, which may be an id of letters and digits."""
         if self._state == "tail":
             _, brace, rest = self._buffer.partition("}")
             if not brace:

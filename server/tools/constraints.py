@@ -83,14 +83,14 @@ async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num
 def tool_constraints(
     use: ToolUse, request: ChatCompletionRequest, marker_id: int | None, lenient: Collection[int] = ()
 ) -> list[Constraint]:
-    """Return the constraint on the answer, last; before it one on each tool's arguments, to locate a bad schema.
+    """Return a constraint per tool on its arguments, to locate a bad schema, then the constraint on the whole answer.
 
     `marker_id`: the control token that starts an answer with calls; None if plain text starts it. `lenient`: indices
     of the tools whose schemas are followed only as far as a grammar can. Raises ApiError 400.
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:
-        raise invalid_value(f"'{answer.param}' describes a text, and 'tool_choice' requires a call.", answer.param)
+        raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
     rules = [(tool, _arguments_rule(i, tool, is_lenient=i in lenient)) for i, tool in use.callable_tools]
     if sum(len(rule) for _, rule in rules) > MAX_SCHEMA_CHARS:
         raise too_large("tools")

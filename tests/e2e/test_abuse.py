@@ -29,9 +29,9 @@ def good_bodies(rng: random.Random, count: int) -> list[dict[str, Any]]:
     ]
 
 
-async def ask_all(server: RunningServer, asked: list[dict[str, Any]], *, clients: int, key: str = "") -> Answers:
+async def ask_all(server: RunningServer, requests: list[dict[str, Any]], *, clients: int, key: str = "") -> Answers:
     """Return choices and usage of each request, sent by `clients` clients."""
-    queue, answers = iter(list(enumerate(asked))), dict[int, dict[str, Any]]()
+    queue, answers = iter(list(enumerate(requests))), dict[int, dict[str, Any]]()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -42,13 +42,13 @@ async def ask_all(server: RunningServer, asked: list[dict[str, Any]], *, clients
 
     async with httpx.AsyncClient(base_url=server.url, timeout=120, headers=headers) as client:
         await asyncio.gather(*(work(client) for _ in range(clients)))
-    return [answers[index] for index in range(len(asked))]
+    return [answers[index] for index in range(len(requests))]
 
 
 def test_good_requests_get_the_same_answers_while_as_many_bad_ones_are_sent(scale: int) -> None:
     """The bad requests are those of tests/e2e/bad_inputs, repeated."""
     rng = random.Random(101)
-    asked = good_bodies(rng, 60 * scale)
+    requests = good_bodies(rng, 60 * scale)
     wrong = [
         (endpoint.path, body)
         for row in ROWS.values()
@@ -64,7 +64,7 @@ def test_good_requests_get_the_same_answers_while_as_many_bad_ones_are_sent(scal
         count = 0
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
             for path, body in itertools.cycle(wrong):
-                if enough.is_set() and count >= len(asked):
+                if enough.is_set() and count >= len(requests):
                     return count
                 assert 400 <= (await client.post(path, json=body)).status_code < 500
                 count += 1
@@ -73,13 +73,13 @@ def test_good_requests_get_the_same_answers_while_as_many_bad_ones_are_sent(scal
     async def both(server: RunningServer) -> Answers:
         enough = asyncio.Event()
         abuser = asyncio.create_task(abuse(server, enough))
-        answers = await ask_all(server, asked, clients=4)
+        answers = await ask_all(server, requests, clients=4)
         enough.set()
-        assert await abuser >= len(asked)
+        assert await abuser >= len(requests)
         return answers
 
     with start_server(*NUMERICS, "--no-enable-prefix-caching") as server:
-        alone = asyncio.run(ask_all(server, asked, clients=1))
+        alone = asyncio.run(ask_all(server, requests, clients=1))
         assert asyncio.run(both(server)) == alone
         server.settled_metrics()
 
@@ -88,7 +88,7 @@ def test_one_keys_flood_of_prompts_flushes_the_prefix_cache_but_changes_no_answe
     """The KV pool holds a few prompts; the shared prefix of the victim is evicted again and again."""
     rng = random.Random(103)
     shared = [rng.randrange(300, 3000) for _ in range(100)]
-    asked = [body | {"prompt": shared + body["prompt"]} for body in good_bodies(rng, 15 * scale)]
+    requests = [body | {"prompt": shared + body["prompt"]} for body in good_bodies(rng, 15 * scale)]
     flags = ("--num-kv-blocks", "48", "--max-model-len", "512", "--api-key", "victim", "--api-key", "flood")
 
     async def flood(server: RunningServer, enough: asyncio.Event) -> None:
@@ -102,13 +102,13 @@ def test_one_keys_flood_of_prompts_flushes_the_prefix_cache_but_changes_no_answe
     async def both(server: RunningServer) -> Answers:
         enough = asyncio.Event()
         flooding = [asyncio.create_task(flood(server, enough)) for _ in range(2)]
-        answers = await ask_all(server, asked, clients=1, key="victim")
+        answers = await ask_all(server, requests, clients=1, key="victim")
         enough.set()
         await asyncio.gather(*flooding)
         return answers
 
     with start_server(*NUMERICS, *flags) as server:
-        alone = asyncio.run(ask_all(server, asked, clients=1, key="victim"))
+        alone = asyncio.run(ask_all(server, requests, clients=1, key="victim"))
         flooded = asyncio.run(both(server))
     assert [answer["choices"] for answer in flooded] == [answer["choices"] for answer in alone]
     assert num_cached(flooded) < num_cached(alone), "nothing was evicted"

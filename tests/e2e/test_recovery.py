@@ -271,8 +271,8 @@ async def drain(server: RunningServer, num_tokens: int) -> tuple[float, list[Ans
         long = {"max_tokens": 1900}
         bodies = [body_of(number, max_tokens=8) | (long if number % 2 else {}) for number in range(NUM_DRAINED)]
         started = [asyncio.Event() for _ in bodies]  # every stream has begun before the signal, even on a busy machine
-        asked = zip(bodies, started, strict=True)
-        streams = [asyncio.create_task(ask(client, body, progress, event)) for body, event in asked]
+        pairs = zip(bodies, started, strict=True)
+        streams = [asyncio.create_task(ask(client, body, progress, event)) for body, event in pairs]
         await asyncio.gather(progress.reached.wait(), *(event.wait() for event in started))
         sent_s, refused = await asyncio.to_thread(sigterm, server, bodies[0])
         answers = await asyncio.gather(*streams)

@@ -74,7 +74,7 @@ def _random_mask(k: int, seed: int) -> Mask:
 
 
 def _assert_equals_transformers(completion: Completion, model: Any, k: int, mask: Mask | None = None) -> None:
-    """The same tokens, log probabilities and choices, the gate's first choice first."""
+    """Compare tokens, log probabilities and expert ids; the ids of a position are strongest first."""
     num_prompt = len(completion.prompt_token_ids)
     ids = completion.prompt_token_ids + completion.token_ids
     logits, routing = forward(model, ids[:-1], k, mask)

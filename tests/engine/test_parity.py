@@ -1,8 +1,8 @@
 """The engine against transformers in float32: the same greedy tokens and log probabilities, however it is scheduled.
 
 smoe generates; the oracle then sees prompt and generated tokens in one piece, without cache, chunks or batch. Positions
-where the oracle itself is undecided (its two best logits, or the last chosen and first rejected gate logit, are as good
-as equal) say nothing and are left out; they are counted, and must be rare.
+where the oracle itself is undecided (its two best logits, or the last chosen and first rejected gate logit, are nearly
+equal) prove nothing and are left out; they are counted, and must be rare.
 """
 
 import random

@@ -1,6 +1,5 @@
 """Loading: headers are checked first, then each weight is read once, and dropped once it is packed."""
 
-import json
 import re
 import weakref
 from collections.abc import Callable
@@ -18,7 +17,14 @@ from model.checkpoint.headers import StoredTensor, read_headers
 from model.loader import load_model, read_tensor
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, edit_config, random_model, save_in_layout
+from tests.support.checkpoints import (
+    Shape,
+    edit_config,
+    edit_tensors,
+    random_model,
+    save_in_layout,
+    write_index,
+)
 from tests.support.paged import CPU, teacher_forced
 
 FILE = "model.safetensors"
@@ -36,12 +42,6 @@ def _load(path: Path) -> Mixtral:
     return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda loaded, total: None)
 
 
-def _edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path / FILE)
-    change(tensors)
-    save_file(tensors, path / FILE)
-
-
 def _shard(path: Path) -> dict[str, dict[str, Tensor]]:
     """Split the single file in two with an index; return the shards' tensors."""
     tensors = load_file(path / FILE)
@@ -51,7 +51,7 @@ def _shard(path: Path) -> dict[str, dict[str, Tensor]]:
     shards = {file: {name: tensors[name] for name in half} for file, half in halves.items()}
     for file, shard in shards.items():
         save_file(shard, path / file)
-    _write_index(path, {name: file for file, half in halves.items() for name in half})
+    write_index(path, {name: file for file, half in halves.items() for name in half})
     return shards
 
 
@@ -61,13 +61,12 @@ def _cut(path: Path, shards: dict[str, dict[str, Tensor]]) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def _write_index(path: Path, weight_map: object) -> None:
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
 DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a tensor is missing": (lambda path: _edit(path, lambda t: t.pop(W1)), f"tensor {W1} is missing"),
-    "a tensor has integers": (lambda path: _edit(path, lambda t: t.update({HEAD: t[HEAD].to(torch.int8)})), "dtype I8"),
+    "a tensor is missing": (lambda path: edit_tensors(path, lambda t: t.pop(W1)), f"tensor {W1} is missing"),
+    "a tensor has integers": (
+        lambda path: edit_tensors(path, lambda t: t.update({HEAD: t[HEAD].to(torch.int8)})),
+        "dtype I8",
+    ),
     "the last shard is cut": (lambda path: _cut(path, _shard(path)), "b.safetensors is damaged"),
     "a file without tensors": (lambda path: save_file({}, path / FILE), "is missing"),
 }
@@ -105,7 +104,7 @@ def test_a_stored_head_goes_before_tying(checkpoint: Path) -> None:
     untied = teacher_forced(_load(checkpoint), [[1, 2, 3]], [3])[0]
     edit_config(checkpoint, tie_word_embeddings=True)
     assert torch.equal(teacher_forced(_load(checkpoint), [[1, 2, 3]], [3])[0], untied)
-    _edit(checkpoint, lambda tensors: tensors.pop(HEAD))
+    edit_tensors(checkpoint, lambda tensors: tensors.pop(HEAD))
     tied = _load(checkpoint)
     assert tied.weights.head is tied.weights.embedding
 

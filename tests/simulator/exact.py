@@ -28,7 +28,7 @@ def mix(*values: int) -> int:
 
 
 def root_of(request: Request) -> int:
-    """Return a mix of everything but the tokens that a block's contents depend on; here also of the salt."""
+    """Return a mix of the request's expert options, on which a block's contents depend, and of its salt."""
     mask = request.expert_mask or []
     switches = [int(on) for layer in mask for on in layer]
     return mix(int.from_bytes(request.cache_salt.encode(), "big"), request.experts_per_token or 0, *switches)

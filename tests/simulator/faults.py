@@ -61,7 +61,7 @@ class Faults:
 
 
 class Clock:
-    """Fake clock: each reading moves it on by half a second."""
+    """Fake clock: each reading advances it by half a second."""
 
     def __init__(self, faults: Faults) -> None:
         self.now = 0.0
@@ -107,7 +107,6 @@ class StepFailures:
     num_attempts_that_raise: int = 0
     max_positions: int | None = None
     raises_late: bool = False  # after all positions were computed and written
-    raises_at_the_end: bool = False
 
 
 @dataclass

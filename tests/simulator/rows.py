@@ -1,4 +1,7 @@
-"""The product's ModelRunner, batch, PersistentBatch and Sampler over the exact model: slower, closer to production."""
+"""The product's ModelRunner, BatchBuilder, PersistentBatch and Sampler over the exact model.
+
+Slower than ExactRunner, but closer to production.
+"""
 
 from typing import Any
 

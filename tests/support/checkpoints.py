@@ -4,12 +4,14 @@ Weights come in the classic or the fused layout, configs in the classic or the m
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 
@@ -106,3 +108,15 @@ def edit_config(path: Path, **changes: Any) -> Path:
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
     return path
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of model.safetensors in the directory `path`."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+def write_index(path: Path, weight_map: object) -> None:
+    """Write the index of several safetensors files; a valid `weight_map` maps tensor names to file names."""
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

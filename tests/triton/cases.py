@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonOps
 
 DTYPES = [torch.float32, torch.float16]
@@ -22,11 +21,6 @@ def assert_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, roundings: flo
     assert ours.isfinite().all()
     error = (ours.double() - exact.double()).flatten(1).norm(dim=1) / exact.double().flatten(1).norm(dim=1).clamp(1e-9)
     assert float(error.max()) < roundings * ROUNDING[dtype], f"row {int(error.argmax())} is off by {float(error.max())}"
-
-
-def random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
-    w1, w3 = torch.randn(2, hidden, dim).mul(dim**-0.5).to(dtype).unbind()
-    return FfnWeights(w1, w3, torch.randn(dim, hidden).mul(hidden**-0.5).to(dtype))
 
 
 def both_tilings(dtype: torch.dtype) -> Iterator[TritonOps]:

@@ -7,8 +7,9 @@ from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize
 from tests.support import float64_oracle as oracle
+from tests.support.random_weights import random_ffn
 from tests.support.routing_requests import naive_top_k, random_request, uniform_request
-from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, random_ffn
+from tests.triton.cases import DTYPES, assert_close, both_tilings, integers
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)

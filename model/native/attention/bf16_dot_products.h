@@ -96,7 +96,7 @@ class Bf16DotProducts {
     static constexpr int64_t MAX_ROWS = TILE_ROWS;
     static constexpr int64_t DEPTH = 1;
 
-    // As above.
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times panel [depth, TILE_WIDTH].
     void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
                   Matrix<float> sums) const {
         with_rows(rows, [&](auto tile) { multiply_rows<true, tile.value>(pairs, panel, depth, scale, sums); });

@@ -70,7 +70,7 @@ class CacheRows {
     CacheRows(const RotationArgs& args, void* cache, int64_t row)
         : head_dim_(args.head_dim), row_bytes_(kv_row_bytes(args.kv_dtype, args.head_dim)),
           rows_(static_cast<char*>(cache) + args.slots[row] * args.num_kv_heads * row_bytes_),
-          spare_(static_cast<T*>(args.turned) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
+          spare_(static_cast<T*>(args.rotated) + (std::is_same_v<T, Number> ? 0 : row * args.head_dim)) {}
 
     // Buffer for K numbers before they are stored: the cache row itself if it has the same type.
     T* target(int64_t head) const {
@@ -110,9 +110,9 @@ void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
         for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
         const CacheRows<T, Number> k(args, args.k_cache, row), v(args, args.v_cache, row);
         for (int64_t head = 0; head < G; ++head) {
-            T* turned = k.target(head);
-            rotate(from + (H + head) * K, turned, cos, sin, num_pairs);
-            k.write(head, turned);
+            T* rotated = k.target(head);
+            rotate(from + (H + head) * K, rotated, cos, sin, num_pairs);
+            k.write(head, rotated);
             v.write(head, from + (H + G + head) * K);
         }
     }

@@ -27,7 +27,7 @@ struct RotationArgs {
     const float* cos;      // [T, K/2]
     const float* sin;      // [T, K/2]
     const int64_t* slots;  // [T]
-    void* turned;          // scratch [T, K] in dtype, if the caches hold another type
+    void* rotated;         // scratch [T, K] in dtype, if the caches hold another type
     int64_t num_heads;
     int64_t num_kv_heads;
     int64_t head_dim;

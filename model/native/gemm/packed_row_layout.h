@@ -1,8 +1,8 @@
 // Layout of the rows of x in a packed tile. Included by kernel files only.
 //
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
-// [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h says what else a quantized row holds; in the
-// AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
+// [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h describes the rest of a quantized row; in
+// the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
 #pragma once
 
 #include "gemm/gemm.h"

@@ -3,15 +3,15 @@
 // A row of x has scale = max |x| / 127 and x ~ scale * q with q in -127 .. 127. It depends on the row alone. A unit is
 // four q of neighbouring k; K is zero-padded.
 //
-// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, as the dot products of VNNI want their
-// first operand unsigned; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
+// int8: one scale per output, w ~ scale * q. Weights are stored as q + 128, because VNNI's dot products need an
+// unsigned first operand; so a sum starts at -128 * (sum of the row's q). Sums are exact, in 32 bits for K < 133,000.
 //   row: [start of the sums, units ..., scale]          panel: units [depth][PANEL], then scales [PANEL] float32
 // int4: groups of GROUP k with a bfloat16 scale per output and group, q in -8 .. 7 stored as q + 8. A group's sum is
 // exact; the groups are added up in float32, in ascending order.
 //   row: per group [start of the sum, 8 units], then the scale
 //   panel: per group scales [PANEL] bfloat16, then [4][PANEL] words: low half bytes are unit 2i, high ones unit 2i + 1
 //
-// A row of x, or a row or group of weights, that holds a number that is not finite has the scale NaN.
+// A row of x, or a row or group of weights, that contains NaN or infinity has the scale NaN.
 #pragma once
 
 #include <cstdint>

@@ -16,9 +16,8 @@ from model.forward_batch import ForwardBatch
 from model.ops.reference.kv_int8 import as_numbers
 
 MAX_SPAN_ELEMENTS = 1 << 24  # scores of a prompt's span: 64 MiB in float32
-MAX_GATHER_ELEMENTS = (
-    1 << 18
-)  # keys x H * K of all decode rows of a span: larger gathers leave the CPU cache and are half as fast
+# Keys x H * K of all decode rows of a span: larger gathers leave the CPU cache and are half as fast.
+MAX_GATHER_ELEMENTS = 1 << 18
 MAX_SPAN_ROWS = 256  # of one prompt; with a window, longer spans would only gather keys that most rows do not see
 
 

@@ -139,8 +139,8 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (a, b) of a head to (a cos - b sin, b cos + a sin), in float32. [T, heads, K] -> same."""
     first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+    orthogonal = torch.cat((-second, first), dim=-1)
+    return (x * cos + orthogonal * sin).to(x.dtype)
 
 
 def route(gate_logits: Tensor, request: RoutingRequest) -> tuple[Tensor, Tensor]:

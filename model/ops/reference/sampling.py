@@ -31,6 +31,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
 
 
 def write_history(rows: SamplingRows, token_ids: Tensor) -> None:
+    """Append the sampled tokens [N] to their requests' histories; rows with a target are not written."""
     is_sampled = rows.int_params[:, IntParam.TARGET] < 0
     place = rows.int_params[:, IntParam.HISTORY_ROW], rows.int_params[:, IntParam.NUM_TOKENS]
     rows.history[place] = torch.where(is_sampled, token_ids.int(), rows.history[place])
@@ -53,7 +54,7 @@ def shape_logits(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _bounded(logits: Tensor) -> Tensor:
-    """Clamp what extreme penalties and biases made infinite: equal infinities would lose their order."""
+    """Clamp logits that extreme penalties and biases made infinite: equal infinities would lose their order."""
     return logits.clamp(max=torch.finfo(logits.dtype).max)
 
 

@@ -27,9 +27,8 @@ class AttentionTiling:
 
 DECODE = AttentionTiling(tile=16, keys=64, num_warps=4, num_stages=3)
 CHUNK = AttentionTiling(tile=128, keys=32, num_warps=8, num_stages=2)
-DETERMINISTIC = AttentionTiling(
-    tile=64, keys=32, num_warps=8, num_stages=2
-)  # for both, if bits must not depend on the kind of row
+# For decode rows and chunks, if bits must not depend on the kind of row.
+DETERMINISTIC = AttentionTiling(tile=64, keys=32, num_warps=8, num_stages=2)
 WIDE = AttentionTiling(tile=16, keys=16, num_warps=4, num_stages=1)  # float32 has no tensor cores
 
 

@@ -1,7 +1,7 @@
 """Matrices in the layout of the Triton kernels: in the compute dtype, or in 8 bits with one scale per output.
 
 int8 is defined in model/ops/quantization.py. fp8 is e4m3 (Micikevicius et al. 2022) with scale = max |w| / 448. The
-kernels widen it on any GPU by shifting its bits into a float16, which is too small by 2^8; the scale makes up for that.
+kernels widen it on any GPU by shifting its bits into a float16, which is too small by 2^8; the scale corrects this.
 Shape letters as in model/ops/interface.py.
 """
 
@@ -68,7 +68,7 @@ def quantize(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tenso
 
 
 def dequantize(matrix: TritonMatrix) -> Tensor:
-    """Return the weights that the matrix stands for, float32 [..., O, D]: the definition of both 8-bit formats."""
+    """Return the dequantized weights, float32 [..., O, D]: the definition of both 8-bit formats."""
     if matrix.format == "plain":
         return matrix.values.float()
     if matrix.format == "int8":

@@ -29,7 +29,7 @@ def bounded(schema: Mapping[str, Any], facts: Facts) -> Schema:
 
 
 def _walked(schema: Any, facts: Facts, field: str | None) -> Any:
-    """`field`: the name of the field that the schema describes."""
+    """Return part of a schema with all bounds. `field`: the name of the field that it describes."""
     if isinstance(schema, list):
         return [_walked(item, facts, field) for item in schema]
     if not isinstance(schema, dict):

@@ -40,7 +40,7 @@ async def completions(http: HttpRequest) -> Response:
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, CompletionRequest)
-    builder = JobBuilder.checked(http, request, arrival_s)
+    builder = JobBuilder.from_request(http, request, arrival_s)
     prompts = await _prompts(request, builder.texts.tokenizer)
     generation = await Generation.prepare(builder, prompts, http.state.request_id)
     fields = common_fields("cmpl", generation, request.model, builder.ready.fingerprint)

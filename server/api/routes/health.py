@@ -1,4 +1,4 @@
-"""Health, version and load. Answered from memory, in every state of the engine."""
+"""Health, version and load. The replies come from memory, in every state of the engine."""
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest

@@ -1,4 +1,4 @@
-"""GET /v1/models: the served model. Answered from memory, also while the model loads."""
+"""GET /v1/models: the served model. The reply comes from memory, also while the model loads."""
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException as RoutingError

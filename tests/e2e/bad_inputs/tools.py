@@ -26,8 +26,8 @@ PARAMETERS = "tools[0].function.parameters"
 def called(**call: Any) -> Body:
     """Return a conversation with a tool call of the assistant that has the changed fields."""
     good = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    asked = {"role": "assistant", "tool_calls": [good | call]}
-    return conversation(HI, asked, {"role": "tool", "tool_call_id": "a", "content": "1"})
+    message = {"role": "assistant", "tool_calls": [good | call]}
+    return conversation(HI, message, {"role": "tool", "tool_call_id": "a", "content": "1"})
 
 
 def tool(**function: Any) -> Body:

@@ -12,10 +12,10 @@ from engine.bench.steps import Costs, StepBench
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.loading import load_random
-from model.bench import roofline
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
 from tests.support.paths import ROOT
+from tests.support.tiny_roofline import shrink_measurements
 
 TINY = PRESETS["tiny"]
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
@@ -23,11 +23,7 @@ ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures that say nothing, at once."""
-    monkeypatch.setattr(roofline, "BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(roofline, "MIN_ROUND_S", 0.001)
-    monkeypatch.setattr(roofline, "PEAK_ROUNDS", 64)
-    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
+    shrink_measurements(monkeypatch)
 
 
 def tiny_engine() -> Engine:
@@ -35,7 +31,7 @@ def tiny_engine() -> Engine:
     return Engine(config, load_random(config, TINY))
 
 
-def test_what_a_step_reads_and_computes_is_what_its_matrices_say() -> None:
+def test_bytes_and_operations_of_a_step_are_those_of_its_matrices() -> None:
     """Every matrix of the tiny network written out, [outputs, inputs]. The last layer's experts see 2 rows."""
     costs = Costs.of(tiny_engine())
     attention = [(64 + 2 * 32, 64), (64, 64)]
@@ -98,7 +94,7 @@ def test_the_engine_command_times_each_step_under_the_window_it_is_given() -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
         (("kernels", "--rows", "0"), "--rows 0"),
         (("kernels", "--rows", "a"), "--rows a"),
@@ -107,7 +103,7 @@ def test_the_engine_command_times_each_step_under_the_window_it_is_given() -> No
         (("engine", "/no/where"), "/no/where"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(arguments: tuple[str, ...], said: str) -> None:
+def test_an_invalid_option_or_checkpoint_is_refused_in_one_line(arguments: tuple[str, ...], named: str) -> None:
     result = smoe(*arguments)
     assert result.returncode == 2
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert named in result.stderr and "Traceback" not in result.stderr

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from engine.execution.expert_stats import FOLD_S, MAX_UNCOUNTED_ROWS, ExpertStats
+from engine.execution.expert_stats import COUNT_INTERVAL_S, MAX_UNCOUNTED_ROWS, ExpertStats
 from engine.execution.expert_tables import NUM_TOP_TOKENS
 from engine.types import LayerExperts
 from model.checkpoint.config_file import load_config
@@ -107,7 +107,7 @@ def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
     assert not counts.is_due(math.inf)
     counts.pop_new_counts(100.0)
     _record(counts, _random_step(rng, 1, 2))
-    assert not counts.is_due(100.0 + FOLD_S / 2) and counts.is_due(100.0 + FOLD_S)
+    assert not counts.is_due(100.0 + COUNT_INTERVAL_S / 2) and counts.is_due(100.0 + COUNT_INTERVAL_S)
     chosen = torch.zeros(L, MAX_UNCOUNTED_ROWS, 1, dtype=torch.int32)
     counts.record(torch.zeros(MAX_UNCOUNTED_ROWS, dtype=torch.int64), chosen)
     assert counts.is_due(100.0)

@@ -151,7 +151,7 @@ def test_without_memory_for_one_position_the_running_requests_end_and_the_queue_
 
 
 def test_a_fault_of_no_single_request_ends_the_running_requests_and_the_queue_continues(plain: Path) -> None:
-    """And it is not tried hundreds of times to find that out."""
+    """A few attempts suffice to find out that no single request is at fault."""
     engine = load(plain, max_num_seqs=32, max_num_batched_tokens=64)
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0)
     ids = [engine.add([5, 6], params) for _ in range(40)]

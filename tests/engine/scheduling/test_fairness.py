@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.config import share_of_places
+from engine.config import max_slots_per_tenant
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Status
 from engine.types import Request, SamplingParams
@@ -66,14 +66,14 @@ def test_of_two_tenants_that_always_wait_neither_is_served_more_than_the_bound(s
     assert most <= bound
 
 
-def test_a_tenant_that_takes_every_place_does_not_keep_another_waiting() -> None:
-    """One tenant sends twice as many long requests as there are places. The other's first token comes at once."""
+def test_a_tenant_with_a_request_for_every_slot_does_not_keep_another_waiting() -> None:
+    """One tenant sends twice as many long requests as there are slots. The other gets its first token at once."""
     bench = TenantBench(num_blocks=2000, max_num_seqs=16, budget=64)
     for _ in range(32):
         bench.add_for(ONE, [1, 2, 3], 400)
     for _ in range(5):
         bench.step()
-    assert len(bench.scheduler.requests.running) == share_of_places(16) == 14
+    assert len(bench.scheduler.requests.running) == max_slots_per_tenant(16) == 14
     for number in range(20):
         short = bench.add_for(OTHER, [5, number], 3)
         bench.step()
@@ -84,8 +84,8 @@ def test_a_tenant_that_takes_every_place_does_not_keep_another_waiting() -> None
     assert sum(sequence.tenant == ONE for sequence in bench.scheduler.requests.running) == 14
 
 
-def test_one_place_in_eight_stays_free_for_other_tenants_and_none_with_one_tenant() -> None:
-    assert [share_of_places(count) for count in (1, 2, 4, 8, 16, 256)] == [1, 1, 3, 7, 14, 224]
+def test_one_slot_in_eight_is_reserved_for_other_tenants_and_none_with_one_tenant() -> None:
+    assert [max_slots_per_tenant(count) for count in (1, 2, 4, 8, 16, 256)] == [1, 1, 3, 7, 14, 224]
     bench = TenantBench(num_tenants=1, num_blocks=2000, max_num_seqs=16, budget=64)
     for _ in range(32):
         bench.add_for(ONE, [1, 2, 3], 40)

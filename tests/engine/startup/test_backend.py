@@ -126,5 +126,5 @@ def test_a_gpu_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         choose_backend(EngineConfig(model="", backend="triton"), CUDA, HALF)
 
 
-def test_deterministic_on_a_cpu_is_what_the_native_backend_always_is() -> None:
+def test_deterministic_on_a_cpu_takes_the_native_backend() -> None:
     assert choose_backend(EngineConfig(model="", deterministic=True), CPU, torch.float32).name == "native"

@@ -50,7 +50,7 @@ def test_bytes_and_operations_of_each_kernel_are_those_of_its_shapes(timed: list
     times = list(measure_kernels(setting, [3], [20]))
     qkv, expert = 128 * 64, 3 * 64 * 96
     gate = 8 * 64
-    experts = 8 * (1 - (3 / 4) ** 3)  # some row takes
+    experts = 8 * (1 - (3 / 4) ** 3)  # expected number that at least one row takes
     expected = {
         "linear": (4 * (qkv + 3 * (64 + 128)), 2 * 3 * qkv),
         "moe": (4 * ((8 * expert + gate) * experts / 8 + 2 * 3 * 64), 2 * 3 * 2 * expert),

@@ -4,22 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from model.bench import roofline
 from model.bench.roofline import ARITHMETICS, Roofline, measure
 from model.ops.native.library import ISAS, NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
+from tests.support.tiny_roofline import shrink_measurements
 
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure with tiny amounts of work; the figures mean nothing."""
-    monkeypatch.setattr(roofline, "BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(roofline, "MIN_ROUND_S", 0.001)
-    monkeypatch.setattr(roofline, "PEAK_ROUNDS", 64)
-    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
+    shrink_measurements(monkeypatch)
 
 
 def native_ops() -> list[NativeOps]:

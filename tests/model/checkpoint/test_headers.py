@@ -1,6 +1,5 @@
 """Files that are not the expected safetensors files raise a CheckpointError of one line that names the file."""
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
+from tests.support.checkpoints import write_index
 
 FILE = "model.safetensors"
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros(1)}
@@ -29,12 +29,8 @@ def _shard(path: Path) -> dict[str, dict[str, Tensor]]:
     shards = {"a.safetensors": {"a": TENSORS["a"]}, "b.safetensors": {"b": TENSORS["b"], "c": TENSORS["c"]}}
     for file, shard in shards.items():
         save_file(shard, path / file)
-    _write_index(path, {name: file for file, shard in shards.items() for name in shard})
+    write_index(path, {name: file for file, shard in shards.items() for name in shard})
     return shards
-
-
-def _write_index(path: Path, weight_map: object) -> None:
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _assert_refused(path: Path, pattern: str) -> None:
@@ -154,5 +150,5 @@ def test_swapped_shards_are_refused(checkpoint: Path) -> None:
     "weight_map", [None, {}, [], {"a": 7}, {"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": "b.bin"}]
 )
 def test_an_index_that_leads_elsewhere_is_refused(weight_map: object, checkpoint: Path) -> None:
-    _write_index(checkpoint, weight_map)
+    write_index(checkpoint, weight_map)
     _assert_refused(checkpoint, "index.json.*(no weight_map|not the name)")

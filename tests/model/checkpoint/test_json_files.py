@@ -11,7 +11,7 @@ from model.checkpoint.json_files import one_line, printable, read_json_object
 MAX_BYTES = 1 << 20
 
 
-def test_a_plain_object_is_what_json_says(tmp_path: Path) -> None:
+def test_a_plain_object_is_read_unchanged(tmp_path: Path) -> None:
     value = {"a": [1, -2.5e3, None, True], "ü": {"b": "\u2028", "": {}}}
     (tmp_path / "x.json").write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     assert read_json_object(tmp_path / "x.json", MAX_BYTES) == value

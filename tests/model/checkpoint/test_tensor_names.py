@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.tensor_names import checked_tensors, expected_shapes, parameters_by_part, part_of
-from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints import Shape, edit_tensors, random_model, save_in_layout
 
-FILE = "model.safetensors"
 Q_PROJ, HEAD = "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"
 W1 = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
 
@@ -23,12 +21,6 @@ W1 = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return save_in_layout(random_model(Shape(num_experts=4)), tmp_path)
-
-
-def _edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path / FILE)
-    change(tensors)
-    save_file(tensors, path / FILE)
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
@@ -49,7 +41,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_tensors_that_do_not_fit_the_config_are_refused(name: str, checkpoint: Path) -> None:
     change, pattern = CHANGES[name]
-    _edit(checkpoint, change)
+    edit_tensors(checkpoint, change)
     with pytest.raises(CheckpointError) as caught:
         checked_tensors(checkpoint, load_config(checkpoint)[0])
     message = str(caught.value)
@@ -60,7 +52,7 @@ def test_tensors_that_do_not_fit_the_config_are_refused(name: str, checkpoint: P
 def test_stored_rotary_angles_of_old_conversions_are_ignored(checkpoint: Path) -> None:
     config, _ = load_config(checkpoint)
     names = set(checked_tensors(checkpoint, config))
-    _edit(checkpoint, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}))
+    edit_tensors(checkpoint, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}))
     assert set(checked_tensors(checkpoint, config)) == names
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ops.interface import FfnWeights
 from model.ops.quantization import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
 from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.random_weights import random_ffn
 from tests.support.routing_requests import random_request, uniform_request
 
 KINDS: list[Quantization] = ["int8", "int4"]
@@ -31,11 +31,6 @@ in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def _one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def _random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
-    w1, w3 = torch.randn(2, hidden, dim).mul(dim**-0.5).to(dtype).unbind()
-    return FfnWeights(w1, w3, torch.randn(dim, hidden).mul(hidden**-0.5).to(dtype))
 
 
 def _naive_row(numbers: list[float]) -> tuple[list[int], float]:
@@ -121,7 +116,7 @@ def test_native_products_are_the_references(
 def test_native_ffns_are_the_references(
     isa: str, kind: Quantization, dtype: torch.dtype, num_rows: int, dim: int, hidden: int
 ) -> None:
-    x, weights = torch.randn(num_rows, dim).to(dtype), _random_ffn(dim, hidden, dtype)
+    x, weights = torch.randn(num_rows, dim).to(dtype), random_ffn(dim, hidden, dtype)
     ours, reference = (
         ops.ffn(x, ops.pack_ffn(weights)) for ops in (native(isa, quantization=kind), ReferenceOps(kind))
     )
@@ -139,7 +134,7 @@ def test_native_mixtures_are_the_references(
 ) -> None:
     """Rows of any k. The gate is not quantized, so the experts are those of unquantized weights."""
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
-    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    experts = [random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
     requests = [random_request(num_rows, num_experts) for _ in range(3)]
     ours, reference, plain = (
         ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
@@ -220,7 +215,7 @@ def test_a_row_of_zeros_gives_zeros_and_one_with_nan_or_infinity_gives_nan(
     healthy = x.clone()
     healthy[2:4] = 0
     ops, reference = native(isa, quantization=kind), ReferenceOps(kind)
-    packed, experts = ops.pack_linear(weight), [_random_ffn(40, 24, dtype) for _ in range(4)]
+    packed, experts = ops.pack_linear(weight), [random_ffn(40, 24, dtype) for _ in range(4)]
     mixture, request = ops.pack_moe(torch.randn(4, 40).to(dtype), iter(experts)), uniform_request(14, 2)
     for function in (lambda rows: ops.linear(rows, packed), lambda rows: ops.moe(rows, mixture, request)):
         ours = function(x)

@@ -68,3 +68,12 @@ async def test_a_template_that_rejects_a_repaired_conversation_is_a_400() -> Non
     assert response.status_code == 400
     assert response.json()["error"]["message"] == "only haiku, please"
     assert not engine.submitted
+
+
+async def test_a_limit_that_does_not_fit_is_reported_before_an_invalid_grammar() -> None:
+    faults = {"structured_outputs": {"regex": "("}, "max_tokens": 10**6}
+    async with client_of(state_around(FakeEngine(saying("fine")))) as client:
+        both = await client.post(URL, json=conversation(VALID, **faults))
+        grammar = await client.post(URL, json=conversation(VALID, structured_outputs=faults["structured_outputs"]))
+    assert both.json()["error"]["code"] == "context_length_exceeded"
+    assert grammar.json()["error"]["param"] == "structured_outputs.regex"

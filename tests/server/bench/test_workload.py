@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_requests_within_their_ranges() -> None:
     assert all(a.due_s < b.due_s for a, b in pairwise(due))
 
 
-def test_a_text_has_as_many_words_as_asked() -> None:
+def test_a_text_has_the_requested_number_of_words() -> None:
     text = random_prompt("text", 12, 2000, random.Random(0))
     assert isinstance(text, str)
     assert len(text.split()) == 12

@@ -22,7 +22,7 @@ def refused(response: httpx.Response, status: int, code: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def asking(client: httpx.AsyncClient, engine: FakeEngine, count: int, **fields: object) -> Any:
+async def waiting_requests(client: httpx.AsyncClient, engine: FakeEngine, count: int, **fields: object) -> Any:
     """Send `count` requests and yield once the engine has them all; answer them at the end of the block."""
     tasks = [asyncio.create_task(client.post("/v1/completions", json={**COMPLETION, **fields})) for _ in range(count)]
     await engine.until(lambda: len(engine.submitted) == count * int(str(fields.get("n", 1))))
@@ -37,7 +37,9 @@ async def test_waiting_prompts_are_limited_by_their_tokens() -> None:
     state = state_around(engine)
     state.max_num_queued_tokens = 250
     async with client_of(state) as client:
-        async with asking(client, engine, 3) as tasks:  # the third was accepted because 200 tokens were below the limit
+        async with waiting_requests(
+            client, engine, 3
+        ) as tasks:  # the third was accepted because 200 tokens were below the limit
             assert state.admission.num_tokens == 300
             refused(await client.post("/v1/completions", json=COMPLETION), 429, "queue_full")
         assert [task.result().status_code for task in tasks] == [200] * 3
@@ -49,7 +51,7 @@ async def test_a_prompt_leaves_the_queue_with_its_first_token() -> None:
     engine = FakeEngine(saying("one two three"), held=True)
     state = state_around(engine)
     state.max_num_queued_tokens = 150
-    async with client_of(state) as client, asking(client, engine, 2) as running:
+    async with client_of(state) as client, waiting_requests(client, engine, 2) as running:
         engine.step()
         for _ in range(20):  # iterations of the loop, until the handlers have the outputs
             await asyncio.sleep(0)

@@ -174,7 +174,7 @@ async def test_malformed_tools_are_a_400_that_names_the_parameter(
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 
 
-def asking(path: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+def request_with_tool(path: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Build a request with one tool in the endpoint's format."""
     body: dict[str, Any] = {"model": MODEL, "stream": more.pop("stream", False)}
     if path == CHAT:
@@ -197,7 +197,7 @@ def asking(path: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
 async def test_unsupported_keywords_of_a_schema_are_ignored_and_reported(path: str, named: str, stream: bool) -> None:
     engine = FakeEngine(calling(CALL))
     async with client_of(v3_state(engine)) as client:
-        reply = await client.post(path, json=asking(path, SCHEMA, stream=stream) | {"zoo": 1})
+        reply = await client.post(path, json=request_with_tool(path, SCHEMA, stream=stream) | {"zoo": 1})
     assert (reply.status_code, reply.headers["x-smoe-ignored-params"]) == (200, f"zoo, {named}")
     [request] = engine.submitted
     assert allows(request.grammar, CALL) and not allows(request.grammar, OTHER_CALL)
@@ -219,10 +219,10 @@ async def test_a_strict_tool_or_a_strict_server_refuses_unsupported_keywords(
     state = v3_state(FakeEngine(calling(CALL)))
     schema = {"type": "object", **keyword}
     async with client_of(state) as client:
-        lenient = await client.post(CHAT, json=asking(CHAT, schema))
-        strict = await client.post(CHAT, json=asking(CHAT, schema, strict=True))
+        lenient = await client.post(CHAT, json=request_with_tool(CHAT, schema))
+        strict = await client.post(CHAT, json=request_with_tool(CHAT, schema, strict=True))
         state.strict_params = True
-        by_server = await client.post(CHAT, json=asking(CHAT, schema))
+        by_server = await client.post(CHAT, json=request_with_tool(CHAT, schema))
     assert lenient.headers["x-smoe-ignored-params"].split(", ")[0] == f"tools[0].function.parameters.{named}"
     for refused in (strict, by_server):
         error = refused.json()["error"]
@@ -243,6 +243,6 @@ async def test_a_supported_schema_is_followed_and_nothing_is_reported() -> None:
     tags = {"type": "array", "items": {"type": "string"}, "maxItems": 1}
     schema = {**SCHEMA, "properties": {"tags": tags}}
     async with client_of(v3_state(engine)) as client:
-        reply = await client.post(CHAT, json=asking(CHAT, schema))
+        reply = await client.post(CHAT, json=request_with_tool(CHAT, schema))
     assert "x-smoe-ignored-params" not in reply.headers
     assert not allows(engine.submitted[0].grammar, CALL)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from model.kv_pool import KvPool
-from model.ops.interface import FfnWeights, Ops
+from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
 from tests.support.native_cases import DTYPES, ISAS, Heads, Part, Positions, attend, name_of, native, random_positions
 from tests.support.paged import CPU, Running, make_batch
+from tests.support.random_weights import random_ffn
 from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 
 EPS = 1e-5
@@ -42,11 +43,6 @@ def _assert_close(ours: Tensor, reference: Tensor, exact: Tensor, dtype: torch.d
         assert error <= 2 * oracle.relative_error(reference, exact)
 
 
-def _random_ffn(dim: int, hidden: int, dtype: torch.dtype) -> FfnWeights:
-    w1, w3 = torch.randn(2, hidden, dim).mul(dim**-0.5).to(dtype).unbind()
-    return FfnWeights(w1, w3, torch.randn(dim, hidden).mul(hidden**-0.5).to(dtype))
-
-
 @pytest.mark.parametrize(("num_rows", "dim"), [(1, 1), (2, 7), (3, 64), (5, 1000), (40, 1024)])
 def test_rms_norm(isa: str, dtype: torch.dtype, num_rows: int, dim: int) -> None:
     x, weight = (3 * torch.randn(num_rows, dim)).to(dtype), torch.rand(dim).to(dtype)
@@ -71,7 +67,7 @@ def test_linear(isa: str, dtype: torch.dtype, num_rows: int, outputs: int, dim: 
 
 @pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 1, 1), (1, 64, 96), (5, 24, 33), (70, 48, 100)])
 def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int) -> None:
-    x, weights = torch.randn(num_rows, dim).to(dtype), _random_ffn(dim, hidden, dtype)
+    x, weights = torch.randn(num_rows, dim).to(dtype), random_ffn(dim, hidden, dtype)
     ours, reference = (ops.ffn(x, ops.pack_ffn(weights)) for ops in _both(isa))
     _assert_close(ours, reference, oracle.ffn(x, weights), dtype)
 
@@ -82,7 +78,7 @@ def test_the_dense_ffn(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hi
 )
 def test_the_moe(isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int, num_experts: int, k: int) -> None:
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
-    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    experts = [random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
     ours, reference = (
         ops.moe(x, ops.pack_moe(gate, iter(experts)), uniform_request(num_rows, k)) for ops in _both(isa)
     )
@@ -95,7 +91,7 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
 ) -> None:
     dim, hidden = 24, 33
     x, gate = torch.randn(num_rows, dim).to(dtype), torch.randn(num_experts, dim).to(dtype)
-    experts = [_random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
+    experts = [random_ffn(dim, hidden, dtype) for _ in range(num_experts)]
     requests = [random_request(num_rows, num_experts, seed=num_rows) for _ in range(2)]
     k, allowed = requests[0].experts_per_token.tolist(), requests[0].allowed
     assert allowed is not None
@@ -116,7 +112,7 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
     """Four experts with the same gate: the result is the dense mixture of the first k alone, with equal shares."""
     dim, hidden = 16, 24
     x, row = torch.randn(5, dim).to(dtype), torch.randn(1, dim).to(dtype)
-    experts = [_random_ffn(dim, hidden, dtype) for _ in range(4)]
+    experts = [random_ffn(dim, hidden, dtype) for _ in range(4)]
     ops = native(isa)
     request = uniform_request(5, k)
     ours = ops.moe(x, ops.pack_moe(row.repeat(4, 1), iter(experts)), request)
@@ -203,7 +199,7 @@ def test_nan_in_a_row_stays_in_that_row(isa: str, dtype: torch.dtype) -> None:
     assert torch.equal(together[1], attend(ops, heads, [Part(sound, 265, 15)])[0])
     x = torch.randn(14, 40).to(dtype)
     x[3] = float("nan")
-    gate, experts = torch.randn(4, 40).to(dtype), [_random_ffn(40, 24, dtype) for _ in range(4)]
+    gate, experts = torch.randn(4, 40).to(dtype), [random_ffn(40, 24, dtype) for _ in range(4)]
     packed_linear, packed_moe = ops.pack_linear(torch.randn(33, 40).to(dtype)), ops.pack_moe(gate, iter(experts))
     healthy = x.clone()
     healthy[3] = 0
