@@ -75,12 +75,12 @@ def size_engine(
     model: ModelConfig,
     free_bytes: int,
     default_budget: int,
-    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+    pool_share: float = SHARE_OF_FREE_MEMORY,
 ) -> EngineLimits:
-    """Return the limits of an engine with `free_bytes` left after its weights. The KV pool takes `share_of_pool` of
+    """Return the limits of an engine with `free_bytes` left after its weights. The KV pool takes `pool_share` of
     them unless the user sets a size. Raises EngineConfigError."""
     budget = config.max_num_batched_tokens or default_budget
-    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, share_of_pool)
+    num_blocks = pool_blocks(config, model, budget, kv_block_bytes(config, model), free_bytes, pool_share)
     pool_bytes = (num_blocks + 1) * kv_block_bytes(config, model)
     if pool_bytes > free_bytes:
         raise EngineConfigError(
@@ -122,7 +122,7 @@ def pool_blocks(
     budget: int,
     block_bytes: int,
     free_bytes: int,
-    share_of_pool: float = SHARE_OF_FREE_MEMORY,
+    pool_share: float = SHARE_OF_FREE_MEMORY,
 ) -> int:
     """Return the number of usable blocks: as configured, or as many as fit the pool's share of the memory, but never
     more than all sequences at full length could use. Raises EngineConfigError if no block fits."""
@@ -134,7 +134,7 @@ def pool_blocks(
         )
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
-    fits = int(free_bytes * share_of_pool) // block_bytes - 1
+    fits = int(free_bytes * pool_share) // block_bytes - 1
     return _require_one_block(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
 
 

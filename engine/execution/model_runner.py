@@ -46,7 +46,7 @@ class ModelRunner:
         self.experts = experts or ExpertReporter(None)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute every chunk of a plan that is not empty, and wait for the results."""
+        """Compute every chunk of a non-empty plan and wait for the results."""
         return self.finish(self.launch(plan))
 
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
@@ -55,8 +55,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlightStep:
-        """Give the device a plan that is not empty, without waiting for it. The device computes steps in the order of
-        their launch, so a step can read the tokens that the one before it samples."""
+        """Queue a non-empty plan on the device without waiting for it. The device computes steps in the order of their
+        launch, so a step can read the tokens that the one before it samples."""
         batch = self._batches.build(plan)
         forward, finite = batch.forward, None
         num_rows = len(forward.token_ids)

@@ -8,7 +8,7 @@ from engine.scheduling.sequence import Sequence
 
 
 class BlockManager:
-    """Owner of the pool; mutates the block tables of the sequences that it is given."""
+    """Owner of the pool; mutates the block tables of the sequences passed to it."""
 
     def __init__(self, pool: BlockPool, geometry: BlockGeometry, *, prefix_caching: bool) -> None:
         self.pool = pool
@@ -82,7 +82,7 @@ class BlockManager:
         return min(num_positions, available)
 
     def commit(self, sequence: Sequence) -> None:
-        """Call after positions were computed: caches full blocks, frees blocks that left the window."""
+        """Cache full blocks and free blocks that left the window. Call it after positions were computed."""
         if self.prefix_caching and sequence.num_computed // self._block_size > sequence.num_cached_blocks:
             self._cache_full_blocks(sequence)
         if self.geometry.window is not None:

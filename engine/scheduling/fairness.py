@@ -39,7 +39,7 @@ class FairShare:
         self._served[tenant] += OUTPUT_WEIGHT
 
     def on_queued(self, tenant: int) -> None:
-        """Call when a request joins the queue. O(waiting tenants) if the tenant had no request there, else O(1)."""
+        """Count a request that joined the queue. O(waiting tenants) if the tenant had no request there, else O(1)."""
         if not self._num_waiting[tenant]:
             waiting = [self._served[other] for other, count in self._num_waiting.items() if count]
             floor = min(waiting) if waiting else self._served[self._last_dequeued]
@@ -47,15 +47,15 @@ class FairShare:
         self._num_waiting[tenant] += 1
 
     def on_dequeued(self, tenant: int) -> None:
-        """Call when a request leaves the queue."""
+        """Count a request that left the queue."""
         self._num_waiting[tenant] -= 1
         if not self._num_waiting[tenant]:
             self._last_dequeued = tenant
 
     def on_started(self, tenant: int) -> None:
-        """Call when a request starts to run."""
+        """Count a request that started to run."""
         self._num_running[tenant] += 1
 
     def on_stopped(self, tenant: int) -> None:
-        """Call when a running request ends or goes back to the queue."""
+        """Count a running request that ended or went back to the queue."""
         self._num_running[tenant] -= 1

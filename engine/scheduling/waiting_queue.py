@@ -114,7 +114,7 @@ class WaitingQueue:
             self._prune()
 
     def on_stopped(self, sequence: Sequence) -> None:
-        """Call when a running sequence ends or is preempted: its tenant's queues are no longer throttled."""
+        """Count a running sequence that ended or was preempted; return the tenant's throttled queues to the heap."""
         self.fair_share.on_stopped(sequence.tenant)
         for tenant_queue in self._throttled.pop(sequence.tenant, ()):
             head = tenant_queue.head()

@@ -15,7 +15,7 @@ from engine.errors import EngineConfigError
 class DeviceMemory(Protocol):
     """Memory shared by weights, KV pool and steps."""
 
-    share_of_pool: float  # of bytes_left_after() that the KV pool may use
+    pool_share: float  # of bytes_left_after() that the KV pool may use
 
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
@@ -27,7 +27,7 @@ class DeviceMemory(Protocol):
 class HostMemory:
     """Memory of the host. Steps use the half of it that the KV pool leaves free."""
 
-    share_of_pool = SHARE_OF_FREE_MEMORY
+    pool_share = SHARE_OF_FREE_MEMORY
 
     def free_bytes(self) -> int:
         return available_bytes()
@@ -39,7 +39,7 @@ class HostMemory:
 class CudaMemory:
     """Memory of a CUDA device, as counted by torch's allocator and the driver."""
 
-    share_of_pool = 0.95  # the rest is for fragmentation of the allocator and for graphs
+    pool_share = 0.95  # the rest is for fragmentation of the allocator and for graphs
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

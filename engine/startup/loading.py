@@ -135,7 +135,7 @@ def _assemble(
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
-    limits = size_engine(config, model_config, free_bytes, default_budget, memory.share_of_pool)
+    limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
     runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)

@@ -123,7 +123,7 @@ class EngineProcessHandle:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGKILL)
-            await self._watcher
+            await asyncio.shield(self._watcher)  # a cancelled restart must not cancel the watcher
         return _describe_exit(self._process.returncode or 0)
 
     def _receive(self, message: FromEngine) -> None:

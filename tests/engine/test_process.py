@@ -148,7 +148,7 @@ def test_loading_computing_and_waiting_all_advance_the_heartbeat(checkpoint: Pat
             assert peer.process.poll() is None
 
 
-def test_a_stopped_engine_does_not_outlive_its_parent(checkpoint: Path) -> None:
+def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
     """The parent is killed while its engine is stopped and cannot read its socket."""
     program = (
         "import signal, socket, subprocess, sys\n"

@@ -82,13 +82,9 @@ def _rates(rng: random.Random) -> dict[Point, float]:
     """Draw fault rates: most schedules have few kinds of faults, some have none, some have all."""
     share = rng.choice([0.0, 0.15, 0.3, 1.0])
     rates: dict[Point, float] = {p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if rng.random() < share}
-    for point in (
-        "raise for all",
-        "nan",
-        "raise for one",
-        "clock",
-        "corrupt block",
-    ):  # each ends requests: with too many, no request would finish
+    # These end requests: with too many of them, no request would finish.
+    ending: tuple[Point, ...] = ("raise for all", "nan", "raise for one", "clock", "corrupt block")
+    for point in ending:
         if point in rates:
             rates[point] = min(rates[point], 0.03)
     return rates

@@ -48,8 +48,8 @@ class KvSpan {
             }
     }
 
-    // Pack the keys as words into panel [K/2, WIDTH]: pairs of neighbouring dims as stored, zero-padded to a multiple of
-    // LANES. For 2-byte numbers and even K.
+    // Pack the keys as words into panel [K/2, WIDTH]: pairs of neighbouring dims as stored, zero-padded to a multiple
+    // of LANES. For 2-byte numbers and even K.
     template <int WIDTH>
     void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& prefetcher) const {
         const int64_t pairs = args_.head_dim / 2;

@@ -19,8 +19,8 @@ constexpr int64_t TASKS_PER_THREAD = 4;
 
 // Divide every sequence's rows into blocks, one per KV head, adjacent in the list. Expensive blocks (many visible
 // positions) come first.
-std::vector<RowBlock> cut_rows(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
-                               int64_t num_sequences) {
+std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
+                                      int64_t num_sequences) {
     const int64_t rows_per_block = std::max<int64_t>(1, QUERIES_PER_BLOCK / args.queries_per_row());
     std::vector<RowBlock> blocks;
     for (int64_t s = 0; s < num_sequences; ++s) {
@@ -199,7 +199,7 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
 int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
                            void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
                            int64_t T, int64_t H, int64_t G, int64_t K) {
-    return out_of_memory([&] {
+    return catch_bad_alloc([&] {
         void* rotated = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
         const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, rotated, H, G, K};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
@@ -212,6 +212,6 @@ int smoe_attention(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void
                    const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
                    int64_t K, int64_t window) {
     const AttentionArgs args{dtype, kv_dtype, q, k_cache, v_cache, out, block_tables, M, block_size, H, G, K, window};
-    return out_of_memory(
-        [&] { Attention(pool_of(pool), isa, args, cut_rows(args, query_start, context_len, S)).run(); });
+    return catch_bad_alloc(
+        [&] { Attention(pool_of(pool), isa, args, make_row_blocks(args, query_start, context_len, S)).run(); });
 }

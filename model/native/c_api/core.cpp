@@ -47,14 +47,14 @@ void smoe_pack_pair(smoe_pool* pool, int isa, int dtype, int format, const void*
 int smoe_linear(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* packed, void* y, int64_t T,
                 int64_t O, int64_t K, int wide_output) {
     const auto* panels = static_cast<const uint32_t*>(packed);
-    return out_of_memory(
+    return catch_bad_alloc(
         [&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, format, x, panels, y, T, O, K, wide_output)); });
 }
 
 int smoe_ffn(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
              int64_t T, int64_t D, int64_t F) {
     const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), 1, D, F};
-    return out_of_memory([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
+    return catch_bad_alloc([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
 }
 
 int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
@@ -62,11 +62,11 @@ int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, con
              int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k) {
     const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
     const Routing routing{experts_per_token, allowed, expert_ids, max_k};
-    return out_of_memory([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
+    return catch_bad_alloc([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
 }
 
 int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const int32_t* experts_per_token,
                const uint8_t* allowed, int32_t* expert_ids, int64_t T, int64_t D, int64_t E, int64_t max_k) {
     const Routing routing{experts_per_token, allowed, expert_ids, max_k};
-    return out_of_memory([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
+    return catch_bad_alloc([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
 }

@@ -25,7 +25,7 @@ void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body
 
 // Run the call and return 0, or 1 if an allocation failed.
 template <class Call>
-int out_of_memory(Call&& call) {
+int catch_bad_alloc(Call&& call) {
     try {
         call();
         return 0;

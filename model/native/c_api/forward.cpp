@@ -151,9 +151,9 @@ class Forward {
     template <typename Bits, Bits EXPONENT>
     static bool all_finite(const std::byte* numbers, int64_t count) {
         const Bits* bits = reinterpret_cast<const Bits*>(numbers);
-        bool none_found = true;
-        for (int64_t index = 0; index < count; ++index) none_found &= (bits[index] & EXPONENT) != EXPONENT;
-        return none_found;
+        bool is_finite = true;
+        for (int64_t index = 0; index < count; ++index) is_finite &= (bits[index] & EXPONENT) != EXPONENT;
+        return is_finite;
     }
 
     // After the last layer's attention only rows with logits are used, so experts of other rows are not computed. Their
@@ -191,8 +191,8 @@ class Forward {
         gather(at_.x(), step_.logit_rows, N, at_.last_x());
         gather(at_.normed(), step_.logit_rows, N, at_.last_normed());
         if (layer.gate) {
-            LastChoices wanted(choices(network_.L - 1), step_, network_.E);
-            if (route_last_layer() || feed_forward(layer, at_.last_normed(), N, wanted.choices())) return 1;
+            LastChoices last(choices(network_.L - 1), step_, network_.E);
+            if (route_last_layer() || feed_forward(layer, at_.last_normed(), N, last.choices())) return 1;
         } else if (feed_forward(layer, at_.last_normed(), N, {})) {
             return 1;
         }
@@ -215,6 +215,6 @@ using namespace smoe;
 
 int smoe_forward(smoe_pool* pool, int isa, const smoe_network* network, const smoe_step* step) {
     int result = 0;
-    const int no_memory = out_of_memory([&] { result = Forward(pool, isa, *network, *step).run(); });
+    const int no_memory = catch_bad_alloc([&] { result = Forward(pool, isa, *network, *step).run(); });
     return no_memory || result;
 }

@@ -21,9 +21,9 @@ inline void add_line(const uint32_t* x, const uint32_t* w) {
 
 template <int FORMAT, bool BOTH>
 void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
-    constexpr int AHEAD = 4 * LINE * PANEL;  // words to prefetch ahead: with few rows the panel comes from memory
+    constexpr int PREFETCH_DISTANCE = 4 * LINE * PANEL;  // words: with few rows the panel comes from memory
     for (; depth >= LINE; depth -= LINE) {
-        for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + AHEAD + word);
+        for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + PREFETCH_DISTANCE + word);
         add_line<FORMAT, BOTH>(x, panel);
         x += rows * LINE;
         panel += LINE * PANEL;

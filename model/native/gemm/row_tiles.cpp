@@ -25,12 +25,12 @@ void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int ex
     }
 }
 
-std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads) {
-    const int64_t wanted = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
+std::vector<Task> make_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads) {
+    const int64_t target_tasks = threads == 1 ? 1 : TASKS_PER_THREAD * threads;
     const int64_t fitting = std::max<int64_t>(1, CACHED_WORDS / words_per_panel);
-    const int64_t panels = std::clamp<int64_t>(num_panels / wanted, 1, fitting);
+    const int64_t panels = std::clamp<int64_t>(num_panels / target_tasks, 1, fitting);
     // Parts into which the tiles of one expert are divided
-    const int64_t parts = ceil_div(wanted, ceil_div(num_panels, panels));
+    const int64_t parts = ceil_div(target_tasks, ceil_div(num_panels, panels));
     std::vector<Task> tasks;
     for (int64_t first = 0, end; first < static_cast<int64_t>(tiles.size()); first = end) {
         end = end_of_expert(tiles, first);

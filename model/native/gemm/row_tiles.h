@@ -29,7 +29,7 @@ void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int ex
 
 // Divide the product of every tile with every panel of its expert's matrix into tasks: enough tasks to fill the threads
 // several times, and few enough panels per task to stay in the second-level cache while the tiles pass.
-std::vector<Task> cut_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads);
+std::vector<Task> make_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads);
 
 // Call pack(tile) for every tile; `words` is the total size.
 template <class Pack>
@@ -46,7 +46,7 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pa
 template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       Product&& product) {
-    const std::vector<Task> tasks = cut_tasks(tiles, num_panels, words_per_panel, pool.threads());
+    const std::vector<Task> tasks = make_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
         const Task& task = tasks[index];
         State state;

@@ -64,7 +64,7 @@ Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E,
             gate_row(static_cast<const uint16_t*>(x) + t * D, gate, E, D, row);
         else
             gate_row(static_cast<const float*>(x) + t * D, gate, E, D, row);
-        choose(row, E, k, row_taken, expert_ids, experts);
+        select_top_k(row, E, k, row_taken, expert_ids, experts);
         std::fill(expert_ids + k, expert_ids + routing.max_k, -1);
         softmax_over_chosen(row, experts, k, choice.shares.data() + choice.first[t]);
     });

@@ -4,7 +4,7 @@
 
 namespace smoe {
 
-void choose(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* expert_ids, int32_t* experts) {
+void select_top_k(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* expert_ids, int32_t* experts) {
     for (int64_t i = 0; i < k; ++i) {
         int64_t best = std::find(taken, taken + E, 0) - taken;
         for (int64_t e = best + 1; e < E; ++e)

@@ -42,7 +42,7 @@ struct Pairs {
 
 // Select the k largest of logits [E] among experts not yet taken: into expert_ids in descending order, into experts in
 // ascending id. Ties go to lower ids. Defined for NaN too. Marks the selected ones as taken.
-void choose(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* expert_ids, int32_t* experts);
+void select_top_k(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* expert_ids, int32_t* experts);
 
 Pairs sort_pairs(const Choice& choice, int64_t E, int max_tile_rows);
 
