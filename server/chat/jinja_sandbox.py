@@ -2,7 +2,7 @@
 
 jinja's own sandbox blocks attributes and objects that a template must not reach. It does not limit work: nested loops
 over range(100000), texts that double with each loop turn, 'x'.ljust(10**9). Here each loop turn and each call counts
-against a budget, and an operation that could build too long a text is refused beforehand.
+against a budget, and an operation that could build too long a text is refused before it runs.
 """
 
 import functools

@@ -1,28 +1,17 @@
 """Settings of `smoe serve`: the one place where a flag, its default, its accepted values and its meaning are written.
 
-From a field of `Settings` follow the flag (`--max-model-len`), the variable (`SMOE_MAX_MODEL_LEN`), the YAML key, the
-help text and the line in docs/configuration.md. `server.settings.sources` fills the fields.
+A field of `Settings` defines the flag (`--max-model-len`), the variable (`SMOE_MAX_MODEL_LEN`), the YAML key, the help
+text and the line in docs/configuration.md. `server.settings.sources` fills the fields.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FilePath,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
+
+from server.settings.value_types import Bytes, DistinctNames, Names, RootPath
 
 PREFIX = "SMOE_"  # of environment variables
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-MAX_SIZE_DIGITS = 20
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 
 # Titles for the help and the docs, by the first field of each group. A group ends where the next one begins.
 GROUPS = {
@@ -44,36 +33,9 @@ class DefaultText:
     text: str
 
 
-def parse_size(value: object) -> object:
-    """Return the bytes in "1GiB", "512M" or "1.5 GB": binary units with an i, decimal ones without.
-
-    Values that are not text pass unchanged. Raises ValueError.
-    """
-    if not isinstance(value, str):
-        return value
-    match = SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("should be a number of bytes, or a number with a unit such as 512MiB or 1.5GiB")
-    number, unit = match.groups()
-    if len(number) > MAX_SIZE_DIGITS:
-        raise ValueError("is more than any machine has")
-    return int(float(number) * UNITS[(unit or "").lower()])
-
-
-def split_list(value: object) -> object:
-    """Split "a,b", the form of lists in environment variables. Values that are not text pass unchanged."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
 def flag_name(name: str) -> str:
     """Return the flag of the setting `name`: max_model_len is --max-model-len."""
     return f"--{name.replace('_', '-')}"
-
-
-Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
-Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 
 class Settings(BaseModel):
@@ -88,7 +50,7 @@ class Settings(BaseModel):
         False,
         description="Before serving, check the files against their SHA256SUMS, and all weights for NaN and infinity.",
     )
-    served_model_name: Annotated[Names, DefaultText("the model's name")] = Field(
+    served_model_name: Annotated[DistinctNames, DefaultText("the model's name")] = Field(
         (), description="Model name that clients may use. The first one is the id in responses."
     )
     chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
@@ -116,11 +78,11 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
-    api_key: Annotated[Names, DefaultText("no authentication")] = Field(
+    api_key: Annotated[DistinctNames, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )
     allowed_origins: Names = Field((), description="Origin that browsers may send requests from (CORS).")
-    root_path: str = Field("", description="Path prefix that a reverse proxy adds.")
+    root_path: RootPath = Field("", description="Path prefix that a reverse proxy adds.")
     ssl_keyfile: FilePath | None = Field(
         None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."
     )
@@ -215,25 +177,8 @@ class Settings(BaseModel):
         "text", description="Format of the log: one line per finished request, never its text."
     )
 
-    @field_validator("api_key", "served_model_name")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not name or name != name.strip() for name in names):
-            raise ValueError("should not be empty or have spaces at its ends")
-        if len(set(names)) != len(names):
-            raise ValueError("has the same value twice")
-        return names
-
-    @field_validator("root_path")
-    @classmethod
-    def _root(cls, path: str) -> str:
-        path = path.rstrip("/")
-        if path and not path.startswith("/"):
-            raise ValueError("should start with /")
-        return path
-
     @model_validator(mode="after")
-    def _compatible(self) -> "Settings":
+    def _check_combinations(self) -> "Settings":
         if self.num_kv_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ValueError("--num-kv-blocks and --kv-cache-memory-bytes exclude each other: give one")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.settings.settings import PREFIX, Settings, flag_name, parse_size
+from server.settings.settings import PREFIX, Settings, flag_name
+from server.settings.value_types import parse_size
 
 
 class SettingsError(Exception):

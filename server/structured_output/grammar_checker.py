@@ -54,7 +54,7 @@ class GrammarChecker:
         self._end_ids = frozenset(tokenizer.eos_ids)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> its fault
-        self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # likewise, of running checks
+        self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # digest of a grammar -> its running check
 
     async def compile(
         self, request: GenerationRequest, constraints: Sequence[Constraint] = ()
