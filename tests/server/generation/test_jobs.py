@@ -69,3 +69,12 @@ async def test_a_model_without_experts_refuses_each_field(fields: dict[str, Any]
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, *fields, "unsupported_parameter")
     assert (await post(engine, expert_usage=False, expert_routing=False)).status_code == 200
+
+
+async def test_a_grammar_is_bounded_over_all_choices() -> None:
+    engine, grammar = an_engine(), {"choice": ["a" * 3000]}
+    response = await post(engine, prompt=[[1]] * 128, n=8, structured_outputs=grammar)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "structured_outputs")
+    assert "1024 choices" in error["message"] and not engine.submitted
+    assert (await post(engine, structured_outputs=grammar)).status_code == 200
