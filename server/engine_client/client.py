@@ -81,10 +81,7 @@ class EngineClient:
         await self._supervisor.start(config, vocabulary)
 
     def submit(self, requests: Sequence[Request]) -> OutputCollector:
-        """Queue requests, in order, and return the collector of all their outputs.
-
-        If the engine is dead, the collector raises EngineDied.
-        """
+        """Queue requests in order, return the collector of their outputs. It raises EngineDied if the engine is dead."""
         collector = OutputCollector()
         if self.status.phase == "dead":
             collector.fail(CRASHED)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -56,11 +57,11 @@ class EngineSupervisor:
         self.ready: Ready | None = None  # message of the last process that became ready
         self.is_serving = False  # the current process has loaded
         self.status = EngineStatus("loading")
-        self._command = config.command
         self._timeouts = config.timeouts
         self._policy = RestartPolicy() if config.restarts else None
         self._events = events
         self._start_message: Start | None = None
+        self._new_process = partial(EngineProcessHandle, config.command, self._receive, self._on_exit)
         self._process = self._new_process()
         self._ready_s: float | None = None  # when the current process became ready
         self._gave_output = False  # the current process, for any request
@@ -93,9 +94,6 @@ class EngineSupervisor:
         self._end(SHUTTING_DOWN, exit_code=0, reason_for_clients=SHUTTING_DOWN)
         await self._tasks.cancel()
         await self._process.end(STOP_GRACE_S)
-
-    def _new_process(self) -> EngineProcessHandle:
-        return EngineProcessHandle(self._command, self._receive, self._on_exit)
 
     def _receive(self, message: FromEngine) -> None:
         match message:

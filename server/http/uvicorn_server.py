@@ -17,7 +17,7 @@ class CertificateError(Exception):
     """The given files are not a certificate and its key. One line."""
 
 
-class InFlight:
+class RequestTracker:
     """ASGI middleware that counts the HTTP requests being answered."""
 
     def __init__(self, app: ASGIApp) -> None:

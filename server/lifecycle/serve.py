@@ -29,7 +29,7 @@ from server.http.listener import ListenError, acceptors, is_loopback, listen, ur
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import ReadLimiter
-from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
+from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
@@ -112,7 +112,7 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
-        self._in_flight = InFlight(self._app_with_middleware())
+        self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client, self._in_flight, report, drain_timeout_s=settings.shutdown_timeout - self._flush_s
         )
@@ -212,7 +212,6 @@ class Server:
             self._report.line(line)
 
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
-        scheme = "http" if self._settings.ssl_certfile is None else "https"
-        url = url_of(self._listener, scheme=scheme)
+        url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
         needs_key = bool(self._settings.api_key)
         return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)

@@ -4,7 +4,7 @@ import asyncio
 import signal
 
 from server.engine_client.client import EngineClient
-from server.http.uvicorn_server import InFlight
+from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.startup_report import StartupReport
 
 
@@ -15,7 +15,7 @@ class Shutdown:
     """
 
     def __init__(
-        self, client: EngineClient, in_flight: InFlight, report: StartupReport, *, drain_timeout_s: float
+        self, client: EngineClient, in_flight: RequestTracker, report: StartupReport, *, drain_timeout_s: float
     ) -> None:
         self._client = client
         self._in_flight = in_flight

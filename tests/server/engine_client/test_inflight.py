@@ -25,7 +25,7 @@ def first_output(request_id: int) -> RequestOutput:
     return RequestOutput(request_id, [7])
 
 
-def last_output(request_id: int) -> RequestOutput:
+def closing_output(request_id: int) -> RequestOutput:
     return RequestOutput(request_id, [8], finish_reason="length")
 
 
@@ -73,7 +73,7 @@ async def test_suspects_are_sent_one_at_a_time_and_the_others_wait_for_them() ->
     assert ids(in_flight.pop_sendable()) == [4]
     in_flight.add([request(6)], OutputCollector())
     assert in_flight.pop_sendable() == []
-    in_flight.take(last_output(4))
+    in_flight.take(closing_output(4))
     assert ids(in_flight.pop_sendable()) == [1, 3, 5, 6]
 
 
@@ -182,7 +182,7 @@ class Engine:
                 is_last = self.running[request_id] == 2
                 if is_last:
                     del self.running[request_id]
-                yield last_output(request_id) if is_last else first_output(request_id)
+                yield closing_output(request_id) if is_last else first_output(request_id)
 
 
 @pytest.mark.parametrize("seed", range(10))

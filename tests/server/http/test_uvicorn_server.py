@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.http.uvicorn_server import CertificateError, HttpServer, InFlight
+from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.settings.sources import load_settings
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ async def test_waiting_ends_with_the_last_running_request_even_if_one_fails() ->
         if scope["number"] == 1:
             raise ZeroDivisionError
 
-    in_flight = InFlight(app)
+    in_flight = RequestTracker(app)
     await in_flight.wait_idle(timeout_s=60)
     requests = [asyncio.create_task(in_flight({"number": number}, None, None)) for number in (0, 1)]  # type: ignore[arg-type]
     await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_waiting_ends_with_the_timeout() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
 
-    in_flight = InFlight(app)
+    in_flight = RequestTracker(app)
     request = asyncio.create_task(in_flight({}, None, None))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await in_flight.wait_idle(timeout_s=0.01)
@@ -51,4 +51,4 @@ async def test_files_that_are_no_certificate_are_named_by_their_flags(tmp_path: 
     path.write_text("no certificate")
     settings = load_settings({"ssl_certfile": str(path), "ssl_keyfile": str(path)})
     with pytest.raises(CertificateError, match=r"^--ssl-certfile, --ssl-keyfile: "):
-        HttpServer(InFlight(None), lambda: None, settings, 1.0)  # type: ignore[arg-type,return-value]
+        HttpServer(RequestTracker(None), lambda: None, settings, 1.0)  # type: ignore[arg-type,return-value]

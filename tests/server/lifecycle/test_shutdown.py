@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.http.uvicorn_server import InFlight
+from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport
 
@@ -34,7 +34,7 @@ class Scene:
         self.finish = asyncio.Event()
         self.client = FakeClient()
         self.text = io.StringIO()
-        in_flight = InFlight(self._app)
+        in_flight = RequestTracker(self._app)
         self.request = asyncio.create_task(in_flight({}, None, None))  # type: ignore[arg-type]
         report = StartupReport(self.text)
         self.shutdown = Shutdown(self.client, in_flight, report, drain_timeout_s=60.0)  # type: ignore[arg-type]
