@@ -81,7 +81,7 @@ class EngineClient:
         await self._supervisor.start(config, vocabulary)
 
     def submit(self, requests: Sequence[Request]) -> OutputCollector:
-        """Queue requests in order, return the collector of their outputs. It raises EngineDied if the engine is dead."""
+        """Queue requests in order; return the collector of their outputs, which raises EngineDied without an engine."""
         collector = OutputCollector()
         if self.status.phase == "dead":
             collector.fail(CRASHED)
