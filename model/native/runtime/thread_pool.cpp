@@ -110,7 +110,9 @@ void Pool::run(int64_t n, Task task, void* context) {
     remaining_.store(n, std::memory_order_relaxed);
     ticket_.store((previous + 1) << 32);
     if (sleeping_workers_.load() > 0) {
-        { std::lock_guard<std::mutex> lock(mutex_); }
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+        }
         wake_workers_.notify_all();
     }
     run_open_tasks(heartbeat_);
@@ -141,7 +143,9 @@ uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
 void Pool::finish(Task task, void* context, int64_t index) {
     task(context, index);
     if (remaining_.fetch_sub(1) > 1 || !caller_sleeps_.load()) return;
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_caller_.notify_one();
 }
 
