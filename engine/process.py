@@ -51,6 +51,8 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+        self._poll = select.poll()  # select.select() fails with a descriptor above 1023
+        self._poll.register(connection, select.POLLIN)
 
     def send(self, message: FromEngine) -> None:
         """Send one message. Raises PeerClosedError."""
@@ -61,8 +63,7 @@ class Channel:
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Return the messages that have arrived; wait up to `timeout_s` if none has. Raises PeerClosedError."""
-        readable, _, _ = select.select([self._connection], [], [], timeout_s)
-        if not readable:
+        if not self._poll.poll(timeout_s * 1000):
             return []
         try:
             chunk = self._connection.recv(RECEIVE_BYTES)

@@ -98,9 +98,11 @@ class StubEngine:
 def serve(connection: socket.socket, steps_per_s: float) -> None:
     """Run until the peer closes the connection."""
     stub, reader, due_s = StubEngine(), FrameReader[ToEngine](ToEngine), time.monotonic()
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
     while True:
-        wait_s = None if stub.is_idle else max(0.0, due_s - time.monotonic())
-        if select.select([connection], [], [], wait_s)[0]:
+        wait_ms = None if stub.is_idle else 1000 * max(0.0, due_s - time.monotonic())
+        if readable.poll(wait_ms):
             chunk = connection.recv(RECEIVE_BYTES)
             if not chunk:
                 return

@@ -2,13 +2,14 @@
 
 import os
 import re
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from engine.types import Request, RequestOutput, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
 
 TIMEOUT_S = 60.0
+MANY_FILES = 1100  # select.select() takes descriptors up to 1023
 
 
 class Peer:
@@ -119,6 +121,32 @@ def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -
         while not (isinstance(message := peer.receive(), StepDone) and message.step.stats.num_running == 0):
             pass
         assert message.step.stats.num_blocks_held == 0
+    assert peer.process.returncode == 0
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Hold MANY_FILES descriptors open, so that every new one has a higher number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MANY_FILES + 200
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        with ExitStack() as files, Path(os.devnull).open("rb") as null:
+            for _ in range(MANY_FILES):
+                files.callback(os.close, os.dup(null.fileno()))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_serves_on_a_descriptor_above_1023(checkpoint: Path) -> None:
+    """An engine that is restarted inherits a high number from a server with many connections."""
+    with many_open_files(), engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
+        assert isinstance(peer.receive_past_progress(), Ready)
+        peer.send(Add([Request(1, [5], SamplingParams(max_tokens=2, ignore_eos=True))]))
+        assert peer.outputs_until_end(1)[-1].finish_reason == "length"
     assert peer.process.returncode == 0
 
 

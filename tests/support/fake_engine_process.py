@@ -132,9 +132,11 @@ def mode_of(argument: str) -> str:
 
 def chunks(connection: socket.socket, heartbeat: Heartbeat) -> Iterator[bytes]:
     """Yield the bytes that arrive; increment the heartbeat while waiting."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
     while True:
         heartbeat.beat()
-        if select.select([connection], [], [], 0.02)[0]:
+        if readable.poll(20):
             yield (chunk := connection.recv(1 << 16))
             if not chunk:
                 return
