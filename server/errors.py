@@ -19,6 +19,7 @@ MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -91,6 +92,18 @@ def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
 def invalid_api_key() -> ApiError:
     message = "Send a valid API key as 'Authorization: Bearer KEY'."
     return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def host_not_allowed() -> ApiError:
+    message = "The Host of this request is not accepted here; start the server with --allowed-hosts NAME to accept it."
+    return ApiError(message, status=403, param="Host", code="host_not_allowed")
+
+
+def origin_not_allowed() -> ApiError:
+    message = (
+        "A web page of another origin sent this request; start the server with --allowed-origins ORIGIN to accept it."
+    )
+    return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
 
 
 def model_not_found() -> ApiError:
