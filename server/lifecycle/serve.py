@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
@@ -54,6 +55,8 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
 
     `started_s`: time.monotonic() at the start of the command.
     """
+    if are_assertions_off():
+        raise StartError(NO_ASSERTIONS)
     open_standard_streams()
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
