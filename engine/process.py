@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterable
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import COUNT_INTERVAL_S
@@ -85,6 +86,8 @@ class EngineProcess:
     def run(self) -> int:
         """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
         try:
+            if are_assertions_off():
+                raise EngineConfigError(NO_ASSERTIONS)
             engine, early = self._start()
             self.channel.send(ready_message(engine.config, engine.loaded))
             self._serve(engine, early)

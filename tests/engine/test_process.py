@@ -86,13 +86,13 @@ class Peer:
 
 
 @contextmanager
-def engine_process() -> Iterator[Peer]:
+def engine_process(**variables: str) -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
     heartbeat = Heartbeat()
     fds = theirs.fileno(), heartbeat.fd
     command = [sys.executable, "-m", "engine.process", *map(str, fds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     process = subprocess.Popen(command, pass_fds=fds, env=environment)
     theirs.close()
     heartbeat.close()
@@ -294,4 +294,14 @@ def test_a_failed_start_gives_its_reason_in_one_line(
         failed = peer.receive_past_progress()
         assert isinstance(failed, Failed)
         assert message in failed.message and "\n" not in failed.message
+    assert peer.process.returncode == 2
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_without_assertions_it_refuses_to_start(checkpoint: Path, level: str) -> None:
+    with engine_process(PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1") as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint))))
+        failed = peer.receive()
+        assert isinstance(failed, Failed)
+        assert "python -O" in failed.message and "\n" not in failed.message
     assert peer.process.returncode == 2
