@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
@@ -25,6 +26,7 @@ from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
+from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
@@ -53,6 +55,8 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
 
     `started_s`: time.monotonic() at the start of the command.
     """
+    if are_assertions_off():
+        raise StartError(NO_ASSERTIONS)
     open_standard_streams()
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
@@ -138,6 +142,7 @@ class Server:
 
     def _app_with_middleware(self) -> ASGIApp:
         settings = self._settings
+        own_names = (settings.host, self._listener.getsockname()[0])
         return with_middleware(
             create_app(self._state),
             api_keys=settings.api_key,
@@ -145,6 +150,7 @@ class Server:
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
+            accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
             on_http=self._metrics.http,
             outermost=lambda app: LoadShedding(app, self._connections, self._memory),

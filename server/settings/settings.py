@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import Bytes, DistinctNames, Names, RootPath
+from server.settings.value_types import Bytes, DistinctNames, HostNames, Names, RootPath
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -81,7 +81,14 @@ class Settings(BaseModel):
     api_key: Annotated[DistinctNames, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )
-    allowed_origins: Names = Field((), description="Origin that browsers may send requests from (CORS).")
+    allowed_origins: Names = Field(
+        (), description="Origin of web pages, besides the server's own, that may send requests (CORS); * accepts all."
+    )
+    allowed_hosts: Annotated[HostNames, DefaultText("none on a loopback address, all elsewhere")] = Field(
+        (),
+        description="Name that the Host of requests may have, besides localhost and the address of --host; * accepts "
+        "all. Other requests get 403.",
+    )
     root_path: RootPath = Field("", description="Path prefix that a reverse proxy adds.")
     ssl_keyfile: FilePath | None = Field(
         None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."

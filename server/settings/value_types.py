@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, PositiveInt
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MAX_SIZE_DIGITS = 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
+HOST_NAME = re.compile(r"\*|[\w.-]+|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(value: object) -> object:
@@ -41,6 +42,12 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("should be a host name or an address without scheme, port and path, or *")
+    return names
+
+
 def _check_root_path(path: str) -> str:
     path = path.rstrip("/")
     if path and not path.startswith("/"):
@@ -51,4 +58,5 @@ def _check_root_path(path: str) -> str:
 Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
+HostNames = Annotated[Names, AfterValidator(_check_host_names)]
 RootPath = Annotated[str, AfterValidator(_check_root_path)]

@@ -83,6 +83,14 @@ def test_a_server_that_cannot_start_exits_2_with_one_line(
     assert part in line
 
 
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_a_server_without_assertions_refuses_to_start_in_one_line(level: str) -> None:
+    refused = smoe("serve", "--port", "0", PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("smoe: ") and "python -O" in line
+
+
 def test_an_unknown_flag_exits_2() -> None:
     result = smoe("serve", "--no-such-flag")
     assert result.returncode == 2

@@ -41,6 +41,7 @@ def test_a_list_is_repeatable() -> None:
         "served_model_name",
         "api_key",
         "allowed_origins",
+        "allowed_hosts",
     ]
 
 
