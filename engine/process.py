@@ -81,6 +81,7 @@ class EngineProcess:
     def __init__(self, channel: Channel, heartbeat: Heartbeat) -> None:
         self.channel = channel
         self.heartbeat = heartbeat
+        self._aborted: list[int] = []  # ids that the next steps name as aborted
 
     def run(self) -> int:
         """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
@@ -132,13 +133,21 @@ class EngineProcess:
             idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
-                self.channel.send(StepDone(engine.step()))
+                self._send_step(engine, engine.step())
                 audited = False
             elif changed or engine.experts.has_unreported:
-                self.channel.send(StepDone(StepOutput([], engine.stats())))
+                self._send_step(engine, StepOutput([], engine.stats()))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
                 audited = True
+
+    def _send_step(self, engine: Engine, step: StepOutput) -> None:
+        """Send a step. It is the first that ends after the engine has read the aborts, and no launched step of their
+        requests is left; only the compilation of a grammar may go on."""
+        unfinished = [id_ for id_ in self._aborted if engine.is_compiling_aborted(id_)]
+        ended = [id_ for id_ in self._aborted if id_ not in unfinished] if unfinished else self._aborted
+        self._aborted = unfinished
+        self.channel.send(StepDone(step, ended))
 
     def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
         """Carry out the messages; return True if there was one."""
@@ -151,6 +160,7 @@ class EngineProcess:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     engine.abort(request_id)
+                self._aborted += message.request_ids
             elif isinstance(message, ExpertsQuery):
                 report = engine.experts.reset() if message.reset else engine.experts.report(message.window_s)
                 self.channel.send(ExpertsReply(message.query_id, report))

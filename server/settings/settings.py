@@ -158,7 +158,9 @@ class Settings(BaseModel):
         PositiveInt | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")
     ] = Field(None, description="Maximum number of tokens in one step.")
     scheduling_policy: Literal["priority", "fcfs"] = Field(
-        "priority", description="Order of waiting requests: by priority (lower first) and arrival, or by arrival alone."
+        "priority",
+        description="Order of waiting requests: by shares among API keys, then by priority (lower first) and arrival; "
+        "or by arrival alone.",
     )
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
@@ -178,6 +180,11 @@ class Settings(BaseModel):
     )
     no_enable_prefix_caching: bool = Field(
         False, description="Compute every prompt completely, without reusing the KV cache of equal prefixes."
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="Let API keys find each other's prefixes in the KV cache. A client can then infer whether the "
+        "beginning of a prompt was sent with another key.",
     )
 
     metrics_compat: Literal["vllm", "none"] = Field(

@@ -94,7 +94,7 @@ def begin(connection: socket.socket, requests: list[Request]) -> None:
 
 def steps_of(message: ToEngine, mode: str) -> Iterator[StepDone | None]:
     if isinstance(message, Abort):
-        yield StepDone(StepOutput([], StepStats(num_blocks_total=100)))
+        yield StepDone(StepOutput([], StepStats(num_blocks_total=100)), message.request_ids)
     if isinstance(message, Add):
         for request in message.requests:
             if mode == "silent" or QUEUES in request.prompt_token_ids:
