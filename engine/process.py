@@ -1,17 +1,22 @@
-"""The engine process: `python -m engine.process FD [HEARTBEAT_FD]`, with FD one end of a socket pair and HEARTBEAT_FD
-the shared memory of the heartbeat counter.
+"""The engine process: `python -m engine.process FD [HEARTBEAT_FD [PARENT_PID]]`, with FD one end of a socket pair,
+HEARTBEAT_FD the shared memory of the heartbeat counter and PARENT_PID the process that starts it.
 
 It receives Start, loads, sends Ready, and then loops until the other end is closed: receive, step, send the outputs.
 The kernel kills it when its parent ends.
 """
 
-import ctypes
+import sys
+
+from engine.parent_death import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(*map(int, sys.argv[3:4]))  # before the imports below, which take seconds
+
 import gc
 import logging
 import select
 import signal
 import socket
-import sys
 from collections.abc import Iterable
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
@@ -40,7 +45,6 @@ from model.checkpoint.errors import CheckpointError
 
 RECEIVE_BYTES = 1 << 18
 IDLE_S = 0.5  # interval of an idle engine's heartbeat; the first idle interval audits the block pool, once
-PR_SET_PDEATHSIG = 1
 USER_ERROR, CRASH = 2, 1  # exit codes
 
 log = logging.getLogger("smoe.engine")
@@ -167,16 +171,8 @@ class EngineProcess:
         return arrived
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, even during a long step or while it is stopped. On systems
-    other than Linux the process ends when it next reads its socket."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> int:
     """Run the process and return its exit code. The server reads its standard error."""
-    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -241,7 +241,7 @@ def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
 
 
 def ignores_sigterm(pid: int) -> bool:
-    """True if the process ignores SIGTERM, which it does right after die_with_parent()."""
+    """True if the process ignores SIGTERM, which it does after its imports."""
     [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 

@@ -1,6 +1,7 @@
 """Replacement of `python -m engine.process` that exchanges messages and computes nothing.
 
-Run as SCRIPT MODE FD HEARTBEAT_FD. The tokens of each request count up from its prompt's length. Modes:
+Run as SCRIPT MODE FD HEARTBEAT_FD PARENT_PID; the last is ignored. The tokens of each request count up from its
+prompt's length. Modes:
 - count: all tokens in one step
 - slowly: one token per step
 - hold: only the first token, and no reply about experts
