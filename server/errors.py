@@ -147,7 +147,7 @@ def malformed_request() -> ApiError:
 
 
 def headers_too_large() -> ApiError:
-    message = "The request's headers are too large."
+    message = "The request's headers are too large, or too many."
     return ApiError(message, status=431, code="headers_too_large", headers={"connection": "close"})
 
 

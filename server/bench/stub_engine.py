@@ -81,6 +81,7 @@ class StubEngine:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     self._running.pop(request_id, None)
+                answers.append(StepDone(StepOutput([], self._stats(0)), message.request_ids))
         return answers
 
     @property
@@ -91,8 +92,10 @@ class StubEngine:
         """Give each request one token."""
         outputs = [running.step() for running in self._running.values()]
         self._running = {key: running for key, running in self._running.items() if not running.is_finished}
-        stats = StepStats(num_running=len(self._running), num_tokens=len(outputs), num_blocks_total=READY.num_blocks)
-        return StepDone(StepOutput(outputs, stats))
+        return StepDone(StepOutput(outputs, self._stats(len(outputs))))
+
+    def _stats(self, num_tokens: int) -> StepStats:
+        return StepStats(num_running=len(self._running), num_tokens=num_tokens, num_blocks_total=READY.num_blocks)
 
 
 def serve(connection: socket.socket, steps_per_s: float) -> None:

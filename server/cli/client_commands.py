@@ -13,7 +13,10 @@ from server.cli.terminal_text import escape_controls, write_text
 UrlFlag = Annotated[
     str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT]")
 ]
-KeyFlag = Annotated[str | None, typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY]")]
+KeyFlag = Annotated[
+    str | None,
+    typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY and SMOE_API_KEY_FILE]"),
+]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
 TokensFlag = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens to generate.", metavar="N")
@@ -149,7 +152,7 @@ def _client(url: str | None, api_key: str | None) -> Any:
         settings = load_settings({})
     except SettingsError as error:
         raise ApiError(str(error)) from None
-    key = api_key or next(iter(settings.api_key), None)
+    key = api_key or next(iter(settings.api_keys), None)
     scheme = "http" if settings.ssl_certfile is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return ApiClient(url or f"{scheme}://{host}:{settings.port}", key)

@@ -125,7 +125,8 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case StepDone(step):
+            case StepDone(step, aborted):
+                self._requests.confirm_aborts(aborted)
                 self._on_step_done(step.outputs, step.stats)
             case PrefillStarted(request_ids):
                 self._requests.started(request_ids)

@@ -105,7 +105,7 @@ class Server:
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=max(1, len(settings.api_key)),
+            num_tenants=max(1, len(settings.api_keys)),
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
@@ -145,7 +145,7 @@ class Server:
         own_names = (settings.host, self._listener.getsockname()[0])
         return with_middleware(
             create_app(self._state),
-            api_keys=settings.api_key,
+            api_keys=settings.api_keys,
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
@@ -176,7 +176,7 @@ class Server:
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""
         self._report.line(f"smoe {VERSION} loads {self._model_dir}")
-        if not self._settings.api_key and not is_loopback(self._listener):
+        if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir)
@@ -220,5 +220,5 @@ class Server:
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
         scheme = "http" if self._settings.ssl_certfile is None else "https"
         url = url_of(self._listener, scheme=scheme)
-        needs_key = bool(self._settings.api_key)
+        needs_key = bool(self._settings.api_keys)
         return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.grammars.build_queue import GrammarQueue
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -32,8 +34,11 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
+from engine.process import Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
+from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.paths import DEMO
 
 TIMEOUT_S = 60.0
 MANY_FILES = 1100  # select.select() takes descriptors up to 1023
@@ -119,9 +124,45 @@ def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -
         assert outputs[-1].timing is not None and outputs[-1].timing.first_token_s is not None
         peer.send(Abort([1, 1, 77]))
         while not (isinstance(message := peer.receive(), StepDone) and message.step.stats.num_running == 0):
-            pass
+            assert isinstance(message, StepDone) and message.aborted == []
+        assert message.aborted == [1, 1, 77]
         assert message.step.stats.num_blocks_held == 0
     assert peer.process.returncode == 0
+
+
+class SlowCompiler:
+    """Compiles no grammar before `may_finish` is set."""
+
+    def __init__(self) -> None:
+        self.started, self.may_finish = Event(), Event()
+
+    def matcher(self, grammar: str) -> object:
+        self.started.set()
+        assert self.may_finish.wait(TIMEOUT_S)
+        return object()
+
+
+def test_an_abort_is_confirmed_only_when_the_requests_grammar_is_no_longer_compiled() -> None:
+    compiler = SlowCompiler()
+    engine = LocalEngine(DEMO, dtype="float32", threads=1)._engine
+    engine._grammars = GrammarQueue(compiler)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = EngineProcess(Channel(theirs), Heartbeat())
+        params = SamplingParams(max_tokens=2)
+        process._handle(engine, [Add([Request(1, [5], params, grammar="{}"), Request(2, [5], params)])])
+        assert compiler.started.wait(TIMEOUT_S)
+        process._handle(engine, [Abort([1, 2])])
+        steps = []
+        for number in range(3):
+            assert engine.has_work()
+            if number == 2:
+                compiler.may_finish.set()
+                engine._grammars.wait(TIMEOUT_S)
+            process._send_step(engine, engine.step())
+            steps += FrameReader[FromEngine](FromEngine).feed(ours.recv(1 << 16))
+        assert [step.aborted for step in steps if isinstance(step, StepDone)] == [[2], [], [1]]
+        assert not engine.has_work()
 
 
 @contextmanager
@@ -200,7 +241,7 @@ def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
 
 
 def ignores_sigterm(pid: int) -> bool:
-    """True if the process ignores SIGTERM, which it does right after die_with_parent()."""
+    """True if the process ignores SIGTERM, which it does after its imports."""
     [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 

@@ -20,7 +20,7 @@ STATUSES: Mapping[int, str] = {
     413: "The body is too long.",
     415: "The body is not JSON, or is compressed.",
     429: "The queue is full; `Retry-After` estimates the seconds until it has room.",
-    431: "The headers are too long.",
+    431: "The headers are too long, or too many.",
     500: "The server failed on this request.",
     503: "Loading, draining, no engine, or `queue_timeout_s` has passed; `Retry-After` says when to try again.",
     504: "`timeout_s` has passed.",

@@ -152,6 +152,17 @@ def test_pages_of_other_names_and_origins_get_403(
         assert httpx.get(f"{server.url}/health", headers={"host": "10.1.2.3:8000"}).status_code == 200
 
 
+def test_keys_of_a_file_open_the_server_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\none\ntwo\n")
+    with running("count", checkpoint, api_key="zero", api_key_file=str(tmp_path / "keys")) as server:
+        server.wait_ready()
+        statuses = {
+            key: httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+            for key in ("zero", "one", "two", "# ours", "three")
+        }
+    assert statuses == {"zero": 200, "one": 200, "two": 200, "# ours": 401, "three": 401}
+
+
 def test_a_loading_server_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
     with running("mute", checkpoint, port=str(free_port)) as server:
         server.read_until("loads")
