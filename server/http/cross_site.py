@@ -40,14 +40,18 @@ def accepted_hosts(allowed: Sequence[str], own: Iterable[str], *, is_loopback: b
 class HostCheck:
     """Rejects requests whose Host header has a name that is not accepted.
 
-    `probe_paths` also accept every IP address, since a name is what DNS rebinding needs: probes and scrapers send the
-    address of a pod. A request without Host comes from a client of HTTP/1.0 and not from a browser.
+    `health_paths` accept any Host: they tell nothing but the server's state. `metrics_paths` also accept every IP
+    address, which scrapers send: DNS rebinding needs a name. A request without Host comes from a client of HTTP/1.0 and
+    not from a browser.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], probe_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], *, health_paths: frozenset[str], metrics_paths: frozenset[str]
+    ) -> None:
         self._app = app
         self._hosts = hosts
-        self._probe_paths = probe_paths
+        self._health_paths = health_paths
+        self._metrics_paths = metrics_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._accepts(Headers(scope=scope).getlist("host"), scope["path"]):
@@ -56,10 +60,10 @@ class HostCheck:
             await send_error(scope, send, host_not_allowed())
 
     def _accepts(self, sent: list[str], path: str) -> bool:
-        if not sent:
+        if not sent or path in self._health_paths:
             return True
         name, _ = split_authority(sent[0]) if len(sent) == 1 else ("", "")
-        return name in self._hosts or (path in self._probe_paths and is_address(name))
+        return name in self._hosts or (path in self._metrics_paths and is_address(name))
 
 
 class OriginCheck:

@@ -61,7 +61,12 @@ def with_middleware(
         )
     app = OriginCheck(app, allowed_origins)
     if accepted_hosts is not None:
-        app = HostCheck(app, accepted_hosts, with_prefix(OPEN_PATHS | {METRICS_PATH}, root_path))
+        app = HostCheck(
+            app,
+            accepted_hosts,
+            health_paths=with_prefix(OPEN_PATHS, root_path),
+            metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
+        )
     return RootPath(RequestIds(RequestMetrics(outermost(app), on_http)), root_path)
 
 
@@ -83,7 +88,10 @@ class RootPath:
 
 
 class RequestIds:
-    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response."""
+    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response.
+
+    Also sets `x-content-type-options: nosniff`: no browser may take a JSON response for a page or a script.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -99,6 +107,7 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
                 if is_anthropic(scope):
                     headers["request-id"] = request_id  # read by Anthropic's clients
             await send(message)

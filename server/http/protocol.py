@@ -148,6 +148,7 @@ class Connection(H11Protocol):
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
+                "x-content-type-options": "nosniff",
                 "x-request-id": secrets.token_hex(16),
                 **error.headers,
             }

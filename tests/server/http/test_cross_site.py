@@ -10,14 +10,14 @@ from server.http.cross_site import LOOPBACK_HOSTS, accepted_hosts, split_authori
 from server.http.middleware import with_middleware
 from tests.support.asgi_client import Client, Reply
 
-PROBED = ("/health", "/health/live", "/health/ready", "/ping", "/metrics")
+HEALTH = ("/health", "/health/live", "/health/ready", "/ping")
 OWN = [(b"host", b"localhost:8000")]
 NAVIGATION = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
 def app() -> ASGIApp:
     app = FastAPI(openapi_url=None)
-    for path in ("/", "/echo", *PROBED):
+    for path in ("/", "/echo", *HEALTH, "/metrics"):
         app.get(path)(lambda: "ok")
     app.post("/echo")(lambda: "ok")
     app.post("/v1/messages")(lambda: "ok")
@@ -73,12 +73,16 @@ def test_two_hosts_are_refused_and_a_client_without_host_is_no_browser() -> None
     assert client().send(headers=[]).status == 200
 
 
-@pytest.mark.parametrize("path", PROBED)
-def test_probes_may_use_any_address_but_no_foreign_name(path: str) -> None:
+@pytest.mark.parametrize("path", [*HEALTH, "/metrics"])
+def test_probes_and_scrapers_may_use_any_address(path: str) -> None:
     for prefix in ("", "/api"):
         assert to("10.1.2.3:8000", prefix + path, "GET", root_path="/api") == 200
     assert to("[fd00::1]:8000", path, "GET") == 200
-    assert to("evil.example", path, "GET") == 403
+
+
+def test_a_foreign_name_reads_the_health_but_not_the_metrics() -> None:
+    assert [to("a.example", path, "GET") for path in HEALTH] == [200] * len(HEALTH)
+    assert to("a.example", "/metrics", "GET") == to("a.example", "/health/x", "GET") == 403
 
 
 def test_the_host_is_checked_before_keys_and_origins() -> None:

@@ -61,6 +61,7 @@ def error_of(answer: bytes, status: bytes) -> str:
     assert first.startswith(b"HTTP/1.1 " + status), answer
     names = {line.split(b":")[0] for line in lines}
     assert names >= {b"x-request-id", b"content-length"}
+    assert b"x-content-type-options: nosniff" in lines
     assert b"content-type: application/json" in lines and b"connection: close" in lines
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
