@@ -30,9 +30,17 @@ class GrammarQueue:
         self._compiler = compiler
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._pending: dict[int, tuple[Request, Future[CompiledRequest]]] = {}
+        self._canceled: dict[int, Future[CompiledRequest]] = {}  # the thread still works on these
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    def is_compiling(self, request_id: int) -> bool:
+        """Return True if the thread still works on the grammar of this canceled request: it cannot be interrupted."""
+        future = self._canceled.get(request_id)
+        if future is not None and future.done():
+            del self._canceled[request_id]
+        return request_id in self._canceled
 
     def submit(self, request: Request) -> None:
         """Queue the request's grammar for compilation; pop_completed() returns it."""
@@ -41,8 +49,8 @@ class GrammarQueue:
     def cancel(self, request_id: int) -> bool:
         """Drop a request and its matcher. Return False if it is not in the queue."""
         entry = self._pending.pop(request_id, None)
-        if entry is not None:
-            entry[1].cancel()
+        if entry is not None and not entry[1].cancel() and not entry[1].done():
+            self._canceled[request_id] = entry[1]
         return entry is not None
 
     def wait(self, timeout_s: float) -> None:

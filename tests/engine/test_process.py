@@ -2,18 +2,23 @@
 
 import os
 import re
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import PeerClosedError
+from engine.grammars.build_queue import GrammarQueue
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -31,10 +36,14 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
+from engine.process import Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
+from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.paths import DEMO
 
 TIMEOUT_S = 60.0
+MANY_FILES = 1100  # select.select() takes descriptors up to 1023
 
 
 class Peer:
@@ -79,13 +88,13 @@ class Peer:
 
 
 @contextmanager
-def engine_process() -> Iterator[Peer]:
+def engine_process(**variables: str) -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
     heartbeat = Heartbeat()
     fds = theirs.fileno(), heartbeat.fd
     command = [sys.executable, "-m", "engine.process", *map(str, fds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     process = subprocess.Popen(command, pass_fds=fds, env=environment)
     theirs.close()
     heartbeat.close()
@@ -117,8 +126,81 @@ def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -
         assert outputs[-1].timing is not None and outputs[-1].timing.first_token_s is not None
         peer.send(Abort([1, 1, 77]))
         while not (isinstance(message := peer.receive(), StepDone) and message.step.stats.num_running == 0):
-            pass
+            assert isinstance(message, StepDone) and message.aborted == []
+        assert message.aborted == [1, 1, 77]
         assert message.step.stats.num_blocks_held == 0
+    assert peer.process.returncode == 0
+
+
+class SlowCompiler:
+    """Compiles no grammar before `may_finish` is set."""
+
+    def __init__(self) -> None:
+        self.started, self.may_finish = Event(), Event()
+
+    def matcher(self, grammar: str) -> object:
+        self.started.set()
+        assert self.may_finish.wait(TIMEOUT_S)
+        return object()
+
+
+def test_an_abort_is_confirmed_only_when_the_requests_grammar_is_no_longer_compiled() -> None:
+    """The engine is idle when the compilation ends."""
+    compiler = SlowCompiler()
+    engine = LocalEngine(DEMO, dtype="float32", threads=1)._engine
+    engine._grammars = GrammarQueue(compiler)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(TIMEOUT_S)
+        params = SamplingParams(max_tokens=2)
+        engine.add(Request(1, [5], params, grammar="{}"))
+        assert compiler.started.wait(TIMEOUT_S)
+        process = EngineProcess(Channel(theirs), Heartbeat())
+        ours.sendall(encode_frame(Abort([1, 2])))
+        thread = Thread(target=serve_until_closed, args=(process, engine))
+        thread.start()
+        assert next_aborted(ours) == [2]
+        assert not engine.has_work()
+        compiler.may_finish.set()
+        assert next_aborted(ours) == [1]
+        ours.close()
+        thread.join(TIMEOUT_S)
+
+
+def serve_until_closed(process: EngineProcess, engine: Engine) -> None:
+    with suppress(PeerClosedError):
+        process._serve(engine, [])
+
+
+def next_aborted(connection: socket.socket) -> list[int]:
+    [message] = FrameReader[FromEngine](FromEngine).feed(connection.recv(1 << 16))
+    assert isinstance(message, StepDone)
+    return message.aborted
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Hold MANY_FILES descriptors open, so that every new one has a higher number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MANY_FILES + 200
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        with ExitStack() as files, Path(os.devnull).open("rb") as null:
+            for _ in range(MANY_FILES):
+                files.callback(os.close, os.dup(null.fileno()))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_serves_on_a_descriptor_above_1023(checkpoint: Path) -> None:
+    """An engine that is restarted inherits a high number from a server with many connections."""
+    with many_open_files(), engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
+        assert isinstance(peer.receive_past_progress(), Ready)
+        peer.send(Add([Request(1, [5], SamplingParams(max_tokens=2, ignore_eos=True))]))
+        assert peer.outputs_until_end(1)[-1].finish_reason == "length"
     assert peer.process.returncode == 0
 
 
@@ -172,7 +254,7 @@ def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
 
 
 def ignores_sigterm(pid: int) -> bool:
-    """True if the process ignores SIGTERM, which it does right after die_with_parent()."""
+    """True if the process ignores SIGTERM, which it does after its imports."""
     [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -225,4 +307,14 @@ def test_a_failed_start_gives_its_reason_in_one_line(
         failed = peer.receive_past_progress()
         assert isinstance(failed, Failed)
         assert message in failed.message and "\n" not in failed.message
+    assert peer.process.returncode == 2
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_without_assertions_it_refuses_to_start(checkpoint: Path, level: str) -> None:
+    with engine_process(PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1") as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint))))
+        failed = peer.receive()
+        assert isinstance(failed, Failed)
+        assert "python -O" in failed.message and "\n" not in failed.message
     assert peer.process.returncode == 2
