@@ -14,8 +14,7 @@ from urllib.parse import unquote
 
 from server.errors import ApiError, invalid_value
 from server.strict_json import JsonValue
-
-JsonObject = dict[str, JsonValue]
+from server.structured_output.value_groups import JsonObject, item_groups, property_groups
 
 MAX_MULTIPLE_OF = 10_000.0
 MAX_COMBINED = 50_000  # states for one value
@@ -23,8 +22,6 @@ MAX_STATES = 100_000  # states of one grammar
 MAX_WORK = 30_000  # subschemas visited in one request, counted once for each combination in which they meet
 # Keywords whose subschemas apply to the same value. Alternatives count as if all applied: their automata run together.
 _SAME_VALUE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref", "dependentSchemas", "dependencies")
-_OTHER_PROPERTIES = ("additionalProperties", "unevaluatedProperties")
-_OTHER_ITEMS = ("items", "additionalItems", "unevaluatedItems", "contains")
 _RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "type")
 
 
@@ -103,7 +100,7 @@ class _Walk:
                 continue
             self._seen.add(key)
             self._add_automaton(members)
-            for group in chain(_properties(members), _items(members)):
+            for group in chain(property_groups(members), item_groups(members)):
                 if group:
                     self._budget.spend(len(group), self._param)
                     stack.append(group)
@@ -199,43 +196,6 @@ def _multiples(members: Iterable[JsonObject]) -> Iterator[int | float]:
         value = member.get("multipleOf")
         if isinstance(value, int | float) and _is_number(value):
             yield value
-
-
-def _properties(members: Sequence[JsonObject]) -> Iterator[list[JsonValue]]:
-    """Yield, for each property and then for those without a name, the subschemas that may apply to it."""
-    unnamed: list[JsonValue] = []
-    of_name: dict[str, list[JsonValue]] = {}
-    for member in members:
-        for name, schema in _object_of(member, "properties").items():
-            of_name.setdefault(name, []).append(schema)
-        unnamed += _object_of(member, "patternProperties").values()
-        unnamed += [member[keyword] for keyword in _OTHER_PROPERTIES if isinstance(member.get(keyword), dict)]
-    for schemas in of_name.values():
-        yield [*schemas, *unnamed]
-    yield unnamed
-
-
-def _items(members: Sequence[JsonObject]) -> Iterator[list[JsonValue]]:
-    """Yield, for each position with a subschema of its own and then for the others, those that may apply to it."""
-    prefixes = [value for member in members for value in _prefixes(member)]
-    others: list[JsonValue] = [
-        value for member in members for keyword in _OTHER_ITEMS if isinstance(value := member.get(keyword), dict)
-    ]
-    for i in range(max(map(len, prefixes), default=0)):
-        yield [*(prefix[i] for prefix in prefixes if i < len(prefix)), *others]
-    yield others
-
-
-def _prefixes(member: JsonObject) -> Iterator[list[JsonValue]]:
-    for keyword in ("prefixItems", "items"):
-        value = member.get(keyword)
-        if isinstance(value, list):
-            yield value
-
-
-def _object_of(member: JsonObject, keyword: str) -> JsonObject:
-    value = member.get(keyword)
-    return value if isinstance(value, dict) else {}
 
 
 def _objects(value: JsonValue) -> Iterator[JsonObject]:
