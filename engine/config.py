@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival
+    share_prefix_cache: bool = False  # several tenants find each other's blocks in the prefix cache
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
     check_integrity: bool = False  # audit the block pool after every step (tests)

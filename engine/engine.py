@@ -102,6 +102,10 @@ class Engine:
         if not self._grammars.cancel(request_id):
             self.scheduler.abort(request_id)
 
+    def is_compiling_aborted(self, request_id: int) -> bool:
+        """Return True if the grammar of this aborted request is still being compiled. Until then there is work."""
+        return self._grammars.is_compiling(request_id)
+
     def has_work(self) -> bool:
         return bool(self._rejected or self._grammars or self._pipeline.in_flight) or self.scheduler.has_work()
 

@@ -81,10 +81,11 @@ class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
     request_ids: list[int]
 
 
-class StepDone(msgspec.Struct, frozen=True, tag=True):
+class StepDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Engine to API: outputs and gauges of one step."""
 
     step: StepOutput
+    aborted: list[int] = []  # ids of Abort on which the engine works no more; each is named once
 
 
 class ExpertsQuery(msgspec.Struct, frozen=True, tag=True):

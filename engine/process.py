@@ -1,19 +1,25 @@
-"""The engine process: `python -m engine.process FD [HEARTBEAT_FD]`, with FD one end of a socket pair and HEARTBEAT_FD
-the shared memory of the heartbeat counter.
+"""The engine process: `python -m engine.process FD [HEARTBEAT_FD [PARENT_PID]]`, with FD one end of a socket pair,
+HEARTBEAT_FD the shared memory of the heartbeat counter and PARENT_PID the process that starts it.
 
 It receives Start, loads, sends Ready, and then loops until the other end is closed: receive, step, send the outputs.
 The kernel kills it when its parent ends.
 """
 
-import ctypes
+import sys
+
+from engine.parent_death import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(*map(int, sys.argv[3:4]))  # before the imports below, which take seconds
+
 import gc
 import logging
 import select
 import signal
 import socket
-import sys
 from collections.abc import Iterable
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import COUNT_INTERVAL_S
@@ -39,7 +45,6 @@ from model.checkpoint.errors import CheckpointError
 
 RECEIVE_BYTES = 1 << 18
 IDLE_S = 0.5  # interval of an idle engine's heartbeat; the first idle interval audits the block pool, once
-PR_SET_PDEATHSIG = 1
 USER_ERROR, CRASH = 2, 1  # exit codes
 
 log = logging.getLogger("smoe.engine")
@@ -51,6 +56,8 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+        self._poll = select.poll()  # select.select() fails with a descriptor above 1023
+        self._poll.register(connection, select.POLLIN)
 
     def send(self, message: FromEngine) -> None:
         """Send one message. Raises PeerClosedError."""
@@ -61,8 +68,7 @@ class Channel:
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Return the messages that have arrived; wait up to `timeout_s` if none has. Raises PeerClosedError."""
-        readable, _, _ = select.select([self._connection], [], [], timeout_s)
-        if not readable:
+        if not self._poll.poll(timeout_s * 1000):
             return []
         try:
             chunk = self._connection.recv(RECEIVE_BYTES)
@@ -79,10 +85,13 @@ class EngineProcess:
     def __init__(self, channel: Channel, heartbeat: Heartbeat) -> None:
         self.channel = channel
         self.heartbeat = heartbeat
+        self._aborted: list[int] = []  # ids that the next steps name as aborted
 
     def run(self) -> int:
         """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
         try:
+            if are_assertions_off():
+                raise EngineConfigError(NO_ASSERTIONS)
             engine, early = self._start()
             self.channel.send(ready_message(engine.config, engine.loaded))
             self._serve(engine, early)
@@ -128,13 +137,21 @@ class EngineProcess:
             idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
-                self.channel.send(StepDone(engine.step()))
+                self._send_step(engine, engine.step())
                 audited = False
             elif changed or engine.experts.has_unreported:
-                self.channel.send(StepDone(StepOutput([], engine.stats())))
+                self._send_step(engine, StepOutput([], engine.stats()))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
                 audited = True
+
+    def _send_step(self, engine: Engine, step: StepOutput) -> None:
+        """Send a step. It is the first that ends after the engine has read the aborts, and no launched step of their
+        requests is left; only the compilation of a grammar may go on."""
+        unfinished = [id_ for id_ in self._aborted if engine.is_compiling_aborted(id_)]
+        ended = [id_ for id_ in self._aborted if id_ not in unfinished] if unfinished else self._aborted
+        self._aborted = unfinished
+        self.channel.send(StepDone(step, ended))
 
     def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
         """Carry out the messages; return True if there was one."""
@@ -147,22 +164,15 @@ class EngineProcess:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     engine.abort(request_id)
+                self._aborted += message.request_ids
             elif isinstance(message, ExpertsQuery):
                 report = engine.experts.reset() if message.reset else engine.experts.report(message.window_s)
                 self.channel.send(ExpertsReply(message.query_id, report))
         return arrived
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, even during a long step or while it is stopped. On systems
-    other than Linux the process ends when it next reads its socket."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> int:
     """Run the process and return its exit code. The server reads its standard error."""
-    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

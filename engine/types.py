@@ -44,7 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     request_id: int
     prompt_token_ids: list[int]
     params: SamplingParams
-    priority: int = 0  # lower runs first
+    priority: int = 0  # lower runs first, among the requests of its tenant
     cache_salt: str = ""  # requests with different salts never share cached blocks
     arrival_s: float = 0.0  # time.monotonic() when the request reached the server
     experts_per_token: int | None = None  # None: the engine's default

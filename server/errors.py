@@ -19,6 +19,7 @@ MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -93,6 +94,18 @@ def invalid_api_key() -> ApiError:
     return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
+def host_not_allowed() -> ApiError:
+    message = "The Host of this request is not accepted here; start the server with --allowed-hosts NAME to accept it."
+    return ApiError(message, status=403, param="Host", code="host_not_allowed")
+
+
+def origin_not_allowed() -> ApiError:
+    message = (
+        "A web page of another origin sent this request; start the server with --allowed-origins ORIGIN to accept it."
+    )
+    return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
+
+
 def model_not_found() -> ApiError:
     message = "This model is not served here; GET /v1/models lists the served models."
     return ApiError(message, status=404, param="model", code="model_not_found")
@@ -134,7 +147,7 @@ def malformed_request() -> ApiError:
 
 
 def headers_too_large() -> ApiError:
-    message = "The request's headers are too large."
+    message = "The request's headers are too large, or too many."
     return ApiError(message, status=431, code="headers_too_large", headers={"connection": "close"})
 
 

@@ -1,18 +1,17 @@
-"""Memory and cores of this machine and this process's cgroup. Only this file reads /proc and cgroup files. No torch."""
+"""Memory and cores of this machine and of the cgroups around this process. No torch."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.capacity.cgroups import ROOT, cpu_quotas, memory_limits
+
 PROC = Path("/proc")
-CGROUP_V2 = Path("/sys/fs/cgroup")
-CGROUP_V1 = Path("/sys/fs/cgroup/memory")
-MEMORY_LIMITS = (CGROUP_V2 / "memory.max", CGROUP_V1 / "memory.limit_in_bytes")
 
 
 def available_bytes() -> int:
-    """Bytes that this process can still allocate: the machine's available memory, under the cgroup's limit."""
-    return min(_meminfo_available(), cgroup_headroom_bytes(CGROUP_V2, CGROUP_V1))
+    """Bytes that this process can still allocate: the machine's available memory, under the cgroups' limits."""
+    return min(_meminfo_available(), cgroup_headroom_bytes())
 
 
 def _meminfo_available() -> int:
@@ -22,36 +21,19 @@ def _meminfo_available() -> int:
     raise RuntimeError("/proc/meminfo has no MemAvailable line")
 
 
-def cgroup_headroom_bytes(v2: Path, v1: Path) -> int:
-    """Return the limit of this process's cgroup minus its use, or 2**62 if no limit is set.
+def cgroup_headroom_bytes(root: Path = ROOT) -> int:
+    """Return the smallest difference of limit and use over all cgroups around this process; 2**62 without a limit.
 
-    The page cache counts as use, including a checkpoint that was just read, but the kernel drops it when memory is
-    needed. So the cached file pages count as headroom.
+    `root`: where /proc and /sys are. The page cache does not count as use, for example a checkpoint that was just
+    read: the kernel drops it when memory is needed.
     """
-    for limit_file, usage_file, statistics, prefix in (
-        (v2 / "memory.max", v2 / "memory.current", v2 / "memory.stat", ""),
-        (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes", v1 / "memory.stat", "total_"),
-    ):
-        if limit_file.is_file() and usage_file.is_file():
-            limit = limit_file.read_text().strip()
-            if limit != "max":
-                used = int(usage_file.read_text()) - _page_cache_bytes(statistics, prefix)
-                return max(0, int(limit) - max(0, used))
-    return 2**62
+    return min((max(0, limit.limit_bytes - limit.used_bytes) for limit in memory_limits(root)), default=2**62)
 
 
-def _page_cache_bytes(statistics: Path, prefix: str) -> int:
-    """Add up the lines "active_file 4096" and "inactive_file 8192" of a memory.stat; 0 if the file does not exist."""
-    if not statistics.is_file():
-        return 0
-    counts = dict(line.split() for line in statistics.read_text().splitlines())
-    return sum(int(counts.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
-
-
-def memory_limit_bytes(proc: Path = PROC, cgroup_limits: tuple[Path, ...] = MEMORY_LIMITS) -> int | None:
-    """Return the smaller of the cgroup's memory limit and the machine's memory; None if neither is known."""
-    limits = [int(text) for path in cgroup_limits if path.is_file() and (text := path.read_text().strip()).isdecimal()]
-    meminfo = proc / "meminfo"
+def memory_limit_bytes(root: Path = ROOT) -> int | None:
+    """Return the smallest of the cgroups' memory limits and the machine's memory; None if none of them is known."""
+    limits = [limit.limit_bytes for limit in memory_limits(root)]
+    meminfo = root / "proc/meminfo"
     if meminfo.is_file():
         limits += [value for name, value in _kilobyte_fields(meminfo) if name == "MemTotal"]
     return min(limits, default=None)
@@ -89,17 +71,9 @@ def _kilobyte_fields(path: Path) -> Iterator[tuple[str, int]]:
             yield name, int(value.removesuffix(" kB")) * 1024
 
 
-def num_cores(cgroup: Path = CGROUP_V2) -> int:
-    """Number of cores that this process may use, by its CPU affinity and its cgroup's quota; at least 1."""
-    return max(1, min(len(os.sched_getaffinity(0)), _cgroup_cores(cgroup / "cpu.max")))
-
-
-def _cgroup_cores(quota_file: Path) -> int:
-    """Return the whole cores in "150000 100000" (microseconds of CPU time per period); 2**31 for "max ..."."""
-    if not quota_file.is_file():
-        return 2**31
-    quota, period = quota_file.read_text().split()
-    return 2**31 if quota == "max" else int(quota) // int(period)
+def num_cores(root: Path = ROOT) -> int:
+    """Number of cores that this process may use, by its CPU affinity and its cgroups' quotas; at least 1."""
+    return max(1, min(len(os.sched_getaffinity(0)), *cpu_quotas(root), 2**31))
 
 
 def format_bytes(count: int) -> str:

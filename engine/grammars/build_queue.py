@@ -30,9 +30,18 @@ class GrammarQueue:
         self._compiler = compiler
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._pending: dict[int, tuple[Request, Future[CompiledRequest]]] = {}
+        self._canceled: dict[int, Future[CompiledRequest]] = {}  # the thread still works on these
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    def __bool__(self) -> bool:
+        """True while there is a request to wait for, or a canceled one whose grammar is still being compiled."""
+        return bool(self._pending or self._canceled)
+
+    def is_compiling(self, request_id: int) -> bool:
+        """Return True if the thread still works on the grammar of this canceled request: it cannot be interrupted."""
+        return request_id in self._canceled
 
     def submit(self, request: Request) -> None:
         """Queue the request's grammar for compilation; pop_completed() returns it."""
@@ -41,19 +50,21 @@ class GrammarQueue:
     def cancel(self, request_id: int) -> bool:
         """Drop a request and its matcher. Return False if it is not in the queue."""
         entry = self._pending.pop(request_id, None)
-        if entry is not None:
-            entry[1].cancel()
+        if entry is not None and not entry[1].cancel() and not entry[1].done():
+            self._canceled[request_id] = entry[1]
         return entry is not None
 
     def wait(self, timeout_s: float) -> None:
         """Block until one grammar is compiled, or the timeout has passed."""
-        wait([future for _, future in self._pending.values()], timeout_s, FIRST_COMPLETED)
+        futures = [*(future for _, future in self._pending.values()), *self._canceled.values()]
+        wait(futures, timeout_s, FIRST_COMPLETED)
 
     def pop_completed(self) -> list[CompiledRequest]:
         """Remove and return the requests whose compilation has ended, in order of arrival."""
         done = [(request_id, future) for request_id, (_, future) in self._pending.items() if future.done()]
         for request_id, _ in done:
             del self._pending[request_id]
+        self._canceled = {key: future for key, future in self._canceled.items() if not future.done()}
         return [future.result() for _, future in done]
 
 

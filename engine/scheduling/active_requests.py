@@ -18,6 +18,7 @@ class ActiveRequests:
         self.running: list[Sequence] = []  # in scheduling order
         self.unfinished: dict[int, Sequence] = {}  # by request id: waiting and running
         self._ending: dict[int, Sequence] = {}  # finished, but a step in flight still uses their blocks
+        self._num_places = 0
         self._deadlines = Deadlines()
         self._block_manager = block_manager
         self._fair_share = fair_share
@@ -31,8 +32,29 @@ class ActiveRequests:
     def start(self, sequence: Sequence) -> None:
         """Move a sequence that was taken from the waiting queue to the running list."""
         sequence.status = Status.RUNNING
-        insort(self.running, sequence, key=lambda s: s.order)
+        self._give_place(sequence)
+        insort(self.running, sequence, key=lambda s: s.place)
         self._fair_share.on_started(sequence.tenant)
+
+    def _give_place(self, sequence: Sequence) -> None:
+        """Set the sequence's place in the scheduling order: the last one, or its former one if it was preempted.
+
+        The running requests of each tenant are in the order of (priority, arrival). To keep this, a tenant's less
+        urgent requests move behind the sequence. So a priority never moves a request before those of other tenants.
+        """
+        own = [s for s in self.running if s.tenant == sequence.tenant]
+        num_before = bisect_left(own, sequence.order, key=lambda s: s.order)
+        before, behind = own[:num_before], own[num_before:]
+        if not sequence.num_preemptions or (before and before[-1].place > sequence.place):
+            sequence.place = self._next_place()
+        if behind and behind[0].place < sequence.place:
+            for less_urgent in behind:
+                less_urgent.place = self._next_place()
+            self.running.sort(key=lambda s: s.place)
+
+    def _next_place(self) -> int:
+        self._num_places += 1
+        return self._num_places
 
     def pick_victim(self) -> Sequence | None:
         """Return the last running sequence, in scheduling order, whose blocks no step in flight uses."""
@@ -73,10 +95,10 @@ class ActiveRequests:
             self._block_manager.free(self._ending.pop(sequence.request_id))
 
     def _leave_running(self, sequence: Sequence) -> None:
-        index = bisect_left(self.running, sequence.order, key=lambda s: s.order)
+        index = bisect_left(self.running, sequence.place, key=lambda s: s.place)
         assert self.running[index] is sequence
         del self.running[index]
-        self.waiting.on_stopped(sequence)
+        self._fair_share.on_stopped(sequence.tenant)
 
     def block_tables(self) -> list[list[int]]:
         """Return the block tables of all sequences that may hold blocks."""

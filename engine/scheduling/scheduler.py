@@ -27,9 +27,11 @@ class Scheduler:
     With one step in flight, plan() may be called once more before apply(). Requests are added and aborted between
     calls.
 
-    Waiting requests are admitted by priority, then tenant by tenant (WaitingQueue), or by arrival alone. From then on
-    the scheduling order is (priority, turn). A request is never preempted for one behind it in this order, and only the
-    last request is preempted. So the first request always finishes, and the next one becomes the first.
+    Waiting requests are admitted tenant by tenant, those of a tenant by priority (WaitingQueue), or by arrival alone.
+    From then on each has a place in the scheduling order, by turn of admission; the requests of one tenant are in the
+    order of (priority, arrival), and a more urgent one moves only its own tenant's others back. A request is never
+    preempted for one behind it in this order, and only the last request is preempted. So the first request always
+    finishes, and the next one becomes the first.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Scheduler:
         by_priority: bool = True,
         num_experts: int = 0,
         num_tenants: int = 1,
+        share_prefix_cache: bool = False,
     ) -> None:
         """`num_tenants`: with more than one, no tenant may take all running slots, so that the first request of another
-        tenant finds one free.
+        tenant finds one free, and no tenant finds another's blocks in the prefix cache.
         `by_priority`: if False, requests run in order of arrival, whatever their priority and tenant.
+        `share_prefix_cache`: if True, tenants find each other's blocks.
         """
         self.block_manager = block_manager
         self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
@@ -54,6 +58,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.by_priority = by_priority
         self.num_experts = num_experts
+        self.has_cache_per_tenant = num_tenants > 1 and not share_prefix_cache
         self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if num_tenants > 1 else self.max_running)
         self.requests = ActiveRequests(block_manager, self.fair_share)
         self._committer = StepCommitter(self.requests, block_manager, self.fair_share, frozenset(eos_token_ids))
@@ -67,6 +72,7 @@ class Scheduler:
         max_new_tokens = self.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(request, order, min(request.params.max_tokens, max_new_tokens), matcher)
         sequence.tenant = request.tenant if self.by_priority else 0
+        sequence.cache_tenant = request.tenant if self.has_cache_per_tenant else None
         if request.expert_usage or request.expert_routing:
             sequence.experts = ExpertUsage(request, self.num_experts)
         self.requests.add(sequence)
@@ -128,7 +134,7 @@ class Scheduler:
         max_length = min(needed, step.budget)
         while not (length := self.block_manager.allocate_for(sequence, max_length)):
             victim = self.requests.pick_victim()
-            if victim is None or victim.order < sequence.order:
+            if victim is None or victim.place < sequence.place:
                 step.num_blocked += 1  # all sequences behind this one are in flight: it waits for the next step
                 return
             self.requests.preempt(victim)

@@ -36,8 +36,10 @@ class Sequence:
         self.request_id = request.request_id
         self.matcher = matcher  # stays valid through a preemption, which keeps the generated tokens
         self.needs_last_token = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
-        self.order = order  # lowest first; (priority, arrival) until admitted, then (priority, turn)
+        self.order = order  # (priority, arrival): place among the requests of its tenant, lowest first
+        self.place = 0  # in the scheduling order of all tenants, lowest first; known once admitted
         self.tenant = request.tenant
+        self.cache_tenant: int | None = None  # the only tenant that finds its cached blocks; None: all tenants
         self.max_generated = max_generated  # max_tokens, or fewer if the context is shorter
         self.status = Status.WAITING
         self.token_ids = list(request.prompt_token_ids)  # prompt, then generated tokens
@@ -91,7 +93,7 @@ class Sequence:
 
     def _root_hash(self) -> BlockHash:
         request = self.request
-        return root_hash(request.cache_salt, request.experts_per_token, request.expert_mask)
+        return root_hash(request.cache_salt, request.experts_per_token, request.expert_mask, self.cache_tenant)
 
     def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
         """Return the tokens of full block `index`: with blocks of 16, block 2 holds tokens 32 to 47."""

@@ -30,6 +30,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimit
         by_priority=config.scheduling_policy == "priority",
         num_experts=model.num_experts,
         num_tenants=config.num_tenants,
+        share_prefix_cache=config.share_prefix_cache,
     )
 
 

@@ -81,6 +81,7 @@ class StubEngine:
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
                     self._running.pop(request_id, None)
+                answers.append(StepDone(StepOutput([], self._stats(0)), message.request_ids))
         return answers
 
     @property
@@ -91,16 +92,20 @@ class StubEngine:
         """Give each request one token."""
         outputs = [running.step() for running in self._running.values()]
         self._running = {key: running for key, running in self._running.items() if not running.is_finished}
-        stats = StepStats(num_running=len(self._running), num_tokens=len(outputs), num_blocks_total=READY.num_blocks)
-        return StepDone(StepOutput(outputs, stats))
+        return StepDone(StepOutput(outputs, self._stats(len(outputs))))
+
+    def _stats(self, num_tokens: int) -> StepStats:
+        return StepStats(num_running=len(self._running), num_tokens=num_tokens, num_blocks_total=READY.num_blocks)
 
 
 def serve(connection: socket.socket, steps_per_s: float) -> None:
     """Run until the peer closes the connection."""
     stub, reader, due_s = StubEngine(), FrameReader[ToEngine](ToEngine), time.monotonic()
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
     while True:
-        wait_s = None if stub.is_idle else max(0.0, due_s - time.monotonic())
-        if select.select([connection], [], [], wait_s)[0]:
+        wait_ms = None if stub.is_idle else 1000 * max(0.0, due_s - time.monotonic())
+        if readable.poll(wait_ms):
             chunk = connection.recv(RECEIVE_BYTES)
             if not chunk:
                 return

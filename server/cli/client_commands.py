@@ -8,11 +8,15 @@ import typer
 
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.settings_command import given_settings, settings_command
+from server.cli.terminal_text import escape_controls, write_text
 
 UrlFlag = Annotated[
     str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT]")
 ]
-KeyFlag = Annotated[str | None, typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY]")]
+KeyFlag = Annotated[
+    str | None,
+    typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY and SMOE_API_KEY_FILE]"),
+]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
 TokensFlag = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens to generate.", metavar="N")
@@ -65,7 +69,7 @@ def chat_command(
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
     if sys.stdin.isatty():
-        typer.echo(f"{model}. /help lists the commands.")
+        _write(f"{model}. /help lists the commands.\n")
     converse(ChatSession(client, model, fields, system, _write), _history_file(), with_stats=stats)
 
 
@@ -82,6 +86,8 @@ def complete_command(
     seed: SeedFlag = None,
 ) -> None:
     """Complete PROMPT with a running server; the text is written to standard output while it is generated.
+
+    A terminal shows control characters of the text as \\x1b; a file or a pipe gets the text unchanged.
 
     \b
     smoe complete "It was not in her power to" --max-tokens 80
@@ -106,7 +112,7 @@ def complete_command(
         raise typer.Exit(report_error(error)) from None
     _write("\n")
     if stats:
-        typer.echo(answer.figures, err=True)
+        typer.echo(escape_controls(answer.figures), err=True)
     raise typer.Exit(0 if answer.finish_reason else INTERRUPTED)
 
 
@@ -146,7 +152,7 @@ def _client(url: str | None, api_key: str | None) -> Any:
         settings = load_settings({})
     except SettingsError as error:
         raise ApiError(str(error)) from None
-    key = api_key or next(iter(settings.api_key), None)
+    key = api_key or next(iter(settings.api_keys), None)
     scheme = "http" if settings.ssl_certfile is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return ApiClient(url or f"{scheme}://{host}:{settings.port}", key)
@@ -159,6 +165,4 @@ def _history_file() -> Path:
 
 
 def _write(text: str) -> None:
-    """Write and flush: text is shown while it is generated."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write_text(text, sys.stdout)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes
 from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
@@ -67,6 +68,8 @@ def _summary(checks: list[Check]) -> str:
 
 
 def _python() -> Check:
+    if are_assertions_off():
+        return Check("python", "fail", NO_ASSERTIONS)
     return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 

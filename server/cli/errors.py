@@ -2,11 +2,13 @@
 
 import typer
 
+from server.cli.terminal_text import escape_controls
+
 EXIT_CODE = 2
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def report_error(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
-    typer.echo(f"smoe: {error}", err=True)
+    typer.echo(f"smoe: {escape_controls(str(error))}", err=True)
     return EXIT_CODE

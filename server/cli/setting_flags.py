@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from server.settings.settings import GROUPS, DefaultText, Settings, flag_name
+from server.settings.value_types import KeyFile
 
-METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}
+METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE", KeyFile: "FILE"}
 SIZE_SUFFIX = "_bytes"  # such settings take units, as 1GiB
 
 

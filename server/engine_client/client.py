@@ -100,7 +100,8 @@ class EngineClient:
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport:
         """Return expert usage of the last `window_s` seconds, or since the last reset if None.
 
-        With `reset` the counts are cleared first. Simultaneous equal calls share one reply. Raises EngineDied.
+        With `reset` the counts are cleared first. Simultaneous equal calls share one reply, and calls with the same
+        window within a second do too. Raises EngineDied.
         """
         if not self._supervisor.is_serving:
             raise EngineDied(CRASHED)
@@ -125,7 +126,8 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case StepDone(step):
+            case StepDone(step, aborted):
+                self._requests.confirm_aborts(aborted)
                 self._on_step_done(step.outputs, step.stats)
             case PrefillStarted(request_ids):
                 self._requests.started(request_ids)

@@ -1,11 +1,17 @@
-"""Queries about expert usage that wait for the engine's reply. Equal queries share one reply."""
+"""Queries about expert usage that wait for the engine's reply. Equal queries share one reply.
+
+To count over a window takes the engine's time from its steps, so that reply is also kept for callers that ask later.
+"""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from engine.messages import ExpertsQuery, ExpertsReply
 from engine.types import ExpertReport
 from server.engine_client.output_collector import EngineDied
+
+KEEP_S = 1.0  # a reply about a window is given to all callers for this long
 
 Question = tuple[float | None, bool]  # window_s and reset of ExpertsQuery
 
@@ -13,14 +19,21 @@ Question = tuple[float | None, bool]  # window_s and reset of ExpertsQuery
 class ExpertQueries:
     """The open queries of one client. Several callers with the same question share one message to the engine."""
 
-    def __init__(self, send: Callable[[ExpertsQuery], None]) -> None:
+    def __init__(self, send: Callable[[ExpertsQuery], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
+        self._clock = clock
+        self._kept: dict[float, tuple[float, ExpertReport]] = {}  # by window_s, with the time of the reply
         self._replies: dict[Question, asyncio.Future[ExpertReport]] = {}
         self._questions: dict[int, Question] = {}  # by query id
         self._last_query_id = 0
 
     async def ask(self, window_s: float | None, *, reset: bool) -> ExpertReport:
-        """Return the report on the last `window_s` seconds, or since the last reset. Raises EngineDied."""
+        """Return the report on the last `window_s` seconds, or since the last reset. Raises EngineDied.
+
+        A report on a window is up to KEEP_S old, but never from before a reset that was answered.
+        """
+        if window_s is not None and (report := self._kept_report(window_s)) is not None:
+            return report
         question = window_s, reset
         if question not in self._replies:
             self._replies[question] = asyncio.get_running_loop().create_future()
@@ -31,7 +44,13 @@ class ExpertQueries:
 
     def resolve(self, reply: ExpertsReply) -> None:
         """Give the engine's reply to all callers that wait for it."""
-        self._replies.pop(self._questions.pop(reply.query_id)).set_result(reply.report)
+        question = self._questions.pop(reply.query_id)
+        window_s, reset = question
+        if reset:
+            self._kept.clear()  # the engine replies in order: all replies from before the reset have come
+        elif window_s is not None:
+            self._kept[window_s] = self._clock(), reply.report
+        self._replies.pop(question).set_result(reply.report)
 
     def fail(self, reason: str) -> None:
         """Raise EngineDied(reason) in all waiting callers."""
@@ -40,3 +59,10 @@ class ExpertQueries:
             reply.exception()  # marks it as retrieved: all callers may have been cancelled
         self._replies.clear()
         self._questions.clear()
+        self._kept.clear()
+
+    def _kept_report(self, window_s: float) -> ExpertReport | None:
+        """Return the reply that came less than KEEP_S ago, or None; drop all older ones."""
+        oldest_s = self._clock() - KEEP_S
+        self._kept = {window: kept for window, kept in self._kept.items() if kept[0] > oldest_s}
+        return self._kept[window_s][1] if window_s in self._kept else None

@@ -41,6 +41,7 @@ class CrashReport:
     culprit: tuple[OutputCollector, RequestOutput] | None  # the request that crashed the engine, and its error output
     num_lost: int
     num_kept: int
+    culprit_left: bool = False  # the request that crashed the engine was aborted just before: nobody gets an error
 
     def summary(self) -> str:
         """Return one phrase for the log: "2 requests fail, 3 will be sent again"."""
@@ -52,7 +53,8 @@ class InFlightRequests:
     """Every request from its submission to its last output, its abort, or the crash that ends it.
 
     Requests that may have crashed an engine are suspects. The next engine gets them one at a time, each only together
-    with requests that have given an output since, and all other requests wait until no suspect is left.
+    with requests that have given an output since, and all other requests wait until no suspect is left. The engine may
+    compute an aborted request until it confirms the abort: until then no other suspect is sent, and none is blamed.
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,8 @@ class InFlightRequests:
         self._pending: dict[int, Entry] = {}  # those of them to send, without suspects
         self._suspects: dict[int, Entry] = {}
         self._timed: dict[int, Entry] = {}  # those with a deadline
-        self._probing: int | None = None  # the suspect that was sent to the engine
+        self._probing: int | None = None  # the suspect that was sent to the engine; it may have been aborted since
+        self._aborting: dict[int, Entry] = {}  # aborted requests that the engine may still compute
 
     def __len__(self) -> int:
         return len(self._open)
@@ -86,7 +89,7 @@ class InFlightRequests:
     def started(self, request_ids: Iterable[int]) -> None:
         """Record that the engine computes these requests."""
         for request_id in request_ids:
-            if (entry := self._open.get(request_id)) is not None:
+            if (entry := self._open.get(request_id) or self._aborting.get(request_id)) is not None:
                 entry.place = "started"
 
     def take(self, output: RequestOutput) -> OutputCollector | None:
@@ -102,11 +105,21 @@ class InFlightRequests:
         return entry.collector
 
     def abort(self, request_ids: Iterable[int]) -> list[int]:
-        """Forget these requests; return the ids of those that the engine has."""
+        """Forget these requests; return the ids of those that the engine has. It confirms their aborts later."""
         entries = {request_id: self._open[request_id] for request_id in request_ids if request_id in self._open}
+        in_engine = {request_id: entry for request_id, entry in entries.items() if entry.place != "pending"}
+        probing = self._probing
         for request_id in entries:
             self._remove(request_id)
-        return [request_id for request_id, entry in entries.items() if entry.place != "pending"]
+        self._aborting |= in_engine
+        self._probing = probing if probing in in_engine else self._probing
+        return list(in_engine)
+
+    def confirm_aborts(self, request_ids: Iterable[int]) -> None:
+        """Record that the engine works no more on these aborted requests."""
+        for request_id in request_ids:
+            if self._aborting.pop(request_id, None) is not None:
+                self._clear_suspect(request_id)
 
     def expire(self, now_s: float) -> tuple[list[tuple[OutputCollector, RequestOutput]], list[int]]:
         """End requests whose deadline passed DEADLINE_GRACE_S ago: the engine could not end them itself.
@@ -120,12 +133,15 @@ class InFlightRequests:
     def engine_died(self) -> CrashReport:
         """Make all requests without an output pending again and remove the others.
 
-        The culprit is a suspect that the engine had started while it had no other request.
+        The culprit is a suspect that the engine had started while it had no other request, aborted ones included.
         """
         in_engine = {request_id: entry for request_id, entry in self._open.items() if entry.place != "pending"}
         lost = {id(entry.collector): entry.collector for entry in in_engine.values() if entry.request is None}
-        culprit = self._pop_culprit() if not lost else None
+        is_alone = not lost and self._aborting.keys() <= {self._probing}
+        culprit = self._pop_culprit() if is_alone else None
+        culprit_left = is_alone and any(entry.may_have_run for entry in self._aborting.values())
         self._probing = None
+        self._aborting = {}
         num_before = len(self._open)
         for request_id in [key for key, entry in self._open.items() if id(entry.collector) in lost]:
             self._remove(request_id)
@@ -135,7 +151,7 @@ class InFlightRequests:
             in_engine[request_id].place = "pending"
         self._sort_pending()
         num_kept = len(self._open)
-        return CrashReport(list(lost.values()), culprit, num_before - num_kept, num_kept)
+        return CrashReport(list(lost.values()), culprit, num_before - num_kept, num_kept, culprit_left)
 
     def close(self) -> list[OutputCollector]:
         """Remove all requests; return their collectors."""
@@ -145,7 +161,7 @@ class InFlightRequests:
         return list(collectors.values())
 
     def _pop_culprit(self) -> tuple[OutputCollector, RequestOutput] | None:
-        if self._probing is None or not (entry := self._open[self._probing]).may_have_run:
+        if self._probing is None or (entry := self._open.get(self._probing)) is None or not entry.may_have_run:
             return None
         output = RequestOutput(self._probing, finish_reason="error", error=CULPRIT_ERROR)
         self._remove(self._probing)

@@ -42,7 +42,8 @@ class EngineProcessHandle:
     def __init__(
         self, command: Sequence[str], on_message: Callable[[FromEngine], None], on_exit: Callable[[ProcessExit], None]
     ) -> None:
-        """`command` is run with two more arguments: the file descriptors of the socket and of the heartbeat's memory.
+        """`command` is run with three more arguments: the file descriptors of the socket and of the heartbeat's memory,
+        and the id of this process.
 
         `on_message` receives every message except Failed. `on_exit` is called once: the process is gone or useless.
         """
@@ -82,7 +83,7 @@ class EngineProcessHandle:
             fds = theirs.fileno(), self._heartbeat.fd
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
-                *map(str, fds),
+                *map(str, (*fds, os.getpid())),
                 pass_fds=fds,
                 stdin=DEVNULL,
                 stderr=log_writer.fileno(),

@@ -131,7 +131,7 @@ class EngineSupervisor:
         if self.status.phase == "dead":
             return
         crash = self._events.on_crash()
-        delay_s = self._restart_delay_s(has_culprit=crash.culprit is not None)
+        delay_s = self._restart_delay_s(has_culprit=crash.culprit is not None or crash.culprit_left)
         if delay_s is None:
             gave_up = self._policy is not None and self.ready is not None
             why = f"{MAX_FAILED_STARTS} engine processes in a row failed; the last one: " if gave_up else ""

@@ -1,6 +1,7 @@
-"""Middleware around the app: request ids, request metrics, API keys, CORS; body_limit.py limits bodies.
+"""Middleware around the app: request ids, request metrics, API keys, CORS.
 
-All of it is pure ASGI. A request that is rejected here has cost no parsing and no engine work.
+body_limit.py limits bodies, cross_site.py rejects pages of other sites. All of it is pure ASGI. A request that is
+rejected here has cost no parsing and no engine work.
 """
 
 import hmac
@@ -13,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import invalid_api_key, is_anthropic
 from server.http.body_limit import BodyLimit
+from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+METRICS_PATH = "/metrics"
 MAX_REQUEST_ID_LENGTH = 128
 
 
@@ -27,6 +30,7 @@ def with_middleware(
     metrics_auth: bool,
     max_body_bytes: int,
     allowed_origins: Sequence[str],
+    accepted_hosts: frozenset[str] | None = None,
     root_path: str,
     on_http: Callable[[str, str, int], None],
     outermost: Callable[[ASGIApp], ASGIApp] = lambda app: app,
@@ -34,12 +38,13 @@ def with_middleware(
     """Wrap the app in all middleware.
 
     `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
-    template, method, status) of each answered request. `outermost` adds a middleware around those that can reject.
+    template, method, status) of each answered request. `accepted_hosts`: names that Host may have; None accepts all.
+    `outermost` adds a middleware around those that can reject.
     """
     app = BodyLimit(app, max_body_bytes)
     if api_keys:
-        open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {"/metrics"})
-        app = ApiKeys(app, api_keys, open_paths, root_path)
+        open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
+        app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
     if allowed_origins:
         app = CORSMiddleware(
             app,
@@ -54,7 +59,20 @@ def with_middleware(
                 "x-should-retry",
             ],
         )
+    app = OriginCheck(app, allowed_origins)
+    if accepted_hosts is not None:
+        app = HostCheck(
+            app,
+            accepted_hosts,
+            health_paths=with_prefix(OPEN_PATHS, root_path),
+            metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
+        )
     return RootPath(RequestIds(RequestMetrics(outermost(app), on_http)), root_path)
+
+
+def with_prefix(paths: frozenset[str], root_path: str) -> frozenset[str]:
+    """Return the paths with and without the prefix that a proxy adds."""
+    return frozenset(prefix + path for path in paths for prefix in ("", root_path))
 
 
 class RootPath:
@@ -70,7 +88,10 @@ class RootPath:
 
 
 class RequestIds:
-    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response."""
+    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response.
+
+    Also sets `x-content-type-options: nosniff`: no browser may take a JSON response for a page or a script.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -86,6 +107,7 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
                 if is_anthropic(scope):
                     headers["request-id"] = request_id  # read by Anthropic's clients
             await send(message)
@@ -127,10 +149,10 @@ class ApiKeys:
     Sets `scope["state"]["tenant"]` to the index of the key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str], root_path: str) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str]) -> None:
         self._app = app
         self._expected = [b"Bearer " + key.encode() for key in keys]
-        self._open_paths = {prefix + path for path in open_paths for prefix in ("", root_path)}
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope.get("path") in self._open_paths:

@@ -1,7 +1,7 @@
 """HTTP/1.1 connections: uvicorn's H11Protocol with timeouts, limits and errors in the API's format.
 
 Adds to uvicorn: a timeout for the head of a request, a timeout for a client that stops reading, errors in the API's
-format for invalid requests, and a limit on open connections.
+format for invalid requests, and limits on header lines and on open connections.
 
 h11 is the parser because it limits the size of heads; httptools buffers everything.
 """
@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
+from server.http.header_lines import limit_header_lines
 
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
@@ -41,6 +42,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        limit_header_lines(self.conn)
         self._update_head_timer()
         self.open_connections.opened(self)
 
@@ -146,6 +148,7 @@ class Connection(H11Protocol):
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
+                "x-content-type-options": "nosniff",
                 "x-request-id": secrets.token_hex(16),
                 **error.headers,
             }

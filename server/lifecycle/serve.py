@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 from starlette.types import ASGIApp
 
+from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
@@ -25,6 +26,7 @@ from server.event_loop import LagProbe
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
+from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
@@ -53,6 +55,8 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
 
     `started_s`: time.monotonic() at the start of the command.
     """
+    if are_assertions_off():
+        raise StartError(NO_ASSERTIONS)
     open_standard_streams()
     try:
         model_dir = locate_model(settings.model, hub_cache_dir())
@@ -101,7 +105,7 @@ class Server:
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=max(1, len(settings.api_key)),
+            num_tenants=max(1, len(settings.api_keys)),
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
@@ -138,13 +142,15 @@ class Server:
 
     def _app_with_middleware(self) -> ASGIApp:
         settings = self._settings
+        own_names = (settings.host, self._listener.getsockname()[0])
         return with_middleware(
             create_app(self._state),
-            api_keys=settings.api_key,
+            api_keys=settings.api_keys,
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
+            accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
             on_http=self._metrics.http,
             outermost=lambda app: LoadShedding(app, self._connections, self._memory),
@@ -170,7 +176,7 @@ class Server:
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""
         self._report.line(f"smoe {VERSION} loads {self._model_dir}")
-        if not self._settings.api_key and not is_loopback(self._listener):
+        if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir)
@@ -214,5 +220,5 @@ class Server:
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
         scheme = "http" if self._settings.ssl_certfile is None else "https"
         url = url_of(self._listener, scheme=scheme)
-        needs_key = bool(self._settings.api_key)
+        needs_key = bool(self._settings.api_keys)
         return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)

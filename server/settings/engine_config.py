@@ -12,6 +12,6 @@ def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
     return EngineConfig(
         model=str(model_dir),
         enable_prefix_caching=not settings.no_enable_prefix_caching,
-        num_tenants=max(1, len(settings.api_key)),
+        num_tenants=max(1, len(settings.api_keys)),
         **common,
     )

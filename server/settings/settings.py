@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import Bytes, DistinctNames, Names, RootPath
+from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, Names, RootPath
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -81,7 +81,19 @@ class Settings(BaseModel):
     api_key: Annotated[DistinctNames, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )
-    allowed_origins: Names = Field((), description="Origin that browsers may send requests from (CORS).")
+    api_key_file: ApiKeyFile = Field(
+        None,
+        description="File with keys that clients must send, besides those of --api-key: one per line. Blank lines and "
+        "lines that start with # are ignored.",
+    )
+    allowed_origins: Names = Field(
+        (), description="Origin of web pages, besides the server's own, that may send requests (CORS); * accepts all."
+    )
+    allowed_hosts: Annotated[HostNames, DefaultText("none on a loopback address, all elsewhere")] = Field(
+        (),
+        description="Name that the Host of requests may have, besides localhost and the address of --host; * accepts "
+        "all. Other requests get 403.",
+    )
     root_path: RootPath = Field("", description="Path prefix that a reverse proxy adds.")
     ssl_keyfile: FilePath | None = Field(
         None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."
@@ -146,7 +158,9 @@ class Settings(BaseModel):
         PositiveInt | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")
     ] = Field(None, description="Maximum number of tokens in one step.")
     scheduling_policy: Literal["priority", "fcfs"] = Field(
-        "priority", description="Order of waiting requests: by priority (lower first) and arrival, or by arrival alone."
+        "priority",
+        description="Order of waiting requests: by shares among API keys, then by priority (lower first) and arrival; "
+        "or by arrival alone.",
     )
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
@@ -167,6 +181,11 @@ class Settings(BaseModel):
     no_enable_prefix_caching: bool = Field(
         False, description="Compute every prompt completely, without reusing the KV cache of equal prefixes."
     )
+    share_prefix_cache: bool = Field(
+        False,
+        description="Let API keys find each other's prefixes in the KV cache. A client can then infer whether the "
+        "beginning of a prompt was sent with another key.",
+    )
 
     metrics_compat: Literal["vllm", "none"] = Field(
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
@@ -183,6 +202,13 @@ class Settings(BaseModel):
             raise ValueError("--num-kv-blocks and --kv-cache-memory-bytes exclude each other: give one")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
-        if self.metrics_auth and not self.api_key:
-            raise ValueError("--metrics-auth needs an --api-key to require")
+        if len(set(self.api_keys)) != len(self.api_keys):
+            raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
+        if self.metrics_auth and not self.api_keys:
+            raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")
         return self
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """All keys that clients may send; without any there is no authentication."""
+        return self.api_key + (self.api_key_file.keys if self.api_key_file else ())

@@ -1,13 +1,17 @@
-"""Types of settings whose values are parsed or checked beyond pydantic's own types: sizes, lists, names, paths."""
+"""Types of settings whose values are parsed or checked beyond pydantic's own types: sizes, lists, names, key files."""
 
 import re
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MAX_SIZE_DIGITS = 20
+MAX_KEY_FILE_CHARACTERS = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
+HOST_NAME = re.compile(r"\*|[\w.-]+|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(value: object) -> object:
@@ -33,11 +37,51 @@ def split_list(value: object) -> object:
     return value
 
 
+@dataclass(frozen=True)
+class KeyFile:
+    """File with API keys, read when the settings are loaded. Its text is its path: keys stay secret."""
+
+    path: Path
+    keys: tuple[str, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def read_key_file(path: object) -> object:
+    """Return the file's keys: one per line, without blank lines and lines that start with #. Raises ValueError.
+
+    The file may be a pipe.
+    """
+    if path is None or isinstance(path, KeyFile):
+        return path
+    if not isinstance(path, str | Path):
+        raise ValueError("should be the path of a file")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MAX_KEY_FILE_CHARACTERS + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+    if len(text) > MAX_KEY_FILE_CHARACTERS:
+        raise ValueError(f"{path} is longer than {MAX_KEY_FILE_CHARACTERS} characters")
+    lines = (line.strip() for line in text.split("\n"))
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ValueError(f"{path} has no keys; write one per line")
+    return KeyFile(Path(path), keys)
+
+
 def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if any(not name or name != name.strip() for name in names):
         raise ValueError("should not be empty or have spaces at its ends")
     if len(set(names)) != len(names):
         raise ValueError("has the same value twice")
+    return names
+
+
+def _check_host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("should be a host name or an address without scheme, port and path, or *")
     return names
 
 
@@ -51,4 +95,6 @@ def _check_root_path(path: str) -> str:
 Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
+ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
+HostNames = Annotated[Names, AfterValidator(_check_host_names)]
 RootPath = Annotated[str, AfterValidator(_check_root_path)]

@@ -1,17 +1,42 @@
 """Read and check the checkpoint's JSON files about text: tokenizer_config.json and its neighbours."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 Json = dict[str, object]
-MAX_JSON_BYTES = 64 << 20
+MAX_FILE_BYTES = 64 << 20
+MAX_TOKEN_ID = 2**31 - 1
+MAX_ADDED_CHARS = 256  # of an added or control token
+MAX_ADDED_IDS = 2**20  # an added token's id is below the number of pieces plus this
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    re.error,
+)
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 class TokenizerError(Exception):
     """Unusable tokenizer of a checkpoint. The message is one line that names the file and the fault."""
+
+
+@contextmanager
+def name_damage(path: Path) -> Iterator[None]:
+    """Turn any error that a damaged file causes inside this block into a TokenizerError that names the file."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise TokenizerError(f"{path}: damaged ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -40,10 +65,12 @@ class TokenizerSettings:
 
 def read_settings(path: Path) -> TokenizerSettings:
     """Read the files that exist in directory `path`. Raises TokenizerError for a file that is not a JSON object."""
-    config = read_json(path / "tokenizer_config.json") or {}
-    special_map = read_json(path / "special_tokens_map.json") or {}
-    named = {name: _token_text(config.get(name, special_map.get(name))) for name in SPECIAL_NAMES}
-    special = {text for text in named.values() if text} | _additional_special(config) | _additional_special(special_map)
+    config_path, map_path = path / "tokenizer_config.json", path / "special_tokens_map.json"
+    config, special_map = read_json(config_path) or {}, read_json(map_path) or {}
+    named = {name: _named_token(config_path, config, name) for name in SPECIAL_NAMES if name in config}
+    named |= {name: _named_token(map_path, special_map, name) for name in SPECIAL_NAMES if name not in config}
+    special = {text for text in named.values() if text}
+    special |= _additional_special(config_path, config) | _additional_special(map_path, special_map)
     return TokenizerSettings(
         added_tokens=tuple(_added_tokens(path, config, special)),
         bos_token=named["bos_token"],
@@ -59,22 +86,53 @@ def read_settings(path: Path) -> TokenizerSettings:
 
 def read_json(path: Path) -> Json | None:
     """Read the JSON object in a file; None if the file does not exist. Raises TokenizerError."""
-    if not path.is_file():
+    content = read_file(path)
+    if content is None:
         return None
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise TokenizerError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        content = path.read_bytes()
-        check_first_bytes(path, content)
         value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise TokenizerError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: not a JSON object")
     return value
 
 
-def check_first_bytes(path: Path, content: bytes) -> None:
+def read_file(path: Path) -> bytes | None:
+    """Read a file of at most MAX_FILE_BYTES; None if it does not exist. Raises TokenizerError."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise TokenizerError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB")
+    _check_first_bytes(path, content)
+    return content
+
+
+def check_token_id(path: Path, value: object) -> int:
+    """Return a token id that a file contains. Raises TokenizerError."""
+    if type(value) is int and 0 <= value <= MAX_TOKEN_ID:
+        return value
+    shown = value if type(value) is int and abs(value) < 10**18 else f"({type(value).__name__})"
+    raise TokenizerError(f"{path}: the token id {shown} is not an integer from 0 to {MAX_TOKEN_ID}")
+
+
+def check_text(path: Path, text: str, max_chars: int) -> str:
+    """Return the text of a token in a file. Raises TokenizerError if it is too long or no UTF-8 can be made of it."""
+    if len(text) > max_chars:
+        raise TokenizerError(f"{path}: a token has {len(text)} characters, more than {max_chars}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{path}: a token is not valid Unicode") from None
+    return text
+
+
+def _check_first_bytes(path: Path, content: bytes) -> None:
     """Raise TokenizerError if a git-lfs pointer or an HTML page was downloaded in place of the file."""
     if content.startswith(b"version https://git-lfs"):
         raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull")
@@ -82,16 +140,20 @@ def check_first_bytes(path: Path, content: bytes) -> None:
         raise TokenizerError(f"{path}: an HTML or XML page; the download went wrong")
 
 
-def _token_text(value: object) -> str | None:
+def _token_text(path: Path, value: object) -> str | None:
     """Parse a token, written as its text or as {"content": text, ...}; None if it is empty or neither."""
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) and value else None
+    return check_text(path, value, MAX_ADDED_CHARS) if isinstance(value, str) and value else None
 
 
-def _additional_special(config: Json) -> set[str]:
+def _named_token(path: Path, config: Json, name: str) -> str | None:
+    return _token_text(path, config.get(name))
+
+
+def _additional_special(path: Path, config: Json) -> set[str]:
     values = config.get("additional_special_tokens")
-    texts = map(_token_text, values) if isinstance(values, list) else ()
+    texts = (_token_text(path, value) for value in values) if isinstance(values, list) else ()
     return {text for text in texts if text}
 
 
@@ -102,39 +164,54 @@ def _added_tokens(path: Path, config: Json, special: set[str]) -> Iterable[Added
         raise TokenizerError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder must be an object")
     newer = [_decoder_entry(path, key, value, special) for key, value in decoder.items()]
     known_ids = {token.id for token in newer}
-    for text, token_id in (read_json(path / "added_tokens.json") or {}).items():
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            raise TokenizerError(f"{path / 'added_tokens.json'}: each value must be a token id")
+    older_path = path / "added_tokens.json"
+    for text, value in (read_json(older_path) or {}).items():
+        token_id = check_token_id(older_path, value)
         if token_id not in known_ids and text:
-            yield AddedToken(token_id, text, text in special)
+            yield AddedToken(token_id, check_text(older_path, text, MAX_ADDED_CHARS), text in special)
     yield from newer
 
 
 def _decoder_entry(path: Path, key: str, value: object, special: set[str]) -> AddedToken:
-    text = _token_text(value)
-    if not key.isdecimal() or text is None:
-        raise TokenizerError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder must map ids to tokens")
-    return AddedToken(int(key), text, text in special or (isinstance(value, dict) and bool(value.get("special"))))
+    file = path / "tokenizer_config.json"
+    text = _token_text(file, value)
+    if not re.fullmatch("[0-9]{1,18}", key) or text is None:
+        raise TokenizerError(f"{file}: added_tokens_decoder must map ids to tokens")
+    return AddedToken(
+        check_token_id(file, int(key)),
+        text,
+        text in special or (isinstance(value, dict) and bool(value.get("special"))),
+    )
 
 
 def _eos_ids(path: Path) -> tuple[int, ...]:
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         value = (read_json(path / name) or {}).get("eos_token_id")
-        ids += [item for item in (value if isinstance(value, list) else [value]) if type(item) is int and item >= 0]
+        found = [item for item in (value if isinstance(value, list) else [value]) if type(item) is int and item >= 0]
+        ids += [check_token_id(path / name, item) for item in found]
     return tuple(dict.fromkeys(ids))
 
 
 def _chat_template(path: Path, config: Json) -> str | None:
     """Read chat_template.jinja, else the template in tokenizer_config.json: a text or a list of named templates."""
     file = path / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (ValueError, OSError) as error:
-            raise TokenizerError(f"{file}: cannot be read as text ({type(error).__name__})") from None
+    content = _read_text(file)
+    if content is not None:
+        return content
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        named = [item.get("template") for item in value if isinstance(item, dict) and item.get("name") == "default"]
+        value = named[-1] if named else None
     return value if isinstance(value, str) else None
+
+
+def _read_text(file: Path) -> str | None:
+    """Read a text file with universal newlines, at most MAX_FILE_BYTES; None if it does not exist."""
+    try:
+        if not file.is_file():
+            return None
+        with file.open(encoding="utf-8") as stream:
+            return stream.read(MAX_FILE_BYTES)
+    except (ValueError, OSError, MemoryError) as error:
+        raise TokenizerError(f"{file}: cannot be read as text ({type(error).__name__})") from None

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 
-from server.tokenizer.config_files import AddedToken, TokenizerError, check_first_bytes, read_json
+from server.tokenizer.config_files import (
+    MAX_ADDED_CHARS,
+    MAX_ADDED_IDS,
+    AddedToken,
+    TokenizerError,
+    check_text,
+    check_token_id,
+    name_damage,
+    read_file,
+    read_json,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -14,6 +24,8 @@ if TYPE_CHECKING:
 # Protobuf merges a message into the one in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 SPACE = "\u2581"
+MAX_PIECES = 2**20
+MAX_PIECE_CHARS = 1024
 
 
 class TextEncoder(Protocol):
@@ -35,12 +47,17 @@ class SentencePieceEncoder:
     """Encoder for a SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
 
     def __init__(self, path: Path) -> None:
-        model = _read_model(path)
+        """Raises TokenizerError, which names the file."""
+        with name_damage(path):
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        model = read_file(path) or b""
         self._with_prefix = _load_model(model, path)
         self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
         processor = self._with_prefix
-        ids = range(processor.vocab_size())
-        self.pieces = [processor.id_to_piece(i) for i in ids]
+        ids = _ids_of(path, processor.vocab_size())
+        self.pieces = [check_text(path, processor.id_to_piece(i), MAX_PIECE_CHARS) for i in ids]
         self.control_ids = frozenset(i for i in ids if processor.is_control(i))
         self.bos_id = _id_or_none(processor.bos_id())
         self.eos_id = _id_or_none(processor.eos_id())
@@ -57,18 +74,21 @@ class HfTokenizerEncoder:
     """Encoder for a tokenizer.json of the same kind: byte-pair pieces with byte fallback."""
 
     def __init__(self, path: Path) -> None:
+        """Raises TokenizerError, which names the file."""
+        with name_damage(path):
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
         description = read_json(path) or {}
         model = description.get("model")
         if not isinstance(model, dict) or not model.get("byte_fallback"):
             raise TokenizerError(f"{path}: only byte-pair vocabularies with byte fallback are supported")
-        self.added_tokens = _added_tokens(description)
+        self.added_tokens = _added_tokens(path, description)
         plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._with_prefix = _build(plain, path)
         self._without_prefix = _build(_without_prefix(plain), path)
         vocabulary = self._with_prefix.get_vocab()
-        self.pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
-        for piece, token_id in vocabulary.items():
-            self.pieces[token_id] = piece
+        self.pieces = _pieces_by_id(path, vocabulary)
         self.control_ids: frozenset[int] = frozenset(token.id for token in self.added_tokens if token.is_special)
         self.bos_id = vocabulary.get("<s>")
         self.eos_id = vocabulary.get("</s>")
@@ -81,13 +101,21 @@ class HfTokenizerEncoder:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _read_model(path: Path) -> bytes:
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
-    check_first_bytes(path, model)
-    return model
+def _ids_of(path: Path, num_pieces: int) -> range:
+    if num_pieces > MAX_PIECES:
+        raise TokenizerError(f"{path}: {num_pieces} pieces, more than {MAX_PIECES}")
+    return range(num_pieces)
+
+
+def _pieces_by_id(path: Path, vocabulary: dict[str, int]) -> list[str]:
+    """Return the pieces in a list; ids without a piece get ""."""
+    num_ids = max(vocabulary.values(), default=-1) + 1
+    if num_ids > len(vocabulary) + MAX_ADDED_IDS:
+        raise TokenizerError(f"{path}: token id {num_ids - 1} is far beyond its {len(vocabulary)} pieces")
+    pieces = [""] * len(_ids_of(path, num_ids))
+    for piece, token_id in vocabulary.items():
+        pieces[token_id] = check_text(path, piece, MAX_PIECE_CHARS)
+    return pieces
 
 
 def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -106,10 +134,18 @@ def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def _added_tokens(description: dict[str, object]) -> tuple[AddedToken, ...]:
+def _added_tokens(path: Path, description: dict[str, object]) -> tuple[AddedToken, ...]:
     listed = description.get("added_tokens")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return tuple(AddedToken(int(e["id"]), str(e["content"]), bool(e.get("special"))) for e in entries)
+    return tuple(_added_token(path, entry) for entry in entries)
+
+
+def _added_token(path: Path, entry: dict[str, object]) -> AddedToken:
+    content = entry.get("content")
+    if not isinstance(content, str):
+        raise TokenizerError(f"{path}: an added token has no text")
+    text = check_text(path, content, MAX_ADDED_CHARS)
+    return AddedToken(check_token_id(path, entry.get("id")), text, bool(entry.get("special")))
 
 
 def _without_prefix(description: dict[str, object]) -> dict[str, object]:
@@ -117,10 +153,12 @@ def _without_prefix(description: dict[str, object]) -> dict[str, object]:
     changed: dict[str, object] = json.loads(json.dumps(description))
     normalizer, pre_tokenizer = changed.get("normalizer"), changed.get("pre_tokenizer")
     if isinstance(normalizer, dict):
-        steps = normalizer.get("normalizers", [normalizer])
+        steps = normalizer.get("normalizers")
         changed["normalizer"] = {
             "type": "Sequence",
-            "normalizers": [step for step in steps if step.get("type") != "Prepend"],
+            "normalizers": [
+                step for step in (steps if isinstance(steps, list) else [normalizer]) if step.get("type") != "Prepend"
+            ],
         }
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
         pre_tokenizer["prepend_scheme"] = "never"
@@ -135,5 +173,7 @@ def _build(description: dict[str, object], path: Path) -> "tokenizers.Tokenizer"
         raise TokenizerError(message) from None
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # noqa: BLE001 (the package raises a bare Exception for an invalid file)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 (a bare Exception for an invalid file, and Rust's panics)
         raise TokenizerError(f"{path}: not a usable tokenizer ({type(error).__name__})") from None

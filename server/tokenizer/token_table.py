@@ -1,12 +1,19 @@
 """Vocabulary of one checkpoint by token id: texts, bytes, and which ids are control tokens."""
 
+import os.path
 import re
 from collections.abc import Iterable, Sequence
 
-from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings
+from server.tokenizer.config_files import (
+    MAX_ADDED_CHARS,
+    MAX_ADDED_IDS,
+    AddedToken,
+    TokenizerError,
+    TokenizerSettings,
+)
 from server.tokenizer.encoders import SPACE, TextEncoder
 
-MAX_ADDED_IDS = 2**20  # an added token's id is below the number of pieces plus this
+MAX_SPELLED_CHARS = 2**20  # of all added and control tokens together
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -22,7 +29,7 @@ class TokenTable:
     def __init__(
         self, encoder: TextEncoder, settings: TokenizerSettings, added_tokens: tuple[AddedToken, ...] = ()
     ) -> None:
-        """Raises TokenizerError if an added token's id lies far beyond the pieces."""
+        """Raises TokenizerError if an added token's id lies far beyond the pieces, or its text is too long."""
         self.num_pieces = len(encoder.pieces)
         self.spellings = _merge_spellings(encoder.pieces, added_tokens)
         self.special_ids = _find_special_ids(self.spellings, encoder, settings, added_tokens)
@@ -35,6 +42,7 @@ class TokenTable:
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *settings.eos_ids]))
         self.raw_bytes = [self._bytes_of(i, spelling) for i, spelling in enumerate(self.spellings)]
         self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
+        _check_lengths([*self.special_ids, *self.plain_added])
         self.special_pattern = any_of_pattern(self.special_ids)
         self.added_pattern = any_of_pattern(self.plain_added)
 
@@ -64,13 +72,28 @@ def _trie_pattern(words: set[str]) -> str:
 
     {"<s>", "</s>"} gives `<(?:/s>|s>)`.
     """
+    by_first: dict[str, list[str]] = {}
+    for word in words:
+        if word:
+            by_first.setdefault(word[0], []).append(word)
     branches = []
-    for first in sorted({word[0] for word in words if word}):
-        branches.append(re.escape(first) + _trie_pattern({word[1:] for word in words if word.startswith(first)}))
+    for _, group in sorted(by_first.items()):
+        prefix = os.path.commonprefix(group)  # noqa: RUF071 (characters are meant, not parts of a path)
+        branches.append(re.escape(prefix) + _trie_pattern({word[len(prefix) :] for word in group}))
     if not branches:
         return ""
     tree = branches[0] if len(branches) == 1 and "" not in words else f"(?:{'|'.join(branches)})"
     return tree + "?" if "" in words else tree
+
+
+def _check_lengths(spellings: Sequence[str]) -> None:
+    """Raise TokenizerError where patterns over these texts would be too large."""
+    longest = max(map(len, spellings), default=0)
+    if longest > MAX_ADDED_CHARS:
+        raise TokenizerError(f"an added or control token has {longest} characters, more than {MAX_ADDED_CHARS}")
+    total = sum(map(len, spellings))
+    if total > MAX_SPELLED_CHARS:
+        raise TokenizerError(f"added and control tokens have {total} characters, more than {MAX_SPELLED_CHARS}")
 
 
 def _merge_spellings(pieces: Sequence[str], added_tokens: tuple[AddedToken, ...]) -> list[str]:

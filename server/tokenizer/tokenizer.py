@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Vocabulary
-from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
+from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, name_damage, read_settings
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
 from server.tokenizer.token_table import TokenTable
 
@@ -22,11 +22,27 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     settings = read_settings(path)
     model = _model_file(path)
     if model is not None:
-        return Tokenizer(SentencePieceEncoder(model), settings, settings.added_tokens, _version(model))
-    if (path / "tokenizer.json").is_file():
-        encoder = HfTokenizerEncoder(path / "tokenizer.json")
-        return Tokenizer(encoder, settings, (*encoder.added_tokens, *settings.added_tokens), None)
+        return _build(model, SentencePieceEncoder(model), settings, settings.added_tokens, _version(model))
+    model = path / "tokenizer.json"
+    if model.is_file():
+        encoder = HfTokenizerEncoder(model)
+        return _build(model, encoder, settings, (*encoder.added_tokens, *settings.added_tokens), None)
     raise TokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
+
+
+def _build(
+    model: Path,
+    encoder: TextEncoder,
+    settings: TokenizerSettings,
+    added_tokens: tuple[AddedToken, ...],
+    version: int | None,
+) -> "Tokenizer":
+    """Build the tokenizer; errors that concern all files together name the tokenizer file."""
+    with name_damage(model):
+        try:
+            return Tokenizer(encoder, settings, added_tokens, version)
+        except TokenizerError as error:
+            raise TokenizerError(f"{model}: {error}") from None
 
 
 def _model_file(path: Path) -> Path | None:
@@ -184,8 +200,10 @@ class Tokenizer:
         ids = self._encoder.encode(text, with_prefix=with_prefix)
         if not any(i in self._control_ids and i != self._encoder.unk_id for i in ids):
             return ids
+        if len(text) == 1:  # the file makes a control token of one character
+            return [i for i in ids if i not in self._control_ids]
         match = self._table.special_pattern.search(text)
-        cut = match.start() + 1 if match else len(text) // 2
+        cut = min(match.start() + 1, len(text) - 1) if match else len(text) // 2
         start = self._encode_piecewise(text[:cut], with_prefix=with_prefix)
         return start + self._encode_piecewise(text[cut:], with_prefix=False)
 

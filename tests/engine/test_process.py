@@ -2,18 +2,21 @@
 
 import os
 import re
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.grammars.build_queue import GrammarQueue
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -31,10 +34,14 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
+from engine.process import Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
+from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.paths import DEMO
 
 TIMEOUT_S = 60.0
+MANY_FILES = 1100  # select.select() takes descriptors up to 1023
 
 
 class Peer:
@@ -79,13 +86,13 @@ class Peer:
 
 
 @contextmanager
-def engine_process() -> Iterator[Peer]:
+def engine_process(**variables: str) -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
     heartbeat = Heartbeat()
     fds = theirs.fileno(), heartbeat.fd
     command = [sys.executable, "-m", "engine.process", *map(str, fds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     process = subprocess.Popen(command, pass_fds=fds, env=environment)
     theirs.close()
     heartbeat.close()
@@ -117,8 +124,70 @@ def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -
         assert outputs[-1].timing is not None and outputs[-1].timing.first_token_s is not None
         peer.send(Abort([1, 1, 77]))
         while not (isinstance(message := peer.receive(), StepDone) and message.step.stats.num_running == 0):
-            pass
+            assert isinstance(message, StepDone) and message.aborted == []
+        assert message.aborted == [1, 1, 77]
         assert message.step.stats.num_blocks_held == 0
+    assert peer.process.returncode == 0
+
+
+class SlowCompiler:
+    """Compiles no grammar before `may_finish` is set."""
+
+    def __init__(self) -> None:
+        self.started, self.may_finish = Event(), Event()
+
+    def matcher(self, grammar: str) -> object:
+        self.started.set()
+        assert self.may_finish.wait(TIMEOUT_S)
+        return object()
+
+
+def test_an_abort_is_confirmed_only_when_the_requests_grammar_is_no_longer_compiled() -> None:
+    compiler = SlowCompiler()
+    engine = LocalEngine(DEMO, dtype="float32", threads=1)._engine
+    engine._grammars = GrammarQueue(compiler)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = EngineProcess(Channel(theirs), Heartbeat())
+        params = SamplingParams(max_tokens=2)
+        process._handle(engine, [Add([Request(1, [5], params, grammar="{}"), Request(2, [5], params)])])
+        assert compiler.started.wait(TIMEOUT_S)
+        process._handle(engine, [Abort([1, 2])])
+        steps = []
+        for number in range(3):
+            assert engine.has_work()
+            if number == 2:
+                compiler.may_finish.set()
+                engine._grammars.wait(TIMEOUT_S)
+            process._send_step(engine, engine.step())
+            steps += FrameReader[FromEngine](FromEngine).feed(ours.recv(1 << 16))
+        assert [step.aborted for step in steps if isinstance(step, StepDone)] == [[2], [], [1]]
+        assert not engine.has_work()
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Hold MANY_FILES descriptors open, so that every new one has a higher number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MANY_FILES + 200
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        with ExitStack() as files, Path(os.devnull).open("rb") as null:
+            for _ in range(MANY_FILES):
+                files.callback(os.close, os.dup(null.fileno()))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_serves_on_a_descriptor_above_1023(checkpoint: Path) -> None:
+    """An engine that is restarted inherits a high number from a server with many connections."""
+    with many_open_files(), engine_process() as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
+        assert isinstance(peer.receive_past_progress(), Ready)
+        peer.send(Add([Request(1, [5], SamplingParams(max_tokens=2, ignore_eos=True))]))
+        assert peer.outputs_until_end(1)[-1].finish_reason == "length"
     assert peer.process.returncode == 0
 
 
@@ -172,7 +241,7 @@ def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
 
 
 def ignores_sigterm(pid: int) -> bool:
-    """True if the process ignores SIGTERM, which it does right after die_with_parent()."""
+    """True if the process ignores SIGTERM, which it does after its imports."""
     [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -225,4 +294,14 @@ def test_a_failed_start_gives_its_reason_in_one_line(
         failed = peer.receive_past_progress()
         assert isinstance(failed, Failed)
         assert message in failed.message and "\n" not in failed.message
+    assert peer.process.returncode == 2
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_without_assertions_it_refuses_to_start(checkpoint: Path, level: str) -> None:
+    with engine_process(PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1") as peer:
+        peer.send(Start(EngineConfig(model=str(checkpoint))))
+        failed = peer.receive()
+        assert isinstance(failed, Failed)
+        assert "python -O" in failed.message and "\n" not in failed.message
     assert peer.process.returncode == 2

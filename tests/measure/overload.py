@@ -147,7 +147,7 @@ async def burst(server: RunningServer, count: int = 10_000) -> None:
     """Send `count` requests at once, each on its own connection."""
     content = json.dumps(body(50)).encode()
     request = (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n" % len(content)
     ) + content
 
@@ -181,7 +181,7 @@ async def slowloris(server: RunningServer, count: int = 2000) -> None:
     async def hold() -> None:
         while not stop.is_set():
             client = await RawClient.connect(server.url)
-            client.writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+            client.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(20):
                     await client.reader.read()

@@ -15,6 +15,8 @@ def test_the_body_has_the_four_fields_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "code", "headers"),
     [
+        (errors.host_not_allowed(), 403, "host_not_allowed", {}),
+        (errors.origin_not_allowed(), 403, "origin_not_allowed", {}),
         (errors.invalid_api_key(), 401, "invalid_api_key", {"www-authenticate": "Bearer"}),
         (errors.model_not_found(), 404, "model_not_found", {}),
         (errors.unknown_url(), 404, "unknown_url", {}),

@@ -25,12 +25,15 @@ def _bug(name: str, where: str, old: str, new: str) -> Mutation:
 
 
 FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds each, tried first
+    "an urgent request is placed before other tenants' requests": 481,
+    "an urgent request is placed behind its tenant's others": 210,
+    "a preempted request is placed before its tenant's urgent ones": 124,
     "a preempted request's chunk stays in the plan": 276,
     "a prompt's experts are reported twice": 521,
-    "a row that fails after its cancel is ignored": 313,
+    "a row that fails after its cancel is ignored": 138,
     "blocks are zeroed again when results are fetched": 670,
     "a prompt's positions are not checked for NaN": 352,
-    "half a chunk samples": 156,
+    "half a chunk samples": 298,
     "a row is reused while a step uses it": 504,
 }
 
@@ -116,6 +119,7 @@ MUTATIONS = [
         "",
     ),
     _bug("a prefix is shared across salts", "scheduling.sequence:Sequence._root_hash", "request.cache_salt", '""'),
+    _bug("a prefix is shared across tenants", "scheduling.sequence:Sequence._root_hash", "self.cache_tenant", "None"),
     _bug(
         "a prefix is shared across numbers of experts",
         "scheduling.sequence:Sequence._root_hash",
@@ -154,6 +158,42 @@ MUTATIONS = [
         "if s",
     ),
     _bug("priority is inverted", "scheduling.scheduler:Scheduler.add", "(request.priority if", "(-request.priority if"),
+    _bug(
+        "a priority counts among all tenants",
+        "scheduling.waiting_queue:WaitingQueue._turn",
+        "return True, self.fair_share.served(head.tenant), head",
+        "return True, head.order[0], head",
+    ),
+    _bug(
+        "a tenant's shares are ignored",
+        "scheduling.waiting_queue:WaitingQueue._turn",
+        "self.fair_share.served(head.tenant)",
+        "0",
+    ),
+    _bug(
+        "a preempted request waits for its tenant's share",
+        "scheduling.waiting_queue:WaitingQueue._turn",
+        "if head.num_preemptions:",
+        "if False:",
+    ),
+    _bug(
+        "an urgent request is placed before other tenants' requests",
+        "scheduling.active_requests:ActiveRequests._give_place",
+        "sequence.place = self._next_place()",
+        "sequence.place = sequence.order[0] * 10**6 + self._next_place()",
+    ),
+    _bug(
+        "an urgent request is placed behind its tenant's others",
+        "scheduling.active_requests:ActiveRequests._give_place",
+        "if behind and",
+        "if False and",
+    ),
+    _bug(
+        "a preempted request is placed before its tenant's urgent ones",
+        "scheduling.active_requests:ActiveRequests._give_place",
+        " or (before and before[-1].place > sequence.place)",
+        "",
+    ),
     _bug(
         "a preempted request never waits again",
         "scheduling.active_requests:ActiveRequests.preempt",

@@ -3,8 +3,8 @@
 A slot stores a 64-bit mix of (token, absolute position, slot before it). The next token is a mix of all slots in the
 window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window off
 by one changes a token. The value before position 0 is a mix of everything that the root hash covers, so that a block
-shared across salts, numbers of experts or masks changes tokens too. The oracle computes the same from a plain list of
-tokens.
+shared across salts, tenants, numbers of experts or masks changes tokens too. The oracle computes the same from a plain
+list of tokens.
 """
 
 from collections.abc import Iterable
@@ -28,10 +28,11 @@ def mix(*values: int) -> int:
 
 
 def root_of(request: Request) -> int:
-    """Return a mix of the request's expert options, on which a block's contents depend, and of its salt."""
+    """Return a mix of the request's expert options, on which a block's contents depend, its salt and its tenant."""
     mask = request.expert_mask or []
     switches = [int(on) for layer in mask for on in layer]
-    return mix(int.from_bytes(request.cache_salt.encode(), "big"), request.experts_per_token or 0, *switches)
+    salt = int.from_bytes(request.cache_salt.encode(), "big")
+    return mix(salt, request.tenant, request.experts_per_token or 0, *switches)
 
 
 def experts_of(token: int, position: int, layer: int, k: int, num_experts: int) -> list[int]:

@@ -22,6 +22,8 @@ class Record:
     routing: list[list[list[int]]] = field(default_factory=list)
     end: str | None = None  # one of ENDS, or "cancelled"
     was_scheduled: bool = False
+    turn: int | None = None  # number of the step that admitted it first
+    was_passed: bool = False  # by a later request of its tenant
 
 
 def expected(setup: Setup, max_model_len: int, request: Request) -> tuple[list[int], str]:

@@ -5,6 +5,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import engine.scheduling.sequence
 from engine.scheduling.block_hash import BlockHash
@@ -23,12 +24,13 @@ class ViolationError(AssertionError):
 def run_seed(seed: int) -> Simulation:
     """Run the schedule of a seed. Raises ViolationError."""
     rng = random.Random(seed)
-    setup = _setup(rng)
+    tenants = random.Random(f"tenants {seed}")
+    setup = replace(_setup(rng), num_tenants=tenants.choice([1, 1, 2, 3]))
     simulation = Simulation(setup, rng, _rates(rng))
     with _child_hashes(weak=setup.window is None and rng.random() < 0.2):
         log.disabled = True  # the engine logs injected faults
         try:
-            _chaos(simulation, rng)
+            _chaos(simulation, rng, tenants)
             simulation.heal()
             simulation.run()
         except Exception as error:
@@ -90,12 +92,13 @@ def _rates(rng: random.Random) -> dict[Point, float]:
     return rates
 
 
-def _chaos(simulation: Simulation, rng: random.Random) -> None:
+def _chaos(simulation: Simulation, rng: random.Random, tenants: random.Random) -> None:
     stem = _tokens(rng, rng.randint(1, simulation.setup.max_model_len // 2))  # shared by some prompts
     rate = rng.choice([0.2, 0.4, 1.0])
     for _ in range(rng.randint(5, 50)):
         if rng.random() < rate:
-            simulation.add(**_request(rng, stem, simulation.clock.now))
+            tenant = tenants.randrange(simulation.setup.num_tenants)
+            simulation.add(**_request(rng, stem, simulation.clock.now), tenant=tenant)
         simulation.step()
 
 

@@ -30,6 +30,7 @@ class Setup:
     max_model_len: int = 60
     prefix_caching: bool = True
     by_priority: bool = True
+    num_tenants: int = 1
     ahead: bool = False  # asynchronous scheduling: plan a step while the one before is in flight
     eos: tuple[int, ...] = ()
     with_rows: bool = False  # with the product's runner, persistent batch and sampler
@@ -64,6 +65,7 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         enable_prefix_caching=s.prefix_caching,
         scheduling_policy="priority" if s.by_priority else "fcfs",
         async_scheduling=s.ahead,
+        num_tenants=s.num_tenants,
         check_integrity=True,
     )
     absent: Any = None

@@ -93,7 +93,7 @@ class Simulation:
     def step(self) -> None:
         self._maybe_cancel()
         start = self.clock.now
-        order_check = OrderCheck(self.scheduler, self.records, self.setup.by_priority)
+        order_check = OrderCheck(self.scheduler, self.records, self.setup, self.seen["steps"])
         step = self.engine.step()
         order_check.check(self.runner.launched)
         for output in step.outputs:

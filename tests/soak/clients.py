@@ -30,7 +30,7 @@ BAD_BODIES: tuple[object, ...] = (
     {"model": MODEL, "prompt": "a", "structured_outputs": {"regex": "["}},
     {"model": MODEL, "prompt": "a", "stream": True, "logit_bias": {"x": 1}},
 )
-BAD_BYTES = (b"\x16\x03\x01\x00\xa5", b"GET /\r\n\r\n", b"BREW / HTTP/1.1\r\nhost: x\r\n\r\n", b"x" * 70_000)
+BAD_BYTES = (b"\x16\x03\x01\x00\xa5", b"GET /\r\n\r\n", b"BREW / HTTP/1.1\r\nhost: localhost\r\n\r\n", b"x" * 70_000)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Clients:
     async def slow_body(self) -> None:
         """Send a body byte by byte, sometimes completely."""
         client = await RawClient.connect(self._url)
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: {self._key()['authorization']}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: {self._key()['authorization']}\r\n"
         client.writer.write(f"{head}content-type: application/json\r\ncontent-length: 20\r\n\r\n".encode())
         for byte in b'{"model": "other"  }'[: self._rng.choice([5, 20])]:
             client.writer.write(bytes([byte]))
@@ -170,7 +170,7 @@ class Clients:
     async def slow_head(self) -> None:
         """Send a head byte by byte (slowloris); the server closes the connection."""
         client = await RawClient.connect(self._url)
-        client.writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        client.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
         for _ in range(self._rng.randrange(1, 15)):
             await asyncio.sleep(1)
             if client.reader.at_eof():

@@ -1,6 +1,7 @@
 """Replacement of `python -m engine.process` that exchanges messages and computes nothing.
 
-Run as SCRIPT MODE FD HEARTBEAT_FD. The tokens of each request count up from its prompt's length. Modes:
+Run as SCRIPT MODE FD HEARTBEAT_FD PARENT_PID; the last is ignored. The tokens of each request count up from its
+prompt's length. Modes:
 - count: all tokens in one step
 - slowly: one token per step
 - hold: only the first token, and no reply about experts
@@ -94,7 +95,7 @@ def begin(connection: socket.socket, requests: list[Request]) -> None:
 
 def steps_of(message: ToEngine, mode: str) -> Iterator[StepDone | None]:
     if isinstance(message, Abort):
-        yield StepDone(StepOutput([], StepStats(num_blocks_total=100)))
+        yield StepDone(StepOutput([], StepStats(num_blocks_total=100)), message.request_ids)
     if isinstance(message, Add):
         for request in message.requests:
             if mode == "silent" or QUEUES in request.prompt_token_ids:
@@ -132,9 +133,11 @@ def mode_of(argument: str) -> str:
 
 def chunks(connection: socket.socket, heartbeat: Heartbeat) -> Iterator[bytes]:
     """Yield the bytes that arrive; increment the heartbeat while waiting."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
     while True:
         heartbeat.beat()
-        if select.select([connection], [], [], 0.02)[0]:
+        if readable.poll(20):
             yield (chunk := connection.recv(1 << 16))
             if not chunk:
                 return

@@ -30,7 +30,7 @@ def post_bytes(path: str, body: object, headers: Mapping[str, str] | None = None
     """Return the bytes of a JSON request."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = {
-        "host": "x",
+        "host": "localhost",
         "content-type": "application/json",
         "content-length": str(len(content)),
         **(headers or {}),

@@ -13,18 +13,19 @@ STATUSES: Mapping[int, str] = {
     304: "The client's copy is current.",
     400: "The request is not valid; `param` names the field.",
     401: "No valid API key.",
+    403: "The Host, or the origin of the web page that sent this, is not accepted.",
     404: "Unknown model or URL.",
     405: "The URL does not support this method; `Allow` lists those that it supports.",
     408: "The request did not arrive in time.",
     413: "The body is too long.",
     415: "The body is not JSON, or is compressed.",
     429: "The queue is full; `Retry-After` estimates the seconds until it has room.",
-    431: "The headers are too long.",
+    431: "The headers are too long, or too many.",
     500: "The server failed on this request.",
     503: "Loading, draining, no engine, or `queue_timeout_s` has passed; `Retry-After` says when to try again.",
     504: "`timeout_s` has passed.",
 }
-ANYWHERE = (400, 401, 405, 408, 413, 431, 500)  # possible at every route
+ANYWHERE = (400, 401, 403, 405, 408, 413, 431, 500)  # possible at every route
 WITH_BODY = (404, 415, 503)
 GENERATION = (*WITH_BODY, 429, 504)
 

@@ -12,7 +12,10 @@ from server.api.openapi.operations import describe
 from server.api.routes import READ
 from server.generation.state import ServerState, state_of
 
-PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+}
 
 router = APIRouter()
 

@@ -45,7 +45,8 @@ router = APIRouter()
 async def experts(http: HttpRequest) -> Response:
     """Reply with counts since the engine's start or the last reset, or with ?window=60 of the last minute.
 
-    Tokens that are computed again count again.
+    Tokens that are computed again count again. Windows are whole seconds, rounded up; a reply about one is up to a
+    second old.
     """
     window_s = _window_s(http.query_params.get("window"))
     response = await _counts(state_of(http), window_s)
@@ -63,7 +64,10 @@ async def reset(http: HttpRequest) -> Response:
 
 
 def _window_s(text: str | None) -> float | None:
-    """Parse the query parameter. Raises ApiError 400."""
+    """Parse the query parameter and round it up to whole seconds, so that few different windows are counted.
+
+    Raises ApiError 400.
+    """
     if text is None:
         return None
     if not NUMBER.fullmatch(text):
@@ -75,7 +79,7 @@ def _window_s(text: str | None) -> float | None:
     if seconds < MIN_WINDOW_S:
         message = f"'window' must be at least {MIN_WINDOW_S:g} second."
         raise ApiError(message, param="window", code="decimal_below_min_value")
-    return seconds
+    return float(math.ceil(seconds))
 
 
 async def _counts(state: ServerState, window_s: float | None, *, reset: bool = False) -> Response:

@@ -1,5 +1,6 @@
 """Memory and cores are read from /proc and from the cgroup's files, of both versions."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,33 +17,40 @@ from engine.capacity.host_resources import (
 
 @pytest.mark.parametrize(("limit", "expected"), [("1000", 700), ("200", 0), ("max", 2**62)])
 def test_a_cgroup_limits_what_is_available(tmp_path: Path, limit: str, expected: int) -> None:
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text("300\n")
-    assert cgroup_headroom_bytes(tmp_path, tmp_path / "none") == expected
+    cgroup = tmp_path / "sys/fs/cgroup"
+    cgroup.mkdir(parents=True)
+    (cgroup / "memory.max").write_text(limit + "\n")
+    (cgroup / "memory.current").write_text("300\n")
+    assert cgroup_headroom_bytes(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
-    ("limit_file", "usage_file", "prefix"),
-    [("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")],
+    ("folder", "limit_file", "usage_file", "prefix"),
+    [
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
 )
 def test_the_page_cache_of_a_cgroup_counts_as_available(
-    tmp_path: Path, limit_file: str, usage_file: str, prefix: str
+    tmp_path: Path, folder: str, limit_file: str, usage_file: str, prefix: str
 ) -> None:
-    (tmp_path / limit_file).write_text("1000\n")
-    (tmp_path / usage_file).write_text("900\n")
-    (tmp_path / "memory.stat").write_text(f"anon 200\n{prefix}inactive_file 500\n{prefix}active_file 150\nshmem 50\n")
-    assert cgroup_headroom_bytes(tmp_path, tmp_path) == 1000 - 250
+    cgroup = tmp_path / folder
+    cgroup.mkdir(parents=True)
+    (cgroup / limit_file).write_text("1000\n")
+    (cgroup / usage_file).write_text("900\n")
+    (cgroup / "memory.stat").write_text(f"anon 200\n{prefix}inactive_file 500\n{prefix}active_file 150\nshmem 50\n")
+    assert cgroup_headroom_bytes(tmp_path) == 1000 - 250
 
 
 def test_the_limit_is_the_smaller_of_the_cgroups_and_the_machines(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemFree: 10 kB\n")
-    limits = (tmp_path / "v2", tmp_path / "v1")
-    assert memory_limit_bytes(tmp_path, limits) == 1000 * 1024
-    limits[0].write_text("max\n")
-    assert memory_limit_bytes(tmp_path, limits) == 1000 * 1024
-    limits[1].write_text("5000\n")
-    assert memory_limit_bytes(tmp_path, limits) == 5000
-    assert memory_limit_bytes(tmp_path / "nowhere", ()) is None
+    assert memory_limit_bytes(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       1000 kB\nMemFree: 10 kB\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert memory_limit_bytes(tmp_path) == 1000 * 1024
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("5000\n")
+    assert memory_limit_bytes(tmp_path) == 5000
 
 
 def test_the_whole_tree_counts_and_files_that_are_mapped_do_not(tmp_path: Path) -> None:
@@ -57,13 +65,20 @@ def test_the_whole_tree_counts_and_files_that_are_mapped_do_not(tmp_path: Path) 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
 def test_the_cgroups_quota_limits_the_threads(tmp_path: Path, quota: str, cores: int | None) -> None:
     unlimited = num_cores(tmp_path)
-    (tmp_path / "cpu.max").write_text(quota)
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota)
     assert num_cores(tmp_path) == (cores or unlimited)
 
 
 def test_available_memory_is_part_of_the_machines() -> None:
-    total = memory_limit_bytes(cgroup_limits=())
-    assert total is not None and 0 < available_bytes() <= total
+    (total,) = (value for name, value in meminfo() if name == "MemTotal:")
+    assert 0 < available_bytes() <= total
+
+
+def meminfo() -> Iterator[tuple[str, int]]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, count, *_ = line.split()
+        yield name, int(count) * 1024
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ class FakeCompiler:
     """Returns the grammar as its matcher once `may_finish` is set; some grammars raise."""
 
     def __init__(self) -> None:
+        self.started = Event()
         self.may_finish = Event()
         self.compiled: list[str] = []
 
     def matcher(self, grammar: str) -> Any:
+        self.started.set()
         assert self.may_finish.wait(60)
         self.compiled.append(grammar)
         if grammar == "invalid":
@@ -64,6 +66,22 @@ def test_a_cancelled_request_does_not_come_out_and_a_waiting_grammar_is_not_comp
     wait_for_all(queue)
     assert [c.request.request_id for c in queue.pop_completed()] == [0, 2]
     assert "b" not in compiler.compiled
+
+
+def test_a_cancelled_grammar_that_is_being_compiled_stays_work_until_it_is_compiled() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    submit(queue, "a", "b")
+    assert compiler.started.wait(60)
+    assert queue.cancel(0) and queue.cancel(1)
+    assert queue.pop_completed() == [] and len(queue) == 0
+    assert queue and queue.is_compiling(0) and not queue.is_compiling(1)
+    compiler.may_finish.set()
+    queue.wait(60)
+    assert queue.pop_completed() == [] and not queue and not queue.is_compiling(0)
+    submit(queue, "c")
+    wait_for_all(queue)
+    assert queue.cancel(0) and not queue  # compiled, not yet popped
 
 
 def test_without_a_compiler_every_grammar_is_an_error() -> None:

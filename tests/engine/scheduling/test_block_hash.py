@@ -13,15 +13,18 @@ ROOTS = [
     ("", 2, [[True, False]]),
     ("", 2, [[False, True]]),
     ("", 2, [[True], [False]]),
+    ("", None, None, 0),
+    ("", None, None, 1),
+    ("", 1, None, 1),
 ]
 
 
-def test_roots_differ_by_salt_by_experts_per_token_and_by_mask() -> None:
+def test_roots_differ_by_salt_by_experts_per_token_by_mask_and_by_tenant() -> None:
     assert len({root_hash(*root) for root in ROOTS}) == len(ROOTS)
 
 
-def test_a_salt_cannot_imitate_an_expert_option() -> None:
-    assert root_hash("", 2) != root_hash(repr((2, None)))
+def test_a_salt_cannot_imitate_another_option() -> None:
+    assert root_hash("", 2) != root_hash(repr((2, None, None)))
 
 
 @pytest.mark.parametrize("changed", range(4))

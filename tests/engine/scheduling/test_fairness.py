@@ -1,4 +1,4 @@
-"""Order of admission among several tenants, over the exact model."""
+"""Order of admission among several tenants, and their prefix caches, over the exact model."""
 
 import random
 
@@ -11,12 +11,13 @@ from engine.types import Request, SamplingParams
 from tests.support.scheduler_bench import Bench, random_prompt
 
 ONE, OTHER = 0, 1
+LOWEST = -(2**31)
 
 
 class TenantBench(Bench):
     """A Bench whose requests have tenants."""
 
-    def __init__(self, num_tenants: int = 2, **settings: object) -> None:
+    def __init__(self, num_tenants: int = 2, share_prefix_cache: bool = False, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
         self.scheduler = Scheduler(
             self.block_manager,
@@ -26,6 +27,7 @@ class TenantBench(Bench):
             eos_token_ids=self.eos,
             by_priority=self.by_priority,
             num_tenants=num_tenants,
+            share_prefix_cache=share_prefix_cache,
         )
 
     def add_for(self, tenant: int, prompt: list[int], max_tokens: int, priority: int = 0) -> int:
@@ -121,15 +123,86 @@ def test_a_tenant_saves_up_no_service_while_it_sends_nothing() -> None:
     assert abs(bench.served(ONE) - bench.served(OTHER)) <= 2 * (3 + 2 * 10)
 
 
-def test_priority_comes_before_fairness() -> None:
+def test_a_low_priority_number_comes_before_its_own_tenants_requests_and_after_another_tenants_turn() -> None:
     bench = TenantBench(num_tenants=1, max_num_seqs=1)
     bench.add_for(ONE, [1], 20)
     bench.step()
-    later = bench.add_for(OTHER, [2], 3)
-    urgent = bench.add_for(ONE, [3], 3, priority=-1)
-    while later not in bench.finished:
+    later = bench.add_for(ONE, [4], 3)
+    turn = bench.add_for(OTHER, [2], 3)
+    urgent = bench.add_for(ONE, [3], 3, priority=LOWEST)
+    bench.run()
+    assert list(bench.finished)[1:] == [turn, urgent, later]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("max_num_seqs", [1, 4])
+def test_a_stream_of_urgent_requests_does_not_delay_another_tenants_fair_turn(max_num_seqs: int, ahead: bool) -> None:
+    """The other tenant gets the next place: a reserved one, or with a single place the one that is free next."""
+    bench = TenantBench(num_blocks=400, max_num_seqs=max_num_seqs, ahead=ahead)
+    for number in range(60):
+        for _ in range(2):
+            bench.add_for(ONE, [1, 2, number], 6, priority=LOWEST)
         bench.step()
-    assert urgent in bench.finished and bench.served(ONE) > bench.served(OTHER)
+        if number == 10:
+            patient = bench.add_for(OTHER, [5, 6, 7], 4, priority=-LOWEST - 1)
+            first_later = len(bench.requests)
+    assert bench.tokens[patient] == bench.expected(patient)
+    admitted = [c.sequence.request_id for plan in bench.plans for c in plan.chunks]
+    served_between = {i for i in admitted[: admitted.index(patient)] if first_later <= i}
+    assert not served_between, "later requests of the first tenant came before the other's turn"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_tenants_requests_start_in_the_same_steps_whatever_the_others_priorities(seed: int) -> None:
+    """Of one tenant, every request starts in the same step as if the other tenant had set no priorities.
+
+    The other tenant's requests are alike, so that their order among themselves changes nothing else.
+    """
+    histories = []
+    for has_priorities in (False, True):
+        rng, urgency = random.Random(seed), random.Random(seed + 100)
+        bench = TenantBench(num_blocks=30, max_num_seqs=6, prefix_caching=False)
+        own: list[int] = []
+        for _ in range(200):
+            if rng.random() < 0.7:
+                priority = urgency.choice([LOWEST, -1, 0, 1]) if has_priorities else 0
+                bench.add_for(ONE, [1, 2, 3, 4], 12, priority)
+            if rng.random() < 0.1:
+                own.append(bench.add_for(OTHER, random_prompt(rng, 1, 9), rng.randint(1, 8), rng.randint(-1, 1)))
+            bench.step()
+        histories.append([_first_step(bench, request_id) for request_id in own])
+        bench.run()
+    assert histories[0] == histories[1]
+
+
+def _first_step(bench: TenantBench, request_id: int) -> int | None:
+    plans = enumerate(bench.plans)
+    return next((step for step, plan in plans if request_id in {c.sequence.request_id for c in plan.chunks}), None)
+
+
+def test_a_low_priority_number_preempts_requests_of_its_own_tenant_only() -> None:
+    """Each of three requests grows to half of the pool. Without the urgent one, the two before it fit."""
+    bench = TenantBench(num_tenants=3, num_blocks=12, max_num_seqs=8, budget=16, prefix_caching=False)
+    mine = bench.add_for(ONE, [1] * 4, 20)
+    others = bench.add_for(OTHER, [2] * 4, 20)
+    bench.step()
+    urgent = bench.add_for(ONE, [3] * 4, 20, priority=LOWEST)
+    sequences = dict(bench.scheduler.requests.unfinished)
+    bench.run()
+    assert sequences[others].num_preemptions == sequences[urgent].num_preemptions == 0
+    assert sequences[mine].num_preemptions > 0
+    assert list(bench.finished)[-1] == mine
+
+
+def test_an_urgent_request_that_came_later_is_preempted_for_another_tenants() -> None:
+    bench = TenantBench(num_tenants=2, num_blocks=8, max_num_seqs=8, budget=16, prefix_caching=False)
+    others = bench.add_for(OTHER, [2] * 4, 24)
+    bench.step()
+    urgent = bench.add_for(ONE, [3] * 4, 24, priority=LOWEST)
+    sequences = dict(bench.scheduler.requests.unfinished)
+    bench.run()
+    assert sequences[others].num_preemptions == 0 and sequences[urgent].num_preemptions > 0
+    assert list(bench.finished) == [others, urgent]
 
 
 def test_in_order_of_arrival_tenants_do_not_matter() -> None:
@@ -158,14 +231,23 @@ def test_under_random_load_of_many_tenants_all_finish_with_their_own_tokens(seed
             all_aborted.add(aborted)
         first = bench.scheduler.requests.running[0] if bench.scheduler.requests.running else None
         bench.step()
-        if (
-            not ahead
-            and first
-            and bench.scheduler.requests.running
-            and bench.scheduler.requests.running[0].order > first.order
-        ):
-            assert first.status is Status.FINISHED
+        assert ahead or not first or first.status is not Status.WAITING
     bench.run()
     for request_id in bench.requests:
         assert request_id in all_aborted or bench.tokens[request_id] == bench.expected(request_id)
-    assert not bench.scheduler.requests.waiting._tenant_queues and not bench.scheduler.requests.waiting._throttled
+    assert not bench.scheduler.requests.waiting._heaps
+
+
+@pytest.mark.parametrize("by_priority", [True, False])
+@pytest.mark.parametrize(("num_tenants", "share", "finds"), [(2, False, False), (2, True, True), (1, False, True)])
+def test_a_tenant_finds_the_blocks_of_another_only_if_they_share(
+    num_tenants: int, share: bool, finds: bool, by_priority: bool
+) -> None:
+    bench = TenantBench(num_tenants, share, by_priority=by_priority)
+    hits = []
+    for tenant in (ONE, ONE, OTHER, OTHER):
+        bench.add_for(tenant, list(range(10)), 2)
+        hits.append(bench.step().num_prefix_hits)
+        while bench.scheduler.has_work():
+            bench.step()
+    assert hits == [0, 8, 8 if finds else 0, 8]

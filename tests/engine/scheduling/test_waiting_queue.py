@@ -10,6 +10,8 @@ from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.waiting_queue import MIN_PRUNED, WaitingQueue
 from engine.types import Request, SamplingParams
 
+LOWEST = -(2**31)
+
 
 def make_waiting(arrival: int, tenant: int = 0, priority: int = 0) -> Sequence:
     return Sequence(Request(arrival, [1], SamplingParams(), priority, tenant=tenant), (priority, arrival), 1)
@@ -55,8 +57,7 @@ def test_requests_aborted_while_none_is_admitted_leave_nothing_behind(num_tenant
         queue.push(sequence)
         sequence.status = Status.FINISHED
         queue.remove(sequence)
-    num_entries = len(queue._heap) + sum(len(tenant_queue.sequences) for tenant_queue in queue._tenant_queues.values())
-    assert num_entries <= MIN_PRUNED + 2 * num_tenants + 2
+    assert sum(map(len, queue._heaps.values())) <= MIN_PRUNED + 2 * num_tenants + 2
     assert queue.peek() is kept and list(queue) == [kept]
 
 
@@ -72,6 +73,38 @@ def test_a_tenant_at_its_limit_waits_until_one_of_its_requests_stops() -> None:
     queue.pop().status = Status.RUNNING
     queue.fair_share.on_started(1)
     assert queue.peek() is None and len(queue) == 1
-    first.status = Status.FINISHED
-    queue.on_stopped(first)
+    queue.fair_share.on_stopped(0)
     assert queue.peek() is second
+
+
+def test_a_priority_orders_the_requests_of_its_tenant_only() -> None:
+    queue = WaitingQueue()
+    sequences = [make_waiting(0, tenant=1), make_waiting(1), make_waiting(2, priority=LOWEST)]
+    for sequence in sequences:
+        queue.push(sequence)
+    popped = []
+    for _ in sequences:
+        popped.append(queue.pop())
+        queue.fair_share.charge_prompt(popped[-1].tenant, 5)
+    assert [sequence.request_id for sequence in popped] == [0, 2, 1]
+
+
+def test_preempted_requests_go_before_other_tenants_in_scheduling_order_whatever_their_priority() -> None:
+    queue = WaitingQueue()
+    queue.push(make_waiting(0, tenant=2, priority=LOWEST))
+    for arrival, (place, priority) in enumerate([(7, LOWEST), (3, 1)], 1):
+        preempted = make_waiting(arrival, tenant=arrival % 2, priority=priority)
+        preempted.place, preempted.num_preemptions = place, 1
+        queue.push(preempted)
+    assert [queue.pop().request_id for _ in range(3)] == [2, 1, 0]
+
+
+def test_a_preempted_request_behind_an_urgent_one_of_its_tenant_does_not_lend_it_its_place() -> None:
+    queue = WaitingQueue()
+    preempted, urgent, other = make_waiting(0), make_waiting(2, priority=LOWEST), make_waiting(1, tenant=1)
+    preempted.num_preemptions = 1
+    queue.fair_share.charge_prompt(0, 5)
+    for sequence in (other, preempted, urgent):
+        queue.push(sequence)
+    queue.fair_share.charge_prompt(0, 1)
+    assert [queue.pop() for _ in range(3)] == [other, urgent, preempted]

@@ -1,7 +1,7 @@
 """The stub engine gives every request one token per step."""
 
 from engine.config import EngineConfig
-from engine.messages import Abort, Add, Start
+from engine.messages import Abort, Add, Start, StepDone
 from engine.types import Request, SamplingParams
 from server.bench.stub_engine import READY, StubEngine
 
@@ -22,7 +22,8 @@ def test_each_request_gets_one_token_per_step_and_a_finish_reason_with_its_last(
 
 def test_an_aborted_request_gets_no_further_token() -> None:
     stub = StubEngine()
-    stub.handle([add(5, 5), Abort([0])])
+    [done] = stub.handle([add(5, 5), Abort([0])])
+    assert isinstance(done, StepDone) and done.aborted == [0] and done.step.stats.num_running == 1
     assert [output.request_id for output in stub.step().step.outputs] == [1]
 
 

@@ -50,6 +50,14 @@ def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.
     assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
 
 
+def test_missing_assertions_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    assert run_check("python").verdict == "ok"
+    monkeypatch.setattr(doctor, "are_assertions_off", lambda: True)
+    check = run_check("python")
+    assert check.verdict == "fail" and "python -O" in check.detail
+
+
 def test_a_taken_port_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     set_probe(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -71,6 +71,8 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
         (("serve", "/no/where"), {}, "/no/where"),
         (("serve", "org/name"), {"HF_HOME": "/no/where"}, "hf download org/name"),
         (("serve", "--config", "/no/where.yaml"), {}, "/no/where.yaml"),
+        (("serve", "--api-key-file", "/no/where"), {}, "--api-key-file: /no/where"),
+        (("serve",), {"SMOE_API_KEY_FILE": "/dev/null"}, "SMOE_API_KEY_FILE: /dev/null has no keys"),
     ],
 )
 def test_a_server_that_cannot_start_exits_2_with_one_line(
@@ -81,6 +83,14 @@ def test_a_server_that_cannot_start_exits_2_with_one_line(
     [line] = result.stderr.splitlines()
     assert line.startswith("smoe: ")
     assert part in line
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_a_server_without_assertions_refuses_to_start_in_one_line(level: str) -> None:
+    refused = smoe("serve", "--port", "0", PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("smoe: ") and "python -O" in line
 
 
 def test_an_unknown_flag_exits_2() -> None:

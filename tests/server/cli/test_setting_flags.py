@@ -23,6 +23,7 @@ def test_every_setting_has_a_flag_a_group_and_a_description() -> None:
         ("max_body_bytes", "SIZE", "1MiB"),
         ("ssl_keyfile", "FILE", ""),
         ("api_key", "TEXT", "no authentication"),
+        ("api_key_file", "FILE", ""),
         ("dtype", "auto|float32|bfloat16", "auto"),
         ("sliding_window", "model|none|N", "model"),
         ("threads", "N", "one per core"),
@@ -41,6 +42,7 @@ def test_a_list_is_repeatable() -> None:
         "served_model_name",
         "api_key",
         "allowed_origins",
+        "allowed_hosts",
     ]
 
 

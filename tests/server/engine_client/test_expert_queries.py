@@ -8,7 +8,7 @@ import pytest
 
 from engine.messages import ExpertsQuery, ExpertsReply
 from engine.types import ExpertReport
-from server.engine_client.expert_queries import ExpertQueries
+from server.engine_client.expert_queries import KEEP_S, ExpertQueries
 from server.engine_client.output_collector import EngineDied
 from tests.support.watched_engine import run, started
 
@@ -29,6 +29,72 @@ def test_equal_queries_share_one_message_and_later_ones_send_another() -> None:
         queries.fail("gone")
         with pytest.raises(EngineDied, match="gone"):
             await late
+
+    run(scenario)
+
+
+class AnsweringEngine:
+    """Answers each query at once; `since` of a report is the number of the query."""
+
+    def __init__(self) -> None:
+        self.sent: list[ExpertsQuery] = []
+        self.now_s = 100.0
+        self.queries = ExpertQueries(self._send, lambda: self.now_s)
+
+    def _send(self, query: ExpertsQuery) -> None:
+        self.sent.append(query)
+        reply = ExpertsReply(query.query_id, ExpertReport(float(query.query_id), []))
+        asyncio.get_running_loop().call_soon(self.queries.resolve, reply)
+
+    async def ask(self, window_s: float | None = 60.0, *, reset: bool = False) -> float:
+        return (await self.queries.ask(window_s, reset=reset)).since
+
+
+def test_32_clients_that_ask_for_a_window_all_the_time_cost_one_query_a_second() -> None:
+    async def scenario() -> None:
+        engine = AnsweringEngine()
+
+        async def client() -> None:
+            for _ in range(20):
+                await engine.ask()
+
+        for second in range(1, 4):
+            await asyncio.gather(*(client() for _ in range(32)))
+            assert len(engine.sent) == second
+            engine.now_s += KEEP_S / 2
+            assert await engine.ask() == float(second)
+            engine.now_s += KEEP_S / 2
+
+    run(scenario)
+
+
+def test_each_window_is_kept_by_itself_and_old_ones_are_dropped() -> None:
+    async def scenario() -> None:
+        engine = AnsweringEngine()
+        assert [await engine.ask(window_s) for window_s in (60.0, 5.0, 60.0, 5.0)] == [1.0, 2.0, 1.0, 2.0]
+        engine.now_s += KEEP_S
+        assert [await engine.ask(window_s) for window_s in (7.0, 60.0, 5.0)] == [3.0, 4.0, 5.0]
+
+    run(scenario)
+
+
+def test_a_report_since_the_start_is_never_an_earlier_one() -> None:
+    async def scenario() -> None:
+        engine = AnsweringEngine()
+        assert [await engine.ask(None), await engine.ask(None)] == [1.0, 2.0]
+
+    run(scenario)
+
+
+def test_neither_a_reset_nor_a_crash_leaves_an_earlier_reply() -> None:
+    async def scenario() -> None:
+        engine = AnsweringEngine()
+        assert await engine.ask() == 1.0
+        before, _ = await asyncio.gather(engine.ask(9.0), engine.ask(None, reset=True))
+        assert before == 2.0
+        assert [await engine.ask(), await engine.ask(9.0)] == [4.0, 5.0]
+        engine.queries.fail("gone")
+        assert await engine.ask() == 6.0
 
     run(scenario)
 

@@ -118,15 +118,60 @@ async def test_a_suspect_that_was_not_started_is_no_culprit() -> None:
     assert ids(in_flight.pop_sendable()) == [1]
 
 
-async def test_an_aborted_suspect_makes_room_for_the_next() -> None:
+async def test_an_aborted_suspect_makes_room_for_the_next_once_the_engine_has_confirmed_the_abort() -> None:
     in_flight, _ = in_flight_with(request(1), request(2))
     in_flight.started([1, 2])
     in_flight.engine_died()
     in_flight.pop_sendable()
     assert in_flight.abort([1, 99]) == [1]  # the engine has it
+    in_flight.add([request(3)], OutputCollector())
+    in_flight.confirm_aborts([])  # a step that began before the abort was read
+    assert in_flight.take(first_output(1)) is None  # an output of that step
+    assert len(in_flight) == 2 and in_flight.pop_sendable() == []
+    in_flight.confirm_aborts([99, 1])
     assert ids(in_flight.pop_sendable()) == [2]
     assert in_flight.abort([2, 2]) == [2]
-    assert len(in_flight) == 0
+    in_flight.confirm_aborts([2])
+    assert ids(in_flight.pop_sendable()) == [3]
+
+
+@pytest.mark.parametrize("grammar", [None, "{}"])
+async def test_nobody_is_blamed_for_the_crash_of_a_suspect_that_was_aborted(grammar: str | None) -> None:
+    in_flight, _ = in_flight_with(request(1), request(2, grammar=grammar))
+    in_flight.started([1, 2])
+    in_flight.engine_died()
+    in_flight.pop_sendable()
+    in_flight.abort([1])
+    in_flight.started([1])  # the message was under way
+    assert in_flight.pop_sendable() == []
+    assert in_flight.engine_died() == CrashReport([], None, num_lost=0, num_kept=1, culprit_left=True)
+    assert ids(in_flight.pop_sendable()) == [2]
+    in_flight.started([2])
+    crash = in_flight.engine_died()
+    assert crash.culprit is not None and crash.culprit[1].request_id == 2 and not crash.culprit_left
+
+
+async def test_nobody_is_blamed_while_the_engine_may_compute_an_aborted_request_that_had_an_output() -> None:
+    """Request 1 passed its trial and runs beside the next suspect when its client leaves."""
+    in_flight, _ = in_flight_with(request(1), request(2))
+    in_flight.started([1, 2])
+    in_flight.engine_died()
+    in_flight.pop_sendable()
+    in_flight.take(first_output(1))
+    assert ids(in_flight.pop_sendable()) == [2]
+    in_flight.started([2])
+    assert in_flight.abort([1]) == [1]
+    crash = in_flight.engine_died()
+    assert (crash.culprit, crash.culprit_left) == (None, False)
+    assert ids(in_flight.pop_sendable()) == [2]
+
+
+async def test_a_suspect_that_was_aborted_before_it_was_sent_needs_no_confirmation() -> None:
+    in_flight, _ = in_flight_with(request(1), request(2))
+    in_flight.started([1, 2])
+    in_flight.engine_died()
+    assert in_flight.abort([1]) == []
+    assert ids(in_flight.pop_sendable()) == [2]
 
 
 async def test_deadlines_count_while_there_is_no_engine() -> None:
@@ -156,33 +201,49 @@ async def test_after_the_start_only_the_whole_deadline_counts_and_the_engine_get
 
 
 class Engine:
-    """Runs up to `max_running` requests in order and gives each two outputs.
+    """Runs up to `max_running` requests in order and gives each two outputs. Reads its messages in some steps only.
 
-    Crashes when it runs one of `culprits`, or one of `late_culprits` after its first output.
+    Crashes in one of the steps with one of `culprits`, which give no output, or with one of `late_culprits` after its
+    first output. It may crash while a culprit with a grammar queues.
     """
 
     def __init__(self, chance: random.Random, culprits: set[int], late_culprits: set[int], max_running: int) -> None:
-        self.queue: list[int] = []
+        self.inbox: list[tuple[bool, Request]] = []  # in order; True: add it, False: abort it
+        self.queue: list[Request] = []
         self.running: dict[int, int] = {}
         self.chance, self.culprits, self.late_culprits, self.max_running = chance, culprits, late_culprits, max_running
 
     def step(self, in_flight: InFlightRequests) -> Iterator[RequestOutput]:
-        """Yield the outputs of one step. Raises RuntimeError for a crash."""
+        """Yield the outputs of one step, then confirm the aborts. Raises RuntimeError for a crash."""
+        aborted = self.read() if self.chance.random() < 0.5 else []
+        if any(one.grammar and one.request_id in self.culprits and self.chance.random() < 0.3 for one in self.queue):
+            raise RuntimeError
         while self.queue and len(self.running) < self.max_running:
-            request_id = self.queue.pop(0)
+            request_id = self.queue.pop(0).request_id
             self.running[request_id] = 0
             in_flight.started([request_id])
-        if self.running.keys() & self.culprits or any(
-            n for id_, n in self.running.items() if id_ in self.late_culprits
-        ):
+        late = any(n for id_, n in self.running.items() if id_ in self.late_culprits)
+        if (late or self.running.keys() & self.culprits) and self.chance.random() < 0.5:
             raise RuntimeError
         for request_id in list(self.running):
-            if self.chance.random() < 0.7:
+            if request_id not in self.culprits and self.chance.random() < 0.7:
                 self.running[request_id] += 1
                 is_last = self.running[request_id] == 2
                 if is_last:
                     del self.running[request_id]
                 yield last_output(request_id) if is_last else first_output(request_id)
+        in_flight.confirm_aborts(aborted)
+
+    def read(self) -> list[int]:
+        """Carry out the messages and return the ids of the aborts."""
+        inbox, self.inbox = self.inbox, []
+        for is_new, one in inbox:
+            if is_new:
+                self.queue.append(one)
+            else:
+                self.queue = [other for other in self.queue if other.request_id != one.request_id]
+                self.running.pop(one.request_id, None)
+        return [one.request_id for is_new, one in inbox if not is_new]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -205,36 +266,38 @@ async def crashes(chance: random.Random) -> None:
         if arriving and chance.random() < 0.5:
             collector, request_id = OutputCollector(), arriving.pop(0)
             owner[request_id] = collector
-            in_flight.add([request(request_id)], collector)
+            in_flight.add([request(request_id, grammar=chance.choice((None, "{}")))], collector)
         for one in in_flight.pop_sendable():
             assert given[one.request_id] == 0, "sent again though an output was given"
-            engine.queue.append(one.request_id)
-        if chance.random() < 0.02 and (open_ids := [id_ for id_ in owner if id_ not in ends]):
-            gone = chance.choice(open_ids)
-            in_engine = in_flight.abort([gone])
-            ends[gone] = "abort"
-            engine.queue = [id_ for id_ in engine.queue if id_ not in in_engine]
-            engine.running = {id_: n for id_, n in engine.running.items() if id_ not in in_engine}
+            engine.inbox.append((True, one))
+        leaving = chance.choice(([], [], [], list(owner), list(engine.running)))
+        if open_ids := [id_ for id_ in leaving if id_ not in ends and chance.random() < 0.1]:
+            engine.inbox += [(False, request(id_)) for id_ in in_flight.abort(open_ids)]
+            ends |= dict.fromkeys(open_ids, "abort")
         try:
             for output in engine.step(in_flight):
-                assert in_flight.take(output) is owner[output.request_id]
+                taken = in_flight.take(output)
+                if ends.get(output.request_id) == "abort":
+                    assert taken is None
+                    continue
+                assert taken is owner[output.request_id]
                 given[output.request_id] += 1
                 if output.finish_reason is not None:
                     assert output.request_id not in ends
                     ends[output.request_id] = "length"
         except RuntimeError:
             crash = in_flight.engine_died()
-            for request_id, collector in owner.items():
-                if any(collector is lost for lost in crash.lost):
-                    assert request_id not in ends and given[request_id] == 1
-                    ends[request_id] = "lost"
-            if crash.culprit is not None:
-                blamed = crash.culprit[1].request_id
-                assert blamed in culprits and blamed not in ends
-                ends[blamed] = "blamed"
-            engine.queue, engine.running = [], {}
+            lost = {id_: "lost" for id_, collector in owner.items() if collector in crash.lost}
+            blamed = {} if crash.culprit is None else {crash.culprit[1].request_id: "blamed"}
+            assert not (lost | blamed).keys() & ends.keys()
+            assert blamed.keys() <= culprits and all(given[id_] == 1 for id_ in lost)
+            ends |= lost | blamed
+            engine.inbox, engine.queue, engine.running = [], [], {}
         if not arriving and len(ends) == len(everybody):
             break
+    engine.culprits = engine.late_culprits = set()
+    for _ in range(30):  # the last aborts are confirmed
+        list(engine.step(in_flight))
     assert len(ends) == len(everybody), f"without an end: {set(everybody) - set(ends)}"
     assert len(in_flight) == 0 and in_flight.pop_sendable() == []
     assert {id_ for id_ in culprits if ends[id_] not in ("blamed", "abort")} == set()

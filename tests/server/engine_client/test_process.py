@@ -36,6 +36,15 @@ def test_the_exit_of_a_process_is_described(code: str, phrase: str) -> None:
     run(scenario)
 
 
+def test_the_process_is_given_the_id_of_its_parent() -> None:
+    async def scenario() -> None:
+        handle = handle_of((sys.executable, "-c", "import os, sys; sys.exit(os.getppid() == int(sys.argv[3]))"), [])
+        await handle.start(START)
+        assert await handle.end(grace_s=25.0) == "exited with 1"
+
+    run(scenario)
+
+
 def test_only_the_first_failure_is_reported_and_messages_to_a_dead_process_are_dropped() -> None:
     async def scenario() -> None:
         exits: list[ProcessExit] = []

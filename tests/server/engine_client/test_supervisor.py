@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.types import RequestOutput
+from engine.types import Request, RequestOutput
 from server.engine_client import restart_policy
 from server.engine_client.inflight import CULPRIT_ERROR
 from server.engine_client.output_collector import EngineDied
@@ -101,6 +101,48 @@ def test_in_a_step_that_crashes_engines_only_the_culprit_fails() -> None:
                     assert output.token_ids == solo(place)
             await engine.reach("ready")
             assert engine.num_restarts == 3
+
+    run(scenario)
+
+
+def with_grammar(request: Request) -> Request:
+    """Return the request with a grammar: it may crash the engine as soon as it has been sent."""
+    return msgspec.structs.replace(request, grammar="{}")
+
+
+def test_nobody_is_blamed_for_the_crash_of_a_suspect_whose_client_left() -> None:
+    """The suspect stops the engine, which therefore never reads the abort and is killed."""
+
+    async def scenario() -> None:
+        async with started("count", restarts=True) as engine:
+            suspect = with_grammar(engine.request(5, marker=STOPS))
+            other = with_grammar(engine.request(6))
+            for request in (suspect, other):
+                collector = engine.client.submit([request])
+            await engine.reach("ready")
+            await lose(engine)
+            await engine.reach("ready")
+            engine.client.abort([suspect.request_id])
+            await lose(engine)
+            output = await collect(collector)
+            assert (output.finish_reason, output.token_ids) == ("length", solo(1))
+
+    run(scenario)
+
+
+def test_suspects_whose_clients_leave_do_not_end_the_server() -> None:
+    async def scenario() -> None:
+        async with started("count", restarts=True) as engine:
+            suspects = [with_grammar(engine.request(5, marker=STOPS)) for _ in range(MAX_FAILED_STARTS + 1)]
+            for suspect in suspects:
+                engine.client.submit([suspect])
+            await engine.reach("ready")
+            await lose(engine)
+            for suspect in suspects:
+                await engine.reach("ready")
+                engine.client.abort([suspect.request_id])
+                await lose(engine)
+            await engine.reach("ready")
 
     run(scenario)
 

@@ -156,6 +156,22 @@ def test_any_other_request_id_is_replaced(sent: bytes) -> None:
     assert len(received) == 32
 
 
+def test_no_browser_may_guess_the_type_of_a_response() -> None:
+    app = client(api_keys=("k",), accepted_hosts=frozenset())
+    key = bearer("Bearer k")
+    replies = [
+        app.send(headers=key),
+        app.send("/health", method="GET"),
+        app.send(),
+        app.send("/nowhere", headers=key),
+        app.send(method="GET", headers=key),
+        app.send(headers=[*key, (b"content-length", b"10737418240")]),
+        app.send(headers=[*key, (b"host", b"evil.example")]),
+    ]
+    assert [reply.status for reply in replies] == [200, 200, 401, 404, 405, 413, 403]
+    assert {reply.headers["x-content-type-options"] for reply in replies} == {"nosniff"}
+
+
 def test_requests_are_counted_by_route_and_unknown_ones_together() -> None:
     counts: list[tuple[str, str, int]] = []
     app = client(counts, api_keys=("k",))

@@ -7,11 +7,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from server.http.bounded_reads import READ_BYTES
+from server.http.header_lines import MAX_HEADER_LINES
 from server.http.protocol import MAX_HEAD_BYTES, Connection
 from tests.support.fake_engine import FakeEngine
 from tests.support.raw_http import socket_to
@@ -59,6 +61,7 @@ def error_of(answer: bytes, status: bytes) -> str:
     assert first.startswith(b"HTTP/1.1 " + status), answer
     names = {line.split(b":")[0] for line in lines}
     assert names >= {b"x-request-id", b"content-length"}
+    assert b"x-content-type-options: nosniff" in lines
     assert b"content-type: application/json" in lines and b"connection: close" in lines
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
@@ -96,6 +99,49 @@ async def test_a_head_that_never_ends_is_rejected_at_the_size_limit() -> None:
         # One byte over the limit: a close with more unread bytes would be a reset.
         sent = (GET + b"a: ").ljust(MAX_HEAD_BYTES + 1, b"a")
         assert error_of(await exchange(url, sent), b"431") == "headers_too_large"
+
+
+def lines(count: int) -> bytes:
+    return b"a:\r\n" * (count - 1) + b"connection: close\r\n"
+
+
+async def test_a_head_has_at_most_128_header_lines() -> None:
+    state = state_around(FakeEngine(saying("x")))
+    async with listening(state) as url:
+        assert (await exchange(url, GET + lines(MAX_HEADER_LINES - 1) + b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        for too_many in (MAX_HEADER_LINES, 16_000):
+            assert error_of(await exchange(url, GET + lines(too_many) + b"\r\n"), b"431") == "headers_too_large"
+    assert http_counts(state)[("other", "other", "431")] == 2
+
+
+@pytest.mark.parametrize("lines", [b"a: b\n" * 200 + b"\n", b"a: b\r\n" + b" c\r\n" * 200 + b"\r\n"])
+async def test_bare_line_feeds_and_continuation_lines_count(lines: bytes) -> None:
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        assert error_of(await exchange(url, GET + lines), b"431") == "headers_too_large"
+
+
+async def test_each_request_of_a_connection_has_its_own_128_lines() -> None:
+    keep = GET + b"a: b\r\n" * 100 + b"\r\n"
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        answer = await exchange(url, keep * 3 + GET + lines(200) + b"\r\n")
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+    assert answer.count(b"HTTP/1.1 431 ") == 1
+
+
+async def test_trailers_have_the_same_limit() -> None:
+    engine = FakeEngine(saying("x"))
+    chunks = b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n"
+    too_many = POST + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"a:\r\n" * 10_000 + b"\r\n"
+    async with listening(state_around(engine)) as url:
+        assert (await exchange(url, CHUNKED + chunks + b"a: b\r\n" * 128 + b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert error_of(await exchange(url, too_many), b"431") == "headers_too_large"
+    assert len(engine.submitted) == 1
+
+
+async def test_a_head_with_too_many_lines_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h11._readers, "validate", lambda *_: pytest.fail("parsed"))
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        assert error_of(await exchange(url, GET + lines(16_000) + b"\r\n"), b"431") == "headers_too_large"
 
 
 @pytest.mark.usefixtures("short_head_timeout")

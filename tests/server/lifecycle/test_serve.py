@@ -125,6 +125,44 @@ def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) 
             assert events(reply.iter_lines())[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize(
+    ("flags", "answered", "refused"),
+    [
+        ({}, ["localhost", "127.0.0.1:1", "[::1]"], ["evil.example", "10.1.2.3"]),
+        ({"host": "127.0.0.2", "allowed_hosts": "a.example"}, ["127.0.0.2", "A.example:80"], ["evil.example"]),
+        ({"host": "0.0.0.0"}, ["pod.example", "10.1.2.3:8000"], []),
+        ({"host": "0.0.0.0", "allowed_hosts": "a.example"}, ["a.example", "localhost"], ["evil.example", "10.1.2.3"]),
+        ({"allowed_hosts": "*"}, ["pod.example"], []),
+    ],
+)
+def test_pages_of_other_names_and_origins_get_403(
+    checkpoint: Path, flags: dict[str, str], answered: list[str], refused: list[str]
+) -> None:
+    with running("count", checkpoint, **flags) as server:
+        server.wait_ready()
+        body = {**LONG, "stream": False}
+
+        def post(host: str, **headers: str) -> int:
+            return httpx.post(f"{server.url}/v1/completions", json=body, headers={"host": host, **headers}).status_code
+
+        assert [post(host) for host in answered] == [200] * len(answered)
+        assert [post(host) for host in refused] == [403] * len(refused)
+        assert post(answered[0], origin=f"http://{answered[0]}") == 200
+        assert post(answered[0], origin="http://evil.example") == 403
+        assert httpx.get(f"{server.url}/health", headers={"host": "10.1.2.3:8000"}).status_code == 200
+
+
+def test_keys_of_a_file_open_the_server_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\none\ntwo\n")
+    with running("count", checkpoint, api_key="zero", api_key_file=str(tmp_path / "keys")) as server:
+        server.wait_ready()
+        statuses = {
+            key: httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+            for key in ("zero", "one", "two", "# ours", "three")
+        }
+    assert statuses == {"zero": 200, "one": 200, "two": 200, "# ours": 401, "three": 401}
+
+
 def test_a_loading_server_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
     with running("mute", checkpoint, port=str(free_port)) as server:
         server.read_until("loads")

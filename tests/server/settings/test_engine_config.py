@@ -18,7 +18,7 @@ def test_the_engine_gets_what_it_was_given(tmp_path: Path) -> None:
             "device": "cpu", "backend": "native", "isa": "avx2", "dtype": "float32", "threads": "2",
             "max_model_len": "100", "max_num_seqs": "5", "max_num_batched_tokens": "64", "block_size": "8",
             "num_kv_blocks": "40", "no_enable_prefix_caching": True, "scheduling_policy": "fcfs",
-            "sliding_window": "32",
+            "sliding_window": "32", "share_prefix_cache": True,
         }
     )  # fmt: skip
     config = engine_config(settings, tmp_path)
@@ -26,6 +26,7 @@ def test_the_engine_gets_what_it_was_given(tmp_path: Path) -> None:
     for name in (
         "device", "backend", "isa", "dtype", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
         "block_size", "num_kv_blocks", "kv_cache_memory_bytes", "scheduling_policy", "sliding_window",
+        "share_prefix_cache",
     ):  # fmt: skip
         assert getattr(config, name) == getattr(settings, name)
     assert config.enable_prefix_caching is False

@@ -22,6 +22,8 @@ def refusal(flags: dict[str, object]) -> str:
         ("block_size", "0"), ("dtype", "float8"), ("device", "tpu"), ("sliding_window", "0"), ("root_path", "v1"),
         ("shutdown_timeout", "-1"), ("chat_template", "/nowhere/x.jinja"), ("shutdown_timeout", "nan"),
         ("api_key", ["a", "a"]), ("api_key", [""]), ("served_model_name", ["x", "x"]), ("log_level", "x"),
+        ("allowed_hosts", ["http://a"]), ("allowed_hosts", ["a:80"]), ("allowed_hosts", ["a/b"]),
+        ("allowed_hosts", [""]), ("allowed_hosts", ["*.a"]), ("allowed_hosts", ["[::1]:80"]),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(name: str, value: object) -> None:
@@ -38,6 +40,11 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(name: str, value
 )
 def test_flags_that_contradict_each_other_are_refused(flags: dict[str, object]) -> None:
     assert "--" in refusal(flags)
+
+
+def test_names_and_addresses_are_hosts() -> None:
+    names = ("a.example", "my_box", "10.0.0.1", "::1", "[fd00::1]", "*")
+    assert load_settings({"allowed_hosts": list(names)}).allowed_hosts == names
 
 
 def test_keys_are_not_shown() -> None:

@@ -1,7 +1,13 @@
-"""server/settings/value_types.py: sizes with units, and lists from environment variables."""
+"""server/settings/value_types.py: sizes with units, lists from environment variables, files with keys."""
+
+import os
+import threading
+from pathlib import Path
 
 import pytest
 
+from server.cli.serve import format_setting
+from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, load_settings
 from server.settings.value_types import split_list
 
@@ -34,3 +40,74 @@ def test_a_list_is_split_at_commas_and_other_values_stay() -> None:
 
 def test_a_proxys_prefix_ends_without_a_slash() -> None:
     assert load_settings({"root_path": "/llm/"}).root_path == "/llm"
+
+
+def key_file(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        (b"one\ntwo\n", ("one", "two")),
+        (b"one", ("one",)),
+        (b"# team a\n\n  one  \r\n\t\r\n  # two\nth#ree\n", ("one", "th#ree")),
+        ("\ufeffschl\u00fcssel\na\u2028b\n".encode(), ("schl\u00fcssel", "a\u2028b")),
+    ],
+)
+def test_a_key_file_has_one_key_per_line(tmp_path: Path, content: bytes, keys: tuple[str, ...]) -> None:
+    assert load_settings({"api_key_file": key_file(tmp_path, content)}).api_keys == keys
+
+
+def test_keys_of_file_and_flags_add_up_to_tenants(tmp_path: Path) -> None:
+    settings = load_settings(
+        {"api_key": ["zero"], "api_key_file": key_file(tmp_path, b"one\ntwo"), "metrics_auth": True}
+    )
+    assert settings.api_keys == ("zero", "one", "two")
+    assert engine_config(settings, tmp_path).num_tenants == 3
+
+
+def test_a_variable_or_the_yaml_file_may_name_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = key_file(tmp_path, b"one")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"api-key-file: {path}\n")
+    assert load_settings({}, config).api_keys == ("one",)
+    monkeypatch.setenv("SMOE_API_KEY_FILE", path)
+    assert load_settings({}).api_keys == ("one",)
+
+
+def test_a_key_file_may_be_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("one\n",))
+    writer.start()
+    assert load_settings({"api_key_file": str(path)}).api_keys == ("one",)
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"# a comment\n", b"\xff\xfe\x00", b"same\nsame\n", b"x" * 2_000_000]
+)
+def test_a_bad_key_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(SettingsError, match=r"\A--api-key-file: [^\n]+\Z") as caught:
+        load_settings({"api_key_file": key_file(tmp_path, content)})
+    assert "same\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/keys", "/", "a\0b", ""])
+def test_a_key_file_that_cannot_be_read_is_refused_in_one_line(path: str) -> None:
+    with pytest.raises(SettingsError, match=r"\A--api-key-file: [^\n]+\Z"):
+        load_settings({"api_key_file": path})
+
+
+def test_a_key_in_the_file_and_in_a_flag_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--api-key-file: "):
+        load_settings({"api_key": ["one"], "api_key_file": key_file(tmp_path, b"one")})
+
+
+def test_keys_of_a_file_are_not_shown(tmp_path: Path) -> None:
+    settings = load_settings({"api_key_file": key_file(tmp_path, b"secret")})
+    assert "secret" not in repr(settings)
+    assert format_setting(settings, "api_key_file") == str(tmp_path / "keys")

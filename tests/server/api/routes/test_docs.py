@@ -23,3 +23,11 @@ async def test_the_description_is_made_once_and_not_at_each_request(monkeypatch:
         monkeypatch.setattr(docs, "document", lambda *_: pytest.fail("made again"))
         assert (await client.get("/openapi.json")).content == first
         assert (await client.get("/docs")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_no_page_may_frame_the_description() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        policy = (await client.get("/docs")).headers["content-security-policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["frame-ancestors"] == rules["default-src"] == rules["form-action"] == rules["base-uri"] == "'none'"

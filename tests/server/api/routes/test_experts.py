@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from engine.types import ExpertReport
 from server.api.app import create_app
 from server.http.middleware import with_middleware
 from tests.support.fake_engine import EOS, FakeEngine
@@ -30,6 +31,22 @@ async def test_experts_are_reported_since_the_start_and_over_a_window() -> None:
         assert (recent["window_s"], recent["layers"][0]["tokens"][2]) == (60.0, 1)
         empty = (await client.post("/experts/reset")).json()["layers"][0]
         assert (empty["share"], empty["entropy"], empty["imbalance"]) == ([0.0] * 8, 0, 0)
+
+
+@pytest.mark.parametrize(("window", "seconds"), [("1", 1), ("1.0001", 2), ("3e0", 3), ("59.5", 60), ("60.0", 60)])
+async def test_a_window_is_rounded_up_to_whole_seconds(window: str, seconds: int) -> None:
+    engine = an_engine()
+    asked: list[float | None] = []
+    experts = engine.experts
+
+    async def recorded(window_s: float | None, *, reset: bool = False) -> ExpertReport:
+        asked.append(window_s)
+        return await experts(window_s, reset=reset)
+
+    engine.experts = recorded  # type: ignore[method-assign]
+    async with client_of(state_around(engine)) as client:
+        report = (await client.get("/experts", params={"window": window})).json()
+    assert (asked, report["window_s"]) == ([seconds], seconds)
 
 
 @pytest.mark.parametrize(

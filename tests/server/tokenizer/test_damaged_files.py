@@ -1,0 +1,220 @@
+"""A damaged tokenizer file ends the start with one line that names a file, whatever the damage."""
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.lifecycle.text_frontend import load_texts
+from server.settings.settings import Settings
+from server.tokenizer.config_files import MAX_ADDED_CHARS, TokenizerError
+from server.tokenizer.tokenizer import load_tokenizer
+from tests.server.cli.test_main import smoe
+from tests.support.paths import ROOT
+
+MODEL = (ROOT / "model" / "demo" / "tokenizer.model").read_bytes()
+BYTES = {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "added_tokens": [
+        {"id": i, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False}
+        for i, text in enumerate(("<unk>", "<s>", "</s>"))
+    ],
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "\u2581"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        ],
+    },
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": {
+        "type": "BPE",
+        "unk_token": "<unk>",
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, **BYTES, "a": 259, "b": 260, "\u2581": 261, "ab": 262},
+        "merges": [["a", "b"]],
+    },
+}  # fmt: skip
+JSON_FILES: dict[str, dict[str, Any]] = {
+    "tokenizer.json": TOKENIZER,
+    "tokenizer_config.json": {
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+        "additional_special_tokens": ["<x>"],
+        "added_tokens_decoder": {"263": {"content": "<x>", "special": True}, "264": {"content": "y"}},
+        "chat_template": [{"name": "default", "template": "{{ messages[0]['content'] }}"}],
+        "legacy": False,
+    },
+    "special_tokens_map.json": {"unk_token": "<unk>", "pad_token": {"content": "</s>"}},
+    "added_tokens.json": {"z": 265},
+    "generation_config.json": {"eos_token_id": [2], "temperature": 0.5, "top_k": 5},
+}
+LONG = "x" * (MAX_ADDED_CHARS + 1)
+HOSTILE: tuple[Any, ...] = (
+    None, True, -1, 0, 7, 2**31, 2**63, 10**30, 10**400, 0.5, float("inf"), float("nan"), "", "\x00", "\ud800", "²",
+    "٣", "9" * 5000, "4294967295", "a", LONG, [], [[]], {},
+    {"content": 5}, {"content": "\udfff"}, [{"name": []}], [None, 5],
+    {"\ud800": 1}, {LONG: 1}, {"type": "Prepend"},
+)  # fmt: skip
+
+
+def write_files(path: Path, **changed: bytes) -> None:
+    for name, content in JSON_FILES.items():
+        (path / name).write_bytes(changed.get(name) or json.dumps(content).encode())
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each container below `value` with each of its keys or indexes; of the pieces only a few."""
+    keys = list(value)[-5:] if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from places(value[key])
+
+
+def mutations(content: dict[str, Any]) -> Iterator[bytes]:
+    """Yield `content` with one value replaced, or one key renamed, by each hostile value."""
+    for position in range(len(list(places(content)))):
+        for hostile in HOSTILE:
+            changed = copy.deepcopy(content)
+            container, key = list(places(changed))[position]
+            container[key] = hostile
+            yield json.dumps(changed).encode()
+            if isinstance(container, dict) and isinstance(hostile, str):
+                container[hostile] = content_of(content, position)
+                del container[key]
+                yield json.dumps(changed).encode()
+
+
+def content_of(content: dict[str, Any], position: int) -> Any:
+    container, key = list(places(content))[position]
+    return container[key]
+
+
+def load(path: Path) -> str | None:
+    """Load and use the text frontend. Return the message of the refusal, or None."""
+    try:
+        texts = load_texts(Settings(), path)
+    except TokenizerError as error:
+        return str(error)
+    tokenizer = texts.tokenizer
+    ids = tokenizer.encode("ab <s> \u00e9\n") + tokenizer.encode_with_specials("<s>ab</s><x>y")
+    tokenizer.decode(ids)
+    assert all(isinstance(raw, bytes) for raw in tokenizer.vocabulary().tokens)
+    return None
+
+
+def check(path: Path) -> bool:
+    """Load; return True if the files were refused, with one short line that names a file or folder."""
+    message = load(path)
+    if message is None:
+        return False
+    assert "\n" not in message and len(message) < 1000, message
+    message.encode()
+    return True
+
+
+def test_the_files_without_damage_are_loaded(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    assert load(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_any_hostile_value_in_a_json_file_is_refused_in_one_line_or_harmless(tmp_path: Path, name: str) -> None:
+    write_files(tmp_path)
+    refused = 0
+    for content in mutations(JSON_FILES[name]):
+        (tmp_path / name).write_bytes(content)
+        refused += check(tmp_path)
+    assert refused > 5
+
+
+@pytest.mark.parametrize("name", [*JSON_FILES, "tokenizer.model"])
+def test_flipped_and_cut_bytes_are_refused_in_one_line_or_harmless(tmp_path: Path, name: str, scale: int) -> None:
+    rng = random.Random(name)
+    write_files(tmp_path)
+    content = MODEL if name == "tokenizer.model" else (tmp_path / name).read_bytes()
+    for _ in range(60 * scale):
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 3, 50))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del damaged[rng.randrange(len(damaged)) :]
+        (tmp_path / name).write_bytes(damaged)
+        check(tmp_path)
+
+
+def test_ids_and_lengths_are_bounded_by_name(tmp_path: Path) -> None:
+    far = copy.deepcopy(TOKENIZER)
+    far["model"]["vocab"]["ab"] = 2**32 - 1
+    negative = copy.deepcopy(TOKENIZER)
+    negative["added_tokens"][0]["id"] = -1
+    cases: tuple[tuple[str, Any, str], ...] = (
+        ("tokenizer.json", far, "far beyond"),
+        ("tokenizer.json", negative, "token id"),
+        ("added_tokens.json", {"z": 2**31}, "token id"),
+        ("added_tokens.json", {LONG: 266}, "characters"),
+        ("added_tokens.json", {"z": 2**31 - 1}, "far beyond"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: "z"}}, "must map ids"),
+        ("tokenizer_config.json", {"bos_token": "\ud800"}, "Unicode"),
+        ("special_tokens_map.json", {"pad_token": LONG}, "characters"),
+        ("generation_config.json", {"eos_token_id": 2**31}, "token id"),
+        ("added_tokens.json", {f"{i:0200}": 300 + i for i in range(6000)}, "characters"),
+    )
+    for name, content, part in cases:
+        write_files(tmp_path)
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(TokenizerError, match=part) as caught:
+            load_tokenizer(tmp_path)
+        assert name in str(caught.value) or "tokenizer.json: " in str(caught.value)
+
+
+def test_pieces_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    place = MODEL.index("\u2581the".encode())
+    (tmp_path / "tokenizer.model").write_bytes(MODEL[:place] + b"\xff" + MODEL[place + 1 :])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
+        load_tokenizer(tmp_path)
+
+
+def test_spellings_as_long_as_allowed_and_all_prefixes_of_each_other_still_load(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"q" * MAX_ADDED_CHARS: 300, "w" * MAX_ADDED_CHARS: 301}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("q" * MAX_ADDED_CHARS)[-1] == 300
+    nested = {"q" * length: 300 + length for length in range(1, MAX_ADDED_CHARS + 1)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(nested))
+    check(tmp_path)
+
+
+def test_a_control_token_of_one_character_never_comes_from_plain_text(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    config = {"added_tokens_decoder": {"259": {"content": "a", "special": True}}, "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("a", "aa", "ba", "b a b"):
+        assert 259 not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b'{"model": {"byte_fallback": true}, "added_tokens": [{"content": "x"}]}'),
+        ("added_tokens.json", b'{"\\ud800": 265}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": []}], "bos_token": "\\ud800"}'),
+    ],
+)
+def test_the_command_exits_with_2_and_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    write_files(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    refused = smoe("serve", str(tmp_path), "--port", "0")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert [name in line for line in refused.stderr.splitlines() if line.startswith("smoe: ")] == [True]
