@@ -1,7 +1,7 @@
 # smoe in two stages: a virtual environment is built in the first and copied into the second.
 #   docker build -t smoe .                                                              CPU
 #   docker build -t smoe:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   CUDA
-#   docker run -p 127.0.0.1:8000:8000 -v /path/to/checkpoint:/model:ro smoe serve /model
+#   docker run --init -p 127.0.0.1:8000:8000 -v /path/to/checkpoint:/model:ro smoe serve /model
 # Without arguments it serves the bundled model. Settings are flags or SMOE_* variables.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 

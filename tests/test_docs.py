@@ -24,7 +24,7 @@ MAX_README_LINES = 120
 
 # Flags of other programs that the pages name.
 FOREIGN_FLAGS = {
-    *("--build", "--build-arg"),  # docker
+    *("--build", "--build-arg", "--init"),  # docker
     *("--exclude", "--local-dir"),  # hf
     *("--key",),  # llm
     *("--scale", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak

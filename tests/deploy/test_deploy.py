@@ -138,6 +138,18 @@ def test_compose_mounts_only_files_that_exist() -> None:
         assert (DEPLOY / source).exists(), source
 
 
+def test_compose_reaps_orphans_and_limits_memory_and_processes_of_every_service() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for service in services.values():
+        assert service["init"] is True
+        assert re.fullmatch(r"[1-9]\d*g|\$\{MEMORY_LIMIT:-[1-9]\d*g\}", service["mem_limit"])
+        assert 0 < service["pids_limit"] <= 1024
+    smoe = services["smoe"]
+    assert smoe["memswap_limit"] == smoe["mem_limit"]  # no swap
+    assert smoe["ulimits"]["nofile"] >= 65536
+    assert all("size=" in mount for mount in smoe["tmpfs"])
+
+
 def test_compose_opens_ports_on_loopback_alone() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
