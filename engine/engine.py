@@ -103,7 +103,7 @@ class Engine:
             self.scheduler.abort(request_id)
 
     def is_compiling_aborted(self, request_id: int) -> bool:
-        """Return True if the grammar of this aborted request is still being compiled. Until then there is work."""
+        """Return True if the grammar of this aborted request is still being compiled. It is no work for step()."""
         return self._grammars.is_compiling(request_id)
 
     def has_work(self) -> bool:

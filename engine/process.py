@@ -134,12 +134,12 @@ class EngineProcess:
         while True:
             self.heartbeat.beat()
             busy = engine.has_work()
-            idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported else IDLE_S
+            idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported or self._aborted else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
             if engine.has_work():
                 self._send_step(engine, engine.step())
                 audited = False
-            elif changed or engine.experts.has_unreported:
+            elif changed or engine.experts.has_unreported or self._ended_aborts(engine):
                 self._send_step(engine, StepOutput([], engine.stats()))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
@@ -148,10 +148,12 @@ class EngineProcess:
     def _send_step(self, engine: Engine, step: StepOutput) -> None:
         """Send a step. It is the first that ends after the engine has read the aborts, and no launched step of their
         requests is left; only the compilation of a grammar may go on."""
-        unfinished = [id_ for id_ in self._aborted if engine.is_compiling_aborted(id_)]
-        ended = [id_ for id_ in self._aborted if id_ not in unfinished] if unfinished else self._aborted
-        self._aborted = unfinished
+        ended = self._ended_aborts(engine)
+        self._aborted = [request_id for request_id in self._aborted if request_id not in ended]
         self.channel.send(StepDone(step, ended))
+
+    def _ended_aborts(self, engine: Engine) -> list[int]:
+        return [request_id for request_id in self._aborted if not engine.is_compiling_aborted(request_id)]
 
     def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
         """Carry out the messages; return True if there was one."""

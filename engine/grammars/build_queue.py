@@ -35,12 +35,11 @@ class GrammarQueue:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def __bool__(self) -> bool:
-        """True while there is a request to wait for, or a canceled one whose grammar is still being compiled."""
-        return bool(self._pending or self._canceled)
-
     def is_compiling(self, request_id: int) -> bool:
         """Return True if the thread still works on the grammar of this canceled request: it cannot be interrupted."""
+        future = self._canceled.get(request_id)
+        if future is not None and future.done():
+            del self._canceled[request_id]
         return request_id in self._canceled
 
     def submit(self, request: Request) -> None:
@@ -56,15 +55,13 @@ class GrammarQueue:
 
     def wait(self, timeout_s: float) -> None:
         """Block until one grammar is compiled, or the timeout has passed."""
-        futures = [*(future for _, future in self._pending.values()), *self._canceled.values()]
-        wait(futures, timeout_s, FIRST_COMPLETED)
+        wait([future for _, future in self._pending.values()], timeout_s, FIRST_COMPLETED)
 
     def pop_completed(self) -> list[CompiledRequest]:
         """Remove and return the requests whose compilation has ended, in order of arrival."""
         done = [(request_id, future) for request_id, (_, future) in self._pending.items() if future.done()]
         for request_id, _ in done:
             del self._pending[request_id]
-        self._canceled = {key: future for key, future in self._canceled.items() if not future.done()}
         return [future.result() for _, future in done]
 
 

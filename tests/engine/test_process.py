@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import PeerClosedError
 from engine.grammars.build_queue import GrammarQueue
 from engine.heartbeat import Heartbeat
 from engine.messages import (
@@ -143,26 +145,37 @@ class SlowCompiler:
 
 
 def test_an_abort_is_confirmed_only_when_the_requests_grammar_is_no_longer_compiled() -> None:
+    """The engine is idle when the compilation ends."""
     compiler = SlowCompiler()
     engine = LocalEngine(DEMO, dtype="float32", threads=1)._engine
     engine._grammars = GrammarQueue(compiler)  # type: ignore[arg-type]
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        process = EngineProcess(Channel(theirs), Heartbeat())
+        ours.settimeout(TIMEOUT_S)
         params = SamplingParams(max_tokens=2)
-        process._handle(engine, [Add([Request(1, [5], params, grammar="{}"), Request(2, [5], params)])])
+        engine.add(Request(1, [5], params, grammar="{}"))
         assert compiler.started.wait(TIMEOUT_S)
-        process._handle(engine, [Abort([1, 2])])
-        steps = []
-        for number in range(3):
-            assert engine.has_work()
-            if number == 2:
-                compiler.may_finish.set()
-                engine._grammars.wait(TIMEOUT_S)
-            process._send_step(engine, engine.step())
-            steps += FrameReader[FromEngine](FromEngine).feed(ours.recv(1 << 16))
-        assert [step.aborted for step in steps if isinstance(step, StepDone)] == [[2], [], [1]]
+        process = EngineProcess(Channel(theirs), Heartbeat())
+        ours.sendall(encode_frame(Abort([1, 2])))
+        thread = Thread(target=serve_until_closed, args=(process, engine))
+        thread.start()
+        assert next_aborted(ours) == [2]
         assert not engine.has_work()
+        compiler.may_finish.set()
+        assert next_aborted(ours) == [1]
+        ours.close()
+        thread.join(TIMEOUT_S)
+
+
+def serve_until_closed(process: EngineProcess, engine: Engine) -> None:
+    with suppress(PeerClosedError):
+        process._serve(engine, [])
+
+
+def next_aborted(connection: socket.socket) -> list[int]:
+    [message] = FrameReader[FromEngine](FromEngine).feed(connection.recv(1 << 16))
+    assert isinstance(message, StepDone)
+    return message.aborted
 
 
 @contextmanager
