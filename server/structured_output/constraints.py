@@ -11,6 +11,8 @@ from server.errors import ApiError, invalid_value
 from server.schemas.generation import GenerationRequest
 from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
 from server.strict_json import JsonValue
+from server.structured_output.inline_schemas import inline_schemas
+from server.structured_output.multiples import WorkBudget, check_states, count_states
 
 # The model chooses each token among those that the grammar allows. Where the grammar allows one text only, llguidance
 # could force that text's usual tokens, but each token would then cost time in proportion to the text's length.
@@ -23,7 +25,6 @@ MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: work grows with the squa
 MAX_MEMBERS = 2500
 GRAMMAR_PARAM = "structured_outputs.grammar"
 COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
-MAX_MULTIPLE_OF = 10_000.0  # the grammar of the digits has as many states
 # In one regular expression or grammar: work grows with the square of those in a row, 0.3 s for a thousand of \w*.
 MAX_OPTIONAL_PARTS = 1000
 _OPTIONAL_PART = re.compile(r"[?*{]|\(\||\|\)|\|\||\(\)")
@@ -41,6 +42,7 @@ class Constraint:
     param: str  # the request's parameter that it comes from
     is_exact: bool = True  # a leading space belongs to the text and is not removed as SentencePiece's own
     shown_ids: tuple[int, ...] = ()  # special tokens that are part of the text
+    num_states: int = 0  # of the automata that its schema's `multipleOf`s need
 
     def as_rule(self, name: str) -> str:
         """Write it as a rule of another grammar. Raises ApiError 400 if it is a complete grammar from the client."""
@@ -76,16 +78,22 @@ def constraint_of(request: GenerationRequest) -> Constraint | None:
     return _from_structured_outputs(structured)
 
 
-def json_rule(
-    schema: dict[str, JsonValue], param: str, style: Mapping[str, JsonValue] = COMPACT, *, is_lenient: bool = False
-) -> str:
-    """Write the right side of a rule for JSON that is valid by the schema; `style` has the separators.
+def schema_constraint(
+    schema: dict[str, JsonValue],
+    param: str,
+    style: Mapping[str, JsonValue] = COMPACT,
+    *,
+    is_lenient: bool = False,
+    budget: WorkBudget | None = None,
+) -> Constraint:
+    """Constrain a text to JSON that is valid by the schema; `style` has the separators.
 
-    `is_lenient`: ignore schema keywords that no grammar can express. Raises ApiError 400 if the schema is too large.
+    `is_lenient`: ignore schema keywords that no grammar can express. `budget`: shared with other schemas.
+    Raises ApiError 400 if the schema is too large.
     """
     text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}})
     _check_size(schema, len(text), param)
-    return f"%json {text}"
+    return Constraint(f"start: %json {text}", param, num_states=count_states(schema, param, budget))
 
 
 def any_of(texts: Iterable[str]) -> str:
@@ -97,14 +105,12 @@ def _from_response_format(value: ResponseFormat) -> Constraint | None:
     if value.type == "text":
         return None
     param = "response_format.json_schema.schema" if value.json_schema else "response_format"
-    schema = value.json_schema.json_schema if value.json_schema else ANY_OBJECT
-    return Constraint(f"start: {json_rule(schema, param)}", param)
+    return schema_constraint(value.json_schema.json_schema if value.json_schema else ANY_OBJECT, param)
 
 
 def _from_structured_outputs(value: StructuredOutputs) -> Constraint:
     if value.json_schema is not None:
-        param = "structured_outputs.json"
-        return Constraint(f"start: {json_rule(value.json_schema, param)}", param)
+        return schema_constraint(value.json_schema, "structured_outputs.json")
     if value.regex is not None:
         param = "structured_outputs.regex"
         _check_regex(value.regex, param)
@@ -117,6 +123,7 @@ def _from_structured_outputs(value: StructuredOutputs) -> Constraint:
     assert value.grammar is not None
     _check_optional_parts(value.grammar, GRAMMAR_PARAM)
     _check_terminals(value.grammar)
+    _check_inline_schemas(value.grammar)
     return Constraint(value.grammar, GRAMMAR_PARAM)
 
 
@@ -152,13 +159,20 @@ def _check_terminals(grammar: str) -> None:
         raise too_large(GRAMMAR_PARAM)
 
 
+def _check_inline_schemas(grammar: str) -> None:
+    """Check the schemas of %json like those of other parameters, and their `multipleOf`s together."""
+    num_states, budget = 0, WorkBudget()
+    for schema in inline_schemas(grammar, GRAMMAR_PARAM):
+        _check_size(schema, 0, GRAMMAR_PARAM)
+        num_states += count_states(schema, GRAMMAR_PARAM, budget)
+    check_states(num_states, GRAMMAR_PARAM)
+
+
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
     sizes = [len(value) for _, value in _members(schema) if isinstance(value, dict)]
     if num_chars > MAX_GRAMMAR_CHARS or max(sizes) > MAX_MEMBERS_OF_ONE or sum(sizes) > MAX_MEMBERS:
         raise too_large(param)
     for name, value in _members(schema):
-        if name == "multipleOf" and isinstance(value, int | float) and not 0 < value <= MAX_MULTIPLE_OF:
-            raise invalid_value(f"'multipleOf' in '{param}' must be above 0 and at most {MAX_MULTIPLE_OF:g}.", param)
         if name == "pattern" and isinstance(value, str):
             _check_regex(value, param)
         if name == "patternProperties" and isinstance(value, dict):

@@ -9,8 +9,9 @@ from server.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool
 from server.strict_json import JsonValue
-from server.structured_output.constraints import Constraint, constraint_of, json_rule, too_large
+from server.structured_output.constraints import Constraint, constraint_of, schema_constraint, too_large
 from server.structured_output.grammar_checker import GrammarChecker
+from server.structured_output.multiples import WorkBudget, check_states
 
 MAX_SCHEMA_CHARS = 1 << 17  # of all tools together
 # Any text that does not start as calls do.
@@ -73,8 +74,9 @@ async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num
     ApiError 400 for a schema that is too large, 429 if too many grammars wait for their check.
     """
     tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
+    budget = WorkBudget()
     constraints = await off_loop(
-        lambda: [(i, _arguments_constraint(i, tool)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
+        lambda: [(i, _arguments_constraint(i, tool, budget)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
     )
     found = {i: (constraint.param, await checker.unsupported_keywords(constraint)) for i, constraint in constraints}
     return {i: [f"{param}.{keyword}" for keyword in keywords] for i, (param, keywords) in found.items() if keywords}
@@ -91,12 +93,15 @@ def tool_constraints(
     answer = constraint_of(request)
     if use.must_call and answer is not None:
         raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
-    rules = [(tool, _arguments_rule(i, tool, is_lenient=i in lenient)) for i, tool in use.callable_tools]
+    budget = WorkBudget()
+    of_arguments = [_arguments_constraint(i, tool, budget, is_lenient=i in lenient) for i, tool in use.callable_tools]
+    rules = [
+        (tool, constraint.lark.removeprefix("start: "))
+        for (_, tool), constraint in zip(use.callable_tools, of_arguments, strict=True)
+    ]
     if sum(len(rule) for _, rule in rules) > MAX_SCHEMA_CHARS:
         raise too_large("tools")
-    of_arguments = [
-        Constraint(f"start: {rule}", _param(i)) for (i, _), (_, rule) in zip(use.callable_tools, rules, strict=True)
-    ]
+    check_states(sum(constraint.num_states for constraint in [*of_arguments, *([answer] if answer else [])]), "tools")
     return [*of_arguments, _answer_constraint(use, rules, answer, marker_id)]
 
 
@@ -129,13 +134,10 @@ def _call_rules(rules: Sequence[tuple[Tool, str]], *, is_parallel: bool) -> list
     return [*lines, CALL_ID]
 
 
-def _arguments_constraint(index: int, tool: Tool) -> Constraint:
-    """Constrain a text to one tool's arguments, exactly by its schema. Raises ApiError 400 if it is too large."""
-    return Constraint(f"start: {_arguments_rule(index, tool)}", _param(index))
-
-
-def _arguments_rule(index: int, tool: Tool, *, is_lenient: bool = False) -> str:
-    return json_rule(tool.function.schema_of_arguments(), _param(index), SPACED, is_lenient=is_lenient)
+def _arguments_constraint(index: int, tool: Tool, budget: WorkBudget, *, is_lenient: bool = False) -> Constraint:
+    """Constrain a text to one tool's arguments. Raises ApiError 400 if the schema is too large."""
+    schema = tool.function.schema_of_arguments()
+    return schema_constraint(schema, _param(index), SPACED, is_lenient=is_lenient, budget=budget)
 
 
 def _param(index: int) -> str:

@@ -1,6 +1,7 @@
 """server/structured_output/constraints.py: the requested format reaches the engine, an unusable one is a 400."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -113,6 +114,19 @@ def structured(**fields: Any) -> dict[str, Any]:
 
 
 OF_SCHEMA = "response_format.json_schema.schema"
+TWO_PRIMES: dict[str, Any] = {"allOf": [{"type": "integer", "multipleOf": value} for value in (9973, 9967)]}
+ONE_LARGE: dict[str, Any] = {"type": "integer", "multipleOf": 10_000_019}
+FORTY: dict[str, Any] = {
+    "type": "object",
+    "properties": {f"p{i}": {"type": "integer", "multipleOf": 9950 + i} for i in range(40)},
+}
+LARGE_MULTIPLES: list[tuple[dict[str, Any], str]] = [  # a schema, a part of the message
+    (TWO_PRIMES, "least common multiple"),
+    (ONE_LARGE, "at most 10000"),
+    (FORTY, "add up to"),
+    ({"type": "object", "properties": {"a": {"type": "array", "items": TWO_PRIMES}}}, "least common multiple"),
+    ({"$ref": "#/$defs/a", "multipleOf": 9967, "$defs": {"a": {"multipleOf": 9973}}}, "least common multiple"),
+]
 INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, a part of the message
     (schema(type="obj"), OF_SCHEMA, "invalid_value", "not valid"),
     (schema(**{"$ref": "#"}), OF_SCHEMA, "invalid_value", "no text"),
@@ -168,6 +182,57 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, 
     ({**structured(regex="a"), "min_tokens": 2}, "min_tokens", "invalid_value", ""),
     ({**structured(regex="a"), "allowed_token_ids": [7, 8]}, "allowed_token_ids", "invalid_value", "end token"),
 ]
+
+
+@pytest.mark.parametrize(("value", "part"), LARGE_MULTIPLES, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(
+    ("send", "param"),
+    [
+        (lambda value: schema(**value), OF_SCHEMA),
+        (lambda value: structured(json=value), "structured_outputs.json"),
+        (lambda value: structured(json=json.dumps(value)), "structured_outputs.json"),
+        (lambda value: structured(grammar=f"start: %json {json.dumps(value)}"), "structured_outputs.grammar"),
+        (
+            lambda value: structured(
+                grammar=f"start: %lark {{\nstart: %lark {{\nstart: %json{json.dumps(value)}\n}}\n}}"
+            ),
+            "structured_outputs.grammar",
+        ),
+    ],
+    ids=["response_format", "json", "json as text", "grammar", "nested grammar"],
+)
+async def test_a_schema_with_large_automata_is_refused_before_it_is_compiled(
+    value: dict[str, Any], part: str, send: Callable[[dict[str, Any]], dict[str, Any]], param: str
+) -> None:
+    found_param, code, message = await refusal("/v1/chat/completions", {**CHAT, **send(value)})
+    assert (found_param, code) == (param, "invalid_value")
+    assert part in message and f"'{param}'" in message
+
+
+async def test_the_schemas_of_one_grammar_share_the_bound_on_automata() -> None:
+    rules = [f'a{i}: %json {{"type": "integer", "multipleOf": {9950 + i}}}' for i in range(40)]
+    grammar = "\n".join([f"start: {' '.join(rule.split(':')[0] for rule in rules)}", *rules])
+    param, _, message = await refusal("/v1/completions", {**COMPLETIONS, **structured(grammar=grammar)})
+    assert param == "structured_outputs.grammar" and "add up to" in message
+
+
+@pytest.mark.parametrize("behind", ["", " {", " {'a': 1}", ' {"multipleOf": 1e999}', ' {"a": 01}', " NaN", ' {"a": 3'])
+async def test_json_in_a_grammar_that_cannot_be_parsed_is_refused(behind: str) -> None:
+    param, _, _ = await refusal("/v1/completions", {**COMPLETIONS, **structured(grammar=f"start: %json{behind}")})
+    assert param == "structured_outputs.grammar"
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "bad"),
+    [
+        (schema(type="integer", multipleOf=9973), "19946", "19947"),
+        (structured(grammar='start: "%json" %json {"multipleOf": 25, "type": "integer"}'), "%json75", "%json76"),
+        (structured(grammar='start: %lark {\nstart: %json {"multipleOf": 25, "type": "integer"}\n}'), "75", "76"),
+    ],
+)
+async def test_small_multiples_are_followed(fields: dict[str, Any], good: str, bad: str) -> None:
+    grammar = (await submitted("/v1/completions", {**COMPLETIONS, **fields})).grammar
+    assert matches(grammar, good) and not matches(grammar, bad)
 
 
 @pytest.mark.parametrize(("fields", "param", "code", "part"), INVALID, ids=lambda value: str(value)[:50])

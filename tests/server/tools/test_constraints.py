@@ -108,6 +108,51 @@ def calls(arguments: str = "{}", **fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
+def of_multiples(first: int, count: int) -> dict[str, Any]:
+    """Return parameters with `count` numbers, each with another `multipleOf` from `first` on."""
+    return {"properties": {f"p{i}": {"type": "integer", "multipleOf": first + i} for i in range(count)}}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("parameters", "part"),
+    [
+        ({"properties": {"a": {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}}}, "least common multiple"),
+        (of_multiples(10_000_019, 1), "at most 10000"),
+        (of_multiples(9950, 40), "add up to"),
+        (of_multiples(9950, 40) | {"properties": {**of_multiples(9950, 40)["properties"], "tags": TAGS}}, "add up to"),
+    ],
+)
+async def test_a_tool_whose_schema_has_large_automata_is_refused(
+    parameters: dict[str, Any], part: str, strict: bool
+) -> None:
+    error = await refused(**tool(parameters=parameters, strict=strict))
+    assert (error["param"], error["code"]) == (PARAMETERS, "invalid_value")
+    assert part in error["message"]
+
+
+async def test_all_tools_and_the_answer_share_the_bound_on_automata() -> None:
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": of_multiples(9900 + 6 * i, 6)}}
+        for i in range(2)
+    ]
+    error = await refused(tools=tools)
+    assert error["param"] == "tools" and "add up to" in error["message"]
+    schema = {"name": "x", "schema": of_multiples(9800, 6)}
+    error = await refused(tools=tools[:1], response_format={"type": "json_schema", "json_schema": schema})
+    assert error["param"] == "tools" and "add up to" in error["message"]
+
+
+async def refused(**fields: Any) -> dict[str, Any]:
+    """Send a chat that is a 400 and reaches no engine; return its error."""
+    engine = FakeEngine(calling(ONE))
+    async with client_of(v3_state(engine)) as client:
+        answer = await client.post(URL, json={**ASK, **fields})
+    assert answer.status_code == 400 and not engine.submitted, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
 MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": "clock"}, "tools", "invalid_type"),
     ({"tools": [{}]}, "tools[0].type", "missing_required_parameter"),
