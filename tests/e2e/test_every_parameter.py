@@ -95,11 +95,11 @@ def is_greedy(before: Reply, after: Reply) -> bool:
     entries = after.choice["logprobs"]
     if "content" in entries:
         tops = [[top["logprob"] for top in e["top_logprobs"] if top["token"] != "</s>"] for e in entries["content"]]
-        likeliest = [e["logprob"] == top[0] for e, top in zip(entries["content"], tops, strict=True)]
+        is_top = [e["logprob"] == top[0] for e, top in zip(entries["content"], tops, strict=True)]
     else:
         tops = map(max, (top.values() for top in entries["top_logprobs"]))
-        likeliest = [p == top for p, top in zip(entries["token_logprobs"], tops, strict=True)]
-    return before.ids != after.ids and all(likeliest)
+        is_top = [p == top for p, top in zip(entries["token_logprobs"], tops, strict=True)]
+    return before.ids != after.ids and all(is_top)
 
 
 def refused(status: int, param: str | None) -> Check:

@@ -64,8 +64,8 @@ def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: Ru
     card = visit.get("#card")
     expect(card).to_be_visible()
     assert f"logprob {choice['logprobs']['token_logprobs'][4]:.3f}" in card.inner_text()
-    likeliest = max(choice["logprobs"]["top_logprobs"][4].values())
-    assert card.locator(".others span").first.inner_text() == format_percent(math.exp(likeliest))
+    highest = max(choice["logprobs"]["top_logprobs"][4].values())
+    assert card.locator(".others span").first.inner_text() == format_percent(math.exp(highest))
     lit = "cells => cells.map(cell => cell.className !== '')"
     cells = card.locator(".routes i").evaluate_all(lit)
     layers = [[i for i, is_lit in enumerate(cells[start : start + 8]) if is_lit] for start in range(0, len(cells), 8)]

@@ -154,7 +154,7 @@ def test_a_stream_of_urgent_requests_does_not_delay_another_tenants_fair_turn(ma
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_tenants_requests_start_in_the_same_steps_whatever_the_others_priorities(seed: int) -> None:
-    """Of one tenant, every request starts in the same step as if the other tenant had set no priorities.
+    """Every request of one tenant starts in the step in which it would if the other tenant set no priorities.
 
     The other tenant's requests are alike, so that their order among themselves changes nothing else.
     """

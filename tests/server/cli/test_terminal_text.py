@@ -1,4 +1,4 @@
-"""What a server sends cannot control the terminal that shows it, and reaches a file unchanged."""
+"""Text from a server cannot control the terminal that shows it, and reaches a file unchanged."""
 
 import io
 import json
