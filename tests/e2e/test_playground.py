@@ -60,16 +60,18 @@ def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: Ru
     visit.set_slider("#experts-per-token", 3)
     visit.write(PROMPT)
     choice = same_choice(server, visit, experts_per_token=3)
-    visit.get("#continuation .t").nth(4).hover()
+    tokens = choice["logprobs"]["tokens"]
+    index = next(i for i in range(4, len(tokens)) if tokens[i].strip())  # a line break has no area to hover over
+    visit.get("#continuation .t").nth(index).hover()
     card = visit.get("#card")
     expect(card).to_be_visible()
-    assert f"logprob {choice['logprobs']['token_logprobs'][4]:.3f}" in card.inner_text()
-    highest = max(choice["logprobs"]["top_logprobs"][4].values())
+    assert f"logprob {choice['logprobs']['token_logprobs'][index]:.3f}" in card.inner_text()
+    highest = max(choice["logprobs"]["top_logprobs"][index].values())
     assert card.locator(".others span").first.inner_text() == format_percent(math.exp(highest))
     lit = "cells => cells.map(cell => cell.className !== '')"
     cells = card.locator(".routes i").evaluate_all(lit)
     layers = [[i for i, is_lit in enumerate(cells[start : start + 8]) if is_lit] for start in range(0, len(cells), 8)]
-    assert layers == [sorted(chosen) for chosen in choice["expert_routing"][4]]
+    assert layers == [sorted(chosen) for chosen in choice["expert_routing"][index]]
     visit.page.mouse.move(0, 0)
     expect(card).to_be_hidden()
 
