@@ -6,7 +6,7 @@
 import sys
 from itertools import groupby
 
-from server.cli.setting_flags import SettingFlag, setting_flags
+from server.settings.flags import SettingFlag, setting_flags
 
 INTRODUCTION = """\
 # Configuration

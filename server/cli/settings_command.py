@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from server.cli.setting_flags import SettingFlag
+    from server.settings.flags import SettingFlag
 
 
 def settings_command(*names: str) -> type[TyperCommand]:
@@ -44,7 +44,7 @@ def _plain(value: object) -> object:
 @cache
 def _parameters(names: tuple[str, ...]) -> list[Any]:
     """Return typer's parameters for these settings, taken from a command with a generated signature."""
-    from server.cli.setting_flags import setting_flags
+    from server.settings.flags import setting_flags
 
     def generated(**_: Any) -> None: ...
 

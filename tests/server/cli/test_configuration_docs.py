@@ -1,7 +1,7 @@
 """docs/configuration.md is what the generator writes."""
 
 from server.cli.configuration_docs import configuration_page
-from server.cli.setting_flags import setting_flags
+from server.settings.flags import setting_flags
 from tests.support.paths import ROOT
 
 COMMAND = "python -m server.cli.configuration_docs > docs/configuration.md"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from server.cli.setting_flags import setting_flags
+from server.settings.flags import setting_flags
 from server.settings.settings import Settings
 from tests.support.paths import ROOT
 

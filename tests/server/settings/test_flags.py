@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.cli.setting_flags import SettingFlag, setting_flags
+from server.settings.flags import SettingFlag, setting_flags
 from server.settings.settings import GROUPS, Settings
 
 FLAGS = {flag.name: flag for flag in setting_flags()}
