@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.simulator.bugs import FOUND_LATE, MUTATIONS, Edit, Mutation
+from tests.simulator.bugs import FOUND_LATE, MUTATIONS
+from tests.simulator.edits import Edit, Mutation
 from tests.simulator.mutations import applied, find_killing_seed
 
 MAX_SEEDS = 1000

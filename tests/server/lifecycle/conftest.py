@@ -1,0 +1,29 @@
+"""Shared by the tests that start server processes."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tokenizer only: the fake engine reads no weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["it was a truth universally acknowledged"] * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=290,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

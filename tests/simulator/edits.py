@@ -1,0 +1,24 @@
+"""Hand-made bugs as edits of the product's source."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replacement of source text. `where`: module:function or module:Class.method, without `engine.`."""
+
+    where: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One bug: its name, and the edits that make it."""
+
+    name: str
+    edits: tuple[Edit, ...]
+
+
+def bug(name: str, where: str, old: str, new: str) -> Mutation:
+    return Mutation(name, (Edit(where, old, new),))

@@ -1,0 +1,86 @@
+"""The server as a process, with a fake engine."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+
+LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
+
+
+class Server:
+    """A running server process."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    def read_until(self, pattern: str) -> str:
+        """Return the first line that matches, among all lines until the process ends."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line matches {pattern}: {self.lines}")
+
+    def wait_ready(self) -> None:
+        line = self.read_until(r"^curl ")
+        self.url = re.findall(r"http://[^/]+", line)[0]
+
+    def wait_health(self, status: int) -> None:
+        """Wait until /health has this status."""
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
+                if httpx.get(f"{self.url}/health").status_code == status:
+                    return
+            assert self.process.poll() is None
+        raise AssertionError(f"/health never answered {status}")
+
+    def stream(self) -> "contextlib.AbstractContextManager[httpx.Response]":
+        return httpx.stream("POST", f"{self.url}/v1/completions", json=LONG, timeout=30)
+
+    def exit_code(self) -> int:
+        return self.process.wait(30)
+
+    @property
+    def engine_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        (pid,) = children.split()
+        return int(pid)
+
+
+@contextlib.contextmanager
+def running(
+    mode: str, checkpoint: Path, stderr: int = subprocess.PIPE, closed_streams: str = "", **flags: str
+) -> Iterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
+    arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), mode, *(f"{name}={value}" for name, value in arguments.items())]
+    if closed_streams:
+        command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
+    process = subprocess.Popen(
+        command,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        yield Server(process)
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def events(lines: Iterator[str]) -> list[str]:
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
