@@ -18,8 +18,11 @@ class HeaderLineLimit(ReceiveBuffer):
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """Return the lines up to the first blank one, None if it has not arrived. Raises h11.RemoteProtocolError.
 
-        h11 has searched `_data` up to `_multiple_lines_search`, so each byte is searched once here, too.
+        h11 has searched `_data` up to `_multiple_lines_search`, so each byte is searched once here, too. A blank line at
+        the beginning ends empty trailers: what follows is the next request's head, which is checked when its turn comes.
         """
+        if self._data.startswith((b"\n", b"\r\n")):
+            return super().maybe_extract_lines()
         end = blank_line_regex.search(self._data, self._multiple_lines_search)
         if end is not None and self._data.count(b"\n", 0, end.start()) > MAX_HEADER_LINES:
             raise h11.RemoteProtocolError("too many header lines", error_status_hint=431)

@@ -138,6 +138,15 @@ async def test_trailers_have_the_same_limit() -> None:
     assert len(engine.submitted) == 1
 
 
+async def test_empty_trailers_are_not_counted_with_the_next_head() -> None:
+    chunked = POST + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        answer = await exchange(url, chunked + GET + lines(MAX_HEADER_LINES - 1) + b"\r\n")
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        answer = await exchange(url, chunked + GET + lines(MAX_HEADER_LINES) + b"\r\n")
+        assert [answer.count(b"HTTP/1.1 %d " % status) for status in (200, 431)] == [1, 1]
+
+
 async def test_a_head_with_too_many_lines_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(h11._readers, "validate", lambda *_: pytest.fail("parsed"))
     async with listening(state_around(FakeEngine(saying("x")))) as url:
