@@ -34,7 +34,7 @@ def accepted_hosts(allowed: Sequence[str], own: Iterable[str], *, is_loopback: b
     """
     if ALL in allowed or not (allowed or is_loopback):
         return None
-    return LOOPBACK_HOSTS | {name.lower().strip("[]").removesuffix(".") for name in (*allowed, *own)}
+    return LOOPBACK_HOSTS | {normalize_name(name.strip("[]")) for name in (*allowed, *own)}
 
 
 class HostCheck:
@@ -49,7 +49,7 @@ class HostCheck:
         self, app: ASGIApp, hosts: frozenset[str], *, health_paths: frozenset[str], metrics_paths: frozenset[str]
     ) -> None:
         self._app = app
-        self._hosts = hosts
+        self._hosts = hosts - {""}  # the name of a malformed Host
         self._health_paths = health_paths
         self._metrics_paths = metrics_paths
 
@@ -107,12 +107,17 @@ def is_same_host(origin: str, host: str) -> bool:
 
 
 def split_authority(authority: str) -> tuple[str, str]:
-    """Return name and port of NAME:PORT: the name in lower case, "" if malformed; the port "" if absent."""
+    """Return name and port of NAME:PORT: the normalized name, "" if malformed; the port "" if absent."""
     match = AUTHORITY.fullmatch(authority.lower())
     if match is None:
         return "", ""
-    name = match["ipv6"] or match["name"].removesuffix(".")
-    return name, match["port"] or ""
+    return normalize_name(match["ipv6"] or match["name"]), match["port"] or ""
+
+
+def normalize_name(name: str) -> str:
+    """Return a host name in lower case without a dot at its end, or an IPv6 address in its shortest form."""
+    name = name.lower().removesuffix(".")
+    return ipaddress.IPv6Address(name).compressed if ":" in name and is_address(name) else name
 
 
 def is_address(name: str) -> bool:

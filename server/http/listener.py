@@ -53,7 +53,9 @@ def url_of(listener: socket.socket, *, scheme: str) -> str:
 
 def is_loopback(listener: socket.socket) -> bool:
     """Return True if only this machine can connect."""
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    address = ipaddress.ip_address(listener.getsockname()[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None  # ::ffff:127.0.0.1
+    return (mapped or address).is_loopback
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

@@ -11,7 +11,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 MAX_SIZE_DIGITS = 20
 MAX_KEY_FILE_CHARACTERS = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
-HOST_NAME = re.compile(r"\*|[\w.-]+|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
+HOST_NAME = re.compile(r"\*|[\w-][\w.-]*|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(value: object) -> object:

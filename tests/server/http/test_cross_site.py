@@ -94,6 +94,21 @@ def test_without_accepted_hosts_any_host_is_answered() -> None:
     assert to("pod.example:80", accepted_hosts=None) == to("10.1.2.3", accepted_hosts=None) == 200
 
 
+@pytest.mark.parametrize("host", ["evil:80:80", "user@evil", "[::1", ""])
+@pytest.mark.parametrize("allowed", [".", "[]"])
+def test_no_allowed_name_makes_a_malformed_host_acceptable(host: str, allowed: str) -> None:
+    hosts = accepted_hosts((allowed,), ("127.0.0.1",), is_loopback=True)
+    assert to(host, accepted_hosts=hosts) == 403
+
+
+@pytest.mark.parametrize("spelling", ["FD00:0:0::1", "[fd00::0001]", "fd00::1"])
+def test_each_spelling_of_an_ipv6_address_is_the_same_host(spelling: str) -> None:
+    hosts = accepted_hosts((spelling,), (), is_loopback=True)
+    assert to("[fd00::1]:8000", accepted_hosts=hosts) == to("[FD00:0::1]", accepted_hosts=hosts) == 200
+    assert to("[0:0:0:0:0:0:0:1]:8000", accepted_hosts=hosts) == 200
+    assert to("[fd00::2]:8000", accepted_hosts=hosts) == 403
+
+
 @pytest.mark.parametrize(
     ("allowed", "own", "is_loopback", "expected"),
     [

@@ -1,6 +1,7 @@
 """server/http/listener.py: bad addresses are reported by flag, good ones listen at once."""
 
 import socket
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -26,6 +27,19 @@ def test_the_url_works_for_clients_on_this_machine() -> None:
         assert url_of(here, scheme="https").startswith("https://127.0.0.1:")
         assert is_loopback(here)
         assert not is_loopback(everywhere)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.2", True), ("::1", True), ("::ffff:127.0.0.1", True),
+        ("192.0.2.1", False), ("::", False), ("::ffff:192.0.2.1", False), ("fe80::1%lo", False),
+    ],
+)  # fmt: skip
+def test_loopback_addresses_of_both_families(address: str, expected: bool) -> None:
+    listener = create_autospec(socket.socket, instance=True)  # the test machine may have no IPv6
+    listener.getsockname.return_value = (address, 8000, 0, 0)
+    assert is_loopback(listener) == expected
 
 
 def test_a_listening_socket_accepts_connections_at_once() -> None:

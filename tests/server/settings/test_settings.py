@@ -23,7 +23,7 @@ def refusal(flags: dict[str, object]) -> str:
         ("shutdown_timeout", "-1"), ("chat_template", "/nowhere/x.jinja"), ("shutdown_timeout", "nan"),
         ("api_key", ["a", "a"]), ("api_key", [""]), ("served_model_name", ["x", "x"]), ("log_level", "x"),
         ("allowed_hosts", ["http://a"]), ("allowed_hosts", ["a:80"]), ("allowed_hosts", ["a/b"]),
-        ("allowed_hosts", [""]), ("allowed_hosts", ["*.a"]), ("allowed_hosts", ["[::1]:80"]),
+        ("allowed_hosts", [""]), ("allowed_hosts", ["*.a"]), ("allowed_hosts", ["[::1]:80"]), ("allowed_hosts", ["."]),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(name: str, value: object) -> None:
