@@ -84,7 +84,10 @@ def _config_file(given: Path | None) -> Path | None:
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
-    """Return the YAML file's values by setting. Keys may have dashes, as flags do. Raises SettingsError."""
+    """Return the YAML file's values by setting. Keys may have dashes, as flags do, and capitals, as variables do.
+
+    Raises SettingsError.
+    """
     if path is None:
         return {}
     import yaml  # only here: most starts have no file
@@ -99,7 +102,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: should contain `key: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    return {str(key).replace("-", "_").lower(): value for key, value in content.items()}
 
 
 def _origin(name: str, flags: Mapping[str, Any], variables: Mapping[str, str], otherwise: str) -> str:

@@ -33,6 +33,13 @@ def test_a_flag_overrides_a_variable_which_overrides_the_file(monkeypatch: pytes
     assert settings.max_num_queued_reqs == 1024
 
 
+def test_keys_of_the_file_may_be_written_like_fields_flags_and_variables(tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "max_num_seqs: 1\nblock-size: 2\nPORT: 3\n")
+    settings = load_settings({}, config)
+    assert (settings.max_num_seqs, settings.block_size, settings.port) == (1, 2, 3)
+    assert origins({}, config)["port"] == str(config)
+
+
 def test_the_file_can_be_named_by_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SMOE_CONFIG", str(yaml_file(tmp_path, "port: 1003\n")))
     assert load_settings({}).port == 1003
