@@ -51,7 +51,7 @@ class KeyFile:
 def read_key_file(path: object) -> object:
     """Return the file's keys: one per line, without blank lines and lines that start with #. Raises ValueError.
 
-    The file may be a pipe.
+    The file may be a pipe. Errors do not repeat the path: it may be a key that was given by mistake.
     """
     if path is None or isinstance(path, KeyFile):
         return path
@@ -61,13 +61,13 @@ def read_key_file(path: object) -> object:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read(MAX_KEY_FILE_CHARACTERS + 1)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     if len(text) > MAX_KEY_FILE_CHARACTERS:
-        raise ValueError(f"{path} is longer than {MAX_KEY_FILE_CHARACTERS} characters")
+        raise ValueError(f"is longer than {MAX_KEY_FILE_CHARACTERS} characters")
     lines = (line.strip() for line in text.split("\n"))
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise ValueError(f"{path} has no keys; write one per line")
+        raise ValueError("has no keys; write one per line")
     return KeyFile(Path(path), keys)
 
 

@@ -102,6 +102,13 @@ def test_a_key_file_that_cannot_be_read_is_refused_in_one_line(path: str) -> Non
         load_settings({"api_key_file": path})
 
 
+def test_a_key_in_place_of_the_path_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_API_KEY_FILE", "secret-one\nsecret-two")
+    with pytest.raises(SettingsError, match=r"\ASMOE_API_KEY_FILE: [^\n]+\Z") as caught:
+        load_settings({})
+    assert "secret" not in str(caught.value)
+
+
 def test_a_key_in_the_file_and_in_a_flag_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--api-key-file: "):
         load_settings({"api_key": ["one"], "api_key_file": key_file(tmp_path, b"one")})
