@@ -71,8 +71,8 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
         (("serve", "/no/where"), {}, "/no/where"),
         (("serve", "org/name"), {"HF_HOME": "/no/where"}, "hf download org/name"),
         (("serve", "--config", "/no/where.yaml"), {}, "/no/where.yaml"),
-        (("serve", "--api-key-file", "/no/where"), {}, "--api-key-file: /no/where"),
-        (("serve",), {"SMOE_API_KEY_FILE": "/dev/null"}, "SMOE_API_KEY_FILE: /dev/null has no keys"),
+        (("serve", "--api-key-file", "/no/where"), {}, "--api-key-file: cannot be read"),
+        (("serve",), {"SMOE_API_KEY_FILE": "/dev/null"}, "SMOE_API_KEY_FILE: has no keys"),
     ],
 )
 def test_a_server_that_cannot_start_exits_2_with_one_line(
