@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from server.lifecycle.text_frontend import load_texts
 from server.settings.settings import Settings
-from server.tokenizer.config_files import MAX_ADDED_CHARS, TokenizerError
+from server.tokenizer.config_files import MAX_ADDED_CHARS, MAX_FILE_BYTES, TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.server.cli.test_main import smoe
 from tests.support.paths import ROOT
@@ -175,6 +176,16 @@ def test_ids_and_lengths_are_bounded_by_name(tmp_path: Path) -> None:
         with pytest.raises(TokenizerError, match=part) as caught:
             load_tokenizer(tmp_path)
         assert name in str(caught.value) or "tokenizer.json: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_file_above_64_mib_is_refused_by_its_size(tmp_path: Path, name: str) -> None:
+    write_files(tmp_path)
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, MAX_FILE_BYTES + 1)
+    with pytest.raises(TokenizerError, match=f"{name}: larger than 64 MiB"):
+        load_tokenizer(tmp_path)
 
 
 def test_pieces_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
