@@ -18,8 +18,8 @@ class HeaderLineLimit(ReceiveBuffer):
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """Return the lines up to the first blank one, None if it has not arrived. Raises h11.RemoteProtocolError.
 
-        h11 has searched `_data` up to `_multiple_lines_search`, so each byte is searched once here, too. A blank line at
-        the beginning ends empty trailers: what follows is the next request's head, which is checked when its turn comes.
+        h11 has searched `_data` up to `_multiple_lines_search`, so each byte is searched once here, too. A blank line
+        at the beginning ends empty trailers; the next request's head may follow and is checked when its turn comes.
         """
         if self._data.startswith((b"\n", b"\r\n")):
             return super().maybe_extract_lines()
