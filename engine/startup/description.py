@@ -41,7 +41,8 @@ def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
     """
     window = "none" if loaded.config.window is None else loaded.config.window
     k = "" if config.experts_per_token is None else f"-k-{config.experts_per_token}"
-    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-window-{window}{k}"
+    theta = "" if config.rope_theta is None else f"-theta-{config.rope_theta:g}"
+    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-window-{window}{k}{theta}"
 
 
 def _dtype_name(loaded: LoadedModel) -> str:
