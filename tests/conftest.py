@@ -38,6 +38,7 @@ SLOW = (
     "tests/server/http/test_protocol.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
+    "tests/server/sandbox/test_pool.py",
     "tests/server/structured_output/test_constraints.py",
     "tests/server/tokenizer/test_damaged_files.py",
     "tests/server/tokenizer/test_encoders.py",
