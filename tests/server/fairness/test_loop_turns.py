@@ -1,6 +1,7 @@
 """server/fairness/loop_turns.py: one turn in each iteration of the event loop, tenant by tenant."""
 
 import asyncio
+from collections.abc import Coroutine
 
 import pytest
 
@@ -38,11 +39,22 @@ async def test_each_iteration_has_one_turn_at_most_and_tenants_alternate() -> No
     assert places[-1] < 3 * 5 + 1, "a worker waits for more than two slices of the other tenant before each of its own"
 
 
+def returns_at_once(wait: Coroutine[None, None, None]) -> bool:
+    try:
+        wait.send(None)
+    except StopIteration:
+        return True
+    wait.close()
+    return False
+
+
 async def test_a_turn_is_free_when_nobody_waits() -> None:
     turns = LoopTurns()
-    await asyncio.wait_for(turns.next(0), 0)
-    await asyncio.sleep(0)
-    await asyncio.wait_for(turns.next(0), 0)
+    assert returns_at_once(turns.next(0))
+    assert not returns_at_once(turns.next(0))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert returns_at_once(turns.next(0))
 
 
 async def test_a_cancelled_wait_takes_no_turn() -> None:
@@ -50,6 +62,6 @@ async def test_a_cancelled_wait_takes_no_turn() -> None:
     await turns.next(0)
     waiting = [asyncio.ensure_future(worker(turns, 0, 1, log)) for _ in range(3)]
     await asyncio.sleep(0)
-    waiting[0].cancel()
+    assert waiting[1].cancel()  # the first has its turn
     await asyncio.gather(*waiting, return_exceptions=True)
     assert len(log) == 2
