@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import ExpertReport, Request, StepOutput, Vocabulary
+from engine.types import ExpertReport, Request, RequestOutput, StepOutput, TokenLogprobs, Vocabulary
 
 LENGTH = struct.Struct(">I")
 
@@ -82,6 +82,20 @@ class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
     request_ids: list[int]
 
 
+class PromptScores(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a StepPart or StepDone: the first `prompt_logprobs` of one of its outputs, which are too
+    many for a frame. The output has the rest."""
+
+    request_id: int
+    prompt_logprobs: list[TokenLogprobs]
+
+
+class StepPart(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a StepDone: outputs of the same step that are too large for its frame."""
+
+    outputs: list[RequestOutput]
+
+
 class StepDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Engine to API: outputs and gauges of one step."""
 
@@ -105,7 +119,7 @@ class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = Start | Add | Abort | ExpertsQuery
-FromEngine = Progress | Ready | Failed | PrefillStarted | StepDone | ExpertsReply
+FromEngine = Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from engine.config import EngineConfig
-from engine.messages import FromEngine, Progress, Ready, Start, StepDone, ToEngine
+from engine.messages import FromEngine, Progress, Ready, Start, StepDone, StepPart, ToEngine
 from engine.types import Vocabulary
 from server.engine_client.inflight import CrashReport
 from server.engine_client.output_collector import CRASHED, SHUTTING_DOWN
@@ -103,7 +103,7 @@ class EngineSupervisor:
             case Ready():
                 self._on_ready(message)
             case _:
-                if isinstance(message, StepDone) and message.step.outputs:
+                if isinstance(message, StepPart) or (isinstance(message, StepDone) and message.step.outputs):
                     self._gave_output = True
                 self._events.on_message(message)
 
