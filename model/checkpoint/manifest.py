@@ -64,6 +64,14 @@ def verify_manifest(checkpoint: Path, on_progress: Callable[[int, int], None]) -
             raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {path.name}")
 
 
+def listed_sums(checkpoint: Path) -> dict[str, str]:
+    """Return the sums that the manifest lists by file name, unchecked; empty without a manifest that can be read."""
+    try:
+        return _read_manifest(manifest_path(checkpoint), checkpoint)
+    except CheckpointError:
+        return {}
+
+
 def _files(checkpoint: Path) -> list[Path]:
     """Return the files that serving may read, by name."""
     try:
