@@ -30,6 +30,7 @@ from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.mistral_tokenizers import v1_tokenizer
 
 MODEL = "test/model"
@@ -57,7 +58,7 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
         max_num_queued=max_num_queued,
         version="0",
         created_s=1,
-        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
+        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults(), InlineSandbox()),
     )
 
 
