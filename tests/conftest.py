@@ -31,6 +31,7 @@ SLOW = (
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_terminal_text.py",
     "tests/server/engine_client/test_supervisor.py",
+    "tests/server/http/test_acceptor.py",
     "tests/server/http/test_bad_requests.py",
     "tests/server/http/test_connections.py",
     "tests/server/http/test_disconnect.py",

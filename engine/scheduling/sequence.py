@@ -35,7 +35,7 @@ class Sequence:
         self.request = request
         self.request_id = request.request_id
         self.matcher = matcher  # stays valid through a preemption, which keeps the generated tokens
-        self.needs_last_token = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
+        self.needs_last_token = matcher is not None or request.params.constraints.has_long_words
         self.order = order  # (priority, arrival): place among the requests of its tenant, lowest first
         self.place = 0  # in the scheduling order of all tenants, lowest first; known once admitted
         self.tenant = request.tenant
@@ -66,6 +66,11 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def generated_ids(self) -> list[int]:
+        """The generated tokens, without those in flight. A copy."""
+        return self.token_ids[self.num_prompt_tokens :]
 
     @property
     def num_to_schedule(self) -> int:

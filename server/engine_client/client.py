@@ -3,6 +3,7 @@
 Knows request ids and token ids, not text and not HTTP. Everything runs on the event loop; nothing here blocks it.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.config import EngineConfig
@@ -13,6 +14,8 @@ from server.engine_client.inflight import CrashReport, InFlightRequests
 from server.engine_client.output_collector import CRASHED, EngineDied, OutputCollector
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
+
+MAX_ADDED, MAX_ADDED_IDS = 64, 1 << 15  # requests of a frame, and token ids at which it ends: about 1 ms to encode
 
 
 class EngineClient:
@@ -31,6 +34,7 @@ class EngineClient:
         self._on_step = on_step
         self._requests = InFlightRequests()
         self._last_request_id = 0
+        self._is_sending = False  # _send_frame is scheduled
         events = EngineEvents(
             on_message=self._receive,
             on_ready=self._send_pending,
@@ -113,8 +117,17 @@ class EngineClient:
         await self._supervisor.stop()
 
     def _send_pending(self) -> None:
-        if self._supervisor.is_serving and (requests := self._requests.pop_sendable()):
+        """Send the next requests, at most a frame in each turn of the event loop: large frames take long to encode."""
+        if not self._is_sending:
+            self._send_frame()
+
+    def _send_frame(self) -> None:
+        self._is_sending = False
+        if self._supervisor.is_serving and (requests := self._requests.pop_sendable(MAX_ADDED, MAX_ADDED_IDS)):
             self._supervisor.send(Add(requests))
+            if self._requests.has_pending:
+                self._is_sending = True
+                asyncio.get_running_loop().call_soon(self._send_frame)
 
     def _abort_in_engine(self, request_ids: list[int]) -> None:
         if request_ids:

@@ -28,6 +28,8 @@ from server.generation.usage import ExpertTally, Usage, count_usage
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
+OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
+
 
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
@@ -99,10 +101,13 @@ class Generation:
             yielded_s = loop.time()
             while open_ids:
                 outputs = await outputs_stream.get(yielded_s + idle_s)
-                deltas = self._process(outputs, open_ids)
-                if deltas or not outputs:
-                    yield deltas
-                    yielded_s = loop.time()
+                for first in range(0, max(1, len(outputs)), OUTPUTS_PER_TURN):
+                    if first:
+                        await asyncio.sleep(0)  # the event loop takes a turn
+                    deltas = self._process(outputs[first : first + OUTPUTS_PER_TURN], open_ids)
+                    if deltas or not outputs:
+                        yield deltas
+                        yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
             raise self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None

@@ -27,7 +27,7 @@ from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
-from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
+from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import ReadLimiter
@@ -97,8 +97,7 @@ class Server:
             on_status=self._on_status,
             on_restart=self._metrics.engine_restarted,
         )
-        self._num_files = raise_file_limit()
-        self._connections = Connections(max_connections(self._num_files))
+        self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()
         self._memory = None if limit_bytes is None else MemoryMonitor(limit_bytes)
         self._state = ServerState(
@@ -164,14 +163,15 @@ class Server:
     @contextlib.asynccontextmanager
     async def _http_server(self) -> AsyncIterator[None]:
         """Answer HTTP requests inside this block."""
+        turns = ReadLimiter()
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=ReadLimiter()
+            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=turns
         )
         try:
-            http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)
+            http = HttpServer(self._in_flight, protocol, self._settings, read_limiter=turns, flush_s=self._flush_s)
         except CertificateError as error:
             raise StartError(str(error)) from None
-        task = asyncio.create_task(http.serve(sockets=acceptors(self._listener, self._num_files)))
+        task = asyncio.create_task(http.serve(sockets=[self._listener]))
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
+from engine.token_constraints import token_constraints
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.paths import DEMO
@@ -172,7 +173,7 @@ def test_a_grammar_that_fails_ends_only_its_own_request(vocabulary: Vocabulary) 
         make_request(0, None),
         make_request(1, "nonsense"),
         make_request(2, ANSWER),
-        make_request(3, ANSWER, allowed_token_ids=(40,)),
+        make_request(3, ANSWER, constraints=token_constraints(allowed_token_ids=(40,))),
     ]
     answers = run(engine_with(vocabulary), requests)
     assert answers[1] == ([], "the request's grammar cannot be used")
