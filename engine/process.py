@@ -35,11 +35,11 @@ from engine.messages import (
     PrefillStarted,
     Progress,
     Start,
-    StepDone,
     ToEngine,
     encode_frame,
 )
 from engine.startup.description import ready_message
+from engine.step_frames import step_messages
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
@@ -156,7 +156,8 @@ class EngineProcess:
         requests is left; only the compilation of a grammar may go on."""
         ended = self._ended_aborts(engine)
         self._aborted = [request_id for request_id in self._aborted if request_id not in ended]
-        self.channel.send(StepDone(step, ended))
+        for message in step_messages(step, ended):
+            self.channel.send(message)
 
     def _ended_aborts(self, engine: Engine) -> list[int]:
         return [request_id for request_id in self._aborted if not engine.is_compiling_aborted(request_id)]

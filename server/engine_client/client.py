@@ -6,9 +6,21 @@ Knows request ids and token ids, not text and not HTTP. Everything runs on the e
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from engine.config import EngineConfig
-from engine.messages import Abort, Add, ExpertsReply, FromEngine, PrefillStarted, Ready, StepDone
-from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
+from engine.messages import (
+    Abort,
+    Add,
+    ExpertsReply,
+    FromEngine,
+    PrefillStarted,
+    PromptScores,
+    Ready,
+    StepDone,
+    StepPart,
+)
+from engine.types import ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs, Vocabulary
 from server.engine_client.expert_queries import ExpertQueries
 from server.engine_client.inflight import CrashReport, InFlightRequests
 from server.engine_client.output_collector import CRASHED, EngineDied, OutputCollector
@@ -34,6 +46,7 @@ class EngineClient:
         self._on_step = on_step
         self._requests = InFlightRequests()
         self._last_request_id = 0
+        self._early_scores: dict[int, list[TokenLogprobs]] = {}  # by request; its output follows in the same step
         self._is_sending = False  # _send_frame is scheduled
         events = EngineEvents(
             on_message=self._receive,
@@ -136,6 +149,10 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
+            case PromptScores(request_id, scores):
+                self._early_scores.setdefault(request_id, []).extend(scores)
+            case StepPart(outputs):
+                self._give(outputs)
             case StepDone(step, aborted):
                 self._requests.confirm_aborts(aborted)
                 self._on_step_done(step.outputs, step.stats)
@@ -147,10 +164,17 @@ class EngineClient:
     def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.stats = stats
         self._on_step(stats)
+        self._give(outputs)
+        self._send_pending()
+
+    def _give(self, outputs: list[RequestOutput]) -> None:
+        """Put each output into the collector of its request, with the scores that were sent ahead of it."""
         for output in outputs:
+            if (early := self._early_scores.pop(output.request_id, None)) is not None:
+                scores = early + (output.prompt_logprobs or [])
+                output = msgspec.structs.replace(output, prompt_logprobs=scores)
             if (collector := self._requests.take(output)) is not None:
                 collector.put(output)
-        self._send_pending()
 
     def _on_crash(self) -> CrashReport:
         """Fail the requests that had an output; the others stay pending for the next process."""
@@ -171,6 +195,7 @@ class EngineClient:
     def _reset(self) -> None:
         """Forget the state of a process that is gone."""
         self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
+        self._early_scores.clear()
         self._expert_queries.fail(CRASHED)
 
     def _expire(self, now_s: float) -> None:

@@ -41,6 +41,7 @@ class Generation:
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
         self._user = user
+        self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
 
@@ -80,6 +81,10 @@ class Generation:
         usage = self.usage()
         return usage if self._tally is None else {**usage, "expert_tokens": self._tally.tokens()}
 
+    async def next_turn(self) -> None:
+        """Wait until this generation may run a slice of long work on the event loop."""
+        await self._state.turns.next(self._tenant)
+
     def _new_tally(self) -> ExpertTally | None:
         ready = self._state.engine.ready
         wants_experts = any(job.request.expert_usage for job in self._jobs.values())
@@ -103,7 +108,7 @@ class Generation:
                 outputs = await outputs_stream.get(yielded_s + idle_s)
                 for first in range(0, max(1, len(outputs)), OUTPUTS_PER_TURN):
                     if first:
-                        await asyncio.sleep(0)  # the event loop takes a turn
+                        await self.next_turn()
                     deltas = self._process(outputs[first : first + OUTPUTS_PER_TURN], open_ids)
                     if deltas or not outputs:
                         yield deltas

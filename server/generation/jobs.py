@@ -1,6 +1,5 @@
 """Build the jobs of a valid request and its tokenized prompts: per choice, the engine's request and the text state."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.event_loop import off_loop
 from server.generation.choice import Choice, StopConditions
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
+from server.generation.reply_size import limit_reply
 from server.generation.sampling_params import (
     check_bad_words,
     check_listed_ids,
@@ -83,7 +83,7 @@ class JobBuilder:
         The output of each choice follows `grammar`. Raises ApiError 400 if the request exceeds a limit of the model or
         of this server.
         """
-        limits = [completion_limit(self.request, len(prompt.token_ids), self.ready) for prompt in prompts]
+        limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
         self._check_num_choices(len(prompts), grammar)
         check_experts(self.request, self.ready)
@@ -96,10 +96,19 @@ class JobBuilder:
         jobs: list[Job] = []
         for first in range(0, len(slots), JOBS_PER_TURN):
             if first:
-                await asyncio.sleep(0)  # the event loop takes a turn
+                await self.next_turn()
             part = slots[first : first + JOBS_PER_TURN]
             jobs += [self._job(first + i, slot, seed, constraints, grammar) for i, slot in enumerate(part)]
         return jobs
+
+    def limits(self, prompt_lengths: Sequence[int]) -> list[int]:
+        """Return the most tokens to generate after each prompt. Raises ApiError 400 for a request that cannot fit."""
+        limits = [completion_limit(self.request, length, self.ready) for length in prompt_lengths]
+        return limit_reply(self.request, self.ready, prompt_lengths, limits)
+
+    async def next_turn(self) -> None:
+        """Wait until this request may run a slice of long work on the event loop."""
+        await self.state.turns.next(self.tenant)
 
     def _check_num_choices(self, num_prompts: int, grammar: CompiledGrammar | None) -> None:
         num_choices = num_prompts * self.request.n

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from engine.messages import Add, ToEngine
-from engine.types import Request, SamplingParams
+from engine.messages import Add, PromptScores, StepDone, StepPart, ToEngine
+from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, TokenLogprobs
 from server.engine_client.client import MAX_ADDED, EngineClient
 from server.engine_client.output_collector import EngineDied
 from tests.support.watched_engine import collect, run, started
@@ -171,5 +171,23 @@ def test_many_choices_are_sent_in_frames_between_which_the_event_loop_takes_turn
         assert list(map(len, frames)) == [MAX_ADDED, MAX_ADDED, MAX_ADDED - 2]
         assert [request for frame in frames for request in frame] == requests[:-1]
         assert sent.index("a turn") < len(sent) - 1
+
+    asyncio.run(scenario())
+
+
+def test_outputs_that_come_ahead_of_their_step_reach_their_requests() -> None:
+    async def scenario() -> None:
+        client = EngineClient()
+        collector = client.submit([Request(1, [5] * 4, SamplingParams()), Request(2, [5], SamplingParams())])
+        scores = [TokenLogprobs(n, -1.0, [], []) for n in range(3)]
+        client._receive(PromptScores(1, scores[:1]))
+        client._receive(PromptScores(1, scores[1:]))
+        client._receive(StepPart([RequestOutput(1, [7], prompt_logprobs=[])]))
+        client._receive(StepDone(StepOutput([RequestOutput(2, [8])], StepStats())))
+        client._receive(PromptScores(3, scores))  # an aborted request
+        client._receive(StepPart([RequestOutput(3, [7], prompt_logprobs=[])]))
+        outputs = await collector.get()
+        assert outputs == [RequestOutput(1, [7], prompt_logprobs=scores), RequestOutput(2, [8])]
+        assert not client._early_scores
 
     asyncio.run(scenario())
