@@ -39,6 +39,7 @@ class Connection(H11Protocol):
     open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _is_read_deferred = False
     _abort_handshake: Callable[[], object] | None = None  # between accept and connection_made
 
     def on_accepted(self, abort: Callable[[], object]) -> None:
@@ -65,6 +66,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._is_read_deferred = False
         super().data_received(data)
         self._update_head_timer()
         self._update_idle()
@@ -83,6 +85,7 @@ class Connection(H11Protocol):
 
     def on_read_deferred(self) -> None:
         """Stop the head and keep-alive timers: data has arrived and will be parsed in a later loop iteration."""
+        self._is_read_deferred = True
         self._stop_head_timer()
         self._unset_keepalive_if_required()
 
@@ -92,6 +95,13 @@ class Connection(H11Protocol):
             self._abort_handshake()
         else:
             self.transport.abort()
+
+    def finish(self) -> None:
+        """Close the connection after the running response, or at once if no byte of a request has arrived."""
+        if self._abort_handshake is not None or self._is_read_deferred or self.conn.trailing_data[0]:
+            return  # the response to this request closes it, or the timeout for its head does
+        if self.conn.their_state is h11.IDLE or self.cycle is not None:
+            self.shutdown()
 
     def _update_idle(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):

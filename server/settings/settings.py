@@ -116,6 +116,13 @@ class Settings(BaseModel):
     shutdown_timeout: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )
+    reload_timeout: float = Field(
+        600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="After SIGHUP: seconds that the new process gets to become ready, and then seconds that running "
+        "requests get to finish in the old one.",
+    )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device that runs the model; auto prefers a GPU."
