@@ -61,10 +61,11 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dtype: str  # of activations, and of weights that are not quantized
     device: str
     backend: str
-    fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them
+    fingerprint: str  # names numerics and weights: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
     quantization: str = "none"  # of the weights: none, int8, int4 or fp8
+    checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -133,10 +133,9 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
-    qkv = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
     return LayerWeights(
         attention_norm=source.read(prefix + "input_layernorm.weight"),
-        qkv=ops.pack_linear(qkv),
+        qkv=ops.pack_linear(*(source.read(f"{attention}{name}_proj.weight") for name in "qkv")),
         output=ops.pack_linear(source.read(attention + "o_proj.weight")),
         ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),

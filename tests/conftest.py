@@ -40,6 +40,7 @@ SLOW = (
     "tests/server/lifecycle/test_serve_until_exit.py",
     "tests/server/sandbox/test_pool.py",
     "tests/server/structured_output/test_constraints.py",
+    "tests/server/structured_output/test_grammar_bombs.py",
     "tests/server/tokenizer/test_damaged_files.py",
     "tests/server/tokenizer/test_encoders.py",
     "tests/server/tokenizer/test_tokenizer.py",

@@ -55,6 +55,14 @@ def verify_manifest(directory: Path, on_progress: Callable[[int, int], None]) ->
             raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {MANIFEST_NAME}")
 
 
+def listed_sums(directory: Path) -> dict[str, str]:
+    """Return the sums that the manifest lists by file name, unchecked; empty without a manifest that can be read."""
+    try:
+        return _read_manifest(directory)
+    except CheckpointError:
+        return {}
+
+
 def _files(directory: Path) -> list[Path]:
     try:
         found = [file for file in directory.iterdir() if file.is_file()]
