@@ -244,4 +244,14 @@ class Server:
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
         url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
         needs_key = bool(self._settings.api_keys)
-        return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)
+        lines = ready_lines(
+            ready,
+            budgets=summary(budgets(self._settings)),
+            url=url,
+            model_id=self._names[0],
+            needs_key=needs_key,
+            seconds=seconds,
+        )
+        model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+        too_little = shortage(budgets(self._settings), model_bytes, memory_limit_bytes())
+        return [f"WARNING: {too_little}", *lines] if too_little else lines

@@ -33,7 +33,17 @@ def test_the_demo_on_this_machine_would_start() -> None:
     report = json.loads(result.stdout)
     assert (result.returncode, report["ok"]) == (0, True), result.stdout
     verdicts = {check["name"]: check["verdict"] for check in report["findings"]}
-    assert verdicts.keys() == {"python", "torch", "cpu", "memory", "model", "tokenizer", "port", "open files"}
+    assert verdicts.keys() == {
+        "python",
+        "torch",
+        "cpu",
+        "memory",
+        "requests",
+        "model",
+        "tokenizer",
+        "port",
+        "open files",
+    }
     assert verdicts["model"] == verdicts["tokenizer"] == "ok"
 
 
