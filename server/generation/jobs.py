@@ -23,6 +23,8 @@ from server.tokenizer.stop_strings import StopStringMatcher
 INLINE_CHOICES = 32  # more choices are prepared in a thread
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
+MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
+
 
 @dataclass(frozen=True)
 class Job:
@@ -62,12 +64,17 @@ class JobBuilder:
         for texts that are certainly too long.
         """
         state = state_of(http)
-        state.check_model(request.model)
+        state.served_name(request.model)
         ready, texts = state.serving()
         check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
         if request.truncate_prompt_tokens is None:
             check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
         return cls(state, ready, texts, request, tenant_of(http), arrival_s)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name as the reply repeats it."""
+        return self.state.served_name(self.request.model)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
         """Return one job per prompt and choice, ordered by prompt, then by choice.
@@ -77,7 +84,7 @@ class JobBuilder:
         """
         limits = [completion_limit(self.request, len(prompt.token_ids), self.ready) for prompt in prompts]
         seed = resolve_seed(self.state, self.request)
-        self._check_num_choices(len(prompts), grammar)
+        self._check_num_choices([len(prompt.token_ids) for prompt in prompts], grammar)
         check_experts(self.request, self.ready)
         slots = [
             _Slot(self.state.engine.new_request_id(), prompt, prompt_index, choice_index, limits[prompt_index])
@@ -87,12 +94,16 @@ class JobBuilder:
         heavy = len(slots) > INLINE_CHOICES or bool(self.request.bad_words)
         return await off_loop(lambda: self._jobs(slots, seed, grammar), heavy=heavy)
 
-    def _check_num_choices(self, num_prompts: int, grammar: CompiledGrammar | None) -> None:
+    def _check_num_choices(self, num_prompt_tokens: Sequence[int], grammar: CompiledGrammar | None) -> None:
+        num_prompts = len(num_prompt_tokens)
         num_choices = num_prompts * self.request.n
         limit = self.state.max_num_queued
         if num_choices > limit:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
+        if sum(num_prompt_tokens) * self.request.n > MAX_TOTAL_PROMPT_IDS:
+            message = f"The prompts of all choices may have at most {MAX_TOTAL_PROMPT_IDS} tokens together."
+            raise ApiError(message, param="n", code="integer_above_max_value")
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_TOTAL_GRAMMAR_CHARS:
             raise grammar_too_large(self.request, num_choices)
 
