@@ -12,6 +12,7 @@ from engine.engine import Engine
 from engine.grammars.mask_budget import MaskBudget
 from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
+from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
 from tests.simulator.exact import ExactRunner
 from tests.simulator.faults import Clock, Faults, FaultyPool
@@ -85,6 +86,7 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         kv_block_bytes=0,
         phase_seconds={},
         warnings=(),
+        checkpoint=CheckpointIdentity("simulated", "simulated"),
     )
     engine = Engine(config, loaded, clock=clock)
     engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, faults)
