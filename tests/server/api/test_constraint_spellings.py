@@ -10,6 +10,7 @@ from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from tests.support.fake_engine import FakeEngine
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +83,7 @@ NO_CONSTRAINT = {(COMPLETIONS, "text"), (CHAT, "text"), (MESSAGES, "text")}  # a
 @cache
 def texts() -> TextFrontend:
     """Return one frontend for all tests: each has its own compiler of grammars, which is costly to create."""
-    return TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults())
+    return TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults(), InlineSandbox())
 
 
 def state_of(engine: FakeEngine) -> ServerState:
