@@ -47,7 +47,7 @@ from server.sandbox.errors import SandboxError
 from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
-from server.settings.sources import hub_cache_dir
+from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError
 
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
@@ -64,7 +64,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
         raise StartError(NO_ASSERTIONS)
     open_standard_streams()
     try:
-        model_dir = locate_model(settings.model, hub_cache_dir())
+        model_dir = locate_model(settings.model, model_stores())
         listener = listen(settings.host, settings.port)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
