@@ -36,8 +36,8 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Engine to API: progress of loading."""
 
-    phase: str  # "weights", "kv cache", "warm-up"
-    loaded_bytes: int
+    phase: str  # "checksums", "weights", "kv cache", "warm-up", "CUDA graphs"
+    loaded_bytes: int  # numbers of graphs in the phase "CUDA graphs"
     total_bytes: int
 
 

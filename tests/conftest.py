@@ -14,6 +14,7 @@ SLOW = (
     "tests/engine/bench",
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
+    "tests/engine/execution/test_no_device_reads.py",
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",
     "tests/engine/test_parity.py",

@@ -84,7 +84,7 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if major < OLDEST_MAJOR:
         raise EngineConfigError(f"--backend triton: this GPU is sm_{major}{minor}, the kernels need sm_80 or newer")
     formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
-    ops = TritonOps(dtype, formats[config.quantization], config.deterministic)
+    ops = TritonOps(dtype, formats[config.quantization], config.deterministic, arch=10 * major + minor)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"
     return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}")

@@ -37,11 +37,11 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.loader import load_model
 from model.mixtral import Mixtral
-from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
+from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import packed_bytes
 from model.ops.native.ops import NativeOps
-from model.profile_step import run_profile_step
+from model.profile_step import run_profile_steps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -133,14 +133,20 @@ def _assemble(
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
-            lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
+            lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
+    if backend.name == "triton":
+        with explain_out_of_memory(config, "decode steps are captured", memory):
+            free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
+    if backend.name == "triton":
+        graphed = _captured(config, model, kv_pool, limits.max_model_len, on_progress)
+        model = model if config.enforce_eager else graphed
+    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
         limits = replace(limits, max_num_batched_tokens=measure_token_budget(config, model_config, runner, limits))
     return LoadedModel(
@@ -160,15 +166,32 @@ def _assemble(
     )
 
 
+def _captured(
+    config: EngineConfig, model: Mixtral, kv_pool: KvPool, max_model_len: int, on_progress: ProgressCallback
+) -> GraphedMixtral:
+    """Capture the decode steps of every size, or only compile their kernels if `enforce_eager`."""
+    recorder = EagerRecorder() if config.enforce_eager else CudaRecorder()
+    table_width = -(-max_model_len // config.block_size)
+    graphed = GraphedMixtral(model, kv_pool, recorder, config.max_num_seqs, table_width)
+    graphed.capture_all(lambda done, total: on_progress("CUDA graphs", done, total))
+    return graphed
+
+
+def _trial_graphs(
+    config: EngineConfig, model: Mixtral, kv_dtype: KvDtype, on_progress: ProgressCallback
+) -> GraphedMixtral:
+    """Capture all graphs over a KV pool of two blocks, to measure their memory before the real pool is sized."""
+    pool = KvPool(model.config, 2, config.block_size, kv_dtype, model.weights.embedding.device)
+    return _captured(config, model, pool, config.max_model_len or model.config.context_len, on_progress)
+
+
 def _make_runner(
     config: EngineConfig, model: Mixtral, backend: Backend, kv_pool: KvPool, max_model_len: int, device: torch.device
 ) -> ModelRunner:
-    """Create the runner of the network, with CUDA graphs on the triton backend."""
+    """Create the runner of the network."""
     experts = ExpertReporter(ExpertStats(model.config, device) if model.config.num_experts else None)
     requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, model.config.vocab_size, device)
     sampler = Sampler(backend.ops, requests, model.config.eos_token_ids)
-    if backend.name == "triton":
-        model = GraphedMixtral(model, kv_pool, CudaRecorder())
     return ModelRunner(model, kv_pool, requests, sampler, experts)
 
 
