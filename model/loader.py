@@ -1,26 +1,24 @@
 """Load a checkpoint: read its tensors one at a time and let the backend pack them.
 
-Tensors are read into allocated memory, not through a memory map: each byte is then in memory only once, and a file
-that shrinks while it is read raises an error instead of a bus fault. Shape letters as in model/mixtral.py.
+Shape letters as in model/mixtral.py.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from io import FileIO
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.headers import StoredTensor
-from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors, part_of
+from model.checkpoint.stored_tensor import StoredWeight
+from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
+from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights, Ops
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in safetensors files
+from model.ops.weights import BlockMatrix, Weight
+from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
 def load_model(
@@ -33,44 +31,19 @@ def load_model(
     *,
     check_values: bool = False,
 ) -> Mixtral:
-    """Load the checkpoint in directory `path` as a network with weights of `dtype` on `device`, packed by `ops`.
+    """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
-    Checks all headers against the config before it allocates the first weight. Then reads, converts and packs one
-    tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded, total), in
-    bytes of the files) after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are all zero.
-    Raises CheckpointError.
+    Weights in blocks that `ops` multiplies stay in them.
+
+    Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
+    `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
+    total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
+    all zero. Raises CheckpointError.
     """
-    stored = checked_tensors(path, config)
-    source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
+    stored = read_stored_weights(path, config)
+    in_blocks = kept_in_blocks(stored, ops.block_formats)
+    source = TensorReader(stored, in_blocks, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
-
-
-def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """Read entries first .. first + count - 1 of a tensor's first axis into new memory; without `count`, to the end."""
-    dtype = DTYPES[tensor.dtype]
-    shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
-    entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    # In huge pages: page faults for every 4 KB would take longer than reading.
-    content = empty(shape[0] * entry_bytes, torch.uint8)
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.start + first * entry_bytes)
-            if not _fill(file, content.numpy().data):
-                raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
-    except OSError as error:
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
-    return content.view(dtype).view(shape)
-
-
-def _fill(file: FileIO, content: memoryview) -> bool:
-    """Read until `content` is full; return False if the file ends before that."""
-    done = 0
-    while done < len(content):
-        num_read = file.readinto(content[done:])
-        if not num_read:
-            return False
-        done += num_read
-    return True
 
 
 class TensorReader:
@@ -78,7 +51,8 @@ class TensorReader:
 
     def __init__(
         self,
-        stored: dict[str, StoredTensor],
+        stored: Mapping[str, StoredWeight],
+        in_blocks: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
@@ -86,12 +60,15 @@ class TensorReader:
         check_values: bool,
     ) -> None:
         self._stored = stored
+        self._in_blocks = in_blocks
         self._check_values = check_values
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
         self._total_bytes = sum(tensor.num_bytes for tensor in stored.values())
+        if HEAD in in_blocks and HEAD not in stored:
+            self._total_bytes += stored[EMBEDDING].num_bytes  # read again, as the head
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -100,21 +77,40 @@ class TensorReader:
         """Read a whole tensor."""
         return self._read(name, 0, self._stored[name].shape[0])
 
+    def read_matrix(self, name: str) -> Weight:
+        """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
+        return self._read_blocks(name) if name in self._in_blocks else self.read(name)
+
+    def read_head(self, embedding: Tensor) -> Weight:
+        """Read the output head. A stored one takes precedence over tying, as in transformers."""
+        return self.read_matrix(HEAD) if HEAD in self._stored or HEAD in self._in_blocks else embedding
+
     def read_entry(self, name: str, index: int) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
         return self._read(name, index, 1)[0]
 
     def _read(self, name: str, first: int, count: int) -> Tensor:
         tensor = self._stored[name]
-        weight = read_tensor(tensor, first, count).to(self._device, self._dtype)
+        weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
-        self._loaded_bytes += tensor.num_bytes * count // tensor.shape[0]
-        self._on_progress(self._loaded_bytes, self._total_bytes)
+        self._count(tensor.num_bytes * count // tensor.shape[0])
         return weight
 
+    def _read_blocks(self, name: str) -> BlockMatrix:
+        tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        matrix = read_block_matrix(tensor)
+        if self._check_values:
+            _check_numbers(tensor, decode_matrix(matrix, self._dtype))
+        self._count(tensor.num_bytes)
+        return matrix
 
-def _check_numbers(tensor: StoredTensor, weight: Tensor) -> None:
+    def _count(self, num_bytes: int) -> None:
+        self._loaded_bytes += num_bytes
+        self._on_progress(self._loaded_bytes, self._total_bytes)
+
+
+def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
     """Check the converted weights: a float32 number beyond the range of bfloat16 is rejected as well."""
     if not bool(weight.isfinite().all()):
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} contains NaN or Inf")
@@ -126,18 +122,15 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
-    # A stored head takes precedence over tying, as in transformers.
-    head = source.read(HEAD) if HEAD in source else embedding
-    return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
+    return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
-    qkv = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
     return LayerWeights(
         attention_norm=source.read(prefix + "input_layernorm.weight"),
-        qkv=ops.pack_linear(qkv),
-        output=ops.pack_linear(source.read(attention + "o_proj.weight")),
+        qkv=ops.pack_linear(*(source.read_matrix(f"{attention}{name}_proj.weight") for name in "qkv")),
+        output=ops.pack_linear(source.read_matrix(attention + "o_proj.weight")),
         ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),
     )
@@ -145,7 +138,7 @@ def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> 
 
 def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> object:
     if not config.num_experts:
-        gate, up, down = (source.read(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+        gate, up, down = (source.read_matrix(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
         return ops.pack_ffn(FfnWeights(w1=gate, w3=up, w2=down))
     if prefix + FUSED_W13 in source:
         return ops.pack_moe(source.read(prefix + "mlp.gate.weight"), _fused_experts(config, source, prefix))
@@ -156,7 +149,7 @@ def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: s
 def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     """Yield one expert at a time. No name is bound to a matrix, which would keep it alive while the next is read."""
     for expert in range(config.num_experts):
-        yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
+        yield FfnWeights(*(source.read_matrix(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 
 
 def _fused_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:

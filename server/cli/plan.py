@@ -12,12 +12,13 @@ from msgspec.structs import replace
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.capacity.sizing import BLOCKS
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, hub_cache_dir, load_settings, parse_size_flag
+from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag
 
 
 class PlanError(Exception):
@@ -59,7 +60,8 @@ class PlanReport:
         weights = ["--dtype", plan.dtype]
         if plan.config.quantization != "none":
             weights += ["--quantization", plan.config.quantization]
-        return ["smoe", "serve", *named, *weights, *length, *size]
+        theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
+        return ["smoe", "serve", *named, *theta, *weights, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -82,7 +84,7 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     """Plan `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     try:
-        config = engine_config(settings, locate_model(settings.model, hub_cache_dir()))
+        config = engine_config(settings, locate_model(settings.model, model_stores()))
         plan = plan_memory(config, memory_bytes)
         fitting = next((candidate for candidate in (plan, *_smaller(plan)) if candidate.limits), None)
     except (ModelNotFoundError, EngineConfigError) as error:
@@ -93,7 +95,7 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
 def add_manifest(settings: Settings) -> str:
     """Write the SHA-256 sums of the checkpoint's files and return a line with their place. Raises PlanError."""
     try:
-        path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, hub_cache_dir()))
+        path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, model_stores()))
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return f"{path}: SHA-256 sums of {num_files} files"
@@ -165,16 +167,21 @@ def _heading(report: PlanReport) -> Iterator[str]:
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
     yield f"{model_id(report.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
-    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in WEIGHT_KINDS)
+    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
+
+
+def _kinds(plan: MemoryPlan) -> list[str]:
+    """Return the weight formats to show, each a column."""
+    return [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
 
 
 def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
     for part, count in plan.parameters.items():
-        sizes = [plan.part_bytes[kind][part] for kind in WEIGHT_KINDS]
+        sizes = [plan.part_bytes[kind][part] for kind in _kinds(plan)]
         if count or any(sizes):
             yield _parameter_line(plan, part, count, sizes)
-    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, WEIGHT_KINDS))
-    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, WEIGHT_KINDS))
+    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
+    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:

@@ -7,7 +7,7 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.errors import invalid_value, unsupported_parameter
 from server.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
-from server.schemas.tools import Tool
+from server.schemas.tools import Tool, ToolChoice
 from server.strict_json import JsonValue
 from server.structured_output.constraints import Constraint, constraint_of, schema_constraint, too_large
 from server.structured_output.grammar_checker import GrammarChecker
@@ -37,15 +37,15 @@ class ToolUse:
 
 def resolve_tool_use(request: ChatCompletionRequest) -> ToolUse | None:
     """Read `tools` and `tool_choice`; None if no tool may be called. Raises ApiError 400 for a contradiction."""
-    choice = request.tool_choice.type if request.tool_choice else "auto"
-    if not request.tools or choice == "none":
+    choice = request.tool_choice or ToolChoice(type="auto")
+    if not request.tools or choice.type == "none":
         return None
-    if request.continue_final_message:
+    if request.is_continued:
         message = "'continue_final_message' continues a text; it cannot be combined with 'tools'."
         raise invalid_value(message, "continue_final_message")
-    named = request.tool_choice.function if request.tool_choice else None
-    names = frozenset([named.name] if named else [tool.function.name for tool in request.tools])
-    return ToolUse(tuple(request.tools), names, choice != "auto", request.parallel_tool_calls)
+    named = choice.names
+    names = frozenset([tool.function.name for tool in request.tools] if named is None else named)
+    return ToolUse(tuple(request.tools), names, choice.must_call, request.parallel_tool_calls)
 
 
 def auto_tool_use(tools: Sequence[Tool]) -> ToolUse | None:
@@ -64,21 +64,24 @@ def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
         raise unsupported_parameter("tool_choice", message)
 
 
-async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:
+async def unsupported_schema_keywords(
+    use: ToolUse, checker: GrammarChecker, num_chars: int, tenant: int = 0
+) -> dict[int, list[str]]:
     """Find schema keywords that no grammar can express, in the callable tools that are not `strict`.
 
     In OpenAI's API the arguments of a `strict` tool follow its schema, so an unsupported schema is refused. Any other
     tool's schema is a description: it is followed as far as a grammar can, and the rest is reported to the client.
 
-    `num_chars`: of all tools together. Returns the keywords as paths into the request, by the tool's index. Raises
-    ApiError 400 for a schema that is too large, 429 if too many grammars wait for their check.
+    `num_chars`: of all tools together. `tenant`: who pays for the checks. Returns the keywords as paths into the
+    request, by the tool's index. Raises ApiError 400 for a schema that is too large, 429 if too many grammars wait for
+    their check, 503 if a check's process was ended from outside.
     """
     tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
     budget = WorkBudget()
     constraints = await off_loop(
         lambda: [(i, _arguments_constraint(i, tool, budget)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
     )
-    found = {i: (constraint.param, await checker.unsupported_keywords(constraint)) for i, constraint in constraints}
+    found = {i: (c.param, await checker.unsupported_keywords(c, tenant)) for i, c in constraints}
     return {i: [f"{param}.{keyword}" for keyword in keywords] for i, (param, keywords) in found.items() if keywords}
 
 
@@ -92,7 +95,9 @@ def tool_constraints(
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:
-        raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
+        if request.response_format is None:
+            raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
+        answer = None  # a response format is that of a text, and the answer will have none
     budget = WorkBudget()
     of_arguments = [_arguments_constraint(i, tool, budget, is_lenient=i in lenient) for i, tool in use.callable_tools]
     rules = [

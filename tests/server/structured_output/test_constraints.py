@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
+from engine.token_constraints import token_constraints
 from engine.types import Request
 from tests.support.fake_engine import EOS, FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
@@ -149,7 +150,7 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, 
     (structured(regex="(?<=a)"), "structured_outputs.regex", "invalid_value", "looking ahead"),
     (structured(regex="a" * 100_000), "structured_outputs.regex", "string_above_max_length", ""),
     (structured(regex=""), "structured_outputs.regex", "empty_string", ""),
-    (structured(grammar="root ::= x"), "structured_outputs.grammar", "invalid_value", "not valid"),
+    (structured(grammar="root ::= x"), "structured_outputs.grammar", "invalid_value", "GBNF"),
     (structured(grammar="start: b"), "structured_outputs.grammar", "invalid_value", "not valid"),
     (structured(choice=[]), "structured_outputs.choice", "empty_array", ""),
     (structured(choice=[""]), "structured_outputs.choice[0]", "empty_string", ""),
@@ -170,7 +171,7 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, 
         "missing_required_parameter",
         "",
     ),
-    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unknown_parameter", ""),
+    ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", "invalid_value", ""),
     ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", ""),
     (
         {"response_format": {"type": "json_object"}, **structured(regex="a")},
@@ -254,7 +255,8 @@ async def test_an_allowed_end_token_and_a_format_can_be_combined() -> None:
     request = await submitted(
         "/v1/completions", {**COMPLETIONS, **structured(regex="a"), "allowed_token_ids": [EOS, 9]}
     )
-    assert request.grammar is not None and request.params.allowed_token_ids == (EOS, 9)
+    assert request.grammar is not None
+    assert request.params.constraints == token_constraints(allowed_token_ids=[EOS, 9])
 
 
 async def test_the_verdict_on_a_grammar_does_not_depend_on_earlier_requests() -> None:
