@@ -17,6 +17,7 @@ from engine.execution.sampler import Sampler
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step_plan import Chunk, StepPlan
+from engine.token_constraints import token_constraints
 from engine.types import Request, SamplingParams
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
@@ -29,10 +30,10 @@ CONFIG = replace(Heads(4, 2, 16).config, dim=64, hidden_dim=96, num_layers=2, nu
 PARAMS = {
     "plain": SamplingParams(temperature=0.0),
     "sampled": SamplingParams(temperature=1.0, top_p=0.9, top_k=5, num_logprobs=3),
-    "biased": SamplingParams(logit_bias={3: 1.0, 5: -2.0}),
-    "bad words": SamplingParams(bad_words=((4,), (1, 2))),
+    "biased": SamplingParams(constraints=token_constraints(logit_bias={3: 1.0, 5: -2.0})),
+    "bad words": SamplingParams(constraints=token_constraints(bad_words=((4,), (1, 2)))),
     "min tokens": SamplingParams(min_tokens=3, stop_token_ids=(7,)),
-    "allowed": SamplingParams(allowed_token_ids=(1, 2, 3)),
+    "allowed": SamplingParams(constraints=token_constraints(allowed_token_ids=(1, 2, 3))),
     "penalties": SamplingParams(repetition_penalty=1.2, presence_penalty=0.5),
     "prompt logprobs": SamplingParams(prompt_logprobs=True, num_logprobs=2),
 }
