@@ -19,6 +19,7 @@ SLOW = (
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",
+    "tests/model/ops/native/test_block_formats.py",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
