@@ -46,6 +46,11 @@ class GrammarCompiler:
         """Raise GrammarError if the grammar is invalid, unsatisfiable or too expensive."""
         self.matcher(grammar).bitmask((), 0)
 
+    def warm_up(self) -> None:
+        """Build what all matchers share now, instead of for the first of them."""
+        if self._eos_token_ids:
+            _ = self._tokenizer
+
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
         """Built on first use, because 32,000 tokens take about 0.1 s."""

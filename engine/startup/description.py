@@ -44,8 +44,10 @@ def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
     """
     window = "none" if loaded.config.window is None else loaded.config.window
     k = "" if config.experts_per_token is None else f"-k-{config.experts_per_token}"
+    theta = "" if config.rope_theta is None else f"-theta-{config.rope_theta:g}"
     weights = loaded.checkpoint.contents[:NUM_DIGITS]
-    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-window-{window}{k}-weights-{weights}"
+    network = f"window-{window}{k}{theta}-weights-{weights}"
+    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-{network}"
 
 
 def _dtype_name(loaded: LoadedModel) -> str:

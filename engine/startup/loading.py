@@ -27,11 +27,10 @@ from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.startup.token_budget import measure_token_budget
-from model.checkpoint.config_file import load_config
+from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
-from model.checkpoint.tensor_names import checked_tensors
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -76,11 +75,13 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
 
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
-    model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
+    model_config, warnings = read_config(
+        Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
+    )
     if config.verify:
         verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
-    stored = checked_tensors(Path(config.model), model_config)
+    stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     memory = memory_of(device)

@@ -54,7 +54,7 @@ class Generation:
         `constraints`: those that the request's tools imply. Raises ApiError 400 for a request that cannot be followed,
         429 while too many grammars are compiled.
         """
-        grammar = await builder.texts.grammars.compile(builder.request, constraints)
+        grammar = await builder.texts.grammars.compile(builder.request, constraints, builder.tenant)
         return cls(builder.state, await builder.build(prompts, grammar), http_id, builder.request.user)
 
     @property

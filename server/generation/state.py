@@ -19,6 +19,7 @@ from server.generation.sampling_params import GenerationDefaults
 from server.observability.access_log import AccessLog
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.sandbox.pool import Sandbox
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
 
@@ -50,11 +51,12 @@ class TextFrontend:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     defaults: GenerationDefaults
+    sandbox: Sandbox  # where untrusted or long work on texts runs
 
     @cached_property
     def grammars(self) -> GrammarChecker:
-        """Checker of grammars, created on first use because it holds a copy of the vocabulary."""
-        return GrammarChecker(self.tokenizer)
+        """Checker of grammars."""
+        return GrammarChecker(self.tokenizer, self.sandbox)
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.child_processes import engine_pid_of
+
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
 METRICS_AGE_S = 1.1
 MODEL = "smoe-demo"
@@ -61,9 +63,8 @@ class RunningServer:
 
     @property
     def engine_pid(self) -> int:
-        """Process id of the engine, the server's only child."""
-        [pid] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(pid)
+        """Process id of the engine."""
+        return engine_pid_of(self.process.pid)
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from server.observability.metrics import Metrics
 from server.settings.sources import load_settings
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.mistral_tokenizers import v1_tokenizer
 from tests.support.tls import CERTIFICATE, KEY
 
@@ -61,7 +62,7 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
         max_num_queued=max_num_queued,
         version="0",
         created_s=1,
-        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
+        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults(), InlineSandbox()),
     )
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.gguf.file import read_file
 from model.checkpoint.headers import read_headers
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import MANIFEST_NAME, write_manifest
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.gguf_files import GgufShape, write_gguf
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -84,3 +86,14 @@ def test_a_file_that_is_gone_is_named(checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=WEIGHTS):
         identify(tensors)
+
+
+def test_a_gguf_file_is_identified_by_the_sums_beside_it(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_gguf(tmp_path / name / "a.gguf", GgufShape())
+    one, two = (read_file(tmp_path / name / "a.gguf").tensors.values() for name in ("one", "two"))
+    assert identify(one).contents != identify(two).contents
+    for name in ("one", "two"):
+        write_manifest(tmp_path / name / "a.gguf")
+    assert identify(one).contents == identify(two).contents and identify(one).files != identify(two).files

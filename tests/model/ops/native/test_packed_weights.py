@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.headers import StoredTensor
+from model.checkpoint.stored_tensor import StoredTensor
 from model.checkpoint.weight_sizes import weight_bytes
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import NativeExperts
