@@ -3,7 +3,7 @@
 Shape letters as in model/mixtral.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.kept_blocks import kept_in_blocks
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
-from model.stored_weights import read_weight
+from model.ops.weights import BlockMatrix, Weight
+from model.stored_weights import decoded, read_blocks, read_weight
 
 
 def load_model(
@@ -37,16 +39,21 @@ def load_model(
     all zero. Raises CheckpointError.
     """
     stored = read_stored_weights(path, config)
-    source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
+    kept = kept_in_blocks(stored, ops.block_formats)
+    source = TensorReader(stored, kept, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
 
 
 class TensorReader:
-    """Reader of checked tensors by name; converts them to dtype and device and reports progress."""
+    """Reader of checked tensors by name; converts them to dtype and device and reports progress.
+
+    Matrices whose names are in `kept` stay in the blocks of their file.
+    """
 
     def __init__(
         self,
         stored: Mapping[str, StoredWeight],
+        kept: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
@@ -54,6 +61,7 @@ class TensorReader:
         check_values: bool,
     ) -> None:
         self._stored = stored
+        self._kept = kept
         self._check_values = check_values
         self._dtype = dtype
         self._device = device
@@ -68,6 +76,18 @@ class TensorReader:
         """Read a whole tensor."""
         return self._read(name, 0, self._stored[name].shape[0])
 
+    def read_matrix(self, name: str) -> Weight:
+        """Read a matrix that the backend packs, in blocks or converted."""
+        if name not in self._kept:
+            return self.read(name)
+        matrix = self._read_blocks(self._stored[name])
+        self._advance(self._stored[name].num_bytes)
+        return matrix
+
+    def tied_head(self, embedding: Tensor) -> Weight:
+        """Return the embedding as the head: its blocks, which are read again, or the converted tensor."""
+        return self._read_blocks(self._stored[EMBEDDING]) if HEAD in self._kept else embedding
+
     def read_entry(self, name: str, index: int) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
         return self._read(name, index, 1)[0]
@@ -77,9 +97,18 @@ class TensorReader:
         weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
-        self._loaded_bytes += tensor.num_bytes * count // tensor.shape[0]
-        self._on_progress(self._loaded_bytes, self._total_bytes)
+        self._advance(tensor.num_bytes * count // tensor.shape[0])
         return weight
+
+    def _read_blocks(self, tensor: StoredWeight) -> BlockMatrix:
+        matrix = read_blocks(tensor)
+        if self._check_values:
+            _check_numbers(tensor, decoded(matrix, self._dtype))
+        return matrix
+
+    def _advance(self, num_bytes: int) -> None:
+        self._loaded_bytes += num_bytes
+        self._on_progress(self._loaded_bytes, self._total_bytes)
 
 
 def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
@@ -95,7 +124,7 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
     # A stored head takes precedence over tying, as in transformers.
-    head = source.read(HEAD) if HEAD in source else embedding
+    head = source.read_matrix(HEAD) if HEAD in source else source.tied_head(embedding)
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
 
 
@@ -103,8 +132,8 @@ def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> 
     attention = prefix + "self_attn."
     return LayerWeights(
         attention_norm=source.read(prefix + "input_layernorm.weight"),
-        qkv=ops.pack_linear(*(source.read(f"{attention}{name}_proj.weight") for name in "qkv")),
-        output=ops.pack_linear(source.read(attention + "o_proj.weight")),
+        qkv=ops.pack_linear(*(source.read_matrix(f"{attention}{name}_proj.weight") for name in "qkv")),
+        output=ops.pack_linear(source.read_matrix(attention + "o_proj.weight")),
         ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),
     )
@@ -112,7 +141,7 @@ def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> 
 
 def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> object:
     if not config.num_experts:
-        gate, up, down = (source.read(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+        gate, up, down = (source.read_matrix(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
         return ops.pack_ffn(FfnWeights(w1=gate, w3=up, w2=down))
     if prefix + FUSED_W13 in source:
         return ops.pack_moe(source.read(prefix + "mlp.gate.weight"), _fused_experts(config, source, prefix))
@@ -123,7 +152,7 @@ def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: s
 def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     """Yield one expert at a time. No name is bound to a matrix, which would keep it alive while the next is read."""
     for expert in range(config.num_experts):
-        yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
+        yield FfnWeights(*(source.read_matrix(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 
 
 def _fused_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:

@@ -18,6 +18,7 @@ from model.checkpoint.gguf.block_decoders import decode_blocks
 from model.checkpoint.gguf.block_types import BY_NAME
 from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.ops.huge_pages import empty
+from model.ops.weights import BlockMatrix
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
 CHUNK_WEIGHTS = 1 << 15  # decoded at once: temporary arrays stay in the cache, and below the size that malloc maps anew
@@ -35,8 +36,22 @@ def read_weight(stored: StoredWeight, dtype: torch.dtype, first: int = 0, count:
     if stored.dtype in DTYPES:
         weight = content.view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
     else:
-        weight = _decoded(count, stored.shape[1], dtype, _block_rows(stored, content))
+        weight = _decoded(count, stored.shape[1], dtype, _block_rows(stored.dtype, stored.shape[1], content))
     return in_rotary_order(weight, stored.interleaved_heads) if stored.interleaved_heads else weight
+
+
+def read_blocks(stored: StoredWeight) -> BlockMatrix:
+    """Read a matrix in the blocks of its file, without decoding it. Raises CheckpointError."""
+    content = read_bytes(stored, 0, stored.shape[0])
+    rows = content.view(stored.shape[0], -1)  # [O, bytes of a row]
+    return BlockMatrix(
+        stored.dtype, in_rotary_order(rows, stored.interleaved_heads) if stored.interleaved_heads else rows
+    )
+
+
+def decoded(matrix: BlockMatrix, dtype: torch.dtype) -> Tensor:
+    """Decode a matrix [O, D] to `dtype`."""
+    return _decoded(*matrix.shape, dtype, _block_rows(matrix.format, matrix.shape[1], matrix.blocks))
 
 
 def read_bytes(tensor: StoredTensor, first: int, count: int) -> Tensor:
@@ -74,14 +89,14 @@ def _fill(file: FileIO, content: memoryview) -> bool:
     return True
 
 
-def _block_rows(tensor: StoredTensor, content: Tensor) -> DecodeRows:
+def _block_rows(type_name: str, num_inputs: int, content: Tensor) -> DecodeRows:
     """Return the decoder of the rows of a GGUF tensor, whose bytes are `content`."""
-    block_type, num_inputs = BY_NAME[tensor.dtype], tensor.shape[-1]
+    block_type = BY_NAME[type_name]
     rows = content.numpy().reshape(-1, num_inputs // block_type.block_len * block_type.block_bytes)
 
     def decode(first: int, last: int) -> NDArray[np.float32]:
         blocks = rows[first:last].reshape(-1, block_type.block_bytes)
-        return decode_blocks(tensor.dtype, blocks).reshape(-1, num_inputs)
+        return decode_blocks(type_name, blocks).reshape(-1, num_inputs)
 
     return decode
 

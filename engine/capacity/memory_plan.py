@@ -10,6 +10,7 @@ from engine.capacity.sizing import (
     bytes_for_longest,
     check_weights_fit,
     example_lengths,
+    keeps_blocks,
     kv_block_bytes,
     peak_blocks,
     requests_that_fit,
@@ -21,6 +22,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.kept_blocks import KEPT_BLOCK_BYTES, kept_in_blocks, name_of_blocks
 from model.checkpoint.tensor_names import parameters_by_part
 from model.checkpoint.weight_sizes import weight_bytes
 from model.config import ModelConfig
@@ -46,7 +48,8 @@ class MemoryPlan:
     config: EngineConfig
     stored_bytes: int  # of the weights, in the checkpoint's files
     parameters: dict[str, int]  # by part of the network
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and fp8, if served), then by part
+    weight_kind: str  # format of the weights: one of WEIGHT_KINDS, fp8, or the block formats of a file ("Q4_K+Q6_K")
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS and weight_kind, then by part
     memory_bytes: int  # for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # enough for one request of the longest context
@@ -62,11 +65,6 @@ class MemoryPlan:
     def active_parameters(self) -> int:
         """Parameters that compute one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
         return self.total_parameters - self._idle_share(self.parameters["experts"])
-
-    @property
-    def weight_kind(self) -> str:
-        """Format of most weights: one of WEIGHT_KINDS, or fp8."""
-        return self.dtype if self.config.quantization == "none" else self.config.quantization
 
     @property
     def weight_bytes(self) -> int:
@@ -125,12 +123,15 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    own_kind = dtype if config.quantization == "none" else config.quantization
-    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
+    kept = kept_in_blocks(stored, KEPT_BLOCK_BYTES) if keeps_blocks(config) else {}
+    own_kind = name_of_blocks(kept) or (dtype if config.quantization == "none" else config.quantization)
+    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in WEIGHT_KINDS}
+    part_bytes |= {own_kind: weight_bytes(stored, ELEMENT_BYTES[dtype], config.quantization, kept)}
     total_bytes = sum(part_bytes[own_kind].values())
     limits, unfit_reason = None, ""
     try:
-        limits = _limits(config, model, total_bytes, memory_bytes)
+        check_weights_fit(total_bytes, memory_bytes, own_kind)
+        limits = size_engine(config, model, memory_bytes - total_bytes, MAX_CPU_BUDGET)
     except EngineConfigError as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -138,6 +139,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         config=config,
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
+        weight_kind=own_kind,
         part_bytes=part_bytes,
         memory_bytes=memory_bytes,
         dtype=dtype,
@@ -151,12 +153,6 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
 def _element_format(kind: str, dtype: str) -> tuple[int, str]:
     """Return the bytes of an unquantized element and the quantization of `kind`, for weights served in `dtype`."""
     return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
-
-
-def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> EngineLimits:
-    check_weights_fit(total_bytes, memory_bytes, served_dtype(config, model), config.quantization)
-    free_bytes = memory_bytes - total_bytes
-    return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

@@ -55,10 +55,14 @@ def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return config.block_size * model.kv_bytes_per_token(served_kv_dtype(config, model))
 
 
-def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str, quantization: str) -> None:
+def keeps_blocks(config: EngineConfig) -> bool:
+    """Return whether weights in the quantized blocks of a GGUF file stay so, on a machine without a GPU."""
+    return config.quantization == "none" and config.backend in ("auto", "native") and config.device != "cuda"
+
+
+def check_weights_fit(weight_bytes: int, free_bytes: int, kind: str) -> None:
     """Raise EngineConfigError, before a weight is read, if the weights alone are too large."""
     if weight_bytes > free_bytes:
-        kind = dtype if quantization == "none" else quantization
         remedies = {
             "float32": "; --dtype bfloat16 halves them",
             "bfloat16": "; --quantization int8 halves them",

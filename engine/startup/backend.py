@@ -29,6 +29,7 @@ class Backend:
     ops: Ops
     name: str  # native, triton or reference
     numerics: str  # the name, and everything else in the backend that affects bits
+    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     warnings: tuple[str, ...] = ()
 
 
@@ -64,7 +65,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     if heartbeat is not None:
         ops.set_heartbeat(heartbeat.counter)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_suffix(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_suffix(config.quantization)}", config.quantization)
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -87,14 +88,14 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     ops = TritonOps(dtype, formats[config.quantization], config.deterministic)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"
-    return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}")
+    return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}", config.quantization)
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     numerics = f"reference-{device.type}{_suffix(config.quantization)}"
-    return Backend(ReferenceOps(_quantization(config)), "reference", numerics, warnings)
+    return Backend(ReferenceOps(_quantization(config)), "reference", numerics, config.quantization, warnings)
 
 
 def _quantization(config: EngineConfig) -> Quantization:

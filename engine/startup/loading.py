@@ -30,6 +30,7 @@ from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
+from model.checkpoint.kept_blocks import decoded_blocks, kept_in_blocks, name_of_blocks
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
@@ -63,6 +64,7 @@ class LoadedModel:
     device: torch.device
     backend: str  # native, triton or reference
     numerics: str  # everything in the backend that affects bits
+    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int
     kv_block_bytes: int
@@ -83,10 +85,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
-    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
-    memory = memory_of(device)
-    check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
     backend = choose_backend(config, device, dtype, heartbeat)
+    kept = kept_in_blocks(stored, backend.ops.block_formats)
+    backend = _with_formats(backend, config, kept, decoded_blocks(stored, kept))
+    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, kept).values())
+    memory = memory_of(device)
+    is_plain = backend.quantization == "none"
+    kind = served_dtype(config, model_config) if is_plain else backend.quantization
+    check_weights_fit(weight_bytes, memory.free_bytes(), kind)
     with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
@@ -103,6 +109,17 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
     return _assemble(config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress)
+
+
+def _with_formats(backend: Backend, config: EngineConfig, kept: dict[str, str], decoded: list[str]) -> Backend:
+    """Add to a backend's names the block formats of a file that it keeps, and a warning for those that it decodes."""
+    if kept:
+        name = name_of_blocks(kept)
+        backend = replace(backend, numerics=f"{backend.numerics}-{name}", quantization=name)
+    if decoded and config.quantization == "none":
+        warning = f"the {backend.name} backend has no kernels for {', '.join(decoded)} weights and decodes them at load"
+        backend = replace(backend, warnings=(*backend.warnings, warning))
+    return backend
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
@@ -170,6 +187,7 @@ def _assemble(
         device=device,
         backend=backend.name,
         numerics=backend.numerics,
+        quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config),

@@ -3,25 +3,39 @@
 import math
 from collections.abc import Mapping
 
+from model.checkpoint.gguf.block_types import BY_NAME
+from model.checkpoint.kept_blocks import KEPT_BLOCK_BYTES, QUANTIZED_PARTS
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, part_of
 
-QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
 GROUP = 32  # inputs that share an int4 scale
 
 
-def weight_bytes(stored: Mapping[str, StoredWeight], element_bytes: int, quantization: str) -> dict[str, int]:
+def weight_bytes(
+    stored: Mapping[str, StoredWeight], element_bytes: int, quantization: str, kept: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
 
-    A tied head takes 0 bytes without quantization. With it, the head is a quantized copy of the embedding.
+    `kept`: weights that stay in blocks (model/checkpoint/kept_blocks.py). A tied head takes 0 bytes unless it is
+    quantized: then it is a quantized copy of the embedding.
     """
+    kept = kept or {}
     sizes = dict.fromkeys(PARTS, 0)
     for name, tensor in stored.items():
         part = part_of(name)
-        sizes[part] += _tensor_bytes(tensor.shape, part, element_bytes, quantization)
-    if HEAD not in stored and quantization != "none":
+        if name in kept:
+            sizes[part] += _kept_bytes(tensor.shape, kept[name])
+        else:
+            sizes[part] += _tensor_bytes(tensor.shape, part, element_bytes, quantization)
+    if HEAD not in stored and HEAD in kept:
+        sizes["head"] = _kept_bytes(stored[EMBEDDING].shape, kept[HEAD])
+    elif HEAD not in stored and quantization != "none":
         sizes["head"] = _tensor_bytes(stored[EMBEDDING].shape, "head", element_bytes, quantization)
     return sizes
+
+
+def _kept_bytes(shape: tuple[int, ...], block_type: str) -> int:
+    return math.prod(shape) // BY_NAME[block_type].block_len * KEPT_BLOCK_BYTES[block_type]
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:

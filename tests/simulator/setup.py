@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
+from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
 from tests.simulator.exact import ExactRunner
 from tests.simulator.faults import Clock, Faults, FaultyPool
@@ -79,6 +80,8 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         device=torch.device("cpu"),
         backend="exact",
         numerics="exact",
+        quantization="none",
+        checkpoint=CheckpointIdentity("exact", "exact"),
         weight_bytes=0,
         kv_block_bytes=0,
         phase_seconds={},
