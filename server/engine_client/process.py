@@ -154,9 +154,8 @@ class _EngineProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._num_turn_bytes = 0  # read in this iteration of the event loop
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport  # uvloop's is no subclass of asyncio.Transport
 
     def data_received(self, chunk: bytes) -> None:
         """Decode and pass on messages. After MAX_TURN_BYTES other callbacks of the event loop get a turn: libuv would

@@ -1,5 +1,6 @@
 """Build the jobs of a valid request and its tokenized prompts: per choice, the engine's request and the text state."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ class _Slot:
     """The place of one choice among the choices of its request."""
 
     request_id: int
+    group: int  # request id of the first choice
     prompt: Prompt
     prompt_index: int
     choice_index: int
@@ -87,11 +89,9 @@ class JobBuilder:
         seed = resolve_seed(self.state, self.request)
         self._check_num_choices(len(prompts), grammar)
         check_experts(self.request, self.ready)
-        slots = [
-            _Slot(self.state.engine.new_request_id(), prompt, prompt_index, choice_index, limits[prompt_index])
-            for prompt_index, prompt in enumerate(prompts)
-            for choice_index in range(self.request.n)
-        ]
+        ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
+        places = itertools.product(range(len(prompts)), range(self.request.n))
+        slots = [_Slot(i, ids[0], prompts[p], p, choice, limits[p]) for i, (p, choice) in zip(ids, places, strict=True)]
         constraints = await self._constraints(len(slots))
         jobs: list[Job] = []
         for first in range(0, len(slots), JOBS_PER_TURN):
@@ -154,6 +154,7 @@ class JobBuilder:
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,
+            group=slot.group,
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,
             expert_usage=request.expert_usage and slot.choice_index == 0,  # a prompt counts once, whatever `n` is
