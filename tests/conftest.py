@@ -25,6 +25,7 @@ SLOW = (
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
+    "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",

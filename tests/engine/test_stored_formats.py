@@ -47,15 +47,28 @@ def save_hugging_face(path: Path, shape: GgufShape, weights: dict[str, NDArray[n
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantization": "int4"}], ids=str
+    "settings",
+    [
+        {"backend": "reference"},
+        {"backend": "reference", "dtype": "bfloat16"},
+        {"dtype": "bfloat16", "quantization": "int4"},
+    ],
+    ids=str,
 )
-def test_gguf_files_give_the_bits_of_their_decoded_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_gguf_files_that_are_decoded_give_the_bits_of_their_weights(settings: dict[str, Any], tmp_path: Path) -> None:
     merged, single = GgufShape(num_layers=2), GgufShape(num_layers=2, merged=False, tensors_per_part=9)
     weights = write_gguf(tmp_path / "merged.gguf", merged)
     write_gguf(tmp_path / "single.gguf", single)
     expected = answers(save_hugging_face(tmp_path / "hf", merged, weights), **settings)
     assert answers(tmp_path / "merged.gguf", **settings) == expected
     assert answers(next(tmp_path.glob("single-00001-of-*.gguf")), **settings) == expected
+
+
+def test_a_gguf_file_is_served_in_its_own_blocks(tmp_path: Path) -> None:
+    """The fingerprint and the size name them; the reference backend, which has no kernels for them, says so."""
+    write_gguf(tmp_path / "a.gguf", GgufShape())
+    kept, decoded = (LocalEngine(tmp_path / "a.gguf", **(SMALL | s)) for s in ({}, {"backend": "reference"}))
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-" in kept.fingerprint and "Q4_K" not in decoded.fingerprint
 
 
 def test_another_theta_gives_other_answers(tmp_path: Path) -> None:

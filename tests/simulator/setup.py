@@ -83,7 +83,6 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         backend="exact",
         numerics="exact",
         quantization="none",
-        checkpoint=CheckpointIdentity("exact", "exact"),
         weight_bytes=0,
         kv_block_bytes=0,
         phase_seconds={},

@@ -159,10 +159,10 @@ def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned
 
 
 def tensor_bytes(weights: object) -> int:
-    """Bytes of all tensors in a tree of dataclasses and lists."""
+    """Bytes of all tensors in a tree of dataclasses, lists and tuples."""
     if isinstance(weights, torch.Tensor):
         return weights.nbytes
-    if isinstance(weights, list):
+    if isinstance(weights, list | tuple):
         return sum(map(tensor_bytes, weights))
     return sum(tensor_bytes(getattr(weights, part.name)) for part in fields(weights)) if is_dataclass(weights) else 0
 
