@@ -11,14 +11,14 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.kept_blocks import kept_in_blocks
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
+from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
 from model.ops.weights import BlockMatrix, Weight
-from model.stored_weights import decoded, read_blocks, read_weight
+from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
 def load_model(
@@ -33,27 +33,26 @@ def load_model(
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
+    Weights in blocks that `ops` multiplies stay in them.
+
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
     total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
     all zero. Raises CheckpointError.
     """
     stored = read_stored_weights(path, config)
-    kept = kept_in_blocks(stored, ops.block_formats)
-    source = TensorReader(stored, kept, dtype, device, on_progress, check_values=check_values)
+    in_blocks = kept_in_blocks(stored, ops.block_formats)
+    source = TensorReader(stored, in_blocks, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
 
 
 class TensorReader:
-    """Reader of checked tensors by name; converts them to dtype and device and reports progress.
-
-    Matrices whose names are in `kept` stay in the blocks of their file.
-    """
+    """Reader of checked tensors by name; converts them to dtype and device and reports progress."""
 
     def __init__(
         self,
         stored: Mapping[str, StoredWeight],
-        kept: Collection[str],
+        in_blocks: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
@@ -61,13 +60,15 @@ class TensorReader:
         check_values: bool,
     ) -> None:
         self._stored = stored
-        self._kept = kept
+        self._in_blocks = in_blocks
         self._check_values = check_values
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
         self._total_bytes = sum(tensor.num_bytes for tensor in stored.values())
+        if HEAD in in_blocks and HEAD not in stored:
+            self._total_bytes += stored[EMBEDDING].num_bytes  # read again, as the head
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -77,16 +78,12 @@ class TensorReader:
         return self._read(name, 0, self._stored[name].shape[0])
 
     def read_matrix(self, name: str) -> Weight:
-        """Read a matrix that the backend packs, in blocks or converted."""
-        if name not in self._kept:
-            return self.read(name)
-        matrix = self._read_blocks(self._stored[name])
-        self._advance(self._stored[name].num_bytes)
-        return matrix
+        """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
+        return self._read_blocks(name) if name in self._in_blocks else self.read(name)
 
-    def tied_head(self, embedding: Tensor) -> Weight:
-        """Return the embedding as the head: its blocks, which are read again, or the converted tensor."""
-        return self._read_blocks(self._stored[EMBEDDING]) if HEAD in self._kept else embedding
+    def read_head(self, embedding: Tensor) -> Weight:
+        """Read the output head. A stored one takes precedence over tying, as in transformers."""
+        return self.read_matrix(HEAD) if HEAD in self._stored or HEAD in self._in_blocks else embedding
 
     def read_entry(self, name: str, index: int) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
@@ -97,16 +94,18 @@ class TensorReader:
         weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
-        self._advance(tensor.num_bytes * count // tensor.shape[0])
+        self._count(tensor.num_bytes * count // tensor.shape[0])
         return weight
 
-    def _read_blocks(self, tensor: StoredWeight) -> BlockMatrix:
-        matrix = read_blocks(tensor)
+    def _read_blocks(self, name: str) -> BlockMatrix:
+        tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        matrix = read_block_matrix(tensor)
         if self._check_values:
-            _check_numbers(tensor, decoded(matrix, self._dtype))
+            _check_numbers(tensor, decode_matrix(matrix, self._dtype))
+        self._count(tensor.num_bytes)
         return matrix
 
-    def _advance(self, num_bytes: int) -> None:
+    def _count(self, num_bytes: int) -> None:
         self._loaded_bytes += num_bytes
         self._on_progress(self._loaded_bytes, self._total_bytes)
 
@@ -123,9 +122,7 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
-    # A stored head takes precedence over tying, as in transformers.
-    head = source.read_matrix(HEAD) if HEAD in source else source.tied_head(embedding)
-    return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
+    return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:

@@ -1,30 +1,31 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.capacity.sizing import (
+    BLOCKS,
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     EngineLimits,
     bytes_for_longest,
     check_weights_fit,
     example_lengths,
-    keeps_blocks,
     kv_block_bytes,
     peak_blocks,
     requests_that_fit,
     served_dtype,
     served_kv_dtype,
     size_engine,
+    weight_kind,
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.kept_blocks import KEPT_BLOCK_BYTES, kept_in_blocks, name_of_blocks
 from model.checkpoint.tensor_names import parameters_by_part
-from model.checkpoint.weight_sizes import weight_bytes
+from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 
@@ -48,8 +49,8 @@ class MemoryPlan:
     config: EngineConfig
     stored_bytes: int  # of the weights, in the checkpoint's files
     parameters: dict[str, int]  # by part of the network
-    weight_kind: str  # format of the weights: one of WEIGHT_KINDS, fp8, or the block formats of a file ("Q4_K+Q6_K")
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS and weight_kind, then by part
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part
+    weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
     memory_bytes: int  # for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # enough for one request of the longest context
@@ -123,15 +124,13 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    kept = kept_in_blocks(stored, KEPT_BLOCK_BYTES) if keeps_blocks(config) else {}
-    own_kind = name_of_blocks(kept) or (dtype if config.quantization == "none" else config.quantization)
-    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in WEIGHT_KINDS}
-    part_bytes |= {own_kind: weight_bytes(stored, ELEMENT_BYTES[dtype], config.quantization, kept)}
+    in_blocks = _is_native(config) and bool(kept_in_blocks(stored, PACKED_BLOCKS))
+    own_kind = weight_kind(config, model, is_in_blocks=in_blocks)
+    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
     total_bytes = sum(part_bytes[own_kind].values())
     limits, unfit_reason = None, ""
     try:
-        check_weights_fit(total_bytes, memory_bytes, own_kind)
-        limits = size_engine(config, model, memory_bytes - total_bytes, MAX_CPU_BUDGET)
+        limits = _limits(config, model, total_bytes, own_kind, memory_bytes)
     except EngineConfigError as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -139,8 +138,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         config=config,
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
-        weight_kind=own_kind,
         part_bytes=part_bytes,
+        weight_kind=own_kind,
         memory_bytes=memory_bytes,
         dtype=dtype,
         needed_bytes=total_bytes + _kv_need(config, model),
@@ -150,9 +149,22 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     )
 
 
-def _element_format(kind: str, dtype: str) -> tuple[int, str]:
-    """Return the bytes of an unquantized element and the quantization of `kind`, for weights served in `dtype`."""
-    return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
+def _is_native(config: EngineConfig) -> bool:
+    """Return whether the plan is for the native backend, which multiplies GGUF blocks."""
+    return config.device != "cuda" and config.backend in ("auto", "native")
+
+
+def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
+    """Return the arguments of weight_bytes for the weight format `kind`, with the other parts in `dtype`."""
+    if kind == BLOCKS:
+        return ELEMENT_BYTES[dtype], "none", PACKED_BLOCKS
+    return (ELEMENT_BYTES[kind], "none", ()) if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind, ())
+
+
+def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
+    check_weights_fit(total_bytes, memory_bytes, kind)
+    free_bytes = memory_bytes - total_bytes
+    return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

@@ -1,6 +1,6 @@
 """Choice of the backend for a device: the user's choice, or the fastest available one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,10 @@ class Backend:
     numerics: str  # the name, and everything else in the backend that affects bits
     quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     warnings: tuple[str, ...] = ()
+
+    def with_blocks(self, formats: str) -> "Backend":
+        """Return the backend with weights in the block formats of a file, which its names then contain."""
+        return replace(self, numerics=f"{self.numerics}-{formats}", quantization=formats)
 
 
 def choose_backend(

@@ -16,6 +16,7 @@ from engine.capacity.sizing import (
     served_dtype,
     served_kv_dtype,
     size_engine,
+    weight_kind,
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -30,8 +31,8 @@ from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
-from model.checkpoint.kept_blocks import decoded_blocks, kept_in_blocks, name_of_blocks
 from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -86,13 +87,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
     backend = choose_backend(config, device, dtype, heartbeat)
-    kept = kept_in_blocks(stored, backend.ops.block_formats)
-    backend = _with_formats(backend, config, kept, decoded_blocks(stored, kept))
-    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, kept).values())
+    block_formats = backend.ops.block_formats
+    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
     memory = memory_of(device)
-    is_plain = backend.quantization == "none"
-    kind = served_dtype(config, model_config) if is_plain else backend.quantization
-    check_weights_fit(weight_bytes, memory.free_bytes(), kind)
+    kept = kept_in_blocks(stored, block_formats)
+    check_weights_fit(weight_bytes, memory.free_bytes(), weight_kind(config, model_config, is_in_blocks=bool(kept)))
+    if kept:
+        backend = backend.with_blocks(name_of_blocks(stored, kept))
+    warnings += decoding_warnings(stored, config.quantization, block_formats)
     with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
@@ -109,17 +111,6 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
     return _assemble(config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress)
-
-
-def _with_formats(backend: Backend, config: EngineConfig, kept: dict[str, str], decoded: list[str]) -> Backend:
-    """Add to a backend's names the block formats of a file that it keeps, and a warning for those that it decodes."""
-    if kept:
-        name = name_of_blocks(kept)
-        backend = replace(backend, numerics=f"{backend.numerics}-{name}", quantization=name)
-    if decoded and config.quantization == "none":
-        warning = f"the {backend.name} backend has no kernels for {', '.join(decoded)} weights and decodes them at load"
-        backend = replace(backend, warnings=(*backend.warnings, warning))
-    return backend
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.capacity.sizing import BLOCKS
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
 from server.model_location import ModelNotFoundError, locate_model, model_id
@@ -121,7 +122,6 @@ def to_json(report: PlanReport) -> str:
         "active_parameters": plan.active_parameters,
         "parameters": plan.parameters,
         "dtype": plan.dtype,
-        "weight_kind": plan.weight_kind,
         "weight_bytes": plan.weight_bytes,
         "quantization": plan.config.quantization,
         "weight_bytes_float32": plan.total_bytes("float32"),
@@ -167,32 +167,26 @@ def _heading(report: PlanReport) -> Iterator[str]:
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
     yield f"{model_id(report.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
-    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>{_width(kind)}}" for kind in _kinds(report.plan))
+    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
 
 
-def _kinds(plan: MemoryPlan) -> tuple[str, ...]:
-    """Return the formats of weights that the table shows: the usual ones, and the plan's own."""
-    return WEIGHT_KINDS if plan.weight_kind in (*WEIGHT_KINDS, "fp8") else (*WEIGHT_KINDS, plan.weight_kind)
+def _kinds(plan: MemoryPlan) -> list[str]:
+    """Return the weight formats to show, each a column."""
+    return [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
 
 
 def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
-    kinds = _kinds(plan)
     for part, count in plan.parameters.items():
-        sizes = {kind: plan.part_bytes[kind][part] for kind in kinds}
-        if count or any(sizes.values()):
+        sizes = [plan.part_bytes[kind][part] for kind in _kinds(plan)]
+        if count or any(sizes):
             yield _parameter_line(plan, part, count, sizes)
-    yield _parameter_line(plan, "total", plan.total_parameters, {kind: plan.total_bytes(kind) for kind in kinds})
-    active = {kind: plan.active_bytes(kind) for kind in kinds}
-    yield _parameter_line(plan, "active per token", plan.active_parameters, active)
+    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
+    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
 
 
-def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Mapping[str, int]) -> str:
-    columns = "".join(f"{format_bytes(num_bytes):>{_width(kind)}}" for kind, num_bytes in sizes.items())
+def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:
+    columns = "".join(f"{format_bytes(num_bytes):>12}" for num_bytes in sizes)
     return f"{label:<18}{count:>18,}{count / plan.total_parameters:>9.1%}{columns}"
-
-
-def _width(kind: str) -> int:
-    return max(12, len(kind) + 2)
 
 
 def _memory_lines(plan: MemoryPlan) -> Iterator[str]:

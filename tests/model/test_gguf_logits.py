@@ -12,7 +12,6 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.kept_blocks import kept_in_blocks
 from model.checkpoint.weight_sizes import weight_bytes
 from model.kv_pool import KvPool
 from model.loader import load_model
@@ -80,7 +79,7 @@ def test_loaded_weights_take_the_bytes_that_headers_promise(shape: GgufShape, tm
     write_gguf(tmp_path / "a.gguf", shape)
     ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "a.gguf")
     stored = read_stored_weights(tmp_path / "a.gguf", config)
-    planned = sum(weight_bytes(stored, 2, "none", kept_in_blocks(stored, ops.block_formats)).values())
+    planned = sum(weight_bytes(stored, 2, "none", ops.block_formats).values())
     weights = _load(tmp_path / "a.gguf", ops, torch.bfloat16).weights
     gates = config.num_layers * config.num_experts * config.dim * 2  # in float32, planned in bfloat16
     head_padding = -config.vocab_size % 32 * (148 if shape.tied else 210)  # Q4_K or Q6_K: rows of the last panel
