@@ -32,7 +32,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
-from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks
+from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -65,6 +65,7 @@ class LoadedModel:
     device: torch.device
     backend: str  # native, triton or reference
     numerics: str  # everything in the backend that affects bits
+    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int
     kv_block_bytes: int
@@ -89,8 +90,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     block_formats = backend.ops.block_formats
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
     memory = memory_of(device)
-    kind = weight_kind(config, model_config, is_in_blocks=bool(kept_in_blocks(stored, block_formats)))
-    check_weights_fit(weight_bytes, memory.free_bytes(), kind)
+    kept = kept_in_blocks(stored, block_formats)
+    check_weights_fit(weight_bytes, memory.free_bytes(), weight_kind(config, model_config, is_in_blocks=bool(kept)))
+    if kept:
+        backend = backend.with_blocks(name_of_blocks(stored, kept))
     warnings += decoding_warnings(stored, config.quantization, block_formats)
     with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
@@ -181,6 +184,7 @@ def _assemble(
         device=device,
         backend=backend.name,
         numerics=backend.numerics,
+        quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config),
