@@ -104,6 +104,9 @@ def _torch(settings: Settings, report: dict[str, Any]) -> Check:
     gpus = ", ".join(report["gpus"]) or "no GPU"
     if settings.device == "cuda" and not report["gpus"]:
         return Check("torch", "fail", f"{report['torch_version']}; no GPU, but --device cuda needs one")
+    if report["launcher_error"] and settings.device != "cpu" and settings.backend in ("auto", "triton"):
+        remedy = "Debian: apt-get install gcc libc6-dev python3-dev"
+        return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report['launcher_error']}", remedy)
     return Check("torch", "ok", f"{report['torch_version']}; {gpus}")
 
 

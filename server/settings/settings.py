@@ -181,6 +181,9 @@ class Settings(BaseModel):
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
+    enforce_eager: bool = Field(
+        False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
+    )
 
     kv_cache_memory_bytes: Annotated[
         Bytes | None, DefaultText("half of the memory left after the weights; on a GPU most of it")

@@ -53,6 +53,13 @@ def test_progress_is_at_most_one_line_per_tenth_and_none_for_a_quick_start() -> 
     assert lines(0.001) == []
 
 
+def test_graphs_are_counted_and_have_no_bytes() -> None:
+    stream, now = io.StringIO(), iter(range(100))
+    report = StartupReport(stream, clock=lambda: float(next(now)))
+    report.progress(EngineStatus("loading", "CUDA graphs", 5, 10))
+    assert stream.getvalue() == "CUDA graphs 50%\n"
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**30, "1 GiB"), (93 * 2**30, "93 GiB")]
 )
