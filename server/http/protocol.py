@@ -23,6 +23,7 @@ from server.http.header_lines import limit_header_lines
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_HEAD_BYTES = 64 << 10
+BODY_BUFFER_BYTES = 16 << 10  # of a body that the app has not received yet; uvicorn would buffer 64 KiB
 HEAD_GRACE_S = 0.05  # after the head timeout, so that the loop can read what arrived in the meantime
 
 
@@ -68,6 +69,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self._is_read_deferred = False
         super().data_received(data)
+        if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:
+            self.flow.pause_reading()  # until the app receives
         self._update_head_timer()
         self._update_idle()
 

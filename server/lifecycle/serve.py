@@ -23,6 +23,9 @@ from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
 from server.event_loop import LagProbe
+from server.fairness.budgets import budgets, request_memory_bytes, shortage, summary
+from server.fairness.byte_budget import ByteBudget
+from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -108,14 +111,19 @@ class Server:
         )
         self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()
-        self._memory = None if limit_bytes is None else MemoryMonitor(limit_bytes)
+        num_tenants, memory_bytes = max(1, len(settings.api_keys)), request_memory_bytes(settings)
+        self._request_memory = RequestMemory(memory_bytes, num_tenants)
+        self._memory = None
+        if limit_bytes is not None:
+            self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
         self._state = ServerState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=max(1, len(settings.api_keys)),
+            num_tenants=num_tenants,
+            reply_memory=ByteBudget(memory_bytes, num_tenants),
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
@@ -203,6 +211,7 @@ class Server:
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
+            request_memory=self._request_memory,
             allowed_origins=settings.allowed_origins,
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
@@ -296,4 +305,14 @@ class Server:
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
         url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
         needs_key = bool(self._settings.api_keys)
-        return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)
+        lines = ready_lines(
+            ready,
+            budgets=summary(budgets(self._settings)),
+            url=url,
+            model_id=self._names[0],
+            needs_key=needs_key,
+            seconds=seconds,
+        )
+        model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+        too_little = shortage(budgets(self._settings), model_bytes, memory_limit_bytes())
+        return [f"WARNING: {too_little}", *lines] if too_little else lines

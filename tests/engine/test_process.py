@@ -166,7 +166,7 @@ class SlowCompiler:
     def __init__(self) -> None:
         self.started, self.may_finish = Event(), Event()
 
-    def matcher(self, grammar: str) -> object:
+    def build(self, grammar: str) -> object:
         self.started.set()
         assert self.may_finish.wait(TIMEOUT_S)
         return object()

@@ -70,11 +70,18 @@ def test_the_last_id_of_a_bad_word_is_forbidden_behind_the_others() -> None:
 
 @pytest.mark.parametrize("allowed", [None, (3, 4, 40)])
 def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed: tuple[int, ...] | None) -> None:
-    class OddTokens:
+    class Ready:
+        def prepare(self, token_ids: SequenceOf[int], start: int) -> bool:
+            return True
+
+        def wait(self, timeout_s: float) -> None:
+            pass
+
+    class OddTokens(Ready):
         def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
             return b"\xaa" * 12
 
-    class Broken:
+    class Broken(Ready):
         def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
             raise GrammarError
 

@@ -11,6 +11,12 @@ from engine.types import Request, SamplingParams
 
 
 class _AnyToken:
+    def prepare(self, token_ids: object, start: int) -> bool:
+        return True
+
+    def wait(self, timeout_s: float) -> None:
+        pass
+
     def bitmask(self, token_ids: object, start: int) -> bytes:
         return b""
 
