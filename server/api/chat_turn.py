@@ -53,7 +53,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     state, texts, http_id = builder.state, builder.texts, http.state.request_id
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
-    token_ids, repair_headers = await render_prompt(request, state, texts, use)
+    token_ids, repair_headers = await render_prompt(request, state, texts, builder.tenant, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
@@ -86,7 +86,7 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
 
 
 async def render_prompt(
-    conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None
+    conversation: Conversation, state: ServerState, texts: TextFrontend, tenant: int, use: ToolUse | None = None
 ) -> tuple[list[int], dict[str, str]]:
     """Return the conversation's token ids by the checkpoint's template, and the headers that name its repairs.
 
@@ -110,7 +110,7 @@ async def render_prompt(
         )
         return token_ids, repairs
 
-    token_ids, repairs = await off_loop(render, heavy=_num_chars(conversation) > INLINE_CHARS)
+    token_ids, repairs = await state.heavy_work.run(render, size=_num_chars(conversation), tenant=tenant)
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 
