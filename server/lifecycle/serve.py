@@ -44,6 +44,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
@@ -170,6 +171,8 @@ class Server:
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
+        if self._settings.watch_event_loop:
+            LoopWatch().start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
