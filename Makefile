@@ -23,6 +23,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
 NODE_CLIENTS := tests/e2e/clients/node
 NPM_INSTALL := npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
 empty :=
@@ -54,11 +55,11 @@ test-fast: $(INSTALLED_FAST)  ## the tests that are not slow, for use while you 
 
 test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 	$(NOTE)
-	$(PYTEST) $(ALL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) $(ARGS)
 
 test-full: $(INSTALLED_TEST)  ## every test at its full count
 	$(NOTE)
-	$(PYTEST) $(ALL) --scale 10 $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) --scale 10 $(ARGS)
 
 check: $(INSTALLED_LINT)  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -4,11 +4,11 @@ The backend computes on torch's meta device, which has shapes but no numbers. Th
 with the types of its arguments, specialized as Triton does. Each kernel is then compiled to machine code.
 """
 
+import contextlib
+import io
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class Compiled:
     shared_bytes: int
 
 
-def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
+def compile_for(launched: Launched, arch: int) -> Compiled:
     """Compile to machine code with Triton's own compiler and assembler."""
     source = ASTSource(
         launched.kernel,
@@ -107,31 +107,20 @@ def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
         attrs={(index,): [["tt.divisibility", 16]] for index in launched.divisible},
     )
     options = {"num_warps": launched.num_warps, "num_stages": launched.num_stages, "enable_fp_fusion": False}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spilled = _assemble(compiled.asm["ptx"], arch, scratch)
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spilled = _resources(log.getvalue(), arch)
     return Compiled(registers, spilled, compiled.metadata.shared)
 
 
-def _assemble(ptx: str, arch: int, scratch: Path) -> tuple[int, int]:
+def _resources(assembler_log: str, arch: int) -> tuple[int, int]:
     """Return registers per thread and spilled bytes, as ptxas reports them."""
-    file = scratch / "kernel.ptx"
-    file.write_text(ptx)
-    target = re.search(r"\.target (sm_\w+)", ptx)
-    assert target and target[1].startswith(f"sm_{arch}")
-    command = [f"--gpu-name={target[1]}", "--fmad=false", "-v", str(file), "-o", str(scratch / "kernel.cubin")]
-    reports = [
-        subprocess.run([ptxas, *command], capture_output=True, text=True, check=False) for ptxas in _assemblers()
-    ]
-    [report, *_] = [run.stderr for run in reports if run.returncode == 0]
-    [registers] = re.findall(r"Used (\d+) registers", report)
-    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", report)]
-    assert spills, report
+    assert re.search(rf"Compiling entry function '\w+' for 'sm_{arch}a?'", assembler_log), assembler_log
+    [registers] = re.findall(r"Used (\d+) registers", assembler_log)
+    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", assembler_log)]
+    assert spills, assembler_log
     return int(registers), sum(spills)
-
-
-def _assemblers() -> list[Path]:
-    """Return Triton's assemblers: one for each PTX generation, or one for all."""
-    return sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
 
 
 def kernels_of(module: Any) -> Iterator[str]:

@@ -1,10 +1,13 @@
 """Every kernel compiles for A100 and H100, as the backend launches it for Mixtral-8x7B; no GPU is needed."""
 
 import importlib
+import multiprocessing
+import os
 import pkgutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +21,20 @@ from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import FloatParam, IntParam, SamplingRows
 from tests.support.native_cases import Heads
-from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, LaunchRecorder, compile_for, kernels_of
+from tests.triton_compiled.recording import (
+    MAX_SHARED_BYTES,
+    Compiled,
+    Launched,
+    LaunchRecorder,
+    compile_for,
+    kernels_of,
+)
 
 META = torch.device("meta")
 CONFIG = replace(
     Heads(32, 8, 128).config, dim=4096, hidden_dim=14336, num_experts=8, experts_per_token=2, vocab_size=32000
 )
+ARCHS = (80, 90)  # A100, H100
 DECODES, CHUNKS = [(1, 1), (64, 64)], [(2048, 4)]  # rows, sequences
 
 
@@ -88,15 +99,28 @@ def launched() -> list[Launched]:
     return list(recorder.launched.values())
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[int, int], Future[Compiled]]]:
+    """Each launch compiled for each architecture, by (index of the launch, architecture); on several cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        indexes = range(len(launched()))  # recorded before the fork: kernels cannot be sent to a process
+        with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("fork")) as processes:
+            yield {(i, arch): processes.submit(_compile, i, arch) for arch in ARCHS for i in indexes}
+
+
+def _compile(index: int, arch: int) -> Compiled:
+    return compile_for(launched()[index], arch)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_compiles_without_spills_and_within_shared_memory(
-    arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arch: int, compiled: dict[tuple[int, int], Future[Compiled]]
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for launch in launched():
-        compiled = compile_for(launch, arch, tmp_path)
-        assert compiled.spill_bytes == 0, f"{launch} spills {compiled.spill_bytes} bytes"
-        assert compiled.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} needs {compiled.shared_bytes} bytes"
+    for index, launch in enumerate(launched()):
+        resources = compiled[index, arch].result()
+        assert resources.spill_bytes == 0, f"{launch} spills {resources.spill_bytes} bytes"
+        assert resources.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} needs {resources.shared_bytes} bytes"
 
 
 def test_no_kernel_is_left_out() -> None:
