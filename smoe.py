@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.description import fingerprint
+from engine.token_constraints import token_constraints
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
 from engine.types import SamplingParams as TokenSamplingParams
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -27,10 +30,23 @@ Prompt = str | Sequence[int]
 class SamplingParams(TokenSamplingParams, frozen=True):
     """Sampling and expert parameters of a completion."""
 
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids of each word; the last is excluded after the others
     experts_per_token: int | None = None  # None: the engine's default
     expert_mask: list[list[bool]] | None = None  # [layers][experts], False disables an expert; None: all enabled
     expert_usage: bool = False  # count the experts of prompt and completion positions
     expert_routing: bool = False  # return the expert ids of each completion position
+
+    def packed(self) -> "SamplingParams":
+        """Return a copy whose `constraints` are made of `logit_bias`, `allowed_token_ids` and `bad_words`.
+
+        Raises TypeError or OverflowError for a token id or bias that is no number of 32 bits.
+        """
+        constraints = token_constraints(
+            logit_bias=self.logit_bias, allowed_token_ids=self.allowed_token_ids, bad_words=self.bad_words
+        )
+        return msgspec.structs.replace(self, constraints=constraints)
 
 
 @dataclass
@@ -110,13 +126,13 @@ class LocalEngine:
         return completions
 
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
-        """Queue one request and return its id; step() computes it."""
+        """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises."""
         self._next_id += 1
         params = params or SamplingParams()
         request = Request(
             self._next_id,
             list(prompt_token_ids),
-            params,
+            params.packed(),
             priority,
             experts_per_token=params.experts_per_token,
             expert_mask=params.expert_mask,

@@ -10,7 +10,7 @@ SLOTS_PER_RESERVED = 8  # 1 of 8 running slots is reserved for tenants without a
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one engine. None: derived from the checkpoint or the machine."""
 
-    model: str  # directory of the checkpoint
+    model: str  # directory of the checkpoint, or GGUF file
     verify: bool = False  # check the files against SHA256SUMS, and all weights for NaN and Inf
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
@@ -31,6 +31,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival
     share_prefix_cache: bool = False  # several tenants find each other's blocks in the prefix cache
+    rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
     check_integrity: bool = False  # audit the block pool after every step (tests)

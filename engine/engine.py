@@ -9,6 +9,7 @@ from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
+from engine.grammars.mask_budget import MaskBudget
 from engine.grammars.matcher import GrammarCompiler
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
@@ -17,7 +18,7 @@ from engine.startup.loading import LoadedModel, ProgressCallback, load
 from engine.startup.token_budget import make_scheduler
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
-GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar; then new requests are received
+GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received
 
 NOT_QUEUED = "the engine failed while it queued this request"
 
@@ -48,6 +49,7 @@ class Engine:
         on_gpu = loaded.device.type != "cpu"
         is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
+        self._masks = MaskBudget()
         self._grammars = GrammarQueue(_compiler(vocabulary, loaded) if vocabulary else None)
 
     @classmethod
@@ -128,7 +130,10 @@ class Engine:
         freed_before = self.scheduler.block_manager.num_window_blocks_freed
         self._queue_compiled()
         expired = self.scheduler.expire(start)
+        self._masks.share_out(self.scheduler.requests.running)
         plan = self.scheduler.plan(start)
+        if not plan.chunks and not self._pipeline.in_flight:
+            self._masks.wait(GRAMMAR_WAIT_S)
         if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:
             self.on_prefill_start(starting)
         results = self._pipeline.advance(plan)

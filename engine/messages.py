@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import ExpertReport, Request, StepOutput, Vocabulary
+from engine.types import ExpertReport, Request, RequestOutput, StepOutput, TokenLogprobs, Vocabulary
 
 LENGTH = struct.Struct(">I")
 
@@ -61,10 +61,11 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dtype: str  # of activations, and of weights that are not quantized
     device: str
     backend: str
-    fingerprint: str  # names the numerics: equal fingerprints, equal bits where the backend promises them
+    fingerprint: str  # names numerics and weights: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
     quantization: str = "none"  # of the weights: none, int8, int4 or fp8
+    checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -79,6 +80,20 @@ class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
     is among the started requests and those whose grammar is being compiled."""
 
     request_ids: list[int]
+
+
+class PromptScores(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a StepPart or StepDone: the first `prompt_logprobs` of one of its outputs, which are too
+    many for a frame. The output has the rest."""
+
+    request_id: int
+    prompt_logprobs: list[TokenLogprobs]
+
+
+class StepPart(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a StepDone: outputs of the same step that are too large for its frame."""
+
+    outputs: list[RequestOutput]
 
 
 class StepDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -104,7 +119,7 @@ class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = Start | Add | Abort | ExpertsQuery
-FromEngine = Progress | Ready | Failed | PrefillStarted | StepDone | ExpertsReply
+FromEngine = Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply
 
 _encoder = msgspec.msgpack.Encoder()
 

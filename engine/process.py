@@ -35,15 +35,15 @@ from engine.messages import (
     PrefillStarted,
     Progress,
     Start,
-    StepDone,
     ToEngine,
     encode_frame,
 )
 from engine.startup.description import ready_message
+from engine.step_frames import step_messages
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 18  # read by one call of recv
 IDLE_S = 0.5  # interval of an idle engine's heartbeat; the first idle interval audits the block pool, once
 USER_ERROR, CRASH = 2, 1  # exit codes
 
@@ -67,16 +67,22 @@ class Channel:
             raise PeerClosedError from None
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
-        """Return the messages that have arrived; wait up to `timeout_s` if none has. Raises PeerClosedError."""
-        if not self._poll.poll(timeout_s * 1000):
-            return []
-        try:
-            chunk = self._connection.recv(RECEIVE_BYTES)
-        except OSError:
-            raise PeerClosedError from None
-        if not chunk:
-            raise PeerClosedError
-        return self._reader.feed(chunk)
+        """Return all messages that have arrived; wait up to `timeout_s` if none has. Raises PeerClosedError.
+
+        Reads until the socket is empty, so that an abort never waits behind requests of earlier steps. The server
+        bounds what can be there: the token ids of all waiting requests.
+        """
+        messages: list[ToEngine] = []
+        while self._poll.poll(0.0 if messages else timeout_s * 1000):
+            timeout_s = 0.0
+            try:
+                chunk = self._connection.recv(RECEIVE_BYTES)
+            except OSError:
+                raise PeerClosedError from None
+            if not chunk:
+                raise PeerClosedError
+            messages += self._reader.feed(chunk)
+        return messages
 
 
 class EngineProcess:
@@ -150,27 +156,31 @@ class EngineProcess:
         requests is left; only the compilation of a grammar may go on."""
         ended = self._ended_aborts(engine)
         self._aborted = [request_id for request_id in self._aborted if request_id not in ended]
-        self.channel.send(StepDone(step, ended))
+        for message in step_messages(step, ended):
+            self.channel.send(message)
 
     def _ended_aborts(self, engine: Engine) -> list[int]:
         return [request_id for request_id in self._aborted if not engine.is_compiling_aborted(request_id)]
 
     def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
-        """Carry out the messages; return True if there was one."""
-        arrived = False
+        """Carry out the messages, aborts first; return True if there was one."""
+        messages = list(messages)
+        aborts = [
+            request_id for message in messages if isinstance(message, Abort) for request_id in message.request_ids
+        ]
+        for request_id in aborts:
+            engine.abort(request_id)
+        self._aborted += aborts
+        aborted = frozenset(aborts)
         for message in messages:
-            arrived = True
             if isinstance(message, Add):
                 for request in message.requests:
-                    engine.add(request)
-            elif isinstance(message, Abort):
-                for request_id in message.request_ids:
-                    engine.abort(request_id)
-                self._aborted += message.request_ids
+                    if request.request_id not in aborted:  # else its abort came behind it
+                        engine.add(request)
             elif isinstance(message, ExpertsQuery):
                 report = engine.experts.reset() if message.reset else engine.experts.report(message.window_s)
                 self.channel.send(ExpertsReply(message.query_id, report))
-        return arrived
+        return bool(messages)
 
 
 def main() -> int:

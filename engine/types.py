@@ -1,4 +1,4 @@
-"""Requests into the engine and outputs out of it. Plain data, no behaviour.
+"""Requests into the engine and outputs out of it. Plain data.
 
 One request is one *choice*: a prompt with n = 3 arrives as three requests that differ in `choice_index`.
 """
@@ -6,6 +6,8 @@ One request is one *choice*: a prompt with n = 3 arrives as three requests that 
 from typing import Literal
 
 import msgspec
+
+from engine.token_constraints import NO_CONSTRAINTS, TokenConstraints
 
 FinishReason = Literal["stop", "length", "abort", "error", "queue_timeout", "timeout"]
 ExpertIds = list[int]  # ids of the k experts of one position in one layer, strongest first
@@ -26,9 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
-    allowed_token_ids: tuple[int, ...] | None = None  # None: all
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids of each word; the last is excluded after the others
+    constraints: TokenConstraints = NO_CONSTRAINTS  # biases, allowed tokens and bad words
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int = 0  # int64; the server draws one if the client sends none
@@ -54,7 +54,14 @@ class Request(msgspec.Struct, frozen=True):
     grammar: str | None = None  # llguidance's serialized grammar, with its option no_forcing
     deadline_s: float | None = None  # time.monotonic() at which the request ends, finished or not
     queue_deadline_s: float | None = None  # likewise, if no step has computed a part of it by then
+    group: int | None = None  # the same for all choices of one HTTP request; None: a request of one choice
     tenant: int = 0  # running slots are shared among tenants by the service they received
+
+
+def num_carried_ids(request: Request) -> int:
+    """Return the number of token ids that are sent to the engine for one choice: its prompt and its constraints."""
+    params = request.params
+    return len(request.prompt_token_ids) + params.constraints.num_ids + len(params.stop_token_ids)
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

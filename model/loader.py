@@ -1,26 +1,22 @@
 """Load a checkpoint: read its tensors one at a time and let the backend pack them.
 
-Tensors are read into allocated memory, not through a memory map: each byte is then in memory only once, and a file
-that shrinks while it is read raises an error instead of a bus fault. Shape letters as in model/mixtral.py.
+Shape letters as in model/mixtral.py.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from io import FileIO
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.headers import StoredTensor
-from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, checked_tensors, part_of
+from model.checkpoint.stored_tensor import StoredWeight
+from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights, Ops
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in safetensors files
+from model.stored_weights import read_weight
 
 
 def load_model(
@@ -33,44 +29,16 @@ def load_model(
     *,
     check_values: bool = False,
 ) -> Mixtral:
-    """Load the checkpoint in directory `path` as a network with weights of `dtype` on `device`, packed by `ops`.
+    """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
-    Checks all headers against the config before it allocates the first weight. Then reads, converts and packs one
-    tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded, total), in
-    bytes of the files) after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are all zero.
-    Raises CheckpointError.
+    Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
+    `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
+    total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
+    all zero. Raises CheckpointError.
     """
-    stored = checked_tensors(path, config)
+    stored = read_stored_weights(path, config)
     source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
-
-
-def read_tensor(tensor: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
-    """Read entries first .. first + count - 1 of a tensor's first axis into new memory; without `count`, to the end."""
-    dtype = DTYPES[tensor.dtype]
-    shape = (tensor.shape[0] - first if count is None else count, *tensor.shape[1:])
-    entry_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
-    # In huge pages: page faults for every 4 KB would take longer than reading.
-    content = empty(shape[0] * entry_bytes, torch.uint8)
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.start + first * entry_bytes)
-            if not _fill(file, content.numpy().data):
-                raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
-    except OSError as error:
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
-    return content.view(dtype).view(shape)
-
-
-def _fill(file: FileIO, content: memoryview) -> bool:
-    """Read until `content` is full; return False if the file ends before that."""
-    done = 0
-    while done < len(content):
-        num_read = file.readinto(content[done:])
-        if not num_read:
-            return False
-        done += num_read
-    return True
 
 
 class TensorReader:
@@ -78,7 +46,7 @@ class TensorReader:
 
     def __init__(
         self,
-        stored: dict[str, StoredTensor],
+        stored: Mapping[str, StoredWeight],
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
@@ -106,7 +74,7 @@ class TensorReader:
 
     def _read(self, name: str, first: int, count: int) -> Tensor:
         tensor = self._stored[name]
-        weight = read_tensor(tensor, first, count).to(self._device, self._dtype)
+        weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
         self._loaded_bytes += tensor.num_bytes * count // tensor.shape[0]
@@ -114,7 +82,7 @@ class TensorReader:
         return weight
 
 
-def _check_numbers(tensor: StoredTensor, weight: Tensor) -> None:
+def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
     """Check the converted weights: a float32 number beyond the range of bfloat16 is rejected as well."""
     if not bool(weight.isfinite().all()):
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} contains NaN or Inf")
@@ -133,10 +101,9 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
-    qkv = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
     return LayerWeights(
         attention_norm=source.read(prefix + "input_layernorm.weight"),
-        qkv=ops.pack_linear(qkv),
+        qkv=ops.pack_linear(*(source.read(f"{attention}{name}_proj.weight") for name in "qkv")),
         output=ops.pack_linear(source.read(attention + "o_proj.weight")),
         ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),

@@ -19,7 +19,7 @@ from model.ops.native.structs import LayerArguments, NetworkArguments, StepArgum
 
 
 class NativeMixtral(Mixtral):
-    """Network over NativeOps; all its matrices are packed in one format."""
+    """Network over NativeOps; each of its matrices may have a format of its own."""
 
     def __init__(self, model: Mixtral, ops: NativeOps) -> None:
         super().__init__(model.config, model.weights, ops)
@@ -55,18 +55,11 @@ class NativeMixtral(Mixtral):
     def _arguments(self, pool: KvPool) -> NetworkArguments:
         config, weights = self.config, self.weights
         experts = _experts(weights.layers[0])
-        assert {w.format for layer in weights.layers for w in (layer.qkv, layer.output, _experts(layer))} == {
-            weights.head.format
-        }
         layers = (LayerArguments * len(weights.layers))(
-            *(
-                LayerArguments(*_addresses(layer), k.data_ptr(), v.data_ptr())
-                for layer, k, v in zip(weights.layers, pool.k, pool.v, strict=True)
-            )
+            *(_layer_arguments(layer, k, v) for layer, k, v in zip(weights.layers, pool.k, pool.v, strict=True))
         )
         return NetworkArguments(
             dtype=DTYPES[weights.embedding.dtype],
-            format=weights.head.format,
             kv_dtype=DTYPES[pool.k.dtype],
             eps=config.norm_eps,
             V=config.vocab_size,
@@ -81,7 +74,7 @@ class NativeMixtral(Mixtral):
             window=config.window or 0,
             embedding=weights.embedding.data_ptr(),
             norm=weights.norm.data_ptr(),
-            head=weights.head.panels.data_ptr(),
+            head=weights.head.arguments,
             inverse_frequency=self._inverse_frequencies.data_ptr(),
             layers=layers,
         )
@@ -92,15 +85,15 @@ def _experts(layer: LayerWeights) -> NativeExperts:
     return experts
 
 
-def _addresses(layer: LayerWeights) -> list[int | None]:
-    """Return the fields of smoe_layer in order, except the caches."""
-    experts = _experts(layer)
-    return [
-        layer.attention_norm.data_ptr(),
-        layer.qkv.panels.data_ptr(),
-        layer.output.panels.data_ptr(),
-        layer.ffn_norm.data_ptr(),
-        layer.ffn.gate.data_ptr() if isinstance(layer.ffn, NativeMoe) else None,
-        experts.w13.data_ptr(),
-        experts.w2.data_ptr(),
-    ]
+def _layer_arguments(layer: LayerWeights, k_cache: Tensor, v_cache: Tensor) -> LayerArguments:
+    return LayerArguments(
+        attention_norm=layer.attention_norm.data_ptr(),
+        ffn_norm=layer.ffn_norm.data_ptr(),
+        qkv=layer.qkv.arguments,
+        output=layer.output.arguments,
+        num_qkv=len(layer.qkv.matrices),
+        gate=layer.ffn.gate.data_ptr() if isinstance(layer.ffn, NativeMoe) else None,
+        experts=_experts(layer).arguments,
+        k_cache=k_cache.data_ptr(),
+        v_cache=v_cache.data_ptr(),
+    )

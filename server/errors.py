@@ -14,6 +14,7 @@ ErrorType = Literal[
 ]
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+CHECK_RETRY_S = 1.0
 MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 
 ANTHROPIC_PATH = "/v1/messages"
@@ -195,6 +196,17 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
     }[reason]
     headers = _retry_after(retry_after_s)
     return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
+
+
+def check_not_possible(param: str) -> ApiError:
+    """The process that checks this parameter was ended from outside. Says nothing about the parameter."""
+    return ApiError(
+        f"'{param}' could not be checked now; try again.",
+        status=503,
+        type="service_unavailable_error",
+        code="overloaded",
+        headers=_retry_after(CHECK_RETRY_S),
+    )
 
 
 def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:

@@ -1,40 +1,53 @@
-"""Resolve a model's name to the directory of its checkpoint. Nothing is ever downloaded."""
+"""Resolve a model's name to the path of its checkpoint. Nothing is ever downloaded."""
 
 import re
 from pathlib import Path
 
 import model
+from server.model_stores import CONFIGS, FoundModel, ModelStores, found_models, hub_snapshot, with_tag
 
 DEMO_NAME = "smoe-demo"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+TAGGED = re.compile(r"((?:[\w.-]+/)*[\w.-]+):([\w.-]+)")  # org/name:Q4_K_M, mixtral:8x7b
+DEFAULT_TAG = "latest"  # Ollama's
+MAX_LISTED = 4
 
 
 class ModelNotFoundError(Exception):
     """Missing model. The message is one line with the name and the way to get the model."""
 
 
-def locate_model(name: str | None, hub_cache: Path) -> Path:
-    """Return the absolute directory of a checkpoint.
+def locate_model(name: str | None, stores: ModelStores) -> Path:
+    """Return the absolute path of a checkpoint: a directory, or a GGUF file.
 
-    `name`: None for the demo, a directory, or org/name of a model in `hub_cache`. Raises ModelNotFoundError.
+    `name`: None for the demo, a path, org/name of a model in the Hugging Face cache, or another name in `stores`:
+    org/name:Q4_K_M, mixtral:8x7b. Raises ModelNotFoundError.
     """
     if name is None:
         return _demo_dir()
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
-    if path.exists():
-        raise ModelNotFoundError(f"{name}: this is a file; pass the checkpoint's directory")
-    if not REPOSITORY.fullmatch(name):
-        raise ModelNotFoundError(f"{name}: no such directory")
-    return _cached_snapshot(name, hub_cache)
+    if path.is_file():
+        return path.absolute()  # not resolved: the parts of a model are found by name, and a link may have another
+    tagged = TAGGED.fullmatch(name)
+    if tagged:
+        return _tagged(name, tagged[1], tagged[2], stores)
+    if REPOSITORY.fullmatch(name):
+        return _repository(name, stores)
+    in_ollama = with_tag(found_models(stores), name, DEFAULT_TAG)
+    if len(in_ollama) == 1:
+        return in_ollama[0].path.absolute()
+    raise ModelNotFoundError(f"{name}: no such file or directory; smoe models lists what is on this machine")
 
 
 def model_id(name: str | None) -> str:
-    """Return the default model name for clients: of a directory its name, never its path."""
+    """Return the default model name for clients: of a path its last part, without .gguf; never the path."""
     if name is None:
         return DEMO_NAME
     path = Path(name).expanduser()
+    if path.is_file():
+        return path.name.removesuffix(".gguf")
     return path.resolve().name if path.is_dir() else name
 
 
@@ -43,11 +56,34 @@ def _demo_dir() -> Path:
     return Path(package_dir).resolve() / "demo"
 
 
-def _cached_snapshot(name: str, hub_cache: Path) -> Path:
-    """Return the snapshot that refs/main points to, in the layout of `hf download`."""
-    folder = hub_cache / f"models--{name.replace('/', '--')}"
-    reference = folder / "refs" / "main"
-    snapshot = folder / "snapshots" / reference.read_text().strip() if reference.is_file() else None
-    if snapshot is None or not snapshot.is_dir():
-        raise ModelNotFoundError(f"{name}: not in {hub_cache}; download it with: hf download {name}")
-    return snapshot.resolve()
+def _repository(name: str, stores: ModelStores) -> Path:
+    """Return the folder of org/name, or its only GGUF file."""
+    snapshot = hub_snapshot(stores.hub_cache, name)
+    if snapshot is not None and any((snapshot / config).exists() for config in CONFIGS):
+        return snapshot.resolve()
+    files = [found for found in found_models(stores) if found.name.rpartition(":")[0] == name]
+    if files:
+        return _only(name, files)
+    if snapshot is not None:
+        return snapshot.resolve()
+    raise ModelNotFoundError(f"{name}: not in {stores.hub_cache}; download it with: hf download {name}")
+
+
+def _tagged(name: str, model_name: str, tag: str, stores: ModelStores) -> Path:
+    found = with_tag(found_models(stores), model_name, tag)
+    if found:
+        return _only(name, found)
+    if REPOSITORY.fullmatch(model_name):
+        way = f"download it with: hf download {model_name} --include '*{tag}*'"
+    else:
+        way = "smoe models lists what is on this machine"
+    raise ModelNotFoundError(f"{name}: not on this machine; {way}")
+
+
+def _only(name: str, found: list[FoundModel]) -> Path:
+    """Return the path of the only model found. The same model in two stores is the first."""
+    names = list(dict.fromkeys(one.name for one in found))
+    if len(names) > 1:
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        raise ModelNotFoundError(f"{name}: name one of the files: {', '.join(names[:MAX_LISTED])}{more}")
+    return found[0].path.absolute()

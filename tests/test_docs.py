@@ -175,9 +175,10 @@ def test_every_page_is_linked_from_another() -> None:
     assert [name for page, name in zip(PAGES, NAMES, strict=True) if page not in linked] == ["README.md"]
 
 
-def test_decisions_are_numbered_without_gaps() -> None:
+def test_each_decision_has_a_number_of_its_own() -> None:
+    """Numbers may be missing: two branches that each add a decision choose theirs before either is merged."""
     numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))]
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers and len(numbers) == len(set(numbers))
 
 
 def test_every_check_sees_what_it_forbids() -> None:

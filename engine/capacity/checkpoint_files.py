@@ -7,12 +7,12 @@ from model.checkpoint import manifest
 from model.checkpoint.errors import CheckpointError
 
 
-def write_manifest(directory: Path) -> tuple[Path, int]:
-    """Write the checksums of the files in `directory`; return the manifest's path and the number of files.
+def write_manifest(checkpoint: Path) -> tuple[Path, int]:
+    """Write the checksums of the files of a checkpoint; return the manifest's path and the number of files.
 
     Raises EngineConfigError.
     """
     try:
-        return manifest.write_manifest(directory)
+        return manifest.write_manifest(checkpoint)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None

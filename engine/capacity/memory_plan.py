@@ -19,9 +19,9 @@ from engine.capacity.sizing import (
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from model.checkpoint.config_file import load_config
+from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.tensor_names import checked_tensors, parameters_by_part
+from model.checkpoint.tensor_names import parameters_by_part
 from model.checkpoint.weight_sizes import weight_bytes
 from model.config import ModelConfig
 from model.kv_format import KvDtype
@@ -44,6 +44,7 @@ class MemoryPlan:
 
     model: ModelConfig
     config: EngineConfig
+    stored_bytes: int  # of the weights, in the checkpoint's files
     parameters: dict[str, int]  # by part of the network
     part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and fp8, if served), then by part
     memory_bytes: int  # for weights, KV cache and activations
@@ -117,8 +118,10 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """Plan an engine that may use `memory_bytes`. Raises EngineConfigError for a checkpoint that cannot be loaded."""
     try:
-        model, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
-        stored = checked_tensors(Path(config.model), model)
+        model, warnings = read_config(
+            Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
+        )
+        stored = read_stored_weights(Path(config.model), model)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
@@ -133,6 +136,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     return MemoryPlan(
         model=model,
         config=config,
+        stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
         part_bytes=part_bytes,
         memory_bytes=memory_bytes,

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine.execution.device_transfer import to_device
+from engine.execution.row_constraints import RowConstraints
 from engine.scheduling.sequence import Sequence, Status
+from engine.token_constraints import NO_CONSTRAINTS
 from model.sampling_batch import FloatParam, IntParam
 
 # Read for all sequences of every step: attrgetter and map run no Python code per sequence.
@@ -42,7 +44,8 @@ class PersistentBatch:
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
-        self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or masks may change every step
+        self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
+        self.constraints: list[RowConstraints | None] = [None] * num_rows  # of the constrained rows
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
         self._written: list[BlocksState] = [(0, 0, 0)] * num_rows  # contents of each row of block_tables
         self._row_of: dict[Sequence, int] = {}
@@ -77,7 +80,9 @@ class PersistentBatch:
         self.tokens[row, : len(ids)] = to_device(ids, self.device)
         self.float_params[row] = _float_params(sequence)
         self.int_params[row] = _int_params(sequence, row)
-        self.is_constrained[row] = is_constrained(sequence)
+        is_restricted = is_constrained(sequence)
+        self.constraints[row] = RowConstraints(sequence.request.params, self.vocab_size) if is_restricted else None
+        self.is_constrained[row] = is_restricted
         self.scores_prompt[row] = sequence.request.params.prompt_logprobs
         self._written[row] = 0, 0, sequence.num_preemptions
         self._row_of[sequence] = self._free.pop()  # only once the row is complete: a value out of range raises above
@@ -149,10 +154,4 @@ def _int_params(sequence: Sequence, row: int) -> list[int]:
 def is_constrained(sequence: Sequence) -> bool:
     """True if biases or masks restrict the sampled tokens. All other parameters are columns of the row."""
     params = sequence.request.params
-    return bool(
-        params.logit_bias
-        or params.allowed_token_ids is not None
-        or params.bad_words
-        or params.min_tokens
-        or sequence.matcher is not None
-    )
+    return bool(params.constraints != NO_CONSTRAINTS or params.min_tokens or sequence.matcher is not None)

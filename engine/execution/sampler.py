@@ -36,8 +36,8 @@ class PendingSamples:
 
 @dataclass(frozen=True)
 class _KeptRows:
-    """Parameters of a step's rows. If all rows are sampled and none is constrained, only positions change as long as
-    the following steps have the same rows."""
+    """Parameters of a step's rows. If all rows are sampled and their constraints are fixed, only positions change as
+    long as the following steps have the same rows."""
 
     rows: Int64s  # LogitRows.rows
     int_params: Int64s
@@ -76,11 +76,7 @@ class Sampler:
         int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
         self._fill_scores(rows, int_params)
         masks = LogitMasks(requests.vocab_size, self._eos_token_ids)
-        constrained = requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist()
-        for index in constrained:
-            sequence = rows.sequences[index]
-            num_generated = int(rows.positions[index]) + 1 - sequence.num_prompt_tokens
-            masks.add(sequence, num_generated, int_params[index])
+        are_fixed = self._fill_constraints(rows, int_params, masks)
         bias_ids, bias_values = masks.biases(device)
         penalties = float_params[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
@@ -95,8 +91,19 @@ class Sampler:
             has_penalties=bool(penalties.any()),
         )
         filled = _KeptRows(rows.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
-        self._kept = filled if rows.num_sampled == len(int_params) and not constrained else None
+        self._kept = filled if rows.num_sampled == len(int_params) and are_fixed else None
         return self._current(filled, rows), filled.num_logprobs, masks.failed
+
+    def _fill_constraints(self, rows: LogitRows, int_params: Int64s, masks: LogitMasks) -> bool:
+        """Add the constrained rows to `masks`; return True if all of these are the same in the next step."""
+        requests, are_fixed = self._requests, True
+        for index in requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist():
+            sequence, constraints = rows.sequences[index], requests.constraints[rows.rows[index]]
+            assert constraints is not None
+            num_generated = int(rows.positions[index]) + 1 - sequence.num_prompt_tokens
+            masks.add(sequence, constraints, num_generated, int_params[index])
+            are_fixed = are_fixed and sequence.matcher is None and constraints.is_fixed(num_generated)
+        return are_fixed
 
     def _current(self, kept: _KeptRows, rows: LogitRows) -> SamplingRows:
         """Return the parameters with current positions. Only penalties read the history, and only its used part."""

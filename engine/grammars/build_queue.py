@@ -1,21 +1,25 @@
-"""Compile grammars on a thread of their own, so that no step waits for one."""
+"""Build grammars on a thread of their own, so that no step waits for one, and in fair turns between tenants."""
 
 import logging
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakValueDictionary
 
 from engine.errors import GrammarError
-from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
+from engine.grammars.fair_thread import FairThread
+from engine.grammars.matcher import BuiltGrammar, GrammarCompiler, GrammarMatcher
 from engine.types import Request
 
 log = logging.getLogger("smoe.engine")
 
 UNUSABLE = "the request's grammar cannot be used"
+NO_VOCABULARY = "grammars need a vocabulary, and this engine was started without one"
 
 
 @dataclass(frozen=True)
 class CompiledRequest:
-    """A request with its matcher, or with an error if its grammar did not compile."""
+    """A request with its matcher, or with an error if its grammar cannot be built."""
 
     request: Request
     matcher: GrammarMatcher | None
@@ -23,14 +27,19 @@ class CompiledRequest:
 
 
 class GrammarQueue:
-    """One thread that compiles grammars in order of arrival. Only the engine's thread may call the methods."""
+    """Queue of grammars to build. Only the engine's thread may call the methods.
+
+    The choices of one HTTP request share a build. Requests never do: copies share limits, see
+    docs/decisions/0029-grammars-in-the-sandbox.md.
+    """
 
     def __init__(self, compiler: GrammarCompiler | None) -> None:
         """Without a compiler, every grammar is an error."""
         self._compiler = compiler
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
-        self._pending: dict[int, tuple[Request, Future[CompiledRequest]]] = {}
-        self._canceled: dict[int, Future[CompiledRequest]] = {}  # the thread still works on these
+        self._thread = FairThread("grammar")
+        self._pending: dict[int, tuple[Request, Future[BuiltGrammar | str]]] = {}
+        self._canceled: dict[int, Future[BuiltGrammar | str]] = {}  # the thread still works on these
+        self._builds: WeakValueDictionary[tuple[int, str], Future[BuiltGrammar | str]] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -43,36 +52,54 @@ class GrammarQueue:
         return request_id in self._canceled
 
     def submit(self, request: Request) -> None:
-        """Queue the request's grammar for compilation; pop_completed() returns it."""
-        self._pending[request.request_id] = request, self._thread.submit(_compile, self._compiler, request)
+        """Queue the request's grammar, unless another choice of its HTTP request has; pop_completed() returns it."""
+        assert request.grammar is not None
+        key = (request.request_id if request.group is None else request.group), request.grammar
+        build = self._builds.get(key)
+        if build is None:
+            build = self._thread.submit(request.tenant, partial(_build, self._compiler, request.grammar))
+            self._builds[key] = build
+        self._pending[request.request_id] = request, build
 
     def cancel(self, request_id: int) -> bool:
         """Drop a request and its matcher. Return False if it is not in the queue."""
         entry = self._pending.pop(request_id, None)
-        if entry is not None and not entry[1].cancel() and not entry[1].done():
-            self._canceled[request_id] = entry[1]
-        return entry is not None
+        if entry is None:
+            return False
+        build = entry[1]
+        is_shared = any(build is other for _, other in self._pending.values())
+        if not build.done() and (is_shared or not build.cancel()):
+            self._canceled[request_id] = build
+        return True
 
     def wait(self, timeout_s: float) -> None:
-        """Block until one grammar is compiled, or the timeout has passed."""
-        wait([future for _, future in self._pending.values()], timeout_s, FIRST_COMPLETED)
+        """Block until one grammar is built, or the timeout has passed."""
+        wait({build for _, build in self._pending.values()}, timeout_s, FIRST_COMPLETED)
 
     def pop_completed(self) -> list[CompiledRequest]:
-        """Remove and return the requests whose compilation has ended, in order of arrival."""
-        done = [(request_id, future) for request_id, (_, future) in self._pending.items() if future.done()]
-        for request_id, _ in done:
-            del self._pending[request_id]
-        return [future.result() for _, future in done]
+        """Remove and return the requests whose grammar is built or cannot be, in order of arrival."""
+        done = [(request, build) for request, build in self._pending.values() if build.done()]
+        for request, _ in done:
+            del self._pending[request.request_id]
+        return [self._completed(request, build) for request, build in done]
+
+    def _completed(self, request: Request, build: "Future[BuiltGrammar | str]") -> CompiledRequest:
+        built = build.result()
+        if isinstance(built, str):
+            return CompiledRequest(request, None, built)
+        matcher = built.matcher(partial(self._thread.submit, request.tenant))
+        matcher.keeps_alive = build  # other choices of the request may still arrive, and find it
+        return CompiledRequest(request, matcher)
 
 
-def _compile(compiler: GrammarCompiler | None, request: Request) -> CompiledRequest:
-    assert request.grammar is not None
+def _build(compiler: GrammarCompiler | None, grammar: str) -> BuiltGrammar | str:
+    """Return the built grammar, or the reason why it cannot be."""
     if compiler is None:
-        return CompiledRequest(request, None, "grammars need a vocabulary, and this engine was started without one")
+        return NO_VOCABULARY
     try:
-        return CompiledRequest(request, compiler.matcher(request.grammar))
+        return compiler.build(grammar)
     except GrammarError:
-        return CompiledRequest(request, None, UNUSABLE)
+        return UNUSABLE
     except BaseException:  # a panic in the library is not an Exception
-        log.exception("a grammar could not be compiled; its request ends with an error")
-        return CompiledRequest(request, None, UNUSABLE)
+        log.exception("a grammar could not be built; its request ends with an error")
+        return UNUSABLE

@@ -4,7 +4,10 @@ llguidance does the parsing. This module sets its limits and makes a mask a func
 that preemption, chunking and other requests of a batch cannot change it. It knows neither torch nor scheduling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Ids
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 import llguidance
@@ -23,11 +26,14 @@ LIMITS = llguidance.LLParserLimits(
 )
 SILENT = 0
 
+RunInThread = Callable[[Callable[[], llguidance.LLMatcher]], "Future[llguidance.LLMatcher]"]
+Replay = Callable[[Ids[int]], "Future[llguidance.LLMatcher]"]
+
 
 class GrammarCompiler:
     """Compiler of grammars for one vocabulary. Safe to use from several threads."""
 
-    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_token_ids: Ids[int]) -> None:
         """`vocab_size`: columns of the logits; ids beyond the vocabulary are never allowed.
         `eos_token_ids`: tokens that end a text; allowed exactly where the grammar is complete.
         """
@@ -35,16 +41,31 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
 
+    def build(self, grammar: str) -> "BuiltGrammar":
+        """Build a grammar and its first mask. Raises GrammarError if it is invalid, unsatisfiable or too expensive."""
+        parser = self.parser(grammar)
+        GrammarMatcher(parser).bitmask((), 0)
+        return BuiltGrammar(self, grammar, parser)
+
     def matcher(self, grammar: str) -> "GrammarMatcher":
-        """Return a matcher at the start of its text. Raises GrammarError if the grammar is invalid or too expensive."""
-        parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=SILENT, limits=LIMITS)
-        if parser.is_error():
-            raise GrammarError(parser.get_error())
-        return GrammarMatcher(parser)
+        """Return a matcher that shares nothing, at the start of its text. Raises GrammarError."""
+        return GrammarMatcher(self.parser(grammar))
 
     def check(self, grammar: str) -> None:
         """Raise GrammarError if the grammar is invalid, unsatisfiable or too expensive."""
-        self.matcher(grammar).bitmask((), 0)
+        self.build(grammar)
+
+    def parser(self, grammar: str) -> llguidance.LLMatcher:
+        """Return a parser of its own at the start of its text. Raises GrammarError."""
+        parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=SILENT, limits=LIMITS)
+        if parser.is_error():
+            raise GrammarError(parser.get_error())
+        return parser
+
+    def warm_up(self) -> None:
+        """Build what all matchers share now, instead of for the first of them."""
+        if self._eos_token_ids:
+            _ = self._tokenizer
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
@@ -55,34 +76,112 @@ class GrammarCompiler:
         return llguidance.LLTokenizer(wrapper, eos_token=self._eos_token_ids)
 
 
-class GrammarMatcher:
-    """State of one generated text in its grammar."""
+class BuiltGrammar:
+    """A built grammar. Its matchers share the lexer, because llguidance's copies do: states that one text has reached
+    cost the others nothing, but count against their limit on states too.
+    """
 
-    def __init__(self, parser: llguidance.LLMatcher) -> None:
+    def __init__(self, compiler: GrammarCompiler, grammar: str, parser: llguidance.LLMatcher) -> None:
+        self._compiler = compiler
+        self._grammar = grammar
+        self._parser = parser  # stays at the start of its text
+
+    def matcher(self, run: RunInThread) -> "GrammarMatcher":
+        """Return a matcher at the start of its text. `run` starts work that is too long for a step."""
+        return GrammarMatcher(self._parser.deep_copy(), lambda token_ids: run(lambda: self._replay(token_ids)))
+
+    def _replay(self, token_ids: Ids[int]) -> llguidance.LLMatcher:
+        """Build a parser that shares nothing and take it through a text, with each mask on the way."""
+        parser = self._compiler.parser(self._grammar)
+        for token_id in token_ids:
+            parser.compute_bitmask()
+            parser.consume_tokens([token_id])
+        return parser
+
+
+class GrammarMatcher:
+    """State of one generated text in its grammar.
+
+    Where its parser shares a lexer, an error may be another text's doing. The text then gets a parser of its own, which
+    replays it and decides: whether a text fails does not depend on other texts of its request.
+    """
+
+    def __init__(self, parser: llguidance.LLMatcher, replay: Replay | None = None) -> None:
+        """`replay` returns a future parser for a text's tokens; None if the parser shares no lexer."""
         self._parser = parser
         self._num_consumed = 0
+        self._replay = replay
+        self._own_parser: Future[llguidance.LLMatcher] | None = None
+        self._mask: tuple[int, bytes] | None = None  # number of tokens, and the mask behind them
+        self.keeps_alive: object = None  # what the queue finds the build by, while a text needs it
 
-    def bitmask(self, token_ids: Sequence[int], start: int) -> bytes:
+    def prepare(self, token_ids: Ids[int], start: int) -> bool:
+        """Compute the mask that bitmask() will be asked for. Return False if it takes longer than a step may: a parser
+        is built in a thread; call again. Errors are kept for bitmask()."""
+        if self._own_parser is None:
+            with suppress(GrammarError):
+                self._shared_bitmask(token_ids, start)
+        return self._own_parser is None or self._own_parser.done()
+
+    def bitmask(self, token_ids: Ids[int], start: int) -> bytes:
         """Return the mask of the tokens that may follow token_ids[start:].
 
         Each call must extend the tokens of the call before. Packed: token i is bit i % 8 of byte i // 8; as many bytes
         as ceil(V / 32) int32. Raises GrammarError if the tokens break the grammar, or the mask is too expensive.
         """
+        mask = None if self._own_parser is not None else self._shared_bitmask(token_ids, start)
+        if mask is not None:
+            return mask
+        assert self._own_parser is not None
+        self._parser, self._own_parser = self._result_of(self._own_parser), None
+        self._num_consumed = len(token_ids) - start
+        return self._next_mask(token_ids, start)
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until prepare() can return True, or the timeout has passed."""
+        if self._own_parser is not None:
+            wait([self._own_parser], timeout_s)
+
+    def _shared_bitmask(self, token_ids: Ids[int], start: int) -> bytes | None:
+        """Return the mask; None if an error may be another text's doing: a parser of its own is then being built."""
         try:
-            mask = self._mask(token_ids[start + self._num_consumed :])
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic in the library is not an Exception
-            raise GrammarError(str(error)) from error
+            return self._next_mask(token_ids, start)
+        except GrammarError:
+            if self._replay is None:
+                raise
+            self._own_parser, self._replay = self._replay(list(token_ids[start:])), None
+            return None
+
+    def _next_mask(self, token_ids: Ids[int], start: int) -> bytes:
+        """Return the parser's mask, kept from an earlier call if it was for the same tokens. Raises GrammarError."""
+        num_tokens = len(token_ids) - start
+        if self._mask is not None and self._mask[0] == num_tokens:
+            return self._mask[1]
+        with _panics_as_errors():
+            if num_tokens > self._num_consumed:
+                self._parser.consume_tokens(list(token_ids[start + self._num_consumed :]))
+                self._num_consumed = num_tokens
+            mask = self._parser.compute_bitmask()
         if self._parser.is_error():  # the mask would then be the mask of a finished text
             raise GrammarError(self._parser.get_error())
+        self._mask = num_tokens, mask
         return mask
 
-    def _mask(self, fresh: Sequence[int]) -> bytes:
-        if fresh:
-            self._parser.consume_tokens(list(fresh))
-            self._num_consumed += len(fresh)
-        return self._parser.compute_bitmask()
+    def _result_of(self, parser: "Future[llguidance.LLMatcher]") -> llguidance.LLMatcher:
+        """Return the parser once it is built. Raises GrammarError if it cannot be."""
+        with _panics_as_errors():
+            return parser.result()
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Turn every error inside this block into a GrammarError: a panic in the library is not an Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GrammarError):
+        raise
+    except BaseException as error:
+        raise GrammarError(str(error)) from error
 
 
 class _Tokens:

@@ -18,7 +18,9 @@ class Status(Enum):
 class Matcher(Protocol):
     """Position of one request in its grammar. Implemented by engine.grammars.matcher.GrammarMatcher."""
 
+    def prepare(self, token_ids: Ids[int], start: int) -> bool: ...
     def bitmask(self, token_ids: Ids[int], start: int) -> bytes: ...
+    def wait(self, timeout_s: float) -> None: ...
 
 
 class Sequence:
@@ -35,7 +37,9 @@ class Sequence:
         self.request = request
         self.request_id = request.request_id
         self.matcher = matcher  # stays valid through a preemption, which keeps the generated tokens
-        self.needs_last_token = matcher is not None or any(len(word) > 1 for word in request.params.bad_words)
+        self.needs_last_token = matcher is not None or request.params.constraints.has_long_words
+        self.waits_for_mask = False  # sits out the next step, see engine/grammars/mask_budget.py
+        self.mask_turn = 0  # number of masks, of all requests, when this one's last was computed
         self.order = order  # (priority, arrival): place among the requests of its tenant, lowest first
         self.place = 0  # in the scheduling order of all tenants, lowest first; known once admitted
         self.tenant = request.tenant
@@ -68,11 +72,19 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def generated_ids(self) -> list[int]:
+        """The generated tokens, without those in flight. A copy."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
     def num_to_schedule(self) -> int:
         """Positions still to be scheduled before the next token can be sampled.
 
-        0 if the last token is already in flight, or if the next one cannot be sampled before that token is known.
+        0 if the last token is already in flight, if the next one cannot be sampled before that token is known, or if
+        the mask for it is computed in a later step.
         """
+        if self.waits_for_mask:
+            return 0
         pending, length = self.num_pending_tokens, len(self.token_ids)
         if pending and (self.needs_last_token or length - self.num_prompt_tokens + pending >= self.max_generated):
             return 0
@@ -104,6 +116,7 @@ class Sequence:
     def restart(self) -> None:
         """Reset the computed counts, keep the generated tokens: preemption by recompute. The caller frees blocks."""
         self.status = Status.WAITING
+        self.waits_for_mask = False
         self.num_computed = self.num_scheduled = self.num_evicted_blocks = self.num_cached_blocks = 0
         self.block_table = []
         self.prompt_logprobs = []

@@ -4,6 +4,8 @@ from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.startup.loading import LoadedModel
 
+NUM_DIGITS = 12  # of the digest of the weights in a fingerprint
+
 
 def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
     """Describe the model, its effective limits and its memory to the API process."""
@@ -30,6 +32,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         phase_seconds=loaded.phase_seconds,
         warnings=list(loaded.warnings),
         quantization=config.quantization,
+        checkpoint_files=loaded.checkpoint.files,
     )
 
 
@@ -37,11 +40,14 @@ def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
     """Name the numerics: engines of equal fingerprints compute equal bits, except on the reference backend.
 
     It does not contain the package's version, so that a release with the same bits has the same fingerprint. Example:
-    smoe-native.2-avx512bf16-float32-kv-float32-window-256.
+    smoe-native.2-avx512bf16-float32-kv-float32-window-256-weights-0123456789ab.
     """
     window = "none" if loaded.config.window is None else loaded.config.window
     k = "" if config.experts_per_token is None else f"-k-{config.experts_per_token}"
-    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-window-{window}{k}"
+    theta = "" if config.rope_theta is None else f"-theta-{config.rope_theta:g}"
+    weights = loaded.checkpoint.contents[:NUM_DIGITS]
+    network = f"window-{window}{k}{theta}-weights-{weights}"
+    return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-{network}"
 
 
 def _dtype_name(loaded: LoadedModel) -> str:

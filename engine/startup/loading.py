@@ -27,9 +27,10 @@ from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.startup.token_budget import measure_token_budget
-from model.checkpoint.config_file import load_config
+from model.checkpoint.checkpoint import read_config, read_stored_weights
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
-from model.checkpoint.tensor_names import checked_tensors
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -43,6 +44,7 @@ from model.ops.interface import packed_bytes
 from model.ops.native.ops import NativeOps
 from model.profile_step import run_profile_step
 
+RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -61,6 +63,7 @@ class LoadedModel:
     device: torch.device
     backend: str  # native, triton or reference
     numerics: str  # everything in the backend that affects bits
+    checkpoint: CheckpointIdentity
     weight_bytes: int
     kv_block_bytes: int
     phase_seconds: dict[str, float]
@@ -72,11 +75,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
 
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start = time.monotonic()
-    model_config, warnings = load_config(Path(config.model), config.sliding_window, config.experts_per_token)
+    model_config, warnings = read_config(
+        Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
+    )
     if config.verify:
         verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
-    stored = checked_tensors(Path(config.model), model_config)
+    stored = read_stored_weights(Path(config.model), model_config)
+    identity = identify(stored.values())
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
     memory = memory_of(device)
     check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
@@ -91,10 +97,12 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
             lambda done, total: on_progress("weights", done, total),
             check_values=config.verify,
         )
+    if identify(stored.values()) != identity:
+        raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
     if heartbeat is not None:
         model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
-    return _assemble(config, model, backend, device, weight_bytes, weights_s, warnings, on_progress)
+    return _assemble(config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress)
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
@@ -109,7 +117,15 @@ def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
         model = random_model(model_config, dtype, device, backend.ops, seed=0)
     weights_s = time.monotonic() - start
     return _assemble(
-        config, model, backend, device, packed_bytes(model.weights), weights_s, [], lambda phase, done, total: None
+        config,
+        model,
+        backend,
+        device,
+        RANDOM_WEIGHTS,
+        packed_bytes(model.weights),
+        weights_s,
+        [],
+        lambda phase, done, total: None,
     )
 
 
@@ -118,6 +134,7 @@ def _assemble(
     model: Mixtral,
     backend: Backend,
     device: torch.device,
+    identity: CheckpointIdentity,
     weight_bytes: int,
     weights_s: float,
     warnings: list[str],
@@ -153,6 +170,7 @@ def _assemble(
         device=device,
         backend=backend.name,
         numerics=backend.numerics,
+        checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config),
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},

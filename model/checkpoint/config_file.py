@@ -18,21 +18,27 @@ MISTRAL_WINDOW = 4096  # the window of Mistral-7B v0.1, which transformers assum
 
 
 def load_config(
-    path: Path, sliding_window: Literal["model", "none"] | int = "model", experts_per_token: int | None = None
+    path: Path,
+    sliding_window: Literal["model", "none"] | int = "model",
+    experts_per_token: int | None = None,
+    rope_theta: float | None = None,
 ) -> tuple[ModelConfig, list[str]]:
     """Read the config of the checkpoint in directory `path`; return it with warnings of one line each.
 
-    `sliding_window` (unless "model") and `experts_per_token` override the checkpoint's values. Raises CheckpointError
-    for missing or invalid values, and for features that the network does not implement.
+    `sliding_window` (unless "model"), `experts_per_token` and `rope_theta` override the checkpoint's values. Raises
+    CheckpointError for missing or invalid values, and for features that the network does not implement.
     """
     _check_directory(path)
     fields = JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
     warnings: list[str] = []
-    config = _parse(fields, path, sliding_window, warnings)
-    return config if experts_per_token is None else _with_experts_per_token(config, experts_per_token), warnings
+    config = _parse(fields, path, sliding_window, rope_theta, warnings)
+    return with_experts_per_token(config, experts_per_token), warnings
 
 
-def _with_experts_per_token(config: ModelConfig, experts_per_token: int) -> ModelConfig:
+def with_experts_per_token(config: ModelConfig, experts_per_token: int | None) -> ModelConfig:
+    """Return the config with the operator's number of experts per token, if set. Raises CheckpointError."""
+    if experts_per_token is None:
+        return config
     if not 1 <= experts_per_token <= config.num_experts:
         has = f"has {config.num_experts} experts" if config.num_experts else "has no experts"
         raise CheckpointError(f"{experts_per_token} experts per token are not possible: the model {has}")
@@ -54,7 +60,11 @@ def _check_directory(path: Path) -> None:
 
 
 def _parse(
-    fields: JsonFields, path: Path, sliding_window: Literal["model", "none"] | int, warnings: list[str]
+    fields: JsonFields,
+    path: Path,
+    sliding_window: Literal["model", "none"] | int,
+    rope_theta: float | None,
+    warnings: list[str],
 ) -> ModelConfig:
     architecture = _architecture(fields)
     _check_supported(fields)
@@ -76,7 +86,7 @@ def _parse(
         experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
         window=_window(fields, architecture, sliding_window, warnings),
         context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
-        rope_theta=_rope_theta(fields),
+        rope_theta=_rope_theta(fields, rope_theta),
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
         tied_head=fields.flag("tie_word_embeddings"),
         dtype=_dtype(fields, warnings),
@@ -129,8 +139,11 @@ def _head_dim(fields: JsonFields, dim: int, num_heads: int) -> int:
     return head_dim
 
 
-def _rope_theta(fields: JsonFields) -> float:
-    """Return theta from either spelling. There is no default: a wrong theta gives fluent nonsense."""
+def _rope_theta(fields: JsonFields, choice: float | None) -> float:
+    """Return the operator's choice, else theta from either spelling.
+
+    There is no default: a wrong theta gives fluent nonsense.
+    """
     found = []
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.section(name)
@@ -140,6 +153,8 @@ def _rope_theta(fields: JsonFields) -> float:
                 found.append(rope.positive_float("rope_theta", at_most=1e12))
     if fields.get("rope_theta") is not None:
         found.append(fields.positive_float("rope_theta", at_most=1e12))
+    if choice is not None:
+        return choice
     if not found:
         raise fields.error("rope_theta and rope_parameters.rope_theta are both missing")
     if len(set(found)) > 1:

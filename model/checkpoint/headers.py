@@ -4,7 +4,6 @@ Reads no weights, never opens pickled files, and imports no torch.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.json_files import LFS_POINTER, one_line, printable, read_json_object
+from model.checkpoint.stored_tensor import StoredTensor
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX_BYTES = 1 << 28
 LENGTH_BYTES = 8  # a file begins with its header's length, little-endian
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Position, dtype and shape of a tensor, from its file's header."""
-
-    file: Path
-    name: str
-    dtype: str  # safetensors' name: "BF16"
-    shape: tuple[int, ...]
-    start: int  # byte position in the file
-    num_bytes: int
 
 
 def read_headers(directory: Path) -> dict[str, StoredTensor]:

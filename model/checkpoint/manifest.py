@@ -1,6 +1,7 @@
-"""Write and verify SHA256SUMS, the checksums of a checkpoint's files in the format of `sha256sum -c`. Imports no torch.
+"""Write and verify the checksums of a checkpoint's files in the format of `sha256sum -c`. Imports no torch.
 
-safetensors files have no checksum: a bit that flipped during a download would go unnoticed.
+safetensors and GGUF files have no checksum: a bit that flipped during a download would go unnoticed. The sums are in
+SHA256SUMS in the checkpoint's directory, or beside a GGUF file in FILE.gguf.sha256.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.gguf.split_files import files_of
 from model.checkpoint.json_files import printable
 
 MANIFEST_NAME = "SHA256SUMS"
@@ -20,14 +22,20 @@ SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
-def write_manifest(directory: Path) -> tuple[Path, int]:
+def manifest_path(checkpoint: Path) -> Path:
+    """Return the file with the sums of a checkpoint: a directory, or the first GGUF file of a model."""
+    is_directory = checkpoint.is_dir()
+    return checkpoint / MANIFEST_NAME if is_directory else checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def write_manifest(checkpoint: Path) -> tuple[Path, int]:
     """Write the sums of all files that serving may read; return the manifest's path and their number.
 
     Raises CheckpointError.
     """
-    sums = dict(_sums(sorted(_files(directory)), lambda done, total: None))
-    path = directory / MANIFEST_NAME
-    unfinished = path.with_name(f".{MANIFEST_NAME}.{os.getpid()}")
+    sums = dict(_sums(_files(checkpoint), lambda done, total: None))
+    path = manifest_path(checkpoint)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text("".join(f"{sums[file]}  {file.name}\n" for file in sorted(sums)), encoding="utf-8")
         unfinished.replace(path)
@@ -36,36 +44,51 @@ def write_manifest(directory: Path) -> tuple[Path, int]:
     return path, len(sums)
 
 
-def verify_manifest(directory: Path, on_progress: Callable[[int, int], None]) -> None:
+def verify_manifest(checkpoint: Path, on_progress: Callable[[int, int], None]) -> None:
     """Check all files that serving may read: raise CheckpointError if one is not listed, missing or has another sum.
 
     Reads each file once and calls on_progress(bytes checked, total bytes) after each.
     """
-    listed = _read_manifest(directory)
-    files = _files(directory)
+    path = manifest_path(checkpoint)
+    listed = _read_manifest(path, checkpoint)
+    files = _files(checkpoint)
     for file in files:
         if file.name not in listed:
-            raise CheckpointError(f"{file} is not listed in {MANIFEST_NAME}{_advice(directory)}")
+            raise CheckpointError(f"{file} is not listed in {path.name}{_advice(checkpoint)}")
     names = {file.name for file in files}
     missing = [name for name in listed if name.endswith(SUFFIXES) and "/" not in name and name not in names]
     if missing:
-        raise CheckpointError(f"{directory}: {printable(missing[0])} is missing, though {MANIFEST_NAME} lists it")
+        raise CheckpointError(f"{path.parent}: {printable(missing[0])} is missing, though {path.name} lists it")
     for file, digest in _sums(files, on_progress):
         if digest != listed[file.name]:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {MANIFEST_NAME}")
+            raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {path.name}")
 
 
-def _files(directory: Path) -> list[Path]:
+def listed_sums(checkpoint: Path) -> dict[str, str]:
+    """Return the sums that the manifest lists by file name, unchecked; empty without a manifest that can be read."""
     try:
-        found = [file for file in directory.iterdir() if file.is_file()]
+        return _read_manifest(manifest_path(checkpoint), checkpoint)
+    except CheckpointError:
+        return {}
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """Return the files that serving may read, by name."""
+    try:
+        if not checkpoint.is_dir():
+            return files_of(checkpoint)
+        found = [file for file in checkpoint.iterdir() if file.is_file()]
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{checkpoint} cannot be read: {error.strerror}") from None
     return sorted(file for file in found if file.name.endswith(SUFFIXES) or ".model.v" in file.name)
 
 
 def _sums(files: list[Path], on_progress: Callable[[int, int], None]) -> Iterator[tuple[Path, str]]:
     """Yield each file with its sum, in order of completion."""
-    total = sum(file.stat().st_size for file in files)
+    try:
+        total = sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
     done = 0
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="sha256") as threads:
         running = {threads.submit(_sum, file): file for file in files}
@@ -87,21 +110,20 @@ def _sum(file: Path) -> str:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _read_manifest(directory: Path) -> dict[str, str]:
-    path = directory / MANIFEST_NAME
+def _read_manifest(path: Path, checkpoint: Path) -> dict[str, str]:
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
-        raise CheckpointError(f"--verify: {path} is missing{_advice(directory)}") from None
+        raise CheckpointError(f"--verify: {path} is missing{_advice(checkpoint)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     lines = [line for line in content.decode("utf-8", errors="replace").splitlines() if line[:1] not in ("", "#")]
     matches = [_LINE.fullmatch(line) for line in lines]
     if not lines or not all(matches) or len(content) > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{path} is not a list of SHA-256 sums{_advice(directory)}")
+        raise CheckpointError(f"{path} is not a list of SHA-256 sums{_advice(checkpoint)}")
     return {match[2]: match[1].lower() for match in matches if match}
 
 
-def _advice(directory: Path) -> str:
-    return f"; if the files are known to be good, write it with: smoe plan {directory} --write-manifest"
+def _advice(checkpoint: Path) -> str:
+    return f"; if the files are known to be good, write it with: smoe plan {checkpoint} --write-manifest"

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.headers import StoredTensor, read_headers
+from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable
+from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.config import ModelConfig
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -47,12 +48,12 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
         del expected[HEAD]
     missing = [name for name in expected if name not in stored]
     if missing:
-        raise CheckpointError(f"{path}: tensor {missing[0]} is missing{_and_more(missing)}")
+        raise CheckpointError(f"{path}: tensor {missing[0]} is missing{and_more(missing)}")
     unknown = [name for name in stored if name not in expected]
     if unknown:
         file = stored[unknown[0]].file
         raise CheckpointError(
-            f"{file}: tensor {printable(unknown[0])} does not belong to this model{_and_more(unknown)}"
+            f"{file}: tensor {printable(unknown[0])} does not belong to this model{and_more(unknown)}"
         )
     for name, shape in expected.items():
         _check_tensor(stored[name], shape)
@@ -102,11 +103,12 @@ def _check_tensor(tensor: StoredTensor, shape: Shape) -> None:
         raise CheckpointError(f"{where} has dtype {tensor.dtype}; supported are {', '.join(READ_DTYPES)}")
 
 
-def _and_more(names: list[str]) -> str:
+def and_more(names: list[str]) -> str:
+    """Return the end of a message that names the first of several tensors."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def parameters_by_part(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+def parameters_by_part(tensors: Iterable[StoredWeight]) -> dict[str, int]:
     """Return the number of weights of each of PARTS. A tied head counts as 0."""
     counts = dict.fromkeys(PARTS, 0)
     for tensor in tensors:

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 
-from model.checkpoint.headers import StoredTensor
+from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
 GROUP = 32  # inputs that share an int4 scale
 
 
-def weight_bytes(stored: Mapping[str, StoredTensor], element_bytes: int, quantization: str) -> dict[str, int]:
+def weight_bytes(stored: Mapping[str, StoredWeight], element_bytes: int, quantization: str) -> dict[str, int]:
     """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
 
     A tied head takes 0 bytes without quantization. With it, the head is a quantized copy of the embedding.

@@ -1,9 +1,10 @@
 /* C interface of the CPU backend; model/ops/native/ops.py calls it.
  *
- * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, or
- * 2 int8, 3 int4. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same
- * with AMX. For a given isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if
- * an allocation failed. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
+ * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, 2 int8,
+ * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K. isa: 0
+ * portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same with AMX. For a given
+ * isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if an allocation failed.
+ * Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -16,7 +17,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 6
+#define SMOE_ABI_VERSION 7
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,27 +36,39 @@ SMOE_API void smoe_pool_destroy(smoe_pool*);
 /* Set the counter that the calling thread increments with each task it runs; NULL: none. Only that thread writes it. */
 SMOE_API void smoe_pool_heartbeat(smoe_pool*, uint64_t* counter);
 
-/* Bytes of a packed [O, K] matrix, and of w1 and w3 (each [F, K]) packed together. */
-SMOE_API int64_t smoe_packed_size(int format, int64_t O, int64_t K);
-SMOE_API int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K);
-/* Pack weights. The packed form is the same for every isa. */
-SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* weight, void* packed, int64_t O,
-                        int64_t K);
-SMOE_API void smoe_pack_pair(smoe_pool*, int isa, int dtype, int format, const void* w1, const void* w3, void* packed,
-                             int64_t F, int64_t K);
+/* Bytes of a panel, which packs 32 outputs of a matrix [O, K]; the last panel of a matrix is padded. */
+SMOE_API int64_t smoe_panel_size(int format, int64_t K);
+/* Pack weight [O, K] of dtype into panels, `stride` bytes from one to the next. The result is the same for every isa.
+ */
+SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* weight, void* packed, int64_t stride,
+                        int64_t O, int64_t K);
+/* Pack rows of blocks [O, K] in the bytes of a GGUF file; K is a multiple of the format's 32 or 256. */
+SMOE_API void smoe_pack_blocks(smoe_pool*, int format, const void* rows, void* packed, int64_t stride, int64_t O,
+                               int64_t K);
 
-/* y[T, O] = x[T, K] weight^T; y in dtype, or in float32 where wide_output is set. */
-SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, int format, const void* x, const void* packed, void* y,
-                         int64_t T, int64_t O, int64_t K, int wide_output);
+/* A packed matrix: `stride` bytes from one panel of 32 outputs to the next. */
+typedef struct {
+    const void* panels;
+    int64_t outputs, stride, format;
+} smoe_matrix;
+/* w1 and w3 [F, D], w2 [D, F]. */
+typedef struct {
+    smoe_matrix w1, w3, w2;
+} smoe_expert;
+
+/* y[T, O] = x[T, K] weight^T for matrices one below the other, O outputs together; y in dtype, or in float32 where
+ * wide_output is set. */
+SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const smoe_matrix* matrices,
+                         int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). */
-SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, int format, const void* x, const void* w13, const void* w2,
-                      void* y, int64_t T, int64_t D, int64_t F);
-/* gate [E, D] float32; w13 and w2 hold E packed experts, consecutive. experts_per_token [T], each 1 .. max_k;
- * allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is written: ids
- * by descending gate logit, then -1. */
-SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
-                      const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed,
-                      int32_t* expert_ids, int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k);
+SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const smoe_expert*, void* y, int64_t T, int64_t D,
+                      int64_t F);
+/* gate [E, D] float32; experts [E], in which each of the three matrices has one format. experts_per_token [T], each
+ * 1 .. max_k; allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is
+ * written: ids by descending gate logit, then -1. */
+SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts,
+                      void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
+                      int64_t D, int64_t F, int64_t E, int64_t max_k);
 /* Routing only: write the expert_ids that smoe_moe would write. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
@@ -81,19 +94,22 @@ SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const 
                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
                             int64_t K, int64_t window);
 
-/* A whole network with all matrices in one packed format, for smoe_forward: the functions above in one call. */
+/* A whole network, for smoe_forward: the functions above in one call. */
 typedef struct {
-    const void *attention_norm, *qkv, *output, *ffn_norm;
-    const float* gate; /* [E, D], or NULL: w13 and w2 are one dense FFN */
-    const void *w13, *w2;
+    const void *attention_norm, *ffn_norm;
+    const smoe_matrix *qkv, *output;
+    int64_t num_qkv;   /* matrices of qkv, one below the other */
+    const float* gate; /* [E, D], or NULL: the only expert is a dense FFN */
+    const smoe_expert* experts;
     void *k_cache, *v_cache;
 } smoe_layer;
 typedef struct {
-    int dtype, format, kv_dtype;
+    int dtype, kv_dtype;
     float eps;
     int64_t V, D, F, E, H, G, K, L; /* L layers */
     int64_t block_size, window;     /* window 0: none */
-    const void *embedding, *norm, *head;
+    const void *embedding, *norm;
+    const smoe_matrix* head;
     const float* inverse_frequency; /* [K/2] */
     const smoe_layer* layers;       /* [L] */
 } smoe_network;

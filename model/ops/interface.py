@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
 PackedWeights: TypeAlias = Any  # a weight in a backend's own layout
@@ -25,9 +26,9 @@ BatchMetadata: TypeAlias = Any  # what a backend computes once per batch and rea
 class FfnWeights:
     """One SwiGLU FFN, w2(silu(w1 x) * (w3 x)): the FFN of a dense layer, or one expert."""
 
-    w1: Tensor  # [F, D]
-    w3: Tensor  # [F, D]
-    w2: Tensor  # [D, F]
+    w1: Weight  # [F, D]
+    w3: Weight  # [F, D]
+    w2: Weight  # [D, F]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,16 @@ class RoutingRequest:
 
 
 class Ops(Protocol):
-    """Operations of the network. Weights arrive in the compute dtype on the device, activations are [T, ...] in it."""
+    """Operations of the network. Activations are [T, ...] in the compute dtype.
 
-    def pack_linear(self, weight: Tensor) -> PackedWeights:
-        """Pack weight [O, D]. The result may be the tensor itself."""
+    Weights arrive on the device, in the compute dtype or in blocks. In the experts of a layer each of w1, w3 and w2 has
+    one format.
+    """
+
+    block_formats: frozenset[str]  # formats of the BlockMatrix objects that this backend packs
+
+    def pack_linear(self, *weights: Weight) -> PackedWeights:
+        """Pack weights [O, D], one below the other. The result may be the tensor itself."""
 
     def pack_ffn(self, weights: FfnWeights) -> PackedWeights:
         """Pack a dense FFN."""

@@ -52,7 +52,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     builder = JobBuilder.from_request(http, request, arrival_s)
     state, texts, http_id = builder.state, builder.texts, http.state.request_id
     use = resolve_tool_use(request)
-    constraints, ignored = await _tool_constraints(use, request, state, texts)
+    constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
@@ -66,17 +66,19 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     )
 
 
-async def _tool_constraints(
-    use: ToolUse | None, request: ChatCompletionRequest, state: ServerState, texts: TextFrontend
-) -> tuple[list[Constraint], list[str]]:
+async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[list[Constraint], list[str]]:
     """Return the constraints that the tools imply for the output, and the schema parts that they do not enforce."""
     if use is None:
         return [], []
+    request, state, texts = builder.request, builder.state, builder.texts
+    assert isinstance(request, ChatCompletionRequest)
     if not texts.chat_template.takes_tools:
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     num_chars = sum(map(len, request.contents))
-    unsupported = {} if state.strict_params else await unsupported_schema_keywords(use, texts.grammars, num_chars)
+    unsupported: Mapping[int, list[str]] = {}
+    if not state.strict_params:
+        unsupported = await unsupported_schema_keywords(use, texts.grammars, num_chars, builder.tenant)
     constraints = await off_loop(
         lambda: tool_constraints(use, request, marker_id, unsupported), heavy=num_chars > INLINE_CHARS
     )

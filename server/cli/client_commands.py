@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat")(chat_command)
     app.command("complete")(complete_command)
-    app.command("doctor", cls=settings_command("model"))(doctor_command)
+    app.command("doctor", cls=settings_command("model", "rope_theta"))(doctor_command)
 
 
 def chat_command(

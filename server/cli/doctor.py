@@ -17,7 +17,7 @@ from server.engine_client.process import package_root
 from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings.settings import Settings
-from server.settings.sources import hub_cache_dir
+from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")
@@ -117,7 +117,7 @@ def _model(settings: Settings) -> Iterator[Check]:
     """Check that the files exist, are complete by their headers, fit into memory, and include a tokenizer."""
     name = model_id(settings.model)
     try:
-        directory = locate_model(settings.model, hub_cache_dir())
+        directory = locate_model(settings.model, model_stores())
         report = make_report(settings, None)
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))

@@ -13,7 +13,7 @@ from server.cli.errors import report_error
 from server.cli.expert_measurement import ExpertTextError
 from server.model_location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
-from server.settings.sources import SettingsError, hub_cache_dir, load_settings
+from server.settings.sources import SettingsError, load_settings, model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 
@@ -28,7 +28,7 @@ def run(
         if png is not None:
             expert_report.check_drawable()
         settings = load_settings(flags)
-        model_dir = locate_model(settings.model, hub_cache_dir())
+        model_dir = locate_model(settings.model, model_stores())
         texts = expert_measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
         config = engine_config(settings, model_dir)
         measure = _sweep_experts_per_token if sweep else _count

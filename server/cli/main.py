@@ -66,7 +66,7 @@ def serve_command(
     raise typer.Exit(serve.print_config(flags, config) if print_config else serve.run(flags, config, started_s))
 
 
-@app.command("plan", cls=settings_command("model", "max_model_len", "dtype", "quantization"))
+@app.command("plan", cls=settings_command("model", "rope_theta", "max_model_len", "dtype", "quantization"))
 def plan_command(
     context: typer.Context,
     memory: Annotated[
@@ -94,7 +94,31 @@ def plan_command(
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
-@app.command("experts", cls=settings_command("model"))
+@app.command("models")
+def models_command(
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory to plan for, such as 80GiB; for a GPU, its memory. [default: main memory available here]",
+            metavar="SIZE",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the models on this machine that other programs downloaded, and which of them fit.
+
+    It looks in the cache of Hugging Face (HF_HUB_CACHE, HF_HOME), in LM Studio's folder, and in Ollama's
+    (OLLAMA_MODELS). Serve one by the name that is listed.
+
+    \b
+    smoe models --memory 80GiB
+    """
+    from server.cli import models
+
+    raise typer.Exit(models.run(memory, as_json=as_json))
+
+
+@app.command("experts", cls=settings_command("model", "rope_theta"))
 def experts_command(
     context: typer.Context,
     text: Annotated[list[Path], typer.Option(help="Text file of one kind. May be repeated.", metavar="FILE")] = [],  # noqa: B006 (typer's way)

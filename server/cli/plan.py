@@ -17,7 +17,7 @@ from server.cli.errors import report_error
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, hub_cache_dir, load_settings, parse_size_flag
+from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag
 
 
 class PlanError(Exception):
@@ -59,7 +59,8 @@ class PlanReport:
         weights = ["--dtype", plan.dtype]
         if plan.config.quantization != "none":
             weights += ["--quantization", plan.config.quantization]
-        return ["smoe", "serve", *named, *weights, *length, *size]
+        theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
+        return ["smoe", "serve", *named, *theta, *weights, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -82,7 +83,7 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     """Plan `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     try:
-        config = engine_config(settings, locate_model(settings.model, hub_cache_dir()))
+        config = engine_config(settings, locate_model(settings.model, model_stores()))
         plan = plan_memory(config, memory_bytes)
         fitting = next((candidate for candidate in (plan, *_smaller(plan)) if candidate.limits), None)
     except (ModelNotFoundError, EngineConfigError) as error:
@@ -93,7 +94,7 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
 def add_manifest(settings: Settings) -> str:
     """Write the SHA-256 sums of the checkpoint's files and return a line with their place. Raises PlanError."""
     try:
-        path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, hub_cache_dir()))
+        path, num_files = checkpoint_files.write_manifest(locate_model(settings.model, model_stores()))
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return f"{path}: SHA-256 sums of {num_files} files"

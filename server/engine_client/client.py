@@ -3,16 +3,31 @@
 Knows request ids and token ids, not text and not HTTP. Everything runs on the event loop; nothing here blocks it.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from engine.config import EngineConfig
-from engine.messages import Abort, Add, ExpertsReply, FromEngine, PrefillStarted, Ready, StepDone
-from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
+from engine.messages import (
+    Abort,
+    Add,
+    ExpertsReply,
+    FromEngine,
+    PrefillStarted,
+    PromptScores,
+    Ready,
+    StepDone,
+    StepPart,
+)
+from engine.types import ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs, Vocabulary
 from server.engine_client.expert_queries import ExpertQueries
 from server.engine_client.inflight import CrashReport, InFlightRequests
 from server.engine_client.output_collector import CRASHED, EngineDied, OutputCollector
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
+
+MAX_ADDED, MAX_ADDED_IDS = 64, 1 << 15  # requests of a frame, and token ids at which it ends: about 1 ms to encode
 
 
 class EngineClient:
@@ -31,6 +46,8 @@ class EngineClient:
         self._on_step = on_step
         self._requests = InFlightRequests()
         self._last_request_id = 0
+        self._early_scores: dict[int, list[TokenLogprobs]] = {}  # by request; its output follows in the same step
+        self._is_sending = False  # _send_frame is scheduled
         events = EngineEvents(
             on_message=self._receive,
             on_ready=self._send_pending,
@@ -113,8 +130,17 @@ class EngineClient:
         await self._supervisor.stop()
 
     def _send_pending(self) -> None:
-        if self._supervisor.is_serving and (requests := self._requests.pop_sendable()):
+        """Send the next requests, at most a frame in each turn of the event loop: large frames take long to encode."""
+        if not self._is_sending:
+            self._send_frame()
+
+    def _send_frame(self) -> None:
+        self._is_sending = False
+        if self._supervisor.is_serving and (requests := self._requests.pop_sendable(MAX_ADDED, MAX_ADDED_IDS)):
             self._supervisor.send(Add(requests))
+            if self._requests.has_pending:
+                self._is_sending = True
+                asyncio.get_running_loop().call_soon(self._send_frame)
 
     def _abort_in_engine(self, request_ids: list[int]) -> None:
         if request_ids:
@@ -123,6 +149,10 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
+            case PromptScores(request_id, scores):
+                self._early_scores.setdefault(request_id, []).extend(scores)
+            case StepPart(outputs):
+                self._give(outputs)
             case StepDone(step, aborted):
                 self._requests.confirm_aborts(aborted)
                 self._on_step_done(step.outputs, step.stats)
@@ -134,10 +164,17 @@ class EngineClient:
     def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.stats = stats
         self._on_step(stats)
+        self._give(outputs)
+        self._send_pending()
+
+    def _give(self, outputs: list[RequestOutput]) -> None:
+        """Put each output into the collector of its request, with the scores that were sent ahead of it."""
         for output in outputs:
+            if (early := self._early_scores.pop(output.request_id, None)) is not None:
+                scores = early + (output.prompt_logprobs or [])
+                output = msgspec.structs.replace(output, prompt_logprobs=scores)
             if (collector := self._requests.take(output)) is not None:
                 collector.put(output)
-        self._send_pending()
 
     def _on_crash(self) -> CrashReport:
         """Fail the requests that had an output; the others stay pending for the next process."""
@@ -158,6 +195,7 @@ class EngineClient:
     def _reset(self) -> None:
         """Forget the state of a process that is gone."""
         self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
+        self._early_scores.clear()
         self._expert_queries.fail(CRASHED)
 
     def _expire(self, now_s: float) -> None:

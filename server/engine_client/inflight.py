@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.types import Request, RequestOutput
+from engine.types import Request, RequestOutput, num_carried_ids
 from server.engine_client.output_collector import OutputCollector
 
 Place = Literal["pending", "sent", "started"]  # not sent; as far as known in the engine's queue; in one of its steps
@@ -76,15 +76,28 @@ class InFlightRequests:
             if request.deadline_s is not None or request.queue_deadline_s is not None:
                 self._timed[request.request_id] = entry
 
-    def pop_sendable(self) -> list[Request]:
-        """Return the requests to send now, and mark them as sent."""
+    @property
+    def has_pending(self) -> bool:
+        """True if pop_sendable() may return more requests: they are not sent yet, and nothing holds them back."""
+        return bool(self._pending) and self._probing is None and not self._suspects
+
+    def pop_sendable(self, max_requests: int = 2**31, max_ids: int = 2**31) -> list[Request]:
+        """Return the next requests to send, and mark them as sent.
+
+        At most `max_requests`; no further one once they carry `max_ids` token ids or more.
+        """
         if self._probing is not None or not (self._suspects or self._pending):
             return []
         if self._suspects:
             self._probing = next(iter(self._suspects))
             return [_mark_sent(self._suspects[self._probing])]
-        pending, self._pending = self._pending, {}
-        return [_mark_sent(entry) for entry in pending.values()]
+        requests: list[Request] = []
+        num_ids = 0
+        while self._pending and len(requests) < max_requests and num_ids < max_ids:
+            request = _mark_sent(self._pending.pop(next(iter(self._pending))))
+            requests.append(request)
+            num_ids += num_carried_ids(request)
+        return requests
 
     def started(self, request_ids: Iterable[int]) -> None:
         """Record that the engine computes these requests."""

@@ -25,6 +25,7 @@ from server.engine_client.stderr_log import StderrLog
 logger = logging.getLogger("smoe.engine")
 
 ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
+MAX_TURN_BYTES = 1 << 19  # read from the engine in one iteration of the event loop: about 10 ms to decode
 EXIT_GRACE_S = 1.0  # to read what a process wrote to the socket before it exited
 
 
@@ -150,8 +151,28 @@ class _EngineProtocol(asyncio.Protocol):
         self._receive = receive
         self._fail = fail
         self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        self._transport: asyncio.Transport
+        self._num_turn_bytes = 0  # read in this iteration of the event loop
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport  # uvloop's is no subclass of asyncio.Transport
 
     def data_received(self, chunk: bytes) -> None:
+        """Decode and pass on messages. After MAX_TURN_BYTES other callbacks of the event loop get a turn: libuv would
+        read up to 32 times in a row."""
+        if not self._num_turn_bytes:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._num_turn_bytes += len(chunk)
+        if self._num_turn_bytes >= MAX_TURN_BYTES:
+            self._transport.pause_reading()
+        self._decode(chunk)
+
+    def _end_turn(self) -> None:
+        if self._num_turn_bytes >= MAX_TURN_BYTES and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._num_turn_bytes = 0
+
+    def _decode(self, chunk: bytes) -> None:
         try:
             messages = self._reader.feed(chunk)
         except msgspec.DecodeError:

@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from engine.config import EngineConfig
-from engine.messages import FromEngine, Progress, Ready, Start, StepDone, ToEngine
+from engine.messages import FromEngine, Progress, Ready, Start, StepDone, StepPart, ToEngine
 from engine.types import Vocabulary
 from server.engine_client.inflight import CrashReport
 from server.engine_client.output_collector import CRASHED, SHUTTING_DOWN
@@ -103,14 +103,14 @@ class EngineSupervisor:
             case Ready():
                 self._on_ready(message)
             case _:
-                if isinstance(message, StepDone) and message.step.outputs:
+                if isinstance(message, StepPart) or (isinstance(message, StepDone) and message.step.outputs):
                     self._gave_output = True
                 self._events.on_message(message)
 
     def _on_ready(self, ready: Ready) -> None:
-        if self.ready is not None and self.ready.fingerprint != ready.fingerprint:
-            # Requests were prepared and streams begun with the other numerics: their results could not be kept apart.
-            self._end("the restarted engine has other numerics than the first one: restart the server")
+        if self.ready is not None and (other := _difference(self.ready, ready)):
+            # Requests were prepared and streams begun with the first engine: results could not be told apart.
+            self._end(f"{other}: restart the server")
             return
         if self.ready is not None:
             logger.warning("the engine is ready again")
@@ -200,6 +200,15 @@ class EngineSupervisor:
         """End the engine if its supervision failed: nothing would notice a crash."""
         logger.error("the engine supervisor failed", exc_info=error)
         self._end("the engine supervisor failed")
+
+
+def _difference(first: Ready, restarted: Ready) -> str:
+    """Return why the restarted engine would give other results than the first one; empty if it does not."""
+    if first.checkpoint_files != restarted.checkpoint_files:
+        return "the checkpoint's files were replaced while the server was running"
+    if first.fingerprint != restarted.fingerprint:
+        return "the restarted engine has other numerics than the first one"
+    return ""
 
 
 def _with_limits(start: Start, ready: Ready) -> Start:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from engine.config import max_slots_per_tenant
-from engine.types import Request
+from engine.types import Request, num_carried_ids
 from server.engine_client.status import EngineStatus
 from server.errors import ApiError, overloaded, queue_full, unavailable
 from server.observability.memory_pressure import MemoryMonitor
@@ -58,7 +58,7 @@ class RetryEstimator:
 class Admission:
     """Accepts generations within the bounds of the queue.
 
-    Counts the accepted choices that have no output yet, and the tokens of their prompts, by tenant.
+    Counts the accepted choices that have no output yet, and the token ids that they carry, by tenant.
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class Admission:
         self._memory = memory
         self._max_choices = max_choices
         self._max_per_tenant = max_slots_per_tenant(max_choices) if num_tenants > 1 else max_choices
+        self._max_tokens_per_tenant = max_slots_per_tenant(self.max_tokens) if num_tenants > 1 else self.max_tokens
         self._num_choices: Counter[int] = Counter()  # by tenant
-        self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, prompt tokens
+        self._num_tokens: Counter[int] = Counter()  # by tenant
+        self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, token ids
 
     @property
     def is_full(self) -> bool:
@@ -96,7 +98,7 @@ class Admission:
         ):
             raise queue_full(self.retry_after_s(num_choices))
         for request in requests:
-            self.add(request.request_id, request.tenant, len(request.prompt_token_ids))
+            self.add(request.request_id, request.tenant, num_carried_ids(request))
 
     def unavailable_reason(self) -> ApiError | None:
         """Return the error that every new generation gets now, or None if generations are accepted."""
@@ -125,12 +127,14 @@ class Admission:
         """
         num_waiting = self._num_choices[tenant]
         keeps_share = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
+        keeps_share = keeps_share and self._num_tokens[tenant] < self._max_tokens_per_tenant
         return self.num_tokens < self.max_tokens and keeps_share
 
     def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
-        """Count one choice as waiting. `num_tokens`: the length of its prompt."""
+        """Count one choice as waiting. `num_tokens`: the token ids that it carries."""
         self._waiting[request_id] = tenant, num_tokens
         self._num_choices[tenant] += 1
+        self._num_tokens[tenant] += num_tokens
         self.num_tokens += num_tokens
 
     def remove(self, request_id: int) -> None:
@@ -139,6 +143,7 @@ class Admission:
         if waiting is not None:
             tenant, num_tokens = waiting
             self._num_choices[tenant] -= 1
+            self._num_tokens[tenant] -= num_tokens
             self.num_tokens -= num_tokens
 
     def retry_after_s(self, num_choices: int = 0) -> float:

@@ -44,6 +44,7 @@ class Delta:
     positions: list[Position] = field(default_factory=list)  # echoed and generated tokens, if logprobs were requested
     # [position][layers][k], of all generated tokens except the last
     routing: list[list[ExpertIds]] = field(default_factory=list)
+    rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None

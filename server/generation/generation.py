@@ -28,6 +28,8 @@ from server.generation.usage import ExpertTally, Usage, count_usage
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
+OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
+
 
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
@@ -39,6 +41,7 @@ class Generation:
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
         self._user = user
+        self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
 
@@ -51,7 +54,7 @@ class Generation:
         `constraints`: those that the request's tools imply. Raises ApiError 400 for a request that cannot be followed,
         429 while too many grammars are compiled.
         """
-        grammar = await builder.texts.grammars.compile(builder.request, constraints)
+        grammar = await builder.texts.grammars.compile(builder.request, constraints, builder.tenant)
         return cls(builder.state, await builder.build(prompts, grammar), http_id, builder.request.user)
 
     @property
@@ -78,6 +81,10 @@ class Generation:
         usage = self.usage()
         return usage if self._tally is None else {**usage, "expert_tokens": self._tally.tokens()}
 
+    async def next_turn(self) -> None:
+        """Wait until this generation may run a slice of long work on the event loop."""
+        await self._state.turns.next(self._tenant)
+
     def _new_tally(self) -> ExpertTally | None:
         ready = self._state.engine.ready
         wants_experts = any(job.request.expert_usage for job in self._jobs.values())
@@ -99,10 +106,13 @@ class Generation:
             yielded_s = loop.time()
             while open_ids:
                 outputs = await outputs_stream.get(yielded_s + idle_s)
-                deltas = self._process(outputs, open_ids)
-                if deltas or not outputs:
-                    yield deltas
-                    yielded_s = loop.time()
+                for first in range(0, max(1, len(outputs)), OUTPUTS_PER_TURN):
+                    if first:
+                        await self.next_turn()
+                    deltas = self._process(outputs[first : first + OUTPUTS_PER_TURN], open_ids)
+                    if deltas or not outputs:
+                        yield deltas
+                        yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
             raise self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None

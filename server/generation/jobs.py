@@ -1,5 +1,6 @@
 """Build the jobs of a valid request and its tokenized prompts: per choice, the engine's request and the text state."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,19 +9,27 @@ from starlette.requests import Request as HttpRequest
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.errors import RequestRejectedError
 from engine.messages import Ready
+from engine.token_constraints import TokenConstraints
 from engine.types import Request, SamplingParams
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.event_loop import off_loop
 from server.generation.choice import Choice, StopConditions
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
-from server.generation.sampling_params import check_bad_words, check_listed_ids, check_token_ids, sampling_params
+from server.generation.reply_size import limit_reply
+from server.generation.sampling_params import (
+    check_bad_words,
+    check_listed_ids,
+    check_token_ids,
+    packed_constraints,
+    sampling_params,
+)
 from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, grammar_too_large
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
-INLINE_CHOICES = 32  # more choices are prepared in a thread
+JOBS_PER_TURN = 32  # choices that are prepared in one turn of the event loop: about 1 ms
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
 
@@ -37,6 +46,7 @@ class _Slot:
     """The place of one choice among the choices of its request."""
 
     request_id: int
+    group: int  # request id of the first choice
     prompt: Prompt
     prompt_index: int
     choice_index: int
@@ -75,17 +85,30 @@ class JobBuilder:
         The output of each choice follows `grammar`. Raises ApiError 400 if the request exceeds a limit of the model or
         of this server.
         """
-        limits = [completion_limit(self.request, len(prompt.token_ids), self.ready) for prompt in prompts]
+        limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
         self._check_num_choices(len(prompts), grammar)
         check_experts(self.request, self.ready)
-        slots = [
-            _Slot(self.state.engine.new_request_id(), prompt, prompt_index, choice_index, limits[prompt_index])
-            for prompt_index, prompt in enumerate(prompts)
-            for choice_index in range(self.request.n)
-        ]
-        heavy = len(slots) > INLINE_CHOICES or bool(self.request.bad_words)
-        return await off_loop(lambda: self._jobs(slots, seed, grammar), heavy=heavy)
+        ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
+        places = itertools.product(range(len(prompts)), range(self.request.n))
+        slots = [_Slot(i, ids[0], prompts[p], p, choice, limits[p]) for i, (p, choice) in zip(ids, places, strict=True)]
+        constraints = await self._constraints(len(slots))
+        jobs: list[Job] = []
+        for first in range(0, len(slots), JOBS_PER_TURN):
+            if first:
+                await self.next_turn()
+            part = slots[first : first + JOBS_PER_TURN]
+            jobs += [self._job(first + i, slot, seed, constraints, grammar) for i, slot in enumerate(part)]
+        return jobs
+
+    def limits(self, prompt_lengths: Sequence[int]) -> list[int]:
+        """Return the most tokens to generate after each prompt. Raises ApiError 400 for a request that cannot fit."""
+        limits = [completion_limit(self.request, length, self.ready) for length in prompt_lengths]
+        return limit_reply(self.request, self.ready, prompt_lengths, limits)
+
+    async def next_turn(self) -> None:
+        """Wait until this request may run a slice of long work on the event loop."""
+        await self.state.turns.next(self.tenant)
 
     def _check_num_choices(self, num_prompts: int, grammar: CompiledGrammar | None) -> None:
         num_choices = num_prompts * self.request.n
@@ -96,23 +119,27 @@ class JobBuilder:
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_TOTAL_GRAMMAR_CHARS:
             raise grammar_too_large(self.request, num_choices)
 
-    def _jobs(self, slots: Sequence[_Slot], seed: int, grammar: CompiledGrammar | None) -> list[Job]:
-        bad_words = self.texts.tokenizer.encode_words(self.request.bad_words)
+    async def _constraints(self, num_choices: int) -> TokenConstraints:
+        """Return the constraints of each choice. Raises ApiError 400."""
+        words = self.request.bad_words
+        bad_words = await off_loop(lambda: self.texts.tokenizer.encode_words(words), heavy=bool(words))
         check_bad_words(self.request, bad_words)
-        check_listed_ids(self.request, bad_words, len(slots))
-        jobs: list[Job] = []
-        for index, slot in enumerate(slots):
-            params = sampling_params(
-                self.request,
-                max_tokens=slot.max_tokens,
-                seed=seed,
-                prompt_index=slot.prompt_index,
-                choice_index=slot.choice_index,
-                defaults=self.texts.defaults,
-                bad_words=bad_words,
-            )
-            jobs.append(Job(self._engine_request(slot, params, grammar), self._choice(index, slot.prompt, grammar)))
-        return jobs
+        check_listed_ids(self.request, bad_words, num_choices)
+        return packed_constraints(self.request, bad_words)
+
+    def _job(
+        self, index: int, slot: _Slot, seed: int, constraints: TokenConstraints, grammar: CompiledGrammar | None
+    ) -> Job:
+        params = sampling_params(
+            self.request,
+            max_tokens=slot.max_tokens,
+            seed=seed,
+            prompt_index=slot.prompt_index,
+            choice_index=slot.choice_index,
+            defaults=self.texts.defaults,
+            constraints=constraints,
+        )
+        return Job(self._engine_request(slot, params, grammar), self._choice(index, slot.prompt, grammar))
 
     def _engine_request(self, slot: _Slot, params: SamplingParams, grammar: CompiledGrammar | None) -> Request:
         request = self.request
@@ -127,6 +154,7 @@ class JobBuilder:
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,
+            group=slot.group,
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,
             expert_usage=request.expert_usage and slot.choice_index == 0,  # a prompt counts once, whatever `n` is

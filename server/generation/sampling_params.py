@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.token_constraints import NO_CONSTRAINTS, TokenConstraints, token_constraints
 from engine.types import SamplingParams
 from server.errors import ApiError, invalid_value
 from server.schemas import CompletionRequest, GenerationRequest
@@ -49,16 +50,16 @@ def sampling_params(
     prompt_index: int,
     choice_index: int,
     defaults: GenerationDefaults,
-    bad_words: tuple[tuple[int, ...], ...] = (),
+    constraints: TokenConstraints = NO_CONSTRAINTS,
 ) -> SamplingParams:
-    """Return the engine's parameters of one choice. `max_tokens` is the effective limit, `bad_words` are token ids.
+    """Return the engine's parameters of one choice. `max_tokens` is the effective limit.
 
-    Raises ApiError 400 if `min_tokens` exceeds the limit.
+    `constraints`: those of the request, see packed_constraints; its choices share them. Raises ApiError 400 if
+    `min_tokens` exceeds the limit.
     """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
     repetition_penalty = _or_default(request.repetition_penalty, defaults.repetition_penalty)
-    allowed = request.allowed_token_ids
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
@@ -69,9 +70,7 @@ def sampling_params(
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         repetition_penalty=max(MIN_REPETITION_PENALTY, repetition_penalty),
-        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
-        allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
-        bad_words=bad_words,
+        constraints=constraints,
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         seed=seed,
@@ -79,6 +78,15 @@ def sampling_params(
         choice_index=choice_index,
         num_logprobs=request.num_logprobs,
         prompt_logprobs=request.has_prompt_logprobs,
+    )
+
+
+def packed_constraints(request: GenerationRequest, bad_words: Iterable[tuple[int, ...]]) -> TokenConstraints:
+    """Return the request's biases, allowed tokens and bad words (as token ids) as arrays. Ids must be checked."""
+    return token_constraints(
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        allowed_token_ids=request.allowed_token_ids,
+        bad_words=bad_words,
     )
 
 

@@ -13,11 +13,13 @@ from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.errors import model_not_found, queue_full, unavailable
+from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
 from server.observability.access_log import AccessLog
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.sandbox.pool import Sandbox
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
 
@@ -49,11 +51,12 @@ class TextFrontend:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     defaults: GenerationDefaults
+    sandbox: Sandbox  # where untrusted or long work on texts runs
 
     @cached_property
     def grammars(self) -> GrammarChecker:
-        """Checker of grammars, created on first use because it holds a copy of the vocabulary."""
-        return GrammarChecker(self.tokenizer)
+        """Checker of grammars."""
+        return GrammarChecker(self.tokenizer, self.sandbox)
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:
@@ -74,6 +77,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
+    turns: LoopTurns = field(default_factory=LoopTurns)  # for long work on the event loop
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests without a seed
     by_priority: bool = True  # if false, requests run in the order of their arrival
     strict_params: bool = False  # reject requests with fields that would be ignored

@@ -48,9 +48,17 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
-        self._buffer = bytearray(READ_BYTES)
+        self._buffer = memoryview(bytearray(READ_BYTES))  # asyncio's TLS writes into slices of it
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def accepted(self, abort: Callable[[], object]) -> None:
+        """Count the connection before it is made. `abort` closes it until `connection_made`."""
+        self._connection.on_accepted(abort)
+
+    def refused(self) -> None:
+        """Count the connection no more, because it was not made."""
+        self._connection.on_refused()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:

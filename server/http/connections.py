@@ -3,11 +3,9 @@
 import resource
 from typing import Protocol
 
-from server.http.listener import ACCEPTORS, num_acceptors
-
 MAX_OPEN = 16_384
 RESERVE = 8  # connections beyond the limit, which get only health and metrics
-OTHER_FILES = 32  # file descriptors that are no connections: event loop, engine, log, libraries
+OTHER_FILES = 32  # file descriptors that are no connections: listener, event loop, engine, log, libraries
 
 
 class Closable(Protocol):
@@ -74,7 +72,7 @@ class Connections:
 def raise_file_limit() -> int:
     """Raise this process' limit of file descriptors as far as needed and allowed; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = MAX_OPEN + RESERVE + OTHER_FILES + ACCEPTORS
+    needed = MAX_OPEN + RESERVE + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -82,5 +80,5 @@ def raise_file_limit() -> int:
 
 
 def max_connections(num_files: int) -> int:
-    """Return how many connections fit into a limit of `num_files` descriptors: 23 for 64, 983 for 1,024."""
-    return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE - num_acceptors(num_files)))
+    """Return how many connections fit into a limit of `num_files` descriptors: 24 for 64, 984 for 1,024."""
+    return max(1, min(MAX_OPEN, num_files - OTHER_FILES - RESERVE))

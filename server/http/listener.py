@@ -5,7 +5,6 @@ import ipaddress
 import socket
 
 BACKLOG = 4096
-ACCEPTORS = 64  # the event loop accepts one connection per iteration and socket
 
 
 class ListenError(Exception):
@@ -27,20 +26,6 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ListenError(_explain(error, host, port)) from None
     return listener
-
-
-def acceptors(listener: socket.socket, num_files: int) -> list[socket.socket]:
-    """Return the listener and duplicates of it, so that the event loop accepts several connections per iteration.
-
-    With one socket, thousands of simultaneous connections would wait in the system's queue, and health checks with
-    them.
-    """
-    return [listener, *(listener.dup() for _ in range(num_acceptors(num_files) - 1))]
-
-
-def num_acceptors(num_files: int) -> int:
-    """Return the number of listening sockets for a limit of `num_files` file descriptors; 1 if these are few."""
-    return ACCEPTORS if num_files >= 4096 else 1
 
 
 def url_of(listener: socket.socket, *, scheme: str) -> str:

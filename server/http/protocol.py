@@ -39,12 +39,24 @@ class Connection(H11Protocol):
     open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _abort_handshake: Callable[[], object] | None = None  # between accept and connection_made
+
+    def on_accepted(self, abort: Callable[[], object]) -> None:
+        """Count the connection, which is idle, before its TLS handshake. `abort` ends the handshake."""
+        self._abort_handshake = abort
+        self.open_connections.opened(self)
+
+    def on_refused(self) -> None:
+        """Count the connection no more: there is no handshake that succeeded."""
+        self.open_connections.closed(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limit_header_lines(self.conn)
         self._update_head_timer()
-        self.open_connections.opened(self)
+        if self._abort_handshake is None:
+            self.open_connections.opened(self)
+        self._abort_handshake = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.closed(self)
@@ -76,7 +88,10 @@ class Connection(H11Protocol):
 
     def abort(self) -> None:
         """Close the connection and drop unsent data."""
-        self.transport.abort()
+        if self._abort_handshake is not None:
+            self._abort_handshake()
+        else:
+            self.transport.abort()
 
     def _update_idle(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 MAX_READS = 4  # of 1 KiB each; handling a request that one of them completes takes 1-2 ms
 
@@ -26,6 +27,13 @@ class ReadLimiter:
         """Call `read` in a later iteration."""
         self._deferred.append(read)
 
+    async def turn(self) -> None:
+        """Return when the caller may do as much work as a read causes."""
+        if not self.try_acquire():
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.defer(partial(resolve, arrived))
+            await arrived
+
     def _acquire(self) -> None:
         if not self._num_reads:
             asyncio.get_running_loop().call_soon(self._next_iteration)
@@ -36,3 +44,9 @@ class ReadLimiter:
         while self._deferred and self._num_reads < self._max_reads:
             self._acquire()
             self._deferred.popleft()()
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Set the result of a future that its task may have cancelled."""
+    if not future.done():
+        future.set_result(None)

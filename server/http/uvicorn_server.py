@@ -1,15 +1,19 @@
-"""Run uvicorn with this server's settings, and count the requests that it is answering."""
+"""Run uvicorn with this server's settings and own sockets, and count the requests that it is answering."""
 
 import asyncio
 import contextlib
 import math
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.http.acceptor import Acceptor
+from server.http.bounded_reads import BoundedReadProtocol
 from server.http.protocol import MAX_HEAD_BYTES
+from server.http.read_limiter import ReadLimiter
 from server.settings.settings import Settings
 
 
@@ -43,15 +47,22 @@ class RequestTracker:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers; server/lifecycle/shutdown.py handles signals.
+    """uvicorn without its signal handlers and sockets: see server/lifecycle/shutdown.py and server/http/acceptor.py.
 
     uvicorn's handlers would close the listening socket first, wait without a limit and raise the signal again.
     """
 
     def __init__(
-        self, app: ASGIApp, protocol: Callable[..., asyncio.BaseProtocol], settings: Settings, flush_s: float
+        self,
+        app: ASGIApp,
+        protocol: Callable[..., BoundedReadProtocol],
+        settings: Settings,
+        *,
+        read_limiter: ReadLimiter,
+        flush_s: float,
     ) -> None:
-        """`flush_s`: time for the last responses to be sent during shutdown, in seconds. Raises CertificateError."""
+        """`protocol` takes uvicorn's arguments. `flush_s`: time for the last responses to be sent during shutdown, in
+        seconds. Raises CertificateError."""
         config = uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]  # uvicorn's type lacks asyncio.BufferedProtocol
@@ -71,6 +82,29 @@ class HttpServer(uvicorn.Server):
         except (ssl.SSLError, OSError):
             raise CertificateError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
         super().__init__(config)
+        self._read_limiter = read_limiter
+        self._acceptor: Acceptor | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections from the only socket."""
+        assert sockets is not None
+        (listener,) = sockets
+        self.servers = []  # uvicorn's own
+        self._acceptor = Acceptor(listener, self._new_protocol, self._read_limiter, self.config.ssl)
+        self._acceptor.start()
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the socket and the idle connections, and wait for the others."""
+        assert self._acceptor is not None
+        self._acceptor.stop()
+        self._acceptor.abort_handshakes()
+        await super().shutdown(sockets)
+
+    def _new_protocol(self) -> BoundedReadProtocol:
+        made = self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+        assert isinstance(made, BoundedReadProtocol)
+        return made
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

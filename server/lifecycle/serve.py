@@ -27,7 +27,7 @@ from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
-from server.http.listener import ListenError, acceptors, is_loopback, listen, url_of
+from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import ReadLimiter
@@ -40,9 +40,11 @@ from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.sandbox.errors import SandboxError
+from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
-from server.settings.sources import hub_cache_dir
+from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError
 
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
@@ -59,7 +61,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
         raise StartError(NO_ASSERTIONS)
     open_standard_streams()
     try:
-        model_dir = locate_model(settings.model, hub_cache_dir())
+        model_dir = locate_model(settings.model, model_stores())
         listener = listen(settings.host, settings.port)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
@@ -95,8 +97,7 @@ class Server:
             on_status=self._on_status,
             on_restart=self._metrics.engine_restarted,
         )
-        self._num_files = raise_file_limit()
-        self._connections = Connections(max_connections(self._num_files))
+        self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()
         self._memory = None if limit_bytes is None else MemoryMonitor(limit_bytes)
         self._state = ServerState(
@@ -116,11 +117,13 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
+        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client, self._in_flight, report, drain_timeout_s=settings.shutdown_timeout - self._flush_s
         )
         self._texts: TextFrontend | None = None
+        self._ahead: asyncio.Task[None] | None = None  # work for later requests
 
     async def run(self) -> int:
         """Load, serve and shut down; return the exit code."""
@@ -136,6 +139,7 @@ class Server:
         async with self._http_server():
             await self._load()
             code = await self._shutdown.run()
+            self._sandbox.close()  # what still waits for it ends with an error
         for probe in probes:
             probe.cancel()
         return code
@@ -159,14 +163,15 @@ class Server:
     @contextlib.asynccontextmanager
     async def _http_server(self) -> AsyncIterator[None]:
         """Answer HTTP requests inside this block."""
+        turns = ReadLimiter()
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=ReadLimiter()
+            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=turns
         )
         try:
-            http = HttpServer(self._in_flight, protocol, self._settings, self._flush_s)
+            http = HttpServer(self._in_flight, protocol, self._settings, read_limiter=turns, flush_s=self._flush_s)
         except CertificateError as error:
             raise StartError(str(error)) from None
-        task = asyncio.create_task(http.serve(sockets=acceptors(self._listener, self._num_files)))
+        task = asyncio.create_task(http.serve(sockets=[self._listener]))
         try:
             yield
         finally:
@@ -179,12 +184,22 @@ class Server:
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
-            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir)
+            await self._sandbox.start()
+            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir, self._sandbox)
+        except OSError as error:
+            self._shutdown.fail(f"cannot start a process: {error.strerror}", 1)
+            return
         except (TokenizerError, StartError) as error:
             self._shutdown.fail(str(error), 2)
             return
+        self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
         await self._client.start(engine_config(self._settings, self._model_dir), vocabulary)
+
+    async def _prepare_grammars(self, texts: TextFrontend) -> None:
+        """Build what checks of grammars need, so that the first request does not wait for it."""
+        with contextlib.suppress(SandboxError):  # the first check tries again
+            await texts.grammars.prepare()
 
     def _on_status(self, status: EngineStatus) -> None:
         self._metrics.engine_status(status)

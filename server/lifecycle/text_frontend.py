@@ -5,6 +5,7 @@ from pathlib import Path
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
+from server.sandbox.pool import Sandbox
 from server.settings.settings import Settings
 from server.tokenizer.tokenizer import load_tokenizer
 
@@ -13,13 +14,13 @@ class StartError(Exception):
     """The server cannot start with these settings or this checkpoint. One line; the process exits with code 2."""
 
 
-def load_texts(settings: Settings, model_dir: Path) -> TextFrontend:
+def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> TextFrontend:
     """Load the text frontend of a checkpoint. Raises TokenizerError or StartError."""
     tokenizer = load_tokenizer(model_dir)
     source = tokenizer.chat_template if settings.chat_template is None else _read_template(settings.chat_template)
     use_defaults = settings.generation_config == "auto"
     defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
-    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults)
+    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults, sandbox)
 
 
 def _read_template(path: Path) -> str:

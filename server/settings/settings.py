@@ -44,7 +44,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str | None, DefaultText("the bundled demo model")] = Field(
-        None, description="Directory of a checkpoint, or org/name of a model in the local Hugging Face cache."
+        None,
+        description="Directory of a checkpoint, GGUF file, org/name of a model in the local Hugging Face cache, or "
+        "name of a GGUF file in that cache, in LM Studio or in Ollama, such as org/name:Q4_K_M or mixtral:8x7b.",
     )
     verify: bool = Field(
         False,
@@ -142,6 +144,12 @@ class Settings(BaseModel):
     )
     experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
+    )
+    rope_theta: Annotated[float | None, DefaultText("the checkpoint's")] = Field(
+        None,
+        gt=0,
+        le=1e12,
+        description="Base of the rotary angles. Needed for early GGUF files of Mixtral, which lack it: 1000000.",
     )
     sliding_window: Literal["model", "none"] | PositiveInt = Field(
         "model", description="Attention window in tokens: model uses the checkpoint's, none disables it."

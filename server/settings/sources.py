@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from server.model_stores import ModelStores
 from server.settings.settings import PREFIX, Settings, flag_name
 from server.settings.value_types import parse_size
 
@@ -53,8 +54,17 @@ def parse_size_flag(flag: str, text: str) -> int:
     return num_bytes
 
 
-def hub_cache_dir() -> Path:
-    """Return the directory where Hugging Face's tools keep downloaded models on this machine."""
+def model_stores() -> ModelStores:
+    """Return the folders where other programs keep models on this machine."""
+    home = Path.home()
+    lm_studio = (home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models")
+    return ModelStores(
+        _hub_cache_dir(), lm_studio, Path(os.environ.get("OLLAMA_MODELS") or home / ".ollama" / "models")
+    )
+
+
+def _hub_cache_dir() -> Path:
+    """Return the directory where Hugging Face's tools keep downloaded models."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache)
     if home := os.environ.get("HF_HOME"):

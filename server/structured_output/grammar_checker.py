@@ -2,19 +2,24 @@
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from engine.errors import GrammarError
-from engine.grammars.matcher import GrammarCompiler
-from server.errors import ApiError, invalid_value, queue_full
+from server.errors import ApiError, check_not_possible, invalid_value, queue_full
+from server.sandbox.errors import Crashed, RanOutOfMemory, SandboxError, SandboxFull, TookTooLong
+from server.sandbox.job import DEFAULT_LIMITS, Job, Limits
+from server.sandbox.pool import NUM_WORKERS, Sandbox
 from server.schemas.generation import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of, too_large
+from server.structured_output.grammar_check_job import Verdict, check_grammar, make_compiler
 from server.tokenizer.tokenizer import Tokenizer
 
-NUM_THREADS = 2
+logger = logging.getLogger("smoe.sandbox")
+
+COMPILER = "grammar compiler"  # name of the prepared object in the sandbox
+BEYOND_THE_SANDBOX = "limit of the sandbox"  # the fault of a grammar that the sandbox had to end
 MAX_REMEMBERED = 4096
 MAX_PENDING = 64  # grammars in a check or waiting for one
 MAX_CHECK_S = 0.3  # for a grammar at the limits
@@ -43,41 +48,56 @@ SCHEMA_KEYWORDS = frozenset(
 
 
 class GrammarChecker:
-    """Checker of grammars in threads, with the same limits as in the engine.
+    """Checker of grammars in the sandbox, with the same limits as in the engine.
 
-    The limits are counts of work; a grammar at its limits takes about 0.3 s. Results are cached, a grammar whose check
-    is running is not checked a second time, and a grammar is refused with 429 while MAX_PENDING others wait.
+    Those limits are counts of work; the sandbox's, on CPU time and memory, are behind them, for what the counts miss.
+    Results are cached, a grammar whose check is running is not checked a second time, and a grammar is refused with 429
+    while MAX_PENDING others wait.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._compiler = GrammarCompiler(tokenizer.vocabulary(), tokenizer.vocab_size, tokenizer.eos_ids)
+    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS) -> None:
+        """`limits`: of one check in the sandbox."""
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._sandbox = sandbox
         self._end_ids = frozenset(tokenizer.eos_ids)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
+        self._preparation: asyncio.Task[None] | None = None
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> its fault
         self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # digest of a grammar -> its running check
 
+    async def prepare(self) -> None:
+        """Build in the sandbox what all checks share. Checks wait for it; call it early, so that none has to."""
+        if self._preparation is None or (self._preparation.done() and self._preparation.exception() is not None):
+            self._preparation = asyncio.get_running_loop().create_task(self._prepare())
+        await asyncio.shield(self._preparation)
+
+    async def _prepare(self) -> None:
+        vocabulary, tokenizer = self._tokenizer.vocabulary(), self._tokenizer
+        args = vocabulary.tokens, vocabulary.special_ids, tokenizer.vocab_size, list(tokenizer.eos_ids)
+        await self._sandbox.prepare(COMPILER, make_compiler, *args)
+
     async def compile(
-        self, request: GenerationRequest, constraints: Sequence[Constraint] = ()
+        self, request: GenerationRequest, constraints: Sequence[Constraint] = (), tenant: int = 0
     ) -> CompiledGrammar | None:
         """Check the constraints and return the answer's grammar, ready for the engine; None if any text is allowed.
 
-        `constraints`: used in place of the request's own response format; the last is that of the whole answer. Raises
-        ApiError 400 for a constraint that cannot be followed or that another parameter contradicts, 429 while too many
-        checks wait.
+        `constraints`: used in place of the request's own response format; the last is that of the whole answer.
+        `tenant`: who pays for the checks. Raises ApiError 400 for a constraint that cannot be followed or that another
+        parameter contradicts, 429 while too many checks wait, 503 if the check's process was ended from outside.
         """
         if not constraints:
             constraint = await self._own_constraint(request)
             constraints = [constraint] if constraint else []
         compiled: CompiledGrammar | None = None
         for constraint in constraints:
-            compiled = await self._compile_one(constraint)
+            compiled = await self._compile_one(constraint, tenant)
         if compiled is not None:
             check_no_contradiction(request, self._end_ids)
         return compiled
 
-    async def unsupported_keywords(self, constraint: Constraint) -> list[str]:
+    async def unsupported_keywords(self, constraint: Constraint, tenant: int = 0) -> list[str]:
         """Return the schema keywords that no grammar can express; [] if another fault of the schema is found first."""
-        fault = await self._find_fault(_digest(constraint.grammar), constraint.grammar)
+        fault = await self._find_fault(constraint.grammar, constraint.param, tenant)
         return [] if fault is None else _unsupported_keywords(fault)
 
     async def _own_constraint(self, request: GenerationRequest) -> Constraint | None:
@@ -86,40 +106,51 @@ class GrammarChecker:
             return None
         return await asyncio.to_thread(constraint_of, request)
 
-    async def _compile_one(self, constraint: Constraint) -> CompiledGrammar:
+    async def _compile_one(self, constraint: Constraint, tenant: int) -> CompiledGrammar:
         grammar = constraint.grammar
-        fault = await self._find_fault(_digest(grammar), grammar)
+        fault = await self._find_fault(grammar, constraint.param, tenant)
         if fault is not None:
             raise _refusal(fault, constraint.param)
         return CompiledGrammar(grammar, constraint.is_exact, constraint.shown_ids)
 
-    async def _find_fault(self, digest: bytes, grammar: str) -> str | None:
+    async def _find_fault(self, grammar: str, param: str, tenant: int) -> str | None:
+        digest = _digest(grammar)
         if digest in self._known:
             self._known.move_to_end(digest)
             return self._known[digest]
         pending = self._pending.get(digest)
         if pending is None:
             if len(self._pending) >= MAX_PENDING:
-                raise queue_full(MAX_PENDING * MAX_CHECK_S / NUM_THREADS)
-            pending = asyncio.get_running_loop().run_in_executor(self._threads, self._check, grammar)
+                raise queue_full(MAX_PENDING * MAX_CHECK_S / NUM_WORKERS)
+            pending = asyncio.get_running_loop().create_task(self._check(grammar, tenant))
             self._pending[digest] = pending
             pending.add_done_callback(lambda done: self._on_checked(digest, done))
-        return await asyncio.shield(pending)  # other requests may wait for the same check
+        try:
+            return await asyncio.shield(pending)  # other requests may wait for the same check
+        except SandboxFull:
+            raise queue_full(MAX_PENDING * MAX_CHECK_S / NUM_WORKERS) from None
+        except SandboxError:
+            raise check_not_possible(param) from None
 
     def _on_checked(self, digest: bytes, done: "asyncio.Future[str | None]") -> None:
         del self._pending[digest]
         if not done.cancelled() and done.exception() is None:
             self._remember(digest, done.result())
 
-    def _check(self, grammar: str) -> str | None:
+    async def _check(self, grammar: str, tenant: int) -> str | None:
+        """Return the grammar's fault. Raises SandboxError if the check itself failed, which proves no fault."""
+        await self.prepare()
+        job = Job(check_grammar, (grammar,), Verdict, COMPILER, self._limits)
         try:
-            self._compiler.check(grammar)
-        except GrammarError as error:
-            return str(error)
-        return None
+            return (await self._sandbox.run(job, tenant=tenant)).fault
+        except (RanOutOfMemory, Crashed, TookTooLong) as end:
+            if isinstance(end, TookTooLong) and not end.is_proven:
+                raise
+            logger.warning("a grammar was refused after its check in the sandbox: %s", end)
+            return BEYOND_THE_SANDBOX
 
     def _remember(self, digest: bytes, fault: str | None) -> None:
-        self._known[digest] = None if fault is None else fault[:1000]
+        self._known[digest] = fault
         while len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
 

@@ -46,13 +46,13 @@ class TextEncoder(Protocol):
 class SentencePieceEncoder:
     """Encoder for a SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises TokenizerError, which names the file."""
+    def __init__(self, path: Path, model: bytes | None = None) -> None:
+        """`model`: the serialized model, if it is not the content of `path`. Raises TokenizerError, which names the
+        file."""
         with name_damage(path):
-            self._load(path)
+            self._load(path, (read_file(path) or b"") if model is None else model)
 
-    def _load(self, path: Path) -> None:
-        model = read_file(path) or b""
+    def _load(self, path: Path, model: bytes) -> None:
         self._with_prefix = _load_model(model, path)
         self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
         processor = self._with_prefix

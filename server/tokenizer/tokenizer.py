@@ -12,13 +12,20 @@ from pathlib import Path
 from engine.types import Vocabulary
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, name_damage, read_settings
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
+from server.tokenizer.gguf_vocabulary import read_gguf_tokenizer
 from server.tokenizer.token_table import TokenTable
 
 __all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
-    """Load the tokenizer of the checkpoint in directory `path`. Raises TokenizerError: one line with file and fault."""
+    """Load the tokenizer of the checkpoint `path`, a directory or a GGUF file.
+
+    Raises TokenizerError: one line with file and fault.
+    """
+    if path.is_file():
+        serialized, settings = read_gguf_tokenizer(path)
+        return _build(path, SentencePieceEncoder(path, serialized), settings, (), None)
     settings = read_settings(path)
     model = _model_file(path)
     if model is not None:

@@ -64,21 +64,24 @@ def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
         raise unsupported_parameter("tool_choice", message)
 
 
-async def unsupported_schema_keywords(use: ToolUse, checker: GrammarChecker, num_chars: int) -> dict[int, list[str]]:
+async def unsupported_schema_keywords(
+    use: ToolUse, checker: GrammarChecker, num_chars: int, tenant: int = 0
+) -> dict[int, list[str]]:
     """Find schema keywords that no grammar can express, in the callable tools that are not `strict`.
 
     In OpenAI's API the arguments of a `strict` tool follow its schema, so an unsupported schema is refused. Any other
     tool's schema is a description: it is followed as far as a grammar can, and the rest is reported to the client.
 
-    `num_chars`: of all tools together. Returns the keywords as paths into the request, by the tool's index. Raises
-    ApiError 400 for a schema that is too large, 429 if too many grammars wait for their check.
+    `num_chars`: of all tools together. `tenant`: who pays for the checks. Returns the keywords as paths into the
+    request, by the tool's index. Raises ApiError 400 for a schema that is too large, 429 if too many grammars wait for
+    their check, 503 if a check's process was ended from outside.
     """
     tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
     budget = WorkBudget()
     constraints = await off_loop(
         lambda: [(i, _arguments_constraint(i, tool, budget)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
     )
-    found = {i: (constraint.param, await checker.unsupported_keywords(constraint)) for i, constraint in constraints}
+    found = {i: (c.param, await checker.unsupported_keywords(c, tenant)) for i, c in constraints}
     return {i: [f"{param}.{keyword}" for keyword in keywords] for i, (param, keywords) in found.items() if keywords}
 
 

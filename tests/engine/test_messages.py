@@ -7,12 +7,15 @@ import pytest
 
 from engine.messages import Abort, Add, FrameReader, StepDone, ToEngine, encode_frame
 from engine.messages import FromEngine as FromEngineUnion
+from engine.token_constraints import token_constraints
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, Timing, TokenLogprobs
 
 
 def test_messages_arrive_complete_and_in_order_however_the_stream_is_split() -> None:
     rng = random.Random(0)
-    params = SamplingParams(logit_bias={5: -2.5}, stop_token_ids=(1, 2), seed=-(2**63), num_logprobs=3)
+    params = SamplingParams(
+        constraints=token_constraints(logit_bias={5: -2.5}), stop_token_ids=(1, 2), seed=-(2**63), num_logprobs=3
+    )
     messages: list[Add | Abort] = [
         Add([Request(n, list(range(n)), params, cache_salt="é")]) if n % 3 else Abort([n]) for n in range(40)
     ]

@@ -132,13 +132,41 @@ def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -
     assert peer.process.returncode == 0
 
 
+def test_one_receive_reads_all_messages_that_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.process.RECEIVE_BYTES", 50)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        messages = [Add([Request(n, list(range(n)), SamplingParams())]) for n in range(40)] + [Abort([3])]
+        ours.sendall(b"".join(map(encode_frame, messages)))
+        assert Channel(theirs).receive(TIMEOUT_S) == messages
+
+
+def test_an_aborted_request_that_is_still_in_the_socket_is_never_queued() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.calls: list[tuple[str, int]] = []
+
+        def add(self, request: Request) -> None:
+            self.calls.append(("add", request.request_id))
+
+        def abort(self, request_id: int) -> None:
+            self.calls.append(("abort", request_id))
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process, engine = EngineProcess(Channel(theirs), Heartbeat()), Recorder()
+        requests = [Request(n, [5], SamplingParams()) for n in (1, 2, 3)]
+        assert process._handle(engine, [Add(requests[:2]), Add(requests[2:]), Abort([2])])  # type: ignore[arg-type]
+        assert engine.calls == [("abort", 2), ("add", 1), ("add", 3)]
+
+
 class SlowCompiler:
     """Compiles no grammar before `may_finish` is set."""
 
     def __init__(self) -> None:
         self.started, self.may_finish = Event(), Event()
 
-    def matcher(self, grammar: str) -> object:
+    def build(self, grammar: str) -> object:
         self.started.set()
         assert self.may_finish.wait(TIMEOUT_S)
         return object()

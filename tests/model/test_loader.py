@@ -13,10 +13,12 @@ from torch import Tensor
 import model.loader
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.headers import StoredTensor, read_headers
-from model.loader import load_model, read_tensor
+from model.checkpoint.headers import read_headers
+from model.checkpoint.stored_tensor import StoredTensor
+from model.loader import load_model
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
+from model.stored_weights import read_weight
 from tests.support.checkpoints import (
     Shape,
     edit_config,
@@ -81,7 +83,7 @@ def test_no_weight_is_read_before_all_headers_are_checked(
 
     damage, pattern = DEFECTS[name]
     damage(checkpoint)
-    monkeypatch.setattr(model.loader, "read_tensor", read_nothing)
+    monkeypatch.setattr(model.loader, "read_weight", read_nothing)
     with pytest.raises(CheckpointError, match=pattern):
         _load(checkpoint)
 
@@ -91,7 +93,7 @@ def test_a_file_that_shrinks_after_the_check_is_an_error(checkpoint: Path) -> No
     with (checkpoint / FILE).open("r+b") as file:
         file.truncate(tensor.start + tensor.num_bytes - 1)
     with pytest.raises(CheckpointError, match=r"ends within tensor model\.norm\.weight"):
-        read_tensor(tensor)
+        read_weight(tensor, torch.float32)
 
 
 def test_shards_give_the_network_of_the_single_file(checkpoint: Path) -> None:
@@ -130,14 +132,14 @@ def test_an_expert_is_dropped_before_the_next_is_read(tmp_path: Path, monkeypatc
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most_alive = 0
 
-    def watched(tensor: StoredTensor, first: int, count: int) -> Tensor:
+    def watched(tensor: StoredTensor, dtype: torch.dtype, first: int, count: int) -> Tensor:
         nonlocal most_alive
-        weight = read_tensor(tensor, first, count)
+        weight = read_weight(tensor, dtype, first, count)
         if re.search(r"experts\.\d+\.w[13]", tensor.name):
             alive.add(weight)
             most_alive = max(most_alive, len(alive))
         return weight
 
-    monkeypatch.setattr(model.loader, "read_tensor", watched)
+    monkeypatch.setattr(model.loader, "read_weight", watched)
     _load(save_in_layout(random_model(Shape(num_experts=4)), tmp_path))
     assert most_alive == 2  # w1 and w3 of one expert

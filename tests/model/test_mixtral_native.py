@@ -14,6 +14,7 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
+from tests.support.block_matrices import random_block_model
 from tests.support.native_cases import DTYPES, ISAS, Heads, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 
@@ -37,6 +38,16 @@ def test_one_call_gives_the_bits_of_separate_ops(
 def test_one_call_gives_the_bits_of_separate_ops_over_int8_caches(isa: str, dtype: torch.dtype) -> None:
     model = random_model(SPARSE, dtype, CPU, native(isa), seed=1)
     _compare(model, NativeMixtral(model, native(isa)), "int8")
+
+
+@pytest.mark.parametrize("num_experts", [4, 0])
+def test_one_call_gives_the_bits_of_separate_ops_where_each_matrix_has_its_format(
+    isa: str, dtype: torch.dtype, num_experts: int
+) -> None:
+    heads = Heads(4, 2, 64).config
+    config = replace(heads, num_layers=2, num_experts=num_experts, experts_per_token=2, hidden_dim=256, dim=256)
+    model = random_block_model(config, dtype, native(isa, 2))
+    _compare(model, NativeMixtral(model, native(isa, 2)), name_of(dtype))
 
 
 def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype) -> None:

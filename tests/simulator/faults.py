@@ -206,6 +206,12 @@ class FaultyMatcher:
         self.mask = b"\xff" * (4 * -(-vocab // 32))
         self.error: Exception | None = None
 
+    def prepare(self, token_ids: Sequence[int], start: int) -> bool:
+        return True
+
+    def wait(self, timeout_s: float) -> None:
+        pass
+
     def bitmask(self, token_ids: Sequence[int], start: int) -> bytes:
         if self.error is None:
             for point, error in (("grammar", GrammarError("injected")), ("grammar panics", ZeroDivisionError())):

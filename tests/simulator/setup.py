@@ -1,5 +1,6 @@
 """Settings of a simulated engine, and the engine built from them."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.grammars.mask_budget import MaskBudget
 from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
+from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
 from tests.simulator.exact import ExactRunner
 from tests.simulator.faults import Clock, Faults, FaultyPool
@@ -83,10 +86,14 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         kv_block_bytes=0,
         phase_seconds={},
         warnings=(),
+        checkpoint=CheckpointIdentity("simulated", "simulated"),
     )
     engine = Engine(config, loaded, clock=clock)
     engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, faults)
     engine._grammars = grammars
+    engine._masks = MaskBudget(
+        budget_s=3.0, clock=map(float, itertools.count()).__next__
+    )  # two or three masks in a step
     servable = engine.scheduler.block_manager.geometry.max_servable_tokens(s.num_blocks)
     engine.scheduler.max_model_len = min(s.max_model_len, servable or s.max_model_len)
     return engine

@@ -19,6 +19,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.soak.clients import Clients
+from tests.support.child_processes import engine_pid_of
 from tests.support.running import MODEL, RunningServer, start_server
 
 KEYS = ["soak-one", "soak-two", "soak-three"]
@@ -89,7 +90,7 @@ class Watcher:
                 self.line(values)
 
     def line(self, values: dict[tuple[str, str], float]) -> None:
-        [engine] = self._process.children()
+        engine = psutil.Process(engine_pid_of(self._process.pid))
         sample = Sample(
             (time.monotonic() - self._started_s) / 60,
             self._process.memory_info().rss / 2**20,

@@ -9,6 +9,7 @@ prompt's length. Modes:
 - fail, crash: the process ends while it loads
 - mute: it stops reading and writing while it loads
 - die: it exits at the first request
+- replaced, slower: the weights or the numerics are others
 - once-MODE:FILE: the first process creates the file and has the mode, later ones count
 - then-MODE:FILE: the first process creates the file and counts, later ones have the mode
 A prompt that contains one of the tokens KILLS, KILLS_LATER, QUEUES or STOPS has that effect.
@@ -22,6 +23,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from engine.heartbeat import Heartbeat
 from engine.messages import (
@@ -117,7 +120,8 @@ def load(connection: socket.socket, mode: str) -> None:
         os._exit(9)
     if mode == "mute":
         signal.pause()
-    connection.sendall(encode_frame(READY))
+    others = {"replaced": {"checkpoint_files": "other", "fingerprint": "other"}, "slower": {"fingerprint": "other"}}
+    connection.sendall(encode_frame(msgspec.structs.replace(READY, **others.get(mode, {}))))
 
 
 def mode_of(argument: str) -> str:

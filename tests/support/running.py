@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.child_processes import engine_pid_of
 from tests.support.ports import free_port
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
@@ -55,9 +56,8 @@ class RunningServer:
 
     @property
     def engine_pid(self) -> int:
-        """Process id of the engine, the server's only child."""
-        [pid] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(pid)
+        """Process id of the engine."""
+        return engine_pid_of(self.process.pid)
 
     @contextmanager
     def engine_stopped(self) -> Iterator[None]:

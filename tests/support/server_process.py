@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.child_processes import engine_pid_of
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 
 LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
@@ -55,9 +56,7 @@ class Server:
 
     @property
     def engine_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        (pid,) = children.split()
-        return int(pid)
+        return engine_pid_of(self.process.pid)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.types import ASGIApp
 
 from engine.types import Request
@@ -22,17 +21,23 @@ from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections
+from server.http.listener import BACKLOG
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.protocol import MAX_HEAD_BYTES
 from server.http.read_limiter import ReadLimiter
+from server.http.uvicorn_server import HttpServer
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
+from server.settings.sources import load_settings
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_engine import EOS, FakeEngine
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.mistral_tokenizers import v1_tokenizer
+from tests.support.tls import CERTIFICATE, KEY
 
 MODEL = "test/model"
+FLUSH_S = 60.0  # a server waits at the end until its last responses are sent
+TLS_FILES = {"ssl_certfile": str(CERTIFICATE), "ssl_keyfile": str(KEY)}
 
 
 @cache
@@ -57,7 +62,7 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
         max_num_queued=max_num_queued,
         version="0",
         created_s=1,
-        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults()),
+        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults(), InlineSandbox()),
     )
 
 
@@ -88,27 +93,22 @@ async def listening(
     send_buffer_bytes: int | None = None,
     connections: Connections | None = None,
     read_limiter: ReadLimiter | None = None,
+    tls: bool = False,
 ) -> AsyncIterator[str]:
-    """Serve the app on a free loopback port and yield its URL. `send_buffer_bytes`: size of the system's buffer."""
+    """Serve the app on a free loopback port and yield its URL. `send_buffer_bytes`: size of the system's buffer.
+
+    With `tls` by HTTPS with the certificate of tests/support/tls/.
+    """
     connections = Connections() if connections is None else connections
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    turns = read_limiter or ReadLimiter()
+    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-        config = uvicorn.Config(
-            app_around(state, connections),
-            http=partial(
-                BoundedReadProtocol,
-                on_http=state.metrics.http,
-                connections=connections,
-                read_limiter=read_limiter or ReadLimiter(),
-            ),  # type: ignore[arg-type]
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            lifespan="off",
-            log_config=None,
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server._serve([listener]))
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        protocol = partial(BoundedReadProtocol, on_http=state.metrics.http, connections=connections, read_limiter=turns)
+        settings = load_settings(TLS_FILES if tls else {})
+        server = HttpServer(app_around(state, connections), protocol, settings, read_limiter=turns, flush_s=FLUSH_S)
+        task = asyncio.create_task(server.serve([listener]))
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         await task
 

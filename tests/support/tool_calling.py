@@ -19,6 +19,7 @@ from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_engine import EOS, READY, FakeEngine
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.mistral_tokenizers import v3_tokenizer
 from tests.support.serving import MODEL, client_of, events, state_around, tokenizer
 
@@ -49,7 +50,7 @@ def v3() -> Tokenizer:
 
 def v3_state(engine: FakeEngine) -> ServerState:
     engine.ready = ready_with_vocab(32768)
-    texts = TextFrontend(v3(), ChatTemplate(None, v3()), GenerationDefaults())
+    texts = TextFrontend(v3(), ChatTemplate(None, v3()), GenerationDefaults(), InlineSandbox())
     return replace(state_around(engine), texts=texts)
 
 

@@ -21,6 +21,7 @@ from server.model_location import locate_model
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import load_tokenizer
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.running import MODEL
 from tests.support.serving import listening
 
@@ -123,7 +124,9 @@ async def watched_server(
         num_tenants=num_tenants,
         version="0",
         created_s=1,
-        texts=TextFrontend(tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), GenerationDefaults()),
+        texts=TextFrontend(
+            tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), GenerationDefaults(), InlineSandbox()
+        ),
     )
     engine._on_step = state.metrics.record_step
     config = EngineConfig(model=str(model_dir), threads=1, check_integrity=True, **settings)  # type: ignore[arg-type]

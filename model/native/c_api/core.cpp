@@ -1,8 +1,10 @@
 // C interface of pool, packing, linear and experts. Failed allocations become return values here.
 #include "smoe_native.h"
 
+#include <algorithm>
 #include <new>
 #include <system_error>
+#include <vector>
 
 #include "c_api/core.h"
 #include "gemm/gemm.h"
@@ -30,39 +32,44 @@ void smoe_pool_destroy(smoe_pool* pool) { delete reinterpret_cast<Pool*>(pool); 
 
 void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).set_heartbeat(counter); }
 
-int64_t smoe_packed_size(int format, int64_t O, int64_t K) { return ceil_div(O, PANEL) * panel_words(format, K) * 4; }
+int64_t smoe_panel_size(int format, int64_t K) { return panel_words(format, K) * 4; }
 
-int64_t smoe_packed_pair_size(int format, int64_t F, int64_t K) { return 2 * smoe_packed_size(format, F, K); }
-
-void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t O,
-               int64_t K) {
-    pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), O, K);
+void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t stride,
+               int64_t O, int64_t K) {
+    pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), stride / 4, O, K);
 }
 
-void smoe_pack_pair(smoe_pool* pool, int isa, int dtype, int format, const void* w1, const void* w3, void* packed,
-                    int64_t F, int64_t K) {
-    pack_pair(pool_of(pool), isa, dtype, format, w1, w3, static_cast<uint32_t*>(packed), F, K);
+void smoe_pack_blocks(smoe_pool* pool, int format, const void* rows, void* packed, int64_t stride, int64_t O,
+                      int64_t K) {
+    pack_blocks(pool_of(pool), format, rows, static_cast<uint32_t*>(packed), stride / 4, O, K);
 }
 
-int smoe_linear(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* packed, void* y, int64_t T,
-                int64_t O, int64_t K, int wide_output) {
-    const auto* panels = static_cast<const uint32_t*>(packed);
-    return catch_bad_alloc(
-        [&] { SMOE_CALL(isa, linear(pool_of(pool), dtype, format, x, panels, y, T, O, K, wide_output)); });
+int smoe_linear(smoe_pool* pool, int isa, int dtype, const void* x, const smoe_matrix* matrices, int64_t num_matrices,
+                void* y, int64_t T, int64_t K, int wide_output) {
+    return catch_bad_alloc([&] {
+        std::vector<Matrix> parts(num_matrices);
+        std::transform(matrices, matrices + num_matrices, parts.begin(), matrix_of);
+        SMOE_CALL(isa, linear(pool_of(pool), dtype, x, parts.data(), num_matrices, y, T, K, wide_output));
+    });
 }
 
-int smoe_ffn(smoe_pool* pool, int isa, int dtype, int format, const void* x, const void* w13, const void* w2, void* y,
-             int64_t T, int64_t D, int64_t F) {
-    const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), 1, D, F};
+int smoe_ffn(smoe_pool* pool, int isa, int dtype, const void* x, const smoe_expert* only, void* y, int64_t T, int64_t D,
+             int64_t F) {
+    const Expert expert = expert_of(*only);
+    const Experts weights{&expert, 1, D, F};
     return catch_bad_alloc([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
 }
 
-int smoe_moe(smoe_pool* pool, int isa, int dtype, int format, const void* x, const float* gate, const void* w13,
-             const void* w2, void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids,
-             int64_t T, int64_t D, int64_t F, int64_t E, int64_t max_k) {
-    const Experts weights{format, static_cast<const uint32_t*>(w13), static_cast<const uint32_t*>(w2), E, D, F};
-    const Routing routing{experts_per_token, allowed, expert_ids, max_k};
-    return catch_bad_alloc([&] { SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing)); });
+int smoe_moe(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts, void* y,
+             const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T, int64_t D,
+             int64_t F, int64_t E, int64_t max_k) {
+    return catch_bad_alloc([&] {
+        std::vector<Expert> all(E);
+        std::transform(experts, experts + E, all.begin(), expert_of);
+        const Experts weights{all.data(), E, D, F};
+        const Routing routing{experts_per_token, allowed, expert_ids, max_k};
+        SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing));
+    });
 }
 
 int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const int32_t* experts_per_token,

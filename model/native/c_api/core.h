@@ -4,13 +4,23 @@
 #include <algorithm>
 #include <new>
 
-#include "gemm/quant_formats.h"
+#include "gemm/gemm.h"
+#include "moe/experts.h"
 #include "runtime/thread_pool.h"
 #include "smoe_native.h"
 
 namespace smoe {
 
 inline Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
+
+inline Matrix matrix_of(const smoe_matrix& matrix) {
+    return {static_cast<int>(matrix.format), static_cast<const uint32_t*>(matrix.panels), matrix.outputs,
+            matrix.stride / 4};
+}
+
+inline Expert expert_of(const smoe_expert& expert) {
+    return {matrix_of(expert.w1), matrix_of(expert.w3), matrix_of(expert.w2)};
+}
 
 // Row-wise work per task: below this, waking a thread costs more than it saves
 constexpr int64_t NUMBERS_PER_TASK = 16384;

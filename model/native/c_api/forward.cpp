@@ -114,26 +114,25 @@ class Forward {
     int attention(const smoe_layer& layer) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
         const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
-        return linear(at_.normed(), layer.qkv, at_.qkv(), T, (H + 2 * G) * K, D, false) ||
+        return linear(at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false) ||
                smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
                                       at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
                smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
                               step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                               network_.block_size, H, G, K, network_.window) ||
-               linear(at_.attended(), layer.output, at_.y(), T, D, H * K, false);
+               linear(at_.attended(), layer.output, 1, at_.y(), T, H * K, false);
     }
 
-    int linear(const void* x, const void* packed, void* y, int64_t num_rows, int64_t O, int64_t K, bool wide) const {
-        return smoe_linear(pool_, isa_, network_.dtype, network_.format, x, packed, y, num_rows, O, K, wide);
+    int linear(const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows, int64_t K,
+               bool wide) const {
+        return smoe_linear(pool_, isa_, network_.dtype, x, matrices, count, y, num_rows, K, wide);
     }
 
     // y = FFN(normed) for num_rows rows.
     int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
         const int64_t D = network_.D, F = network_.F;
-        if (!layer.gate)
-            return smoe_ffn(pool_, isa_, network_.dtype, network_.format, normed, layer.w13, layer.w2, at_.y(),
-                            num_rows, D, F);
-        return smoe_moe(pool_, isa_, network_.dtype, network_.format, normed, layer.gate, layer.w13, layer.w2, at_.y(),
+        if (!layer.gate) return smoe_ffn(pool_, isa_, network_.dtype, normed, layer.experts, at_.y(), num_rows, D, F);
+        return smoe_moe(pool_, isa_, network_.dtype, normed, layer.gate, layer.experts, at_.y(),
                         choices.experts_per_token, choices.allowed, choices.expert_ids, num_rows, D, F, network_.E,
                         step_.max_k);
     }
@@ -198,7 +197,7 @@ class Forward {
         }
         smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(), N,
                           network_.D, network_.eps);
-        return linear(at_.last_normed(), network_.head, step_.logits, N, network_.V, network_.D, true);
+        return linear(at_.last_normed(), network_.head, 1, step_.logits, N, network_.D, true);
     }
 
     smoe_pool* const pool_;

@@ -40,39 +40,52 @@ void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stri
     for (int m = 0; m < rows; ++m) store_row(y + m * stride, sums + m * PANEL, columns);
 }
 
+// Multiply x [T, K] by one matrix; y has `stride` numbers per row.
+template <class Number>
+void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix, Number* y, int64_t T, int64_t K,
+                     int64_t stride) {
+    const int format = matrix.format;
+    std::vector<int32_t> row_ids(T);
+    std::iota(row_ids.begin(), row_ids.end(), 0);
+    std::vector<Tile> tiles;
+    append_tiles(tiles, 0, T, 0, max_tile_rows(format));
+    const int64_t words = row_words(format, K);
+    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
+    pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
+    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
+        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
+        by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums);
+        const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
+        store_tile(y + tile.first_row * stride + panel * PANEL, sums, tile.rows, columns, stride);
+    };
+    for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K), multiply);
+}
+
 }  // namespace
 
 void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
 #if defined(__AMX_TILE__)
     if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif
+    if (is_block_format(format)) return multiply_blocks(format, rows, tile, panel, K, out);
     if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
     if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
     if (format == BFLOAT16) return multiply_tile<FloatBlock<Bfloat16>>(rows, tile, panel, K, out);
     multiply_tile<FloatBlock<Float32>>(rows, tile, panel, K, out);
 }
 
-void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T, int64_t O,
+void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y, int64_t T,
             int64_t K, bool wide_output) {
-    std::vector<int32_t> row_ids(T);
-    std::iota(row_ids.begin(), row_ids.end(), 0);
-    std::vector<Tile> tiles;
-    append_tiles(tiles, 0, T, 0, max_tile_rows(format));
-    const int64_t words = row_words(format, K), panel_size = panel_words(format, K);
-    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
-    pack_rows(pool, dtype, format, x, row_ids, tiles, K, rows);
-    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
-        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
-        by.multiply(format, tile.rows, rows + tile.first_row * words, packed + panel * panel_size, K, sums);
-        const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
-        const int64_t first = tile.first_row * O + panel * PANEL;
-        if (wide_output || dtype == FLOAT32) {
-            store_tile(static_cast<float*>(y) + first, sums, tile.rows, columns, O);
-        } else {
-            store_tile(static_cast<uint16_t*>(y) + first, sums, tile.rows, columns, O);
-        }
-    };
-    for_each_product<Microkernel>(pool, tiles, ceil_div(O, PANEL), panel_size, multiply);
+    int64_t all_outputs = 0, first_output = 0;
+    for (int64_t i = 0; i < num_matrices; ++i) all_outputs += matrices[i].outputs;
+    const bool is_wide = wide_output || dtype == FLOAT32;
+    for (int64_t i = 0; i < num_matrices; ++i) {
+        if (is_wide)
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<float*>(y) + first_output, T, K, all_outputs);
+        else
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<uint16_t*>(y) + first_output, T, K, all_outputs);
+        first_output += matrices[i].outputs;
+    }
 }
 
 }  // namespace SMOE_ISA

@@ -2,8 +2,8 @@
 //
 // A packed [O, K] matrix is a sequence of panels of PANEL outputs. In the float formats a panel is [depth][PANEL]
 // units; a unit is one float32 or two bfloat16 of neighbouring k, and an odd K is padded with a zero.
-// gemm/quant_formats.h describes the other formats. Rows of x are packed by tiles, in the order in which a product
-// reads them: gemm/packed_row_layout.h.
+// gemm/quant_formats.h and gemm/block_formats.h describe the other formats. Rows of x are packed by tiles, in the order
+// in which a product reads them: gemm/packed_row_layout.h.
 //
 // One accumulator per output, k ascending, for any number of rows: a row's result depends on that row alone.
 #pragma once
@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gemm/block_formats.h"
 #include "gemm/quant_formats.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"
@@ -19,7 +20,7 @@ namespace smoe {
 
 constexpr int PANEL = 32;
 
-// Units in a row of K numbers; not for int4.
+// Units in a row of K numbers; not for int4 and block formats.
 inline int64_t depth_of(int format, int64_t K) {
     return format == INT8 ? ceil_div(K, 4) : format == BFLOAT16 ? ceil_div(K, 2) : K;
 }
@@ -27,18 +28,27 @@ inline int64_t depth_of(int format, int64_t K) {
 // Words in one panel.
 inline int64_t panel_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_PANEL_WORDS;
+    if (is_block_format(format)) return K / block_layout(format).numbers * block_layout(format).panel_words;
     return (depth_of(format, K) + (format == INT8 ? 1 : 0)) * PANEL;
 }
 
-// Pack weight [O, K] of dtype into format: the dtype's own or a quantized one.
-void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t O, int64_t K);
-// Pack w1, w3 [F, K] with alternating panels: w1's first, w3's first, w1's second, ...
-void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
-               int64_t K);
+// A packed matrix: `stride` words from one panel to the next.
+struct Matrix {
+    int format;
+    const uint32_t* panels;
+    int64_t outputs, stride;
+
+    const uint32_t* panel(int64_t index) const { return panels + index * stride; }
+};
+
+// Pack weight [O, K] of dtype into format: the dtype's own, int8 or int4; `stride` words from one panel to the next.
+void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t stride, int64_t O,
+          int64_t K);
 // Pack rows row_ids[0] .. row_ids[rows - 1] of x [.., K] into a tile in dtype's own format: [depth][rows] units.
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile);
 
-SMOE_PER_ISA(void linear(Pool& pool, int dtype, int format, const void* x, const uint32_t* packed, void* y, int64_t T,
-                         int64_t O, int64_t K, bool wide_output))
+// Multiply x [T, K] by matrices one below the other: y [T, sum of their outputs].
+SMOE_PER_ISA(void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y,
+                         int64_t T, int64_t K, bool wide_output))
 
 }  // namespace smoe

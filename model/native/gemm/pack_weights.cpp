@@ -43,18 +43,10 @@ void pack_panel(int isa, int dtype, int format, const void* weight, int64_t firs
 
 }  // namespace
 
-void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t O, int64_t K) {
-    const int64_t words = panel_words(format, K);
+void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t stride, int64_t O,
+          int64_t K) {
     pool.parallel_for(ceil_div(O, PANEL), [=](int64_t panel) {
-        pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * words);
-    });
-}
-
-void pack_pair(Pool& pool, int isa, int dtype, int format, const void* w1, const void* w3, uint32_t* packed, int64_t F,
-               int64_t K) {
-    const int64_t words = panel_words(format, K);
-    pool.parallel_for(2 * ceil_div(F, PANEL), [=](int64_t panel) {
-        pack_panel(isa, dtype, format, panel % 2 ? w3 : w1, panel / 2 * PANEL, F, K, packed + panel * words);
+        pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * stride);
     });
 }
 

@@ -1,7 +1,8 @@
 // Layout of the rows of x in a packed tile. Included by kernel files only.
 //
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
-// [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h describes the rest of a quantized row; in
+// [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h and gemm/block_formats.h describe the rest of a
+// quantized row; in
 // the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
 #pragma once
 
@@ -29,6 +30,7 @@ constexpr int max_tile_rows(int format) {
 // Words in one packed row, in either layout.
 inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
+    if (is_block_format(format)) return K / block_layout(format).numbers * block_layout(format).row_words;
     const int64_t depth = depth_of(format, K);
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }

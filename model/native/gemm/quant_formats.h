@@ -22,7 +22,8 @@ namespace smoe {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline bool is_quantized(int format) { return format == INT8 || format == INT4; }
+// True if rows of x are quantized before they are multiplied; block formats are too.
+inline bool is_quantized(int format) { return format >= INT8; }
 
 constexpr int GROUP = 32;
 constexpr int INT4_ROW_WORDS = 1 + GROUP / 4;

@@ -5,45 +5,13 @@
 
 #include "gemm/pack_activations.h"
 #include "gemm/packed_row_layout.h"
+#include "gemm/quantize_blocks.h"
 #include "gemm/quantize_common.h"
 #include "simd/transpose.h"
-#include "simd/vec_tail.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 namespace {
-
-template <class T>
-float largest_magnitude(const T* x, int64_t K) {
-    Words largest = {};
-    for (int64_t k = 0; k < K; k += LANES) {
-        const Words magnitude = bits(load_first(x + k, K - k)) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    uint32_t word = 0;
-    for (int i = 0; i < LANES; ++i) word = std::max(word, static_cast<uint32_t>(largest[i]));
-    return float_of(word);
-}
-
-// Quantize x[0] .. x[count - 1], zero-padded, to GROUP numbers q. The lanes of the result add up to the sum of q.
-template <class T>
-Words quantize_group(const T* x, int64_t count, float inverse, uint8_t* q) {
-    Words total = {};
-#pragma GCC unroll 8
-    for (int i = 0; i < GROUP; i += LANES) {
-        const Vec part = i < count ? load_first(x + i, count - i) : Vec{};
-        const Words rounded = round_to_integers(part * inverse);
-        store_low_bytes(q + i, rounded);
-        total += rounded - round_to_integers(Vec{});
-    }
-    return total;
-}
-
-uint32_t sum_of_lanes(Words lanes) {
-    uint32_t sum = 0;
-    for (int i = 0; i < LANES; ++i) sum += lanes[i];
-    return sum;
-}
 
 // Destination of one row: LINE units per line, and `stride` words from one line to the next.
 struct Int8Row {
@@ -60,10 +28,10 @@ void quantize_to_int8(const T* x, int64_t K, const Int8Row& row) {
         const int64_t unit = k / 4, count = depth - unit;
         uint32_t* to = row.units + unit / LINE * row.stride + unit % LINE;
         if (count >= GROUP / 4) {
-            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
+            total += quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
         } else {
             uint32_t units[GROUP / 4];
-            total += quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
+            total += quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
             std::memcpy(to, units, count * 4);
         }
     }
@@ -75,7 +43,7 @@ template <class T>
 void quantize_to_int4(const T* x, int64_t K, uint32_t* row) {
     const Scale scale = scale_of(largest_magnitude(x, K));
     for (int64_t k = 0; k < K; k += GROUP, row += INT4_ROW_WORDS) {
-        const Words total = quantize_group(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(row + 1));
+        const Words total = quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(row + 1));
         row[0] = -8u * sum_of_lanes(total);
     }
     row[0] = word_of(scale.scale);
@@ -91,6 +59,7 @@ void with_row(int dtype, const void* x, int64_t row, int64_t K, Use&& use) {
 void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, uint32_t* packed) {
     with_row(dtype, x, row, K, [=](auto* numbers) {
         if (format == INT4) return quantize_to_int4(numbers, K, packed);
+        if (is_block_format(format)) return quantize_by_blocks(format, numbers, K, packed);
         quantize_to_int8(numbers, K, {packed, packed + 1, packed + 1 + depth_of(INT8, K), LINE});
     });
 }

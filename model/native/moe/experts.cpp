@@ -50,38 +50,46 @@ void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O
         store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
 }
 
+// Rows of x, packed for w1 and for w3; the same memory if both have one format.
+struct PackedRows {
+    const uint32_t *for_w1, *for_w3;
+};
+
 // hidden = silu(w1 x) * (w3 x); calls store(tile, panel, sums) for each panel.
 template <class Store>
-void gate_up_gemm(Pool& pool, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
+void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                   Store&& store) {
-    const int64_t words = row_words(weights.format, weights.D), panel_size = panel_words(weights.format, weights.D);
-    const int64_t num_pairs = ceil_div(weights.F, PANEL);
+    const int64_t D = weights.D;
+    const int format1 = weights[0].w1.format, format3 = weights[0].w3.format;
+    const int64_t words1 = row_words(format1, D), words3 = row_words(format3, D);
+    const int64_t pair_words = panel_words(format1, D) + panel_words(format3, D);
     for_each_product<Microkernel>(
-        pool, tiles, num_pairs, 2 * panel_size, [&](auto& by, const Tile& tile, int64_t pair) {
+        pool, tiles, ceil_div(weights.F, PANEL), pair_words, [&](auto& by, const Tile& tile, int64_t panel) {
             alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
-            const uint32_t* panels = weights.w13 + (tile.expert * num_pairs + pair) * 2 * panel_size;
-            const uint32_t* rows = x + tile.first_row * words;
-            by.multiply(weights.format, tile.rows, rows, panels, weights.D, a);
-            by.multiply(weights.format, tile.rows, rows, panels + panel_size, weights.D, b);
+            const Expert& expert = weights[tile.expert];
+            by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a);
+            by.multiply(format3, tile.rows, x.for_w3 + tile.first_row * words3, expert.w3.panel(panel), D, b);
             silu_multiply(a, b, tile.rows * PANEL);
-            store(tile, pair, a);
+            store(tile, panel, a);
         });
 }
 
 // y [P, D] = w2 hidden, in float32.
 void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles, float* y) {
-    const int64_t words = row_words(weights.format, weights.F), panel_size = panel_words(weights.format, weights.F);
-    const int64_t num_panels = ceil_div(weights.D, PANEL);
-    for_each_product<Microkernel>(pool, tiles, num_panels, panel_size, [&](auto& by, const Tile& tile, int64_t panel) {
-        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
-        const uint32_t* w2 = weights.w2 + (tile.expert * num_panels + panel) * panel_size;
-        by.multiply(weights.format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums);
-        store_columns(sums, tile, panel, weights.D, y);
-    });
+    const int format = weights[0].w2.format;
+    const int64_t words = row_words(format, weights.F);
+    for_each_product<Microkernel>(pool, tiles, ceil_div(weights.D, PANEL), panel_words(format, weights.F),
+                                  [&](auto& by, const Tile& tile, int64_t panel) {
+                                      alignas(64) float sums[MAX_TILE_ROWS * PANEL];
+                                      const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
+                                      by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F,
+                                                  sums);
+                                      store_columns(sums, tile, panel, weights.D, y);
+                                  });
 }
 
 // Pack hidden rows into tiles of x's dtype, panel by panel.
-void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weights, const std::vector<Tile>& tiles,
+void pack_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
     const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
     gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
@@ -90,31 +98,34 @@ void pack_hidden(Pool& pool, int dtype, const uint32_t* x, const Experts& weight
 }
 
 // Collect whole rows in float32 first, because a row's scale depends on all of its numbers.
-void quantize_hidden(Pool& pool, const uint32_t* x, const Experts& weights, const Pairs& pairs, float* rows,
+void quantize_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs, float* rows,
                      uint32_t* hidden) {
     gate_up_gemm(pool, x, weights, pairs.tiles, [=, &weights](const Tile& tile, int64_t panel, const float* sums) {
         store_columns(sums, tile, panel, weights.F, rows);
     });
     std::vector<int32_t> in_order(pairs.rows.size());
     std::iota(in_order.begin(), in_order.end(), 0);
-    pack_rows(pool, FLOAT32, weights.format, rows, in_order, pairs.tiles, weights.F, hidden);
+    pack_rows(pool, FLOAT32, weights[0].w2.format, rows, in_order, pairs.tiles, weights.F, hidden);
 }
 
 }  // namespace
 
 const float* multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Pairs& pairs) {
     const auto P = static_cast<int64_t>(pairs.rows.size());
-    const int64_t x_words = P * packing_words(weights.format, weights.D);
-    const int64_t hidden_words = P * packing_words(weights.format, weights.F);
-    const int64_t num_floats = P * std::max(weights.D, is_quantized(weights.format) ? weights.F : 0);
-    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch((x_words + hidden_words + num_floats) * 4));
-    uint32_t* hidden = rows + x_words;
+    const int format1 = weights[0].w1.format, format3 = weights[0].w3.format, format2 = weights[0].w2.format;
+    const int64_t x1_words = P * packing_words(format1, weights.D);
+    const int64_t x3_words = format3 == format1 ? 0 : P * packing_words(format3, weights.D);
+    const int64_t hidden_words = P * packing_words(format2, weights.F);
+    const int64_t num_floats = P * std::max(weights.D, is_quantized(format2) ? weights.F : 0);
+    auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch((x1_words + x3_words + hidden_words + num_floats) * 4));
+    uint32_t *x3 = x3_words ? x1 + x1_words : x1, *hidden = x1 + x1_words + x3_words;
     auto* floats = reinterpret_cast<float*>(hidden + hidden_words);
-    pack_rows(pool, dtype, weights.format, x, pairs.rows, pairs.tiles, weights.D, rows);
-    if (is_quantized(weights.format))
-        quantize_hidden(pool, rows, weights, pairs, floats, hidden);
+    pack_rows(pool, dtype, format1, x, pairs.rows, pairs.tiles, weights.D, x1);
+    if (x3_words) pack_rows(pool, dtype, format3, x, pairs.rows, pairs.tiles, weights.D, x3);
+    if (is_quantized(format2))
+        quantize_hidden(pool, {x1, x3}, weights, pairs, floats, hidden);
     else
-        pack_hidden(pool, dtype, rows, weights, pairs.tiles, hidden);
+        pack_hidden(pool, dtype, {x1, x3}, weights, pairs.tiles, hidden);
     down_gemm(pool, hidden, weights, pairs.tiles, floats);
     return floats;
 }

@@ -8,12 +8,17 @@
 
 namespace smoe {
 
-// Packed matrices of all experts, consecutive by expert.
+struct Expert {
+    Matrix w1, w3;  // [F, D]
+    Matrix w2;      // [D, F]
+};
+
+// E experts. Each of the three matrices has one format in all of them.
 struct Experts {
-    int format;
-    const uint32_t* w13;  // E times pack_pair(w1, w3), [F, D] each
-    const uint32_t* w2;   // E times pack(w2), [D, F]
+    const Expert* experts;
     int64_t E, D, F;
+
+    const Expert& operator[](int64_t expert) const { return experts[expert]; }
 };
 
 // Return the outputs [P, D] of the sorted (row, expert) pairs, in the pool's scratch memory.

@@ -99,8 +99,14 @@ void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, 
     });
 }
 
+// Rows that a tile of every format in use may have.
+int max_rows(const Expert& expert) {
+    return std::min(
+        {max_tile_rows(expert.w1.format), max_tile_rows(expert.w3.format), max_tile_rows(expert.w2.format)});
+}
+
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
-    const Pairs pairs = sort_pairs(choice, weights.E, max_tile_rows(weights.format));
+    const Pairs pairs = sort_pairs(choice, weights.E, max_rows(weights[0]));
     const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
     combine(pool, dtype, outputs, choice, pairs, weights.D, y);
 }

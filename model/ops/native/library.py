@@ -9,13 +9,13 @@ from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
-from model.ops.native.structs import NetworkArguments, StepArguments
+from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the index is the library's code of an instruction set
 
-# pool, isa, dtype; kernels with packed weights take the weights' format next
+# pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
@@ -23,13 +23,15 @@ _SIGNATURES = {
     "smoe_pool_create": (c_void_p, (c_int,)),
     "smoe_pool_destroy": (None, (c_void_p,)),
     "smoe_pool_heartbeat": (None, (c_void_p, POINTER(c_uint64))),
-    "smoe_packed_size": (c_int64, (c_int, c_int64, c_int64)),
-    "smoe_packed_pair_size": (c_int64, (c_int, c_int64, c_int64)),
-    "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 2)),
-    "smoe_pack_pair": (None, (*_KERNEL, c_int, *(c_void_p,) * 3, *(c_int64,) * 2)),
-    "smoe_linear": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 3, *(c_int64,) * 3, c_int)),
-    "smoe_ffn": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 4, *(c_int64,) * 3)),
-    "smoe_moe": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 8, *(c_int64,) * 5)),
+    "smoe_panel_size": (c_int64, (c_int, c_int64)),
+    "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
+    "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
+    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int)),
+    "smoe_ffn": (c_int, (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3)),
+    "smoe_moe": (
+        c_int,
+        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5),
+    ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),

@@ -1,8 +1,9 @@
 """The CPU backend: calls the C++ kernels of model/native. A row's result depends on that row alone.
 
-Activations are float32 or bfloat16; weights are of the same dtype, int8 or int4. Products and reductions run in the
-library, in an order that is fixed for each instruction set. Torch holds the memory, gathers rows and adds the
-residuals: these operations are exact or round each number by itself. Shape letters as in model/ops/interface.py.
+Activations are float32 or bfloat16; weights are of the same dtype, int8, int4 or in the blocks of a GGUF file. Products
+and reductions run in the library, in an order that is fixed for each instruction set. Torch holds the memory, gathers
+rows and adds the residuals: these operations are exact or round each number by itself. Shape letters as in
+model/ops/interface.py.
 """
 
 from collections.abc import Iterable
@@ -16,10 +17,11 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
-from model.ops.native.packed_weights import DTYPES, NativeExperts, NativeLinear, NativeMoe, WeightPacker
+from model.ops.native.packed_weights import BLOCK_FORMATS, DTYPES, NativeExperts, NativeLinear, NativeMoe, WeightPacker
 from model.ops.native.sampling import sampling_arguments
 from model.ops.native.structs import NetworkArguments, StepArguments
 from model.ops.quantization import Quantization
+from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
 NUMERICS = 2  # incremented when a kernel's bits change
@@ -59,6 +61,7 @@ class NativeOps:
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
+        self.block_formats = frozenset(BLOCK_FORMATS if quantization == "none" else ())
         self._packer = WeightPacker(library, self._threads, self._isa, quantization)
 
     def set_heartbeat(self, counter: c_uint64) -> None:
@@ -66,8 +69,8 @@ class NativeOps:
         self._heartbeat = counter  # the library keeps its address
         self._call.smoe_pool_heartbeat(self._pool, counter)
 
-    def pack_linear(self, weight: Tensor) -> NativeLinear:
-        return self._packer.pack_linear(weight)
+    def pack_linear(self, *weights: Weight) -> NativeLinear:
+        return self._packer.pack_linear(weights)
 
     def pack_ffn(self, weights: FfnWeights) -> NativeExperts:
         return self._packer.pack_experts(1, iter([weights]))
@@ -131,20 +134,17 @@ class NativeOps:
 
     def ffn(self, x: Tensor, weights: NativeExperts) -> Tensor:
         y = torch.empty_like(x)
-        addresses = x.data_ptr(), weights.w13.data_ptr(), weights.w2.data_ptr(), y.data_ptr()
-        sizes = len(x), weights.dim, weights.hidden_dim
-        check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], weights.format, *addresses, *sizes))
+        arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
+        check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *arguments))
         return y  # [T, D]
 
     def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest) -> Tensor:
         y, experts = torch.empty_like(x), weights.experts
-        tensors = x, weights.gate, experts.w13, experts.w2, y, request.experts_per_token
-        addresses = (tensor.data_ptr() for tensor in tensors)
+        addresses = x.data_ptr(), weights.gate.data_ptr(), experts.arguments, y.data_ptr()
         allowed = None if request.allowed is None else request.allowed.data_ptr()
+        routing = request.experts_per_token.data_ptr(), allowed, request.expert_ids.data_ptr()
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, request.expert_ids.shape[1]
-        routing = allowed, request.expert_ids.data_ptr()
-        dtypes = DTYPES[x.dtype], experts.format
-        check(self._call.smoe_moe(self._pool, self._isa, *dtypes, *addresses, *routing, *sizes))
+        check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *routing, *sizes))
         return y  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
@@ -179,11 +179,10 @@ class NativeOps:
 
     def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)
-        addresses = x.data_ptr(), weight.panels.data_ptr(), y.data_ptr()
-        sizes = len(x), weight.num_outputs, weight.num_inputs
-        is_wide = dtype == torch.float32
-        dtypes = DTYPES[x.dtype], weight.format
-        check(self._call.smoe_linear(self._pool, self._isa, *dtypes, *addresses, *sizes, is_wide))
+        matrices = weight.arguments, len(weight.matrices)
+        sizes = len(x), weight.num_inputs, dtype == torch.float32
+        kernel = self._pool, self._isa, DTYPES[x.dtype]
+        check(self._call.smoe_linear(*kernel, x.data_ptr(), *matrices, y.data_ptr(), *sizes))
         return y  # [T, O]
 
 

@@ -1,7 +1,10 @@
 """Weights in the layout of the native kernels, and how they are packed. Shape letters as in model/ops/interface.py."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from ctypes import Array
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -9,32 +12,74 @@ from torch import Tensor
 from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights
 from model.ops.native.library import NativeLibrary, ThreadPool
+from model.ops.native.structs import ExpertArguments, MatrixArguments
 from model.ops.quantization import Quantization
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, stacked
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # codes of smoe_native.h; int8 is for KV caches
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantized weight's format is its dtype
+BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
+PANEL = 32  # outputs in a panel
+
+
+@dataclass(frozen=True)
+class NativeMatrix:
+    """A packed [O, D] matrix: panels of PANEL outputs, `stride` bytes from one to the next."""
+
+    panels: Tensor  # bytes
+    num_outputs: int
+    stride: int
+    format: int
+
+    def arguments(self) -> MatrixArguments:
+        return MatrixArguments(self.panels.data_ptr(), self.num_outputs, self.stride, self.format)
 
 
 @dataclass(frozen=True)
 class NativeLinear:
-    """A packed [O, D] matrix."""
+    """Packed matrices one below the other, each in a format of its own: [O, D] together."""
 
-    panels: Tensor  # bytes
-    format: int
-    num_outputs: int
+    matrices: tuple[NativeMatrix, ...]
     num_inputs: int
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(matrix.num_outputs for matrix in self.matrices)
+
+    @cached_property
+    def arguments(self) -> Array[MatrixArguments]:
+        return (MatrixArguments * len(self.matrices))(*(matrix.arguments() for matrix in self.matrices))
 
 
 @dataclass(frozen=True)
 class NativeExperts:
-    """E packed SwiGLU FFNs, one after another; a dense layer has a single one."""
+    """E packed SwiGLU FFNs, one after another; a dense layer has a single one.
+
+    In an expert's part of w13 the panels of w1 and w3 alternate: w1's first, w3's first, w1's second, ...
+    """
 
     w13: Tensor  # bytes
     w2: Tensor  # bytes
-    format: int
+    formats: tuple[int, int, int]  # of w1, w3 and w2
+    panel_sizes: tuple[int, int, int]  # bytes of a panel of w1, w3 and w2
     num_experts: int
     dim: int
     hidden_dim: int
+
+    def matrices(self, expert: int) -> tuple[NativeMatrix, NativeMatrix, NativeMatrix]:
+        """Return views of one expert's w1, w3 and w2."""
+        w13, w2 = self.w13.view(self.num_experts, -1)[expert], self.w2.view(self.num_experts, -1)[expert]
+        (size1, size3, size2), (format1, format3, format2) = self.panel_sizes, self.formats
+        return (
+            NativeMatrix(w13, self.hidden_dim, size1 + size3, format1),
+            NativeMatrix(w13[size1:], self.hidden_dim, size1 + size3, format3),
+            NativeMatrix(w2, self.dim, size2, format2),
+        )
+
+    @cached_property
+    def arguments(self) -> Array[ExpertArguments]:
+        experts = (map(NativeMatrix.arguments, self.matrices(expert)) for expert in range(self.num_experts))
+        return (ExpertArguments * self.num_experts)(*(ExpertArguments(*matrices) for matrices in experts))
 
 
 @dataclass(frozen=True)
@@ -46,7 +91,7 @@ class NativeMoe:
 
 
 class WeightPacker:
-    """Packs weights for the kernels of one instruction set, quantizing them on the way."""
+    """Packs weights for the kernels of one instruction set, quantizing on the way those that are not in blocks."""
 
     def __init__(self, library: NativeLibrary, pool: ThreadPool, isa: int, quantization: Quantization) -> None:
         self._call = library.call
@@ -54,40 +99,63 @@ class WeightPacker:
         self._isa = isa
         self._quantization = quantization
 
-    def pack_linear(self, weight: Tensor) -> NativeLinear:
-        """Pack weight [O, D]."""
-        num_outputs, num_inputs = weight.shape
-        code, weight = self._format(weight.dtype), weight.contiguous()
-        panels = empty(self._call.smoe_packed_size(code, num_outputs, num_inputs), torch.uint8)
-        kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], code
-        self._call.smoe_pack(*kernel, weight.data_ptr(), panels.data_ptr(), num_outputs, num_inputs)
-        return NativeLinear(panels, code, num_outputs, num_inputs)
+    def pack_linear(self, weights: Sequence[Weight]) -> NativeLinear:
+        """Pack weights [O, D] one below the other; neighbours of one format become one matrix."""
+        matrices = tuple(self._pack_matrix(_stack(list(group))) for _, group in groupby(weights, self._format))
+        return NativeLinear(matrices, weights[0].shape[1])
 
     def pack_experts(self, num_experts: int, experts: Iterable[FfnWeights]) -> NativeExperts:
-        """Pack `num_experts` FFNs of equal shape. No name keeps an expert alive while the next one is read."""
+        """Pack `num_experts` FFNs of equal shapes and formats. No name keeps an expert while the next one is read."""
         iterator = iter(experts)
         packed = self._pack_expert(None, 0, num_experts, next(iterator))
         for index in range(1, num_experts):
             self._pack_expert(packed, index, num_experts, next(iterator))
         return packed
 
+    def _pack_matrix(self, weight: Weight) -> NativeMatrix:
+        code, (num_outputs, num_inputs) = self._format(weight), weight.shape
+        size = self._call.smoe_panel_size(code, num_inputs)
+        panels = empty(-(-num_outputs // PANEL) * size, torch.uint8)
+        matrix = NativeMatrix(panels, num_outputs, size, code)
+        self._pack(weight, matrix)
+        return matrix
+
     def _pack_expert(
         self, packed: NativeExperts | None, index: int, num_experts: int, weights: FfnWeights
     ) -> NativeExperts:
         """Write one expert to its place in `packed`; allocate for all experts if it is the first."""
-        (hidden_dim, dim), code = weights.w1.shape, self._format(weights.w1.dtype)
-        w13_size = self._call.smoe_packed_pair_size(code, hidden_dim, dim)
-        w2_size = self._call.smoe_packed_size(code, dim, hidden_dim)
-        if packed is None:
-            w13, w2 = (empty(num_experts * size, torch.uint8) for size in (w13_size, w2_size))
-            packed = NativeExperts(w13, w2, code, num_experts, dim, hidden_dim)
-        w1, w3, w2 = (weight.contiguous() for weight in (weights.w1, weights.w3, weights.w2))
-        up = w1.data_ptr(), w3.data_ptr(), packed.w13[index * w13_size :].data_ptr()
-        down = w2.data_ptr(), packed.w2[index * w2_size :].data_ptr()
-        kernel = self._pool.handle, self._isa, DTYPES[w1.dtype], code
-        self._call.smoe_pack_pair(*kernel, *up, hidden_dim, dim)
-        self._call.smoe_pack(*kernel, *down, dim, hidden_dim)
+        packed = packed or self._allocate(num_experts, weights)
+        for weight, matrix in zip((weights.w1, weights.w3, weights.w2), packed.matrices(index), strict=True):
+            assert self._format(weight) == matrix.format
+            self._pack(weight, matrix)
         return packed
 
-    def _format(self, dtype: torch.dtype) -> int:
-        return QUANTIZED_FORMATS.get(self._quantization, DTYPES[dtype])
+    def _allocate(self, num_experts: int, first: FfnWeights) -> NativeExperts:
+        weights, (hidden_dim, dim) = (first.w1, first.w3, first.w2), first.w1.shape
+        format1, format3, format2 = map(self._format, weights)
+        size1, size3, size2 = (self._call.smoe_panel_size(self._format(each), each.shape[1]) for each in weights)
+        w13 = empty(num_experts * -(-hidden_dim // PANEL) * (size1 + size3), torch.uint8)
+        w2 = empty(num_experts * -(-dim // PANEL) * size2, torch.uint8)
+        formats, sizes = (format1, format3, format2), (size1, size3, size2)
+        return NativeExperts(w13, w2, formats, sizes, num_experts, dim, hidden_dim)
+
+    def _pack(self, weight: Weight, to: NativeMatrix) -> None:
+        place = to.panels.data_ptr(), to.stride, *weight.shape
+        if isinstance(weight, BlockMatrix):
+            blocks = weight.blocks.contiguous()
+            self._call.smoe_pack_blocks(self._pool.handle, to.format, blocks.data_ptr(), *place)
+        else:
+            weight = weight.contiguous()
+            kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
+            self._call.smoe_pack(*kernel, weight.data_ptr(), *place)
+
+    def _format(self, weight: Weight) -> int:
+        if isinstance(weight, BlockMatrix):
+            return BLOCK_FORMATS[weight.format]
+        return QUANTIZED_FORMATS.get(self._quantization, DTYPES[weight.dtype])
+
+
+def _stack(weights: Sequence[Weight]) -> Weight:
+    """Join weights of one format, one below the other."""
+    blocks = [weight for weight in weights if isinstance(weight, BlockMatrix)]
+    return BlockMatrix(blocks[0].format, stacked([matrix.blocks for matrix in blocks])) if blocks else stacked(weights)

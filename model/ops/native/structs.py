@@ -7,12 +7,28 @@ import ctypes
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 
 
+class MatrixArguments(ctypes.Structure):
+    """The struct smoe_matrix."""
+
+    _fields_ = [("panels", c_void_p), *((name, c_int64) for name in ("outputs", "stride", "format"))]
+
+
+class ExpertArguments(ctypes.Structure):
+    """The struct smoe_expert."""
+
+    _fields_ = [(name, MatrixArguments) for name in ("w1", "w3", "w2")]
+
+
 class LayerArguments(ctypes.Structure):
     """The struct smoe_layer."""
 
     _fields_ = [
-        (name, c_void_p)
-        for name in ("attention_norm", "qkv", "output", "ffn_norm", "gate", "w13", "w2", "k_cache", "v_cache")
+        *((name, c_void_p) for name in ("attention_norm", "ffn_norm")),
+        *((name, POINTER(MatrixArguments)) for name in ("qkv", "output")),
+        ("num_qkv", c_int64),
+        ("gate", c_void_p),
+        ("experts", POINTER(ExpertArguments)),
+        *((name, c_void_p) for name in ("k_cache", "v_cache")),
     ]
 
 
@@ -20,10 +36,12 @@ class NetworkArguments(ctypes.Structure):
     """The struct smoe_network."""
 
     _fields_ = [
-        *((name, c_int) for name in ("dtype", "format", "kv_dtype")),
+        *((name, c_int) for name in ("dtype", "kv_dtype")),
         ("eps", c_float),
         *((name, c_int64) for name in ("V", "D", "F", "E", "H", "G", "K", "L", "block_size", "window")),
-        *((name, c_void_p) for name in ("embedding", "norm", "head", "inverse_frequency")),
+        *((name, c_void_p) for name in ("embedding", "norm")),
+        ("head", POINTER(MatrixArguments)),
+        ("inverse_frequency", c_void_p),
         ("layers", POINTER(LayerArguments)),
     ]
 

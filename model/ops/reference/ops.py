@@ -20,6 +20,7 @@ from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quan
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
 from model.ops.reference.kv_int8 import as_cached
 from model.ops.reference.sampling import sample
+from model.ops.weights import Weight, stacked
 from model.sampling_batch import SampledRows, SamplingRows
 
 Matrix: TypeAlias = Tensor | QuantizedMatrix  # [O, D]
@@ -56,15 +57,18 @@ class ReferenceMetadata:
 class ReferenceOps:
     """Implementation of model.ops.interface.Ops in plain torch."""
 
+    block_formats: frozenset[str] = frozenset()
+
     def __init__(self, quantization: Quantization = "none") -> None:
         """`quantization` applies to the weights that this object packs."""
         self._quantization = quantization
 
-    def pack_linear(self, weight: Tensor) -> Matrix:
+    def pack_linear(self, *weights: Weight) -> Matrix:
+        weight = stacked(weights)
         return weight if self._quantization == "none" else quantize(weight, self._quantization)
 
     def pack_ffn(self, weights: FfnWeights) -> ReferenceFfn:
-        return ReferenceFfn(self.pack_linear(torch.cat((weights.w1, weights.w3))), self.pack_linear(weights.w2))
+        return ReferenceFfn(self.pack_linear(weights.w1, weights.w3), self.pack_linear(weights.w2))
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))

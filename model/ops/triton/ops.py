@@ -24,6 +24,7 @@ from model.ops.triton.rms_norm import rms_norm
 from model.ops.triton.rotary import rope_and_store_kv, rotary_angles
 from model.ops.triton.sampling import sample
 from model.ops.triton.topk_routing import one_expert, route
+from model.ops.weights import Weight, as_tensor, stacked
 from model.sampling_batch import SampledRows, SamplingRows
 
 
@@ -46,6 +47,8 @@ class TritonMetadata:
 class TritonOps:
     """Implementation of model.ops.interface.Ops for CUDA devices."""
 
+    block_formats: frozenset[str] = frozenset()
+
     def __init__(
         self,
         dtype: torch.dtype,
@@ -58,8 +61,8 @@ class TritonOps:
         self.deterministic = deterministic
         self._launch = launch
 
-    def pack_linear(self, weight: Tensor) -> TritonMatrix:
-        return pack(weight, self.weight_format)
+    def pack_linear(self, *weights: Weight) -> TritonMatrix:
+        return pack(stacked(weights), self.weight_format)
 
     def pack_ffn(self, weights: FfnWeights) -> TritonExperts:
         return self._pack_experts(1, iter([weights]))
@@ -120,13 +123,14 @@ class TritonOps:
         """Pack `num_experts` FFNs of equal shape. Each is quantized on its device and freed before the next is read."""
         packed: TritonExperts | None = None
         for expert, ffn in enumerate(weights):
-            hidden_dim, dim = ffn.w1.shape
+            w1, w3, w2 = (as_tensor(weight) for weight in (ffn.w1, ffn.w3, ffn.w2))
+            hidden_dim, dim = w1.shape
             if packed is None:
-                w13 = empty_matrix((num_experts, 2 * hidden_dim, dim), ffn.w1, self.weight_format)
-                packed = TritonExperts(w13, empty_matrix((num_experts, dim, hidden_dim), ffn.w2, self.weight_format))
-            store(ffn.w1, packed.w13, slice(0, hidden_dim), expert)
-            store(ffn.w3, packed.w13, slice(hidden_dim, 2 * hidden_dim), expert)
-            store(ffn.w2, packed.w2, slice(0, dim), expert)
-            del ffn
+                w13 = empty_matrix((num_experts, 2 * hidden_dim, dim), w1, self.weight_format)
+                packed = TritonExperts(w13, empty_matrix((num_experts, dim, hidden_dim), w2, self.weight_format))
+            store(w1, packed.w13, slice(0, hidden_dim), expert)
+            store(w3, packed.w13, slice(hidden_dim, 2 * hidden_dim), expert)
+            store(w2, packed.w2, slice(0, dim), expert)
+            del ffn, w1, w3, w2
         assert packed is not None
         return packed

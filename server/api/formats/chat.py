@@ -1,10 +1,11 @@
 """The reply format of chat completions: a choice has a message, or in a stream the new part of the message."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.api.formats.logprobs import chat_logprobs
+from server.api.formats.sliced_logprobs import Logprobs
 from server.api.formats.tool_calls import ToolCallFormatter
-from server.generation.choice import Delta
+from server.generation.choice import Delta, Position
 from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest
 from server.tokenizer.tokenizer import Tokenizer
@@ -57,6 +58,10 @@ class ChatFormat:
     def extra_fields(self) -> Mapping[str, object]:
         return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
 
+    def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
+        """Return the logprobs of these positions; None if the request has not asked for any."""
+        return dict(chat_logprobs(positions, self._tokenizer)) if self._request.logprobs else None  # type: ignore[arg-type]
+
     def _chunk(self, part: Delta, added: Mapping[str, object]) -> Mapping[str, object]:
         return {"index": part.index, "delta": added, **self._other_fields(part, is_chunk=True)}
 
@@ -64,7 +69,7 @@ class ChatFormat:
         """Return the fields that chunks and full choices share. A chunk without tokens has no logprobs."""
         has_logprobs = self._request.logprobs and bool(delta.positions or not is_chunk)
         fields: dict[str, object] = {
-            "logprobs": chat_logprobs(delta.positions, self._tokenizer) if has_logprobs else None,
+            "logprobs": (delta.rendered_logprobs or self.logprobs(delta.positions)) if has_logprobs else None,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from server.api.formats.logprobs import completion_logprobs
-from server.generation.choice import Delta
+from server.api.formats.sliced_logprobs import Logprobs
+from server.generation.choice import Delta, Position
 from server.generation.prompt import Prompt
 from server.schemas import CompletionRequest
 from server.tokenizer.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class CompletionFormat:
         choice: dict[str, object] = {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": self._logprobs(delta),
+            "logprobs": delta.rendered_logprobs or self.logprobs(delta.positions),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
@@ -45,10 +46,11 @@ class CompletionFormat:
     def extra_fields(self) -> Mapping[str, object]:
         return {}
 
-    def _logprobs(self, delta: Delta) -> Mapping[str, object] | None:
-        if self._request.logprobs is None or not delta.positions:
+    def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
+        """Return the logprobs of these positions; None if there are none."""
+        if self._request.logprobs is None or not positions:
             return None
-        return dict(completion_logprobs(delta.positions, self._tokenizer))
+        return dict(completion_logprobs(positions, self._tokenizer))  # type: ignore[arg-type]
 
     def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
         """Return the prompt's ids at the first call for a choice, then nothing."""

@@ -1,7 +1,7 @@
 """A generation as an HTTP reply: the envelope that all parts of a reply share, and the two ways to send them."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -9,11 +9,15 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.generation.choice import Delta, merge_deltas
+from server.api.formats.sliced_logprobs import VALUES_PER_TURN, Logprobs, num_logprob_values, sliced_logprobs
+from server.generation.choice import Delta, Position, merge_deltas
 from server.generation.generation import Generation
 from server.http.disconnect import unless_disconnected
+from server.http.sliced_response import SlicedResponse
 from server.http.sse import KEEP_ALIVE_S, EventStream
 from server.schemas import GenerationRequest, StreamOptions
+
+VALUES_OF_A_CHOICE = 64  # a choice takes as long to render as this many log probabilities
 
 
 class ReplyFormat(Protocol):
@@ -29,6 +33,10 @@ class ReplyFormat(Protocol):
 
     def full(self, delta: Delta) -> Mapping[str, object]:
         """Return a complete choice."""
+        ...
+
+    def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
+        """Return the logprobs of these positions; None if the reply has none."""
         ...
 
     def extra_fields(self) -> Mapping[str, object]:
@@ -47,9 +55,14 @@ class Envelope:
         """Return one chunk's JSON. The constant fields are rendered once."""
         return self._prefix + b"," + orjson.dumps({"choices": choices, **more})[1:]
 
-    def full(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
-        """Return a full reply's JSON."""
-        return orjson.dumps({**self._fields, "choices": choices, **more})
+    def full(self, choices: Iterable[bytes], more: Mapping[str, object]) -> list[bytes]:
+        """Return a full reply's JSON in pieces. `choices`: the JSON of each; `more`: other fields, at least one."""
+        pieces = [self._prefix + b',"choices":[']
+        for choice in choices:
+            pieces += [choice, b","]
+        if len(pieces) > 1:
+            pieces.pop()
+        return [*pieces, b"]," + orjson.dumps(more)[1:]]
 
 
 class TextChunks:
@@ -104,8 +117,8 @@ async def respond(
         options = request.stream_options or StreamOptions()
         return EventStream(_stream(generation, reply_format, envelope, options, request.expert_usage), headers)
     envelope = Envelope({**fields, "object": reply_format.full_object})
-    body = await unless_disconnected(http.receive, _full(generation, reply_format, envelope))
-    return Response(body, headers=dict(headers), media_type="application/json")
+    pieces = await unless_disconnected(http.receive, _full(generation, reply_format, envelope))
+    return SlicedResponse(pieces, headers, media_type="application/json")
 
 
 async def _stream(
@@ -122,6 +135,7 @@ async def _stream(
                 yield list(map(texts.chunk, deltas))
                 continue
             more = {"usage": generation.usage()} if usage_per_chunk else no_usage
+            await _render_logprobs(deltas, reply_format, generation)
             chunks = [chunk for delta in deltas for chunk in reply_format.chunks(delta)]
             if chunks or not deltas:
                 yield [envelope.chunk([choice], {**extra, **more}) for choice, extra in chunks]
@@ -129,11 +143,30 @@ async def _stream(
         yield [envelope.chunk([], {"usage": generation.final_usage()})]
 
 
-async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Envelope) -> bytes:
+async def _render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:
+    """Render the logprobs of deltas with many positions ahead."""
+    for delta in deltas:
+        if num_logprob_values(delta.positions) > VALUES_PER_TURN:
+            delta.rendered_logprobs = await sliced_logprobs(
+                delta.positions, reply_format.logprobs, generation.next_turn
+            )
+
+
+async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Envelope) -> list[bytes]:
     deltas_of: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
-    choices = [reply_format.full(merge_deltas(deltas)) for deltas in deltas_of]
+    choices: list[bytes] = []
+    num_values = 0  # rendered in this turn
+    for deltas in deltas_of:
+        delta = merge_deltas(deltas)
+        deltas.clear()
+        if num_values >= VALUES_PER_TURN:
+            await generation.next_turn()
+            num_values = 0
+        await _render_logprobs([delta], reply_format, generation)
+        choices.append(orjson.dumps(reply_format.full(delta)))
+        num_values += VALUES_OF_A_CHOICE + num_logprob_values(delta.positions)
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})

@@ -56,6 +56,7 @@ class ToolCallFormatter:
             token_ids=unsent.token_ids + part.token_ids,
             positions=unsent.positions + part.positions,
             routing=unsent.routing + part.routing,
+            rendered_logprobs=None,  # they lack the unsent positions
         )
 
     def _chunk(self, choice_index: int, part: CallPart) -> Mapping[str, object]:

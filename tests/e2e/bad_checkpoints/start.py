@@ -15,6 +15,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, load_settings
 from server.tokenizer.config_files import TokenizerError
+from tests.support.inline_sandbox import InlineSandbox
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TOKENIZER, TOKENIZER_CONFIG, GENERATION = "tokenizer.model", "tokenizer_config.json", "generation_config.json"
@@ -27,7 +28,7 @@ def start(path: Path, **flags: Any) -> None:
     """Run the steps of `smoe serve` before readiness, without sockets."""
     given = {name: value for name, value in (SMALL | flags).items() if value is not None}
     settings = load_settings({"model": str(path), **given})
-    texts = load_texts(settings, path)
+    texts = load_texts(settings, path, InlineSandbox())
     engine = Engine.load(engine_config(settings, path), lambda *progress: None)
     texts.tokenizer.check_fits(engine.loaded.config.vocab_size)
 

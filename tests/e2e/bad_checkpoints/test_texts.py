@@ -10,6 +10,7 @@ from server.lifecycle.text_frontend import load_texts
 from server.settings.sources import load_settings
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG, refusal
 from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import DEMO
 
 TEXT_FILES: dict[str, tuple[str, bytes | None, str]] = {
@@ -87,4 +88,4 @@ def test_a_chat_template_that_cannot_work_ends_the_start(name: str, checkpoint: 
 @pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "", "{{ bos_token }}"])
 def test_a_chat_template_that_refuses_or_is_almost_empty_starts(template: str, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER_CONFIG).write_text(json.dumps({"chat_template": template}))
-    load_texts(load_settings({"model": str(checkpoint)}), checkpoint)
+    load_texts(load_settings({"model": str(checkpoint)}), checkpoint, InlineSandbox())

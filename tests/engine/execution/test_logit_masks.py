@@ -9,9 +9,11 @@ import torch
 
 from engine.errors import GrammarError
 from engine.execution.logit_masks import GRAMMAR_FAILED, LogitMasks
+from engine.execution.row_constraints import RowConstraints
 from engine.scheduling.sequence import Sequence
-from engine.types import Request, SamplingParams
+from engine.types import Request
 from model.sampling_batch import IntParam
+from smoe import SamplingParams
 
 CPU = torch.device("cpu")
 VOCAB, EOS = 77, 2
@@ -20,12 +22,16 @@ VOCAB, EOS = 77, 2
 def added(masks: LogitMasks, generated: list[int], **params: object) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     sequence = sequence_of(generated, **params)
     row = np.full(len(IntParam), -1)
-    masks.add(sequence, len(generated), row)
+    add(masks, sequence, row)
     return row
 
 
+def add(masks: LogitMasks, sequence: Sequence, row: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    masks.add(sequence, RowConstraints(sequence.request.params, VOCAB), sequence.num_generated, row)
+
+
 def sequence_of(generated: list[int], **params: object) -> Sequence:
-    made = Sequence(Request(1, [9, 9], SamplingParams(**params)), (0, 0), 100)  # type: ignore[arg-type]
+    made = Sequence(Request(1, [9, 9], SamplingParams(**params).packed()), (0, 0), 100)  # type: ignore[arg-type]
     made.token_ids += generated
     return made
 
@@ -64,20 +70,27 @@ def test_the_last_id_of_a_bad_word_is_forbidden_behind_the_others() -> None:
 
 @pytest.mark.parametrize("allowed", [None, (3, 4, 40)])
 def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed: tuple[int, ...] | None) -> None:
-    class OddTokens:
+    class Ready:
+        def prepare(self, token_ids: SequenceOf[int], start: int) -> bool:
+            return True
+
+        def wait(self, timeout_s: float) -> None:
+            pass
+
+    class OddTokens(Ready):
         def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
             return b"\xaa" * 12
 
-    class Broken:
+    class Broken(Ready):
         def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
             raise GrammarError
 
     masks, row = LogitMasks(VOCAB, (EOS,)), np.full(len(IntParam), -1)
     sequence = sequence_of([], allowed_token_ids=allowed)
     sequence.matcher = OddTokens()
-    masks.add(sequence, 0, row)
+    add(masks, sequence, row)
     assert allowed_by(masks, row.tolist()) == [i for i in allowed or range(VOCAB) if i % 2]
     assert not masks.failed
     sequence.matcher = Broken()
-    masks.add(sequence, 0, row)
+    add(masks, sequence, row)
     assert masks.failed == {1: GRAMMAR_FAILED}

@@ -11,10 +11,11 @@ import torch
 
 from engine.execution.decode_batch import LogitRows
 from engine.execution.persistent_batch import PersistentBatch
+from engine.execution.row_constraints import Int32s, RowConstraints
 from engine.execution.sampler import PromptLogprobs, Sampler
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import RowFailed, Sampled
-from engine.types import Request, SamplingParams
+from engine.types import Request
 from model.ops.interface import Ops
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
@@ -24,6 +25,7 @@ from model.sampling_batch import MIN_TEMPERATURE
 from server.generation.sampling_params import GenerationDefaults, sampling_params
 from server.schemas import CompletionRequest
 from server.schemas.validation import validate
+from smoe import SamplingParams
 
 VOCAB = 50
 EOS = 2
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.parametrize("ops", BACKENDS.values(), ids=BACKENDS)
 
 
 def sequence(prompt: list[int] | None = None, generated: list[int] | None = None, **params: object) -> Sequence:
-    request = Request(next(REQUEST_IDS), prompt or [1, 4, 4], SamplingParams(**params))  # type: ignore[arg-type]
+    request = Request(next(REQUEST_IDS), prompt or [1, 4, 4], SamplingParams(**params).packed())  # type: ignore[arg-type]
     made = Sequence(request, (0, 0), 100)
     made.token_ids += generated or []
     made.num_chunks_in_flight = 1
@@ -246,3 +248,25 @@ def test_ids_beyond_the_vocabulary_are_ignored(ops: Ops) -> None:
         temperature=0.0, logit_bias={VOCAB: 5.0, 10**9: 100.0}, allowed_token_ids=(VOCAB + 40, 7), stop_token_ids=(99,)
     )
     assert draw(ops, random_logits(0), [odd]) == [7]
+
+
+def test_fixed_constraints_are_prepared_once_and_hold_in_later_steps(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+    biases = RowConstraints.biases
+
+    def counted(self: RowConstraints, generated: list[int], num_generated: int, eos_ids: Int32s) -> object:
+        prepared.append(num_generated)
+        return biases(self, generated, num_generated, eos_ids)
+
+    monkeypatch.setattr(RowConstraints, "biases", counted)
+    row = sequence(temperature=0.0, logit_bias={9: 100.0, 8: 50.0}, bad_words=((9,),), min_tokens=1)
+    requests = PersistentBatch(1, 100, 16, VOCAB, torch.device("cpu"))
+    sampler = Sampler(ops, requests, (EOS,))
+    rows = requests.update([row])
+    for step in range(5):
+        [outcome] = sampler.finish(
+            sampler.launch(random_logits(step), LogitRows([row], rows, np.array([2 + step]), 1))
+        )[0].values()
+        assert isinstance(outcome, Sampled) and outcome.token_id == 8
+        row.token_ids.append(8)
+    assert prepared == [0, 1]  # min_tokens ends at the second token

@@ -1,5 +1,6 @@
 """Grammars compiled on a thread of their own, with a fake compiler."""
 
+import gc
 from concurrent.futures import wait
 from threading import Event
 from typing import Any
@@ -13,6 +14,20 @@ class Panic(BaseException):
     """A panic in the library arrives as a BaseException."""
 
 
+class FakeMatcher(str):
+    """The grammar itself, as its matcher."""
+
+    keeps_alive: object = None
+
+
+class FakeBuild:
+    def __init__(self, grammar: str) -> None:
+        self._grammar = grammar
+
+    def matcher(self, run: object) -> FakeMatcher:
+        return FakeMatcher(self._grammar)
+
+
 class FakeCompiler:
     """Returns the grammar as its matcher once `may_finish` is set; some grammars raise."""
 
@@ -21,7 +36,7 @@ class FakeCompiler:
         self.may_finish = Event()
         self.compiled: list[str] = []
 
-    def matcher(self, grammar: str) -> Any:
+    def build(self, grammar: str) -> Any:
         self.started.set()
         assert self.may_finish.wait(60)
         self.compiled.append(grammar)
@@ -29,7 +44,7 @@ class FakeCompiler:
             raise GrammarError(grammar)
         if grammar == "panic":
             raise Panic
-        return grammar
+        return FakeBuild(grammar)
 
 
 def submit(queue: GrammarQueue, *grammars: str) -> None:
@@ -98,3 +113,53 @@ def test_waiting_ends_with_the_first_grammar_that_is_compiled() -> None:
     submit(queue, "a", "b")
     queue.wait(60)
     assert queue.pop_completed()
+
+
+def of_group(group: int | None, request_id: int, grammar: str = "a", tenant: int = 0) -> Request:
+    return Request(request_id, [1], SamplingParams(), grammar=grammar, group=group, tenant=tenant)
+
+
+def test_the_choices_of_a_request_share_one_build_and_requests_never_do() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    for request in (of_group(0, 0), of_group(0, 1), of_group(2, 2), of_group(None, 3), of_group(None, 4)):
+        queue.submit(request)
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    completed = queue.pop_completed()
+    assert len({id(c.matcher) for c in completed}) == 5
+    assert compiler.compiled == ["a"] * 4
+    queue.submit(of_group(0, 5))  # a choice that comes late, while the others run
+    wait_for_all(queue)
+    assert [c.matcher for c in queue.pop_completed()] == ["a"] and compiler.compiled == ["a"] * 4
+    del completed
+    gc.collect()
+    queue.submit(of_group(0, 6))
+    wait_for_all(queue)
+    assert compiler.compiled == ["a"] * 5, "a build lives as long as a choice that needs it"
+
+
+def test_a_cancelled_choice_does_not_cancel_the_build_of_the_others() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    queue.submit(of_group(9, 0, "first"))
+    assert compiler.started.wait(60)
+    for request_id in (1, 2):
+        queue.submit(of_group(1, request_id))
+    assert queue.cancel(1) and queue.is_compiling(1)
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    assert [c.request.request_id for c in queue.pop_completed()] == [0, 2]
+    assert not queue.is_compiling(1)
+
+
+def test_one_tenant_with_many_builds_does_not_hold_up_another() -> None:
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    for request_id in range(20):
+        queue.submit(of_group(None, request_id, "slow"))
+    assert compiler.started.wait(60)
+    queue.submit(of_group(None, 20, "quick", tenant=1))
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    assert compiler.compiled.index("quick") <= 2

@@ -2,6 +2,9 @@
 
 import random
 import re
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import llguidance
 import pytest
@@ -10,7 +13,10 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import GrammarError
-from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
+from engine.grammars import matcher as matcher_module
+from engine.grammars.mask_budget import MaskBudget
+from engine.grammars.matcher import BuiltGrammar, GrammarCompiler, GrammarMatcher
+from engine.token_constraints import token_constraints
 from engine.types import Request, RequestOutput, SamplingParams, Vocabulary
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.paths import DEMO
@@ -172,7 +178,7 @@ def test_a_grammar_that_fails_ends_only_its_own_request(vocabulary: Vocabulary) 
         make_request(0, None),
         make_request(1, "nonsense"),
         make_request(2, ANSWER),
-        make_request(3, ANSWER, allowed_token_ids=(40,)),
+        make_request(3, ANSWER, constraints=token_constraints(allowed_token_ids=(40,))),
     ]
     answers = run(engine_with(vocabulary), requests)
     assert answers[1] == ([], "the request's grammar cannot be used")
@@ -195,6 +201,83 @@ def test_an_abort_reaches_a_request_whose_grammar_is_being_compiled(vocabulary: 
     assert run(engine, [make_request(1, ANSWER)])[1][1] is None
 
 
+STATEFUL = serialized(r"start: /(\w{1,9}(a|b)){1,40}x/")  # each text reaches states of its own
+
+
+def run_now(work: Callable[[], Any]) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(work())
+    return future
+
+
+def walk(matcher: GrammarMatcher, seed: int, num_tokens: int) -> tuple[list[int], bool]:
+    """Draw tokens that the grammar allows. Return them, and whether the grammar failed behind them."""
+    rng, tokens = random.Random(seed), list[int]()
+    while len(tokens) < num_tokens:
+        try:
+            allowed = bits(matcher.bitmask(tokens, 0))
+        except GrammarError:
+            return tokens, True
+        tokens.append(rng.choice(sorted(allowed)))
+    return tokens, False
+
+
+@pytest.mark.parametrize("max_states", [250, 1000])
+def test_texts_of_one_build_fail_exactly_where_they_fail_alone(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, max_states: int
+) -> None:
+    """Copies of llguidance's matcher share the states of its lexer, and so the limit on them."""
+    limits = llguidance.LLParserLimits(max_lexer_states=max_states, step_lexer_fuel=10**9, initial_lexer_fuel=10**9)
+    monkeypatch.setattr(matcher_module, "LIMITS", limits)
+    built = compiler.build(STATEFUL)
+    alone = [walk(compiler.matcher(STATEFUL), seed, 12) for seed in range(12)]
+    assert [walk(built.matcher(run_now), seed, 12) for seed in range(12)] == alone
+    assert {has_failed for _, has_failed in alone} == {max_states == 250}
+
+
+def test_the_limit_is_shared_without_the_replay(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault that the replay mends is there: without one, texts fail that would not fail alone."""
+    limits = llguidance.LLParserLimits(max_lexer_states=1000, step_lexer_fuel=10**9, initial_lexer_fuel=10**9)
+    monkeypatch.setattr(matcher_module, "LIMITS", limits)
+    parser = compiler.parser(STATEFUL)
+    assert any(walk(GrammarMatcher(parser.deep_copy()), seed, 12)[1] for seed in range(12))
+
+
+def test_a_text_waits_for_a_parser_of_its_own_in_a_thread(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = llguidance.LLParserLimits(max_lexer_states=1000, step_lexer_fuel=10**9, initial_lexer_fuel=10**9)
+    monkeypatch.setattr(matcher_module, "LIMITS", limits)
+    alone = [walk(compiler.matcher(STATEFUL), seed, 12) for seed in range(12)]
+    built = compiler.build(STATEFUL)
+    started: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def start(work: Callable[[], Any]) -> "Future[Any]":
+        started.append((Future(), work))
+        return started[-1][0]
+
+    for seed, (tokens, _) in enumerate(alone):
+        matcher = built.matcher(start)
+        for count in range(len(tokens)):
+            if not matcher.prepare(tokens[:count], 0):
+                assert not matcher.prepare(tokens[:count], 0)
+                future, work = started[-1]
+                future.set_result(work())
+                assert matcher.prepare(tokens[:count], 0)
+            assert tokens[count] in bits(matcher.bitmask(tokens[:count], 0)), seed
+    assert started
+
+
+def test_rows_that_sit_out_steps_get_the_same_tokens(vocabulary: Vocabulary) -> None:
+    requests = [make_request(i, ANSWER if i % 3 else None, seed=i, num_logprobs=2) for i in range(8)]
+    alone: dict[int, Any] = {}
+    for request in requests:
+        alone |= run(engine_with(vocabulary), [request])
+    engine = engine_with(vocabulary)
+    engine._masks = MaskBudget(budget_s=0.0)  # one row in each step
+    assert run(engine, requests) == alone
+
+
 class Panic(BaseException):
     """A panic in the library arrives as a BaseException."""
 
@@ -215,14 +298,14 @@ def test_a_panic_while_a_grammar_is_compiled_ends_its_own_request(vocabulary: Vo
     engine = engine_with(vocabulary)
     compiler = engine._grammars._compiler
     assert compiler is not None
-    compile_grammar = compiler.matcher
+    build_grammar = compiler.build
 
-    def matcher(grammar: str) -> GrammarMatcher:
+    def build(grammar: str) -> BuiltGrammar:
         if grammar == "panic":
             raise Panic
-        return compile_grammar(grammar)
+        return build_grammar(grammar)
 
-    compiler.matcher = matcher  # type: ignore[method-assign]
+    compiler.build = build  # type: ignore[method-assign]
     answers = run(engine, [make_request(0, None), make_request(1, "panic"), make_request(2, ANSWER)])
     assert answers[1] == ([], "the request's grammar cannot be used")
     assert answers[0][1] is answers[2][1] is None

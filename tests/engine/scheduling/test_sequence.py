@@ -6,10 +6,17 @@ import pytest
 
 from engine.scheduling.block_hash import child_hash, root_hash
 from engine.scheduling.sequence import Matcher, Sequence, Status
+from engine.token_constraints import token_constraints
 from engine.types import Request, SamplingParams
 
 
 class _AnyToken:
+    def prepare(self, token_ids: object, start: int) -> bool:
+        return True
+
+    def wait(self, timeout_s: float) -> None:
+        pass
+
     def bitmask(self, token_ids: object, start: int) -> bytes:
         return b""
 
@@ -37,7 +44,9 @@ def test_behind_the_last_token_nothing_is_scheduled() -> None:
     assert sequence.num_to_schedule == 0
 
 
-@pytest.mark.parametrize("needs_last", [{"matcher": _AnyToken()}, {"bad_words": ((7, 8),)}])
+@pytest.mark.parametrize(
+    "needs_last", [{"matcher": _AnyToken()}, {"constraints": token_constraints(bad_words=[(7, 8)])}]
+)
 def test_a_grammar_or_a_bad_word_of_two_tokens_waits_for_the_token_in_flight(needs_last: dict[str, Any]) -> None:
     sequence = _sequence(**needs_last)
     assert sequence.num_to_schedule == 5

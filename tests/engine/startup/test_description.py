@@ -1,5 +1,6 @@
 """The fingerprint names what the bits depend on, and nothing else."""
 
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.description import fingerprint, ready_message
+from model.checkpoint.headers import read_headers
+from model.checkpoint.identity import identify
+from model.checkpoint.manifest import write_manifest
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NUMERICS
 from smoe import LocalEngine
@@ -21,9 +25,9 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
     save_random_checkpoint(Shape(), tmp_path)
     for isa in NativeLibrary().isas():
         engine = LocalEngine(tmp_path, backend="native", isa=isa, num_kv_blocks=40, max_num_batched_tokens=32)
-        assert engine.fingerprint == f"smoe-native.{NUMERICS}-{isa}-float32-kv-float32-window-none"
+        assert engine.fingerprint.startswith(f"smoe-native.{NUMERICS}-{isa}-float32-kv-float32-window-none-weights-")
     engine = LocalEngine(tmp_path, backend="reference", num_kv_blocks=40, max_num_batched_tokens=32)
-    assert engine.fingerprint == "smoe-reference-cpu-float32-kv-float32-window-none"
+    assert engine.fingerprint.startswith("smoe-reference-cpu-float32-kv-float32-window-none-weights-")
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -33,7 +37,7 @@ def test_the_fingerprint_names_the_quantization(tmp_path: Path, backend: str) ->
     for quantization in ("none", "int8", "int4"):
         engine = LocalEngine(tmp_path, backend=backend, quantization=quantization, num_kv_blocks=40)
         names.add(engine.fingerprint)
-        assert (f"-{quantization}-" in engine.fingerprint) == (quantization != "none")
+        assert (f"-{quantization}-" in engine.fingerprint.partition("-kv-")[0]) == (quantization != "none")
     assert len(names) == 3
 
 
@@ -41,7 +45,9 @@ def test_the_fingerprint_changes_with_numerics_and_not_with_the_size_of_the_engi
     def of(**settings: object) -> str:
         config = EngineConfig(model=str(DEMO), threads=1, max_num_batched_tokens=32, **settings)  # type: ignore[arg-type]
         engine = Engine.load(config)
-        assert ready_message(config, engine.loaded).fingerprint == fingerprint(config, engine.loaded)
+        ready = ready_message(config, engine.loaded)
+        assert ready.fingerprint == fingerprint(config, engine.loaded)
+        assert ready.checkpoint_files == identify(read_headers(DEMO).values()).files
         return fingerprint(config, engine.loaded)
 
     base = of(num_kv_blocks=40)
@@ -49,3 +55,17 @@ def test_the_fingerprint_changes_with_numerics_and_not_with_the_size_of_the_engi
     others = {of(num_kv_blocks=40, **{name: value}) for name, value in OTHER_NUMERICS.items()}
     assert len(others - {base}) == len(OTHER_NUMERICS)
     assert version("smoe") not in base
+
+
+def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
+    names = []
+    for folder in (DEMO, tmp_path / "copy", tmp_path / "other"):
+        if folder != DEMO:
+            shutil.copytree(DEMO, folder)
+        if folder.name == "other":
+            content = bytearray((folder / "model.safetensors").read_bytes())
+            content[-1] ^= 1
+            (folder / "model.safetensors").write_bytes(content)
+            write_manifest(folder)
+        names.append(LocalEngine(folder, threads=1, num_kv_blocks=40, max_num_batched_tokens=32).fingerprint)
+    assert names[0] == names[1] != names[2]

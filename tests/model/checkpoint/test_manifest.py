@@ -41,6 +41,22 @@ def test_the_sums_are_those_of_all_files_that_serving_reads(checkpoint: Path) ->
     assert write_manifest(checkpoint) == (checkpoint / MANIFEST_NAME, len(FILES))
 
 
+def test_the_sums_of_a_gguf_file_are_beside_it(tmp_path: Path) -> None:
+    """One list for all parts of a model, none for other files of the folder."""
+    parts = [tmp_path / f"m-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for file in (*parts, tmp_path / "other.gguf"):
+        file.write_bytes(file.name.encode())
+    assert write_manifest(parts[0]) == (tmp_path / "m-00001-of-00002.gguf.sha256", 2)
+    subprocess.run(["sha256sum", "--check", "m-00001-of-00002.gguf.sha256"], cwd=tmp_path, check=True)
+    total = sum(part.stat().st_size for part in parts)
+    assert _verify(parts[0])[-1] == (total, total)
+    parts[1].write_bytes(b"changed")
+    _assert_refused(parts[0], r"m-00002-of-00002\.gguf is damaged")
+    parts[1].unlink()
+    _assert_refused(parts[0], r"m-00002-of-00002\.gguf cannot be read")
+    _assert_refused(tmp_path / "other.gguf", r"other\.gguf\.sha256 is missing; .* smoe plan \S+/other\.gguf --write")
+
+
 def test_progress_ends_at_all_bytes(checkpoint: Path) -> None:
     total = sum(map(len, FILES.values()))
     progress = _verify(checkpoint)

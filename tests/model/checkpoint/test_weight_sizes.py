@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.headers import StoredTensor
+from model.checkpoint.stored_tensor import StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS
 from model.checkpoint.weight_sizes import weight_bytes
 from model.ops.interface import packed_bytes

@@ -170,7 +170,9 @@ def test_int8_products_have_the_same_bits_on_every_instruction_set() -> None:
     packed = native(ISAS[0], quantization="int8").pack_linear(weight)
     products = [native(isa).linear(x, packed) for isa in ISAS]
     for isa in ISAS:
-        assert torch.equal(native(isa, quantization="int8").pack_linear(weight).panels, packed.panels), isa
+        assert torch.equal(
+            native(isa, quantization="int8").pack_linear(weight).matrices[0].panels, packed.matrices[0].panels
+        ), isa
     for ours in products[1:]:
         assert torch.equal(ours, products[0])
 
@@ -190,7 +192,7 @@ def test_ties_between_two_integers_are_rounded_as_in_the_reference(isa: str, kin
 @of_every_kind
 def test_packed_weights_are_the_same_bytes_on_every_instruction_set(kind: Quantization) -> None:
     weight = torch.randn(70, 333).bfloat16()
-    packed = [native(isa, quantization=kind).pack_linear(weight).panels for isa in ISAS]
+    packed = [native(isa, quantization=kind).pack_linear(weight).matrices[0].panels for isa in ISAS]
     assert all(torch.equal(panels, packed[0]) for panels in packed)
 
 

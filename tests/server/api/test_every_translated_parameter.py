@@ -5,7 +5,7 @@ and a check of the replies without and with it. The rows are compared with the s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -212,7 +212,7 @@ async def send(path: str, fields: dict[str, Any]) -> Result:
     if path == TOKENIZE:
         assert state.texts is not None
         template = ChatTemplate(TEMPLATE, tokenizer())
-        state.texts = type(state.texts)(tokenizer(), template, state.texts.defaults)
+        state.texts = replace(state.texts, chat_template=template)
     async with client_of(state) as client:
         return Result(await client.post(path, json=fields), engine.submitted)
 

@@ -94,7 +94,7 @@ def test_invalid_arguments_are_reported_in_one_line(tmp_path: Path, monkeypatch:
         "the file has no text": ["--text", str(empty)],
         "not UTF-8": ["--text", str(binary)],
         "the same name": ["--text", str(good), "--text", str(good)],
-        "no such directory": ["/nonexistent", "--text", str(good)],
+        "no such file or directory": ["/nonexistent", "--text", str(good)],
         "has no experts": [str(dense), "--text", str(good)],
         "--png": ["--text", str(good), "--png", str(tmp_path / "no" / "folder.png")],
     }

@@ -51,7 +51,7 @@ def test_help_has_the_flag_and_the_text_of_every_setting() -> None:
 
 
 COMMANDS = (
-    "serve", "plan", "experts", "chat", "complete", "doctor",
+    "serve", "plan", "models", "experts", "chat", "complete", "doctor",
     "bench serve", "bench chart", "bench kernels", "bench engine",
 )  # fmt: skip
 

@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+from engine.messages import Add, PromptScores, StepDone, StepPart, ToEngine
+from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, TokenLogprobs
+from server.engine_client.client import MAX_ADDED, EngineClient
 from server.engine_client.output_collector import EngineDied
 from tests.support.watched_engine import collect, run, started
 
@@ -147,3 +150,44 @@ def test_draining_keeps_running_requests_and_is_the_reported_phase() -> None:
             assert engine.client.status.phase == "dead"
 
     run(scenario)
+
+
+def test_many_choices_are_sent_in_frames_between_which_the_event_loop_takes_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        client = EngineClient()
+        sent: list[ToEngine | str] = []
+        monkeypatch.setattr(client._supervisor, "is_serving", True)
+        monkeypatch.setattr(client._supervisor, "send", sent.append)
+        requests = [Request(n, [5], SamplingParams()) for n in range(1, 3 * MAX_ADDED)]
+        client.submit(requests)
+        client.submit([])
+        asyncio.get_running_loop().call_soon(sent.append, "a turn")
+        client.abort([3 * MAX_ADDED - 1])  # not sent yet
+        for _ in range(5):
+            await asyncio.sleep(0)
+        frames = [message.requests for message in sent if isinstance(message, Add)]
+        assert list(map(len, frames)) == [MAX_ADDED, MAX_ADDED, MAX_ADDED - 2]
+        assert [request for frame in frames for request in frame] == requests[:-1]
+        assert sent.index("a turn") < len(sent) - 1
+
+    asyncio.run(scenario())
+
+
+def test_outputs_that_come_ahead_of_their_step_reach_their_requests() -> None:
+    async def scenario() -> None:
+        client = EngineClient()
+        collector = client.submit([Request(1, [5] * 4, SamplingParams()), Request(2, [5], SamplingParams())])
+        scores = [TokenLogprobs(n, -1.0, [], []) for n in range(3)]
+        client._receive(PromptScores(1, scores[:1]))
+        client._receive(PromptScores(1, scores[1:]))
+        client._receive(StepPart([RequestOutput(1, [7], prompt_logprobs=[])]))
+        client._receive(StepDone(StepOutput([RequestOutput(2, [8])], StepStats())))
+        client._receive(PromptScores(3, scores))  # an aborted request
+        client._receive(StepPart([RequestOutput(3, [7], prompt_logprobs=[])]))
+        outputs = await collector.get()
+        assert outputs == [RequestOutput(1, [7], prompt_logprobs=scores), RequestOutput(2, [8])]
+        assert not client._early_scores
+
+    asyncio.run(scenario())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.token_constraints import token_constraints
 from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client.inflight import CULPRIT_ERROR, DEADLINE_GRACE_S, CrashReport, InFlightRequests
 from server.engine_client.output_collector import OutputCollector
@@ -302,3 +303,15 @@ async def crashes(chance: random.Random) -> None:
     assert len(in_flight) == 0 and in_flight.pop_sendable() == []
     assert {id_ for id_ in culprits if ends[id_] not in ("blamed", "abort")} == set()
     await asyncio.sleep(0)
+
+
+async def test_requests_are_popped_in_order_in_parts_of_bounded_size() -> None:
+    in_flight, collector = InFlightRequests(), OutputCollector()
+    packed = token_constraints(logit_bias=dict.fromkeys(range(8), 1.0))
+    heavy = [Request(n, [5], SamplingParams(constraints=packed)) for n in (10, 11, 12)]  # 9 ids each
+    in_flight.add([*map(request, range(1, 6)), *heavy], collector)
+    parts = []
+    while in_flight.has_pending:
+        parts.append(ids(in_flight.pop_sendable(max_requests=3, max_ids=12)))
+    assert parts == [[1, 2, 3], [4, 5, 10], [11, 12]]
+    assert in_flight.pop_sendable() == []

@@ -1,5 +1,6 @@
 """server/engine_client/process.py: the exit of a process is reported once, in words."""
 
+import asyncio
 import signal
 import sys
 from collections.abc import Sequence
@@ -7,8 +8,14 @@ from collections.abc import Sequence
 import pytest
 
 from engine.config import EngineConfig
-from engine.messages import FromEngine, Start
-from server.engine_client.process import EngineProcessHandle, ProcessExit, package_root
+from engine.messages import FromEngine, PrefillStarted, Start, encode_frame
+from server.engine_client.process import (
+    MAX_TURN_BYTES,
+    EngineProcessHandle,
+    ProcessExit,
+    _EngineProtocol,
+    package_root,
+)
 from tests.support.watched_engine import run
 
 START = Start(EngineConfig(model="/nowhere"))
@@ -68,3 +75,35 @@ def test_a_handle_that_was_never_started_can_be_ended() -> None:
 
 def test_the_engine_module_lies_below_the_package_root() -> None:
     assert (package_root() / "engine" / "process.py").is_file()
+
+
+def test_reading_pauses_for_a_turn_of_the_event_loop_after_many_bytes() -> None:
+    class Transport(asyncio.Transport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+
+        def pause_reading(self) -> None:
+            self.calls.append("pause")
+
+        def resume_reading(self) -> None:
+            self.calls.append("resume")
+
+        def is_closing(self) -> bool:
+            return False
+
+    async def scenario() -> None:
+        received: list[FromEngine] = []
+        protocol, transport = _EngineProtocol(received.append, lambda reason: None), Transport()
+        protocol.connection_made(transport)
+        frame = encode_frame(PrefillStarted(list(range(1000))))
+        frames = frame * (MAX_TURN_BYTES // len(frame))
+        protocol.data_received(frames)
+        assert transport.calls == []
+        protocol.data_received(frame)
+        assert transport.calls == ["pause"]
+        await asyncio.sleep(0)
+        assert transport.calls == ["pause", "resume"]
+        assert len(received) == MAX_TURN_BYTES // len(frame) + 1
+
+    asyncio.run(scenario())

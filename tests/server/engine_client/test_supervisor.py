@@ -287,3 +287,19 @@ def test_request_ids_do_not_overflow() -> None:
             assert output is not None and (output.request_id, output.token_ids) == (2**63 + 1, solo(0))
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("mode", "what"), [("replaced", "files were replaced"), ("slower", "other numerics")])
+def test_a_restarted_engine_with_other_weights_or_numerics_never_serves(tmp_path: Path, mode: str, what: str) -> None:
+    async def scenario() -> None:
+        async with started(f"then-{mode}:{tmp_path / 'lived'}", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            waiting = engine.client.submit([engine.request()])
+            status = await engine.reach("dead")
+            assert what in status.message and status.message.endswith("restart the server") and status.exit_code == 1
+            with pytest.raises(EngineDied):
+                await collect(waiting)
+            assert engine.phases == ["loading", "ready", "restarting", "dead"]
+
+    run(scenario)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.token_constraints import token_constraints
 from engine.types import Request, SamplingParams
 from server.engine_client.status import EngineStatus, Phase
 from server.errors import ApiError
@@ -33,6 +34,19 @@ def test_one_key_of_several_never_fills_the_queue_alone() -> None:
     assert not admission.has_room(0, 1)
     assert admission.has_room(1, 1)
     assert admission.has_room(1, 16), "more choices than a share, from a key that has none waiting"
+
+
+def test_ids_of_constraints_count_and_one_key_of_several_never_fills_the_queue_with_them() -> None:
+    admission = Admission(FakeEngine(saying("a")), max_choices=100, max_tokens=64, num_tenants=2)
+    packed = token_constraints(logit_bias=dict.fromkeys(range(20), 1.0), bad_words=[(1, 2)])
+    params = SamplingParams(constraints=packed, stop_token_ids=(7, 8))
+    admission.admit([Request(1, [5, 6], params)])
+    assert admission.num_tokens == 2 + 22 + 2
+    admission.admit([Request(2, [5] * 30, SamplingParams())])  # 56 of 64, the share of a key
+    assert not admission.has_room(0, 1)
+    assert admission.has_room(1, 1)
+    admission.remove(1)
+    assert admission.has_room(0, 1)
 
 
 def a_request(request_id: int, num_tokens: int = 3) -> Request:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.token_constraints import token_constraints
 from server.errors import ApiError
 from server.generation.sampling_params import (
     GenerationDefaults,
     check_token_ids,
     load_generation_defaults,
+    packed_constraints,
     sampling_params,
 )
 from server.schemas import (
@@ -31,11 +33,20 @@ def test_every_sampling_field_reaches_the_engine() -> None:
         "stop_token_ids": [4], "ignore_eos": True, "logprobs": 3, "echo": True,
     }  # fmt: skip
     request = validate(CompletionRequest, {**PROMPT, **fields})
+    constraints = packed_constraints(request, bad_words=[(3, 4)])
+    assert constraints == token_constraints(logit_bias={5: -3.0}, allowed_token_ids=[5, 9], bad_words=[(3, 4)])
     params = sampling_params(
-        request, max_tokens=12, seed=-1, prompt_index=2, choice_index=1, defaults=GenerationDefaults()
+        request,
+        max_tokens=12,
+        seed=-1,
+        prompt_index=2,
+        choice_index=1,
+        defaults=GenerationDefaults(),
+        constraints=constraints,
     )
     expected = {key: value for key, value in fields.items() if key not in {"logprobs", "echo"}}
-    expected |= {"logit_bias": {5: -3.0}, "allowed_token_ids": (5, 9), "stop_token_ids": (4,), "num_logprobs": 3}
+    expected = {key: value for key, value in expected.items() if key not in {"logit_bias", "allowed_token_ids"}}
+    expected |= {"stop_token_ids": (4,), "num_logprobs": 3, "constraints": constraints}
     expected |= {"max_tokens": 12, "seed": -1, "prompt_index": 2, "choice_index": 1, "prompt_logprobs": True}
     assert {key: getattr(params, key) for key in expected} == expected
 

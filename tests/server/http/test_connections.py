@@ -14,13 +14,12 @@ import psutil
 import pytest
 
 from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
-from server.http.listener import ACCEPTORS
 from server.http.protocol import Connection
 from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
-from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
 from tests.support.ports import free_port
+from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -79,9 +78,8 @@ def test_while_all_are_busy_a_few_more_are_accepted_and_the_next_is_closed() -> 
 
 
 def test_the_number_of_connections_follows_from_the_limit_of_file_descriptors() -> None:
-    assert max_connections(64) == 64 - OTHER_FILES - RESERVE - 1
-    assert max_connections(1024) == 1024 - OTHER_FILES - RESERVE - 1
-    assert max_connections(4096) == 4096 - OTHER_FILES - RESERVE - ACCEPTORS
+    assert max_connections(64) == 64 - OTHER_FILES - RESERVE
+    assert max_connections(1024) == 1024 - OTHER_FILES - RESERVE
     assert max_connections(1 << 20) == MAX_OPEN
     assert max_connections(1) == 1
 

@@ -30,13 +30,13 @@ METHODS = {
         "send_400_response",
         "_unset_keepalive_if_required",
     ),
-    uvicorn.Server: ("capture_signals", "serve", "_serve"),
+    uvicorn.Server: ("capture_signals", "serve", "startup", "shutdown"),
     uvicorn.Config: ("load",),
 }
 ATTRIBUTES = {
     "H11Protocol": ("conn", "flow", "loop", "transport"),
     "FlowControl": ("read_paused",),
-    "Server": ("should_exit",),
+    "Server": ("should_exit", "started", "config"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.settings.sources import load_settings
 
@@ -51,4 +52,4 @@ async def test_files_that_are_no_certificate_are_named_by_their_flags(tmp_path: 
     path.write_text("no certificate")
     settings = load_settings({"ssl_certfile": str(path), "ssl_keyfile": str(path)})
     with pytest.raises(CertificateError, match=r"^--ssl-certfile, --ssl-keyfile: "):
-        HttpServer(RequestTracker(None), lambda: None, settings, 1.0)  # type: ignore[arg-type,return-value]
+        HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]

@@ -8,14 +8,15 @@ import pytest
 from server.generation.sampling_params import GenerationDefaults
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings.sources import load_settings
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import DEMO
 
 
 def test_the_template_of_the_flag_replaces_the_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ messages[0].content }}!")
-    given = load_texts(load_settings({"model": str(DEMO), "chat_template": str(path)}), DEMO)
-    own = load_texts(load_settings({"model": str(DEMO)}), DEMO)
+    given = load_texts(load_settings({"model": str(DEMO), "chat_template": str(path)}), DEMO, InlineSandbox())
+    own = load_texts(load_settings({"model": str(DEMO)}), DEMO, InlineSandbox())
     assert given.chat_template.source == "{{ messages[0].content }}!"
     assert own.chat_template.source != given.chat_template.source
 
@@ -25,7 +26,7 @@ def test_a_template_that_is_no_text_is_named_by_its_flag(tmp_path: Path) -> None
     path.write_bytes(b"\xff\xfe\x00")
     settings = load_settings({"model": str(DEMO), "chat_template": str(path)})
     with pytest.raises(StartError, match=r"^--chat-template .*cannot be read as text$"):
-        load_texts(settings, DEMO)
+        load_texts(settings, DEMO, InlineSandbox())
 
 
 @pytest.mark.parametrize(
@@ -38,4 +39,4 @@ def test_the_checkpoints_sampling_defaults_can_be_ignored(
         shutil.copy(DEMO / name, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.25}')
     settings = load_settings({"model": str(tmp_path), "generation_config": generation_config})
-    assert load_texts(settings, tmp_path).defaults.temperature == temperature
+    assert load_texts(settings, tmp_path, InlineSandbox()).defaults.temperature == temperature

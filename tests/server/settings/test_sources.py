@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, hub_cache_dir, load_settings, origins
+from server.settings.sources import SettingsError, load_settings, model_stores, origins
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -112,7 +112,7 @@ def test_the_hub_cache_is_where_hugging_face_keeps_it(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert hub_cache_dir() == Path(expected)
+    assert model_stores().hub_cache == Path(expected)
 
 
 def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
+from engine.token_constraints import token_constraints
 from engine.types import Request
 from tests.support.fake_engine import EOS, FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
@@ -254,7 +255,8 @@ async def test_an_allowed_end_token_and_a_format_can_be_combined() -> None:
     request = await submitted(
         "/v1/completions", {**COMPLETIONS, **structured(regex="a"), "allowed_token_ids": [EOS, 9]}
     )
-    assert request.grammar is not None and request.params.allowed_token_ids == (EOS, 9)
+    assert request.grammar is not None
+    assert request.params.constraints == token_constraints(allowed_token_ids=[EOS, 9])
 
 
 async def test_the_verdict_on_a_grammar_does_not_depend_on_earlier_requests() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from typing import Any
 
 import llguidance
@@ -12,8 +11,11 @@ from engine.errors import GrammarError
 from engine.grammars import matcher
 from engine.grammars.matcher import GrammarCompiler
 from server.errors import ApiError
+from server.sandbox.errors import Crashed, Killed, RanOutOfMemory, SandboxError, SandboxFull, TookTooLong
+from server.sandbox.job import Job
 from server.schemas import CompletionRequest, validate
 from server.structured_output.constraints import JSON_OPTIONS, Constraint
+from server.structured_output.grammar_check_job import Verdict
 from server.structured_output.grammar_checker import (
     MAX_PENDING,
     ONE_OF_FAULT,
@@ -22,10 +24,12 @@ from server.structured_output.grammar_checker import (
     UNSUPPORTED_KEYS_FAULT,
     GrammarChecker,
 )
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.serving import MODEL, tokenizer
 
 pytestmark = pytest.mark.anyio
 
+CONSTRAINT = Constraint("start: /a+/", "a.param")
 REQUEST = validate(CompletionRequest, {"model": MODEL, "prompt": "x"})
 
 
@@ -68,7 +72,7 @@ async def test_each_message_of_llguidance_is_recognized(part: str, monkeypatch: 
         compiler.check(constraint.grammar)
     assert part in str(fault.value).split("\n   1 | ")[0]
     with pytest.raises(ApiError) as refused:
-        await GrammarChecker(tokenizer()).compile(REQUEST, [constraint])
+        await GrammarChecker(tokenizer(), InlineSandbox()).compile(REQUEST, [constraint])
     assert (refused.value.status, refused.value.param) == (400, "a.param")
     assert reason in refused.value.message
 
@@ -99,26 +103,87 @@ def test_a_model_without_an_end_token_is_named_by_the_engines_own_message() -> N
 )
 async def test_unsupported_keywords_are_named_and_nothing_else(schema: dict[str, Any], keywords: list[str]) -> None:
     assert set(keywords) <= SCHEMA_KEYWORDS | {"format"}
-    checker = GrammarChecker(tokenizer())
+    checker = GrammarChecker(tokenizer(), InlineSandbox())
     assert await checker.unsupported_keywords(Constraint(of_schema(**schema), "p")) == keywords
 
 
+class HeldSandbox(InlineSandbox):
+    """Answers nothing until `may_finish` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_finish = asyncio.Event()
+        self.checked: list[str] = []
+
+    async def run(self, job: Job[Any], *, deadline_s: float = 0.0, tenant: int = 0) -> Any:
+        self.checked.append(job.args[0])
+        await self.may_finish.wait()
+        return Verdict(None)
+
+
 async def test_waiting_checks_are_bounded_and_no_grammar_is_checked_twice() -> None:
-    checker = GrammarChecker(tokenizer())
-    may_finish, checked = threading.Event(), []
-
-    def slow_check(grammar: str) -> None:
-        checked.append(grammar)
-        assert may_finish.wait(60)
-
-    checker._check = slow_check
-    checks = [checker._find_fault(bytes([i]), str(i)) for i in range(MAX_PENDING)]
-    waiting = [asyncio.create_task(check) for check in [*checks, checker._find_fault(bytes([0]), "0")]]
+    sandbox = HeldSandbox()
+    checker = GrammarChecker(tokenizer(), sandbox)
+    names = [str(i) for i in range(MAX_PENDING)]
+    waiting = [asyncio.create_task(checker._find_fault(name, "p", 0)) for name in [*names, "0"]]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as refused:
-        await checker._find_fault(b"one more", "one more")
+        await checker._find_fault("one more", "p", 0)
     assert refused.value.status == 429 and int(refused.value.headers["retry-after"]) >= 1
-    may_finish.set()
+    sandbox.may_finish.set()
     assert await asyncio.gather(*waiting) == [None] * (MAX_PENDING + 1)
-    assert sorted(checked) == sorted(map(str, range(MAX_PENDING)))
-    assert await checker._find_fault(b"one more", "one more") is None
+    assert sorted(sandbox.checked) == sorted(names)
+    assert await checker._find_fault("one more", "p", 0) is None
+
+
+@pytest.mark.parametrize(
+    "end", [RanOutOfMemory("x"), Crashed("x"), TookTooLong("x", is_proven=True)], ids=lambda end: type(end).__name__
+)
+async def test_a_grammar_that_ends_its_process_is_refused_and_not_tried_again(end: SandboxError) -> None:
+    sandbox = InlineSandbox()
+    checker = GrammarChecker(tokenizer(), sandbox)
+    sandbox.failures = [end]
+    for _ in range(2):
+        with pytest.raises(ApiError) as refused:
+            await checker.compile(REQUEST, [CONSTRAINT])
+        assert (refused.value.status, refused.value.param) == (400, "a.param")
+        assert "more work than this server allows" in refused.value.message
+    assert len(sandbox.tenants) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [(Killed("x"), 503), (TookTooLong("x", is_proven=False), 503), (SandboxFull("x"), 429)],
+    ids=lambda value: str(value),
+)
+async def test_an_end_that_proves_nothing_is_not_remembered(end: SandboxError, status: int) -> None:
+    """The kernel's OOM killer, a stopped process and a full sandbox say nothing about the grammar."""
+    sandbox = InlineSandbox()
+    checker = GrammarChecker(tokenizer(), sandbox)
+    sandbox.failures = [end]
+    with pytest.raises(ApiError) as refused:
+        await checker.compile(REQUEST, [CONSTRAINT])
+    assert refused.value.status == status and "retry-after" in refused.value.headers
+    assert await checker.compile(REQUEST, [CONSTRAINT]) is not None
+
+
+async def test_a_check_is_charged_to_its_tenant() -> None:
+    sandbox = InlineSandbox()
+    await GrammarChecker(tokenizer(), sandbox).compile(REQUEST, [CONSTRAINT], tenant=7)
+    assert sandbox.tenants == [7]
+
+
+async def test_a_failed_preparation_is_tried_again_by_the_next_check() -> None:
+    class Late(InlineSandbox):
+        num_calls = 0
+
+        async def prepare(self, name: str, function: Any, *args: Any) -> None:
+            self.num_calls += 1
+            if self.num_calls == 1:
+                raise Killed("x")
+            await super().prepare(name, function, *args)
+
+    checker = GrammarChecker(tokenizer(), Late())
+    with pytest.raises(ApiError):
+        await checker.compile(REQUEST, [CONSTRAINT])
+    assert await checker.compile(REQUEST, [CONSTRAINT]) is not None

@@ -15,6 +15,7 @@ from server.settings.settings import Settings
 from server.tokenizer.config_files import MAX_ADDED_CHARS, MAX_FILE_BYTES, TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.server.cli.test_main import smoe
+from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import ROOT
 
 MODEL = (ROOT / "model" / "demo" / "tokenizer.model").read_bytes()
@@ -103,7 +104,7 @@ def content_of(content: dict[str, Any], position: int) -> Any:
 def load(path: Path) -> str | None:
     """Load and use the text frontend. Return the message of the refusal, or None."""
     try:
-        texts = load_texts(Settings(), path)
+        texts = load_texts(Settings(), path, InlineSandbox())
     except TokenizerError as error:
         return str(error)
     tokenizer = texts.tokenizer

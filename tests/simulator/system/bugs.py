@@ -31,10 +31,21 @@ SYSTEM_BUGS = [
     bug(
         "an abort is confirmed while a step computes the request",
         _PROCESS + "EngineProcess._handle",
-        "self._aborted += message.request_ids",
-        "self.channel.send(StepDone(StepOutput([], engine.stats()), message.request_ids))",
+        "self._aborted += aborts",
+        "[self.channel.send(each) for each in step_messages(StepOutput([], engine.stats()), aborts) if aborts]",
     ),
-    bug("aborts are never confirmed", _PROCESS + "EngineProcess._send_step", "StepDone(step, ended)", "StepDone(step)"),
+    bug(
+        "a request is added after its abort",
+        _PROCESS + "EngineProcess._handle",
+        "if request.request_id not in aborted",
+        "if True",
+    ),
+    bug(
+        "aborts are never confirmed",
+        _PROCESS + "EngineProcess._send_step",
+        "step_messages(step, ended)",
+        "step_messages(step, [])",
+    ),
     bug(
         "a request that crashes engines is never given up",
         _BOOK + "_pop_culprit",
@@ -89,8 +100,8 @@ SYSTEM_BUGS = [
     bug(
         "a restarted engine may have other weights",
         _SUPERVISOR + "_on_ready",
-        "self.ready.fingerprint != ready.fingerprint",
-        "False",
+        "(other := _difference(self.ready, ready))",
+        "(other := '')",
     ),
     bug(
         "the limits change with the restart",
@@ -128,8 +139,8 @@ SYSTEM_BUGS = [
     bug(
         "select() fails above descriptor 1023",
         _PROCESS + "Channel.receive",
-        "self._poll.poll(timeout_s * 1000)",
-        "select.select([self._connection], [], [], timeout_s)[0]",
+        "self._poll.poll(0.0 if messages else timeout_s * 1000)",
+        "select.select([self._connection], [], [], 0.0 if messages else timeout_s)[0]",
     ),
     bug(
         "the beginning of a message is dropped",

@@ -9,8 +9,9 @@ from engine.engine import Engine
 from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
+from model.checkpoint.identity import CheckpointIdentity
 from tests.simulator.exact import ExactRunner
-from tests.simulator.faults import Clock, FakeGrammarQueue, Faults
+from tests.simulator.faults import FakeGrammarQueue, Faults
 from tests.simulator.setup import NUM_LAYERS, VOCAB, Setup, build_engine
 
 if TYPE_CHECKING:
@@ -156,8 +157,6 @@ def built_engine(host: "EngineHost", config: EngineConfig) -> Engine:
     runner.weights = host.life.weights
     clock: Any = host.loop.time
     engine = build_engine(setup, HostRunner(host, runner), clock, no_faults, HostGrammarQueue(host, no_faults))
-    engine.loaded = replace(engine.loaded, numerics=f"exact-{host.life.weights}")
+    identity = CheckpointIdentity(f"files {host.life.weights}", f"weights {host.life.weights}")
+    engine.loaded = replace(engine.loaded, checkpoint=identity)
     return engine
-
-
-__all__ = ["Clock", "Plan", "built_engine"]

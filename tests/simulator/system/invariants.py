@@ -5,10 +5,10 @@ from server.engine_client.output_collector import CRASHED, SHUTTING_DOWN
 from server.engine_client.restart_policy import MAX_FAILED_STARTS
 from tests.simulator.record import expected
 from tests.simulator.system.clients import Choice
-from tests.simulator.system.engines import KILLS_LATER
 from tests.simulator.system.simulation import TIMEOUTS, SystemSimulation
 from tests.simulator.system.truth import Life
 
+OTHER_WEIGHTS = "restart the server"  # the end of the message about them
 MAX_LATE_S = DEADLINE_GRACE_S + 2 * TIMEOUTS.observe_interval_s
 MAX_ENDS_ALONE = 2  # the first makes a request a suspect, the second convicts it
 
@@ -145,13 +145,13 @@ class Invariants:
         if self.simulation.client.ready is None:
             return  # the first engine did not load, which ends the server at once
         weights = {life.weights for life in self.truth.lives if life.was_ready}
-        if "other numerics" in message and len(weights) == 1:
+        if OTHER_WEIGHTS in message and len(weights) == 1:
             self.truth.violate("the server gave up for other weights, but they were the same")
         if f"{MAX_FAILED_STARTS} engine processes" in message:
             last = self.truth.ended[-MAX_FAILED_STARTS:]
             if len(last) < MAX_FAILED_STARTS or any(life.output_ids for life in last):
                 self.truth.violate("the server gave up although an engine had served")
-        elif message != SHUTTING_DOWN and "other numerics" not in message:
+        elif message != SHUTTING_DOWN and OTHER_WEIGHTS not in message:
             self.truth.violate(f"the server gave up: {message}")
         if self.simulation.plan.is_doomed and message == SHUTTING_DOWN and self.simulation.stopped_s is None:
             self._check_doomed()
@@ -160,6 +160,3 @@ class Invariants:
         num_failed = sum(1 for life in self.truth.lives if life.how and not life.was_ready)
         if num_failed >= 2 * MAX_FAILED_STARTS:
             self.truth.violate("engines fail to load again and again, and the server does not give up")
-
-
-__all__ = ["KILLS_LATER", "Invariants"]

@@ -61,7 +61,8 @@ class ServerEnd(asyncio.Transport):
         super().__init__()
         self._loop, self._protocol = loop, protocol
         self.to_engine: Pipe | None = None
-        self._is_closing = self._is_lost = False
+        self._is_closing = self._is_lost = self._is_paused = False
+        self._unread: list[bytes] = []  # arrived while reading was paused
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.to_engine is not None and not self._is_closing:
@@ -79,10 +80,21 @@ class ServerEnd(asyncio.Transport):
 
     def receive(self, received: bytes) -> None:
         """Pass bytes of the engine to the protocol, as asyncio does until the transport is closed."""
-        if not self._is_closing:
+        if self._is_paused:
+            self._unread.append(received)
+        elif not self._is_closing:
             self._protocol.data_received(received)
 
+    def pause_reading(self) -> None:
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        self._is_paused = False
+        while self._unread and not self._is_paused:
+            self.receive(self._unread.pop(0))
+
     def receive_end(self) -> None:
+        assert not self._is_paused, "messages of a simulation are too small for that"
         self._is_closing = True
         self._lose()
 

@@ -113,6 +113,7 @@ class Machine(VirtualLoop):
         host = self._unconnected.pop(0)
         protocol = protocol_factory()
         end = ServerEnd(self, protocol)
+        protocol.connection_made(end)
         host.connect(end)
         return end, protocol
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.headers import StoredTensor
+from model.checkpoint.stored_tensor import StoredTensor
 from model.checkpoint.weight_sizes import weight_bytes
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import NativeExperts
@@ -30,10 +30,11 @@ def test_experts_lie_one_after_another_as_each_is_packed_alone(kind: Quantizatio
     assert torch.equal(together.w13, torch.cat([one.w13 for one in alone]))
     assert torch.equal(together.w2, torch.cat([one.w2 for one in alone]))
     assert all(
-        torch.equal(one.w2, ops.pack_linear(expert.w2).panels) for one, expert in zip(alone, experts, strict=True)
+        torch.equal(one.w2, ops.pack_linear(expert.w2).matrices[0].panels)
+        for one, expert in zip(alone, experts, strict=True)
     )
-    sizes = (together.format, together.num_experts, together.dim, together.hidden_dim)
-    assert sizes == (alone[0].format, 3, DIM, HIDDEN)
+    sizes = (together.formats, together.num_experts, together.dim, together.hidden_dim)
+    assert sizes == (alone[0].formats, 3, DIM, HIDDEN)
 
 
 def test_the_gate_stays_in_float32() -> None:

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 CMAKE = (sys.executable, "-m", "cmake")
 NATIVE_TESTS = (
     "native/test_ops.py",
+    "native/test_block_formats.py",
     "reference/test_kv_int8.py",
     "test_quantization.py",
     "native/test_sampling.py",

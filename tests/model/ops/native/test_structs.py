@@ -7,17 +7,33 @@ from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 import pytest
 
 from model.ops.native.sampling import SamplingArguments
-from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
+from model.ops.native.structs import (
+    ExpertArguments,
+    LayerArguments,
+    MatrixArguments,
+    NetworkArguments,
+    StepArguments,
+)
 from tests.support.paths import ROOT
 
 HEADER = (ROOT / "model" / "native" / "smoe_native.h").read_text()
 STRUCTS = {
+    "smoe_matrix": MatrixArguments,
+    "smoe_expert": ExpertArguments,
     "smoe_layer": LayerArguments,
     "smoe_network": NetworkArguments,
     "smoe_step": StepArguments,
     "smoe_sampling": SamplingArguments,
 }
-NUMBERS = {"int": c_int, "float": c_float, "int64_t": c_int64}
+TYPES = {"int": c_int, "float": c_float, "int64_t": c_int64, "smoe_matrix": MatrixArguments}
+POINTERS = {
+    name: POINTER(struct)
+    for name, struct in (
+        ("smoe_matrix", MatrixArguments),
+        ("smoe_expert", ExpertArguments),
+        ("smoe_layer", LayerArguments),
+    )
+}
 
 
 def _fields(name: str) -> list[tuple[str, object]]:
@@ -28,8 +44,8 @@ def _fields(name: str) -> list[tuple[str, object]]:
         match = re.fullmatch(r"\s*(?:const )?(\w+)(.*)", declaration, re.DOTALL)
         assert match, declaration
         for declarator in match[2].split(","):
-            pointer = POINTER(LayerArguments) if match[1] == "smoe_layer" else c_void_p
-            fields.append((declarator.strip(" *\n"), pointer if "*" in declarator else NUMBERS[match[1]]))
+            pointer = POINTERS.get(match[1], c_void_p)
+            fields.append((declarator.strip(" *\n"), pointer if "*" in declarator else TYPES[match[1]]))
     return fields
 
 

@@ -1,0 +1,18 @@
+"""Vocabulary of a GGUF file, with the engine's errors, for the tokenizer. No torch."""
+
+from pathlib import Path
+
+from engine.errors import EngineConfigError
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.gguf.vocabulary import GgufVocabulary
+from model.checkpoint.gguf.vocabulary import read_gguf_vocabulary as read
+
+__all__ = ["GgufVocabulary", "read_gguf_vocabulary"]
+
+
+def read_gguf_vocabulary(path: Path) -> GgufVocabulary:
+    """Read the vocabulary of the model whose only or first file is `path`. Raises EngineConfigError."""
+    try:
+        return read(path)
+    except CheckpointError as error:
+        raise EngineConfigError(str(error)) from None

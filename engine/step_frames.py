@@ -1,0 +1,56 @@
+"""Split the outputs of a step into messages of bounded size, so that the API process never decodes one for long."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from engine.messages import PromptScores, StepDone, StepPart
+from engine.types import RequestOutput, StepOutput, TokenLogprobs
+
+MAX_FRAME_VALUES = 1 << 13  # token ids, log probabilities and expert ids of one frame: about 1 ms to decode
+OUTPUT_VALUES = 8  # the other fields of an output cost as much as this many values
+
+
+def step_messages(step: StepOutput, aborted: list[int]) -> Iterator[PromptScores | StepPart | StepDone]:
+    """Yield the messages of one step, in order; the last one is its StepDone."""
+    part: list[RequestOutput] = []
+    num_values = 0
+    for output in step.outputs:
+        for message in _early_scores(output):
+            output = msgspec.structs.replace(output, prompt_logprobs=[])
+            yield message
+        size = num_output_values(output)
+        if part and num_values + size > MAX_FRAME_VALUES:
+            yield StepPart(part)
+            part, num_values = [], 0
+        part.append(output)
+        num_values += size
+    yield StepDone(StepOutput(part, step.stats), aborted)
+
+
+def _early_scores(output: RequestOutput) -> Iterator[PromptScores]:
+    """Yield all scores of a long prompt; nothing if they fit into a frame."""
+    scores = output.prompt_logprobs or []
+    per_position = _num_values(scores[:1])
+    if len(scores) * per_position <= MAX_FRAME_VALUES:
+        return
+    size = max(1, MAX_FRAME_VALUES // per_position)
+    for first in range(0, len(scores), size):
+        yield PromptScores(output.request_id, scores[first : first + size])
+
+
+def num_output_values(output: RequestOutput) -> int:
+    """Return how many values an output lists."""
+    routing = output.expert_routing or ()
+    return (
+        OUTPUT_VALUES
+        + len(output.token_ids)
+        + _num_values(output.logprobs or [])
+        + _num_values(output.prompt_logprobs or [])
+        + sum(len(layer) for position in routing for layer in position)
+    )
+
+
+def _num_values(scores: list[TokenLogprobs]) -> int:
+    """Return the number of ids and log probabilities. All positions of a request have equally many."""
+    return len(scores) * (2 + 2 * len(scores[0].top_ids)) if scores else 0

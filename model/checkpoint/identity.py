@@ -1,0 +1,54 @@
+"""Identify the files that were loaded, without reading their weights. Imports no torch."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.manifest import listed_sums
+from model.checkpoint.stored_tensor import StoredTensor
+
+CONFIG_NAMES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class CheckpointIdentity:
+    """Two SHA-256 digests in hex."""
+
+    files: str  # of headers, sizes, inodes and times: another one after a file was replaced or written
+    contents: str  # of the sums in the manifest, equal for equal contents anywhere; without such a list as `files`
+
+
+def identify(tensors: Iterable[StoredTensor]) -> CheckpointIdentity:
+    """Return the identity of the files that hold these tensors, and of the configs beside them.
+
+    Costs a system call per file. Raises CheckpointError if one is gone.
+    """
+    stored = sorted(tensors, key=lambda tensor: tensor.name)
+    weights = sorted({tensor.file for tensor in stored})
+    has_configs = weights and weights[0].suffix == ".safetensors"  # a GGUF file contains its config
+    configs = [path for name in CONFIG_NAMES if has_configs and (path := weights[0].with_name(name)).is_file()]
+    lines = [f"{t.name} {t.file.name} {t.dtype} {t.shape} {t.start} {t.num_bytes}" for t in stored]
+    files = _digest([*lines, *map(_stat_line, [*weights, *configs])])
+    return CheckpointIdentity(files, _digest_of_sums([*weights, *configs]) or files)
+
+
+def _stat_line(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    return f"{file.name} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _digest_of_sums(files: list[Path]) -> str:
+    """Return the digest of the files' listed sums; empty unless every file is listed."""
+    sums = listed_sums(files[0].parent) | listed_sums(files[0]) if files else {}
+    if not all(file.name in sums for file in files):
+        return ""
+    return _digest([f"{sums[file.name]} {file.name}" for file in files])
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

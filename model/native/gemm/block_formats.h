@@ -1,0 +1,57 @@
+// Block formats: matrices as GGUF files store them, multiplied without quantizing them again (llama.cpp,
+// ggml-common.h).
+//
+// A row of such a matrix is a sequence of blocks with scales of their own. Rows of x are quantized to int8 block by
+// block: x ~ s * p with s = max |x| / 127 over a block, so that one large number spoils one block only. Sums inside a
+// block are exact integers; the blocks are added up in float32, k ascending, each operation rounded by itself. So a
+// row's result is the same on every instruction set, beside any other rows.
+//
+// Blocks of 32: w = d (q - zero), or d q + m in Q4_1 and Q5_1; d and m float16. P = sum of p, I = sum of q p.
+//     y += s (d (I - zero P))   or   y += s (d I + m P)
+//   row, per block: [-zero P, or P; 8 units of four p; s]
+//   panel, per block: d [PANEL] float16, m [PANEL] float16, bit plane [PANEL], words [4 or 8][PANEL]
+// Blocks of 256: w = d sc q - dmin mn in groups of 32 (Q4_K, Q5_K), or d sc (q - 32) in groups of 16 (Q6_K); sc and mn
+// are small integers, d and dmin float16.
+//     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - 32 sum(sc P)))
+//   row, per block: [64 units; P of each group, two int16 per word; s]
+//   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
+// Words of 4-bit numbers and of bit planes lie as in the file, transposed to [..][PANEL]: packing loses nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/isa.h"
+#include "runtime/thread_pool.h"
+
+namespace smoe {
+
+enum BlockFormat { Q4_0 = 4, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, END_OF_BLOCK_FORMATS };
+
+// Sizes of one block: numbers along k, bytes in a file, words in a panel, words in a packed row of x.
+struct BlockLayout {
+    int numbers, file_bytes, panel_words, row_words;
+};
+
+constexpr BlockLayout BLOCK_LAYOUTS[] = {
+    {32, 18, 144, 10},     // Q4_0
+    {32, 20, 160, 10},     // Q4_1
+    {32, 22, 176, 10},     // Q5_0
+    {32, 24, 192, 10},     // Q5_1
+    {32, 34, 272, 10},     // Q8_0
+    {256, 144, 1184, 69},  // Q4_K
+    {256, 176, 1440, 69},  // Q5_K
+    {256, 210, 1680, 73},  // Q6_K
+};
+
+constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }
+constexpr const BlockLayout& block_layout(int format) { return BLOCK_LAYOUTS[format - Q4_0]; }
+
+// Pack rows of blocks [O, K] in a file's bytes into panels, `stride` words from one panel to the next. K is a multiple
+// of the block's numbers. Outputs past O are zeros.
+void pack_blocks(Pool& pool, int format, const void* rows, uint32_t* packed, int64_t stride, int64_t O, int64_t K);
+
+// out[rows][32] = tile in the unit layout times a panel, in float32.
+SMOE_PER_ISA(void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K,
+                                  float* out))
+
+}  // namespace smoe

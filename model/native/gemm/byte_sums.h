@@ -1,0 +1,88 @@
+// Exact sums of products of bytes, and of pairs of 16-bit integers. Included by kernel files only.
+//
+// Each lane of a vector holds four bytes of an output's weights: a unit. Sums are the same on every instruction set.
+#pragma once
+
+#include <algorithm>
+
+#include "simd/vec.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 16 bits
+#else
+constexpr bool SUMS_OF_16_BITS = false;
+#endif
+
+// Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
+template <int MAX_W>
+struct ByteSum {
+    // Units that fit into 16 bits; elsewhere any number fits.
+    static constexpr int CAPACITY = SUMS_OF_16_BITS ? 32767 / (2 * 127 * MAX_W) : 8;
+
+    Words sum = {};
+
+    inline void add(Words x, Words w) {
+#if defined(__AVX512VNNI__)
+        sum = (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVX512BW__)
+        sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
+#elif defined(__AVX2__)
+        sum = (Words)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+#else
+        for (int shift = 0; shift < 32; shift += 8)
+            sum += (w >> shift & 0xffu) * (Words)((Ints)(x << (24 - shift)) >> 24);
+#endif
+    }
+};
+
+// Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
+inline Words add_pairs(Words total, Words a, Words b) {
+#if defined(__AVX512VNNI__)
+    return (Words)_mm512_dpwssd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return total + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    const Words low = (Words)((Ints)(a << 16) >> 16) * (Words)((Ints)(b << 16) >> 16);
+    return total + low + (Words)((Ints)a >> 16) * (Words)((Ints)b >> 16);
+#endif
+}
+
+// Factor of `add_scaled` from the low or high 16 bits of each lane: an integer, or the same 16 bits twice.
+inline Words low_factor(Words pairs) {
+    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffffu) | pairs << 16;
+    return (Words)((Ints)(pairs << 16) >> 16);
+}
+
+inline Words high_factor(Words pairs) {
+    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffff0000u) | pairs >> 16;
+    return (Words)((Ints)pairs >> 16);
+}
+
+// Return total + sum * factor.
+inline Words add_scaled(Words total, Words sum, Words factor) {
+    if constexpr (SUMS_OF_16_BITS) return add_pairs(total, sum, factor);
+    return total + sum * factor;
+}
+
+// Return total + sum.
+inline Words add_unscaled(Words total, Words sum) {
+    if constexpr (SUMS_OF_16_BITS) return add_pairs(total, sum, broadcast_word(0x00010001u));
+    return total + sum;
+}
+
+// Load two signed bytes per lane as 16-bit integers.
+inline Words load_byte_pairs(const void* p) {
+    typedef int8_t SmallPairs __attribute__((vector_size(LANES * 2)));
+    typedef int16_t Pairs __attribute__((vector_size(LANES * 4)));
+    SmallPairs bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return (Words) __builtin_convertvector(bytes, Pairs);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,164 @@
+// Product blocks with the block formats of 256 numbers. Included by gemm/gemm_blocks.cpp only.
+//
+// A pair of groups shares a word of scales. In Q4_K and Q5_K a group has 8 units, in Q6_K 4; unit i of a pair's first
+// group and unit i of its second group follow each other in x as the groups do.
+#pragma once
+
+#include "gemm/block_formats.h"
+#include "gemm/byte_sums.h"
+#include "gemm/gemm_int8.h"
+#include "simd/float16.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// Load the words at p; fetch those of the next block.
+template <int PANEL_WORDS>
+inline Words load_ahead(const uint32_t* p) {
+    __builtin_prefetch(p + PANEL_WORDS);
+    return load_words(p);
+}
+
+// Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
+struct Q4KBlock {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, UNITS_AT = 5 * PANEL;
+
+    using Sum = ByteSum<15>;
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        return load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair * UNITS + i) * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
+    }
+};
+
+// Bit g of each byte of word i of the plane is the fifth bit of unit i of group g.
+struct Q5KBlock {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, PLANE_AT = 5 * PANEL, UNITS_AT = 13 * PANEL;
+
+    using Sum = ByteSum<31>;
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair * UNITS + i) * PANEL);
+        const Words high = load_words(block + PLANE_AT + i * PANEL) >> (2 * pair + HALF);
+        return (low >> 4 * HALF & 0x0f0f0f0fu) | (high & 0x01010101u) << 4;
+    }
+};
+
+// Half blocks of 128 numbers in 4 pairs. Pairs r and r + 2 of a half block share words of 4 bits; all four share the
+// words of the plane, which holds two bits of each.
+struct Q6KBlock {
+    static constexpr bool HAS_MIN = false;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
+    static constexpr int UNITS_AT = SCALES_AT + 4 * PANEL, PLANE_AT = UNITS_AT + 32 * PANEL;
+
+    using Sum = ByteSum<63>;
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        const int half_block = pair / 4, r = pair % 4, u = HALF * UNITS + i;
+        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (half_block * 16 + r % 2 * 8 + u) * PANEL);
+        const Words high = load_words(block + PLANE_AT + (half_block * 8 + u) * PANEL);
+        return (low >> r / 2 * 4 & 0x0f0f0f0fu) | (high >> 2 * r & 0x03030303u) << 4;
+    }
+};
+
+template <class Format>
+struct BlocksOf256 {
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+    static constexpr int BLOCKS = 1;  // per call of add()
+    static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
+
+    // Add the products of one block to out[ROWS][COLUMNS of PANEL].
+    template <int ROWS>
+    static void add(const uint32_t* x, int stride, const uint32_t* panel, int column, int, float* out) {
+        Words totals[ROWS][2] = {};
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + column;
+        const uint32_t* units = x;
+        for (int pair = 0; pair < Format::PAIRS; ++pair) {
+            __builtin_prefetch(scales + 2 * Format::PANEL_WORDS);
+            const Words pair0 = load_byte_pairs(scales), pair1 = load_byte_pairs(scales + LANES);
+            add_group<0>(totals, units, stride, panel + column, pair, low_factor(pair0), low_factor(pair1));
+            units += Format::UNITS * stride;
+            add_group<1>(totals, units, stride, panel + column, pair, high_factor(pair0), high_factor(pair1));
+            units += Format::UNITS * stride;
+            scales += PANEL;
+        }
+        finish(totals, units, stride, panel, column, out);
+    }
+
+  private:
+    // totals += factor * (sum of the products of a pair's group HALF).
+    template <int HALF, int ROWS>
+    static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* block,
+                                 int pair, Words factor0, Words factor1) {
+        constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+#pragma GCC unroll 4
+        for (int first = 0; first < Format::UNITS; first += CHUNK) {
+            typename Format::Sum sums[ROWS][2];
+#pragma GCC unroll 8
+            for (int i = first; i < first + CHUNK; ++i) {
+                const Words w0 = Format::template unit<HALF>(block, pair, i);
+                const Words w1 = Format::template unit<HALF>(block + LANES, pair, i);
+#pragma GCC unroll 6
+                for (int m = 0; m < ROWS; ++m) {
+                    const Words row = broadcast_word(x[i * stride + m]);
+                    sums[m][0].add(row, w0);
+                    sums[m][1].add(row, w1);
+                }
+            }
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                totals[m][0] = add_scaled(totals[m][0], sums[m][0].sum, factor0);
+                totals[m][1] = add_scaled(totals[m][1], sums[m][1].sum, factor1);
+            }
+        }
+    }
+
+    // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
+    template <int ROWS>
+    static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* panel,
+                              int column, float* out) {
+        Words mins[ROWS][2] = {};
+        const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
+        for (int pair = 0; pair < Format::PAIRS; ++pair) {
+            const Words pair0 = load_byte_pairs(pairs), pair1 = load_byte_pairs(pairs + LANES);
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                const Words sums = broadcast_word(x[m]);
+                mins[m][0] = add_pairs(mins[m][0], pair0, sums);
+                mins[m][1] = add_pairs(mins[m][1], pair1, sums);
+            }
+            pairs += PANEL;
+            x += stride;
+        }
+        const auto* d = reinterpret_cast<const uint16_t*>(panel) + column;
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part, d += LANES) {
+            const Vec scale = load_float16(d);
+            const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                float* to = out + m * PANEL + column + part * LANES;
+                const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);
+                store(to, load(to) + value * broadcast(float_of(x[m])));
+            }
+        }
+    }
+
+    static inline Vec difference(Words total, Words min, Vec scale, Vec min_scale) {
+        if constexpr (Format::HAS_MIN) return to_float(total) * scale - to_float(min) * min_scale;
+        return to_float(total - 32 * min) * scale;
+    }
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

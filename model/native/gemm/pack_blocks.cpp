@@ -1,0 +1,107 @@
+#include <algorithm>
+#include <cstring>
+
+#include "gemm/block_formats.h"
+#include "gemm/gemm.h"
+
+namespace smoe {
+namespace {
+
+uint16_t half_at(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+
+// Write `count` words of one output to a panel: word i goes to to[i][PANEL].
+void scatter(const uint8_t* from, int count, uint32_t flip, uint32_t* to) {
+    for (int i = 0; i < count; ++i) {
+        uint32_t word;
+        std::memcpy(&word, from + 4 * i, sizeof word);
+        to[i * PANEL] = word ^ flip;
+    }
+}
+
+// Reorder the fifth bits of 32 numbers: bit k = 4u + j becomes bit 8j + u.
+uint32_t plane_of(const uint8_t* bits) {
+    uint32_t plane = 0;
+    for (int u = 0; u < 8; ++u) {
+        const uint32_t four = bits[u / 2] >> u % 2 * 4 & 15u;
+        plane |= ((four | four << 7 | four << 14 | four << 21) & 0x01010101u) << u;
+    }
+    return plane;
+}
+
+// One output's block of Q4_0 .. Q8_0 to column n: d, m, fifth bits, numbers, as far as the format has them.
+void pack_small(int format, const uint8_t* block, int n, uint32_t* panel) {
+    const bool has_min = format == Q4_1 || format == Q5_1, has_plane = format == Q5_0 || format == Q5_1;
+    auto* halves = reinterpret_cast<uint16_t*>(panel);
+    halves[n] = half_at(block);
+    if (has_min) halves[PANEL + n] = half_at(block + 2);
+    block += has_min ? 4 : 2;
+    panel += has_min ? PANEL : PANEL / 2;
+    if (has_plane) {
+        panel[n] = plane_of(block);
+        block += 4;
+        panel += PANEL;
+    }
+    if (format == Q8_0)
+        scatter(block, 8, 0x80808080u, panel + n);
+    else
+        scatter(block, 4, 0, panel + n);
+}
+
+// Scale and minimum of group g among the 12 bytes of Q4_K and Q5_K: six bits each, the upper two of groups 4 .. 7 in
+// the bytes of groups 0 .. 3.
+uint8_t scale_of(const uint8_t* packed, int g) {
+    return g < 4 ? packed[g] & 63 : (packed[g + 4] & 15) | packed[g - 4] >> 6 << 4;
+}
+
+uint8_t min_of(const uint8_t* packed, int g) {
+    return g < 4 ? packed[g + 4] & 63 : packed[g + 4] >> 4 | packed[g] >> 6 << 4;
+}
+
+// One output's block of Q4_K or Q5_K to column n.
+void pack_with_mins(int format, const uint8_t* block, int n, uint32_t* panel) {
+    auto* halves = reinterpret_cast<uint16_t*>(panel);
+    halves[n] = half_at(block);
+    halves[PANEL + n] = half_at(block + 2);
+    auto* scales = reinterpret_cast<uint8_t*>(panel + PANEL);
+    auto* mins = reinterpret_cast<uint8_t*>(panel + 3 * PANEL);
+    for (int g = 0; g < 8; ++g) {
+        const int at = (g / 2 * PANEL + n) * 2 + g % 2;
+        scales[at] = scale_of(block + 4, g);
+        mins[at] = min_of(block + 4, g);
+    }
+    const int words = format == Q5_K ? 40 : 32;  // the plane precedes the 4-bit numbers, as in the file
+    scatter(block + 16, words, 0, panel + 5 * PANEL + n);
+}
+
+// One output's block of Q6_K to column n.
+void pack_q6_k(const uint8_t* block, int n, uint32_t* panel) {
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block + 208);
+    auto* scales = reinterpret_cast<uint8_t*>(panel + PANEL / 2);
+    for (int g = 0; g < 16; ++g) scales[(g / 2 * PANEL + n) * 2 + g % 2] = block[192 + g];
+    scatter(block, 48, 0, panel + PANEL / 2 + 4 * PANEL + n);
+}
+
+void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
+    if (format == Q6_K) return pack_q6_k(block, n, panel);
+    if (format == Q4_K || format == Q5_K) return pack_with_mins(format, block, n, panel);
+    pack_small(format, block, n, panel);
+}
+
+}  // namespace
+
+void pack_blocks(Pool& pool, int format, const void* rows, uint32_t* packed, int64_t stride, int64_t O, int64_t K) {
+    const BlockLayout& layout = block_layout(format);
+    const int64_t num_blocks = K / layout.numbers, row_bytes = num_blocks * layout.file_bytes;
+    pool.parallel_for(ceil_div(O, PANEL), [&](int64_t panel) {
+        const auto* first = static_cast<const uint8_t*>(rows) + panel * PANEL * row_bytes;
+        const auto outputs = static_cast<int>(std::min<int64_t>(PANEL, O - panel * PANEL));
+        uint32_t* to = packed + panel * stride;
+        if (outputs < PANEL) std::fill(to, to + num_blocks * layout.panel_words, 0);
+        for (int64_t block = 0; block < num_blocks; ++block)
+            for (int n = 0; n < outputs; ++n)
+                pack_block(format, first + n * row_bytes + block * layout.file_bytes, n,
+                           to + block * layout.panel_words);
+    });
+}
+
+}  // namespace smoe

@@ -1,0 +1,99 @@
+"""Read stored weights and decode quantized ones.
+
+Tensors are read into allocated memory, not through a memory map: each byte is then in memory only once, and a file
+that shrinks while it is read raises an error instead of a bus fault. Letters: O outputs, D inputs of a matrix.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.gguf.block_decoders import decode_blocks
+from model.checkpoint.gguf.block_types import BY_NAME
+from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
+from model.ops.huge_pages import empty
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
+CHUNK_WEIGHTS = 1 << 15  # decoded at once: temporary arrays stay in the cache, and below the size that malloc maps anew
+
+DecodeRows = Callable[[int, int], NDArray[np.float32]]  # first and last row (exclusive) -> [rows, D]
+
+
+def read_weight(stored: StoredWeight, dtype: torch.dtype, first: int = 0, count: int | None = None) -> Tensor:
+    """Read entries first .. first + count - 1 of a weight's first axis into new memory; without `count`, to the end.
+
+    Quantized weights are decoded to `dtype`; others keep the type that they are stored in. Raises CheckpointError.
+    """
+    count = stored.shape[0] - first if count is None else count
+    content = read_bytes(stored, first, count)
+    if stored.dtype in DTYPES:
+        weight = content.view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
+    else:
+        weight = _decoded(count, stored.shape[1], dtype, _block_rows(stored, content))
+    return in_rotary_order(weight, stored.interleaved_heads) if stored.interleaved_heads else weight
+
+
+def read_bytes(tensor: StoredTensor, first: int, count: int) -> Tensor:
+    """Read the bytes of entries first .. first + count - 1 of a tensor's first axis: [bytes] uint8."""
+    entry_bytes = tensor.num_bytes // tensor.shape[0]
+    # In huge pages: page faults for every 4 KB would take longer than reading.
+    content = empty(count * entry_bytes, torch.uint8)
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start + first * entry_bytes)
+            if not _fill(file, content.numpy().data):
+                raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+    return content
+
+
+def in_rotary_order(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorder the outputs [O, D] of heads whose rows alternate between the halves of rotary pairs.
+
+    Rows 0, K/2, 1, K/2 + 1, ... of each head of K rows become rows 0, 1, 2, ...
+    """
+    num_rows, num_inputs = weight.shape
+    return weight.view(num_heads, -1, 2, num_inputs).transpose(1, 2).reshape(num_rows, num_inputs)
+
+
+def _fill(file: FileIO, content: memoryview) -> bool:
+    """Read until `content` is full; return False if the file ends before that."""
+    done = 0
+    while done < len(content):
+        num_read = file.readinto(content[done:])
+        if not num_read:
+            return False
+        done += num_read
+    return True
+
+
+def _block_rows(tensor: StoredTensor, content: Tensor) -> DecodeRows:
+    """Return the decoder of the rows of a GGUF tensor, whose bytes are `content`."""
+    block_type, num_inputs = BY_NAME[tensor.dtype], tensor.shape[-1]
+    rows = content.numpy().reshape(-1, num_inputs // block_type.block_len * block_type.block_bytes)
+
+    def decode(first: int, last: int) -> NDArray[np.float32]:
+        blocks = rows[first:last].reshape(-1, block_type.block_bytes)
+        return decode_blocks(tensor.dtype, blocks).reshape(-1, num_inputs)
+
+    return decode
+
+
+def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeRows) -> Tensor:
+    """Decode a matrix in parts, in parallel: [O, D] of `dtype`."""
+    weight = empty(num_rows * num_inputs, dtype).view(num_rows, num_inputs)
+    step = max(1, CHUNK_WEIGHTS // num_inputs)
+
+    def fill(first: int) -> None:
+        weight[first : first + step] = torch.from_numpy(decode(first, min(first + step, num_rows)))
+
+    with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
+        list(threads.map(fill, range(0, num_rows, step)))
+    return weight

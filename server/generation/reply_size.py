@@ -1,0 +1,47 @@
+"""Bound on what a reply may list for each position: log probabilities and expert ids.
+
+They, not the text, are what makes a reply large: 256 choices of 400 tokens with 20 log probabilities are 57 MB.
+"""
+
+from collections.abc import Sequence
+
+from engine.messages import Ready
+from server.errors import ApiError
+from server.schemas import GenerationRequest
+
+MAX_REPLY_VALUES = 1 << 19
+
+
+def limit_reply(
+    request: GenerationRequest, ready: Ready, prompt_lengths: Sequence[int], limits: Sequence[int]
+) -> list[int]:
+    """Return the most tokens to generate for each choice of each prompt, so that the reply has few enough values.
+
+    `limits`: the limits by the model's context and the request. Those that the client did not set itself are lowered as
+    far as needed; others raise ApiError 400 if they are too high.
+    """
+    per_position = values_per_position(request, ready)
+    num_prompt_positions = sum(prompt_lengths) if request.has_prompt_logprobs else 0
+    room = MAX_REPLY_VALUES // max(1, per_position) // request.n - num_prompt_positions
+    if not per_position or sum(limits) <= room:
+        return list(limits)
+    is_default = request.completion_limit is None or request.has_default_limit
+    if not is_default or room < len(limits):
+        raise _reply_too_large(request, per_position)
+    return [min(limit, room // len(limits)) for limit in limits]
+
+
+def values_per_position(request: GenerationRequest, ready: Ready) -> int:
+    """Return how many values the reply lists for each position."""
+    scores = 0 if request.num_logprobs is None else 1 + request.num_logprobs
+    num_experts = request.experts_per_token or ready.experts_per_token
+    return scores + (ready.num_layers * num_experts if request.expert_routing else 0)
+
+
+def _reply_too_large(request: GenerationRequest, per_position: int) -> ApiError:
+    param = "expert_routing" if request.expert_routing else "logprobs"
+    message = (
+        f"The reply would be too large: with {per_position} values per token it may have at most "
+        f"{MAX_REPLY_VALUES // per_position} tokens, over all prompts and choices and with echoed ones."
+    )
+    return ApiError(message, param=param, code="reply_too_large")

@@ -1,0 +1,127 @@
+"""Find models in the folders where other programs keep them: Hugging Face's cache, LM Studio, Ollama.
+
+Nothing is ever downloaded. A model that is found has the name under which `smoe serve` accepts it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_MANIFEST_BYTES = 1 << 20
+OLLAMA_REGISTRY = "registry.ollama.ai"
+OLLAMA_WEIGHTS = "application/vnd.ollama.image.model"
+LATER_PART = re.compile(r"-(?!00001-of-)\d{5}-of-\d{5}\.gguf$")
+FIRST_PART = re.compile(r"-00001-of-\d{5}$")
+CONFIGS = ("config.json", "params.json")
+
+
+@dataclass(frozen=True)
+class ModelStores:
+    """Folders of models on this machine; they need not exist."""
+
+    hub_cache: Path
+    lm_studio: tuple[Path, ...] = ()
+    ollama: Path | None = None
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model on disk: a directory, or a GGUF file (the first one of several parts)."""
+
+    name: str  # org/name, org/name:TAG, or a name of Ollama
+    path: Path
+    store: str
+
+
+def found_models(stores: ModelStores) -> Iterator[FoundModel]:
+    """Yield the models of all stores. Unreadable folders and files count as absent."""
+    yield from _hub_models(stores.hub_cache)
+    for folder in stores.lm_studio:
+        yield from _lm_studio_models(folder)
+    if stores.ollama is not None:
+        yield from _ollama_models(stores.ollama / "manifests", stores.ollama / "blobs")
+
+
+def _hub_models(cache: Path) -> Iterator[FoundModel]:
+    """Yield the snapshots that refs/main points to, in the layout of `hf download`."""
+    for folder in _entries(cache, "models--*--*"):
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        snapshot = hub_snapshot(cache, name)
+        if snapshot is not None:
+            yield from _models_of_folder(name, snapshot, "Hugging Face")
+
+
+def hub_snapshot(cache: Path, name: str) -> Path | None:
+    """Return the snapshot of org/name that refs/main points to; None if there is none."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text().strip()
+        snapshot = folder / "snapshots" / revision
+        return snapshot if revision and snapshot.is_dir() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _lm_studio_models(folder: Path) -> Iterator[FoundModel]:
+    for path in _entries(folder, "*/*"):
+        if path.is_dir():
+            yield from _models_of_folder(f"{path.parent.name}/{path.name}", path, "LM Studio")
+
+
+def _models_of_folder(name: str, folder: Path, store: str) -> Iterator[FoundModel]:
+    """Yield a folder with a config as one model, and each of its GGUF files with its tag."""
+    if any((folder / config).is_file() for config in CONFIGS):
+        yield FoundModel(name, folder, store)
+    files = [file for file in _entries(folder, "**/*.gguf") if not LATER_PART.search(file.name)]
+    tags = [tag_of(file) for file in files]
+    for file, tag in zip(files, tags, strict=True):
+        yield FoundModel(f"{name}:{tag if tags.count(tag) == 1 else file.stem}", file, store)
+
+
+def tag_of(file: Path) -> str:
+    """Return the end of a GGUF file's name that tells its type, or else the whole stem.
+
+    mixtral-8x7b-instruct-v0.1.Q4_K_M.gguf: Q4_K_M. A first part is named without its number.
+    """
+    stem = FIRST_PART.sub("", file.stem)
+    match = re.search(r"[-._]((?:UD-)?I?Q\d\w*|T?Q\d\w*|BF16|F16|F32|MXFP4\w*)$", stem, re.IGNORECASE)
+    return match[1] if match else stem
+
+
+def _ollama_models(manifests: Path, blobs: Path) -> Iterator[FoundModel]:
+    """Yield the models of Ollama's manifests, which lie in REGISTRY/NAMESPACE/NAME/TAG."""
+    for manifest in sorted(_entries(manifests, "*/*/*/*")):
+        registry, namespace, name, tag = manifest.relative_to(manifests).parts
+        path = _ollama_weights(manifest, blobs)
+        if path is not None:
+            parts = [*([] if registry == OLLAMA_REGISTRY else [registry]), namespace, name]
+            short = parts[1:] if parts[0] == "library" else parts
+            yield FoundModel(f"{'/'.join(short)}:{tag}", path, "Ollama")
+
+
+def _ollama_weights(manifest: Path, blobs: Path) -> Path | None:
+    """Return the file with the weights, which is a GGUF file; None if the manifest names none that exists."""
+    try:
+        with manifest.open("rb") as stream:
+            layers = json.loads(stream.read(MAX_MANIFEST_BYTES))["layers"]
+        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == OLLAMA_WEIGHTS]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    paths = [blobs / digest.replace(":", "-") for digest in digests if re.fullmatch("sha256:[0-9a-f]{64}", digest)]
+    return paths[0] if len(paths) == 1 and paths[0].is_file() else None
+
+
+def with_tag(models: Iterable[FoundModel], name: str, tag: str) -> list[FoundModel]:
+    """Return the models called `name`:`tag`, ignoring case; without an exact match, those whose tag contains `tag`."""
+    listed = [model for model in models if model.name.rpartition(":")[0].lower() == name.lower()]
+    exact = [model for model in listed if model.name.rpartition(":")[2].lower() == tag.lower()]
+    return exact or [model for model in listed if tag.lower() in model.name.rpartition(":")[2].lower()]
+
+
+def _entries(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []

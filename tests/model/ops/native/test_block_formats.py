@@ -1,0 +1,180 @@
+"""Products with the block formats of GGUF files, on every instruction set of this machine.
+
+The weights are decoded by llama.cpp's `gguf` package, the products are float64. What remains is the rounding of rows to
+int8, and a float32 rounding for each block.
+"""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops.interface import FfnWeights
+from model.ops.native.packed_weights import BLOCK_FORMATS, NativeLinear
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight
+from tests.support import float64_oracle as oracle
+from tests.support.block_matrices import MIN_AT, SCALE_AT, decoded, quantized_rows, random_blocks, set_halves
+from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.routing_requests import uniform_request
+
+FORMATS = list(BLOCK_SIZES)
+ACCURACY = 1e-6
+INT8_ERROR = 0.012  # of normally distributed rows in int8, relative
+MIXED = [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q4_K", "Q5_0"), ("Q5_K", "Q6_K", "Q4_1"), ("Q4_0", "Q5_1", "Q8_0")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def _pack(*weights: Weight) -> NativeLinear:
+    return native(ISAS[0]).pack_linear(*weights)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_products_are_those_of_the_decoded_weights(isa: str, dtype: torch.dtype, block_format: str) -> None:
+    for num_rows, outputs, dim in ((1, 33, 256), (7, 64, 512), (13, 31, 1024), (25, 100, 768)):
+        matrix, x = random_blocks(block_format, outputs, dim, seed=outputs), torch.randn(num_rows, dim).to(dtype)
+        ours = native(isa).logits(x, torch.arange(num_rows), torch.ones(dim, dtype=dtype), 0.0, _pack(matrix))
+        rows = native(isa).rms_norm(x, torch.ones(dim, dtype=dtype), 0.0)
+        weights = decoded(matrix)
+        assert oracle.relative_error(ours, oracle.linear(quantized_rows(rows, block_format), weights)) < ACCURACY
+        assert oracle.relative_error(ours, oracle.linear(rows, weights)) < INT8_ERROR
+
+
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_bits_are_the_same_on_every_instruction_set_and_in_any_batch(block_format: str) -> None:
+    dim = 1280
+    packed, rows = _pack(random_blocks(block_format, 75, dim)), torch.randn(40, dim) * torch.rand(40, dim).exp()
+    expected = torch.cat([native(ISAS[0]).linear(row, packed) for row in rows.split(1)])
+    for isa, threads in product(ISAS, (1, 2)):
+        for count in (*range(1, 14), 24, 25, 40):
+            some = torch.randperm(40)[:count]
+            assert torch.equal(native(isa, threads).linear(rows[some], packed), expected[some]), (isa, threads, count)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
+    """All bits of the codes set or clear, scales zero, negative, subnormal or the largest float16, largest rows."""
+    dim = 512
+    numbers, size = BLOCK_SIZES[block_format]
+    values = (0.0, 1.0, -1.0, 6e-8, 3.1e-5, 65504.0, -65504.0)
+    cases = list(product((0x00, 0xFF, 0x80, 0x7F), values, values if block_format in MIN_AT else (0.0,)))
+    blocks = np.empty((len(cases), dim // numbers, size), np.uint8)
+    for row, (code, d, low) in enumerate(cases):
+        blocks[row] = code
+        set_halves(blocks[row], SCALE_AT[block_format], np.full(dim // numbers, d))
+        if block_format in MIN_AT:
+            set_halves(blocks[row], MIN_AT[block_format], np.full(dim // numbers, low))
+    matrix = BlockMatrix(block_format, torch.from_numpy(blocks.reshape(len(cases), -1)))
+    x = torch.cat((torch.ones(1, dim), -torch.ones(1, dim), torch.randn(5, dim), torch.zeros(1, dim)))
+    exact = oracle.linear(quantized_rows(x, block_format), decoded(matrix))
+    largest = oracle.linear(x.abs(), decoded(matrix).abs())  # what cancels leaves its roundings
+    ours = native(isa).linear(x, _pack(matrix))
+    assert ((ours.double() - exact).abs() <= ACCURACY * largest).all()
+
+
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_nan_and_infinity_stay_in_their_rows(block_format: str) -> None:
+    packed, x = _pack(random_blocks(block_format, 40, 512)), torch.randn(5, 512)
+    expected = native(ISAS[-1]).linear(x, packed)
+    x[1, 300], x[3, 0] = torch.nan, -torch.inf
+    for isa in ISAS:
+        ours = native(isa).linear(x, packed)
+        assert ours[[1, 3]].isnan().all()
+        assert torch.equal(ours[[0, 2, 4]], expected[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_a_large_number_costs_accuracy_in_its_own_block_only(block_format: str) -> None:
+    """One scale for the whole row, as int8 and int4 have, would round all other numbers to zero."""
+    matrix, x = random_blocks(block_format, 64, 4096), torch.randn(3, 4096)
+    x[:, 1000] = 1000.0
+    ours, weights = native(ISAS[-1]).linear(x, _pack(matrix)), decoded(matrix)
+    numbers = BLOCK_SIZES[block_format][0]
+    spoiled = oracle.linear(x, weights) - oracle.linear(quantized_rows(x, block_format), weights)
+    assert float(spoiled.norm()) < (numbers / 4096) ** 0.5 * float(torch.randn(3, 4096).norm())
+    assert oracle.relative_error(ours, oracle.linear(quantized_rows(x, block_format), weights)) < ACCURACY
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_matrices_of_any_formats_stand_one_below_the_other(isa: str) -> None:
+    dim, x = 512, torch.randn(14, 512)
+    weights: list[Weight] = [
+        random_blocks("Q4_K", 64, dim, seed=1),
+        random_blocks("Q4_K", 33, dim, seed=2),
+        torch.randn(40, dim),
+        random_blocks("Q8_0", 7, dim, seed=3),
+    ]
+    together = native(isa).pack_linear(*weights)
+    assert [matrix.num_outputs for matrix in together.matrices] == [97, 40, 7]
+    apart = [native(isa).linear(x, native(isa).pack_linear(weight)) for weight in weights]
+    assert torch.equal(native(isa).linear(x, together), torch.cat(apart, dim=1))
+
+
+def _experts(formats: tuple[str, str, str], dim: int, hidden: int) -> list[FfnWeights]:
+    shapes = ((hidden, dim), (hidden, dim), (dim, hidden))
+    return [
+        FfnWeights(
+            *(
+                random_blocks(f, *shape, seed=3 * e + i)
+                for i, (f, shape) in enumerate(zip(formats, shapes, strict=True))
+            )
+        )
+        for e in range(4)
+    ]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("formats", MIXED, ids=str)
+def test_experts_may_have_a_format_per_matrix(isa: str, dtype: torch.dtype, formats: tuple[str, str, str]) -> None:
+    """Compared with float64 over the decoded weights, and row by row with themselves."""
+    dim, hidden, num_rows = 256, 512, 30
+    gate, experts = torch.randn(4, dim).to(dtype), _experts(formats, dim, hidden)
+    x = torch.randn(num_rows, dim).to(dtype)
+    packed = native(isa).pack_moe(gate, iter(experts))
+    ours = native(isa, 2).moe(x, packed, uniform_request(num_rows, 2))
+    exact = oracle.moe(x, gate, [_decoded_ffn(expert) for expert in experts], [2] * num_rows)
+    assert oracle.relative_error(ours, exact) < 0.03  # three products with rows in int8
+    alone = [native(isa).moe(row, packed, uniform_request(1, 2)) for row in x.split(1)]
+    assert torch.equal(ours, torch.cat(alone))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_experts_may_mix_blocks_with_plain_matrices(isa: str, dtype: torch.dtype) -> None:
+    dim, hidden = 256, 512
+    w1, w3 = random_blocks("Q4_K", hidden, dim), (torch.randn(hidden, dim) / 16).to(dtype)
+    w2 = (torch.randn(dim, hidden) / 22).to(dtype)
+    x = torch.randn(30, dim).to(dtype)
+    for weights in (FfnWeights(w1, w3, w2), FfnWeights(w3, w1, random_blocks("Q6_K", dim, hidden))):
+        packed = native(isa).pack_ffn(weights)
+        ours = native(isa).ffn(x, packed)
+        assert oracle.relative_error(ours, oracle.ffn(x, _decoded_ffn(weights))) < 0.03
+        assert torch.equal(ours, torch.cat([native(isa).ffn(row, packed) for row in x.split(1)]))
+
+
+def _decoded_ffn(weights: FfnWeights) -> FfnWeights:
+    return FfnWeights(*(_decoded(weight) for weight in (weights.w1, weights.w3, weights.w2)))
+
+
+def _decoded(weight: Weight) -> Tensor:
+    return decoded(weight) if isinstance(weight, BlockMatrix) else weight
+
+
+def test_every_block_format_has_the_librarys_code() -> None:
+    header = "4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K"
+    assert ", ".join(f"{code} {name}" for name, code in BLOCK_FORMATS.items()) == header
+
+
+def test_a_backend_that_quantizes_takes_no_blocks() -> None:
+    assert native(ISAS[0]).block_formats == set(FORMATS)
+    assert not native(ISAS[0], quantization="int8").block_formats

@@ -1,0 +1,62 @@
+"""`smoe models`: what other programs downloaded, and what of it fits, from headers alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from server.cli.main import app
+from tests.support.gguf_files import GgufShape, all_of, write_fields, write_gguf
+from tests.support.header_only import MIXTRAL_8X7B, save_headers
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def _models(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["models", *arguments])
+
+
+def test_models_of_all_stores_are_listed_with_their_fit(home: Path) -> None:
+    hub = home / ".cache" / "huggingface" / "hub" / "models--org--big"
+    save_headers(hub / "snapshots" / "abc", MIXTRAL_8X7B)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("abc")
+    folder = home / ".lmstudio" / "models" / "org" / "small-GGUF"
+    folder.mkdir(parents=True)
+    write_gguf(folder / "small.Q8_0.gguf", GgufShape(), all_of("Q8_0"))
+    write_fields(folder / "other.Q4_0.gguf", {"general.name": "x"})
+    (folder / "broken.Q4_0.gguf").write_bytes(b"GGUF")
+    result = _models("--memory", "64GiB", "--json")
+    assert result.exit_code == 0
+    listed = {model["name"]: model for model in json.loads(result.stdout)["models"]}
+    big, small = listed["org/big"], listed["org/small-GGUF:Q8_0"]
+    assert (big["store"], big["fits_as"], big["verdict"]) == ("Hugging Face", "int8", "fits with --quantization int8")
+    assert big["stored_bytes"] == 93_405_585_408
+    assert (small["store"], small["fits_as"], small["verdict"]) == ("LM Studio", "bfloat16", "fits in bfloat16")
+    assert small["stored_bytes"] < (folder / "small.Q8_0.gguf").stat().st_size
+    table = _models("--memory", "1GiB").stdout.splitlines()
+    assert [line.split()[0] for line in table[:-1]] == [
+        "org/big",
+        "org/small-GGUF:broken.Q4_0",
+        "org/small-GGUF:other.Q4_0",
+        "org/small-GGUF:Q8_0",
+    ]
+    assert table[0].endswith("does not fit") and "fits in bfloat16" in table[3]
+    assert all("not served: " in line and str(home) not in line for line in table[1:3])
+
+
+def test_a_machine_without_models_says_so(home: Path) -> None:
+    result = _models()
+    assert result.exit_code == 0 and result.stdout.startswith("no models in the caches")
+
+
+def test_a_wrong_size_ends_with_one_line(home: Path) -> None:
+    result = _models("--memory", "lots")
+    assert result.exit_code == 2 and result.stderr.startswith("smoe: --memory") and result.stderr.count("\n") == 1

@@ -1,0 +1,175 @@
+"""server/sandbox/pool.py with real processes: what a job does to its own process stays in it, and has a name.
+
+Jobs that must end by a limit get a small one; jobs that must be in progress stop themselves or spin without an end.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.sandbox.errors import (
+    Crashed,
+    JobFailed,
+    Killed,
+    RanOutOfMemory,
+    SandboxError,
+    SandboxFull,
+    TookTooLong,
+)
+from server.sandbox.job import Job, Limits
+from server.sandbox.pool import SandboxPool
+from tests.support import sandbox_jobs as jobs
+from tests.support.conditions import until
+
+pytestmark = pytest.mark.anyio
+
+SHORT = Limits(cpu_s=0.05)
+ENDLESS = Limits(cpu_s=3600)
+ADD = Job(jobs.add, (1, 2), int)
+
+
+def job(function: Callable[..., int], *args: object, limits: Limits = ENDLESS) -> Job[int]:
+    return Job(function, args, int, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (job(jobs.spin, limits=SHORT), TookTooLong),
+        (job(jobs.allocate, 1 << 30), RanOutOfMemory),
+        (job(jobs.abort_for_lack_of_memory), RanOutOfMemory),
+        (job(jobs.abort), Crashed),
+        (job(jobs.leave, 3), Crashed),
+        (job(jobs.fail, "no"), JobFailed),
+        (job(jobs.kill_self), Killed),
+        (Job(jobs.wrong, (), int), Crashed),
+    ],
+)
+async def test_each_way_to_fail_has_its_error_and_the_next_job_runs(
+    pool: SandboxPool, bad: Job[int], error: type[SandboxError]
+) -> None:
+    for _ in range(3):  # more than there are workers
+        with pytest.raises(error):
+            await pool.run(bad)
+    assert await pool.run(ADD) == 3
+
+
+async def test_memory_below_the_limit_is_granted_to_every_job(pool: SandboxPool) -> None:
+    small = Limits(cpu_s=3600, memory_bytes=32 << 20)
+    for _ in range(6):
+        assert await pool.run(job(jobs.allocate, 20 << 20, limits=small)) == 20 << 20
+
+
+async def test_cpu_time_is_counted_for_each_job_anew(pool: SandboxPool) -> None:
+    for _ in range(12):  # two workers use 0.18 s each
+        assert await pool.run(job(jobs.use_cpu, 0.03, limits=Limits(cpu_s=0.12))) == 0
+
+
+async def test_a_job_that_does_nothing_ends_at_its_deadline_without_a_proof(pool: SandboxPool) -> None:
+    with pytest.raises(TookTooLong) as ended:
+        await pool.run(job(jobs.stop_self), deadline_s=0.05)
+    assert not ended.value.is_proven
+    assert await pool.run(ADD) == 3
+
+
+async def test_a_killed_job_is_run_once_more(pool: SandboxPool, tmp_path: Path) -> None:
+    """As after the kernel's OOM killer, which may choose any process."""
+    marker = tmp_path / "first"
+    marker.mkdir()
+    assert await pool.run(job(jobs.kill_self_once, str(marker))) == 1
+
+
+async def test_a_worker_has_nothing_open_but_its_socket_and_a_pipe(pool: SandboxPool) -> None:
+    opened = await pool.run(Job(jobs.descriptors, (), list[str]))
+    assert sorted(name.partition(":")[0] for name in opened) == ["/dev/null", "/dev/null", "pipe", "socket"]
+
+
+async def test_signals_of_the_terminal_and_of_a_service_manager_reach_no_worker(pool: SandboxPool) -> None:
+    session, parent = await pool.run(Job(jobs.session_and_parent, (), list[int]))
+    assert parent in pool.pids and session != os.getsid(0)
+    worker_pid = await pool.run(job(jobs.process_id))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(parent, signum)
+        os.kill(worker_pid, signum)
+    assert await pool.run(Job(jobs.session_and_parent, (), list[int])) == [session, parent]
+
+
+async def test_workers_end_with_the_pool_even_if_they_are_stopped(pool: SandboxPool) -> None:
+    pids = [await pool.run(job(jobs.process_id)), *pool.pids]
+    tasks = [asyncio.create_task(pool.run(job(jobs.stop_self))) for _ in range(5)]  # three of them wait
+    await until(lambda: state_of(pids[0]) == "T")
+    pool.close()
+    assert {type(end) for end in await asyncio.gather(*tasks, return_exceptions=True)} == {Killed}
+    await until(lambda: all(state_of(pid) in ("", "Z") for pid in pids))
+
+
+async def test_a_fork_server_that_ends_is_replaced_with_what_was_prepared(pool: SandboxPool) -> None:
+    await pool.prepare("base", jobs.base, 40)
+    first = pool.pids
+    os.kill(first[0], signal.SIGKILL)
+    await until(lambda: pool.pids not in ((), first))
+    assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
+
+
+async def test_every_worker_finds_a_prepared_object(pool: SandboxPool, tmp_path: Path) -> None:
+    """Those too that were busy while it was prepared."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    busy = [asyncio.create_task(pool.run(job(jobs.read_fifo, str(fifo)))) for _ in range(2)]
+    await asyncio.sleep(0)
+    await pool.prepare("base", jobs.base, 40)
+    assert not any(task.done() for task in busy)
+    await asyncio.to_thread(lambda: fifo.write_bytes(b"go"))
+    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+    sums = [await pool.run(Job(jobs.add, (i,), int, prepared="base")) for i in range(4)]
+    assert sums == list(range(40, 44))
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(*busy, return_exceptions=True)
+
+
+async def test_the_callers_cancellation_frees_the_worker(pool: SandboxPool) -> None:
+    tasks = [asyncio.create_task(pool.run(job(jobs.spin))) for _ in range(4)]  # two of them wait
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert await pool.run(ADD) == 3
+
+
+async def test_a_tenant_with_endless_jobs_leaves_a_worker_to_the_others() -> None:
+    pool = SandboxPool(num_workers=3, num_tenants=2)
+    await pool.start()
+    try:
+        endless = [asyncio.create_task(pool.run(job(jobs.spin), tenant=0)) for _ in range(10)]
+        await asyncio.sleep(0)
+        assert await pool.run(ADD, tenant=1) == 3
+        assert not any(task.done() for task in endless)
+    finally:
+        pool.close()
+        await asyncio.gather(*endless, return_exceptions=True)
+
+
+async def test_waiting_jobs_are_bounded() -> None:
+    pool = SandboxPool(num_workers=1, max_waiting=2)
+    await pool.start()
+    try:
+        endless = [asyncio.create_task(pool.run(job(jobs.spin))) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(SandboxFull):
+            await pool.run(ADD)
+    finally:
+        pool.close()
+        await asyncio.gather(*endless, return_exceptions=True)
+
+
+def state_of(pid: int) -> str:
+    """The process' state in /proc: "T" is stopped, "Z" has ended; "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

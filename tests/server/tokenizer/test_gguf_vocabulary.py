@@ -1,0 +1,117 @@
+"""Tokenizers rebuilt from GGUF files encode exactly as the SentencePiece models that the files were made from."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from server.tokenizer.config_files import TokenizerError
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from tests.support.gguf_files import vocabulary_fields, write_fields
+from tests.support.mistral_tokenizers import V1, V3
+from tests.support.paths import DEMO, ROOT
+
+TEXTS = [
+    "Hello, world!",
+    "  two  spaces and\n\n\ttabs ",
+    "naïve café, Ελληνικά, 漢字かな, \U0001f642 and \u200b",
+    "[INST] not a control token [/INST]</s>",
+    "",
+    " ",
+    "12345 6789 x=3.14;",
+    (ROOT / "README.md").read_text()[:4000],
+]
+
+
+def write_vocabulary(path: Path, model: Path, /, **changes: Any) -> Path:
+    """Write the pieces of a SentencePiece model as llama.cpp's converter does. Changes: fields; None removes one."""
+    named = {name if "." in name else f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    return write_fields(path, vocabulary_fields(model) | named)
+
+
+def _checkpoint(path: Path, model: Path) -> Tokenizer:
+    path.mkdir()
+    (path / "tokenizer.model").write_bytes(model.read_bytes())
+    (path / "tokenizer_config.json").write_text(f'{{"legacy": {"false" if model == V3 else "true"}}}')
+    return load_tokenizer(path)
+
+
+def _random_texts(tokenizer: Tokenizer, count: int) -> list[str]:
+    rng = random.Random(0)
+    return ["".join(tokenizer.token_text(rng.randrange(tokenizer.vocab_size)) for _ in range(30)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("model", [V1, V3, DEMO / "tokenizer.model"], ids=["v1", "v3", "demo"])
+def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(model: Path, tmp_path: Path, scale: int) -> None:
+    original = _checkpoint(tmp_path / "original", model)
+    rebuilt = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", model))
+    for text in [*TEXTS, *_random_texts(original, 200 * scale)]:
+        assert rebuilt.encode(text) == original.encode(text)
+        assert rebuilt.encode_with_specials(text) == original.encode_with_specials(text)
+    ids = range(original.vocab_size)
+    assert [rebuilt.token_bytes(i) for i in ids] == [original.token_bytes(i) for i in ids]
+    assert rebuilt.special_spellings == original.special_spellings
+    assert (rebuilt.bos_id, rebuilt.eos_ids) == (original.bos_id, original.eos_ids)
+
+
+def test_merges_replace_equal_scores(tmp_path: Path) -> None:
+    """Some files have a score of 0 for every token, and the pairs in the order of the original scores."""
+    original = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", V1))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(V1))
+    score_of = {pieces.id_to_piece(i): pieces.get_score(i) for i in range(259, pieces.vocab_size())}
+    ranked = [
+        (-score, f"{piece[:cut]} {piece[cut:]}")
+        for piece, score in score_of.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in score_of and piece[cut:] in score_of
+    ]
+    merges = [pair for _, pair in sorted(ranked, key=lambda item: item[0])]
+    equal = [0.0] * pieces.vocab_size()
+    rebuilt = load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1, scores=equal, merges=merges))
+    for text in [*TEXTS, *_random_texts(original, 100)]:
+        assert rebuilt.encode(text) == original.encode(text)
+
+
+def test_the_template_comes_from_the_file(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "a.gguf", V1, **{"tokenizer.chat_template": "{{ messages }}"})
+    assert load_tokenizer(path).chat_template == "{{ messages }}"
+    assert load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1)).chat_template is None
+
+
+def test_tokens_that_the_file_names_are_control_tokens(tmp_path: Path) -> None:
+    """Files of chat models may give their end-of-turn token the type of plain text."""
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", V1, eot_token_id=22557))
+    assert tokenizer.is_special(22557) and tokenizer.eos_ids == (2, 22557)
+    assert 22557 not in tokenizer.encode(tokenizer.token_text(22557).strip())
+
+
+def test_flags_of_the_file_are_followed(tmp_path: Path) -> None:
+    usual = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", V1))
+    bare = load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1, add_bos_token=False, add_space_prefix=False))
+    assert usual.encode("Hello") == [usual.bos_id, *bare.encode(" Hello")]
+    assert bare.token_text(bare.encode("Hello")[0])[0] == "H"
+
+
+DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
+    "byte-level": ({"model": "gpt2"}, "only SentencePiece vocabularies"),
+    "no tokens": ({"tokens": None}, "tokens has 0 tokens"),
+    "no types": ({"token_type": None}, "token_type is missing"),
+    "fewer types": ({"token_type": [1, 2]}, "token_type has 2 elements for"),
+    "fewer scores": ({"scores": [1.0]}, "scores has 1 elements for"),
+    "no scores": ({"scores": None}, "merges is missing"),
+    "a score of NaN": ({"scores": [float("nan")] * 32000}, "not a number|are all equal"),
+    "an id too high": ({"bos_token_id": 32000}, "bos_token_id is 32000"),
+    "a wrong type": ({"token_type": [7] * 32000}, "token_type contains 7"),
+    "tokens twice": ({"tokens": ["a"] * 32000}, "not a SentencePiece model"),
+    "a long token": ({"tokens": ["a" * 2000, *map(str, range(31999))]}, "2000 characters"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_an_unusable_vocabulary_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    changes, pattern = DEFECTS[name]
+    with pytest.raises(TokenizerError, match=pattern) as caught:
+        load_tokenizer(write_vocabulary(tmp_path / "a.gguf", V1, **changes))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

@@ -1,0 +1,91 @@
+"""Random matrices in the block formats of GGUF files, and their weights as decoded by llama.cpp's `gguf` package."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.mixtral import LayerWeights, Mixtral, MixtralWeights
+from model.ops.interface import FfnWeights, Ops
+from model.ops.weights import BLOCK_SIZES, BlockMatrix
+
+# Byte position of d in a block, and of dmin or m where the format has it.
+SCALE_AT = dict.fromkeys(BLOCK_SIZES, 0) | {"Q6_K": 208}
+MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2}
+# Magnitude of random codes times random scales of groups for d = 1, and of minima for dmin = 1.
+CODE_SIZE = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q4_K": 240, "Q5_K": 490, "Q6_K": 1370}
+MIN_SIZE = {"Q4_1": -4.6 / 7.5, "Q5_1": -9.2 / 15.5, "Q4_K": 32, "Q5_K": 32}
+
+
+def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -> BlockMatrix:
+    """Draw all bits of a matrix [outputs, inputs], except that d and dmin give products the size of their input."""
+    numbers, size = BLOCK_SIZES[block_format]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (outputs, inputs // numbers, size), dtype=np.uint8)
+    spread = rng.uniform(0.5, 1.5, blocks.shape[:2]) * inputs**-0.5
+    set_halves(blocks, SCALE_AT[block_format], spread / CODE_SIZE[block_format])
+    if block_format in MIN_AT:
+        set_halves(blocks, MIN_AT[block_format], spread / MIN_SIZE[block_format])
+    return BlockMatrix(block_format, torch.from_numpy(blocks.reshape(outputs, -1)))
+
+
+def set_halves(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
+    """Write float16 values [..] to bytes at, at + 1 of blocks [.., bytes]."""
+    blocks[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
+
+
+def decoded(matrix: BlockMatrix) -> Tensor:
+    """Return the weights [O, D], float32."""
+    return torch.from_numpy(dequantize(matrix.blocks.numpy(), GGMLQuantizationType[matrix.format]))
+
+
+def quantized_rows(x: Tensor, block_format: str) -> Tensor:
+    """Round each block of x [T, D] to multiples of its largest magnitude / 127, half to even: [T, D] float64."""
+    blocks = x.float().unflatten(-1, (-1, BLOCK_SIZES[block_format][0]))
+    largest, most = blocks.abs().amax(-1, keepdim=True), torch.tensor(127.0)
+    q = torch.where(largest > 0, blocks * (most / largest), 0.0).round()
+    return (q.double() * (largest / most).double()).flatten(-2)
+
+
+def random_block_model(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Mixtral:
+    """Return a network in which q, k, v, output, w1, w3, w2 and head have different formats, by layer too."""
+    formats = _cycle()
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(outputs: int, inputs: int) -> BlockMatrix:
+        return random_blocks(next(formats), outputs, inputs, seed=outputs)
+
+    def layer() -> LayerWeights:
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        w1, w3, w2 = (next(formats) for _ in range(3))
+        experts = [
+            FfnWeights(
+                random_blocks(w1, config.hidden_dim, config.dim, seed=3 * e),
+                random_blocks(w3, config.hidden_dim, config.dim, seed=3 * e + 1),
+                random_blocks(w2, config.dim, config.hidden_dim, seed=3 * e + 2),
+            )
+            for e in range(max(1, config.num_experts))
+        ]
+        gate = torch.randn(config.num_experts, config.dim, generator=generator).to(dtype)
+        ones = torch.ones(config.dim, dtype=dtype)
+        return LayerWeights(
+            attention_norm=ones,
+            qkv=ops.pack_linear(matrix(q, config.dim), matrix(kv, config.dim), matrix(kv, config.dim)),
+            output=ops.pack_linear(matrix(config.dim, q)),
+            ffn_norm=ones,
+            ffn=ops.pack_moe(gate, iter(experts)) if config.num_experts else ops.pack_ffn(experts[0]),
+        )
+
+    embedding = torch.randn(config.vocab_size, config.dim, generator=generator).to(dtype)
+    layers = [layer() for _ in range(config.num_layers)]
+    head = ops.pack_linear(matrix(config.vocab_size, config.dim))
+    return Mixtral(config, MixtralWeights(embedding, layers, torch.ones(config.dim, dtype=dtype), head), ops)
+
+
+def _cycle() -> Iterator[str]:
+    while True:
+        yield from BLOCK_SIZES
