@@ -1,4 +1,4 @@
-"""Clients of two tenants: each submits a generation, reads its outputs, may leave, and records how each choice ended."""
+"""Clients of two tenants: each submits a generation, reads its outputs or leaves, and records how each choice ended."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.config import max_slots_per_tenant
 from engine.types import Request, RequestOutput
 from server.engine_client.output_collector import EngineDied
 from server.errors import ApiError
@@ -80,9 +81,18 @@ async def _admission(simulation: "SystemSimulation", requests: list[Request]) ->
             if simulation.client.status.phase in ("draining", "dead"):
                 break
         else:
+            _check_share(simulation, requests)
             return None
         await asyncio.sleep(RETRY_S)
     return refusal
+
+
+def _check_share(simulation: "SystemSimulation", admitted: list[Request]) -> None:
+    """Note a violation if a tenant has more choices in the queue than its share; one generation may exceed it alone."""
+    tenant = admitted[0].tenant
+    num_waiting = simulation.admission._num_choices[tenant]
+    if num_waiting > max(max_slots_per_tenant(simulation.plan.max_queued), len(admitted)):
+        simulation.truth.violate(f"tenant {tenant} has {num_waiting} choices in the queue")
 
 
 async def _read(simulation: "SystemSimulation", generation: Generation, collector: object) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import greenlet
 
 import engine.process
-from engine.config import EngineConfig
+from engine.config import EngineConfig, max_slots_per_tenant
 from engine.engine import Engine
 from engine.heartbeat import Heartbeat
 from engine.types import StepOutput
@@ -226,6 +227,13 @@ class EngineHost:
             self.on_queued(request.request_id)
         Engine.add(self.engine, request)
 
+    def _check_slots(self) -> None:
+        """Check that no tenant has all running slots."""
+        assert self.engine is not None
+        running = Counter(sequence.tenant for sequence in self.engine.scheduler.requests.running)
+        limit = max_slots_per_tenant(self.plan.setup.max_num_seqs)
+        assert max(running.values(), default=0) <= limit, f"a tenant has more than its slots: {running}"
+
     def _abort(self, request_id: int) -> None:
         assert self.engine is not None
         self._maybe_die_at_arrival()
@@ -245,6 +253,7 @@ class EngineHost:
         self._num_steps += 1
         step = Engine.step(self.engine)
         order.check(self.launched)
+        self._check_slots()
         self.launched = []
         self.truth.count("steps")
         self.life.output_ids |= {output.request_id for output in step.outputs}

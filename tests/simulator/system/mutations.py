@@ -1,4 +1,4 @@
-"""Search for a seed that finds each hand-made bug of the whole system: python -m tests.simulator.system.mutations [SEEDS]"""
+"""Search for a seed that finds each bug of the whole system: python -m tests.simulator.system.mutations [SEEDS]"""
 
 import sys
 

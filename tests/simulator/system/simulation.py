@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterable
 
 from engine.config import EngineConfig
-from engine.types import StepStats
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
@@ -30,7 +29,7 @@ class SystemSimulation:
         self.machine = Machine(rng, plan, self.truth)
         self.choices: dict[int, Choice] = {}
         self.statuses: list[EngineStatus] = []
-        self.num_steps_seen = 0
+        self._has_loaded = asyncio.Event()  # or has failed to
         self.stopped_s: float | None = None
         self.left_in_book: dict[str, list[int]] = {}  # before the server was stopped
         self.dead_s: float | None = None
@@ -73,12 +72,11 @@ class SystemSimulation:
         self, generations: list[tuple[float, Generation]], chaos: list[tuple[float, str]], num_questions: int
     ) -> None:
         config = SupervisorConfig(restarts=True, timeouts=TIMEOUTS)
-        self.client = EngineClient(config, on_step=self._on_step, on_status=self._on_status)
+        self.client = EngineClient(config, on_status=self._on_status)
         self.client._expert_queries._clock = self.machine.time
         self.admission = Admission(self.client, self.plan.max_queued, num_tenants=2)
         await self.client.start(EngineConfig(model="", num_tenants=2))
-        while self.client.ready is None and self.client.status.phase != "dead":
-            await asyncio.sleep(0.1)
+        await self._has_loaded.wait()
         for _, generation in generations:
             self.choices |= generation.choices
         clients = [asyncio.ensure_future(run_client(self, generation, at_s)) for at_s, generation in generations]
@@ -142,12 +140,11 @@ class SystemSimulation:
         if self.machine.host is not None and self.plan.heals_stops:
             self.machine.host.signal(signal.SIGCONT)
 
-    def _on_step(self, stats: StepStats) -> None:
-        self.num_steps_seen += 1
-
     def _on_status(self, status: EngineStatus) -> None:
         if not self.statuses or self.statuses[-1].phase != status.phase:
             self.note(f"status {status.phase} {status.message or ''}")
             if status.phase == "dead":
                 self.dead_s = self.machine.time()
         self.statuses.append(status)
+        if status.phase not in ("loading", "restarting"):
+            self._has_loaded.set()
