@@ -16,6 +16,7 @@ from engine.capacity.sizing import (
     served_dtype,
     served_kv_dtype,
     size_engine,
+    weight_kind,
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -31,6 +32,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -83,10 +85,13 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
-    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
-    memory = memory_of(device)
-    check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
     backend = choose_backend(config, device, dtype, heartbeat)
+    block_formats = backend.ops.block_formats
+    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
+    memory = memory_of(device)
+    kind = weight_kind(config, model_config, is_in_blocks=bool(kept_in_blocks(stored, block_formats)))
+    check_weights_fit(weight_bytes, memory.free_bytes(), kind)
+    warnings += decoding_warnings(stored, config.quantization, block_formats)
     with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),

@@ -112,10 +112,14 @@ class ServerState:
             self.access_log.finished(http_id, "rejected")
             raise queue_full(self.admission.retry_after_s(1))
 
-    def check_model(self, name: str) -> None:
-        """Raise ApiError 404 for a name that is not served. Names are case-sensitive."""
-        if name not in self.model_names:
+    def served_name(self, name: str | None) -> str:
+        """Return the model's name as the request has it, or the model's id if the request names none.
+
+        Raises ApiError 404 for a name that is not served. Names are case-sensitive.
+        """
+        if name is not None and name not in self.model_names:
             raise model_not_found()
+        return self.model_names[0] if name is None else name
 
 
 def tenant_of(request: HttpRequest) -> int:

@@ -151,7 +151,7 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str]) -> None:
         self._app = app
-        self._expected = [b"Bearer " + key.encode() for key in keys]
+        self._expected = [key.encode() for key in keys]
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,10 +165,16 @@ class ApiKeys:
 
     def _key_index(self, scope: Scope) -> int | None:
         """Return the index of the request's key, or None. Compares all keys, so that the time reveals nothing."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = [_bearer_token(value) for name, value in scope["headers"] if name == b"authorization"]
         if not sent and is_anthropic(scope):
-            sent = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
+            sent = [value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return None
         matches = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
         return matches.index(True) if any(matches) else None
+
+
+def _bearer_token(authorization: bytes) -> bytes:
+    """Return the token of `Bearer TOKEN`, or b"". The scheme's case does not matter (RFC 9110, section 11.1)."""
+    scheme, _, token = authorization.partition(b" ")
+    return token.lstrip(b" ") if scheme.lower() == b"bearer" else b""

@@ -124,7 +124,7 @@ async def respond(
 async def _stream(
     generation: Generation, reply_format: ReplyFormat, envelope: Envelope, options: StreamOptions, expert_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
-    usage_per_chunk = options.continuous_usage_stats
+    usage_per_chunk = options.continuous_usage_stats and options.include_usage is not False
     no_usage: Mapping[str, object] = {"usage": None} if options.include_usage else {}
     texts = (
         TextChunks(reply_format, envelope, no_usage) if reply_format.text_only_stream and not usage_per_chunk else None
