@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import invalid_api_key, is_anthropic
+from server.fairness.request_memory import RequestMemory
 from server.http.body_limit import BodyLimit
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
@@ -29,6 +30,7 @@ def with_middleware(
     open_paths: frozenset[str],
     metrics_auth: bool,
     max_body_bytes: int,
+    request_memory: RequestMemory | None = None,
     allowed_origins: Sequence[str],
     accepted_hosts: frozenset[str] | None = None,
     root_path: str,
@@ -39,9 +41,9 @@ def with_middleware(
 
     `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
     template, method, status) of each answered request. `accepted_hosts`: names that Host may have; None accepts all.
-    `outermost` adds a middleware around those that can reject.
+    `request_memory` bounds the bodies of all requests. `outermost` adds a middleware around those that can reject.
     """
-    app = BodyLimit(app, max_body_bytes)
+    app = BodyLimit(app, max_body_bytes, request_memory)
     if api_keys:
         open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))

@@ -93,6 +93,16 @@ def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_
     assert np.array_equal(found, prompt_logprobs(tmp_path / "a.gguf", threads=2, max_num_batched_tokens=7))
 
 
+def test_the_fingerprint_names_the_formats_of_weights_in_blocks(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape())
+    kept, decoded, again = (
+        LocalEngine(tmp_path / "a.gguf", **(SMALL | settings)).fingerprint
+        for settings in ({}, {"backend": "reference"}, {"quantization": "int8"})
+    )
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-float32-" in kept
+    assert "Q4_K" not in decoded + again and "-int8-" in again
+
+
 def test_another_theta_gives_other_answers(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", GgufShape())
     usual = LocalEngine(tmp_path / "a.gguf", **SMALL)
