@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from model.checkpoint.gguf.block_types import BY_NAME
@@ -55,6 +56,12 @@ def kept_in_blocks(stored: Mapping[str, StoredWeight], block_formats: Collection
     kept = {name for name in stored if _group(name) in usable and part_of(name) in QUANTIZED_PARTS}
     is_tied = HEAD not in stored and EMBEDDING in stored and stored[EMBEDDING].dtype in block_formats
     return kept | {HEAD} if is_tied else kept
+
+
+def name_of_blocks(stored: Mapping[str, StoredWeight], kept: Collection[str]) -> str:
+    """Name the formats of the weights that stay in blocks, the most frequent first: "Q4_K+Q6_K+Q8_0"."""
+    counts = Counter(stored[name if name in stored else EMBEDDING].dtype for name in kept)
+    return "+".join(sorted(counts, key=lambda dtype: (-counts[dtype], dtype)))
 
 
 def _group(name: str) -> str:

@@ -9,9 +9,12 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Never
 
 from jinja2 import TemplateError, Undefined, nodes, pass_context
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -26,13 +29,18 @@ from server.chat.render_budget import (
 )
 
 FILTERS = frozenset(
-    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int"}
-    | {"items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse"}
-    | {"round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
+    {"abs", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first"}
+    | {"float", "forceescape", "format", "groupby", "indent", "int", "items", "last", "length", "list", "lower", "map"}
+    | {"max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice"}
+    | {"sort", "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount"}
+    | {"wordwrap", "xmlattr"}
 )
+MAX_PARTS = 10_000  # that a filter may be asked for by a number
+_PARTS = frozenset({"batch", "slice"})
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 
-_LONG_WIDTH = re.compile(r"[0-9]{4}")  # in a format string
+_LONG_WIDTH = re.compile(r"[0-9]{4}|\*")  # in a format string; a star takes the width from an argument
+MAX_JSON_INDENT = 16  # also of a separator's characters
 
 # Names that no template can write, so that no template can replace their values.
 _BUDGET = "budget of this rendering"
@@ -77,6 +85,16 @@ class _LimitInserter(NodeTransformer):
         return nodes.Filter(node.nodes[0], _CONCAT, node.nodes[1:], [], None, None)
 
 
+class _GenerationTag(Extension):
+    """The tag {% generation %}, by which Hugging Face marks texts for training: writes its body."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja environment with Hugging Face's settings for chat templates, and with limits."""
 
@@ -85,12 +103,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False, cache_size=0
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
+            autoescape=False,
+            cache_size=0,
         )
-        self.filters = {name: _bounded_filter(self.filters[name]) for name in FILTERS}
+        self.filters = {name: _bounded_filter(name, self.filters[name]) for name in FILTERS}
         self.filters |= {"tojson": _tojson, "join": _join, _COUNTED: _counted, _CONCAT: _concat}
         self.globals = {name: self.globals[name] for name in GLOBALS}
-        self.globals["raise_exception"] = _raise_exception
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _LimitInserter().visit(super()._parse(source, name, filename))
@@ -104,8 +126,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
             check_product(owner, *args, *kwargs.values())
-            if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
-                raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
+            if function.__name__ in {"format", "format_map"}:
+                _check_widths(owner)
             if function.__name__ == "join" and len(args) == 1:
                 return _join(args[0], owner)
         return super().call(context, function, *args, **kwargs)
@@ -121,10 +143,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps jinja's mark for filters that take a context or environment
     def bounded(*args: Any, **kwargs: Any) -> Any:
         check_product(*args, *kwargs.values())
+        if name == "format":
+            _check_widths(str(args[0]))
+        if name in _PARTS and any(isinstance(part, int) and part > MAX_PARTS for part in (*args, *kwargs.values())):
+            raise TemplateBudgetExceeded(f"its filter {name} makes more than {MAX_PARTS} parts")
         return function(*args, **kwargs)
 
     return bounded
@@ -168,13 +194,31 @@ def _join(values: Iterable[object], separator: str = "") -> str:
     return bounded_join(pieces())
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    """Write JSON like Hugging Face's filter: no HTML escapes, non-ASCII characters unchanged."""
-    if isinstance(value, Undefined) or (indent or 0) > 16:
-        raise TemplateError("tojson of an undefined value")
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Write JSON like Hugging Face's filter: no HTML escapes, and by default non-ASCII characters unchanged."""
+    if isinstance(value, Undefined) or max(indent or 0, *map(len, separators or ("", ""))) > MAX_JSON_INDENT:
+        raise TemplateError("tojson of an undefined value, or with a wide indent or separator")
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     check_chars(len(text))
     return text
+
+
+def _strftime_now(form: str) -> str:
+    """Write the local time, as Hugging Face's function. A prompt with it changes, and finds no prefix in the cache."""
+    _check_widths(form)
+    return datetime.now().strftime(form)
+
+
+def _check_widths(form: str) -> None:
+    """Raise TemplateBudgetExceeded for a format string that could pad a text to 1,000 characters or more."""
+    if _LONG_WIDTH.search(form):
+        raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
 
 
 def _raise_exception(message: object) -> Never:

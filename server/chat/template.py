@@ -23,6 +23,9 @@ PRIVATE_USE = range(
 )  # Unicode characters without a meaning; two that the conversation does not use serve as marks
 SYSTEM_PROBE = "Be brief."
 TOOL_PROBE = "probe_of_tools"
+PROBE_TOOLS: list[JsonValue] = [
+    {"type": "function", "function": {"name": TOOL_PROBE, "description": "", "parameters": {}}}
+]
 NO_KWARGS: Mapping[str, str | bool] = MappingProxyType({})
 
 
@@ -72,13 +75,22 @@ class ChatTemplate:
         return self._tokenizer.encode_with_specials(rendered, guard=guard)
 
     def _check_renders(self) -> None:
-        """Render the simplest conversation, so that a template that can never work is refused at start-up."""
-        try:
-            self._template.render(self._variables([{"role": "user", "content": "Hello"}], True, False))
-        except TemplateRefusal:
-            return  # the template may have rules of its own; its refusal reaches each client
-        except (TemplateBudgetExceeded, TemplateError) as error:
-            raise TokenizerError(f"the chat template fails on a simple conversation: {error}") from None
+        """Render the simplest conversation, so that a template that can never work is refused at start-up.
+
+        A template that fails without tools may have been written for conversations with tools only.
+        """
+        variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
+        faults: list[TemplateBudgetExceeded | TemplateError] = []
+        for tools in (None, PROBE_TOOLS):
+            try:
+                self._template.render({**variables, "tools": tools})
+            except TemplateRefusal:
+                return  # the template may have rules of its own; its refusal reaches each client
+            except (TemplateBudgetExceeded, TemplateError) as error:
+                faults.append(error)
+            else:
+                return
+        raise TokenizerError(f"the chat template fails on a simple conversation: {faults[0]}")
 
     def _detect_system_place(self) -> SystemPlace:
         """Find where the system text goes by rendering one: some templates refuse system messages, others drop them."""
@@ -95,11 +107,9 @@ class ChatTemplate:
         """Return whether the model can call tools: it has a token for calls, and the template writes the tools."""
         if self._tokenizer.special_token_id(CALLS_MARKER) is None:
             return False
-        function: dict[str, JsonValue] = {"name": TOOL_PROBE, "description": "", "parameters": {}}
-        tools = [{"type": "function", "function": function}]
         variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
         try:
-            return TOOL_PROBE in self._template.render({**variables, "tools": tools})
+            return TOOL_PROBE in self._template.render({**variables, "tools": PROBE_TOOLS})
         except (TemplateRefusal, TemplateBudgetExceeded, TemplateError):
             return False
 

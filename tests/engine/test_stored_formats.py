@@ -110,6 +110,16 @@ def test_mistrals_own_layout_gives_the_bits_of_hugging_faces(tmp_path: Path) -> 
     assert answers(tmp_path) == answers(tmp_path / "source")
 
 
+def test_the_fingerprint_names_the_formats_of_weights_in_blocks(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape())
+    kept, decoded, again = (
+        LocalEngine(tmp_path / "a.gguf", **(SMALL | settings)).fingerprint
+        for settings in ({}, {"backend": "reference"}, {"quantization": "int8"})
+    )
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-float32-" in kept
+    assert "Q4_K" not in decoded + again and "-int8-" in again
+
+
 def test_another_theta_gives_other_answers(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", GgufShape())
     usual = LocalEngine(tmp_path / "a.gguf", **SMALL)

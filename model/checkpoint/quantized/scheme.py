@@ -39,8 +39,9 @@ def read_scheme(fields: JsonFields) -> PackedEncoding | None:
         method = "bitsandbytes"
     read = METHODS.get(method) if isinstance(method, str) else None
     if read is None:
-        known = f"{method} checkpoints are" if method in REFUSED_METHODS else f"quant_method {printable(method)} is"
-        raise quantization.error(f"{known} not supported; {WAY_OUT}")
+        if method in REFUSED_METHODS:
+            raise quantization.error(f"{method} checkpoints are not supported; {WAY_OUT}")
+        raise _refused(quantization, "quant_method")
     return read(quantization)
 
 

@@ -109,8 +109,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "exl2 checkpoints are not supported; use": {"quant_method": "exl2"},
     "hqq checkpoints are not supported; use": {"quant_method": "hqq"},
     "marlin checkpoints are not supported; use": {"quant_method": "marlin"},
-    "quant_method 'new' is not supported": {"quant_method": "new"},
-    "quant_method None is not supported": {},
+    "quantization_config.quant_method is 'new', which is not supported": {"quant_method": "new"},
+    "quantization_config.quant_method is None": {},
     "version is 'gemv', which is not supported; use a file of version gemm": {
         "quant_method": "awq", "version": "gemv", "bits": 4, "group_size": 128,
     },
