@@ -20,6 +20,12 @@ COPY server server
 RUN /opt/smoe/bin/pip install --no-cache-dir ".[tokenizers]"
 
 FROM ${PYTHON_IMAGE}
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Triton compiles a C launcher for each of its kernels at run time.
+# hadolint ignore=DL3008
+RUN if [ "${TORCH_INDEX##*/}" != cpu ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/smoe /opt/smoe
 # Group 0 may write to the home directory, so that any uid works (OpenShift picks its own).
 RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/smoe --shell /usr/sbin/nologin smoe \

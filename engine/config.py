@@ -29,6 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
+    enforce_eager: bool = False  # on a GPU: launch every kernel by itself, without CUDA graphs
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival
     share_prefix_cache: bool = False  # several tenants find each other's blocks in the prefix cache
     rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint

@@ -36,8 +36,8 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Engine to API: progress of loading."""
 
-    phase: str  # "weights", "kv cache", "warm-up"
-    loaded_bytes: int
+    phase: str  # "checksums", "weights", "kv cache", "warm-up", "CUDA graphs"
+    loaded_bytes: int  # numbers of graphs in the phase "CUDA graphs"
     total_bytes: int
 
 
@@ -64,7 +64,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     fingerprint: str  # names numerics and weights: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
-    quantization: str = "none"  # of the weights: none, int8, int4 or fp8
+    quantization: str = "none"  # of the weights: none, int8, int4, fp8, or block formats ("Q4_K+Q6_K")
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
 
 

@@ -1,6 +1,5 @@
 """Memory of the paged KV cache. The engine decides which sequence owns a block."""
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -32,11 +31,10 @@ class KvPool:
         self.k = _zeros(shape, DTYPES[dtype], device)
         self.v = _zeros(shape, DTYPES[dtype], device)
 
-    def zero_blocks(self, block_ids: Sequence[int]) -> None:
-        """Fill these blocks with zeros, in every layer."""
-        ids = torch.tensor(block_ids, device=self.k.device)
-        self.k.index_fill_(1, ids, 0)
-        self.v.index_fill_(1, ids, 0)
+    def zero_blocks(self, block_ids: Tensor) -> None:
+        """Fill these blocks, int64 on the pool's device, with zeros in every layer."""
+        self.k.index_fill_(1, block_ids, 0)
+        self.v.index_fill_(1, block_ids, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

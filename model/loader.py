@@ -3,7 +3,7 @@
 Shape letters as in model/mixtral.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,10 +13,12 @@ from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
+from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
-from model.stored_weights import read_weight
+from model.ops.weights import BlockMatrix, Weight
+from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
 def load_model(
@@ -31,13 +33,16 @@ def load_model(
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
+    Weights in blocks that `ops` multiplies stay in them.
+
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
     total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
     all zero. Raises CheckpointError.
     """
     stored = read_stored_weights(path, config)
-    source = TensorReader(stored, dtype, device, on_progress, check_values=check_values)
+    in_blocks = kept_in_blocks(stored, ops.block_formats)
+    source = TensorReader(stored, in_blocks, dtype, device, on_progress, check_values=check_values)
     return Mixtral(config, _build(config, source, ops), ops)
 
 
@@ -47,6 +52,7 @@ class TensorReader:
     def __init__(
         self,
         stored: Mapping[str, StoredWeight],
+        in_blocks: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
         on_progress: Callable[[int, int], None],
@@ -54,12 +60,15 @@ class TensorReader:
         check_values: bool,
     ) -> None:
         self._stored = stored
+        self._in_blocks = in_blocks
         self._check_values = check_values
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
         self._total_bytes = sum(tensor.num_bytes for tensor in stored.values())
+        if HEAD in in_blocks and HEAD not in stored:
+            self._total_bytes += stored[EMBEDDING].num_bytes  # read again, as the head
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -67,6 +76,14 @@ class TensorReader:
     def read(self, name: str) -> Tensor:
         """Read a whole tensor."""
         return self._read(name, 0, self._stored[name].shape[0])
+
+    def read_matrix(self, name: str) -> Weight:
+        """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
+        return self._read_blocks(name) if name in self._in_blocks else self.read(name)
+
+    def read_head(self, embedding: Tensor) -> Weight:
+        """Read the output head. A stored one takes precedence over tying, as in transformers."""
+        return self.read_matrix(HEAD) if HEAD in self._stored or HEAD in self._in_blocks else embedding
 
     def read_entry(self, name: str, index: int) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
@@ -77,9 +94,20 @@ class TensorReader:
         weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
-        self._loaded_bytes += tensor.num_bytes * count // tensor.shape[0]
-        self._on_progress(self._loaded_bytes, self._total_bytes)
+        self._count(tensor.num_bytes * count // tensor.shape[0])
         return weight
+
+    def _read_blocks(self, name: str) -> BlockMatrix:
+        tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        matrix = read_block_matrix(tensor)
+        if self._check_values:
+            _check_numbers(tensor, decode_matrix(matrix, self._dtype))
+        self._count(tensor.num_bytes)
+        return matrix
+
+    def _count(self, num_bytes: int) -> None:
+        self._loaded_bytes += num_bytes
+        self._on_progress(self._loaded_bytes, self._total_bytes)
 
 
 def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
@@ -94,17 +122,15 @@ def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeight
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read(NORM)
-    # A stored head takes precedence over tying, as in transformers.
-    head = source.read(HEAD) if HEAD in source else embedding
-    return MixtralWeights(embedding, layers, norm, ops.pack_linear(head))
+    return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
     return LayerWeights(
         attention_norm=source.read(prefix + "input_layernorm.weight"),
-        qkv=ops.pack_linear(*(source.read(f"{attention}{name}_proj.weight") for name in "qkv")),
-        output=ops.pack_linear(source.read(attention + "o_proj.weight")),
+        qkv=ops.pack_linear(*(source.read_matrix(f"{attention}{name}_proj.weight") for name in "qkv")),
+        output=ops.pack_linear(source.read_matrix(attention + "o_proj.weight")),
         ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),
     )
@@ -112,7 +138,7 @@ def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> 
 
 def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> object:
     if not config.num_experts:
-        gate, up, down = (source.read(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+        gate, up, down = (source.read_matrix(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
         return ops.pack_ffn(FfnWeights(w1=gate, w3=up, w2=down))
     if prefix + FUSED_W13 in source:
         return ops.pack_moe(source.read(prefix + "mlp.gate.weight"), _fused_experts(config, source, prefix))
@@ -123,7 +149,7 @@ def _feed_forward(config: ModelConfig, source: TensorReader, ops: Ops, prefix: s
 def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     """Yield one expert at a time. No name is bound to a matrix, which would keep it alive while the next is read."""
     for expert in range(config.num_experts):
-        yield FfnWeights(*(source.read(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
+        yield FfnWeights(*(source.read_matrix(f"{prefix}{expert}.{name}.weight") for name in ("w1", "w3", "w2")))
 
 
 def _fused_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:

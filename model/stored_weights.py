@@ -18,6 +18,7 @@ from model.checkpoint.gguf.block_decoders import decode_blocks
 from model.checkpoint.gguf.block_types import BY_NAME
 from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.ops.huge_pages import empty
+from model.ops.weights import BlockMatrix
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
 CHUNK_WEIGHTS = 1 << 15  # decoded at once: temporary arrays stay in the cache, and below the size that malloc maps anew
@@ -31,12 +32,31 @@ def read_weight(stored: StoredWeight, dtype: torch.dtype, first: int = 0, count:
     Quantized weights are decoded to `dtype`; others keep the type that they are stored in. Raises CheckpointError.
     """
     count = stored.shape[0] - first if count is None else count
-    content = read_bytes(stored, first, count)
-    if stored.dtype in DTYPES:
-        weight = content.view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
-    else:
-        weight = _decoded(count, stored.shape[1], dtype, _block_rows(stored, content))
+    if stored.dtype not in DTYPES:
+        return decode_matrix(read_block_matrix(stored, first, count), dtype)
+    weight = read_bytes(stored, first, count).view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
     return in_rotary_order(weight, stored.interleaved_heads) if stored.interleaved_heads else weight
+
+
+def read_block_matrix(stored: StoredTensor, first: int = 0, count: int | None = None) -> BlockMatrix:
+    """Read rows first .. first + count - 1 of a GGUF matrix as they are. Raises CheckpointError."""
+    count = stored.shape[0] - first if count is None else count
+    rows = read_bytes(stored, first, count).view(count, -1)
+    return BlockMatrix(
+        stored.dtype, in_rotary_order(rows, stored.interleaved_heads) if stored.interleaved_heads else rows
+    )
+
+
+def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype) -> Tensor:
+    """Decode a matrix in blocks of any GGUF type: [O, D] of `dtype`."""
+    block_type, rows = BY_NAME[matrix.format], matrix.blocks.numpy()
+    num_inputs = rows.shape[1] // block_type.block_bytes * block_type.block_len
+
+    def decode(first: int, last: int) -> NDArray[np.float32]:
+        blocks = rows[first:last].reshape(-1, block_type.block_bytes)
+        return decode_blocks(matrix.format, blocks).reshape(-1, num_inputs)
+
+    return _decoded(len(rows), num_inputs, dtype, decode)
 
 
 def read_bytes(tensor: StoredTensor, first: int, count: int) -> Tensor:
@@ -72,18 +92,6 @@ def _fill(file: FileIO, content: memoryview) -> bool:
             return False
         done += num_read
     return True
-
-
-def _block_rows(tensor: StoredTensor, content: Tensor) -> DecodeRows:
-    """Return the decoder of the rows of a GGUF tensor, whose bytes are `content`."""
-    block_type, num_inputs = BY_NAME[tensor.dtype], tensor.shape[-1]
-    rows = content.numpy().reshape(-1, num_inputs // block_type.block_len * block_type.block_bytes)
-
-    def decode(first: int, last: int) -> NDArray[np.float32]:
-        blocks = rows[first:last].reshape(-1, block_type.block_bytes)
-        return decode_blocks(tensor.dtype, blocks).reshape(-1, num_inputs)
-
-    return decode
 
 
 def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeRows) -> Tensor:

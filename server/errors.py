@@ -14,6 +14,7 @@ ErrorType = Literal[
 ]
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 CHECK_RETRY_S = 1.0
 MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 
@@ -42,7 +43,9 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
+        anthropic_message: str | None = None,
     ) -> None:
+        """`anthropic_message`: the message in Anthropic's wording, for errors that its clients know by their words."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -50,6 +53,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers)
+        self.anthropic_message = anthropic_message
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON of the error: the body of a reply, or the last event of a stream."""
@@ -78,16 +82,28 @@ def unknown_parameter(param: str | None) -> ApiError:
 
 
 def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
-    """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together."""
-    tokens = f"{num_prompt} prompt tokens and {num_completion} tokens to generate"
-    message = f"At most {limit} tokens fit, prompt and completion together; this request has {tokens}."
-    return ApiError(message, param=param, code="context_length_exceeded")
+    """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together.
+
+    Frameworks recognise a full context by OpenAI's and Anthropic's words, so the messages begin with them.
+    """
+    tokens = f"{num_prompt + num_completion} tokens ({num_prompt} in the prompt, {num_completion} in the completion)"
+    message = f"{_maximum_context(limit)} However, you requested {tokens}. Shorten one of them."
+    anthropic_message = (
+        f"input length and `max_tokens` exceed context limit: {num_prompt} + {num_completion} > {limit}, "
+        "decrease input length or `max_tokens` and try again"
+    )
+    return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
 
 
 def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
     """The prompt alone is too long. `num_prompt` may be a lower bound."""
-    message = f"The prompt may have at most {limit} tokens here; it has {num_prompt} or more."
-    return ApiError(message, param=param, code="context_length_exceeded")
+    message = f"{_maximum_context(limit)} However, your prompt has at least {num_prompt} tokens. Shorten it."
+    anthropic_message = f"prompt is too long: {num_prompt} tokens > {limit} maximum"
+    return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
+
+
+def _maximum_context(limit: int) -> str:
+    return f"This model's maximum context length is {limit} tokens."
 
 
 def invalid_api_key() -> ApiError:
@@ -220,6 +236,37 @@ def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
     )
 
 
+def request_memory_full(retry_after_s: float) -> ApiError:
+    """Request bodies, with what is parsed from them, use up their memory."""
+    return ApiError(
+        "The memory for request bodies (--request-memory-bytes) is full; try again after the time in Retry-After.",
+        status=503,
+        type="service_unavailable_error",
+        code="request_memory_full",
+        headers={**_retry_after(retry_after_s), "connection": "close"},
+    )
+
+
+def reply_memory_full(retry_after_s: float) -> ApiError:
+    """Replies with log probabilities or expert ids use up their memory."""
+    return _budget_full("replies with log probabilities or expert ids", "reply_memory_full", retry_after_s)
+
+
+def constraints_full(retry_after_s: float) -> ApiError:
+    """Biases, allowed tokens and bad words of open requests use up their memory."""
+    return _budget_full("biases, allowed tokens and bad words", "constraints_full", retry_after_s)
+
+
+def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:
+    return ApiError(
+        f"The memory for {what} is full; try again after the time in Retry-After.",
+        status=429,
+        type="rate_limit_error",
+        code=code,
+        headers=_retry_after(retry_after_s),
+    )
+
+
 def internal_error(*, deterministic: bool = True) -> ApiError:
     """A fault of the server. `deterministic`: a retry would fail again, so the header advises against it."""
     headers = {"x-should-retry": "false"} if deterministic else NO_HEADERS
@@ -246,4 +293,4 @@ def error_body(error: ApiError, scope: Scope) -> Mapping[str, object]:
 def anthropic_error(error: ApiError) -> dict[str, object]:
     """Return {"type": "error", "error": {"type", "message"}}, which is also the last event of a failed stream."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    return {"type": "error", "error": {"type": kind, "message": error.anthropic_message or error.message}}

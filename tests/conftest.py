@@ -1,6 +1,7 @@
 """Shared by all tests: `--scale` for the counts of randomised tests, and the mark `slow`, which is given by path."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ SLOW = (
     "tests/engine/bench",
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
+    "tests/engine/execution/test_no_device_reads.py",
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",
     "tests/engine/test_parity.py",
@@ -21,9 +23,11 @@ SLOW = (
     "tests/engine/test_same_bits.py",
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/test_mutated_headers.py",
+    "tests/model/ops/native/test_block_formats.py",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
+    "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
@@ -38,6 +42,7 @@ SLOW = (
     "tests/server/http/test_connections.py",
     "tests/server/http/test_disconnect.py",
     "tests/server/http/test_protocol.py",
+    "tests/server/lifecycle/restart/test_restart.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
     "tests/server/sandbox/test_pool.py",
@@ -55,6 +60,8 @@ SLOW = (
 )
 MOVED = [path for path in SLOW if not (ROOT / path).exists()]
 assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
 
 # Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]

@@ -27,6 +27,7 @@ FOREIGN_FLAGS = {
     *("--build", "--build-arg", "--init"),  # docker
     *("--exclude", "--local-dir"),  # hf
     *("--key",),  # llm
+    *("--auth-type",),  # qwen
     *("--scale", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server

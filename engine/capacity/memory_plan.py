@@ -1,9 +1,11 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.capacity.sizing import (
+    BLOCKS,
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     EngineLimits,
@@ -16,13 +18,14 @@ from engine.capacity.sizing import (
     served_dtype,
     served_kv_dtype,
     size_engine,
+    weight_kind,
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tensor_names import parameters_by_part
-from model.checkpoint.weight_sizes import weight_bytes
+from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 
@@ -46,7 +49,8 @@ class MemoryPlan:
     config: EngineConfig
     stored_bytes: int  # of the weights, in the checkpoint's files
     parameters: dict[str, int]  # by part of the network
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and fp8, if served), then by part
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part
+    weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
     memory_bytes: int  # for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # enough for one request of the longest context
@@ -62,11 +66,6 @@ class MemoryPlan:
     def active_parameters(self) -> int:
         """Parameters that compute one token: all but the experts that are not chosen. Mixtral-8x7B: 12.9 billion."""
         return self.total_parameters - self._idle_share(self.parameters["experts"])
-
-    @property
-    def weight_kind(self) -> str:
-        """Format of most weights: one of WEIGHT_KINDS, or fp8."""
-        return self.dtype if self.config.quantization == "none" else self.config.quantization
 
     @property
     def weight_bytes(self) -> int:
@@ -125,12 +124,13 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    own_kind = dtype if config.quantization == "none" else config.quantization
+    in_blocks = _is_native(config) and bool(kept_in_blocks(stored, PACKED_BLOCKS))
+    own_kind = weight_kind(config, model, is_in_blocks=in_blocks)
     part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
     total_bytes = sum(part_bytes[own_kind].values())
     limits, unfit_reason = None, ""
     try:
-        limits = _limits(config, model, total_bytes, memory_bytes)
+        limits = _limits(config, model, total_bytes, own_kind, memory_bytes)
     except EngineConfigError as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -139,6 +139,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
         part_bytes=part_bytes,
+        weight_kind=own_kind,
         memory_bytes=memory_bytes,
         dtype=dtype,
         needed_bytes=total_bytes + _kv_need(config, model),
@@ -148,13 +149,20 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     )
 
 
-def _element_format(kind: str, dtype: str) -> tuple[int, str]:
-    """Return the bytes of an unquantized element and the quantization of `kind`, for weights served in `dtype`."""
-    return (ELEMENT_BYTES[kind], "none") if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind)
+def _is_native(config: EngineConfig) -> bool:
+    """Return whether the plan is for the native backend, which multiplies GGUF blocks."""
+    return config.device != "cuda" and config.backend in ("auto", "native")
 
 
-def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, memory_bytes: int) -> EngineLimits:
-    check_weights_fit(total_bytes, memory_bytes, served_dtype(config, model), config.quantization)
+def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
+    """Return the arguments of weight_bytes for the weight format `kind`, with the other parts in `dtype`."""
+    if kind == BLOCKS:
+        return ELEMENT_BYTES[dtype], "none", PACKED_BLOCKS
+    return (ELEMENT_BYTES[kind], "none", ()) if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind, ())
+
+
+def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
+    check_weights_fit(total_bytes, memory_bytes, kind)
     free_bytes = memory_bytes - total_bytes
     return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
 

@@ -17,6 +17,7 @@ SHARE_OF_FREE_MEMORY = 0.5  # of the memory left after the weights, unless the u
 DEFAULT_GPU_BUDGET = 2048
 MAX_CPU_BUDGET = 2048
 MIN_CPU_BUDGET = 32
+BLOCKS = "GGUF blocks"  # the format of weights that stay as a GGUF file stores them
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}  # of each served dtype
 EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; lengths for which a memory plan shows the capacity
 
@@ -55,10 +56,16 @@ def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return config.block_size * model.kv_bytes_per_token(served_kv_dtype(config, model))
 
 
-def check_weights_fit(weight_bytes: int, free_bytes: int, dtype: str, quantization: str) -> None:
-    """Raise EngineConfigError, before a weight is read, if the weights alone are too large."""
+def weight_kind(config: EngineConfig, model: ModelConfig, *, is_in_blocks: bool) -> str:
+    """Return the format of most weights: float32, bfloat16, int8, int4, fp8 or BLOCKS."""
+    if config.quantization != "none":
+        return config.quantization
+    return BLOCKS if is_in_blocks else served_dtype(config, model)
+
+
+def check_weights_fit(weight_bytes: int, free_bytes: int, kind: str) -> None:
+    """Raise EngineConfigError, before a weight is read, if the weights alone are too large. `kind`: their format."""
     if weight_bytes > free_bytes:
-        kind = dtype if quantization == "none" else quantization
         remedies = {
             "float32": "; --dtype bfloat16 halves them",
             "bfloat16": "; --quantization int8 halves them",

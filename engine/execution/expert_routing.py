@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.execution.device_transfer import to_device
+from engine.execution.device_transfer import HostCopy, to_device
 from engine.scheduling.step_plan import Chunk
 from engine.types import ExpertChoices
 from model.config import ModelConfig
@@ -40,17 +40,26 @@ def _repeat_rows(values: list[int], lengths: list[int], dtype: type[Number]) -> 
     return np.repeat(np.array(values, dtype=dtype), lengths)
 
 
-def expert_choices(chunks: SequenceOf[Chunk], routing: Routing | None) -> dict[int, ExpertChoices]:
-    """Return the expert ids of the chunks' rows by request id, for the requests that report experts."""
-    found: dict[int, ExpertChoices] = {}
+def copy_expert_ids(chunks: SequenceOf[Chunk], routing: Routing | None) -> HostCopy | None:
+    """Queue the copy of the step's expert ids to the host, if a request reports experts."""
     if routing is None or not any(chunk.sequence.experts for chunk in chunks):
+        return None
+    return HostCopy([routing.expert_ids])
+
+
+def expert_choices(chunks: SequenceOf[Chunk], expert_ids: HostCopy | None) -> dict[int, ExpertChoices]:
+    """Wait for the copy; return the expert ids of the chunks' rows by request id, for the requests that report them."""
+    found: dict[int, ExpertChoices] = {}
+    if expert_ids is None:
         return found
+    [layers] = expert_ids.lists()
     first = 0
     for chunk in chunks:
         request = chunk.sequence.request
         if chunk.sequence.experts:
-            expert_ids = routing.expert_ids[:, first : first + chunk.length, : request.experts_per_token]
-            found[request.request_id] = expert_ids.tolist()
+            found[request.request_id] = [
+                [ids[: request.experts_per_token] for ids in rows[first : first + chunk.length]] for rows in layers
+            ]
         first += chunk.length
     return found
 

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from engine.execution.device_transfer import HostCopy
-from engine.execution.expert_routing import expert_choices
+from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.expert_routing import copy_expert_ids, expert_choices
 from engine.execution.expert_stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import NOT_FINITE, Outcomes, PendingSamples, Sampler
 from engine.scheduling.step_plan import StepPlan, StepResult
-from model.forward_batch import Routing
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 
@@ -22,7 +22,7 @@ class InFlightStep:
 
     plan: StepPlan
     sampling: PendingSamples | None  # None if no row needs logits
-    routing: Routing | None
+    expert_ids: HostCopy | None  # None if no request reports experts
     finite: HostCopy | None  # per position, True if its hidden state is finite; None if all positions have logits
 
 
@@ -51,7 +51,7 @@ class ModelRunner:
 
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         """Fill the blocks with zeros, after the launched steps and before the next one."""
-        self.kv_pool.zero_blocks(block_ids)
+        self.kv_pool.zero_blocks(to_device(np.array(block_ids, dtype=np.int64), self.requests.device))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlightStep:
@@ -67,14 +67,15 @@ class ModelRunner:
         if forward.routing is not None:
             self.experts.record(forward.token_ids, forward.routing.expert_ids)
         sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
-        return InFlightStep(plan, sampling, forward.routing, None if finite is None else HostCopy([finite]))
+        expert_ids = copy_expert_ids(plan.chunks, forward.routing)
+        return InFlightStep(plan, sampling, expert_ids, None if finite is None else HostCopy([finite]))
 
     def finish(self, step: InFlightStep) -> StepResult:
         """Wait for a step and return its results."""
         outcomes, scores = ({}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
         if step.finite is not None:
             outcomes |= _not_finite(step.plan, step.finite.lists()[0])
-        return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.routing))
+        return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.expert_ids))
 
 
 def _not_finite(plan: StepPlan, finite: list[bool]) -> Outcomes:

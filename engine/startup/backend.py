@@ -1,6 +1,6 @@
 """Choice of the backend for a device: the user's choice, or the fastest available one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,12 @@ class Backend:
     ops: Ops
     name: str  # native, triton or reference
     numerics: str  # the name, and everything else in the backend that affects bits
+    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     warnings: tuple[str, ...] = ()
+
+    def with_blocks(self, formats: str) -> "Backend":
+        """Return the backend with weights in the block formats of a file, which its names then contain."""
+        return replace(self, numerics=f"{self.numerics}-{formats}", quantization=formats)
 
 
 def choose_backend(
@@ -64,7 +69,7 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
     if heartbeat is not None:
         ops.set_heartbeat(heartbeat.counter)
     torch.set_num_threads(1)
-    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_suffix(config.quantization)}")
+    return Backend(ops, "native", f"native.{NUMERICS}-{ops.isa}{_suffix(config.quantization)}", config.quantization)
 
 
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -84,17 +89,17 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if major < OLDEST_MAJOR:
         raise EngineConfigError(f"--backend triton: this GPU is sm_{major}{minor}, the kernels need sm_80 or newer")
     formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
-    ops = TritonOps(dtype, formats[config.quantization], config.deterministic)
+    ops = TritonOps(dtype, formats[config.quantization], config.deterministic, arch=10 * major + minor)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"
-    return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}")
+    return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}", config.quantization)
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     numerics = f"reference-{device.type}{_suffix(config.quantization)}"
-    return Backend(ReferenceOps(_quantization(config)), "reference", numerics, warnings)
+    return Backend(ReferenceOps(_quantization(config)), "reference", numerics, config.quantization, warnings)
 
 
 def _quantization(config: EngineConfig) -> Quantization:

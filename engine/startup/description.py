@@ -31,7 +31,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         fingerprint=fingerprint(config, loaded),
         phase_seconds=loaded.phase_seconds,
         warnings=list(loaded.warnings),
-        quantization=config.quantization,
+        quantization=loaded.quantization,
         checkpoint_files=loaded.checkpoint.files,
     )
 

@@ -20,8 +20,11 @@ class DeviceMemory(Protocol):
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
 
-    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
+    def bytes_left_after(self, largest_steps: Callable[[], None]) -> int:
         """Bytes that can be allocated permanently beside steps of this size."""
+
+    def bytes_kept_by(self, build: Callable[[], object]) -> int:
+        """Bytes that the result of `build` keeps allocated. The result is dropped."""
 
 
 class HostMemory:
@@ -32,14 +35,17 @@ class HostMemory:
     def free_bytes(self) -> int:
         return available_bytes()
 
-    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
+    def bytes_left_after(self, largest_steps: Callable[[], None]) -> int:
         return self.free_bytes()
+
+    def bytes_kept_by(self, build: Callable[[], object]) -> int:
+        return 0  # only CUDA graphs are planned for
 
 
 class CudaMemory:
     """Memory of a CUDA device, as counted by torch's allocator and the driver."""
 
-    pool_share = 0.95  # the rest is for fragmentation of the allocator and for graphs
+    pool_share = 0.95  # the rest is for fragmentation of the allocator
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -49,16 +55,26 @@ class CudaMemory:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
-    def bytes_left_after(self, largest_step: Callable[[], None]) -> int:
-        """Run the step twice, because the first run also loads kernels, and subtract the peak of the second."""
-        largest_step()
+    def bytes_left_after(self, largest_steps: Callable[[], None]) -> int:
+        """Run the steps twice, because the first run also loads kernels, and subtract the peak of the second."""
+        largest_steps()
         torch.cuda.synchronize(self._device)
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
-        largest_step()
+        largest_steps()
         torch.cuda.synchronize(self._device)
         peak = torch.cuda.max_memory_allocated(self._device) - before
         return max(0, self.free_bytes() - peak)
+
+    def bytes_kept_by(self, build: Callable[[], object]) -> int:
+        """Compare the free memory before `build` with that while its result exists: graphs use the driver's memory,
+        which torch does not count."""
+        before = self.free_bytes()
+        kept = build()
+        torch.cuda.synchronize(self._device)
+        after = self.free_bytes()
+        del kept
+        return max(0, before - after)
 
 
 def memory_of(device: torch.device) -> DeviceMemory:

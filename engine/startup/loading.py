@@ -16,6 +16,7 @@ from engine.capacity.sizing import (
     served_dtype,
     served_kv_dtype,
     size_engine,
+    weight_kind,
 )
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -31,6 +32,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks
 from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -38,11 +40,11 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.loader import load_model
 from model.mixtral import Mixtral
-from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
+from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import packed_bytes
 from model.ops.native.ops import NativeOps
-from model.profile_step import run_profile_step
+from model.profile_step import run_profile_steps
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,6 +65,7 @@ class LoadedModel:
     device: torch.device
     backend: str  # native, triton or reference
     numerics: str  # everything in the backend that affects bits
+    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int
     kv_block_bytes: int
@@ -83,10 +86,15 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
-    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization).values())
-    memory = memory_of(device)
-    check_weights_fit(weight_bytes, memory.free_bytes(), served_dtype(config, model_config), config.quantization)
     backend = choose_backend(config, device, dtype, heartbeat)
+    block_formats = backend.ops.block_formats
+    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
+    memory = memory_of(device)
+    kept = kept_in_blocks(stored, block_formats)
+    check_weights_fit(weight_bytes, memory.free_bytes(), weight_kind(config, model_config, is_in_blocks=bool(kept)))
+    if kept:
+        backend = backend.with_blocks(name_of_blocks(stored, kept))
+    warnings += decoding_warnings(stored, config.quantization, block_formats)
     with explain_out_of_memory(config, "the weights are loaded", memory):
         model = load_model(
             Path(config.model),
@@ -150,14 +158,20 @@ def _assemble(
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
-            lambda: run_profile_step(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
+            lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
+    if backend.name == "triton":
+        with explain_out_of_memory(config, "decode steps are captured", memory):
+            free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
-    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
+    if backend.name == "triton":
+        graphed = _captured(config, model, kv_pool, limits.max_model_len, on_progress)
+        model = model if config.enforce_eager else graphed
+    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
         limits = replace(limits, max_num_batched_tokens=measure_token_budget(config, model_config, runner, limits))
     return LoadedModel(
@@ -170,6 +184,7 @@ def _assemble(
         device=device,
         backend=backend.name,
         numerics=backend.numerics,
+        quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config),
@@ -178,15 +193,32 @@ def _assemble(
     )
 
 
+def _captured(
+    config: EngineConfig, model: Mixtral, kv_pool: KvPool, max_model_len: int, on_progress: ProgressCallback
+) -> GraphedMixtral:
+    """Capture the decode steps of every size, or only compile their kernels if `enforce_eager`."""
+    recorder = EagerRecorder() if config.enforce_eager else CudaRecorder()
+    table_width = -(-max_model_len // config.block_size)
+    graphed = GraphedMixtral(model, kv_pool, recorder, config.max_num_seqs, table_width)
+    graphed.capture_all(lambda done, total: on_progress("CUDA graphs", done, total))
+    return graphed
+
+
+def _trial_graphs(
+    config: EngineConfig, model: Mixtral, kv_dtype: KvDtype, on_progress: ProgressCallback
+) -> GraphedMixtral:
+    """Capture all graphs over a KV pool of two blocks, to measure their memory before the real pool is sized."""
+    pool = KvPool(model.config, 2, config.block_size, kv_dtype, model.weights.embedding.device)
+    return _captured(config, model, pool, config.max_model_len or model.config.context_len, on_progress)
+
+
 def _make_runner(
     config: EngineConfig, model: Mixtral, backend: Backend, kv_pool: KvPool, max_model_len: int, device: torch.device
 ) -> ModelRunner:
-    """Create the runner of the network, with CUDA graphs on the triton backend."""
+    """Create the runner of the network."""
     experts = ExpertReporter(ExpertStats(model.config, device) if model.config.num_experts else None)
     requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, model.config.vocab_size, device)
     sampler = Sampler(backend.ops, requests, model.config.eos_token_ids)
-    if backend.name == "triton":
-        model = GraphedMixtral(model, kv_pool, CudaRecorder())
     return ModelRunner(model, kv_pool, requests, sampler, experts)
 
 

@@ -4,12 +4,17 @@ A separate process, because it imports torch, and because a broken torch or nati
 """
 
 import json
+import shutil
+import sysconfig
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from engine.capacity.host_resources import num_cores
 from model.ops.native.library import NativeLibrary, NativeUnavailableError
+
+C_COMPILERS = ("gcc", "clang")
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Probe:
     num_cores: int  # usable by this process
     isas: list[str]  # usable instruction sets of the native library, fastest last
     native_error: str | None  # reason if there is no native library
+    launcher_error: str | None  # what Triton lacks to build its launchers, on a machine with a GPU
 
 
 def probe() -> Probe:
@@ -31,7 +37,15 @@ def probe() -> Probe:
     except NativeUnavailableError as error:
         native_error = str(error)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Probe(torch.__version__, gpus, num_cores(), isas, native_error)
+    return Probe(torch.__version__, gpus, num_cores(), isas, native_error, launcher_error() if gpus else None)
+
+
+def launcher_error() -> str | None:
+    """Return what is missing for Triton, which compiles a C launcher for each kernel when it first runs."""
+    if not any(map(shutil.which, C_COMPILERS)):
+        return "no C compiler (gcc or clang) is installed"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if header.exists() else f"{header} is missing"
 
 
 if __name__ == "__main__":

@@ -1,27 +1,76 @@
 """Compute the bytes of loaded weights by part of the network, from headers alone. Imports no torch."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 
+from model.checkpoint.gguf.block_types import BY_NAME
 from model.checkpoint.stored_tensor import StoredWeight
-from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, part_of
+from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
 GROUP = 32  # inputs that share an int4 scale
+# Formats that the native backend multiplies as a GGUF file stores them -> bytes of a packed block. In Q4_K and Q5_K
+# each scale gets a byte of its own.
+PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")}
+PACKED_BLOCKS |= {"Q4_K": 148, "Q5_K": 180}
+EXPERT = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)\d+(\.w[123]\.weight)")
 
 
-def weight_bytes(stored: Mapping[str, StoredWeight], element_bytes: int, quantization: str) -> dict[str, int]:
+def weight_bytes(
+    stored: Mapping[str, StoredWeight],
+    element_bytes: int,
+    quantization: str,
+    block_formats: Collection[str] = (),
+) -> dict[str, int]:
     """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
 
-    A tied head takes 0 bytes without quantization. With it, the head is a quantized copy of the embedding.
+    `block_formats`: of the weights that stay in the blocks of a GGUF file. A tied head takes 0 bytes in the compute
+    dtype; else it is a copy of the embedding.
     """
     sizes = dict.fromkeys(PARTS, 0)
+    in_blocks = kept_in_blocks(stored, block_formats)
     for name, tensor in stored.items():
         part = part_of(name)
-        sizes[part] += _tensor_bytes(tensor.shape, part, element_bytes, quantization)
-    if HEAD not in stored and quantization != "none":
+        if name in in_blocks:
+            sizes[part] += _packed_bytes(tensor)
+        else:
+            sizes[part] += _tensor_bytes(tensor.shape, part, element_bytes, quantization)
+    if HEAD not in stored and HEAD in in_blocks:
+        sizes["head"] = _packed_bytes(stored[EMBEDDING])
+    elif HEAD not in stored and quantization != "none":
         sizes["head"] = _tensor_bytes(stored[EMBEDDING].shape, "head", element_bytes, quantization)
     return sizes
+
+
+def kept_in_blocks(stored: Mapping[str, StoredWeight], block_formats: Collection[str]) -> set[str]:
+    """Return the names of the weights that stay in blocks, those of `block_formats`; a tied head counts as HEAD.
+
+    Of the experts of a layer each of w1, w2 and w3 must have one format. Others are decoded.
+    """
+    formats: dict[str, set[str]] = {}
+    for name, tensor in stored.items():
+        formats.setdefault(_group(name), set()).add(tensor.dtype)
+    usable = {group for group, names in formats.items() if len(names) == 1 and names <= set(block_formats)}
+    kept = {name for name in stored if _group(name) in usable and part_of(name) in QUANTIZED_PARTS}
+    is_tied = HEAD not in stored and EMBEDDING in stored and stored[EMBEDDING].dtype in block_formats
+    return kept | {HEAD} if is_tied else kept
+
+
+def name_of_blocks(stored: Mapping[str, StoredWeight], kept: Collection[str]) -> str:
+    """Name the formats of the weights that stay in blocks, the most frequent first: "Q4_K+Q6_K+Q8_0"."""
+    counts = Counter(stored[name if name in stored else EMBEDDING].dtype for name in kept)
+    return "+".join(sorted(counts, key=lambda dtype: (-counts[dtype], dtype)))
+
+
+def _group(name: str) -> str:
+    """Return what the same matrix of all experts of a layer has in common; of other weights the name."""
+    return EXPERT.sub(r"\1*\2", name)
+
+
+def _packed_bytes(tensor: StoredWeight) -> int:
+    return tensor.num_bytes // BY_NAME[tensor.dtype].block_bytes * PACKED_BLOCKS[tensor.dtype]
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
@@ -35,3 +84,15 @@ def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantiz
     if quantization in ("int8", "fp8"):
         return outputs * (inputs + 4)
     return outputs * math.ceil(inputs / GROUP) * (GROUP // 2 + 2)
+
+
+def decoding_warnings(
+    stored: Mapping[str, StoredWeight], quantization: str, block_formats: Collection[str]
+) -> list[str]:
+    """Return a line about GGUF weights that are decoded, and so take more memory than in the file; [] without any."""
+    in_blocks = kept_in_blocks(stored, block_formats)
+    decoded = {tensor.dtype for name, tensor in stored.items() if name not in in_blocks and name != EMBEDDING}
+    formats = sorted(decoded - {*READ_DTYPES})
+    if not formats or quantization != "none":
+        return []
+    return [f"weights in {', '.join(formats)} are decoded while they are loaded, and take more memory than in the file"]

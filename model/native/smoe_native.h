@@ -1,7 +1,8 @@
 /* C interface of the CPU backend; model/ops/native/ops.py calls it.
  *
  * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, 2 int8,
- * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K. isa: 0
+ * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit
+ * groups with zero points: 12 INT4_G32, 13 INT4_G64, 14 INT4_G128 (model/native/gemm/block_formats.h). isa: 0
  * portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same with AMX. For a given
  * isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if an allocation failed.
  * Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
@@ -42,7 +43,7 @@ SMOE_API int64_t smoe_panel_size(int format, int64_t K);
  */
 SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* weight, void* packed, int64_t stride,
                         int64_t O, int64_t K);
-/* Pack rows of blocks [O, K] in the bytes of a GGUF file; K is a multiple of the format's 32 or 256. */
+/* Pack rows of blocks [O, K]; K is a multiple of the numbers in a block. */
 SMOE_API void smoe_pack_blocks(smoe_pool*, int format, const void* rows, void* packed, int64_t stride, int64_t O,
                                int64_t K);
 

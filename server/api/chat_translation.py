@@ -1,7 +1,7 @@
 """Endpoints that translate to chat: their request becomes a chat request, and the chat's choices become their reply."""
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named_event
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
 
+_TOOL = re.compile(r"tools\[(\d+)\]")
 _QUOTED = re.compile(r"'([^' ]+)'")
 
 
@@ -26,7 +27,7 @@ async def to_chat_request(
 ) -> ChatCompletionRequest:
     """Return the chat request of a translated one. Raises ApiError 400 with this endpoint's field names (`renamed`)."""
     heavy = len(await http.body()) > INLINE_CHARS
-    with renaming(renamed):
+    with renaming(renamed, request.tool_paths):
         return await off_loop(lambda: validate(ChatCompletionRequest, request.chat_body()), heavy=heavy)
 
 
@@ -35,29 +36,34 @@ async def prepare_translated(
 ) -> ChatTurn:
     """Return the request as a chat that is ready to be generated. Raises ApiError with this endpoint's field names."""
     chat = await to_chat_request(http, request, renamed)
-    with renaming(renamed):
+    with renaming(renamed, request.tool_paths):
         turn = await prepare_chat(http, chat, arrival_s)
-    return replace(turn, ignored=[_renamed(path, renamed) for path in turn.ignored])
+    return replace(turn, ignored=[_renamed(path, renamed, request.tool_paths) for path in turn.ignored])
 
 
 @contextmanager
-def renaming(names: Mapping[str, str]) -> Iterator[None]:
+def renaming(names: Mapping[str, str], tool_paths: Sequence[str] = ()) -> Iterator[None]:
     """Replace chat's field names by another endpoint's in the errors that leave this block.
 
     `names`: patterns of chat's paths, and the endpoint's name for each. If a field is translated piece by piece, a path
-    into the translation does not exist in the client's request, and its name is that of the field alone.
+    into the translation does not exist in the client's request, and its name is that of the field alone. `tool_paths`:
+    where each tool of the chat stands in the client's request; empty if in the same place.
     """
     try:
         yield
     except ApiError as error:
-        error.param = error.param and _renamed(error.param, names)
-        error.message = _QUOTED.sub(lambda quoted: f"'{_renamed(quoted[1], names)}'", error.message)
+        error.param = error.param and _renamed(error.param, names, tool_paths)
+        error.message = _QUOTED.sub(lambda quoted: f"'{_renamed(quoted[1], names, tool_paths)}'", error.message)
         raise
 
 
-def _renamed(path: str, names: Mapping[str, str]) -> str:
+def _renamed(path: str, names: Mapping[str, str], tool_paths: Sequence[str]) -> str:
     matches = ((re.fullmatch(pattern, path), name) for pattern, name in names.items())
-    return next((match.expand(name) for match, name in matches if match), path)
+    renamed = next((match.expand(name) for match, name in matches if match), path)
+    tool = _TOOL.match(renamed)
+    if tool is None or int(tool[1]) >= len(tool_paths):
+        return renamed
+    return tool_paths[int(tool[1])] + renamed[tool.end() :]
 
 
 def stream(turn: ChatTurn, reply: EventReply, headers: dict[str, str], event_format: EventFormat) -> Response:

@@ -56,13 +56,13 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
-    prompt = Prompt(truncated(token_ids, request), is_continued=request.continue_final_message)
+    prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
     return ChatTurn(
         generation,
         ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
-        common_fields("chatcmpl", generation, request.model, builder.ready.fingerprint),
+        common_fields("chatcmpl", generation, builder.model_name, builder.ready.fingerprint),
         repair_headers,
         ignored,
     )
@@ -95,16 +95,18 @@ async def render_prompt(
     Raises ApiError 400.
     """
     template = texts.chat_template
-    messages = conversation.messages if template.takes_tools else with_prompted_tools(conversation.messages, use)
 
     def prepare() -> tuple[PreparedConversation, list[str]]:
-        turns, repairs = repair_conversation(messages, template.system_place)
+        whole, repairs = conversation.turns()
+        messages = whole if template.takes_tools else with_prompted_tools(whole, use)
+        turns, repairs_of_roles = repair_conversation(messages, template.system_place)
+        repairs += repairs_of_roles
         if repairs and state.strict_roles:
             raise roles_out_of_order(repairs)
         prepared = template.prepare(
             turns,
             add_generation_prompt=conversation.with_generation_prompt,
-            continue_final_message=conversation.continue_final_message,
+            continue_final_message=conversation.is_continued,
             kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
             tools=use.tools if use and template.takes_tools else (),
         )

@@ -54,7 +54,7 @@ def unknown_params(request: RequestModel, body: dict[str, JsonValue]) -> list[st
     """
     top = unknown_fields(type(request), body)
     nested = {name for field in _fields(request, body) for name in _unknown_in(*field)}
-    return [*top, *sorted(nested)][:MAX_UNKNOWN_FIELDS]
+    return [*top, *sorted(nested | set(request.ignored_parts))][:MAX_UNKNOWN_FIELDS]
 
 
 def _check_headers(http: HttpRequest) -> None:

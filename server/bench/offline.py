@@ -37,7 +37,7 @@ def parse_counts(flag: str, text: str) -> list[int]:
 
 def make_task(
     kind: Literal["kernels", "engine"],
-    settings: Mapping[str, str],
+    settings: Mapping[str, str | bool],
     preset: str | None,
     rows: Sequence[int] | None,
     contexts: Sequence[int] | None,
@@ -60,8 +60,8 @@ def make_task(
         raise BenchError(str(error)) from None
 
 
-def _number_or_text(value: str) -> int | str:
-    return int(value) if value.isdecimal() else value
+def _number_or_text(value: str | bool) -> int | str:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def measure(task: Task) -> dict[str, Any]:

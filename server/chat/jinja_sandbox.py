@@ -10,9 +10,12 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Never
 
 from jinja2 import TemplateError, Undefined, nodes, pass_context
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -30,17 +33,25 @@ from server.chat.render_budget import (
 )
 
 FILTERS = frozenset(
-    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int"}
-    | {"items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse"}
-    | {"round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
+    {"abs", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first"}
+    | {"float", "forceescape", "format", "groupby", "indent", "int", "items", "last", "length", "list", "lower", "map"}
+    | {"max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice"}
+    | {"sort", "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount"}
+    | {"wordwrap", "xmlattr"}
 )
+MAX_PARTS = 10_000  # that a filter may be asked for by a number
+_PARTS = frozenset({"batch", "slice"})
 # Filters whose cost does not depend on what their first argument contains.
 CONSTANT_TIME = frozenset({"count", "d", "default", "first", "last", "length"})
-SLOW = frozenset({"float", "int", "title"})  # take longer for each character than other filters
-SORTING = frozenset({"dictsort", "max", "min", "sort", "sum", "unique"})  # compare or add elements several times
+# These take longer for each character than other filters.
+SLOW = frozenset({"float", "format", "int", "striptags", "title", "urlencode", "wordcount", "wordwrap"})
+SORTING = frozenset(
+    {"dictsort", "groupby", "max", "min", "sort", "sum", "unique"}
+)  # compare or add elements several times
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 
-_LONG_WIDTH = re.compile(r"[0-9]{4}")  # in a format string
+_LONG_WIDTH = re.compile(r"[0-9]{4}|\*")  # in a format string; a star takes the width from an argument
+MAX_JSON_INDENT = 16  # also of a separator's characters
 
 # Names that no template can write, so that no template can replace their values.
 _BUDGET = "budget of this rendering"
@@ -153,6 +164,16 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
+class _GenerationTag(Extension):
+    """The tag {% generation %}, by which Hugging Face marks texts for training: writes its body."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja environment with Hugging Face's settings for chat templates, and with limits."""
 
@@ -161,13 +182,17 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False, cache_size=0
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
+            autoescape=False,
+            cache_size=0,
         )
         self.filters = {name: _bounded_filter(name, self.filters[name]) for name in FILTERS}
         self.filters |= {"tojson": _tojson, "join": _join_filter}
         self.filters |= {_COUNTED: _counted, _CONCAT: _concat, _CHARGED: _charged, _READ: _read, _STEPS: _charge}
         self.globals = {name: self.globals[name] for name in GLOBALS}
-        self.globals["raise_exception"] = _raise_exception
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _LimitInserter().visit(super()._parse(source, name, filename))
@@ -185,8 +210,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             budget.charge(len(owner) // 8)  # splitting makes many small texts
             budget.check_product(owner, *args, *kwargs.values())
-            if function.__name__ in {"format", "format_map"} and _LONG_WIDTH.search(owner):
-                raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
+            if function.__name__ in {"format", "format_map"}:
+                _check_widths(owner)
             if function.__name__ == "join" and len(args) == 1:
                 return _join(budget, args[0], owner)
             result = super().call(context, function, *args, **kwargs)
@@ -221,6 +246,10 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             budget.check_product(*args, *kwargs.values())
             for argument in (*args, *kwargs.values()):
                 budget.charge_value(argument)
+        if name == "format":
+            _check_widths(str(args[0]))
+        if name in _PARTS and any(isinstance(part, int) and part > MAX_PARTS for part in (*args, *kwargs.values())):
+            raise TemplateBudgetExceeded(f"its filter {name} makes more than {MAX_PARTS} parts")
         if name in SLOW and args:
             budget.charge(_size_of_text(args[0]) // 4)
         if name in SORTING and args:
@@ -230,7 +259,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         result = function(*_passed_argument(passed, context), *args, **kwargs)
         if isinstance(result, Iterator):
             result = list(_CountedItems(budget, result))
-        budget.charge(shallow_steps(result))
+        budget.charge(sum(map(shallow_steps, result)) if name in _PARTS else shallow_steps(result))
         return result
 
     return pass_context(bounded)
@@ -316,14 +345,33 @@ def _join(budget: RenderBudget, values: Iterable[object], separator: str = "") -
 
 
 @pass_context
-def _tojson(context: Context, value: object, indent: int | None = None) -> str:
-    """Write JSON like Hugging Face's filter: no HTML escapes, non-ASCII characters unchanged."""
-    if isinstance(value, Undefined) or (indent or 0) > 16:
-        raise TemplateError("tojson of an undefined value")
+def _tojson(
+    context: Context,
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Write JSON like Hugging Face's filter: no HTML escapes, and by default non-ASCII characters unchanged."""
+    if isinstance(value, Undefined) or max(indent or 0, *map(len, separators or ("", ""))) > MAX_JSON_INDENT:
+        raise TemplateError("tojson of an undefined value, or with a wide indent or separator")
     context[_BUDGET].charge_value(value)
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     check_chars(len(text))
     return text
+
+
+def _strftime_now(form: str) -> str:
+    """Write the local time, as Hugging Face's function. A prompt with it changes, and finds no prefix in the cache."""
+    _check_widths(form)
+    return datetime.now().strftime(form)
+
+
+def _check_widths(form: str) -> None:
+    """Raise TemplateBudgetExceeded for a format string that could pad a text to 1,000 characters or more."""
+    if _LONG_WIDTH.search(form):
+        raise TemplateBudgetExceeded("it pads a text to 1,000 characters or more")
 
 
 def _raise_exception(message: object) -> Never:

@@ -45,8 +45,9 @@ def repair_conversation(messages: Sequence[Message], system_place: SystemPlace) 
 def roles_out_of_order(repairs: Sequence[str]) -> ApiError:
     """Build the error for a conversation that needs repairs, on a server that does not repair."""
     message = (
-        "After at most one system message, roles must alternate: user, assistant, user, ...; "
-        f"this server does not repair conversations, and this one would need: {', '.join(repairs)}."
+        "After at most one system message, roles must alternate: user, assistant, user, ..., and the arguments of "
+        "tool calls must be JSON objects; this server does not repair conversations, and this one would need: "
+        f"{', '.join(repairs)}."
     )
     return invalid_value(message, "messages")
 

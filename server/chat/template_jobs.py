@@ -12,6 +12,7 @@ from server.chat.render_budget import TemplateBudgetExceeded
 MAX_TEMPLATE_CHARS = 1 << 20
 SYSTEM_PROBE = "Be brief."
 TOOL_PROBE = "probe_of_tools"
+PROBE_TOOLS = [{"type": "function", "function": {"name": TOOL_PROBE, "description": "", "parameters": {}}}]
 HELLO: Mapping[str, object] = {"role": "user", "content": "Hello"}
 
 
@@ -51,19 +52,17 @@ def compile_template(source: str) -> SandboxedTemplate:
 
 
 def probe_template(source: str, bos: str, eos: str) -> TemplateProbe:
-    """Render the simplest conversations. A template that refuses them has rules of its own, and can be used."""
+    """Render the simplest conversations, to find out what a template does and whether it can work at all."""
     try:
         template = _compiled(source)
-        template.render(template_variables([HELLO], bos, eos))
     except ValueError as error:
         return TemplateProbe(str(error))
-    except (TemplateBudgetExceeded, TemplateError) as error:
-        return TemplateProbe(f"fails on a simple conversation: {error}")
-    except TemplateRefusal:
-        pass
+    plain = template_variables([HELLO], bos, eos)
+    tools = plain | {"tools": PROBE_TOOLS}
+    fault = _fault(template, plain)
+    if fault is not None and _fault(template, tools) is not None:  # it may be for conversations with tools only
+        return TemplateProbe(f"fails on a simple conversation: {fault}")
     system = template_variables([{"role": "system", "content": SYSTEM_PROBE}, HELLO], bos, eos)
-    function = {"name": TOOL_PROBE, "description": "", "parameters": {}}
-    tools = template_variables([HELLO], bos, eos) | {"tools": [{"type": "function", "function": function}]}
     return TemplateProbe(None, _writes(template, system, SYSTEM_PROBE), _writes(template, tools, TOOL_PROBE))
 
 
@@ -89,6 +88,17 @@ def _compiled(source: str) -> SandboxedTemplate:
         raise ValueError(f"is not valid jinja (line {getattr(error, 'lineno', None)})") from None
     except TemplateBudgetExceeded as error:
         raise ValueError(f"cannot be used: {error}") from None
+
+
+def _fault(template: SandboxedTemplate, variables: dict[str, object]) -> str | None:
+    """Return why a rendering fails. A refusal is no fault: the template may have rules of its own."""
+    try:
+        template.render(variables)
+    except (TemplateBudgetExceeded, TemplateError) as error:
+        return str(error)
+    except TemplateRefusal:
+        pass
+    return None
 
 
 def _writes(template: SandboxedTemplate, variables: dict[str, object], probe: str) -> bool:

@@ -18,7 +18,8 @@ PlotFlag = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw tokens/s against clients into this file. Needs matplotlib.", metavar="FILE.png"),
 ]
-ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", "threads")
+ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", "threads", "deterministic")
+STEP_SETTINGS = ("sliding_window", "enforce_eager", "async_scheduling")
 
 
 @app.command("serve")
@@ -161,7 +162,7 @@ def kernels_command(
     raise typer.Exit(_offline("kernels", settings, as_json, preset, rows=rows, contexts=contexts))
 
 
-@app.command("engine", cls=settings_command(*ENGINE_SETTINGS, "sliding_window"))
+@app.command("engine", cls=settings_command(*ENGINE_SETTINGS, *STEP_SETTINGS))
 def engine_command(
     context: typer.Context,
     model: Annotated[
@@ -187,7 +188,7 @@ def engine_command(
 
 def _offline(
     what: Literal["kernels", "engine"],
-    settings: Mapping[str, str],
+    settings: Mapping[str, str | bool],
     as_json: bool,
     preset: str | None,
     **lists: str | None,

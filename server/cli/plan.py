@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.capacity.sizing import BLOCKS
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
 from server.model_location import ModelNotFoundError, locate_model, model_id
@@ -166,16 +167,21 @@ def _heading(report: PlanReport) -> Iterator[str]:
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
     yield f"{model_id(report.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
-    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in WEIGHT_KINDS)
+    yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
+
+
+def _kinds(plan: MemoryPlan) -> list[str]:
+    """Return the weight formats to show, each a column."""
+    return [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
 
 
 def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
     for part, count in plan.parameters.items():
-        sizes = [plan.part_bytes[kind][part] for kind in WEIGHT_KINDS]
+        sizes = [plan.part_bytes[kind][part] for kind in _kinds(plan)]
         if count or any(sizes):
             yield _parameter_line(plan, part, count, sizes)
-    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, WEIGHT_KINDS))
-    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, WEIGHT_KINDS))
+    yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
+    yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:

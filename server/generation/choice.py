@@ -32,6 +32,7 @@ class Position:
     token_id: int
     text_offset: int  # characters of the reply's text before this token
     logprobs: TokenLogprobs | None  # None for the first token of a prompt, which has no prediction
+    text: str = ""  # that a generated token added to the reply's text, complete characters only
 
 
 @dataclass(slots=True)
@@ -135,13 +136,14 @@ class Choice:
     def _push_tokens(self, output: RequestOutput) -> None:
         end = len(output.token_ids) - 1 if output.stop_token_id is not None else None
         for i, token_id in enumerate(output.token_ids):
+            is_shown = i != end or self._stop.include_stop
+            text = self._decoder.push([token_id]) if is_shown else ""
             if output.logprobs is not None:
-                self._pending.positions.append(Position(token_id, self._offset, output.logprobs[i]))
+                self._pending.positions.append(Position(token_id, self._offset, output.logprobs[i], text))
             self._pending.token_ids.append(token_id)
             self.num_tokens += 1
-            if i == end and not self._stop.include_stop:
+            if not is_shown:
                 return
-            text = self._decoder.push([token_id])
             self._offset += len(text)
             self._match(text)
             if self.finish_reason:

@@ -32,6 +32,8 @@ from server.tokenizer.stop_strings import StopStringMatcher
 JOBS_PER_TURN = 32  # choices that are prepared in one turn of the event loop: about 1 ms
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
+MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
+
 
 @dataclass(frozen=True)
 class Job:
@@ -72,12 +74,17 @@ class JobBuilder:
         for texts that are certainly too long.
         """
         state = state_of(http)
-        state.check_model(request.model)
+        state.served_name(request.model)
         ready, texts = state.serving()
         check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
         if request.truncate_prompt_tokens is None:
             check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
         return cls(state, ready, texts, request, tenant_of(http), arrival_s)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name as the reply repeats it."""
+        return self.state.served_name(self.request.model)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
         """Return one job per prompt and choice, ordered by prompt, then by choice.
@@ -87,7 +94,7 @@ class JobBuilder:
         """
         limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
-        self._check_num_choices(len(prompts), grammar)
+        self._check_num_choices([len(prompt.token_ids) for prompt in prompts], grammar)
         check_experts(self.request, self.ready)
         ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
         places = itertools.product(range(len(prompts)), range(self.request.n))
@@ -110,12 +117,16 @@ class JobBuilder:
         """Wait until this request may run a slice of long work on the event loop."""
         await self.state.turns.next(self.tenant)
 
-    def _check_num_choices(self, num_prompts: int, grammar: CompiledGrammar | None) -> None:
+    def _check_num_choices(self, num_prompt_tokens: Sequence[int], grammar: CompiledGrammar | None) -> None:
+        num_prompts = len(num_prompt_tokens)
         num_choices = num_prompts * self.request.n
         limit = self.state.max_num_queued
         if num_choices > limit:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
+        if sum(num_prompt_tokens) * self.request.n > MAX_TOTAL_PROMPT_IDS:
+            message = f"The prompts of all choices may have at most {MAX_TOTAL_PROMPT_IDS} tokens together."
+            raise ApiError(message, param="n", code="integer_above_max_value")
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_TOTAL_GRAMMAR_CHARS:
             raise grammar_too_large(self.request, num_choices)
 

@@ -13,6 +13,7 @@ from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.errors import model_not_found, queue_full, unavailable
+from server.fairness.byte_budget import ByteBudget
 from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
@@ -77,6 +78,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
+    reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     turns: LoopTurns = field(default_factory=LoopTurns)  # for long work on the event loop
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests without a seed
     by_priority: bool = True  # if false, requests run in the order of their arrival
@@ -112,10 +114,14 @@ class ServerState:
             self.access_log.finished(http_id, "rejected")
             raise queue_full(self.admission.retry_after_s(1))
 
-    def check_model(self, name: str) -> None:
-        """Raise ApiError 404 for a name that is not served. Names are case-sensitive."""
-        if name not in self.model_names:
+    def served_name(self, name: str | None) -> str:
+        """Return the model's name as the request has it, or the model's id if the request names none.
+
+        Raises ApiError 404 for a name that is not served. Names are case-sensitive.
+        """
+        if name is not None and name not in self.model_names:
             raise model_not_found()
+        return self.model_names[0] if name is None else name
 
 
 def tenant_of(request: HttpRequest) -> int:

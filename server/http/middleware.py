@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import invalid_api_key, is_anthropic
+from server.fairness.request_memory import RequestMemory
 from server.http.body_limit import BodyLimit
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
@@ -29,6 +30,7 @@ def with_middleware(
     open_paths: frozenset[str],
     metrics_auth: bool,
     max_body_bytes: int,
+    request_memory: RequestMemory | None = None,
     allowed_origins: Sequence[str],
     accepted_hosts: frozenset[str] | None = None,
     root_path: str,
@@ -39,9 +41,9 @@ def with_middleware(
 
     `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
     template, method, status) of each answered request. `accepted_hosts`: names that Host may have; None accepts all.
-    `outermost` adds a middleware around those that can reject.
+    `request_memory` bounds the bodies of all requests. `outermost` adds a middleware around those that can reject.
     """
-    app = BodyLimit(app, max_body_bytes)
+    app = BodyLimit(app, max_body_bytes, request_memory)
     if api_keys:
         open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
@@ -151,7 +153,7 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: frozenset[str]) -> None:
         self._app = app
-        self._expected = [b"Bearer " + key.encode() for key in keys]
+        self._expected = [key.encode() for key in keys]
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,10 +167,16 @@ class ApiKeys:
 
     def _key_index(self, scope: Scope) -> int | None:
         """Return the index of the request's key, or None. Compares all keys, so that the time reveals nothing."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = [_bearer_token(value) for name, value in scope["headers"] if name == b"authorization"]
         if not sent and is_anthropic(scope):
-            sent = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
+            sent = [value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return None
         matches = [hmac.compare_digest(sent[0], expected) for expected in self._expected]
         return matches.index(True) if any(matches) else None
+
+
+def _bearer_token(authorization: bytes) -> bytes:
+    """Return the token of `Bearer TOKEN`, or b"". The scheme's case does not matter (RFC 9110, section 11.1)."""
+    scheme, _, token = authorization.partition(b" ")
+    return token.lstrip(b" ") if scheme.lower() == b"bearer" else b""

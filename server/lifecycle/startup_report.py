@@ -11,6 +11,7 @@ from server.engine_client.status import EngineStatus
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+COUNTED_STAGE = "CUDA graphs"  # reports numbers of graphs instead of bytes
 PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 
 
@@ -44,7 +45,8 @@ class StartupReport:
             return
         tenths = 10 * status.loaded_bytes // status.total_bytes
         if self._tenths_reported < tenths < 10 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
-            self.line(f"{status.stage} {tenths}0% of {size(status.total_bytes)}")
+            total = "" if status.stage == COUNTED_STAGE else f" of {size(status.total_bytes)}"
+            self.line(f"{status.stage} {tenths}0%{total}")
             self._tenths_reported = tenths
             self._line_at_s = self._clock()
 
@@ -63,13 +65,13 @@ class StartupReport:
             progress.start()
             self._bar = progress, progress.add_task(status.stage, total=status.total_bytes)
         progress, task = self._bar
-        progress.update(task, completed=status.loaded_bytes, description=status.stage)
+        progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
 
 
-def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
+def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
     """Return the lines about memory, about URL and model id, and a command that sends a request.
 
-    `seconds`: duration of the whole start.
+    `budgets`: summary of the memory for requests. `seconds`: duration of the whole start.
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
@@ -79,6 +81,7 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
         f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
         f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_capacity(ready)}",
+        f"budgets   {budgets}",
         f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
         "open it in a browser, or send a request:",
         f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",

@@ -15,7 +15,6 @@ UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
-    "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
     "web_search_options": (),

@@ -53,7 +53,11 @@ AnyPrompts = Text | Annotated[list[Text], Several] | Ids | Annotated[list[Ids], 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, "suffix": ("",)}
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
+        **UNSUPPORTED,
+        "suffix": ("",),
+        "tool_choice": ("none", "auto"),
+    }
     prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=AnyPrompts)]

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import JsonSchemaValue
 
-from server.chat.turns import Call
+from server.chat.turns import Call, Turn
 from server.errors import ApiError, invalid_value, unsupported_parameter
-from server.schemas.tools import MAX_CALLS, MAX_ID_CHARS, ToolCall, Tools, check_calls, parsed_arguments
+from server.schemas.tool_calls import MAX_CALLS, MAX_ID_CHARS, ToolCall, check_calls, with_whole_calls
+from server.schemas.tools import Tools
 from server.schemas.validation import RequestModel, check_length, reject_unsupported_members, text_or_list
 from server.strict_json import JsonValue
 
@@ -85,7 +86,6 @@ class ChatMessage(RequestModel):
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
         "audio": (),
         "function_call": (),
-        "prefix": (False,),
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -97,6 +97,7 @@ class ChatMessage(RequestModel):
     ) = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] = Field(default_factory=list)
     tool_call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
+    prefix: bool = False  # Mistral's way to have the last message continued
 
     @property
     def text(self) -> str:
@@ -105,11 +106,8 @@ class ChatMessage(RequestModel):
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """The assistant's tool calls. Raises ApiError 400 if arguments are not a JSON object."""
-        return tuple(
-            Call(call.id, call.function.name, parsed_arguments(call.function.arguments, "function.arguments"))
-            for call in self.tool_calls
-        )
+        """The assistant's tool calls; arguments that are not a JSON object are {}."""
+        return tuple(Call(call.id, call.function.name, call.arguments or {}) for call in self.tool_calls)
 
     @property
     def call_id(self) -> str:
@@ -165,13 +163,22 @@ class Conversation(RequestModel):
         for index, message in enumerate(self.messages):
             _check_message(index, message)
         check_calls(self.messages)
-        if self.continue_final_message and self.add_generation_prompt:
+        for index, message in enumerate(self.messages):
+            if message.prefix and (message.role != "assistant" or index < len(self.messages) - 1):
+                param = f"messages[{index}].prefix"
+                raise invalid_value(f"'{param}' is allowed only in a last message, of role 'assistant'.", param)
+        if self.is_continued and self.add_generation_prompt:
             reason = "'continue_final_message' and 'add_generation_prompt' exclude each other."
             raise invalid_value(reason, "continue_final_message")
-        if self.continue_final_message and self.messages[-1].role != "assistant":
+        if self.is_continued and self.messages[-1].role != "assistant":
             reason = "'continue_final_message' requires that the last message is the assistant's."
             raise invalid_value(reason, "continue_final_message")
         return self
+
+    @property
+    def is_continued(self) -> bool:
+        """True if the reply continues the last message, by `continue_final_message` or by its `prefix`."""
+        return self.continue_final_message or self.messages[-1].prefix
 
     @property
     def contents(self) -> list[str]:
@@ -180,10 +187,14 @@ class Conversation(RequestModel):
         texts += [call.function.arguments for message in self.messages for call in message.tool_calls]
         return texts + [tool.model_dump_json() for tool in self.tools]
 
+    def turns(self) -> tuple[list[Turn], list[str]]:
+        """Return the messages with whole tool calls, and the names of the repairs that this took."""
+        return with_whole_calls(self.messages)
+
     @property
     def with_generation_prompt(self) -> bool:
         """The template's argument `add_generation_prompt`: true by default, unless the last message is continued."""
-        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+        return not self.is_continued if self.add_generation_prompt is None else self.add_generation_prompt
 
 
 def _check_message(index: int, message: ChatMessage) -> None:
@@ -200,8 +211,6 @@ def _check_message(index: int, message: ChatMessage) -> None:
         raise invalid_value(
             f"'{param}.tool_calls' is allowed only in messages of role 'assistant'.", f"{param}.tool_calls"
         )
-    for position, call in enumerate(message.tool_calls):
-        parsed_arguments(call.function.arguments, f"{param}.tool_calls[{position}].function.arguments")
     _check_parts(index, message)
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.errors import ApiError, invalid_value
-from server.schemas.structured import ResponseFormat, StructuredOutputs
+from server.schemas.constraint_spellings import fields_of_chat, refused_spellings
+from server.schemas.structured import GUIDED, GuidedOutputs, ResponseFormat
 from server.schemas.validation import RequestModel, text_or_list
 from server.strict_json import JsonValue
 
-MAX_CHOICES = 8
-MAX_STOP_STRINGS = 4
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 32
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
 MAX_BAD_WORDS = 64
@@ -20,18 +21,18 @@ MAX_SECONDS = 365 * 24 * 3600.0
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
 
+CONSTRAINTS = ("response_format", "structured_outputs", *GUIDED)
+OTHER_SPELLINGS = refused_spellings(*CONSTRAINTS)
+
 # Fields of other servers that this one does not support, with the values that have no effect and are accepted.
 UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "documents": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "mm_processor_kwargs": ({},),
     "multi_modal_data": ({},),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "use_beam_search": (False,),
+    **OTHER_SPELLINGS,
 }
 
 
@@ -59,17 +60,18 @@ class StreamOptions(RequestModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(RequestModel):
+class GenerationRequest(GuidedOutputs):
     """Common fields of completions and chat. None: absent; the default of the checkpoint or of the server applies."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+    instead: ClassVar[Mapping[str, str]] = fields_of_chat(OTHER_SPELLINGS)
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
 
-    model: NonemptyName
+    model: NonemptyName | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -105,12 +107,11 @@ class GenerationRequest(RequestModel):
     cache_salt: Name = ""
     user: Name | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> "GenerationRequest":
-        if not self.model:
-            raise ApiError("'model' is required.", param="model", code="missing_required_parameter")
+        if self.model == "":
+            raise ApiError("'model' must not be empty.", param="model", code="empty_string")
         if self.stream_options is not None and not self.stream:
             raise invalid_value("'stream_options' requires 'stream': true.", "stream_options")
         self._check_lengths()

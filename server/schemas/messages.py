@@ -3,117 +3,41 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-import orjson
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from server.schemas.conversation import MAX_MESSAGES
+from server.errors import ApiError
+from server.schemas.constraint_spellings import all_done_by, refused_spellings
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
+from server.schemas.message_blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, check_length, text_or_list
+from server.schemas.validation import RequestModel, named_parts
 
-
-def _as_blocks(value: object) -> object:
-    return text_or_list(value, lambda text: {"type": "text", "text": text})
-
-
-class TextBlock(RequestModel):
-    """A block of text."""
-
-    type: Literal["text"]
-    text: str
-
-    @property
-    def part(self) -> JsonObject:
-        return {"type": "text", "text": self.text}
-
-
-TextBlocks = Annotated[list[TextBlock], Field(min_length=1)]
-Text = Annotated[
-    list[TextBlock],
-    Field(min_length=1),
-    BeforeValidator(_as_blocks, json_schema_input_type=str | TextBlocks),
-]
-
-
-class ToolUseBlock(RequestModel):
-    """A tool call of the assistant."""
-
-    type: Literal["tool_use"]
-    id: Name
-    name: Name
-    input: dict[str, JsonValue]
-
-    @property
-    def call(self) -> JsonObject:
-        arguments = orjson.dumps(self.input).decode()
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
-
-
-class ToolResultBlock(RequestModel):
-    """The result of a tool call."""
-
-    type: Literal["tool_result"]
-    tool_use_id: Name
-    content: Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])] = (
-        Field(default_factory=list)
-    )
-
-    @property
-    def message(self) -> JsonObject:
-        text = "\n".join(block.text for block in self.content)
-        return {"role": "tool", "tool_call_id": self.tool_use_id, "content": text}
-
-
-Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
-NonemptyBlocks = Annotated[list[Block], Field(min_length=1)]
-Blocks = Annotated[
-    list[Block],
-    Field(min_length=1),
-    BeforeValidator(_as_blocks, json_schema_input_type=str | NonemptyBlocks),
-]
-
-
-class Turn(RequestModel):
-    """One turn of the conversation."""
-
-    role: Literal["user", "assistant"]
-    content: Blocks
-
-    @property
-    def messages(self) -> list[JsonObject]:
-        """The turn as chat messages: results of calls become separate messages before the user's text."""
-        results = [block.message for block in self.content if isinstance(block, ToolResultBlock)]
-        parts: list[JsonValue] = [block.part for block in self.content if isinstance(block, TextBlock)]
-        calls: list[JsonValue] = [block.call for block in self.content if isinstance(block, ToolUseBlock)]
-        if not parts and not calls:
-            return results
-        message: JsonObject = {"role": self.role, "content": parts or ""}
-        return [*results, message | {"tool_calls": calls} if calls else message]
-
-
-def _check_num_turns(value: object) -> object:
-    if isinstance(value, list):
-        check_length(value, MAX_MESSAGES)
-    return value
-
-
-SeveralTurns = Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-Turns = Annotated[SeveralTurns, BeforeValidator(_check_num_turns, json_schema_input_type=SeveralTurns)]
+CLIENT_TOOL = "custom"  # the type of a tool that the request itself describes
 
 
 class Tool(RequestModel):
-    """A function that the model may call."""
+    """A function that the model may call, or one of Anthropic's own tools, which this server leaves out."""
 
-    name: Name
+    type: Name = CLIENT_TOOL
+    name: Name | None = None
     description: str | None = None
-    input_schema: dict[str, JsonValue]
+    input_schema: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+    @property
+    def is_described(self) -> bool:
+        """False for tools that Anthropic's servers run, or whose schema their models know."""
+        return self.type == CLIENT_TOOL
 
     @property
     def function(self) -> JsonObject:
         function: JsonObject = {"name": self.name, "parameters": self.input_schema}
-        more: JsonObject = {} if self.description is None else {"description": self.description}
-        return {"type": "function", "function": function | more}
+        more: JsonObject = {"description": self.description, "strict": self.strict}
+        return {
+            "type": "function",
+            "function": function | {key: item for key, item in more.items() if item is not None},
+        }
 
 
 class ToolChoice(RequestModel):
@@ -137,32 +61,73 @@ class Metadata(RequestModel):
     user_id: Name | None = None
 
 
+class OutputFormat(RequestModel):
+    """JSON by a schema: Anthropic's structured output."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: dict[str, JsonValue] = Field(alias="schema")
+
+
+class OutputConfig(RequestModel):
+    """Options of the output. All but the format have no effect, and are named as unknown fields."""
+
+    format: OutputFormat | None = None
+
+
 class PromptFields(RequestModel):
     """The fields that determine the prompt."""
 
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
         "container": (),
-        "context_management": (),
         "mcp_servers": ([],),
-        "thinking": ({"type": "disabled"},),
+        **refused_spellings("output_config"),
     }
+    instead: ClassVar[Mapping[str, str]] = all_done_by("output_config.format", refused_spellings("output_config"))
 
     messages: Turns
     system: Text | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> "PromptFields":
+        for path, tool in self._described_tools.items():
+            for field, value in (("name", tool.name), ("input_schema", tool.input_schema)):
+                if value is None:
+                    param = f"{path}.{field}"
+                    raise ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
+        return self
+
+    @property
+    def _described_tools(self) -> dict[str, Tool]:
+        return {f"tools[{index}]": tool for index, tool in enumerate(self.tools) if tool.is_described}
+
+    @property
+    def tool_paths(self) -> list[str]:
+        """Where each tool of the chat stands in this request."""
+        return list(self._described_tools)
+
+    @property
+    def ignored_parts(self) -> list[str]:
+        return named_parts("tools", [tool.type for tool in self.tools if not tool.is_described])
 
     def prompt_body(self) -> JsonObject:
         """Return the chat's messages and tools. If the last turn is the assistant's, the model continues it."""
         system: list[JsonObject] = []
-        if self.system is not None:
-            system = [{"role": "system", "content": [block.part for block in self.system]}]
+        blocks = [block.without_billing for block in self.system or []]
+        parts: list[JsonValue] = [block.part for block in blocks if block.text]
+        if parts:
+            system = [{"role": "system", "content": parts}]
         turns = [message for turn in self.messages for message in turn.messages]
         body: JsonObject = {"messages": [*system, *turns]}
         if self.messages[-1].role == "assistant":
             body["continue_final_message"] = True
-        if self.tools:
-            body["tools"] = [tool.function for tool in self.tools]
+        tools: list[JsonValue] = [tool.function for tool in self._described_tools.values()]
+        if tools:
+            body["tools"] = tools
         if self.tool_choice is not None:
             body["tool_choice"] = self.tool_choice.choice
             body["parallel_tool_calls"] = False if self.tool_choice.disable_parallel_tool_use else None
@@ -172,14 +137,14 @@ class PromptFields(RequestModel):
 class CountTokensRequest(PromptFields):
     """POST /v1/messages/count_tokens."""
 
-    model: Name
+    model: Name | None = None
 
     def chat_body(self) -> JsonObject:
         """Return the body of the chat request with this prompt."""
         return {"model": self.model, **self.prompt_body()}
 
 
-class MessagesRequest(TranslatedRequest, PromptFields):
+class MessagesRequest(PromptFields, TranslatedRequest):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
@@ -189,4 +154,11 @@ class MessagesRequest(TranslatedRequest, PromptFields):
     def chat_body(self) -> JsonObject:
         user = self.metadata.user_id if self.metadata else None
         stop: list[JsonValue] = list(self.stop_sequences)
-        return {**self.shared_body(), **self.prompt_body(), "max_tokens": self.max_tokens, "stop": stop, "user": user}
+        more: JsonObject = {"max_tokens": self.max_tokens, "stop": stop, "user": user}
+        return {**self.shared_body(), **self.prompt_body(), **self._format_body(), **more}
+
+    def _format_body(self) -> JsonObject:
+        if self.output_config is None or self.output_config.format is None:
+            return {}
+        schema: JsonObject = {"schema": self.output_config.format.json_schema}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -3,113 +3,35 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from server.errors import ApiError
-from server.schemas.conversation import MAX_MESSAGES
-from server.schemas.generation import Name
+from server.errors import invalid_value
+from server.schemas.constraint_spellings import all_done_by, refused_spellings
+from server.schemas.generation import MAX_LOGPROBS, Name
+from server.schemas.response_items import Items
+from server.schemas.response_tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, check_length, text_or_list
+from server.schemas.validation import RequestModel, named_parts
 
+MAX_INCLUDED = 16
 MAX_METADATA = 16
-
-
-class Part(RequestModel):
-    """A piece of text, from the user or from the model."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-
-
-def _as_parts(value: object) -> object:
-    return text_or_list(value, lambda text: {"type": "input_text", "text": text})
-
-
-Parts = Annotated[
-    list[Part],
-    Field(min_length=1),
-    BeforeValidator(_as_parts, json_schema_input_type=str | Annotated[list[Part], Field(min_length=1)]),
-]
-
-
-class MessageItem(RequestModel):
-    """A message of the conversation."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
-
-    def add_to(self, messages: list[JsonObject]) -> None:
-        parts: list[JsonValue] = [{"type": "text", "text": part.text} for part in self.content]
-        messages.append({"role": self.role, "content": parts})
-
-
-class FunctionCallItem(RequestModel):
-    """A function call of the assistant. It becomes part of the assistant's message before it."""
-
-    type: Literal["function_call"]
-    call_id: Name
-    name: Name
-    arguments: str
-
-    def add_to(self, messages: list[JsonObject]) -> None:
-        call: JsonObject = {
-            "id": self.call_id,
-            "type": "function",
-            "function": {"name": self.name, "arguments": self.arguments},
-        }
-        if not messages or messages[-1]["role"] != "assistant":
-            messages.append({"role": "assistant", "content": ""})
-        calls = messages[-1].setdefault("tool_calls", [])
-        assert isinstance(calls, list)
-        calls.append(call)
-
-
-class FunctionOutputItem(RequestModel):
-    """The result of a function call."""
-
-    type: Literal["function_call_output"]
-    call_id: Name
-    output: Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
-
-    def add_to(self, messages: list[JsonObject]) -> None:
-        text = "\n".join(part.text for part in self.output)
-        messages.append({"role": "tool", "tool_call_id": self.call_id, "content": text})
-
-
-AnyItem = MessageItem | FunctionCallItem | FunctionOutputItem
-Item = Annotated[AnyItem, Field(discriminator="type")]
-
-Several = Field(min_length=1, max_length=MAX_MESSAGES)
-
-
-def _as_items(value: object) -> object:
-    """Turn a text into one message of the user, and give items without a type the type "message"."""
-    items = text_or_list(value, lambda text: {"type": "message", "role": "user", "content": text})
-    assert isinstance(items, list)
-    check_length(items, MAX_MESSAGES)
-    return [_typed(item) if isinstance(item, dict) and "role" in item else item for item in items]
-
-
-def _typed(item: dict[str, object]) -> dict[str, object]:
-    return {**item, "type": "message"} if item.get("type") is None else item
-
-
-Items = Annotated[
-    list[Item],
-    Several,
-    BeforeValidator(_as_items, json_schema_input_type=str | Annotated[list[AnyItem], Several]),
-]
+LOGPROBS = "message.output_text.logprobs"
+KNOWN_PARTS = frozenset(
+    {LOGPROBS, "reasoning.encrypted_content"}
+)  # the model has no reasoning, so that none is left out
 
 
 class TextFormat(RequestModel):
-    """The required format of the text."""
+    """The required format of the text. Unknown fields are rejected: they could be constraints."""
+
+    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text", "json_object", "json_schema"]
     name: Name | None = None
     json_schema: dict[str, JsonValue] | None = Field(None, alias="schema")
     strict: bool | None = None
+    description: str | None = None
 
     @property
     def response_format(self) -> JsonObject:
@@ -126,85 +48,59 @@ class TextConfig(RequestModel):
     format: TextFormat | None = None
 
 
-class FunctionTool(RequestModel):
-    """A function that the model may call."""
-
-    type: Literal["function"]
-    name: Name
-    description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
-    strict: bool | None = None
-
-    @property
-    def function(self) -> JsonObject:
-        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
-
-
-class NamedFunction(RequestModel):
-    """A function that the model must call."""
-
-    type: Literal["function"]
-    name: Name
-
-
-def _tool_choice(value: object) -> object:
-    if isinstance(value, str) and value not in ("none", "auto", "required"):
-        message = "'tool_choice' must be 'none', 'auto', 'required' or a function."
-        raise ApiError(message, param="tool_choice", code="invalid_value")
-    return {"type": value} if isinstance(value, str) else value
-
-
-class ToolChoice(RequestModel):
-    """Selects whether the model must call a function, and which one."""
-
-    type: Literal["none", "auto", "required", "function"]
-    name: Name | None = None
-
-    @property
-    def repeated(self) -> JsonValue:
-        """The choice in the form that the reply repeats."""
-        return {"type": "function", "name": self.name} if self.type == "function" else self.type
-
-    @property
-    def choice(self) -> JsonValue:
-        """The value of chat's `tool_choice`."""
-        return {"type": "function", "function": {"name": self.name or ""}} if self.type == "function" else self.type
-
-
 class ResponsesRequest(TranslatedRequest):
     """POST /v1/responses."""
 
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
         "background": (False,),
-        "context_management": (),
         "conversation": (),
-        "include": ([], ["reasoning.encrypted_content"]),  # no effect: the model has no reasoning
         "max_tool_calls": (),
         "previous_response_id": (),
         "prompt": (),
-        "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
-        "top_logprobs": (0,),
-        "truncation": ("disabled",),
+        **refused_spellings(),
     }
+    instead: ClassVar[Mapping[str, str]] = all_done_by("text.format", refused_spellings())
 
     input: Items
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: TextConfig | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
-    tool_choice: (
-        Annotated[
-            ToolChoice,
-            BeforeValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFunction),
-        ]
-        | None
-    ) = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: ToolChoiceParam | None = None
     parallel_tool_calls: bool | None = None
     metadata: Annotated[
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
         Field(max_length=MAX_METADATA),
     ] = Field(default_factory=dict)
     user: Name | None = None
+    include: Annotated[list[Name], Field(max_length=MAX_INCLUDED)] = Field(default_factory=list)
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"
+
+    @model_validator(mode="after")
+    def _check_responses(self) -> "ResponsesRequest":
+        if self.top_logprobs and not self.has_logprobs:
+            raise invalid_value(f"'top_logprobs' requires '{LOGPROBS}' in 'include'.", "top_logprobs")
+        return self
+
+    @property
+    def has_logprobs(self) -> bool:
+        """True if the reply has logprobs of its text."""
+        return LOGPROBS in self.include
+
+    @property
+    def callees(self) -> list[Callee]:
+        """The tools that the model may call."""
+        return list(callees(self.tools))
+
+    @property
+    def tool_paths(self) -> list[str]:
+        return [callee.path for callee in self.callees]
+
+    @property
+    def ignored_parts(self) -> list[str]:
+        hosted = named_parts("tools", [tool.type for tool in self.tools if isinstance(tool, HostedTool)])
+        return [*hosted, *named_parts("include", set(self.include) - KNOWN_PARTS)]
 
     def chat_body(self) -> JsonObject:
         messages: list[JsonObject] = []
@@ -218,8 +114,10 @@ class ResponsesRequest(TranslatedRequest):
             "messages": list(messages),
             "max_completion_tokens": self.max_output_tokens,
             "response_format": format_.response_format if format_ else None,
-            "tools": [tool.function for tool in self.tools] or None,
+            "tools": [callee.tool.function(callee.namespace) for callee in self.callees] or None,
             "tool_choice": self.tool_choice.choice if self.tool_choice else None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "user": self.user,
+            "logprobs": self.has_logprobs,
+            "top_logprobs": self.top_logprobs if self.has_logprobs else None,
         }

@@ -50,23 +50,36 @@ class ResponseFormat(_StrictModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    bare_schema: dict[str, JsonValue] | None = Field(default=None, alias="schema")  # llama.cpp's and Together's form
 
     @model_validator(mode="after")
     def _check_schema(self) -> "ResponseFormat":
         param = "response_format.json_schema"
-        if self.type == "json_schema" and self.json_schema is None:
+        schemas = [schema for schema in (self.json_schema, self.bare_schema) if schema is not None]
+        if self.type == "json_schema" and not schemas:
             raise ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
         if self.type != "json_schema" and self.json_schema is not None:
             raise invalid_value(f"'{param}' requires the type 'json_schema'.", param)
+        if len(schemas) > 1 or (self.type == "text" and schemas):
+            reason = "requires a type other than 'text', and excludes 'json_schema'."
+            raise invalid_value(f"'response_format.schema' {reason}", "response_format.schema")
         return self
+
+    @property
+    def schema_of_output(self) -> dict[str, JsonValue] | None:
+        """The schema, in whichever form it was sent."""
+        return self.bare_schema if self.json_schema is None else self.json_schema.json_schema
+
+
+Texts = Annotated[list[ChoiceText], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)]
 
 
 class StructuredOutputs(_StrictModel):
-    """Exactly one of: a JSON schema, a regular expression, a list of texts, or a grammar in Lark's notation."""
+    """Exactly one of: a JSON schema, a regular expression, a list of texts, or a grammar (Lark's notation or GBNF)."""
 
     json_schema: Schema | None = Field(default=None, alias="json")
     regex: Source | None = None
-    choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
+    choice: Texts | None = None
     grammar: Source | None = None
 
     @model_validator(mode="after")
@@ -76,3 +89,39 @@ class StructuredOutputs(_StrictModel):
             message = "Send exactly one of 'json', 'regex', 'choice' and 'grammar'."
             raise invalid_value(message, "structured_outputs")
         return self
+
+    @property
+    def kind(self) -> str:
+        """The name of the member that was sent."""
+        members = {"json": self.json_schema, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return next(name for name, value in members.items() if value is not None)
+
+
+# Names of vLLM before 0.12 for the members of `structured_outputs`.
+GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
+
+
+class GuidedOutputs(RequestModel):
+    """`structured_outputs`, and its members under vLLM's earlier names."""
+
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Source | None = None
+    guided_choice: Texts | None = None
+    guided_grammar: Source | None = None
+
+    @model_validator(mode="after")
+    def _check_one_name(self) -> "GuidedOutputs":
+        given = [name for name in ("structured_outputs", *GUIDED) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise invalid_value(f"Send only one of '{given[0]}' and '{given[1]}'.", given[1])
+        return self
+
+    @property
+    def outputs(self) -> tuple[StructuredOutputs | None, str]:
+        """The constraint, and the field's name that it was sent under: "structured_outputs" or "guided_..."."""
+        for name, member in GUIDED.items():
+            value = getattr(self, name)
+            if value is not None:
+                return StructuredOutputs.model_validate({member: value}), name
+        return self.structured_outputs, "structured_outputs"

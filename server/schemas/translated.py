@@ -14,7 +14,7 @@ JsonObject = dict[str, JsonValue]
 class TranslatedRequest(RequestModel):
     """A request that is translated to the chat request of `chat_body`."""
 
-    model: Name
+    model: Name | None = None
     stream: bool = False
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -27,6 +27,11 @@ class TranslatedRequest(RequestModel):
     experts_per_token: Annotated[int, Field(ge=1)] | None = None
     expert_mask: list[list[bool]] | None = None
     expert_usage: bool | None = None
+
+    @property
+    @abstractmethod
+    def tool_paths(self) -> list[str]:
+        """Where each tool of the chat stands in this request."""
 
     @abstractmethod
     def chat_body(self) -> JsonObject:

@@ -22,6 +22,7 @@ _NESTED_FIELDS = frozenset(
         "input",
         "messages",
         "metadata",
+        "output_config",
         "response_format",
         "stream_options",
         "structured_outputs",
@@ -31,7 +32,11 @@ _NESTED_FIELDS = frozenset(
         "tools",
     }
 )
-_UNION_TAGS = frozenset({"function_call", "function_call_output", "message", "text", "tool_result", "tool_use"})
+_UNION_TAGS = frozenset(
+    {"function_call", "function_call_output", "message", "reasoning", "redacted_thinking", "text", "thinking"}
+    | {"custom_tool_call", "custom_tool_call_output", "tool_result", "tool_use"}
+    | {"custom_tool", "function_tool", "hosted_tool", "namespace_tool"}
+)
 
 
 class RequestModel(BaseModel):
@@ -41,21 +46,25 @@ class RequestModel(BaseModel):
 
     # Fields that this server does not support, each with the values that have no effect and are accepted.
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
+    instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+
+    @property
+    def ignored_parts(self) -> list[str]:
+        """Parts of known fields that have no effect, such as tools that only another server can run."""
+        return []
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        """Drop null members, which OpenAI's clients send for absent fields. For `stream` null is an error."""
-        if not isinstance(value, dict):
-            return value
-        return {key: item for key, item in value.items() if item is not None or key == "stream"}
+        """Drop null members, which OpenAI's clients send for absent fields."""
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Add to the schema null for optional fields, and unsupported fields with their accepted values."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         members = schema.setdefault("properties", {})
-        for name in members.keys() - {*schema.get("required", ()), "stream"}:
+        for name in members.keys() - {*schema.get("required", ())}:
             members[name] = _or_null(members[name])
         for name, harmless in cls.unsupported.items():
             members[name] = {"enum": [*harmless, None]}
@@ -92,6 +101,11 @@ def fit_for_header(names: Iterable[str]) -> list[str]:
     return sorted({name if is_printable(name) else UNPRINTABLE for name in names})[:MAX_UNKNOWN_FIELDS]
 
 
+def named_parts(field: str, names: Iterable[str]) -> list[str]:
+    """Return ("tools", ["a"]) as ["tools[].a"], fit for a header."""
+    return [name if name == UNPRINTABLE else f"{field}[].{name}" for name in fit_for_header(names)]
+
+
 def is_printable(name: str) -> bool:
     """Return whether a client's name is fit for a header."""
     return PLAIN_NAME.fullmatch(name) is not None
@@ -101,7 +115,12 @@ def _reject_unsupported(model_class: type[RequestModel], body: dict[str, JsonVal
     for name, harmless in model_class.unsupported.items():
         value = body.get(name)
         if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
-            raise unsupported_parameter(name if path is None else f"{path}.{name}")
+            raise unsupported_parameter(name if path is None else f"{path}.{name}", _hint(model_class, name))
+
+
+def _hint(model_class: type[RequestModel], name: str) -> str | None:
+    other = model_class.instead.get(name)
+    return None if other is None else f"'{name}' is not supported here. Send '{other}' instead."
 
 
 def check_length(items: list[object], limit: int) -> None:

@@ -107,6 +107,14 @@ class Settings(BaseModel):
         1 << 20, description="Maximum size of a request body."
     )
 
+    request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
+        Field(
+            None,
+            description="Memory for the bodies of all requests and what is parsed from them; as much again for replies "
+            "with log probabilities. Bodies beyond it wait, then get 503; replies beyond it get 429.",
+        )
+    )
+
     max_num_queued_reqs: PositiveInt = Field(
         1024, description="Requests that may wait for their first step. Further ones get 429."
     )
@@ -115,6 +123,13 @@ class Settings(BaseModel):
     )
     shutdown_timeout: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
+    )
+    reload_timeout: float = Field(
+        600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="After SIGHUP: seconds that the new process gets to become ready, and then seconds that running "
+        "requests get to finish in the old one.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -172,6 +187,9 @@ class Settings(BaseModel):
     )
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
+    )
+    enforce_eager: bool = Field(
+        False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
     )
 
     kv_cache_memory_bytes: Annotated[

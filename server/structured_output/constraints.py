@@ -11,6 +11,7 @@ from server.errors import ApiError, invalid_value
 from server.schemas.generation import GenerationRequest
 from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
 from server.strict_json import JsonValue
+from server.structured_output.gbnf import as_lark
 from server.structured_output.inline_schemas import inline_schemas
 from server.structured_output.multiples import WorkBudget, check_states, count_states
 
@@ -23,7 +24,6 @@ LENIENT: dict[str, JsonValue] = {"lenient": True, "coerce_one_of": True}  # unsu
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: work grows with the square
 MAX_MEMBERS = 2500
-GRAMMAR_PARAM = "structured_outputs.grammar"
 COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
 # In one regular expression or grammar: work grows with the square of those in a row, 0.3 s for a thousand of \w*.
 MAX_OPTIONAL_PARTS = 1000
@@ -42,11 +42,12 @@ class Constraint:
     param: str  # the request's parameter that it comes from
     is_exact: bool = True  # a leading space belongs to the text and is not removed as SentencePiece's own
     shown_ids: tuple[int, ...] = ()  # special tokens that are part of the text
+    is_whole_grammar: bool = False  # written by the client, with rules of its own
     num_states: int = 0  # of the automata that its schema's `multipleOf`s need
 
     def as_rule(self, name: str) -> str:
         """Write it as a rule of another grammar. Raises ApiError 400 if it is a complete grammar from the client."""
-        if not self.lark.startswith("start: ") or self.param == GRAMMAR_PARAM:
+        if self.is_whole_grammar:
             raise invalid_value(f"'{self.param}' cannot be combined with 'tools'.", self.param)
         return name + self.lark.removeprefix("start")
 
@@ -68,14 +69,13 @@ class CompiledGrammar:
 
 def constraint_of(request: GenerationRequest) -> Constraint | None:
     """Translate `response_format` or `structured_outputs`; None if any text is allowed. Raises ApiError 400."""
-    structured, response_format = request.structured_outputs, request.response_format
+    (structured, name), response_format = request.outputs, request.response_format
     constraint = None if response_format is None else _from_response_format(response_format)
     if structured is None:
         return constraint
     if constraint is not None:
-        message = "'structured_outputs' and 'response_format' exclude each other."
-        raise invalid_value(message, "structured_outputs")
-    return _from_structured_outputs(structured)
+        raise invalid_value(f"'{name}' and 'response_format' exclude each other.", name)
+    return _from_structured_outputs(structured, name)
 
 
 def schema_constraint(
@@ -105,26 +105,27 @@ def _from_response_format(value: ResponseFormat) -> Constraint | None:
     if value.type == "text":
         return None
     param = "response_format.json_schema.schema" if value.json_schema else "response_format"
-    return schema_constraint(value.json_schema.json_schema if value.json_schema else ANY_OBJECT, param)
+    return schema_constraint(value.schema_of_output or ANY_OBJECT, param)
 
 
-def _from_structured_outputs(value: StructuredOutputs) -> Constraint:
+def _from_structured_outputs(value: StructuredOutputs, name: str) -> Constraint:
+    """Translate the constraint. `name`: "structured_outputs", or the name of its only member in another spelling."""
+    param = f"{name}.{value.kind}" if name == "structured_outputs" else name
     if value.json_schema is not None:
-        return schema_constraint(value.json_schema, "structured_outputs.json")
+        return schema_constraint(value.json_schema, param)
     if value.regex is not None:
-        param = "structured_outputs.regex"
         _check_regex(value.regex, param)
         return Constraint(f"start: /{llguidance.regex_to_lark(value.regex)}/", param)
     if value.choice is not None:
-        param = "structured_outputs.choice"
         if sum(map(len, value.choice)) > MAX_GRAMMAR_CHARS:
             raise too_large(param)
         return Constraint(f"start: {any_of(value.choice)}", param)
     assert value.grammar is not None
-    _check_optional_parts(value.grammar, GRAMMAR_PARAM)
-    _check_terminals(value.grammar)
-    _check_inline_schemas(value.grammar)
-    return Constraint(value.grammar, GRAMMAR_PARAM)
+    grammar = as_lark(value.grammar, param)
+    _check_optional_parts(grammar, param)
+    _check_terminals(grammar, param)
+    _check_inline_schemas(grammar, param)
+    return Constraint(grammar, param, is_whole_grammar=True)
 
 
 def _check_regex(regex: str, param: str) -> None:
@@ -140,7 +141,7 @@ def _check_optional_parts(text: str, param: str) -> None:
         raise too_large(param)
 
 
-def _check_terminals(grammar: str) -> None:
+def _check_terminals(grammar: str, param: str) -> None:
     """Bound the optional parts of terminals, which may refer to each other: A: /x?/, B: A A, C: B B has four."""
     terminals = {match[1]: match[2] for match in _TERMINAL.finditer(grammar)}
     counts: dict[str, int] = {}
@@ -148,7 +149,7 @@ def _check_terminals(grammar: str) -> None:
     def count(name: str, depth: int) -> int:
         if name not in counts:
             if depth > MAX_TERMINAL_DEPTH:
-                raise too_large(GRAMMAR_PARAM)
+                raise too_large(param)
             counts[name] = 0  # a terminal that refers to itself is invalid, which the parser reports
             inside = [other for other in _NAME.findall(terminals[name]) if other in terminals]
             own = sum(1 for _ in _OPTIONAL_PART.finditer(terminals[name]))
@@ -156,16 +157,16 @@ def _check_terminals(grammar: str) -> None:
         return counts[name]
 
     if any(count(name, 0) > MAX_OPTIONAL_PARTS for name in terminals):
-        raise too_large(GRAMMAR_PARAM)
+        raise too_large(param)
 
 
-def _check_inline_schemas(grammar: str) -> None:
+def _check_inline_schemas(grammar: str, param: str) -> None:
     """Check the schemas of %json like those of other parameters, and their `multipleOf`s together."""
     num_states, budget = 0, WorkBudget()
-    for schema in inline_schemas(grammar, GRAMMAR_PARAM):
-        _check_size(schema, 0, GRAMMAR_PARAM)
-        num_states += count_states(schema, GRAMMAR_PARAM, budget)
-    check_states(num_states, GRAMMAR_PARAM)
+    for schema in inline_schemas(grammar, param):
+        _check_size(schema, 0, param)
+        num_states += count_states(schema, param, budget)
+    check_states(num_states, param)
 
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
@@ -193,7 +194,8 @@ def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]
 
 def grammar_too_large(request: GenerationRequest, num_choices: int) -> ApiError:
     """Build the error for a grammar that is too large for the number of choices, though not for one."""
-    params = {"structured_outputs": request.structured_outputs, "response_format": request.response_format}
+    structured, name = request.outputs
+    params = {name: structured, "response_format": request.response_format}
     param = next((name for name, value in params.items() if value is not None), "tools")
     return invalid_value(f"'{param}' is too large for {num_choices} choices: request fewer at a time.", param)
 

@@ -102,7 +102,7 @@ class GrammarChecker:
 
     async def _own_constraint(self, request: GenerationRequest) -> Constraint | None:
         """Translate the response format in a thread: serializing a schema of a megabyte takes long."""
-        if request.response_format is None and request.structured_outputs is None:
+        if request.response_format is None and request.outputs[0] is None:
             return None
         return await asyncio.to_thread(constraint_of, request)
 

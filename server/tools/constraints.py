@@ -7,7 +7,7 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.errors import invalid_value, unsupported_parameter
 from server.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
-from server.schemas.tools import Tool
+from server.schemas.tools import Tool, ToolChoice
 from server.strict_json import JsonValue
 from server.structured_output.constraints import Constraint, constraint_of, schema_constraint, too_large
 from server.structured_output.grammar_checker import GrammarChecker
@@ -37,15 +37,15 @@ class ToolUse:
 
 def resolve_tool_use(request: ChatCompletionRequest) -> ToolUse | None:
     """Read `tools` and `tool_choice`; None if no tool may be called. Raises ApiError 400 for a contradiction."""
-    choice = request.tool_choice.type if request.tool_choice else "auto"
-    if not request.tools or choice == "none":
+    choice = request.tool_choice or ToolChoice(type="auto")
+    if not request.tools or choice.type == "none":
         return None
-    if request.continue_final_message:
+    if request.is_continued:
         message = "'continue_final_message' continues a text; it cannot be combined with 'tools'."
         raise invalid_value(message, "continue_final_message")
-    named = request.tool_choice.function if request.tool_choice else None
-    names = frozenset([named.name] if named else [tool.function.name for tool in request.tools])
-    return ToolUse(tuple(request.tools), names, choice != "auto", request.parallel_tool_calls)
+    named = choice.names
+    names = frozenset([tool.function.name for tool in request.tools] if named is None else named)
+    return ToolUse(tuple(request.tools), names, choice.must_call, request.parallel_tool_calls)
 
 
 def auto_tool_use(tools: Sequence[Tool]) -> ToolUse | None:
@@ -95,7 +95,9 @@ def tool_constraints(
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:
-        raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
+        if request.response_format is None:
+            raise invalid_value(f"'{answer.param}' describes a text, but 'tool_choice' requires a call.", answer.param)
+        answer = None  # a response format is that of a text, and the answer will have none
     budget = WorkBudget()
     of_arguments = [_arguments_constraint(i, tool, budget, is_lenient=i in lenient) for i, tool in use.callable_tools]
     rules = [

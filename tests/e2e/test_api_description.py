@@ -20,6 +20,7 @@ from server.api.openapi.document import REQUEST_MODELS
 from tests.support.running import RunningServer
 
 MAX_MODEL_LEN, VOCAB = 2048, 3072
+MAX_CHOICES_QUEUED = 256
 NUM_TOKENS = 3  # limit of generated tokens, so that a thousand requests take minutes
 LENGTHS = {
     "/v1/completions": "max_tokens",
@@ -34,6 +35,11 @@ DEPENDENT = {
     "tool_choice",
     "response_format",
     "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "output_config",
     "text",
     "parallel_tool_calls",
 }
@@ -49,6 +55,8 @@ SEPARATE = DEPENDENT | {  # fields that depend on others
     "allowed_token_ids",
 }
 TOOL_WORDS = ("function_call", "function_call_output", "tool", "tool_calls", "tool_result", "tool_use")
+LEFT_OUT_WORDS = ("thinking", "redacted_thinking", "reasoning")  # a conversation of nothing else has no messages
+CALL_WORDS = ("custom_tool_call", "custom_tool_call_output", "prefix")  # depend on other messages
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 OPERATIONS = {
     (method.upper(), path): operation
@@ -113,6 +121,7 @@ def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
         (body.get("min_tokens") or 0) > 0 and body.get("allowed_token_ids") is not None,
         any(int(token) >= VOCAB for token in body.get("logit_bias") or {}),
         bool(body.get("continue_final_message")),
+        (body.get("n") or 1) * num_prompts(body.get("prompt")) > MAX_CHOICES_QUEUED,
         body.get("bad_words") and body.get("allowed_token_ids") is not None,
         (body.get("prompt") is None) == (body.get("messages") is None) and path == "/tokenize",
         any(body.get(name) is not None for name in DEPENDENT),
@@ -129,7 +138,11 @@ def known_fields(operation: dict[str, Any]) -> set[str]:
 
 
 def uses_tools(turns: Any) -> bool:
-    return any(f'"{word}"' in json.dumps(turns) for word in TOOL_WORDS)
+    return any(f'"{word}"' in json.dumps(turns) for word in (*TOOL_WORDS, *LEFT_OUT_WORDS, *CALL_WORDS))
+
+
+def num_prompts(prompt: Any) -> int:
+    return len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
 
 
 def has_long_integer(value: Any) -> bool:

@@ -117,7 +117,7 @@ def test_a_body_that_is_no_strict_json_object_is_refused(client: httpx.Client, e
 
 @pytest.mark.parametrize("endpoint", EVERYWHERE, ids=lambda endpoint: endpoint.path)
 def test_stream_is_a_boolean(client: httpx.Client, endpoint: Endpoint) -> None:
-    for value in ["Zebra", "true", 1, 0, None, [], {}] if endpoint.can_stream else []:
+    for value in ["Zebra", "true", 1, 0, [], {}] if endpoint.can_stream else []:
         assert refusal(client, endpoint, {**endpoint.good, "stream": value}).get("param", "stream") == "stream"
 
 

@@ -157,6 +157,10 @@ SHARED: dict[str, Row] = {
     "response_format.json_schema": Row(
         {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}, has_form(r'\{"a":\d\}')
     ),
+    "guided_json": Row(SCHEMA, has_form(r'\{"a":[0-9]\}')),
+    "guided_regex": Row("[0-9]{3}", has_form("[0-9]{3}")),
+    "guided_choice": Row(["yes", "no"], has_form("yes|no")),
+    "guided_grammar": Row('root ::= "yes" | "no"', has_form("yes|no")),
     "structured_outputs.json": Row({"json": SCHEMA}, has_form(r'\{"a":\d\}')),
     "structured_outputs.regex": Row({"regex": "[0-9]{5}"}, has_form("[0-9]{5}")),
     "structured_outputs.choice": Row({"choice": ["yes", "no"]}, has_form("yes|no")),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from smoe import LocalEngine, SamplingParams
-from tests.support.gguf_files import GgufShape, write_gguf
+from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
 
 SMALL: dict[str, Any] = {"dtype": "float32", "threads": 1, "num_kv_blocks": 16, "max_num_batched_tokens": 32}
 PROMPTS = [[1, 5, 9, 33, 70], [1, 100], list(range(40))]
@@ -21,6 +21,13 @@ def answers(path: Path, **settings: Any) -> list[tuple[list[int], list[float]]]:
     engine = LocalEngine(path, **(SMALL | settings))
     params = SamplingParams(max_tokens=8, temperature=0, num_logprobs=1, ignore_eos=True)
     return [(c.token_ids, [one.logprob for one in c.logprobs]) for c in engine.generate(PROMPTS, params)]
+
+
+def prompt_logprobs(path: Path, **settings: Any) -> NDArray[np.float64]:
+    """Return the logprob of each token of a prompt, given those before it."""
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=True)
+    [completion] = LocalEngine(path, **(SMALL | settings)).generate([PROMPTS[2]], params)
+    return np.array([one.logprob for one in completion.prompt_logprobs])
 
 
 def save_hugging_face(path: Path, shape: GgufShape, weights: dict[str, NDArray[np.float32]]) -> Path:
@@ -40,22 +47,60 @@ def save_hugging_face(path: Path, shape: GgufShape, weights: dict[str, NDArray[n
         "rope_theta": 1e6,
         "rms_norm_eps": float(np.float32(1e-5)),
         "torch_dtype": "float32",
+        "tie_word_embeddings": shape.tied,
     }
     (path / "config.json").write_text(json.dumps(config))
     save_file({name: np.ascontiguousarray(weight) for name, weight in weights.items()}, path / "model.safetensors")
     return path
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantization": "int4"}], ids=str
-)
-def test_gguf_files_give_the_bits_of_their_decoded_weights(settings: dict[str, Any], tmp_path: Path) -> None:
-    merged, single = GgufShape(num_layers=2), GgufShape(num_layers=2, merged=False, tensors_per_part=9)
-    weights = write_gguf(tmp_path / "merged.gguf", merged)
-    write_gguf(tmp_path / "single.gguf", single)
-    expected = answers(save_hugging_face(tmp_path / "hf", merged, weights), **settings)
-    assert answers(tmp_path / "merged.gguf", **settings) == expected
-    assert answers(next(tmp_path.glob("single-00001-of-*.gguf")), **settings) == expected
+DECODED = [{"backend": "reference"}, {"quantization": "int4"}, {"dtype": "bfloat16", "quantization": "int8"}]
+
+
+@pytest.mark.parametrize("settings", DECODED, ids=str)
+def test_decoded_gguf_files_give_the_bits_of_their_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    weights = write_gguf(tmp_path / "a.gguf", GgufShape(num_layers=2))
+    expected = answers(save_hugging_face(tmp_path / "hf", GgufShape(num_layers=2), weights), **settings)
+    assert answers(tmp_path / "a.gguf", **settings) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_per_expert_and_split_files_give_the_same_bits(dtype: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "merged.gguf", GgufShape(num_layers=2))
+    write_gguf(tmp_path / "single.gguf", GgufShape(num_layers=2, merged=False, tensors_per_part=9))
+    expected = answers(tmp_path / "merged.gguf", dtype=dtype)
+    assert answers(next(tmp_path.glob("single-00001-of-*.gguf")), dtype=dtype) == expected
+
+
+def uneven(name: str) -> Type:
+    """Give the experts of a layer different types, as some files do."""
+    types = {"ffn_down.0": Type.Q6_K, "ffn_down.1": Type.Q4_0, "ffn_up": Type.Q3_K, "ffn_gate.": Type.Q5_K}
+    return next((kind for mark, kind in types.items() if mark in name), q4_k_m(name))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_path: Path) -> None:
+    """The kernels round the activations of each block to int8, which moves logprobs a little.
+
+    Uneven types, Q3_K among them, and a tied head are read too: in blocks where the backend multiplies them.
+    """
+    shape = GgufShape(num_layers=2, merged=merged, tied=tied)
+    weights = write_gguf(tmp_path / "a.gguf", shape, q4_k_m if merged else uneven)
+    decoded = prompt_logprobs(save_hugging_face(tmp_path / "hf", shape, weights))
+    found = prompt_logprobs(tmp_path / "a.gguf")
+    assert 0 < np.abs(found - decoded).max() < 0.1
+    assert np.array_equal(found, prompt_logprobs(tmp_path / "a.gguf", threads=2, max_num_batched_tokens=7))
+
+
+def test_the_fingerprint_names_the_formats_of_weights_in_blocks(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape())
+    kept, decoded, again = (
+        LocalEngine(tmp_path / "a.gguf", **(SMALL | settings)).fingerprint
+        for settings in ({}, {"backend": "reference"}, {"quantization": "int8"})
+    )
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-float32-" in kept
+    assert "Q4_K" not in decoded + again and "-int8-" in again
 
 
 def test_another_theta_gives_other_answers(tmp_path: Path) -> None:

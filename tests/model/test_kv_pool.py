@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -24,7 +25,7 @@ def test_zeroed_blocks_are_zeros_in_every_layer_and_the_others_stay() -> None:
     pool = KvPool(replace(CONFIG, num_layers=3), 5, 4, "float32", CPU)
     pool.k.fill_(1.0)
     pool.v.fill_(2.0)
-    pool.zero_blocks([3, 1])
+    pool.zero_blocks(torch.tensor([3, 1]))
     for cache in (pool.k, pool.v):
         assert cache.flatten(2).any(-1).tolist() == [[True, False, True, False, True]] * 3
 

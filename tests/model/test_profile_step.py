@@ -1,4 +1,4 @@
-"""The step that measures the memory of intermediate results has the largest number of rows and logits."""
+"""The steps that measure the memory of intermediate results are the largest ones."""
 
 from dataclasses import replace
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from model.dummy_weights import random_model
-from model.ops.reference.ops import Matrix, ReferenceOps
-from model.profile_step import run_profile_step
+from model.ops.interface import RoutingRequest
+from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
+from model.profile_step import run_profile_steps
+from model.sampling_batch import SampledRows, SamplingRows
 from tests.support.native_cases import Heads
 from tests.support.paged import CPU
 
@@ -18,6 +20,8 @@ class WatchedOps(ReferenceOps):
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
+        self.sampled: list[tuple[int, int]] = []
+        self.most_experts = 0
 
     def logits(self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, eps: float, head: Matrix) -> torch.Tensor:
         result = super().logits(x, rows, norm, eps, head)
@@ -25,11 +29,21 @@ class WatchedOps(ReferenceOps):
         assert result.isfinite().all()
         return result
 
+    def moe(self, x: torch.Tensor, weights: ReferenceMoe, request: RoutingRequest) -> torch.Tensor:
+        self.most_experts = max(self.most_experts, request.expert_ids.shape[1])
+        return super().moe(x, weights, request)
+
+    def sample(self, logits: torch.Tensor, rows: SamplingRows) -> SampledRows:
+        self.sampled.append((len(logits), rows.max_logprobs))
+        return super().sample(logits, rows)
+
 
 @pytest.mark.parametrize("num_experts", [0, 4])
-def test_the_step_computes_the_given_numbers_of_rows_and_logits(num_experts: int) -> None:
+def test_the_steps_have_all_experts_per_row_and_logits_of_every_row(num_experts: int) -> None:
     config = replace(Heads(4, 2, 16).config, num_experts=num_experts, experts_per_token=min(num_experts, 2))
     ops = WatchedOps()
     model = random_model(config, torch.float32, CPU, ops, seed=0)
-    run_profile_step(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
-    assert ops.shapes == [(50, 7, 32)]
+    run_profile_steps(model, num_rows=50, num_logits=7, block_size=16, kv_dtype="float32")
+    assert ops.shapes == [(50, 7, 32), (50, 50, 32)]
+    assert ops.sampled == [(7, 20), (50, 20)]
+    assert ops.most_experts == num_experts

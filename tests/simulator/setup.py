@@ -82,6 +82,7 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
         device=torch.device("cpu"),
         backend="exact",
         numerics="exact",
+        quantization="none",
         weight_bytes=0,
         kv_block_bytes=0,
         phase_seconds={},

@@ -1,4 +1,4 @@
-"""Random matrices in the block formats of GGUF files, and their weights as decoded by llama.cpp's `gguf` package."""
+"""Random matrices in block formats. Those of GGUF files are decoded by llama.cpp's `gguf` package."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
-from model.ops.weights import BLOCK_SIZES, BlockMatrix
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, int4_groups
 
 # Byte position of d in a block, and of dmin or m where the format has it.
-SCALE_AT = dict.fromkeys(BLOCK_SIZES, 0) | {"Q6_K": 208}
+GGUF_FORMATS = [name for name in BLOCK_SIZES if name.startswith("Q")]
+SCALE_AT = dict.fromkeys(GGUF_FORMATS, 0) | {"Q6_K": 208}
 MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2}
 # Magnitude of random codes times random scales of groups for d = 1, and of minima for dmin = 1.
 CODE_SIZE = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q4_K": 240, "Q5_K": 490, "Q6_K": 1370}
@@ -24,6 +25,8 @@ MIN_SIZE = {"Q4_1": -4.6 / 7.5, "Q5_1": -9.2 / 15.5, "Q4_K": 32, "Q5_K": 32}
 def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -> BlockMatrix:
     """Draw all bits of a matrix [outputs, inputs], except that d and dmin give products the size of their input."""
     numbers, size = BLOCK_SIZES[block_format]
+    if block_format not in GGUF_FORMATS:
+        return _random_int4_groups(numbers, outputs, inputs, torch.Generator().manual_seed(seed))
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (outputs, inputs // numbers, size), dtype=np.uint8)
     spread = rng.uniform(0.5, 1.5, blocks.shape[:2]) * inputs**-0.5
@@ -33,6 +36,13 @@ def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -
     return BlockMatrix(block_format, torch.from_numpy(blocks.reshape(outputs, -1)))
 
 
+def _random_int4_groups(size: int, outputs: int, inputs: int, generator: torch.Generator) -> BlockMatrix:
+    codes = torch.randint(16, (outputs, inputs), generator=generator, dtype=torch.uint8)
+    zeros = torch.randint(5, 12, (outputs, inputs // size), generator=generator, dtype=torch.uint8)
+    scales = (torch.rand(zeros.shape, generator=generator) + 0.5) * inputs**-0.5 / 5
+    return int4_groups(codes, scales, zeros)
+
+
 def set_halves(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
     """Write float16 values [..] to bytes at, at + 1 of blocks [.., bytes]."""
     blocks[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
@@ -40,7 +50,18 @@ def set_halves(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
 
 def decoded(matrix: BlockMatrix) -> Tensor:
     """Return the weights [O, D], float32."""
+    if matrix.format not in GGUF_FORMATS:
+        return _decoded_groups(matrix).float()
     return torch.from_numpy(dequantize(matrix.blocks.numpy(), GGMLQuantizationType[matrix.format]))
+
+
+def _decoded_groups(matrix: BlockMatrix) -> Tensor:
+    """Return scale * (code - zero), float64, byte by byte."""
+    size = BLOCK_SIZES[matrix.format][0]
+    groups = matrix.blocks.unflatten(1, (-1, 5 + size // 2))  # [O, groups, bytes]
+    scales = groups[..., :4].contiguous().view(torch.float32).double()
+    codes = torch.cat((groups[..., 5:] % 16, groups[..., 5:] // 16), dim=-1).double()
+    return (scales * (codes - groups[..., 4:5].double())).flatten(1)
 
 
 def quantized_rows(x: Tensor, block_format: str) -> Tensor:

@@ -64,14 +64,18 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
         _add_field(writer, key, value)
     expected: dict[str, Floats] = {}
     for name, size, targets in _tensors(shape):
-        raw, weight = random_tensor(rng, size, type_of(name))
-        if shape.merged or len(size) < 3:
+        if len(size) < 3:
+            raw, expected[targets[0]] = random_tensor(rng, size, type_of(name))
             writer.add_tensor(name, raw, raw_dtype=type_of(name))
+            continue
+        names = [name if shape.merged else name.replace("_exps", f".{expert}") for expert in range(len(targets))]
+        experts = [random_tensor(rng, size[1:], type_of(one)) for one in names]
+        expected |= {target: weight for target, (_, weight) in zip(targets, experts, strict=True)}
+        if shape.merged:
+            writer.add_tensor(name, np.stack([raw for raw, _ in experts]), raw_dtype=type_of(name))
         else:
-            for expert, part in enumerate(raw):
-                writer.add_tensor(name.replace("_exps", f".{expert}"), part, raw_dtype=type_of(name))
-        for target, part in zip(targets, weight if len(size) == 3 else [weight], strict=True):
-            expected[target] = part
+            for one, (raw, _) in zip(names, experts, strict=True):
+                writer.add_tensor(one, raw, raw_dtype=type_of(one))
     _write(writer)
     return _in_rotary_order(expected, shape)
 

@@ -1,6 +1,6 @@
 """Shared by tests of the native backend: instruction sets of this machine, and batches of paged attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -98,8 +98,10 @@ def attend(
     block_size: int = 16,
     seed: int = 0,
     kv_dtype: torch.dtype | None = None,
+    in_blocks: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> list[Tensor]:
-    """Compute attention of the parts in one batch: [num_rows, H * K] each. Caches have kv_dtype or the parts' dtype.
+    """Compute attention of the parts in one batch: [num_rows, H * K] each. Caches have kv_dtype or the parts' dtype;
+    `in_blocks` converts [num_blocks, block_size, G, K or K + 4] to the backend's layout within blocks.
 
     Blocks are shuffled by `seed`. Slots that no row of a part may read are NaN: the null block, positions behind the
     part, and positions in front of the window of its first row.
@@ -123,5 +125,5 @@ def attend(
     batch = make_batch([(run, part.num_rows) for run, part in zip(runs, parts, strict=True)], block_size)
     q = torch.cat([part.sequence.q[part.first : part.first + part.num_rows] for part in parts])
     metadata = ops.prepare_batch(heads.config, batch, block_size)
-    k_cache, v_cache = k_slots.unflatten(0, (-1, block_size)), v_slots.unflatten(0, (-1, block_size))
+    k_cache, v_cache = (in_blocks(slots.unflatten(0, (-1, block_size))) for slots in (k_slots, v_slots))
     return list(ops.attention(q, k_cache, v_cache, metadata).split_with_sizes([part.num_rows for part in parts]))

@@ -37,3 +37,22 @@ def integers(low: int, high: int) -> int:
 def row_by_row(a: NDArray[np.float32], b: NDArray[np.float32], dtype: np.dtype[np.float32]) -> NDArray[np.float32]:
     """Multiply so that a row's bits do not depend on its index, as on tensor cores; numpy's product lacks that."""
     return (a[:, None, :] * b.T[None]).sum(-1, dtype=dtype)
+
+
+def in_blocks(cache: Tensor) -> Tensor:
+    """Convert int8 rows with their scales to the blocks of model/ops/triton/kv_blocks.py; others stay as they are."""
+    if cache.dtype != torch.int8:
+        return cache
+    numbers, scales = cache[..., :-4].flatten(1), cache[..., -4:].flatten(1)
+    return torch.cat((numbers, scales), dim=1).view(cache.shape)
+
+
+def in_rows(blocks: Tensor) -> Tensor:
+    """Convert blocks back to rows with their scales."""
+    if blocks.dtype != torch.int8:
+        return blocks
+    num_blocks, block_size, num_kv_heads, row = blocks.shape
+    count = block_size * num_kv_heads * (row - 4)
+    numbers, scales = blocks.flatten(1)[:, :count], blocks.flatten(1)[:, count:]
+    shape = num_blocks, block_size, num_kv_heads, -1
+    return torch.cat((numbers.reshape(shape), scales.reshape(shape)), dim=-1)

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from model.ops.reference.kv_int8 import as_cached, as_numbers
+from model.ops.triton import attention as planning
 from model.ops.triton.attention import query_tiles
 from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
 from tests.support.native_cases import Heads, Part, attend, random_positions
-from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, row_by_row
+from tests.triton.cases import DTYPES, assert_close, both_tilings, in_blocks, integers, row_by_row
 
 RATIOS = [(1, 1), (4, 1), (4, 2), (6, 2), (8, 8), (32, 8)]
 WINDOWS = [None, 1, 17, 100, 256, 300]
@@ -26,7 +27,7 @@ def _random_parts(length: int, heads: Heads, dtype: torch.dtype, count: int, see
 def _check(ops: TritonOps, heads: Heads, parts: list[Part], dtype: torch.dtype, block_size: int, int8: bool) -> None:
     """Slots that no row may read are NaN (tests/support/native_cases.py), so that wrong reads show."""
     cached = torch.int8 if int8 else dtype
-    outputs = attend(ops, heads, parts, block_size, seed=1, kv_dtype=cached)
+    outputs = attend(ops, heads, parts, block_size, seed=1, kv_dtype=cached, in_blocks=in_blocks)
     for part, ours in zip(parts, outputs, strict=True):
         end = part.first + part.num_rows
         k, v = (as_numbers(as_cached(t[:end], cached)) for t in (part.sequence.k, part.sequence.v))
@@ -76,6 +77,7 @@ def test_deterministic_rows_have_the_same_bits_as_decode_rows_and_within_any_chu
     monkeypatch.setattr("numpy.matmul", row_by_row)
     heads = Heads(2, 1, 16, 400)
     sequence = random_positions(560, heads, torch.float32, 0)
+    monkeypatch.setattr(planning, "SEPARATE_SPAN", 256)
     ops = TritonOps(torch.float32, deterministic=True)
     whole = attend(ops, heads, [Part(sequence, 500, 60)])[0]
     parts = [Part(sequence, 500, 1), Part(sequence, 501, 18), Part(sequence, 519, 40), Part(sequence, 559, 1)]

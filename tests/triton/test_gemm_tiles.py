@@ -1,22 +1,25 @@
-"""Tile sizes by number of rows and dtype."""
+"""Tile sizes by number of rows, dtype and weight format."""
 
 import pytest
 import torch
 
-from model.ops.triton.gemm_tiles import BY_ROWS, BY_ROWS_PAIRED, SOME, WIDE, choose_tiling
+from model.ops.triton.gemm_tiles import WIDE, choose_tiling
+from model.ops.triton.packed_weights import BLOCK_INPUTS, WeightFormat
+
+FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_tiles_grow_with_the_rows_unless_deterministic(paired: bool) -> None:
-    half = torch.bfloat16
-    few, some, many = (tiling for _, tiling in (BY_ROWS_PAIRED if paired else BY_ROWS))
-    chosen = {rows: choose_tiling(rows, half, False, paired) for rows in (0, 16, 17, 64, 65, 4096)}
-    assert chosen == {0: few, 16: few, 17: some, 64: some, 65: many, 4096: many}
-    assert {choose_tiling(rows, half, True, paired) for rows in (0, 17, 4096)} == {SOME}
-    assert {choose_tiling(rows, torch.float32, rows == 17, paired) for rows in (0, 17, 4096)} == {WIDE}
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_tiles_grow_with_the_rows_unless_deterministic(weight_format: WeightFormat) -> None:
+    counts = (0, 1, 16, 17, 32, 33, 64, 65, 4096)
+    tiles = [choose_tiling(count, torch.bfloat16, weight_format, False).rows for count in counts]
+    assert tiles == [16, 16, 16, 32, 32, 64, 64, 128, 128]
+    assert {choose_tiling(count, torch.bfloat16, weight_format, True).rows for count in counts} == {64}
+    assert {choose_tiling(count, torch.float32, weight_format, False).rows for count in counts} == {WIDE.rows}
 
 
-def test_gate_up_and_down_share_the_number_of_rows() -> None:
-    for rows in (0, 16, 17, 64, 65, 4096):
-        paired, single = (choose_tiling(rows, torch.bfloat16, False, paired) for paired in (True, False))
-        assert paired.rows == single.rows
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weight_format", ["int8", "fp8"])
+def test_8_bit_weights_are_read_in_whole_blocks(dtype: torch.dtype, weight_format: WeightFormat) -> None:
+    for count in (1, 30, 60, 500):
+        assert choose_tiling(count, dtype, weight_format, False).inputs == BLOCK_INPUTS

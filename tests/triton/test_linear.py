@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.ops.triton.gemm_tiles import FEW, MANY, SOME, Tiling
+from model.ops.triton.gemm_tiles import choose_tiling
 from model.ops.triton.launch import launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.ops import TritonOps
@@ -16,11 +16,12 @@ pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-@pytest.mark.parametrize("tiling", [FEW, SOME, MANY], ids=["few", "some", "many"])
+@pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])
 @pytest.mark.parametrize(("num_rows", "outputs", "dim"), [(1, 1, 1), (3, 130, 70), (130, 70, 129)])
 def test_linear(
-    dtype: torch.dtype, weight_format: WeightFormat, tiling: Tiling, num_rows: int, outputs: int, dim: int
+    dtype: torch.dtype, weight_format: WeightFormat, tile_rows: int, num_rows: int, outputs: int, dim: int
 ) -> None:
+    tiling = choose_tiling(tile_rows, torch.bfloat16, weight_format, False)
     x, weight = torch.randn(num_rows, dim).to(dtype), pack(torch.randn(outputs, dim).to(dtype), weight_format)
     exact = oracle.linear(x, dequantize(weight))
     assert_close(linear(launch_on_device, x, weight, tiling, torch.float32), exact, dtype)

@@ -21,7 +21,7 @@ def _dequantized(matrix: TritonMatrix) -> list[torch.Tensor]:
 
 def _experts_of(packed: TritonMoe) -> list[FfnWeights]:
     pairs = zip(_dequantized(packed.experts.w13), _dequantized(packed.experts.w2), strict=True)
-    return [FfnWeights(*w13.chunk(2), w2) for w13, w2 in pairs]
+    return [FfnWeights(w13[::2], w13[1::2], w2) for w13, w2 in pairs]
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)

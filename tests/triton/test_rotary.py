@@ -9,7 +9,7 @@ from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
 from tests.support.native_cases import Heads
 from tests.support.paged import Running, make_batch
-from tests.triton.cases import DTYPES, assert_close
+from tests.triton.cases import DTYPES, assert_close, in_rows
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -35,14 +35,15 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
         [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1
     )
     assert_close(q, oracle.rotate(q_in, batch.positions, heads.config.rope_theta), dtype, 10)
-    slots = caches.flatten(1, 2)[:, batch.slot_mapping]
+    rows, rows_before = (torch.stack([in_rows(cache) for cache in pair]) for pair in (caches, before))
+    slots = rows.flatten(1, 2)[:, batch.slot_mapping]
     exact = oracle.rotate(k_in, batch.positions, heads.config.rope_theta)
     tolerance = 4e-3 if int8 else 10 * {torch.float32: 3e-6, torch.float16: 2e-3}[dtype]
     assert float((as_numbers(slots[0]) - exact).norm() / exact.norm()) < 2 * tolerance
     assert torch.equal(slots[1], as_cached(v_in, cached))
     others = torch.ones(num_blocks * block_size, dtype=torch.bool)
     others[batch.slot_mapping] = False
-    assert torch.equal(caches.flatten(1, 2)[:, others], before.flatten(1, 2)[:, others])
+    assert torch.equal(rows.flatten(1, 2)[:, others], rows_before.flatten(1, 2)[:, others])
 
 
 def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stores_them(dtype: torch.dtype) -> None:
@@ -51,11 +52,12 @@ def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stor
     qkv = torch.randn(4, 24).to(dtype)
     qkv[0] = 0.0
     qkv[1, 17], qkv[2, 18], qkv[3, 9] = float("nan"), float("inf"), float("nan")
-    stored = []
+    stored: list[torch.Tensor] = []
     for ops in (TritonOps(dtype), ReferenceOps()):
         caches = torch.zeros(2, 2, 4, 1, 12, dtype=torch.int8)
         ops.rope_and_store_kv(qkv, caches[0], caches[1], ops.prepare_batch(heads.config, batch, 4))
-        stored.append(as_numbers(caches[:, 1, :, 0]))
-    ours, reference = stored
+        stored.append(caches)
+    ours = as_numbers(torch.stack([in_rows(cache) for cache in stored[0]])[:, 1, :, 0])
+    reference = as_numbers(stored[1][:, 1, :, 0])
     assert torch.equal(ours.isnan().any(-1), reference.isnan().any(-1))
     assert torch.allclose(ours, reference, atol=0.05, equal_nan=True)

@@ -1,137 +1,91 @@
-"""Record the kernel launches of the Triton backend and compile them, without a GPU.
+"""Record the kernel launches of the Triton backend, and compile them as Triton would at their first launch; no GPU.
 
-The backend computes on torch's meta device, which has shapes but no numbers. The recording launcher keeps every kernel
-with the types of its arguments, specialized as Triton does. Each kernel is then compiled to machine code.
+The backend computes on torch's meta device, which has shapes but no numbers. The recorder asks Triton itself how it
+specializes the arguments of each launch: one variant is one compilation.
 """
 
-import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.bool: "*i1",
-}
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
-MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+from tests.triton_compiled.machine_code import MachineCode, read_machine_code
+
+
+class FakeDriver:
+    """Triton's driver of a GPU that does not exist; its device number is its architecture."""
+
+    def __init__(self, arch: int) -> None:
+        self._arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._arch, 32)
+
+    def get_current_device(self) -> int:
+        return self._arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Address:
+    """Stands for a tensor in a launch: its dtype, and an address as aligned as that of the real tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype = tensor.dtype
+        self._offset = tensor.storage_offset() * tensor.element_size()  # storages are aligned to 512 bytes
+
+    def data_ptr(self) -> int:
+        return 512 + self._offset
+
+    @staticmethod
+    def ptr_range() -> int:
+        return 1 << 40
 
 
 @dataclass(frozen=True)
 class Launched:
-    """One kernel launch."""
+    """One variant of a kernel: the first launch that needs it."""
 
     kernel: Any
-    signature: dict[str, str]  # argument -> "*bf16", "i32", "constexpr"
-    constants: dict[str, Any]
-    divisible: tuple[int, ...]  # arguments known to be multiples of 16
-    num_warps: int
-    num_stages: int
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]  # constants, num_warps, num_stages
 
     @property
     def name(self) -> str:
         return str(self.kernel.__name__)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.constants} {self.signature} {self.num_warps} warps, {self.num_stages} stages"
+        return f"{self.name} {self.options}"
 
 
 class LaunchRecorder:
-    """A model.ops.triton.launch.Launch that only records.
+    """A model.ops.triton.launch.Launch that only records variants."""
 
-    Launches that differ only in the divisibility of their sizes are kept once.
-    """
-
-    def __init__(self) -> None:
-        self.launched: dict[object, Launched] = {}
+    def __init__(self, arch: int = 90) -> None:
+        self._arch = arch
+        self.variants: dict[object, Launched] = {}
+        self.num_launches = 0
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
-        named = dict(zip(kernel.arg_names, arguments, strict=False))
-        types = {name: _type(value) for name, value in named.items()}
-        ones = {name: value for name, value in named.items() if isinstance(value, int) and value == 1}
-        constants = {**ones, **options}
-        divisible = tuple(index for index, value in enumerate(arguments) if _is_multiple_of_16(value))
-        signature = types | dict.fromkeys(constants, "constexpr")
-        assert list(signature) == kernel.arg_names, (
-            f"{kernel.__name__} is launched with arguments that it does not have"
-        )
-        key = kernel, tuple(types.items()), tuple(options.items()), num_warps, num_stages
-        self.launched.setdefault(key, Launched(kernel, signature, constants, divisible, num_warps, num_stages))
+        addresses = tuple(Address(value) if isinstance(value, Tensor) else value for value in arguments)
+        triton.runtime.driver.set_active(FakeDriver(self._arch))
+        *_, bind = kernel.device_caches[self._arch]
+        _, specialization, _ = bind(*addresses, **options)
+        key = kernel.__name__, str(specialization), str(sorted(options.items()))
+        self.variants.setdefault(key, Launched(kernel, addresses, options))
+        self.num_launches += all(grid)
 
 
-def _type(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return POINTERS[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    assert isinstance(value, int)
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
-def _is_multiple_of_16(value: Any) -> bool:
-    """Check the divisibility that Triton specializes for. Allocated tensors are aligned to more than 16 bytes."""
-    return isinstance(value, Tensor) or (isinstance(value, int) and value != 1 and value % 16 == 0)
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """Resources of one kernel on one architecture, as the assembler reports them."""
-
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-
-
-def compile_for(launched: Launched, arch: int, scratch: Path) -> Compiled:
-    """Compile to machine code with Triton's own compiler and assembler."""
-    source = ASTSource(
-        launched.kernel,
-        signature=launched.signature,
-        constexprs=launched.constants,
-        attrs={(index,): [["tt.divisibility", 16]] for index in launched.divisible},
-    )
-    options = {"num_warps": launched.num_warps, "num_stages": launched.num_stages, "enable_fp_fusion": False}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spilled = _assemble(compiled.asm["ptx"], arch, scratch)
-    return Compiled(registers, spilled, compiled.metadata.shared)
-
-
-def _assemble(ptx: str, arch: int, scratch: Path) -> tuple[int, int]:
-    """Return registers per thread and spilled bytes, as ptxas reports them."""
-    file = scratch / "kernel.ptx"
-    file.write_text(ptx)
-    target = re.search(r"\.target (sm_\w+)", ptx)
-    assert target and target[1].startswith(f"sm_{arch}")
-    command = [f"--gpu-name={target[1]}", "--fmad=false", "-v", str(file), "-o", str(scratch / "kernel.cubin")]
-    reports = [
-        subprocess.run([ptxas, *command], capture_output=True, text=True, check=False) for ptxas in _assemblers()
-    ]
-    [report, *_] = [run.stderr for run in reports if run.returncode == 0]
-    [registers] = re.findall(r"Used (\d+) registers", report)
-    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", report)]
-    assert spills, report
-    return int(registers), sum(spills)
-
-
-def _assemblers() -> list[Path]:
-    """Return Triton's assemblers: one for each PTX generation, or one for all."""
-    return sorted((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+def compile_for(launched: Launched, arch: int) -> MachineCode:
+    """Compile a variant with Triton's own compiler and assembler."""
+    triton.runtime.driver.set_active(FakeDriver(arch))
+    compiled = launched.kernel.warmup(*launched.arguments, grid=(1,), **launched.options, enable_fp_fusion=False)
+    return read_machine_code(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 def kernels_of(module: Any) -> Iterator[str]:
@@ -139,3 +93,8 @@ def kernels_of(module: Any) -> Iterator[str]:
     for name, value in vars(module).items():
         if isinstance(value, triton.JITFunction) and name.endswith("_kernel") and value.__module__ == module.__name__:
             yield name
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Return a meta tensor."""
+    return torch.empty(*shape, dtype=dtype, device="meta")

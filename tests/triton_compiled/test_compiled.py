@@ -1,106 +1,86 @@
-"""Every kernel compiles for A100 and H100, as the backend launches it for Mixtral-8x7B; no GPU is needed."""
+"""Every kernel compiles for A100 and H100 as the backend launches it for Mixtral-8x7B, to good machine code; no GPU."""
 
 import importlib
 import pkgutil
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
+import triton
 
 import model.ops.triton
-from model.forward_batch import ForwardBatch
-from model.kv_pool import DTYPES as KV_DTYPES
-from model.ops.interface import FfnWeights, RoutingRequest
-from model.ops.triton.ops import TritonOps
-from model.ops.triton.packed_weights import WeightFormat
-from model.sampling_batch import FloatParam, IntParam, SamplingRows
-from tests.support.native_cases import Heads
-from tests.triton_compiled.recording import MAX_SHARED_BYTES, Launched, LaunchRecorder, compile_for, kernels_of
+from tests.triton_compiled.layer import served_variants
+from tests.triton_compiled.machine_code import MachineCode
+from tests.triton_compiled.recording import Launched, compile_for, kernels_of
 
-META = torch.device("meta")
-CONFIG = replace(
-    Heads(32, 8, 128).config, dim=4096, hidden_dim=14336, num_experts=8, experts_per_token=2, vocab_size=32000
-)
-DECODES, CHUNKS = [(1, 1), (64, 64)], [(2048, 4)]  # rows, sequences
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
+MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+PRODUCT_KERNELS = ("gate_up_kernel", "down_kernel", "linear_kernel")
+MAX_INSTRUCTIONS_PER_WEIGHT = {"fp8": 4.4, "int8": 4.0}  # of the inner loop, per thread
 
 
-def _run(ops: TritonOps, num_rows: int, num_sequences: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
-    """Run the ops of one layer and the head on meta tensors."""
-    batch = _batch(num_rows, num_sequences)
-    metadata = ops.prepare_batch(CONFIG, batch, 16)
-    x = ops.rms_norm(_empty(num_rows, CONFIG.dim, dtype=dtype), _empty(CONFIG.dim, dtype=dtype), 1e-5)
-    qkv = ops.linear(x, ops.pack_linear(_empty(6144, CONFIG.dim, dtype=dtype)))
-    row = 132 if kv_dtype == torch.int8 else 128
-    k_cache, v_cache = _empty(2, 100, 16, 8, row, dtype=kv_dtype)
-    x = ops.attention(ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata), k_cache, v_cache, metadata)
-    packed = _experts(ops, dtype)
-    for allowed in (None, _empty(num_rows, 8, dtype=torch.bool)):
-        k, expert_ids = _empty(num_rows, dtype=torch.int32), _empty(num_rows, 2, dtype=torch.int32)
-        x = ops.moe(x, packed, RoutingRequest(k, allowed, expert_ids))
-    head = ops.pack_linear(_empty(CONFIG.vocab_size, CONFIG.dim, dtype=dtype))
-    logits = ops.logits(x, batch.logit_rows, _empty(CONFIG.dim, dtype=dtype), 1e-5, head)
-    ops.sample(logits, _sampling_rows(num_sequences))
-
-
-def _experts(ops: TritonOps, dtype: torch.dtype) -> object:
-    w1, w2 = _empty(14336, 4096, dtype=dtype), _empty(4096, 14336, dtype=dtype)
-    return ops.pack_moe(_empty(8, 4096, dtype=dtype), (FfnWeights(w1, w1, w2) for _ in range(8)))
-
-
-def _batch(num_rows: int, num_sequences: int) -> ForwardBatch:
-    rows, small = _empty(num_rows, dtype=torch.int64), _empty(num_sequences, dtype=torch.int32)
-    starts, tables = _empty(num_sequences + 1, dtype=torch.int32), _empty(num_sequences, 64, dtype=torch.int32)
-    return ForwardBatch(rows, rows, rows, starts, small, tables, _empty(num_sequences, dtype=torch.int64))
-
-
-def _sampling_rows(count: int) -> SamplingRows:
-    int_params, history = _empty(count, len(IntParam), dtype=torch.int64), _empty(count, 32, dtype=torch.int32)
-    nothing = _empty(0, dtype=torch.int32), _empty(0, dtype=torch.float32)
-    return SamplingRows(
-        _empty(count, len(FloatParam), dtype=torch.float32), int_params, history, *nothing, None, 5, False, False
-    )
-
-
-def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device=META)
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
 
 
 @cache
-def launched() -> list[Launched]:
-    """Record the launches of the served combinations of dtype, weights and KV cache, for one row, many rows, chunks."""
-    recorder = LaunchRecorder()
-    wide, half, int8 = torch.float32, torch.bfloat16, KV_DTYPES["int8"]
-    combinations: list[tuple[torch.dtype, WeightFormat, bool, torch.dtype, list[tuple[int, int]]]] = [
-        (half, "plain", False, half, DECODES + CHUNKS),
-        (half, "int8", False, int8, DECODES + CHUNKS),
-        (half, "fp8", False, half, DECODES + CHUNKS),
-        (half, "plain", True, half, CHUNKS),
-        (half, "int8", True, int8, CHUNKS),
-        (wide, "plain", False, wide, CHUNKS),
-    ]
-    for dtype, weight_format, deterministic, kv_dtype, sizes in combinations:
-        ops = TritonOps(dtype, weight_format, deterministic, recorder)
-        for num_rows, num_sequences in sizes:
-            _run(ops, num_rows, num_sequences, dtype, kv_dtype)
-    return list(recorder.launched.values())
+def _compiled(text: str, arch: int) -> MachineCode:
+    return compile_for(served_variants(arch)[text], arch)
+
+
+def _products(weight_format: str) -> dict[str, Launched]:
+    """Return the matrix kernels in bfloat16 with these weights."""
+    return {
+        text: launched
+        for text, launched in served_variants(90).items()
+        if launched.name in PRODUCT_KERNELS and launched.options["FORMAT"] == weight_format
+        if "float32" not in str(launched.arguments[0].dtype)
+    }
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_every_kernel_compiles_without_spills_and_within_shared_memory(
-    arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for launch in launched():
-        compiled = compile_for(launch, arch, tmp_path)
-        assert compiled.spill_bytes == 0, f"{launch} spills {compiled.spill_bytes} bytes"
-        assert compiled.shared_bytes <= MAX_SHARED_BYTES[arch], f"{launch} needs {compiled.shared_bytes} bytes"
+def test_every_kernel_compiles_without_spills_and_within_shared_memory(arch: int) -> None:
+    for text in served_variants(arch):
+        code = _compiled(text, arch)
+        assert code.spills == 0, f"{text} spills registers"
+        assert code.shared_bytes <= MAX_SHARED_BYTES[arch], f"{text} needs {code.shared_bytes} bytes"
+
+
+@pytest.mark.parametrize("weight_format", ["plain", "int8", "fp8"])
+def test_matrix_kernels_use_hoppers_products_and_copies_of_16_bytes(weight_format: str) -> None:
+    products = _products(weight_format)
+    assert len(products) >= 8
+    for text in products:
+        code = _compiled(text, 90)
+        assert code.count("HGMMA") >= 4 and code.count("HMMA") == 0, text
+        assert code.count("LDGSTS") == code.count("LDGSTS.E.BYPASS.128") + code.count("LDGSTS.E.128") > 0, text
+        assert code.count("LDG.") == 0, text  # all of the loop's loads are pipelined
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "fp8"])
+def test_8_bit_weights_cost_few_instructions(weight_format: str) -> None:
+    for text, launched in _products(weight_format).items():
+        per_thread = launched.options["OUTPUTS"] * launched.options["INPUTS"] / (32 * launched.options["num_warps"])
+        instructions = len(_compiled(text, 90).loop) / per_thread
+        assert instructions <= MAX_INSTRUCTIONS_PER_WEIGHT[weight_format], f"{instructions:.2f}: {text}"
+
+
+def test_attention_uses_tensor_cores_and_copies_of_16_bytes() -> None:
+    kernels = {
+        text: launched
+        for text, launched in served_variants(90).items()
+        if launched.name in ("decode_kernel", "chunk_kernel") and "float32" not in str(launched.arguments[0].dtype)
+    }
+    assert len(kernels) >= 6
+    for text, launched in kernels.items():
+        code = _compiled(text, 90)
+        assert code.count("HMMA") + code.count("HGMMA") >= 8, text
+        is_plain = launched.options["ROW"] == launched.options["HEAD_DIM"]
+        assert code.count("LDGSTS.E.BYPASS.128") >= (4 if is_plain else 0), text
 
 
 def test_no_kernel_is_left_out() -> None:
     modules = [module.name for module in pkgutil.iter_modules(model.ops.triton.__path__)]
     kernels = {name for module in modules for name in kernels_of(importlib.import_module(f"model.ops.triton.{module}"))}
     assert len(kernels) >= 9
-    assert {launch.name for launch in launched()} == kernels
+    assert {launched.name for launched in served_variants(90).values()} == kernels

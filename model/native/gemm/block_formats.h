@@ -1,5 +1,5 @@
-// Block formats: matrices as GGUF files store them, multiplied without quantizing them again (llama.cpp,
-// ggml-common.h).
+// Block formats: matrices as files of quantized models hold them, multiplied without quantizing them again. Q4_0 ..
+// Q6_K are types of GGUF files (llama.cpp, ggml-common.h), INT4_G32 .. INT4_G128 the groups of AWQ and GPTQ.
 //
 // A row of such a matrix is a sequence of blocks with scales of their own. Rows of x are quantized to int8 block by
 // block: x ~ s * p with s = max |x| / 127 over a block, so that one large number spoils one block only. Sums inside a
@@ -10,6 +10,11 @@
 //     y += s (d (I - zero P))   or   y += s (d I + m P)
 //   row, per block: [-zero P, or P; 8 units of four p; s]
 //   panel, per block: d [PANEL] float16, m [PANEL] float16, bit plane [PANEL], words [4 or 8][PANEL]
+// Groups of 32, 64 or 128: w = d (q - z); d float32, z a byte.
+//     y += s d (I - z P)
+//   row, per group: [-P; units; s]
+//   panel, per group: d [PANEL] float32, z [PANEL] bytes, words [numbers / 8][PANEL]
+//   unpacked, per group: d, z, then bytes of which byte j holds number j and, in its high half, number j + numbers / 2
 // Blocks of 256: w = d sc q - dmin mn in groups of 32 (Q4_K, Q5_K), or d sc (q - 32) in groups of 16 (Q6_K); sc and mn
 // are small integers, d and dmin float16.
 //     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - 32 sum(sc P)))
@@ -25,9 +30,22 @@
 
 namespace smoe {
 
-enum BlockFormat { Q4_0 = 4, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, END_OF_BLOCK_FORMATS };
+enum BlockFormat {
+    Q4_0 = 4,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    INT4_G32,
+    INT4_G64,
+    INT4_G128,
+    END_OF_BLOCK_FORMATS
+};
 
-// Sizes of one block: numbers along k, bytes in a file, words in a panel, words in a packed row of x.
+// Sizes of one block: numbers along k, bytes before packing, words in a panel, words in a packed row of x.
 struct BlockLayout {
     int numbers, file_bytes, panel_words, row_words;
 };
@@ -41,12 +59,15 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
     {256, 144, 1184, 69},  // Q4_K
     {256, 176, 1440, 69},  // Q5_K
     {256, 210, 1680, 73},  // Q6_K
+    {32, 21, 168, 10},     // INT4_G32
+    {64, 37, 296, 18},     // INT4_G64
+    {128, 69, 552, 34},    // INT4_G128
 };
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }
 constexpr const BlockLayout& block_layout(int format) { return BLOCK_LAYOUTS[format - Q4_0]; }
 
-// Pack rows of blocks [O, K] in a file's bytes into panels, `stride` words from one panel to the next. K is a multiple
+// Pack rows of blocks [O, K] into panels, `stride` words from one panel to the next. K is a multiple
 // of the block's numbers. Outputs past O are zeros.
 void pack_blocks(Pool& pool, int format, const void* rows, uint32_t* packed, int64_t stride, int64_t O, int64_t K);
 

@@ -2,8 +2,8 @@
 #include <utility>
 
 #include "gemm/block_formats.h"
-#include "gemm/gemm_blocks_of_256.h"
-#include "gemm/gemm_blocks_of_32.h"
+#include "gemm/gemm_small_blocks.h"
+#include "gemm/gemm_superblocks.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -40,14 +40,17 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
 
 void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     switch (format) {
-        case Q4_0: return multiply<BlocksOf32<SmallBlock<Q4_0, false, false>>>(format, rows, tile, panel, K, out);
-        case Q4_1: return multiply<BlocksOf32<SmallBlock<Q4_1, true, false>>>(format, rows, tile, panel, K, out);
-        case Q5_0: return multiply<BlocksOf32<SmallBlock<Q5_0, false, true>>>(format, rows, tile, panel, K, out);
-        case Q5_1: return multiply<BlocksOf32<SmallBlock<Q5_1, true, true>>>(format, rows, tile, panel, K, out);
-        case Q8_0: return multiply<BlocksOf32<Q8Block>>(format, rows, tile, panel, K, out);
-        case Q4_K: return multiply<BlocksOf256<Q4KBlock>>(format, rows, tile, panel, K, out);
-        case Q5_K: return multiply<BlocksOf256<Q5KBlock>>(format, rows, tile, panel, K, out);
-        case Q6_K: return multiply<BlocksOf256<Q6KBlock>>(format, rows, tile, panel, K, out);
+        case Q4_0: return multiply<SmallBlocks<Gguf32<Q4_0, false, false>>>(format, rows, tile, panel, K, out);
+        case Q4_1: return multiply<SmallBlocks<Gguf32<Q4_1, true, false>>>(format, rows, tile, panel, K, out);
+        case Q5_0: return multiply<SmallBlocks<Gguf32<Q5_0, false, true>>>(format, rows, tile, panel, K, out);
+        case Q5_1: return multiply<SmallBlocks<Gguf32<Q5_1, true, true>>>(format, rows, tile, panel, K, out);
+        case Q8_0: return multiply<SmallBlocks<GgufQ8>>(format, rows, tile, panel, K, out);
+        case Q4_K: return multiply<Superblocks<Q4KBlock>>(format, rows, tile, panel, K, out);
+        case Q5_K: return multiply<Superblocks<Q5KBlock>>(format, rows, tile, panel, K, out);
+        case Q6_K: return multiply<Superblocks<Q6KBlock>>(format, rows, tile, panel, K, out);
+        case INT4_G32: return multiply<SmallBlocks<Int4Group<INT4_G32>>>(format, rows, tile, panel, K, out);
+        case INT4_G64: return multiply<SmallBlocks<Int4Group<INT4_G64>>>(format, rows, tile, panel, K, out);
+        case INT4_G128: return multiply<SmallBlocks<Int4Group<INT4_G128>>>(format, rows, tile, panel, K, out);
     }
 }
 

@@ -47,6 +47,13 @@ void pack_small(int format, const uint8_t* block, int n, uint32_t* panel) {
         scatter(block, 4, 0, panel + n);
 }
 
+// One output's group to column n: d, z, numbers.
+void pack_group(int numbers, const uint8_t* group, int n, uint32_t* panel) {
+    std::memcpy(panel + n, group, sizeof(float));
+    reinterpret_cast<uint8_t*>(panel + PANEL)[n] = group[4];
+    scatter(group + 5, numbers / 8, 0, panel + PANEL + PANEL / 4 + n);
+}
+
 // Scale and minimum of group g among the 12 bytes of Q4_K and Q5_K: six bits each, the upper two of groups 4 .. 7 in
 // the bytes of groups 0 .. 3.
 uint8_t scale_of(const uint8_t* packed, int g) {
@@ -84,6 +91,7 @@ void pack_q6_k(const uint8_t* block, int n, uint32_t* panel) {
 void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
     if (format == Q6_K) return pack_q6_k(block, n, panel);
     if (format == Q4_K || format == Q5_K) return pack_with_mins(format, block, n, panel);
+    if (format >= INT4_G32) return pack_group(block_layout(format).numbers, block, n, panel);
     pack_small(format, block, n, panel);
 }
 

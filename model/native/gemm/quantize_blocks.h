@@ -7,30 +7,38 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Factor of a block's sum P in a packed row: minus the number that stands for zero, or 1 if the format has minima.
+// Factor of a block's sum P in a packed row: minus the number that stands for zero; 1 if the format has minima, -1 if
+// it has zero points.
 inline uint32_t factor_of_sum(int format) {
     switch (format) {
         case Q4_0: return -8u;
         case Q5_0: return -16u;
         case Q8_0: return -128u;
-        default: return 1;
+        case Q4_1:
+        case Q5_1: return 1;
+        default: return -1u;
     }
 }
 
+// Rows of [factor times P, units, s].
 template <class T>
-void quantize_by_blocks_of_32(int format, const T* x, int64_t K, uint32_t* row) {
+void quantize_by_small_blocks(int format, const T* x, int64_t K, uint32_t* row) {
     const uint32_t factor = factor_of_sum(format);
-    for (int64_t k = 0; k < K; k += 32, row += 10) {
-        const Scale scale = scale_of(largest_magnitude(x + k, 32));
-        row[0] =
-            factor * sum_of_lanes(quantize_group<32>(x + k, 32, scale.inverse, reinterpret_cast<uint8_t*>(row + 1)));
-        row[9] = word_of(scale.scale);
+    const int numbers = block_layout(format).numbers;
+    for (int64_t block = 0; block < K; block += numbers) {
+        const Scale scale = scale_of(largest_magnitude(x + block, numbers));
+        auto* q = reinterpret_cast<uint8_t*>(row + 1);
+        Words total = {};
+        for (int k = 0; k < numbers; k += 32) total += quantize_group<32>(x + block + k, 32, scale.inverse, q + k);
+        row[0] = factor * sum_of_lanes(total);
+        row[1 + numbers / 4] = word_of(scale.scale);
+        row += numbers / 4 + 2;
     }
 }
 
 // SIZE numbers per group.
 template <int SIZE, class T>
-void quantize_by_blocks_of_256(const T* x, int64_t K, uint32_t* row) {
+void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
     constexpr int PAIRS = 256 / SIZE / 2;
     for (int64_t block = 0; block < K; block += 256) {
         const Scale scale = scale_of(largest_magnitude(x + block, 256));
@@ -49,9 +57,9 @@ void quantize_by_blocks_of_256(const T* x, int64_t K, uint32_t* row) {
 
 template <class T>
 void quantize_by_blocks(int format, const T* x, int64_t K, uint32_t* row) {
-    if (format == Q6_K) return quantize_by_blocks_of_256<16>(x, K, row);
-    if (block_layout(format).numbers == 256) return quantize_by_blocks_of_256<32>(x, K, row);
-    quantize_by_blocks_of_32(format, x, K, row);
+    if (format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
+    if (block_layout(format).numbers == 256) return quantize_by_superblocks<32>(x, K, row);
+    quantize_by_small_blocks(format, x, K, row);
 }
 
 }  // namespace SMOE_ISA

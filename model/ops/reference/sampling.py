@@ -43,7 +43,8 @@ def shape_logits(logits: Tensor, rows: SamplingRows) -> Tensor:
         logits = _bounded(_apply_penalties(logits, rows))
     if len(rows.bias_ids):
         owners = torch.arange(len(logits), device=logits.device).repeat_interleave(
-            rows.int_params[:, IntParam.END_BIAS] - rows.int_params[:, IntParam.FIRST_BIAS]
+            rows.int_params[:, IntParam.END_BIAS] - rows.int_params[:, IntParam.FIRST_BIAS],
+            output_size=len(rows.bias_ids),  # without it a GPU would be waited for
         )
         logits = _bounded(logits.index_put((owners, rows.bias_ids.long()), rows.bias_values, accumulate=True))
     if rows.masks is not None:

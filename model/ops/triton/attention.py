@@ -7,12 +7,15 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.triton.attention_kernels import LOG2_E, SPAN, TARGET_PROGRAMS, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton.attention_kernels import LOG2_E, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton.kv_blocks import with_scales
 from model.ops.triton.launch import Launch, blocks, power_of_two
-from model.ops.triton.rotary import with_scales
 
 NO_WINDOW = 1 << 30
-MERGED_HEADS = 4
+SHORTEST_SPLIT = 256  # positions; shorter splits would not pay for their merging
+SEPARATE_SPAN = 1024  # positions, if bits must not depend on the batch; a long context has one partial for each span
+TARGET_PROGRAMS = 528  # four on each of the 132 multiprocessors of an H100
+MERGED_SPLITS = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class AttentionPlan:
     @property
     def window(self) -> int:
         return self.config.window or NO_WINDOW
+
+    @property
+    def span(self) -> int:
+        return SEPARATE_SPAN if self.deterministic else SHORTEST_SPLIT
 
 
 def plan_attention(
@@ -102,7 +109,6 @@ def _attend_chunks(
         (len(plan.tile_sequence), num_kv_heads),
         *(q, *with_scales(k_cache, v_cache), out, *batch_arguments, *sizes),
         **_constants(plan, plan.chunk, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
-        MERGES=plan.deterministic,
     )
 
 
@@ -111,39 +117,37 @@ def _attend_single_rows(
 ) -> None:
     batch, (_, num_heads, head_dim), num_kv_heads = plan.batch, q.shape, k_cache.shape[2]
     num_sequences, table_width = batch.block_tables.shape
-    num_spans = blocks(table_width * plan.block_size, SPAN)
-    if plan.config.window is not None:
-        num_spans = min(num_spans, blocks(plan.config.window, SPAN) + 1)
-    num_splits = max(1, min(num_spans, TARGET_PROGRAMS // (num_sequences * num_kv_heads)))
-    partial_values = q.new_empty(num_sequences, num_spans, num_heads, head_dim, dtype=torch.float32)
-    partial_sums = q.new_empty(num_sequences, num_spans, num_heads, 2, dtype=torch.float32)
+    num_splits = _num_splits(plan, num_sequences * num_kv_heads, table_width)
+    partial_values = q.new_empty(num_sequences, num_splits, num_heads, head_dim, dtype=torch.float32)
+    partial_sums = q.new_empty(num_sequences, num_splits, num_heads, 2, dtype=torch.float32)
     batch_arguments = batch.query_start, batch.context_len
-    sizes = table_width, num_heads, num_kv_heads, plan.window, num_spans, num_splits, head_dim**-0.5 * LOG2_E
+    sizes = table_width, num_heads, num_kv_heads, plan.window, num_splits, head_dim**-0.5 * LOG2_E
+    caches = with_scales(k_cache, v_cache)
+    constants = _constants(plan, plan.decode, num_heads // num_kv_heads, head_dim, k_cache.shape[-1])
     launch(
         decode_kernel,
         (num_sequences, num_kv_heads, num_splits),
-        *(
-            q,
-            *with_scales(k_cache, v_cache),
-            partial_values,
-            partial_sums,
-            *batch_arguments,
-            batch.block_tables,
-            *sizes,
-        ),
-        **_constants(plan, plan.decode, num_heads // num_kv_heads, head_dim, k_cache.shape[-1]),
+        *(q, *caches, partial_values, partial_sums, *batch_arguments, batch.block_tables, *sizes),
+        **constants,
     )
     launch(
         merge_kernel,
-        (num_sequences, blocks(num_heads, MERGED_HEADS)),
-        *(partial_values, partial_sums, out, *batch_arguments, num_heads, plan.window, num_spans),
-        HEAD_DIM=head_dim,
-        SPAN=SPAN,
-        BLOCK_HEADS=MERGED_HEADS,
-        BLOCK_DIM=power_of_two(head_dim, 16),
+        (num_sequences, num_heads),
+        *(partial_values, partial_sums, out, *batch_arguments, num_heads, plan.window, num_splits),
+        **{name: constants[name] for name in ("HEAD_DIM", "SPAN", "KEYS", "BLOCK_DIM", "SEPARATE")},
+        GROUP=1 if plan.deterministic else MERGED_SPLITS,
         num_warps=4,
-        num_stages=2,
+        num_stages=1,
     )
+
+
+def _num_splits(plan: AttentionPlan, num_tiles: int, table_width: int) -> int:
+    """Return how many programs share the keys of a row: enough to fill the GPU, or one for each separate span."""
+    longest = table_width * plan.block_size
+    if plan.config.window is not None:
+        longest = min(longest, plan.config.window + plan.span)
+    num_spans = blocks(longest, plan.span)
+    return num_spans if plan.deterministic else max(1, min(num_spans, TARGET_PROGRAMS // num_tiles))
 
 
 def _constants(
@@ -155,10 +159,11 @@ def _constants(
         "PER_KV_HEAD": per_kv_head,
         "HEAD_DIM": head_dim,
         "ROW": row,
-        "SPAN": SPAN,
+        "SPAN": plan.span,
         "TILE": tiling.tile,
         "KEYS": keys,
         "BLOCK_DIM": power_of_two(head_dim, 16),
+        "SEPARATE": plan.deterministic,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
     }

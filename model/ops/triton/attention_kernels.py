@@ -1,8 +1,9 @@
 """Kernels of paged attention: the query heads of a KV head share one tile, keys are processed span by span.
 
-A row's keys are cut at every multiple of SPAN. Each span gives a partial softmax (maximum, sum, weighted values), and
-partials are merged in ascending order. Sequences with one row spread their spans over programs and merge in a second
-kernel; the rows of a prompt's chunk process all spans in one program. Both compute the same sums in the same order.
+Sequences with one row spread their keys over programs (splits). Each split gives a partial softmax (maximum, sum,
+weighted values), which a second kernel merges in ascending order. The rows of a prompt's chunk process all their
+keys in one program. SEPARATE: a row's keys are cut at every multiple of SPAN, for both kinds of rows, and merged in
+order, so that both compute the same sums in the same order; else the cuts depend on the number of splits.
 Keys that no row of a tile may see are never read. Letters as in model/ops/interface.py; R = H / G, and a tile has
 TILE = queries * R rows (query by query, head by head), KEYS keys at a time.
 """
@@ -14,12 +15,56 @@ from model.ops.triton.attention_tile import attend_span, empty_partial, load_que
 
 # mypy: disable-error-code="untyped-decorator"
 
-SPAN = 256
-TARGET_PROGRAMS = 528  # four on each of the 132 multiprocessors of an H100
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def attend_separate_spans(
+    queries: tl.tensor,
+    positions: tl.tensor,
+    window: tl.tensor,
+    table: tl.tensor,
+    caches: tl.tensor,
+    kv_head: tl.tensor,
+    num_kv_heads: tl.tensor,
+    lowest: tl.tensor,
+    end: tl.tensor,
+    scale: tl.tensor,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROW: tl.constexpr,
+    SPAN: tl.constexpr,
+    TILE: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Attend to positions lowest .. end - 1 span by span, and merge the spans in order, as merge_kernel does."""
+    best, total, values = empty_partial(TILE, BLOCK_DIM)
+    for span in range(lowest // SPAN, tl.cdiv(end, SPAN)):
+        span_best, span_total, span_values = attend_span(
+            queries,
+            positions,
+            window,
+            table,
+            caches,
+            kv_head,
+            num_kv_heads,
+            tl.maximum(span * SPAN, lowest // KEYS * KEYS),
+            tl.minimum(span * SPAN + SPAN, end),
+            lowest,
+            scale,
+            BLOCK_SIZE,
+            HEAD_DIM,
+            ROW,
+            TILE,
+            KEYS,
+            BLOCK_DIM,
+        )
+        best, total, values = merge(best, total, values, span_best, span_total, span_values)
+    return best, total, values
+
+
+@triton.jit(do_not_specialize=["table_width"])
 def chunk_kernel(
     q: tl.tensor,
     k_cache: tl.tensor,
@@ -45,12 +90,9 @@ def chunk_kernel(
     TILE: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    MERGES: tl.constexpr,
+    SEPARATE: tl.constexpr,
 ) -> None:
-    """Attend one tile of a sequence with several rows, for one KV head.
-
-    MERGES: merge span by span, as decode_kernel and merge_kernel do; else all keys are one span.
-    """
+    """Attend one tile of a sequence with several rows, for one KV head."""
     sequence = tl.load(tile_sequence + tl.program_id(0))
     kv_head = tl.program_id(1)
     first_row = tl.load(tile_first_row + tl.program_id(0))
@@ -62,51 +104,36 @@ def chunk_kernel(
         )
         first_position = tl.load(context_len + sequence) - end_row + first_row
         positions = tl.where(exists, first_position + row, -1)
-        lowest = tl.maximum(first_position - window + 1, 0)
-        end = first_position + num_rows
-        best, total, values = empty_partial(TILE, BLOCK_DIM)
+        lowest, end = tl.maximum(first_position - window + 1, 0), first_position + num_rows
         table = tables + sequence.to(tl.int64) * table_width
-        if MERGES:
-            for span in range(lowest // SPAN, tl.cdiv(end, SPAN)):
-                span_best, span_total, span_values = empty_partial(TILE, BLOCK_DIM)
-                span_best, span_total, span_values = attend_span(
-                    span_best,
-                    span_total,
-                    span_values,
-                    queries,
-                    positions,
-                    window,
-                    table,
-                    k_cache,
-                    v_cache,
-                    k_scales,
-                    v_scales,
-                    kv_head,
-                    num_kv_heads,
-                    tl.maximum(span * SPAN, lowest // KEYS * KEYS),
-                    tl.minimum(span * SPAN + SPAN, end),
-                    lowest,
-                    scale,
-                    BLOCK_SIZE,
-                    HEAD_DIM,
-                    ROW,
-                    KEYS,
-                    BLOCK_DIM,
-                )
-                best, total, values = merge(best, total, values, span_best, span_total, span_values)
-        else:
-            best, total, values = attend_span(
-                best,
-                total,
-                values,
+        caches = (k_cache, v_cache, k_scales, v_scales)
+        if SEPARATE:
+            _, total, values = attend_separate_spans(
                 queries,
                 positions,
                 window,
                 table,
-                k_cache,
-                v_cache,
-                k_scales,
-                v_scales,
+                caches,
+                kv_head,
+                num_kv_heads,
+                lowest,
+                end,
+                scale,
+                BLOCK_SIZE,
+                HEAD_DIM,
+                ROW,
+                SPAN,
+                TILE,
+                KEYS,
+                BLOCK_DIM,
+            )
+        else:
+            _, total, values = attend_span(
+                queries,
+                positions,
+                window,
+                table,
+                caches,
                 kv_head,
                 num_kv_heads,
                 lowest // KEYS * KEYS,
@@ -116,6 +143,7 @@ def chunk_kernel(
                 BLOCK_SIZE,
                 HEAD_DIM,
                 ROW,
+                TILE,
                 KEYS,
                 BLOCK_DIM,
             )
@@ -125,6 +153,24 @@ def chunk_kernel(
 
 
 @triton.jit
+def splits_of(
+    lowest: tl.tensor,
+    end: tl.tensor,
+    num_splits: tl.tensor,
+    SPAN: tl.constexpr,
+    KEYS: tl.constexpr,
+    SEPARATE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return the first position of split 0 and the length of each split of the positions lowest .. end - 1.
+
+    Example: SPAN 256, KEYS 64, positions 0 .. 2,999 in 5 splits have length 640; separate spans have length 256.
+    """
+    first = lowest // SPAN * SPAN if SEPARATE else lowest // KEYS * KEYS
+    length = tl.maximum(SPAN, tl.cdiv(tl.cdiv(end - first, num_splits), KEYS) * KEYS)
+    return first, SPAN if SEPARATE else length
+
+
+@triton.jit(do_not_specialize=["table_width", "num_splits"])
 def decode_kernel(
     q: tl.tensor,
     k_cache: tl.tensor,
@@ -140,7 +186,6 @@ def decode_kernel(
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
     window: tl.tensor,
-    num_spans: tl.tensor,
     num_splits: tl.tensor,
     scale: tl.tensor,
     BLOCK_SIZE: tl.constexpr,
@@ -151,55 +196,48 @@ def decode_kernel(
     TILE: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    SEPARATE: tl.constexpr,
 ) -> None:
-    """Compute partials of a sequence with one row: one KV head, every num_splits-th span."""
+    """Compute one split's partial of a sequence with one row, for one KV head."""
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(query_start + sequence)
-    if tl.load(query_start + sequence + 1) - first_row == 1:
+    end = tl.load(context_len + sequence)
+    lowest = tl.maximum(end - window, 0)
+    first, length = splits_of(lowest, end, num_splits, SPAN, KEYS, SEPARATE)
+    begin = first + split * length
+    if (tl.load(query_start + sequence + 1) - first_row == 1) & (begin < end):
         queries, _, _, exists = load_queries(
             q, first_row, 1, kv_head, num_heads, PER_KV_HEAD, HEAD_DIM, TILE, BLOCK_DIM
         )
-        end = tl.load(context_len + sequence)
-        positions = tl.where(exists, end - 1, -1)
-        lowest = tl.maximum(end - window, 0)
-        first_span = lowest // SPAN
-        table = tables + sequence.to(tl.int64) * table_width
-        index = tl.arange(0, TILE)
+        best, total, values = attend_span(
+            queries,
+            tl.where(exists, end - 1, -1),
+            window,
+            tables + sequence.to(tl.int64) * table_width,
+            (k_cache, v_cache, k_scales, v_scales),
+            kv_head,
+            num_kv_heads,
+            tl.maximum(begin, lowest // KEYS * KEYS),
+            tl.minimum(begin + length, end),
+            lowest,
+            scale,
+            BLOCK_SIZE,
+            HEAD_DIM,
+            ROW,
+            TILE,
+            KEYS,
+            BLOCK_DIM,
+        )
+        head = kv_head * PER_KV_HEAD + tl.arange(0, TILE)
+        place = (sequence.to(tl.int64) * num_splits + split) * num_heads + head
         numbers = tl.arange(0, BLOCK_DIM)
-        for span in range(first_span + split, tl.cdiv(end, SPAN), num_splits):
-            best, total, values = empty_partial(TILE, BLOCK_DIM)
-            best, total, values = attend_span(
-                best,
-                total,
-                values,
-                queries,
-                positions,
-                window,
-                table,
-                k_cache,
-                v_cache,
-                k_scales,
-                v_scales,
-                kv_head,
-                num_kv_heads,
-                tl.maximum(span * SPAN, lowest // KEYS * KEYS),
-                tl.minimum(span * SPAN + SPAN, end),
-                lowest,
-                scale,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                ROW,
-                KEYS,
-                BLOCK_DIM,
-            )
-            place = (sequence.to(tl.int64) * num_spans + span - first_span) * num_heads + kv_head * PER_KV_HEAD + index
-            mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
-            tl.store(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], values, mask=mask)
-            tl.store(partial_sums + place * 2, best, mask=exists)
-            tl.store(partial_sums + place * 2 + 1, total, mask=exists)
+        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
+        tl.store(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], values, mask=mask)
+        tl.store(partial_sums + place * 2, best, mask=exists)
+        tl.store(partial_sums + place * 2 + 1, total, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_kernel(
     partial_values: tl.tensor,
     partial_sums: tl.tensor,
@@ -208,28 +246,37 @@ def merge_kernel(
     context_len: tl.tensor,
     num_heads: tl.tensor,
     window: tl.tensor,
-    num_spans: tl.tensor,
+    num_splits: tl.tensor,
     HEAD_DIM: tl.constexpr,
     SPAN: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    SEPARATE: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:
-    """Merge the partials of a sequence with one row, for BLOCK_HEADS of its heads, in ascending spans."""
-    sequence = tl.program_id(0)
+    """Merge the partials of one head of a sequence with one row, GROUP at a time, in ascending order."""
+    sequence, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(query_start + sequence)
     if tl.load(query_start + sequence + 1) - row == 1:
-        heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         numbers = tl.arange(0, BLOCK_DIM)
-        exists = heads < num_heads
-        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
+        is_number = numbers < HEAD_DIM
         end = tl.load(context_len + sequence)
-        first_span = tl.maximum(end - window, 0) // SPAN
-        best, total, values = empty_partial(BLOCK_HEADS, BLOCK_DIM)
-        for span in range(tl.cdiv(end, SPAN) - first_span):
-            place = (sequence.to(tl.int64) * num_spans + span) * num_heads + heads
-            span_best = tl.load(partial_sums + place * 2, mask=exists, other=0.0)
-            span_total = tl.load(partial_sums + place * 2 + 1, mask=exists, other=1.0)
-            span_values = tl.load(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], mask=mask, other=0.0)
-            best, total, values = merge(best, total, values, span_best, span_total, span_values)
-        target = out + (row.to(tl.int64) * num_heads + heads[:, None]) * HEAD_DIM + numbers[None, :]
-        tl.store(target, (values / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        first, length = splits_of(tl.maximum(end - window, 0), end, num_splits, SPAN, KEYS, SEPARATE)
+        used = tl.cdiv(end - first, length)
+        best, total, values = empty_partial(1, BLOCK_DIM)
+        for start in range(0, used, GROUP):
+            split = start + tl.arange(0, GROUP)
+            inside = split < used
+            place = (sequence.to(tl.int64) * num_splits + split) * num_heads + head
+            bests = tl.load(partial_sums + place * 2, mask=inside, other=float("-inf"))
+            totals = tl.load(partial_sums + place * 2 + 1, mask=inside, other=0.0)
+            mask = inside[:, None] & is_number[None, :]
+            parts = tl.load(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], mask=mask, other=0.0)
+            maximum = tl.maximum(best, tl.max(bests, 0))
+            reference = tl.where(maximum == float("-inf"), 0.0, maximum)
+            factor, factors = tl.exp2(best - reference), tl.exp2(bests - reference)
+            values = values * factor[:, None] + tl.sum(parts * factors[:, None], 0)[None, :]
+            total = total * factor + tl.sum(totals * factors, 0)
+            best = maximum
+        target = out + (row.to(tl.int64) * num_heads + head) * HEAD_DIM + numbers[None, :]
+        tl.store(target, (values / total[:, None]).to(out.dtype.element_ty), mask=is_number[None, :])

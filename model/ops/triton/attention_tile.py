@@ -6,6 +6,8 @@ Letters as in model/ops/triton/attention_kernels.py.
 import triton
 import triton.language as tl
 
+from model.ops.triton.kv_blocks import number_offsets, scale_offsets
+
 # mypy: disable-error-code="untyped-decorator"
 
 
@@ -35,17 +37,11 @@ def merge(
 
 @triton.jit
 def attend_span(
-    best: tl.tensor,
-    total: tl.tensor,
-    values: tl.tensor,
     q: tl.tensor,
     positions: tl.tensor,
     window: tl.tensor,
     table: tl.tensor,
-    k_cache: tl.tensor,
-    v_cache: tl.tensor,
-    k_scales: tl.tensor,
-    v_scales: tl.tensor,
+    caches: tl.tensor,
     kv_head: tl.tensor,
     num_kv_heads: tl.tensor,
     begin: tl.tensor,
@@ -55,26 +51,29 @@ def attend_span(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROW: tl.constexpr,
+    TILE: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Add positions begin .. end - 1 to a partial softmax, without reading any below `lowest`.
+    """Return the partial softmax over positions begin .. end - 1, without reading any below `lowest`.
 
-    `begin` is a multiple of KEYS; scores are exponents of 2. Cached rows have ROW elements: HEAD_DIM, or HEAD_DIM + 4
-    for int8 with a scale behind the numbers.
+    `begin` is a multiple of KEYS; scores are exponents of 2. `caches`: K, V and their scales (kv_blocks.with_scales).
+    Cached rows have ROW elements: HEAD_DIM, or HEAD_DIM + 4 for int8.
     """
+    k_cache, v_cache, k_scales, v_scales = caches
     numbers = tl.arange(0, BLOCK_DIM)
     is_number = numbers < HEAD_DIM
+    best, total, values = empty_partial(TILE, BLOCK_DIM)
     for start in range(begin, end, KEYS):
         keys = start + tl.arange(0, KEYS)
         readable = (keys >= lowest) & (keys < end)
         block = tl.load(table + keys // BLOCK_SIZE, mask=readable, other=0).to(tl.int64)
-        rows = (block * BLOCK_SIZE + keys % BLOCK_SIZE) * num_kv_heads + kv_head
+        rows = number_offsets(block, keys % BLOCK_SIZE, kv_head, num_kv_heads, BLOCK_SIZE, HEAD_DIM, ROW)
         k_mask = readable[None, :] & is_number[:, None]
-        k = tl.load(k_cache + rows[None, :] * ROW + numbers[:, None], mask=k_mask, other=0.0)
+        k = tl.load(k_cache + rows[None, :] + numbers[:, None], mask=k_mask, other=0.0)
         scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
         if ROW != HEAD_DIM:
-            place = rows * (ROW // 4) + HEAD_DIM // 4
+            place = scale_offsets(block, keys % BLOCK_SIZE, kv_head, num_kv_heads, BLOCK_SIZE, HEAD_DIM, ROW)
             scores = scores * tl.load(k_scales + place, mask=readable, other=0.0)[None, :]
         visible = (keys[None, :] <= positions[:, None]) & (keys[None, :] > positions[:, None] - window)
         scores = tl.where(visible, scores, float("-inf"))
@@ -86,7 +85,7 @@ def attend_span(
         if ROW != HEAD_DIM:
             weights = weights * tl.load(v_scales + place, mask=readable, other=0.0)[None, :]
         v_mask = readable[:, None] & is_number[None, :]
-        v = tl.load(v_cache + rows[:, None] * ROW + numbers[None, :], mask=v_mask, other=0.0)
+        v = tl.load(v_cache + rows[:, None] + numbers[None, :], mask=v_mask, other=0.0)
         values = values * factor[:, None] + tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee")
         best = maximum
     return best, total, values

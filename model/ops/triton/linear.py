@@ -12,7 +12,7 @@ from model.ops.triton.packed_weights import TritonMatrix
 # mypy: disable-error-code="untyped-decorator"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_kernel(
     x: tl.tensor,
     w: tl.tensor,
@@ -24,6 +24,7 @@ def linear_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
     """Compute one tile of y. Programs that share weights run one after another, so that weights are read once."""
@@ -31,8 +32,9 @@ def linear_kernel(
     rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
     outputs = (tl.program_id(0) // row_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
     row_mask, output_mask = rows < num_rows, outputs < num_outputs
-    x_rows, w_rows = x + rows.to(tl.int64) * dim, w + outputs.to(tl.int64) * dim
-    total = multiply_tile(x_rows, row_mask, w_rows, output_mask, dim, ROWS, OUTPUTS, INPUTS, FORMAT)
+    x_rows = x + tl.where(row_mask, rows, 0).to(tl.int64) * dim
+    w_rows = tl.where(output_mask, outputs, 0).to(tl.int64)
+    total = multiply_tile(x_rows, w, w_rows, dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
     if FORMAT != "plain":
         total = total * tl.load(scales + outputs, mask=output_mask, other=0.0)[:, None]
     target = y + rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
@@ -41,7 +43,7 @@ def linear_kernel(
 
 def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtype: torch.dtype) -> Tensor:
     """Multiply [T, D] -> [T, O], as `dtype`."""
-    num_rows, (num_outputs, dim) = len(x), weight.values.shape
+    num_rows, num_outputs, dim = len(x), len(weight.values), weight.num_inputs
     y = x.new_empty(num_rows, num_outputs, dtype=dtype)
     launch(
         linear_kernel,
@@ -50,6 +52,7 @@ def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtyp
         ROWS=tiling.rows,
         OUTPUTS=tiling.outputs,
         INPUTS=tiling.inputs,
+        EVEN=dim % tiling.inputs == 0,
         FORMAT=weight.format,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

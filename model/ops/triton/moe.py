@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, load_weights, multiply_tile
+from model.ops.triton.gemm_tiles import Tiling, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
 from model.ops.triton.topk_routing import RoutedTiles
@@ -25,11 +25,11 @@ COMBINED_COLUMNS = 512
 class TritonExperts:
     """E SwiGLU FFNs; a dense layer has a single one."""
 
-    w13: TritonMatrix  # [E, 2F, D]: w1 above w3
+    w13: TritonMatrix  # [E, 2F, D]: rows of w1 and w3 in turn, so that one product gives both
     w2: TritonMatrix  # [E, D, F]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_pairs", "max_k"])
 def gate_up_kernel(
     x: tl.tensor,
     w13: tl.tensor,
@@ -45,40 +45,31 @@ def gate_up_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """Compute hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS of the F hidden numbers."""
+    """Compute hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS / 2 of the F hidden numbers."""
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
         pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-        outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
-        row_mask, output_mask = pairs < num_pairs, outputs < hidden_dim
-        x_rows = x + (pairs // max_k) * dim
-        first_output = expert * 2 * hidden_dim + outputs
-        w1_rows = w13 + first_output * dim
-        w3_rows = w13 + (first_output + hidden_dim) * dim
-        inputs = tl.arange(0, INPUTS)
-        gate = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
-        up = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
-        for start in range(0, dim, INPUTS):
-            k = start + inputs
-            inside = k < dim
-            weight_mask = output_mask[:, None] & inside[None, :]
-            values = tl.load(x_rows[None, :] + k[:, None], mask=row_mask[None, :] & inside[:, None], other=0.0)
-            w1 = load_weights(w1_rows[:, None] + k[None, :], weight_mask, FORMAT, values.dtype)
-            gate = tl.dot(w1, values, gate, input_precision="ieee")
-            w3 = load_weights(w3_rows[:, None] + k[None, :], weight_mask, FORMAT, values.dtype)
-            up = tl.dot(w3, values, up, input_precision="ieee")
+        first = (tl.program_id(0) // num_tiles) * OUTPUTS
+        outputs = first + tl.arange(0, OUTPUTS)
+        row_mask, output_mask = pairs < num_pairs, outputs < 2 * hidden_dim
+        x_rows = x + tl.where(row_mask, pairs // max_k, 0) * dim
+        w_rows = expert * 2 * hidden_dim + tl.where(output_mask, outputs, 0)
+        total = multiply_tile(x_rows, w13, w_rows, dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
         if FORMAT != "plain":
-            gate = gate * tl.load(scales + first_output, mask=output_mask, other=0.0)[:, None]
-            up = up * tl.load(scales + first_output + hidden_dim, mask=output_mask, other=0.0)[:, None]
+            total = total * tl.load(scales + w_rows)[:, None]
+        gate, up = total.reshape(OUTPUTS // 2, 2, ROWS).permute(0, 2, 1).split()
         activated = gate / (1.0 + tl.exp(-gate)) * up
-        target = hidden + pairs[None, :] * hidden_dim + outputs[:, None]
-        tl.store(target, activated.to(hidden.dtype.element_ty), mask=output_mask[:, None] & row_mask[None, :])
+        numbers = first // 2 + tl.arange(0, OUTPUTS // 2)
+        target = hidden + pairs[None, :] * hidden_dim + numbers[:, None]
+        mask = (numbers < hidden_dim)[:, None] & row_mask[None, :]
+        tl.store(target, activated.to(hidden.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_pairs"])
 def down_kernel(
     hidden: tl.tensor,
     w2: tl.tensor,
@@ -93,6 +84,7 @@ def down_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
     """Compute by_pair[pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers."""
@@ -102,17 +94,16 @@ def down_kernel(
         pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
         row_mask, output_mask = pairs < num_pairs, outputs < dim
-        first_output = expert * dim + outputs
-        w_rows = w2 + first_output * hidden_dim
-        h_rows = hidden + pairs * hidden_dim
-        total = multiply_tile(h_rows, row_mask, w_rows, output_mask, hidden_dim, ROWS, OUTPUTS, INPUTS, FORMAT)
+        w_rows = expert * dim + tl.where(output_mask, outputs, 0)
+        h_rows = hidden + tl.where(row_mask, pairs, 0) * hidden_dim
+        total = multiply_tile(h_rows, w2, w_rows, hidden_dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
         if FORMAT != "plain":
-            total = total * tl.load(scales + first_output, mask=output_mask, other=0.0)[:, None]
+            total = total * tl.load(scales + w_rows)[:, None]
         target = by_pair + pairs[None, :] * dim + outputs[:, None]
         tl.store(target, total, mask=output_mask[:, None] & row_mask[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_k"], do_not_specialize_on_alignment=["expert_ids"])
 def combine_kernel(
     by_pair: tl.tensor,
     shares: tl.tensor,
@@ -137,29 +128,26 @@ def combine_kernel(
     tl.store(y + row * dim + columns, total.to(y.dtype.element_ty), mask=inside)
 
 
-def experts(
-    launch: Launch, x: Tensor, weights: TritonExperts, routing: RoutedTiles, tilings: tuple[Tiling, Tiling]
-) -> Tensor:
-    """Compute the routed experts: [T, D] -> [T, D]. `tilings`: of gate-up and down, with the routing's tile rows."""
-    (num_rows, dim), hidden_dim = x.shape, weights.w2.values.shape[-1]
+def experts(launch: Launch, x: Tensor, weights: TritonExperts, routing: RoutedTiles, tiling: Tiling) -> Tensor:
+    """Compute the routed experts: [T, D] -> [T, D]. `tiling` has the routing's tile rows."""
+    (num_rows, dim), hidden_dim = x.shape, weights.w2.num_inputs
     max_k = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)
     hidden = x.new_empty(num_pairs, hidden_dim)
     by_pair = x.new_empty(num_pairs, dim, dtype=torch.float32)
     y = torch.empty_like(x)
-    up, down = tilings
     tiles = routing.tile_pairs, routing.tile_expert, num_tiles, num_pairs
     launch(
         gate_up_kernel,
-        (num_tiles * blocks(hidden_dim, up.outputs),),
+        (num_tiles * blocks(2 * hidden_dim, tiling.outputs),),
         *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, max_k, hidden_dim, dim),
-        **_constants(up, weights.w13),
+        **_constants(tiling, weights.w13),
     )
     launch(
         down_kernel,
-        (num_tiles * blocks(dim, down.outputs),),
+        (num_tiles * blocks(dim, tiling.outputs),),
         *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim),
-        **_constants(down, weights.w2),
+        **_constants(tiling, weights.w2),
     )
     grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
     arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, max_k)
@@ -172,6 +160,7 @@ def _constants(tiling: Tiling, weight: TritonMatrix) -> dict[str, int | str]:
         "ROWS": tiling.rows,
         "OUTPUTS": tiling.outputs,
         "INPUTS": tiling.inputs,
+        "EVEN": weight.num_inputs % tiling.inputs == 0,
         "FORMAT": weight.format,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,

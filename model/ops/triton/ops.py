@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
-from model.ops.triton.gemm_tiles import Tiling, choose_tiling
+from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_tiling
 from model.ops.triton.launch import Launch, launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.moe import TritonExperts, experts
@@ -55,11 +55,14 @@ class TritonOps:
         weight_format: WeightFormat = "plain",
         deterministic: bool = False,
         launch: Launch = launch_on_device,
+        arch: int = HOPPER,
     ) -> None:
+        """`arch`: compute capability times 10, which decides about tile sizes."""
         self.dtype = dtype
         self.weight_format = weight_format
         self.deterministic = deterministic
         self._launch = launch
+        self._arch = arch
 
     def pack_linear(self, *weights: Weight) -> TritonMatrix:
         return pack(stacked(weights), self.weight_format)
@@ -85,7 +88,7 @@ class TritonOps:
     def linear(self, x: Tensor, weight: TritonMatrix) -> Tensor:
         if weight.format == "plain" and not self.deterministic:
             return F.linear(x, weight.values)
-        return linear(self._launch, x, weight, self._tiling(len(x)), x.dtype)  # [T, O]
+        return linear(self._launch, x, weight, self._tiling(len(x), weight), x.dtype)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         slots = metadata.attention.batch.slot_mapping
@@ -95,29 +98,24 @@ class TritonOps:
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
-        up, down = self._tilings(len(x))
-        return experts(self._launch, x, weights, one_expert(len(x), up.rows, x.device), (up, down))  # [T, D]
+        tiling = self._tiling(len(x), weights.w2)
+        return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling)  # [T, D]
 
     def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Tensor:
-        up, down = self._tilings(len(x) * request.expert_ids.shape[1] // len(weights.gate))
-        routing = route(self._launch, x, weights.gate, request, up.rows)
-        return experts(self._launch, x, weights.experts, routing, (up, down))  # [T, D]
+        rows_per_expert = len(x) * request.expert_ids.shape[1] // len(weights.gate)
+        tiling = self._tiling(2 * rows_per_expert, weights.experts.w2)  # twice the mean: loads are uneven
+        routing = route(self._launch, x, weights.gate, request, tiling.rows)
+        return experts(self._launch, x, weights.experts, routing, tiling)  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: TritonMatrix) -> Tensor:
         normed = self.rms_norm(x.index_select(0, rows), norm, eps)  # [N, D]
-        return linear(self._launch, normed, head, self._tiling(len(normed)), torch.float32)  # [N, V]
+        return linear(self._launch, normed, head, self._tiling(len(normed), head), torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(self._launch, logits, rows)
 
-    def _tiling(self, num_rows: int) -> Tiling:
-        return choose_tiling(num_rows, self.dtype, self.deterministic)
-
-    def _tilings(self, rows_per_expert: int) -> tuple[Tiling, Tiling]:
-        """Return the tilings of gate-up, which reads two weight tiles at once, and of down; both have the same rows."""
-        return choose_tiling(rows_per_expert, self.dtype, self.deterministic, paired=True), self._tiling(
-            rows_per_expert
-        )
+    def _tiling(self, num_rows: int, weight: TritonMatrix) -> Tiling:
+        return choose_tiling(num_rows, self.dtype, weight.format, self.deterministic, self._arch)
 
     def _pack_experts(self, num_experts: int, weights: Iterable[FfnWeights]) -> TritonExperts:
         """Pack `num_experts` FFNs of equal shape. Each is quantized on its device and freed before the next is read."""
@@ -128,8 +126,8 @@ class TritonOps:
             if packed is None:
                 w13 = empty_matrix((num_experts, 2 * hidden_dim, dim), w1, self.weight_format)
                 packed = TritonExperts(w13, empty_matrix((num_experts, dim, hidden_dim), w2, self.weight_format))
-            store(w1, packed.w13, slice(0, hidden_dim), expert)
-            store(w3, packed.w13, slice(hidden_dim, 2 * hidden_dim), expert)
+            store(w1, packed.w13, slice(0, 2 * hidden_dim, 2), expert)
+            store(w3, packed.w13, slice(1, 2 * hidden_dim, 2), expert)
             store(w2, packed.w2, slice(0, dim), expert)
             del ffn, w1, w3, w2
         assert packed is not None

@@ -1,45 +1,52 @@
 """Matrices in the layout of the Triton kernels: in the compute dtype, or in 8 bits with one scale per output.
 
-int8 is defined in model/ops/quantization.py. fp8 is e4m3 (Micikevicius et al. 2022) with scale = max |w| / 448. The
-kernels widen it on any GPU by shifting its bits into a float16, which is too small by 2^8; the scale corrects this.
-Shape letters as in model/ops/interface.py.
+int8 is defined in model/ops/quantization.py. fp8 is e4m3 (Micikevicius et al. 2022) with scale = max |w| / 448.
+Four 8-bit weights share an int32 word: word i of a block of 256 inputs holds inputs i, i + 64, i + 128 and i + 192, in
+bytes 0 to 3. So byte j of 64 adjacent words meets 64 adjacent inputs (model/ops/triton/wide_weights.py). Rows are
+padded with zeros to whole blocks. Shape letters as in model/ops/interface.py; W words of a row.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.ops.quantization import quantize_rows
 
 WeightFormat = Literal["plain", "int8", "fp8"]
 FP8_MAX = 448.0
-FP8_SHIFT = 256.0  # exponent bias 7 in e4m3, 15 in float16: the same bits give a number smaller by 2^8
+BLOCK_INPUTS = 256  # inputs of a block of words
+BLOCK_WORDS = BLOCK_INPUTS // 4
 
 
 @dataclass(frozen=True)
 class TritonMatrix:
     """Packed matrix [O, D], or [E, O, D] with one per expert."""
 
-    values: Tensor  # [..., O, D] in the compute dtype, int8, or the bits of e4m3 as uint8
+    values: Tensor  # [..., O, D] in the compute dtype, or [..., O, W] int32
     scale: Tensor  # [..., O] float32; empty for plain matrices, and not read
     format: WeightFormat
+    num_inputs: int  # D
 
 
 def empty_matrix(shape: tuple[int, ...], like: Tensor, weight_format: WeightFormat) -> TritonMatrix:
-    """Allocate a matrix on the device of `like`; fill it with `store`."""
-    dtype = {"plain": like.dtype, "int8": torch.int8, "fp8": torch.uint8}[weight_format]
-    num_scales = 0 if weight_format == "plain" else 1
-    values = torch.empty(shape, dtype=dtype, device=like.device)
-    scale = torch.empty([*shape[:-1]] if num_scales else [0], dtype=torch.float32, device=like.device)
-    return TritonMatrix(values, scale, weight_format)
+    """Allocate a matrix of this shape on the device of `like`; fill it with `store`."""
+    *rows, dim = shape
+    if weight_format == "plain":
+        values, scale = like.new_empty(shape), like.new_empty(0, dtype=torch.float32)
+    else:
+        num_words = -(-dim // BLOCK_INPUTS) * BLOCK_WORDS
+        values = like.new_empty(*rows, num_words, dtype=torch.int32)
+        scale = like.new_empty(rows, dtype=torch.float32)
+    return TritonMatrix(values, scale, weight_format, dim)
 
 
 def pack(weight: Tensor, weight_format: WeightFormat) -> TritonMatrix:
     """Pack one matrix [O, D]; a plain one is not copied."""
     if weight_format == "plain":
-        return TritonMatrix(weight.contiguous(), torch.empty(0, dtype=torch.float32, device=weight.device), "plain")
+        return TritonMatrix(weight.contiguous(), weight.new_empty(0, dtype=torch.float32), "plain", weight.shape[1])
     matrix = empty_matrix(tuple(weight.shape), weight, weight_format)
     store(weight, matrix, slice(0, len(weight)))
     return matrix
@@ -51,26 +58,43 @@ def store(weight: Tensor, matrix: TritonMatrix, outputs: slice, expert: int | No
     if matrix.format == "plain":
         matrix.values[at] = weight
         return
-    values, scale = quantize(weight, matrix.format)
-    matrix.values[at] = values
+    numbers, scale = quantize(weight, matrix.format)
+    matrix.values[at] = to_words(numbers)
     matrix.scale[at] = scale
 
 
 def quantize(weight: Tensor, weight_format: WeightFormat) -> tuple[Tensor, Tensor]:
-    """Quantize [O, D] to int8 or the bits of e4m3; also return the factors [O] for the kernels' sums."""
+    """Quantize [O, D]: bytes uint8 [O, D] (two's complement, or the bits of e4m3) and scales [O] float32.
+
+    The scale of a row with NaN or Inf is NaN or Inf, so that its outputs show it.
+    """
     if weight_format == "int8":
         values, scale = quantize_rows(weight)
-        return values, scale[:, 0]
+        return values.view(torch.uint8), scale[:, 0]
     largest = weight.abs().amax(-1, keepdim=True).float()  # [O, 1]
-    scale = torch.where(largest > 0, largest / FP8_MAX, 1.0)
+    scale = torch.where(largest == 0, 1.0, largest / FP8_MAX)
     values = (weight.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    return values.view(torch.uint8), scale[:, 0] * FP8_SHIFT
+    return values.view(torch.uint8), scale[:, 0]
+
+
+def to_words(numbers: Tensor) -> Tensor:
+    """Pack bytes: uint8 [O, D] -> int32 [O, W]. Example: D = 1 gives words [b0, 0, 0, ...] with b0 in byte 0."""
+    padded = F.pad(numbers, (0, -numbers.shape[1] % BLOCK_INPUTS))
+    planes = padded.view(len(numbers), -1, 4, BLOCK_WORDS)
+    return planes.transpose(2, 3).contiguous().view(torch.int32).flatten(1)
+
+
+def to_bytes(words: Tensor, num_inputs: int) -> Tensor:
+    """Unpack words: int32 [..., W] -> uint8 [..., D]."""
+    numbers = words.contiguous().view(torch.uint8)
+    planes = numbers.view(*words.shape[:-1], -1, BLOCK_WORDS, 4).transpose(-1, -2)
+    return planes.flatten(-3)[..., :num_inputs].contiguous()
 
 
 def dequantize(matrix: TritonMatrix) -> Tensor:
     """Return the dequantized weights, float32 [..., O, D]: the definition of both 8-bit formats."""
     if matrix.format == "plain":
         return matrix.values.float()
-    if matrix.format == "int8":
-        return matrix.values.float() * matrix.scale[..., None]
-    return matrix.values.view(torch.float8_e4m3fn).float() * (matrix.scale / FP8_SHIFT)[..., None]
+    numbers = to_bytes(matrix.values, matrix.num_inputs)
+    dtype = torch.int8 if matrix.format == "int8" else torch.float8_e4m3fn
+    return numbers.view(dtype).float() * matrix.scale[..., None]

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops.triton.kv_blocks import number_offsets, scale_offsets, with_scales
 from model.ops.triton.launch import Launch, blocks, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
@@ -26,20 +27,26 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 def store_rows(
     cache: tl.tensor,
     scales: tl.tensor,
-    rows: tl.tensor,
+    slot: tl.tensor,
+    heads: tl.tensor,
+    num_kv_heads: tl.tensor,
     first: tl.tensor,
     second: tl.tensor,
     mask: tl.tensor,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     ROW: tl.constexpr,
 ) -> None:
-    """Store heads, given as halves [heads, pairs] each, to the cached rows [heads].
+    """Store KV heads [heads] of one slot, given as halves [heads, pairs] each.
 
     ROW is the number of elements of a cached row: 2 * HALF, or 4 more for int8 (model/ops/reference/kv_int8.py).
     """
     pairs = tl.arange(0, BLOCK_HALF)
-    target = cache + rows[:, None] * ROW + pairs[None, :]
+    block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
+    target = (
+        cache + number_offsets(block, offset, heads, num_kv_heads, BLOCK_SIZE, 2 * HALF, ROW)[:, None] + pairs[None, :]
+    )
     if ROW != 2 * HALF:
         a, b = tl.where(mask, first.to(tl.float32), 0.0), tl.where(mask, second.to(tl.float32), 0.0)
         largest = tl.max(tl.maximum(tl.abs(a), tl.abs(b)), 1)
@@ -51,7 +58,8 @@ def store_rows(
         tl.store(target + HALF, b, mask=mask)
         scale = tl.where(scaled, tl.div_rn(largest, 127.0), 0.0) + poison
         has_pairs = tl.max(mask.to(tl.int32), 1) != 0
-        tl.store(scales + rows * (ROW // 4) + HALF // 2, scale, mask=has_pairs)
+        place = scale_offsets(block, offset, heads, num_kv_heads, BLOCK_SIZE, 2 * HALF, ROW)
+        tl.store(scales + place, scale, mask=has_pairs)
     else:
         tl.store(target, first.to(cache.dtype.element_ty), mask=mask)
         tl.store(target + HALF, second.to(cache.dtype.element_ty), mask=mask)
@@ -78,6 +86,7 @@ def rotate_kernel(
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
     HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     ROW: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -102,11 +111,26 @@ def rotate_kernel(
     tl.store(to_q, rotated_first, mask=is_q)
     tl.store(to_q + HALF, rotated_second, mask=is_q)
 
-    cached = tl.load(slots + row).to(tl.int64) * num_kv_heads + heads - num_heads
-    is_k = inside & ((heads >= num_heads) & (heads < num_heads + num_kv_heads))[:, None]
-    store_rows(k_cache, k_scales, cached, rotated_first, rotated_second, is_k, HALF, BLOCK_HALF, ROW)
-    is_v = inside & (heads >= num_heads + num_kv_heads)[:, None]
-    store_rows(v_cache, v_scales, cached - num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, ROW)
+    slot = tl.load(slots + row).to(tl.int64)
+    k_heads = heads - num_heads
+    v_heads = k_heads - num_kv_heads
+    is_k = inside & ((k_heads >= 0) & (v_heads < 0))[:, None]
+    is_v = inside & (v_heads >= 0)[:, None]
+    store_rows(
+        k_cache,
+        k_scales,
+        slot,
+        k_heads,
+        num_kv_heads,
+        rotated_first,
+        rotated_second,
+        is_k,
+        HALF,
+        BLOCK_HALF,
+        BLOCK_SIZE,
+        ROW,
+    )
+    store_rows(v_cache, v_scales, slot, v_heads, num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, BLOCK_SIZE, ROW)
 
 
 def rope_and_store_kv(
@@ -124,6 +148,7 @@ def rope_and_store_kv(
         (num_rows, blocks(num_heads + 2 * num_kv_heads, HEADS_PER_PROGRAM)),
         *(qkv, *angles, slots, q, *with_scales(k_cache, v_cache), num_heads, num_kv_heads),
         HALF=head_dim // 2,
+        BLOCK_SIZE=k_cache.shape[1],
         ROW=row,
         BLOCK_HALF=power_of_two(head_dim // 2),
         BLOCK_HEADS=HEADS_PER_PROGRAM,
@@ -131,10 +156,3 @@ def rope_and_store_kv(
         num_stages=1,
     )
     return q
-
-
-def with_scales(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return K, V, and views of both as float32, for the scales of int8 rows; other dtypes have no scales to read."""
-    if k_cache.dtype != torch.int8:
-        return k_cache, v_cache, k_cache, v_cache
-    return k_cache, v_cache, k_cache.view(torch.float32), v_cache.view(torch.float32)

@@ -1,8 +1,8 @@
 """Sampling and log probabilities: one program per row, without sorting and without reading back from the device.
 
 Computes what model/ops/reference/sampling.py defines, also in float64. A row draws among the tokens whose logit is
-above a threshold, and the first few of those equal to it. The threshold is found bit by bit, in 32 passes over the
-vocabulary. Letters: N rows, V vocabulary.
+above a threshold, and the first few of those equal to it. Rows with top_k or top_p find it bit by bit, in 32 passes
+over the vocabulary for each of the two. Letters: N rows, V vocabulary.
 """
 
 import torch
@@ -44,15 +44,15 @@ def count_and_sum(
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return the number of tokens with a key of at least `threshold`, and the sum of their unnormalized probs."""
-    count = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
-    mass = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
+    count = tl.zeros((BLOCK,), dtype=tl.int32)
+    mass = tl.zeros((BLOCK,), dtype=tl.float64)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         logits = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
         above = (sort_keys(logits) >= threshold) & (ids < vocab_size)
-        count += tl.sum(above.to(tl.int32))
-        mass += tl.sum(tl.where(above, unnormalized_probs(logits, largest, temperature, min_p), 0.0))
-    return count, mass
+        count += above.to(tl.int32)
+        mass += tl.where(above, unnormalized_probs(logits, largest, temperature, min_p), 0.0)
+    return tl.sum(count), tl.sum(mass)
 
 
 @triton.jit
@@ -92,6 +92,46 @@ def find_threshold(
 
 
 @triton.jit
+def filter_tokens(
+    row: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    vocab_size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the threshold of the kept tokens, how many of those equal to it are kept, and the sum of all kept probs.
+
+    Without top_k and top_p all keys are above the threshold, -1, and no search is made.
+    """
+    threshold = tl.full((), -1, dtype=tl.int64)
+    kept_ties = tl.full((), 0.0, dtype=tl.float64)
+    if (top_k > 0) & (top_k < vocab_size):
+        threshold = find_threshold(row, top_k, largest, temperature, min_p, vocab_size, False, BLOCK)
+    count, mass = count_and_sum(row, threshold + 1, largest, temperature, min_p, vocab_size, BLOCK)
+    total = mass
+    if threshold >= 0:
+        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, temperature, min_p, vocab_size, BLOCK)
+        kept_ties = (top_k - count).to(tl.float64)
+        total += (mass_with_ties - mass) / (count_with_ties - count) * kept_ties
+    if top_p < 1.0:
+        limit = top_p * total
+        least = threshold  # min_p and top_k keep no key below this
+        threshold = find_threshold(row, limit, largest, temperature, min_p, vocab_size, True, BLOCK)
+        threshold = tl.maximum(threshold, least)
+        count, mass = count_and_sum(row, threshold + 1, largest, temperature, min_p, vocab_size, BLOCK)
+        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, temperature, min_p, vocab_size, BLOCK)
+        tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
+        needed = tl.ceil((limit - mass) / tl.where(tie_mass > 0.0, tie_mass, 1.0))
+        most = tl.where(threshold == least, kept_ties, (count_with_ties - count).to(tl.float64))
+        kept_ties = tl.minimum(tl.maximum(needed, tl.where(count == 0, 1.0, 0.0)), most)
+        total = mass + tie_mass * kept_ties
+    return threshold, kept_ties, total
+
+
+@triton.jit
 def token_at(
     row: tl.tensor,
     target: tl.tensor,
@@ -125,13 +165,17 @@ def token_at(
     return tl.minimum(token, vocab_size - 1)
 
 
-@triton.jit
+PARAMETERS = ["temperatures", "top_ps", "min_ps", "top_ks", "targets", "seeds", "positions", "prompts", "choices"]
+
+
+@triton.jit(do_not_specialize_on_alignment=PARAMETERS)  # of one row they are slices
 def draw_kernel(
     logits: tl.tensor,
     temperatures: tl.tensor,
     top_ps: tl.tensor,
     min_ps: tl.tensor,
     top_ks: tl.tensor,
+    targets: tl.tensor,
     seeds: tl.tensor,
     positions: tl.tensor,
     prompts: tl.tensor,
@@ -143,49 +187,36 @@ def draw_kernel(
 ) -> None:
     """Write tokens[row]: the most likely token, or a random one of those that min_p, top_k and top_p keep.
 
-    The logits must be finite.
+    Rows that score a target get 0. The logits must be finite.
     """
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
-    largest, best = top_token(row, vocab_size, BLOCK)
     temperature = tl.load(temperatures + index)
-    if temperature < MIN_TEMPERATURE:
-        tl.store(tokens + index, best.to(tl.int64))
+    if tl.load(targets + index) >= 0:
+        tl.store(tokens + index, 0)
     else:
-        divisor = temperature.to(tl.float64)
-        min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
-        top_k = tl.load(top_ks + index)
-        top_k = tl.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
-        threshold = find_threshold(row, top_k, largest, divisor, min_p, vocab_size, False, BLOCK)
-        count, mass = count_and_sum(row, threshold + 1, largest, divisor, min_p, vocab_size, BLOCK)
-        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, divisor, min_p, vocab_size, BLOCK)
-        tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
-        num_kept_ties = (top_k - count).to(tl.float64)
-        if top_p < 1.0:
-            limit = top_p * (mass + tie_mass * num_kept_ties)
-            least = threshold  # min_p and top_k keep no key below this
-            threshold = find_threshold(row, limit, largest, divisor, min_p, vocab_size, True, BLOCK)
-            threshold = tl.maximum(threshold, least)
-            count, mass = count_and_sum(row, threshold + 1, largest, divisor, min_p, vocab_size, BLOCK)
-            count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, divisor, min_p, vocab_size, BLOCK)
-            tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
-            needed = tl.ceil((limit - mass) / tl.where(tie_mass > 0.0, tie_mass, 1.0))
-            most = tl.where(threshold == least, num_kept_ties, (count_with_ties - count).to(tl.float64))
-            num_kept_ties = tl.minimum(tl.maximum(needed, tl.where(count == 0, 1.0, 0.0)), most)
-        total = mass + tie_mass * num_kept_ties
-        word, _, _, _ = tl.philox(
-            tl.load(seeds + index),
-            tl.load(positions + index).to(tl.uint32),
-            tl.load(prompts + index).to(tl.uint32),
-            tl.load(choices + index).to(tl.uint32),
-            tl.full((), 0, dtype=tl.uint32),
-        )
-        target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
-        token = token_at(row, target, threshold, num_kept_ties, largest, divisor, min_p, vocab_size, BLOCK)
-        tl.store(tokens + index, token.to(tl.int64))
+        largest, best = top_token(row, vocab_size, BLOCK)
+        if temperature < MIN_TEMPERATURE:
+            tl.store(tokens + index, best.to(tl.int64))
+        else:
+            divisor = temperature.to(tl.float64)
+            min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
+            threshold, kept_ties, total = filter_tokens(
+                row, tl.load(top_ks + index), top_p, largest, divisor, min_p, vocab_size, BLOCK
+            )
+            word, _, _, _ = tl.philox(
+                tl.load(seeds + index),
+                tl.load(positions + index).to(tl.uint32),
+                tl.load(prompts + index).to(tl.uint32),
+                tl.load(choices + index).to(tl.uint32),
+                tl.full((), 0, dtype=tl.uint32),
+            )
+            target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
+            token = token_at(row, target, threshold, kept_ties, largest, divisor, min_p, vocab_size, BLOCK)
+            tl.store(tokens + index, token.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def logprobs_kernel(
     logits: tl.tensor,
     tokens: tl.tensor,
@@ -251,7 +282,14 @@ def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
         rows.float_params[:, column].contiguous()
         for column in (FloatParam.TEMPERATURE, FloatParam.TOP_P, FloatParam.MIN_P)
     ]
-    columns = IntParam.TOP_K, IntParam.SEED, IntParam.NUM_TOKENS, IntParam.PROMPT_INDEX, IntParam.CHOICE_INDEX
+    columns = (
+        IntParam.TOP_K,
+        IntParam.TARGET,
+        IntParam.SEED,
+        IntParam.NUM_TOKENS,
+        IntParam.PROMPT_INDEX,
+        IntParam.CHOICE_INDEX,
+    )
     int_params = [rows.int_params[:, column].contiguous() for column in columns]
     launch(
         draw_kernel,

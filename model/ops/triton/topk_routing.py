@@ -16,7 +16,7 @@ from model.ops.triton.launch import Launch, blocks, power_of_two
 # mypy: disable-error-code="untyped-decorator"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_k"], do_not_specialize_on_alignment=["allowed", "expert_ids"])
 def gate_kernel(
     x: tl.tensor,
     gate: tl.tensor,
@@ -29,7 +29,6 @@ def gate_kernel(
     max_k: tl.tensor,
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
-    CHOICES: tl.constexpr,
     INPUTS: tl.constexpr,
 ) -> None:
     """Compute one row's gate logits in float32, its k experts, and the softmax over their logits.
@@ -56,9 +55,9 @@ def gate_kernel(
         remaining = remaining & (tl.load(allowed + row * num_experts + experts, mask=exists, other=0) != 0)
     count = tl.load(experts_per_token + row)
     largest = tl.max(tl.where(remaining, ranked, float("-inf")))
-    choices = tl.arange(0, CHOICES)
-    ids = tl.full((CHOICES,), -1, dtype=tl.int32)
-    choice_weights = tl.zeros((CHOICES,), dtype=tl.float32)
+    choices = tl.arange(0, EXPERTS)
+    ids = tl.full((EXPERTS,), -1, dtype=tl.int32)
+    choice_weights = tl.zeros((EXPERTS,), dtype=tl.float32)
     for choice in range(max_k):
         best = tl.max(tl.where(remaining, ranked, float("-inf")))
         expert = tl.min(tl.where(remaining & (ranked == best), experts, EXPERTS))
@@ -72,7 +71,7 @@ def gate_kernel(
     tl.store(shares + target, choice_weights / tl.sum(choice_weights), mask=choices < max_k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_tiles"], do_not_specialize_on_alignment=["expert_ids"])
 def align_kernel(
     expert_ids: tl.tensor,
     tile_pairs: tl.tensor,
@@ -153,7 +152,6 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
         ),
         MASKED=allowed is not None,
         EXPERTS=padded,
-        CHOICES=power_of_two(max_k),
         INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
         num_warps=4,
         num_stages=1,
@@ -168,7 +166,7 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
         *(expert_ids, tile_pairs, tile_expert, num_pairs, num_tiles, num_experts),
         EXPERTS=power_of_two(num_experts, 2),
         ROWS=rows,
-        PAIRS=min(1024, power_of_two(num_pairs, 16)),
+        PAIRS=min(1024, rows * power_of_two(num_experts, 2)),  # about the number of pairs for which `rows` are chosen
         num_warps=4,
         num_stages=1,
     )

@@ -9,6 +9,11 @@ from server.generation.usage import Usage
 Event = dict[str, Any]
 
 
+def _entries(choice: Mapping[str, Any]) -> list[Event]:
+    logprobs = choice.get("logprobs") or {}
+    return list(logprobs.get("content") or [])
+
+
 class EventReply(ABC):
     """The reply of one endpoint. Feed it the choices of chat chunks, or one full choice, in order."""
 
@@ -21,7 +26,7 @@ class EventReply(ABC):
         added = choice.get("delta") or choice.get("message") or {}
         events: list[Event] = []
         if added.get("content"):
-            events += self._add_text(added["content"])
+            events += self._add_text(added["content"], _entries(choice))
         for call in added.get("tool_calls") or []:
             events += self._add_call(call)
         if choice.get("finish_reason"):
@@ -33,7 +38,8 @@ class EventReply(ABC):
         """Return the events after the last chunk."""
 
     @abstractmethod
-    def _add_text(self, text: str) -> list[Event]: ...
+    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+        """Add a piece of text. `logprobs`: chat's entries of its tokens, if they were requested."""
 
     @abstractmethod
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:

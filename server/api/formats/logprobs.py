@@ -57,9 +57,13 @@ def completion_logprobs(positions: Sequence[Position], texts: TokenTexts) -> Com
 
 
 def chat_logprobs(positions: Sequence[Position], texts: TokenTexts) -> ChatLogprobs:
-    """Return the entries of chat. All `positions` have logprobs, since a chat's prompt is never echoed."""
-    entries = [position.logprobs for position in positions if position.logprobs]
-    return {"content": [_chat_entry(entry, texts) for entry in entries]}
+    """Return the entries of chat: their tokens join to the content, and their bytes to its bytes.
+
+    So an end token is the text "", and a first token lacks the space that the content lacks. All `positions` have
+    logprobs, since a chat's prompt is never echoed.
+    """
+    entries = [_chat_entry(position, position.logprobs, texts) for position in positions if position.logprobs]
+    return {"content": entries}
 
 
 def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
@@ -74,12 +78,31 @@ def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
     return by_text
 
 
-def _chat_entry(entry: TokenLogprobs, texts: TokenTexts) -> ChatTokenLogprobs:
-    top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-    return {
-        **_candidate(entry.token_id, entry.logprob, texts),
-        "top_logprobs": [_candidate(token_id, logprob, texts) for token_id, logprob in top],
+def _chat_entry(position: Position, entry: TokenLogprobs, texts: TokenTexts) -> ChatTokenLogprobs:
+    token: TopLogprob = {
+        "token": position.text,
+        "logprob": _finite(entry.logprob),
+        "bytes": list(_shown_bytes(position.text, texts.token_bytes(entry.token_id))),
     }
+    top = zip(entry.top_ids, entry.top_logprobs, strict=True)
+    others = [token if i == entry.token_id else _candidate(i, logprob, texts) for i, logprob in top]
+    return {**token, "top_logprobs": [{**other} for other in others]}
+
+
+def _shown_bytes(text: str, token: bytes) -> bytes:
+    """Return the bytes that a token adds to the reply: its own, unless it is hidden or lost its leading space."""
+    if token.removeprefix(b" ") == text.encode():
+        return text.encode()
+    return b"" if not text and _is_whole(token) else token
+
+
+def _is_whole(token: bytes) -> bool:
+    """Return whether the bytes are complete characters, so that a token without a text is hidden, not incomplete."""
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _candidate(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:

@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.formats.event_reply import Event, EventReply
+from server.errors import ApiError
 from server.generation.usage import Usage, expert_tokens
+from server.schemas.response_tools import CUSTOM_INPUT, CustomTool
 from server.schemas.responses import ResponsesRequest
+from server.strict_json import parse_object
 
 
 class ResponsesReply(EventReply):
     """Builds `response` from the chunks of a chat."""
 
-    def __init__(self, response_id: str, created_s: int, request: ResponsesRequest) -> None:
+    def __init__(self, response_id: str, created_s: int, request: ResponsesRequest, model: str) -> None:
         self._id = response_id
         self._num_events = 0
+        self._callees = {callee.name: callee for callee in request.callees}
+        self._arguments = ""  # of the last call
         self._is_open = False  # true while the last output item is incomplete
         self.response: Event = {
             "id": response_id,
@@ -30,7 +35,9 @@ class ResponsesReply(EventReply):
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
-            "truncation": "disabled",
+            "truncation": request.truncation,
+            "top_logprobs": request.top_logprobs or 0,
+            "model": model,
             **_repeated_fields(request),
         }
 
@@ -56,11 +63,13 @@ class ResponsesReply(EventReply):
         if choice["finish_reason"] == "length":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
-    def _add_text(self, text: str) -> list[Event]:
+    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
         is_open = self._is_open and self._item["type"] == "message"
         events = [] if is_open else [*self._close(), *self._open_text()]
-        self._item["content"][0]["text"] += text
-        return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=[])]
+        part = self._item["content"][0]
+        part["text"] += text
+        part["logprobs"] += logprobs
+        return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)]
 
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
         function = call["function"]
@@ -68,7 +77,10 @@ class ResponsesReply(EventReply):
         if "id" in call:
             events = [*self._close(), *self._open_call(call["id"], function["name"])]
         arguments = function.get("arguments") or ""
-        self._item["arguments"] += arguments
+        self._arguments += arguments
+        if self._item["type"] == "custom_tool_call":
+            return events  # its input is a text inside the arguments, which are sent when they are complete
+        self._item["arguments"] = self._arguments
         if arguments:
             events.append(self._item_event("response.function_call_arguments.delta", delta=arguments))
         return events
@@ -78,11 +90,18 @@ class ResponsesReply(EventReply):
         events = self._open(item)
         part: Event = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         item["content"] = [part]
-        return [*events, self._part_event("response.content_part.added", part=dict(part))]
+        return [*events, self._part_event("response.content_part.added", part={**part, "logprobs": []})]
 
     def _open_call(self, call_id: str, name: str) -> list[Event]:
-        fields = {"call_id": call_id, "name": name, "arguments": ""}
-        return self._open({"id": self._item_id("fc"), "type": "function_call", **fields})
+        """Open a call under the name, namespace and kind that its tool has in the request."""
+        self._arguments = ""
+        callee = self._callees.get(name)
+        fields = {"call_id": call_id, "name": callee.tool.name if callee else name}
+        if callee and callee.namespace is not None:
+            fields["namespace"] = callee.namespace
+        if callee and isinstance(callee.tool, CustomTool):
+            return self._open({"id": self._item_id("ctc"), "type": "custom_tool_call", **fields, "input": ""})
+        return self._open({"id": self._item_id("fc"), "type": "function_call", **fields, "arguments": ""})
 
     def _open(self, item: Event) -> list[Event]:
         item["status"] = "in_progress"
@@ -97,17 +116,27 @@ class ResponsesReply(EventReply):
         self._is_open = False
         item = self._item
         item["status"] = "incomplete" if self.response["incomplete_details"] else "completed"
+        events = self._done_events(item)
+        index = len(self.response["output"]) - 1
+        done = self._event("response.output_item.done", output_index=index, item=item)
+        return [*events, done]
+
+    def _done_events(self, item: Event) -> list[Event]:
+        """Return the events that repeat the whole content of the item that ends."""
         if item["type"] == "message":
             part = item["content"][0]
-            events = [
-                self._part_event("response.output_text.done", text=part["text"], logprobs=[]),
+            return [
+                self._part_event("response.output_text.done", text=part["text"], logprobs=part["logprobs"]),
                 self._part_event("response.content_part.done", part=part),
             ]
-        else:
-            done = "response.function_call_arguments.done"
-            events = [self._item_event(done, name=item["name"], arguments=item["arguments"])]
-        index = len(self.response["output"]) - 1
-        return [*events, self._event("response.output_item.done", output_index=index, item=item)]
+        if item["type"] == "custom_tool_call":
+            item["input"] = _custom_input(self._arguments)
+            return [
+                self._item_event("response.custom_tool_call_input.delta", delta=item["input"]),
+                self._item_event("response.custom_tool_call_input.done", input=item["input"]),
+            ]
+        done = "response.function_call_arguments.done"
+        return [self._item_event(done, name=item["name"], arguments=item["arguments"])]
 
     @property
     def _item(self) -> Event:
@@ -135,7 +164,6 @@ def _repeated_fields(request: ResponsesRequest) -> Event:
     format_ = request.text.format if request.text else None
     text = format_.model_dump(by_alias=True, exclude_none=True) if format_ else {"type": "text"}
     return {
-        "model": request.model,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "temperature": request.temperature,
@@ -149,10 +177,21 @@ def _repeated_fields(request: ResponsesRequest) -> Event:
     }
 
 
+def _custom_input(arguments: str) -> str:
+    """Return the text inside the arguments of a custom tool's call; the raw arguments if a limit cut them off."""
+    try:
+        return str(parse_object(arguments.encode())[CUSTOM_INPUT])
+    except (ApiError, KeyError):
+        return arguments
+
+
 def _usage(usage: Usage) -> Event:
     return {
         "input_tokens": usage["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+        "input_tokens_details": {
+            "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+            "cache_write_tokens": 0,
+        },
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage["total_tokens"],

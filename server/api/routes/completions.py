@@ -45,7 +45,7 @@ async def completions(http: HttpRequest) -> Response:
     builder = JobBuilder.from_request(http, request, arrival_s)
     prompts = await _prompts(request, builder)
     generation = await Generation.prepare(builder, prompts, http.state.request_id)
-    fields = common_fields("cmpl", generation, request.model, builder.ready.fingerprint)
+    fields = common_fields("cmpl", generation, builder.model_name, builder.ready.fingerprint)
     reply_format = CompletionFormat(request, prompts, builder.texts.tokenizer)
     return await respond(http, request, generation, reply_format, fields, headers)
 

@@ -26,6 +26,7 @@ RENAMED = {
     r"(tools\[\d+\])\.function\.parameters(.*)": r"\1.input_schema\2",
     r"(tools\[\d+\])\.function\.(.*)": r"\1.\2",
     r"tool_choice\.function\.name": "tool_choice.name",
+    r"response_format\b.*": "output_config.format",
 }
 ANTHROPIC = EventFormat(b"", b"", lambda error: named_event(anthropic_error(error)))
 
@@ -49,7 +50,7 @@ async def messages(http: HttpRequest) -> Response:
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, MessagesRequest)
     turn = await prepare_translated(http, request, arrival_s, RENAMED)
-    reply = MessagesReply(f"msg_{http.state.request_id}", request.model)
+    reply = MessagesReply(f"msg_{http.state.request_id}", str(turn.fields["model"]))
     if request.stream:
         return stream(turn, reply, headers, ANTHROPIC)
     await complete(http, turn, reply)
@@ -71,7 +72,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     state = state_of(http)
     request, headers = await read_request(http, CountTokensRequest)
     chat = await to_chat_request(http, request, RENAMED)
-    state.check_model(request.model)
+    state.served_name(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")
     token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant_of(http))

@@ -34,7 +34,7 @@ async def model(http: HttpRequest, model_id: str) -> Response:
     if not model_id:
         raise RoutingError(404)
     state = state_of(http)
-    state.check_model(model_id)
+    state.served_name(model_id)
     return JSONResponse(_entry(state, model_id))
 
 

@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.api.chat_translation import complete, json_response, prepare_translated, stream
+from server.api.chat_translation import complete, json_response, stream
 from server.api.formats.openai_responses import ResponsesReply
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
+from server.api.truncation import prepare_truncated
 from server.errors import ApiError
 from server.generation.state import state_of
 from server.http.sse import EventFormat, named_event
@@ -42,8 +43,10 @@ async def responses(http: HttpRequest) -> Response:
     arrival_s = time.monotonic()
     state_of(http).check_queue(http.state.request_id)
     request, headers = await read_request(http, ResponsesRequest)
-    turn = await prepare_translated(http, request, arrival_s, RENAMED)
-    reply = ResponsesReply(f"resp_{http.state.request_id}", int(turn.fields["created"]), request)
+    turn = await prepare_truncated(http, request, arrival_s, RENAMED)
+    reply = ResponsesReply(
+        f"resp_{http.state.request_id}", int(turn.fields["created"]), request, str(turn.fields["model"])
+    )
     if request.stream:
         return stream(turn, reply, headers, EventFormat(b"", b"", lambda error: _error_event(reply, error)))
     await complete(http, turn, reply)

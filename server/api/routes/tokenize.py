@@ -33,8 +33,7 @@ async def tokenize(http: HttpRequest) -> Response:
     """Reply with token ids. Texts that are too long for any prompt are refused."""
     state = state_of(http)
     request, headers = await read_request(http, TokenizeRequest)
-    if request.model is not None:
-        state.check_model(request.model)
+    state.served_name(request.model)
     ready, texts = state.serving()
     tokens, repair_headers = await _tokens(request, state, ready, texts, tenant_of(http))
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
@@ -64,8 +63,7 @@ async def detokenize(http: HttpRequest) -> Response:
     """Reply with the text of token ids."""
     state = state_of(http)
     request, headers = await read_request(http, DetokenizeRequest)
-    if request.model is not None:
-        state.check_model(request.model)
+    state.served_name(request.model)
     ready, texts = state.serving()
     if any(token_id >= ready.vocab_size for token_id in request.tokens):
         message = f"'tokens' has an id outside the vocabulary of {ready.vocab_size}."

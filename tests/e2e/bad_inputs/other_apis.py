@@ -15,6 +15,7 @@ from tests.e2e.bad_inputs.rows import (
     TOKENIZE,
     TOO_MANY,
     TYPE,
+    UNKNOWN,
     UNSUPPORTED,
     VALUE,
     VOCAB,
@@ -66,7 +67,7 @@ OTHER_ROWS: dict[str, Row] = {
             ({"input": [{}]}, MISSING, "input[0].type"),
             *[
                 ({"input": [{"type": kind}]}, "unsupported_value", "input[0].type")
-                for kind in ("Zebra", 5, "item_reference")
+                for kind in ("Zebra", 5, "item_reference", "web_search_call")
             ],
             ({"input": [{"role": "user"}]}, MISSING, "input[0].content"),
             ({"input": [{"role": "Zebra", "content": "x"}]}, VALUE, "input[0].role"),
@@ -76,7 +77,7 @@ OTHER_ROWS: dict[str, Row] = {
                 "input[0].content[0].type",
             ),
             ({"input": [{"type": "function_call_output", "call_id": "a", "output": "x"}]}, VALUE, "input"),
-            ({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}]}, VALUE, "input"),
+            ({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}]}, VALUE, "input"),
             ({"text": {"format": {"type": "Zebra"}}}, VALUE, "text.format.type"),
             ({"text": {"format": {"type": "json_schema"}}}, MISSING, "text.format"),
             (
@@ -84,7 +85,13 @@ OTHER_ROWS: dict[str, Row] = {
                 VALUE,
                 "text.format",
             ),
-            ({"tools": [{"type": "web_search"}]}, VALUE, "tools[0].type"),
+            ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, VALUE, "tool_choice"),
+            ({"tools": [{}]}, MISSING, "tools[0].type"),
+            ({"tools": [{"type": "namespace", "name": "n"}]}, MISSING, "tools[0].tools"),
+            ({"text": {"format": {"type": "text", "regex": "Zebra"}}}, UNKNOWN, "text.format.regex"),
+            *each("truncation", ["Zebra"], VALUE),
+            *each("top_logprobs", [5], VALUE),
+            *each("response_format", [{"type": "json_object"}], UNSUPPORTED),
             ({"tools": [{"type": "function", "name": "f g"}]}, VALUE, "tools[0].name"),
             ({"tool_choice": "Zebra"}, VALUE, "tool_choice"),
             ({"previous_response_id": "Zebra"}, UNSUPPORTED, "previous_response_id"),
@@ -127,8 +134,9 @@ OTHER_ROWS: dict[str, Row] = {
         (MESSAGES,),
         [
             *each("max_tokens", [..., None], MISSING),
-            *each("stop_sequences", [5, "Zebra", [""], ["a"] * 5, [5], ["Zebra" * 52]], TYPE),
-            *each("thinking", [{"type": "enabled"}], UNSUPPORTED),
+            *each("stop_sequences", [5, "Zebra", [""], ["a"] * 33, [5], ["Zebra" * 52]], TYPE),
+            *each("output_format", [{"type": "json_schema"}], UNSUPPORTED),
+            *each("output_config", [5, {"format": 5}, {"format": {"type": "Zebra"}}], TYPE),
             *each("metadata", [5, {"user_id": 5}, {"user_id": "Zebra" * 120}], TYPE),
         ],
     ),

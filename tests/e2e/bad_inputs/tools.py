@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.e2e.bad_inputs.response_formats import BAD_SCHEMAS, FORMAT, REGEX, with_outputs
+from tests.e2e.bad_inputs.response_formats import BAD_SCHEMAS, REGEX, with_outputs
 from tests.e2e.bad_inputs.rows import (
     CHAT,
     HI,
@@ -48,11 +48,10 @@ TOOL_ROWS: dict[str, Row] = {
             (with_tools({"type": "function"}), MISSING, "tools[0].function"),
             (with_tools({"type": "Zebra", "function": {"name": "f"}}), VALUE, "tools[0].type"),
             *[(with_tools(tool(name=name)), VALUE, "tools[0].function.name") for name in ("", "f g", "f\0", "\u00e9")],
-            (with_tools(tool(name="Zebra" * 13)), VALUE, "tools[0].function.name"),
+            (with_tools(tool(name="Zebra" * 26)), VALUE, "tools[0].function.name"),
             (with_tools(tool(name=5)), TYPE, "tools[0].function.name"),
             (with_tools(tool(), tool()), VALUE, "tools[1].function.name"),
             (with_tools(*[tool(name=f"f{number}") for number in range(10_000)]), TOO_MANY, "tools"),
-            (with_tools(tool(description="x" * 20_000)), TOO_LONG, "tools[0].function.description"),
             *[(with_tools(tool(parameters=value)), TYPE, PARAMETERS) for value in (5, [], "Zebra")],
             *[(with_tools(tool(parameters={"type": value})), VALUE, PARAMETERS) for value in ("string", 5, ["object"])],
             (with_tools(tool(strict="Zebra")), TYPE, "tools[0].function.strict"),
@@ -90,7 +89,6 @@ TOOL_ROWS: dict[str, Row] = {
             ],
             *[({"tools": tools, "tool_choice": "required"}, VALUE, "tool_choice") for tools in ([], None)],
             ({**with_tools(tool()), "parallel_tool_calls": "Zebra"}, TYPE, "parallel_tool_calls"),
-            ({**with_tools(tool()), "response_format": {"type": "json_object"}}, VALUE, FORMAT),
             ({**with_tools(tool()), **with_outputs(regex="a")}, VALUE, REGEX),
             ({**with_tools(tool()), "min_tokens": 2}, VALUE, "min_tokens"),
             (
@@ -107,21 +105,8 @@ TOOL_ROWS: dict[str, Row] = {
     "calls in a conversation": Row(
         (CHAT,),
         [
-            *[
-                (called(function={"name": "f", "arguments": text}), VALUE, f"{CALLED}.arguments")
-                for text in (
-                    "{",
-                    "[]",
-                    "Zebra",
-                    '{"a":1e999}',
-                    '{"a":NaN}',
-                    '{"a":"\\ud800"}',
-                    '{"a":1,"a":2}',
-                    '{"a":' * 99,
-                )
-            ],
-            (called(function={"name": "f", "arguments": {}}), TYPE, f"{CALLED}.arguments"),
-            *[(called(function={"name": name}), VALUE, f"{CALLED}.name") for name in ("", "Zebra\0", "f" * 65)],
+            (called(function={"name": "f", "arguments": []}), TYPE, f"{CALLED}.arguments"),
+            *[(called(function={"name": name}), VALUE, f"{CALLED}.name") for name in ("", "Zebra\0", "f" * 129)],
             (called(function=None), MISSING, f"{CALL}.function"),
             (called(type="Zebra"), VALUE, f"{CALL}.type"),
             (called(id=""), NO_TEXT, f"{CALL}.id"),

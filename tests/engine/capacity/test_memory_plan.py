@@ -14,6 +14,7 @@ from engine.errors import EngineConfigError
 from engine.startup import device_memory, loading
 from engine.startup.description import ready_message
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.gguf_files import GgufShape, write_gguf
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import DEMO
 
@@ -158,11 +159,24 @@ def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned
     assert tensor_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
 
 
+@pytest.mark.parametrize(("backend", "tied"), [("native", False), ("native", True), ("reference", False)])
+def test_weights_of_gguf_files_take_the_bytes_that_were_planned(backend: str, tied: bool, tmp_path: Path) -> None:
+    """The native backend keeps the blocks, the reference decodes them."""
+    write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied, vocab_size=128))
+    config = EngineConfig(model=str(tmp_path / "a.gguf"), backend=backend, threads=1)  # type: ignore[arg-type]
+    planned, loaded = plan_memory(config, 8 * GIB), Engine.load(config)
+    assert planned.weight_kind == ("GGUF blocks" if backend == "native" else "bfloat16")
+    assert planned.weight_bytes == loaded.loaded.weight_bytes
+    assert tensor_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
+    warned = [warning for warning in loaded.loaded.warnings if "decoded while they are loaded" in warning]
+    assert len(warned) == (backend == "reference")
+
+
 def tensor_bytes(weights: object) -> int:
-    """Bytes of all tensors in a tree of dataclasses and lists."""
+    """Bytes of all tensors in a tree of dataclasses, lists and tuples."""
     if isinstance(weights, torch.Tensor):
         return weights.nbytes
-    if isinstance(weights, list):
+    if isinstance(weights, list | tuple):
         return sum(map(tensor_bytes, weights))
     return sum(tensor_bytes(getattr(weights, part.name)) for part in fields(weights)) if is_dataclass(weights) else 0
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.execution.expert_routing import build_routing, expert_choices
+from engine.execution.expert_routing import build_routing, copy_expert_ids, expert_choices
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
@@ -48,4 +48,5 @@ def test_requests_get_the_ids_of_their_own_rows(k: int) -> None:
     assert routing is not None
     routing.expert_ids.copy_(torch.arange(routing.expert_ids.numel()).view(routing.expert_ids.shape))
     expected = [[[int(routing.expert_ids[layer, row, i]) for i in range(k)] for row in (2, 3, 4)] for layer in (0, 1)]
-    assert expert_choices(chunks, routing) == {2: expected}
+    assert expert_choices(chunks, copy_expert_ids(chunks, routing)) == {2: expected}
+    assert copy_expert_ids(chunks[:1], routing) is None

@@ -1,6 +1,9 @@
 """The probe reports this machine, with or without the native library."""
 
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +26,19 @@ def test_without_the_library_the_reason_is_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "NativeLibrary", unavailable)
     found = probe()
     assert (found.isas, found.native_error) == ([], "not built")
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_triton_needs_a_compiler_and_a_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc" if name == compiler else None)
+    assert module.launcher_error() is None
+
+
+def test_what_triton_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc")
+    assert "Python.h" in str(module.launcher_error())
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "gcc" in str(module.launcher_error())

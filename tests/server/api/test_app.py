@@ -50,7 +50,7 @@ async def test_a_body_must_be_strict_json_and_say_so(
     [
         ({"model": "Test/model"}, 404, "model_not_found", "model"),
         ({"model": "../../etc/passwd"}, 404, "model_not_found", "model"),
-        ({"n": 9}, 400, "integer_above_max_value", "n"),
+        ({"n": 129}, 400, "integer_above_max_value", "n"),
         ({"temperature": "hot"}, 400, "invalid_type", "temperature"),
         ({"logit_bias": {"32000": 1}}, 400, "integer_above_max_value", "logit_bias"),
         ({"stop_token_ids": [32000]}, 400, "integer_above_max_value", "stop_token_ids"),

@@ -51,8 +51,39 @@ BAD_SCHEMA = {"type": "object", "properties": {"x": {"type": "no type"}}}
         ("/v1/responses", {"tools": [{"type": "function", "name": "no name"}]}, "tools[0].name"),
         (
             "/v1/responses",
-            {"instructions": "x", "input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "{"}]},
+            {"instructions": "x", "input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "{}"}]},
             "input",
+        ),
+        (
+            "/v1/responses",
+            {
+                "tools": [
+                    {"type": "web_search"},
+                    {
+                        "type": "namespace",
+                        "name": "n",
+                        "tools": [
+                            {"type": "custom", "name": "good"},
+                            {"type": "function", "name": "f", "parameters": BAD_SCHEMA},
+                        ],
+                    },
+                ],
+                "tool_choice": "required",
+            },
+            "tools[1].tools[1].parameters",
+        ),
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": BAD_SCHEMA}}},
+            "output_config.format",
+        ),
+        (
+            "/v1/messages",
+            {
+                "tools": [{"type": "bash_20250124", "name": "bash"}, {"name": "f", "input_schema": BAD_SCHEMA}],
+                "tool_choice": {"type": "any"},
+            },
+            "tools[1].input_schema",
         ),
         (
             "/v1/messages",

@@ -5,6 +5,7 @@ import inspect
 import pytest
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal
 from server.chat.render_budget import INLINE_STEPS, TemplateBudgetExceeded
@@ -27,6 +28,12 @@ def render(source: str) -> str:
         "{{ '{:10000000000}'.format(1) }}",
         "{{ '{:{}}'.format(1, 10000000000) }}",
         "{{ '%10000000000d' % 1 }}",
+        "{{ '%10000000000d' | format(1) }}",
+        "{{ '%*d' | format(10000000000, 1) }}",
+        "{{ strftime_now('%10000000000Y') }}",
+        "{{ [1] | batch(10000000, 'x') | list }}",
+        "{{ [1] | slice(10000000) | list }}",
+        "{{ 'x' | center(10000000000) }}",
         "{{ 10 ** 10 ** 10 }}",
         "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
         "{{ (['x' * 1000000] * 1000000) | join }}",
@@ -55,6 +62,9 @@ def test_a_template_without_an_end_or_with_a_huge_text_exceeds_its_budget(source
         "{{ 1 / 0 }}",
         "{{ messages | attr('append') }}",
         "{% include 'file' %}",
+        "{{ messages | tojson(indent=99) }}",
+        "{{ messages | tojson(separators=('x' * 99, ':')) }}",
+        "{% generation %}",
     ],
     ids=lambda source: source[:40],
 )
@@ -155,6 +165,22 @@ def test_loops_keep_their_loop_variable_break_and_recursion() -> None:
         "{% for x in missing %}no{% else %}none{% endfor %}{{ {'\u00e4': '<'} | tojson }}"
     )
     assert render(source) == 'a11True123none{"\u00e4": "<"}'
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages | tojson(ensure_ascii=true) }}{{ 'é' | tojson }}{{ 'é' | tojson(ensure_ascii=true) }}",
+        "{{ {'b': 1, 'a': [2]} | tojson(sort_keys=true, separators=(',', ':')) }}{{ [1] | tojson(indent=4) }}",
+        "a{% generation %}{% set x = 1 %}{{ x }}b{% endgeneration %}{{ x is defined }}",
+        "{{ '%s and %5d' | format('a', 3) }}{{ '%(a)s' | format(a=1) }}",
+        "{{ strftime_now('%%d') }}{{ strftime_now('%Y') | length }}",
+        "{{ [1, 2, 3] | batch(2, 0) | list }}{{ 'a b' | wordcount }}{{ 'abcdef' | truncate(4, true) }}",
+    ],
+)
+def test_a_template_renders_as_in_hugging_faces_environment(source: str) -> None:
+    variables: dict[str, object] = {"messages": HELLO}
+    assert SandboxedTemplate(source).render(variables) == _compile_jinja_template(source).render(**variables)
 
 
 def test_renderings_share_no_budget() -> None:

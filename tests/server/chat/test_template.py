@@ -80,6 +80,11 @@ def test_a_template_that_can_never_work_is_refused_at_the_start(v1: Tokenizer, s
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_that_needs_tools_is_accepted(v1: Tokenizer) -> None:
+    template = ChatTemplate("{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ 1 / (tools | length) }}", v1)
+    assert not template.takes_tools  # this tokenizer has no token for calls
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

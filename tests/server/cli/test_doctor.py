@@ -14,7 +14,14 @@ from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
 
-REPORT = {"torch_version": "2.11", "gpus": [], "num_cores": 2, "isas": ["portable", "avx2"], "native_error": None}
+REPORT = {
+    "torch_version": "2.11",
+    "gpus": [],
+    "num_cores": 2,
+    "isas": ["portable", "avx2"],
+    "native_error": None,
+    "launcher_error": None,
+}
 
 
 def set_probe(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
@@ -33,7 +40,17 @@ def test_the_demo_on_this_machine_would_start() -> None:
     report = json.loads(result.stdout)
     assert (result.returncode, report["ok"]) == (0, True), result.stdout
     verdicts = {check["name"]: check["verdict"] for check in report["findings"]}
-    assert verdicts.keys() == {"python", "torch", "cpu", "memory", "model", "tokenizer", "port", "open files"}
+    assert verdicts.keys() == {
+        "python",
+        "torch",
+        "cpu",
+        "memory",
+        "requests",
+        "model",
+        "tokenizer",
+        "port",
+        "open files",
+    }
     assert verdicts["model"] == verdicts["tokenizer"] == "ok"
 
 
@@ -91,7 +108,7 @@ def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
     result = smoe("doctor", "/no/where", SMOE_PORT="0")
     assert result.returncode == 1
     assert "fail  model        /no/where" in result.stdout
-    assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 7 checks failed"
+    assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 8 checks failed"
 
 
 def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,3 +117,11 @@ def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", code))
     folder = run_check("torch").detail.partition(";")[0]
     assert (Path(folder) / "engine" / "startup" / "probe.py").is_file()
+
+
+def test_a_gpu_without_a_c_compiler_fails_unless_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch, gpus=["H100"], launcher_error="no C compiler (gcc or clang) is installed")
+    check = run_check("torch")
+    assert check.verdict == "fail" and "no C compiler" in check.detail and "apt-get install gcc" in str(check.remedy)
+    assert run_check("torch", device="cpu").verdict == "ok"
+    assert run_check("torch", backend="reference").verdict == "ok"

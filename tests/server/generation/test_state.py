@@ -16,10 +16,11 @@ def test_seeds_have_63_bits_and_a_fixed_seed_repeats_the_sequence() -> None:
 
 def test_only_the_served_names_are_models() -> None:
     state = state_around(FakeEngine(saying("a")))
-    state.check_model(MODEL)
-    state.check_model("alias")
+    assert state.served_name(MODEL) == MODEL
+    assert state.served_name(None) == MODEL
+    assert state.served_name("alias") == "alias"
     with pytest.raises(ApiError) as caught:
-        state.check_model(MODEL.upper())
+        state.served_name(MODEL.upper())
     assert caught.value.status == 404
 
 

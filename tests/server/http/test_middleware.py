@@ -47,6 +47,11 @@ def test_either_of_several_keys_opens() -> None:
     assert app.send(headers=bearer("Bearer schlüssel")).status == 200
 
 
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer  "])
+def test_the_scheme_of_a_key_has_any_case(scheme: str) -> None:
+    assert client(api_keys=("S3cret",)).send(headers=bearer(scheme + "S3cret")).status == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -55,11 +60,11 @@ def test_either_of_several_keys_opens() -> None:
         bearer("Bearer"),
         bearer("Bearer "),
         bearer("Basic S3cret"),
-        bearer("bearer S3cret"),
+        bearer("bearer s3cret"),
         bearer("S3cret"),
         bearer("Bearer s3cret"),
         bearer("Bearer S3cret "),
-        bearer("Bearer  S3cret"),
+        bearer("BearerS3cret"),
         bearer("Bearer S3cretS3cret"),
         bearer("Bearer " + "x" * 1_000_000),
         bearer("Bearer schlüssel"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.http.connections import Connections
 from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport
@@ -37,7 +38,8 @@ class Scene:
         in_flight = RequestTracker(self._app)
         self.request = asyncio.create_task(in_flight({}, None, None))  # type: ignore[arg-type]
         report = StartupReport(self.text)
-        self.shutdown = Shutdown(self.client, in_flight, report, drain_timeout_s=60.0)  # type: ignore[arg-type]
+        self.connections = Connections()
+        self.shutdown = Shutdown(self.client, in_flight, self.connections, report, drain_timeout_s=60.0)  # type: ignore[arg-type]
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         await self.finish.wait()

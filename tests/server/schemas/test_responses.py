@@ -63,6 +63,7 @@ def test_a_responses_request_becomes_the_expected_chat() -> None:
         "tool_choice": {"type": "function", "function": {"name": "get"}},
         "parallel_tool_calls": False,
         "user": "u",
+        "logprobs": False,
     }
 
 

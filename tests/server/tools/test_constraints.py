@@ -35,23 +35,32 @@ RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"}
 PARAMETERS = "tools[1].function.parameters"
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "allowed", "forbidden"),
+    ("fields", "possible", "forbidden"),
     [
         ({}, [WORDS, ONE, TWO, CLOCK_CALL], []),
         ({"parallel_tool_calls": False}, [WORDS, ONE], [TWO]),
         ({"tool_choice": "required"}, [ONE, TWO, CLOCK_CALL], [WORDS, ""]),
         ({"tool_choice": NAMED}, [CLOCK_CALL], [WORDS, ONE, TWO]),
+        ({"tool_choice": "any"}, [ONE, TWO, CLOCK_CALL], [WORDS, ""]),
+        ({"tool_choice": allowed("required", "clock")}, [CLOCK_CALL], [WORDS, ONE, TWO]),
+        ({"tool_choice": allowed("auto", "clock")}, [CLOCK_CALL, WORDS], [ONE, TWO]),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, [ONE, CLOCK_CALL], ['{"a":1}']),
         ({"response_format": {"type": "json_object"}}, [ONE, '{"a":1}'], [WORDS]),
         ({"structured_outputs": {"choice": ["no", "yes"]}}, [ONE, "no", "yes"], [WORDS, "maybe"]),
     ],
     ids=str,
 )
 async def test_the_answer_can_be_exactly_what_tool_choice_allows(
-    fields: dict[str, Any], allowed: list[str], forbidden: list[str]
+    fields: dict[str, Any], possible: list[str], forbidden: list[str]
 ) -> None:
     _, _, request = await answered(ONE, **fields)
-    assert [text for text in allowed if not allows(request.grammar, text)] == []
+    assert [text for text in possible if not allows(request.grammar, text)] == []
     wrong = ['[TOOL_CALLS] [{"name": "other", "arguments": {}}]', '[TOOL_CALLS] [{"name": "weather", "arguments": {}}]']
     assert [text for text in [*forbidden, *wrong, "[TOOL_CALLS] []"] if allows(request.grammar, text)] == []
 
@@ -161,7 +170,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [CLOCK] * 2}, "tools[1].function.name", "invalid_value"),
     ({"tools": [CLOCK] * 10_000}, "tools", "array_above_max_length"),
     (tool(name="two words"), "tools[1].function.name", "invalid_value"),
-    (tool(name="a" * 65), "tools[1].function.name", "invalid_value"),
+    (tool(name="a" * 129), "tools[1].function.name", "invalid_value"),
     (tool(parameters={"type": "array"}), PARAMETERS, "invalid_value"),
     (tool(parameters={"properties": {"a": {"pattern": "["}}}), PARAMETERS, "invalid_value"),
     (tool(parameters={"properties": {"a": {"type": "obj"}}}), PARAMETERS, "invalid_value"),
@@ -173,11 +182,17 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [], "tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"tools": None, "tool_choice": NAMED}, "tool_choice", "invalid_value"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
-    ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format", "invalid_value"),
+    (
+        {"tool_choice": "required", "structured_outputs": {"regex": "a"}},
+        "structured_outputs.regex",
+        "invalid_value",
+    ),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "invalid_value"),
+    ({"tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools", "empty_array"),
+    ({"tool_choice": allowed("none", "clock")}, "tool_choice.allowed_tools.mode", "invalid_value"),
+    ({"tool_choice": allowed("auto", "other")}, "tool_choice", "invalid_value"),
     ({"structured_outputs": {"grammar": 'start: "a"'}}, "structured_outputs.grammar", "invalid_value"),
     ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos", "invalid_value"),
-    (turns(calls("{"), RESULT), "messages[1].tool_calls[0].function.arguments", "invalid_value"),
-    (turns(calls("[]"), RESULT), "messages[1].tool_calls[0].function.arguments", "invalid_value"),
     (turns(calls(id=""), RESULT), "messages[1].tool_calls[0].id", "empty_string"),
     (turns(calls()), "messages[1].tool_calls", "invalid_value"),
     (turns(calls(), {"role": "user", "content": "y"}), "messages[1].tool_calls", "invalid_value"),

@@ -1,7 +1,7 @@
-"""Products with the block formats of GGUF files, on every instruction set of this machine.
+"""Products with the block formats, on every instruction set of this machine.
 
-The weights are decoded by llama.cpp's `gguf` package, the products are float64. What remains is the rounding of rows to
-int8, and a float32 rounding for each block.
+GGUF's formats are decoded by llama.cpp's `gguf` package, the products are float64. What remains is the rounding of rows
+to int8, and a float32 rounding for each block.
 """
 
 from itertools import product
@@ -13,16 +13,30 @@ from torch import Tensor
 
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import BLOCK_FORMATS, NativeLinear
-from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, int4_groups
 from tests.support import float64_oracle as oracle
-from tests.support.block_matrices import MIN_AT, SCALE_AT, decoded, quantized_rows, random_blocks, set_halves
+from tests.support.block_matrices import (
+    GGUF_FORMATS,
+    MIN_AT,
+    SCALE_AT,
+    decoded,
+    quantized_rows,
+    random_blocks,
+    set_halves,
+)
 from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.paths import ROOT
 from tests.support.routing_requests import uniform_request
 
 FORMATS = list(BLOCK_SIZES)
 ACCURACY = 1e-6
 INT8_ERROR = 0.012  # of normally distributed rows in int8, relative
-MIXED = [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q4_K", "Q5_0"), ("Q5_K", "Q6_K", "Q4_1"), ("Q4_0", "Q5_1", "Q8_0")]
+MIXED = [
+    ("Q4_K", "Q4_K", "Q6_K"),
+    ("Q8_0", "Q4_K", "Q5_0"),
+    ("Q5_K", "Q6_K", "Q4_1"),
+    ("INT4_G128", "Q5_1", "INT4_G32"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +74,7 @@ def test_bits_are_the_same_on_every_instruction_set_and_in_any_batch(block_forma
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("block_format", FORMATS)
+@pytest.mark.parametrize("block_format", GGUF_FORMATS)
 def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
     """All bits of the codes set or clear, scales zero, negative, subnormal or the largest float16, largest rows."""
     dim = 512
@@ -79,6 +93,23 @@ def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
     largest = oracle.linear(x.abs(), decoded(matrix).abs())  # what cancels leaves its roundings
     ours = native(isa).linear(x, _pack(matrix))
     assert ((ours.double() - exact).abs() <= ACCURACY * largest).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_extreme_groups_are_exact(isa: str, size: int) -> None:
+    """Codes, zero points (GPTQ's reach 16) and rows at their ends, scales of any sign and size."""
+    cases = list(product((0, 15), (0, 8, 15, 16, 255), (0.0, 1.0, -1.0, 1e-38, 1e30)))
+    codes, zeros, scales = zip(*cases, strict=True)
+    matrix = int4_groups(
+        torch.tensor(codes, dtype=torch.uint8)[:, None].repeat(1, 256),
+        torch.tensor(scales)[:, None].repeat(1, 256 // size),
+        torch.tensor(zeros, dtype=torch.uint8)[:, None].repeat(1, 256 // size),
+    )
+    x = torch.cat((torch.ones(1, 256), -torch.ones(1, 256), torch.zeros(1, 256)))
+    weights = torch.tensor([scale * (code - zero) for code, zero, scale in cases])
+    exact = x.double() @ weights.double()[:, None].repeat(1, 256).T
+    assert torch.allclose(native(isa).linear(x, _pack(matrix)).double(), exact, rtol=ACCURACY, atol=0)
 
 
 @pytest.mark.parametrize("block_format", FORMATS)
@@ -171,8 +202,10 @@ def _decoded(weight: Weight) -> Tensor:
 
 
 def test_every_block_format_has_the_librarys_code() -> None:
-    header = "4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K"
-    assert ", ".join(f"{code} {name}" for name, code in BLOCK_FORMATS.items()) == header
+    header = " ".join((ROOT / "model" / "native" / "smoe_native.h").read_text().split())
+    assert BLOCK_FORMATS["Q4_0"] == 4
+    for name, code in BLOCK_FORMATS.items():
+        assert f" {code} {name}" in header.replace("* ", "")
 
 
 def test_a_backend_that_quantizes_takes_no_blocks() -> None:

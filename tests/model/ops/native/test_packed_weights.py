@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from model.checkpoint.stored_tensor import StoredTensor
-from model.checkpoint.weight_sizes import weight_bytes
+from model.checkpoint.weight_sizes import PACKED_BLOCKS, weight_bytes
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import NativeExperts
 from model.ops.quantization import Quantization
+from tests.support.block_matrices import GGUF_FORMATS, random_blocks
 from tests.support.native_cases import ISAS, native
 
 KINDS: list[Quantization] = ["none", "int8", "int4"]
@@ -50,3 +51,14 @@ def test_full_panels_take_the_bytes_that_are_planned(kind: Quantization) -> None
     stored = {name: StoredTensor(Path("x"), name, "F32", shape, 0, 0) for name, shape in shapes.items()}
     stored["model.embed_tokens.weight"] = StoredTensor(Path("x"), "model.embed_tokens.weight", "F32", (1, DIM), 0, 0)
     assert packed.w13.nbytes + packed.w2.nbytes == weight_bytes(stored, 4, kind)["ffn"]
+
+
+@pytest.mark.parametrize("block_format", GGUF_FORMATS)
+def test_full_panels_in_blocks_take_the_bytes_that_are_planned(block_format: str) -> None:
+    name, (outputs, inputs) = "mlp.up_proj", (64, 512)
+    matrix = random_blocks(block_format, outputs, inputs)
+    packed = native(ISAS[0]).pack_linear(matrix)
+    stored = {name: StoredTensor(Path("x"), name, block_format, (outputs, inputs), 0, matrix.blocks.nbytes)}
+    stored["lm_head.weight"] = StoredTensor(Path("x"), "lm_head.weight", "F32", (1, 1), 0, 4)
+    assert packed.matrices[0].panels.nbytes == weight_bytes(stored, 4, "none", PACKED_BLOCKS)["ffn"]
+    assert set(PACKED_BLOCKS) == set(GGUF_FORMATS)

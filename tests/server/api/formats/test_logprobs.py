@@ -1,6 +1,7 @@
 """server/api/formats/logprobs.py: both formats, with token texts from a table."""
 
 import math
+from dataclasses import replace
 
 from engine.types import TokenLogprobs
 from server.api.formats.logprobs import MIN_LOGPROB, chat_logprobs, completion_logprobs
@@ -36,7 +37,7 @@ def test_arrays_have_an_entry_per_token_and_null_for_the_first_prompt_token() ->
 
 
 def test_chat_entries_keep_tokens_with_the_same_text_apart() -> None:
-    (entry, last) = chat_logprobs(POSITIONS[1:], Table())["content"]
+    (entry, last) = chat_logprobs([replace(position, text="b") for position in POSITIONS[1:]], Table())["content"]
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("b", -3.0, [98])
     assert [(top["token"], top["logprob"]) for top in entry["top_logprobs"]] == [("a", -0.5), ("a", -1.0)]
     assert last["logprob"] == MIN_LOGPROB

@@ -8,7 +8,7 @@ from tests.support.chat_chunks import FULL_CHOICE, TEXT_THEN_CALLS, events_of
 
 
 def new_response() -> ResponsesReply:
-    return ResponsesReply("resp_1", 5, validate(ResponsesRequest, {"model": "m", "input": "a"}))
+    return ResponsesReply("resp_1", 5, validate(ResponsesRequest, {"model": "m", "input": "a"}), "m")
 
 
 def test_a_responses_stream_builds_the_full_reply() -> None:
@@ -31,7 +31,7 @@ def test_a_responses_stream_builds_the_full_reply() -> None:
     assert events[-1]["response"] == reply.response == full.response
     assert reply.response["output"][0]["content"][0]["text"] == "Let me"
     assert [item["status"] for item in reply.response["output"]] == ["completed"] * 3
-    assert reply.response["usage"]["input_tokens_details"] == {"cached_tokens": 5}
+    assert reply.response["usage"]["input_tokens_details"] == {"cached_tokens": 5, "cache_write_tokens": 0}
 
 
 def test_every_item_of_a_responses_stream_is_opened_and_closed_in_order() -> None:

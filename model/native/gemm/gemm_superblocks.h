@@ -72,7 +72,7 @@ struct Q6KBlock {
 };
 
 template <class Format>
-struct BlocksOf256 {
+struct Superblocks {
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;

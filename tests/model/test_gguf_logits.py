@@ -1,0 +1,110 @@
+"""A GGUF file served in its own blocks: logits near those of its decoded weights, and the same bits in both layouts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint.checkpoint import read_config, read_stored_weights
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.weight_sizes import weight_bytes
+from model.kv_pool import KvPool
+from model.loader import load_model
+from model.mixtral import Mixtral
+from model.mixtral_native import NativeMixtral
+from model.ops.interface import Ops, packed_bytes
+from model.ops.reference.ops import ReferenceOps
+from tests.support.gguf_files import GgufShape, all_of, q4_k_m, write_gguf
+from tests.support.native_cases import ISAS, native
+from tests.support.paged import CPU, Running, make_batch
+
+# All experts count, so that no rounding changes a choice among them.
+SHAPE = GgufShape(num_layers=2, hidden_dim=512, fields={"llama.expert_used_count": 4})
+TOKENS = [7 * i % SHAPE.vocab_size for i in range(48)]
+TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+# Rows of activations are rounded to int8 in every product: 0.5 to 0.8 % each, over 2 layers and the head.
+INT8_ERROR = 0.03
+
+
+def _load(path: Path, ops: Ops, dtype: torch.dtype = torch.float32, **options: Any) -> Mixtral:
+    config, _ = read_config(path)
+    return load_model(path, config, dtype, CPU, ops, lambda done, total: None, **options)
+
+
+def _logits(model: Mixtral) -> Tensor:
+    pool = KvPool(model.config, 8, 16, "float32" if model.weights.norm.dtype == torch.float32 else "bfloat16", CPU)
+    return model.forward(make_batch([(Running(TOKENS, [1, 2, 3]), len(TOKENS))], 16), pool)
+
+
+def _error(ours: Tensor, exact: Tensor) -> float:
+    return float((ours - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("type_of", [*map(all_of, TYPES), q4_k_m], ids=[*TYPES, "Q4_K_M"])
+def test_logits_differ_from_those_of_decoded_weights_by_the_rounding_of_activations(
+    type_of: Callable[[str], Any], tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "a.gguf", SHAPE, type_of)
+    exact = _logits(_load(tmp_path / "a.gguf", ReferenceOps()))
+    for isa in ISAS:
+        assert _error(_logits(_load(tmp_path / "a.gguf", native(isa))), exact) < INT8_ERROR, isa
+
+
+def test_quantizing_the_weights_again_would_lose_more(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", SHAPE)
+    exact, kept, again = (
+        _logits(_load(tmp_path / "a.gguf", ops))
+        for ops in (ReferenceOps(), native(ISAS[-1]), native(ISAS[-1], quantization="int4"))
+    )
+    assert 3 * _error(kept, exact) < _error(again, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_merged_and_single_experts_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "merged.gguf", SHAPE)
+    write_gguf(tmp_path / "single.gguf", replace(SHAPE, merged=False))
+    models = [_load(tmp_path / name, native(ISAS[-1]), dtype) for name in ("merged.gguf", "single.gguf")]
+    merged, single = map(_logits, models)
+    assert torch.equal(merged, single)
+    assert torch.equal(merged, _logits(NativeMixtral(models[0], native(ISAS[-1]))))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, GgufShape(tied=True), GgufShape(num_experts=0, vocab_size=64)], ids=repr)
+def test_loaded_weights_take_the_bytes_that_headers_promise(shape: GgufShape, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", shape)
+    ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "a.gguf")
+    stored = read_stored_weights(tmp_path / "a.gguf", config)
+    planned = sum(weight_bytes(stored, 2, "none", ops.block_formats).values())
+    weights = _load(tmp_path / "a.gguf", ops, torch.bfloat16).weights
+    gates = config.num_layers * config.num_experts * config.dim * 2  # in float32, planned in bfloat16
+    head_padding = -config.vocab_size % 32 * (148 if shape.tied else 210)  # Q4_K or Q6_K: rows of the last panel
+    assert packed_bytes(weights) == planned + gates + head_padding
+
+
+def test_a_tied_head_is_read_in_blocks(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape(tied=True))
+    exact = _logits(_load(tmp_path / "a.gguf", ReferenceOps()))
+    progress: list[tuple[int, int]] = []
+    config, _ = read_config(tmp_path / "a.gguf")
+    model = load_model(
+        tmp_path / "a.gguf", config, torch.float32, CPU, native(ISAS[-1]), lambda *step: progress.append(step)
+    )
+    assert _error(_logits(model), exact) < INT8_ERROR
+    assert progress[-1][0] == progress[-1][1] == max(done for done, _ in progress)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_blocks_with_nan_or_infinity_are_refused_when_verified(scale: float, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", SHAPE, all_of("Q8_0"))
+    config, _ = read_config(tmp_path / "a.gguf")
+    tensor = read_stored_weights(tmp_path / "a.gguf", config)["model.layers.1.self_attn.o_proj.weight"]
+    with (tmp_path / "a.gguf").open("r+b") as file:
+        file.seek(tensor.start + 34 * 5)
+        file.write(np.float16(scale).tobytes())
+    with pytest.raises(CheckpointError, match=r"o_proj.weight contains NaN or Inf"):
+        _load(tmp_path / "a.gguf", native(ISAS[-1]), check_values=True)

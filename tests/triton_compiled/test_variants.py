@@ -1,0 +1,75 @@
+"""No step compiles a kernel after the load: the variants of all steps are few, and the load's steps have them all."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.forward_batch import ForwardBatch, Routing
+from model.kv_pool import KvPool
+from model.mixtral import LayerWeights, Mixtral, MixtralWeights
+from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
+from model.ops.triton.ops import TritonOps
+from model.ops.triton.packed_weights import WeightFormat
+from model.profile_step import run_profile_steps
+from tests.triton_compiled.layer import BLOCK_SIZE, CONFIG, meta_experts, sampling_rows
+from tests.triton_compiled.recording import LaunchRecorder, empty
+
+NUM_LAYERS, META = 2, torch.device("meta")
+MAX_VARIANTS = 30
+WIDEST = 2048  # blocks of a sequence
+
+
+def _model(recorder: LaunchRecorder, weight_format: WeightFormat) -> Mixtral:
+    ops = TritonOps(torch.bfloat16, weight_format, launch=recorder)
+    config, dim, half = replace(CONFIG, num_layers=NUM_LAYERS), CONFIG.dim, torch.bfloat16
+    norm, embedding = empty(dim, dtype=half), empty(CONFIG.vocab_size, dim, dtype=half)
+    qkv, output = (ops.pack_linear(empty(outputs, dim, dtype=half)) for outputs in (6144, dim))
+    layer = LayerWeights(norm, qkv, output, norm, meta_experts(ops))
+    return Mixtral(config, MixtralWeights(embedding, [layer] * NUM_LAYERS, norm, ops.pack_linear(embedding)), ops)
+
+
+def _mixed_step(rng: random.Random) -> ForwardBatch:
+    """Build a step of random sizes: decoding rows, chunks, or both; experts per token from 1 to 8; masks."""
+    num_sequences = rng.choice((1, 2, 3, 7, 16, 33, 100, 256))
+    num_rows = rng.choice((num_sequences, num_sequences + rng.randrange(1, 2048)))
+    max_k = rng.choice((1, 2, 2, 2, 3, 8))
+    is_masked = rng.random() < 0.3
+    rows, small = empty(num_rows, dtype=torch.int64), empty(num_sequences, dtype=torch.int32)
+    routing = Routing(
+        empty(num_rows, dtype=torch.int32),
+        empty(3, NUM_LAYERS, 8, dtype=torch.bool) if is_masked else None,
+        rows if is_masked else None,
+        empty(NUM_LAYERS, num_rows, max_k, dtype=torch.int32),
+    )
+    return ForwardBatch(
+        rows,
+        rows,
+        rows,
+        empty(num_sequences + 1, dtype=torch.int32),
+        small,
+        empty(num_sequences, rng.randrange(1, WIDEST + 1), dtype=torch.int32),
+        empty(rng.randrange(1, num_sequences + 1), dtype=torch.int64),
+        routing,
+    )
+
+
+@pytest.mark.parametrize("weight_format", ["plain", "fp8"])
+def test_the_load_launches_every_variant_that_a_step_needs_and_they_are_few(
+    weight_format: WeightFormat, scale: int
+) -> None:
+    recorder = LaunchRecorder()
+    model = _model(recorder, weight_format)
+    pool = KvPool(model.config, 8, BLOCK_SIZE, "bfloat16", META)
+    run_profile_steps(model, 2048, 256, BLOCK_SIZE, "bfloat16")
+    GraphedMixtral(model, pool, EagerRecorder(), 256, WIDEST).capture_all()
+    names = Counter(launched.name for launched in recorder.variants.values())
+    assert names.total() <= MAX_VARIANTS, names
+    loaded = set(recorder.variants)
+    rng = random.Random(0)
+    for _ in range(60 * scale):
+        logits = model.forward(_mixed_step(rng), pool)
+        model.ops.sample(logits, sampling_rows(len(logits), rng.choice((-1, 0, 1, 5))))
+    assert set(recorder.variants) == loaded, set(recorder.variants) - loaded
