@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from model.checkpoint.gguf.block_types import BY_NAME
-from model.checkpoint.stored_tensor import StoredWeight
+from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
@@ -71,6 +71,7 @@ def _group(name: str) -> str:
 
 
 def _packed_bytes(tensor: StoredWeight) -> int:
+    assert isinstance(tensor, StoredTensor)
     return tensor.num_bytes // BY_NAME[tensor.dtype].block_bytes * PACKED_BLOCKS[tensor.dtype]
 
 

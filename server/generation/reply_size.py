@@ -6,10 +6,13 @@ They, not the text, are what makes a reply large: 256 choices of 400 tokens with
 from collections.abc import Sequence
 
 from engine.messages import Ready
+from engine.types import Request
 from server.errors import ApiError
 from server.schemas import GenerationRequest
 
 MAX_REPLY_VALUES = 1 << 19
+SCORE_BYTES = 100  # of one log probability: id and number in lists, then about 30 bytes of JSON (chat: 80)
+EXPERT_ID_BYTES = 12  # small integers are shared; then about 3 bytes of JSON
 
 
 def limit_reply(
@@ -36,6 +39,15 @@ def values_per_position(request: GenerationRequest, ready: Ready) -> int:
     scores = 0 if request.num_logprobs is None else 1 + request.num_logprobs
     num_experts = request.experts_per_token or ready.experts_per_token
     return scores + (ready.num_layers * num_experts if request.expert_routing else 0)
+
+
+def reply_bytes(request: Request, ready: Ready) -> int:
+    """Return the memory that the values of one choice may need, from above: as objects and as JSON."""
+    params = request.params
+    num_positions = params.max_tokens + (len(request.prompt_token_ids) if params.prompt_logprobs else 0)
+    scores = 0 if params.num_logprobs is None else 1 + params.num_logprobs
+    num_experts = ready.num_layers * (request.experts_per_token or ready.experts_per_token)
+    return num_positions * (scores * SCORE_BYTES + num_experts * request.expert_routing * EXPERT_ID_BYTES)
 
 
 def _reply_too_large(request: GenerationRequest, per_position: int) -> ApiError:

@@ -13,6 +13,7 @@ from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.errors import model_not_found, queue_full, unavailable
+from server.fairness.byte_budget import ByteBudget
 from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
@@ -77,6 +78,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
+    reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     turns: LoopTurns = field(default_factory=LoopTurns)  # for long work on the event loop
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests without a seed
     by_priority: bool = True  # if false, requests run in the order of their arrival
