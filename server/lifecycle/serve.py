@@ -254,12 +254,16 @@ class Server:
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             await self._sandbox.start()
-            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir, self._sandbox)
+            self._texts = await self._shutdown.unless_requested(
+                load_texts(self._settings, self._model_dir, self._sandbox)
+            )
         except OSError as error:
             self._shutdown.fail(f"cannot start a process: {error.strerror}", 1)
             return
         except (TokenizerError, StartError) as error:
             self._shutdown.fail(str(error), 2)
+            return
+        if self._texts is None:  # a signal came first
             return
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()

@@ -121,6 +121,11 @@ class Settings(BaseModel):
     max_num_queued_tokens: Annotated[PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs")] = Field(
         None, description="Prompt tokens that may wait for their first step. Further requests get 429."
     )
+    keep_alive_timeout: PositiveInt = Field(
+        75,
+        description="Seconds that an idle connection stays open for a next request. Load balancers need a longer time "
+        "than their own, which is often 60.",
+    )
     shutdown_timeout: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.child_processes import engine_pid_of
+from tests.support.ports import free_port
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
 METRICS_AGE_S = 1.1
@@ -23,13 +23,6 @@ MODEL = "smoe-demo"
 BLOCKAGES: list[str] = []  # log lines of all servers: what blocked their event loops for more than 50 ms
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def samples(text: str) -> Samples:
