@@ -121,6 +121,7 @@ class StepStats(msgspec.Struct, frozen=True):
     num_prefix_hits: int = 0  # prompt tokens found there
     num_preemptions: int = 0
     num_window_blocks_freed: int = 0
+    num_generated_tokens: int = 0  # in the step's outputs
     expert_tokens: list[list[int]] | None = None  # [layers][experts], new since the last report, a few times a second
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.stored_tensor import StoredWeight
+from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
@@ -99,6 +99,7 @@ class TensorReader:
 
     def _read_blocks(self, name: str) -> BlockMatrix:
         tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        assert isinstance(tensor, StoredTensor)
         matrix = read_block_matrix(tensor)
         if self._check_values:
             _check_numbers(tensor, decode_matrix(matrix, self._dtype))

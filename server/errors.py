@@ -158,6 +158,11 @@ def unsupported_content_encoding() -> ApiError:
     return ApiError(message, status=415, param="Content-Encoding", code="unsupported_content_encoding")
 
 
+def http_version_not_supported() -> ApiError:
+    message = "This server speaks HTTP/1.1."
+    return ApiError(message, status=505, code="http_version_not_supported", headers={"connection": "close"})
+
+
 def malformed_request() -> ApiError:
     message = "These bytes are not an HTTP/1.1 request."
     return ApiError(message, code="malformed_request", headers={"connection": "close"})

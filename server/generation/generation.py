@@ -150,7 +150,12 @@ class Generation:
             user=self._user,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
+            max_tokens=request.params.max_tokens,
+            num_choices=None if request.params.choice_index else self._num_choices_of(request.params.prompt_index),
         )
+
+    def _num_choices_of(self, prompt_index: int) -> int:
+        return sum(job.request.params.prompt_index == prompt_index for job in self._jobs.values())
 
     def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()

@@ -121,6 +121,11 @@ class Settings(BaseModel):
     max_num_queued_tokens: Annotated[PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs")] = Field(
         None, description="Prompt tokens that may wait for their first step. Further requests get 429."
     )
+    keep_alive_timeout: PositiveInt = Field(
+        75,
+        description="Seconds that an idle connection stays open for a next request. Load balancers need a longer time "
+        "than their own, which is often 60.",
+    )
     shutdown_timeout: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )
@@ -217,6 +222,9 @@ class Settings(BaseModel):
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
     metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    watch_event_loop: bool = Field(
+        False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Format of the log: one line per finished request, never its text."

@@ -75,5 +75,5 @@ async def count_tokens(http: HttpRequest) -> Response:
     state.served_name(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")
-    token_ids, repair_headers = await render_prompt(chat, state, texts, tenant_of(http), resolve_tool_use(chat))
+    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant_of(http))
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

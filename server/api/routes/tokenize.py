@@ -50,7 +50,7 @@ async def _tokens(request: TokenizeRequest, state: ServerState, tenant: int) -> 
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
-        return await render_prompt(conversation, state, texts, tenant, auto_tool_use(conversation.tools))
+        return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools), tenant)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     encode = partial(texts.tokenizer.encode, prompt, request.add_special_tokens)
