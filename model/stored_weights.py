@@ -34,8 +34,7 @@ def read_weight(stored: StoredWeight, dtype: torch.dtype, first: int = 0, count:
     """
     count = stored.shape[0] - first if count is None else count
     if isinstance(stored, PackedMatrix):
-        parts = {name: _array(tensor) for name, tensor in stored.parts.items()}
-        return _decoded(*stored.shape, dtype, row_decoder(stored, parts))[first : first + count]
+        return _decoded(*stored.shape, dtype, row_decoder(stored, read_parts(stored)))[first : first + count]
     if stored.dtype not in DTYPES:
         return decode_matrix(read_block_matrix(stored, first, count), dtype)
     weight = read_bytes(stored, first, count).view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
@@ -61,6 +60,11 @@ def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype) -> Tensor:
         return decode_blocks(matrix.format, blocks).reshape(-1, num_inputs)
 
     return _decoded(len(rows), num_inputs, dtype, decode)
+
+
+def read_parts(matrix: PackedMatrix) -> dict[str, NDArray[Any]]:
+    """Read the parts of a quantized matrix. Raises CheckpointError."""
+    return {name: _array(tensor) for name, tensor in matrix.parts.items()}
 
 
 def _array(tensor: StoredTensor) -> NDArray[Any]:
