@@ -11,10 +11,11 @@ from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, p
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
 GROUP = 32  # inputs that share an int4 scale
-# Formats that the native backend multiplies as a GGUF file stores them -> bytes of a packed block. In Q4_K and Q5_K
-# each scale gets a byte of its own.
-PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")}
-PACKED_BLOCKS |= {"Q4_K": 148, "Q5_K": 180}
+# Formats that the native backend multiplies as a GGUF file stores them -> bytes of a packed block. In some types each
+# scale gets a byte of its own.
+AS_STORED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL")
+PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in AS_STORED}
+PACKED_BLOCKS |= {"Q3_K": 114, "Q4_K": 148, "Q5_K": 180, "IQ4_XS": 138}
 EXPERT = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)\d+(\.w[123]\.weight)")
 
 

@@ -44,6 +44,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
@@ -170,6 +171,8 @@ class Server:
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
+        if self._settings.watch_event_loop:
+            LoopWatch().start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
@@ -251,12 +254,16 @@ class Server:
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             await self._sandbox.start()
-            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir, self._sandbox)
+            self._texts = await self._shutdown.unless_requested(
+                load_texts(self._settings, self._model_dir, self._sandbox)
+            )
         except OSError as error:
             self._shutdown.fail(f"cannot start a process: {error.strerror}", 1)
             return
         except (TokenizerError, StartError) as error:
             self._shutdown.fail(str(error), 2)
+            return
+        if self._texts is None:  # a signal came first
             return
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()

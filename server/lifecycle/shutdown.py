@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from server.engine_client.client import EngineClient
 from server.http.connections import Connections
 from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.startup_report import StartupReport
+
+T = TypeVar("T")
 
 
 class Shutdown:
@@ -67,6 +71,17 @@ class Shutdown:
             self._failure = (message, exit_code)
             self._report.line(f"smoe: {message}")
             self._requested.set()
+
+    async def unless_requested(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return the result of `work`; None if the end was requested first, which cancels it."""
+        task, requested = asyncio.create_task(work), asyncio.create_task(self._requested.wait())
+        await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        return None
 
     async def run(self) -> int:
         """Wait for a signal or a failure, drain, stop the engine; return the exit code.

@@ -13,7 +13,7 @@ from server.api.routes import READ
 from server.errors import ApiError
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.prompt import check_prompt_chars
-from server.generation.state import ServerState, TextFrontend, state_of
+from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tools.constraints import auto_tool_use
 
@@ -35,7 +35,7 @@ async def tokenize(http: HttpRequest) -> Response:
     request, headers = await read_request(http, TokenizeRequest)
     state.served_name(request.model)
     ready, texts = state.serving()
-    tokens, repair_headers = await _tokens(request, state, ready, texts)
+    tokens, repair_headers = await _tokens(request, state, ready, texts, tenant_of(http))
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
     if request.return_token_strs:
         body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
@@ -43,12 +43,12 @@ async def tokenize(http: HttpRequest) -> Response:
 
 
 async def _tokens(
-    request: TokenizeRequest, state: ServerState, ready: Ready, texts: TextFrontend
+    request: TokenizeRequest, state: ServerState, ready: Ready, texts: TextFrontend, tenant: int
 ) -> tuple[list[int], dict[str, str]]:
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
-        return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools))
+        return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools), tenant)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
     heavy = len(prompt) > INLINE_CHARS
