@@ -117,6 +117,11 @@ def a_word_of(reply: Reply) -> str:
     return max(re.findall(r"[A-Za-z]+", reply.text), key=len)
 
 
+def scores_of(reply: Reply) -> list[Any]:
+    """Return the list `prompt_logprobs` of a reply."""
+    return list(reply.choice["prompt_logprobs"] if "text" in reply.choice else reply.body["prompt_logprobs"])
+
+
 COMPLETION_SCORES, CHAT_SCORES = {"logprobs": 1}, {"logprobs": True, "top_logprobs": 1}
 SHARED: dict[str, Row] = {
     "model": Row("nope", refused(404, "model")),
@@ -156,6 +161,10 @@ SHARED: dict[str, Row] = {
     "response_format.json_object": Row({"type": "json_object"}, has_form(r"\{.*")),
     "response_format.json_schema": Row(
         {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}, has_form(r'\{"a":\d\}')
+    ),
+    "prompt_logprobs": Row(
+        2,
+        lambda b, a: len(scores_of(a)) == len(a.prompt_ids) and all(len(s) >= 2 for s in scores_of(a)[1:]),
     ),
     "guided_json": Row(SCHEMA, has_form(r'\{"a":[0-9]\}')),
     "guided_regex": Row("[0-9]{3}", has_form("[0-9]{3}")),
