@@ -34,7 +34,7 @@ from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.read_limiter import ReadLimiter
+from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -230,7 +230,11 @@ class Server:
         """Answer HTTP requests inside this block."""
         turns = ReadLimiter()
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=turns
+            BoundedReadProtocol,
+            on_http=self._metrics.http,
+            connections=self._connections,
+            read_limiter=turns,
+            body_limiter=ReadLimiter(MAX_BODY_READS),
         )
         try:
             http = self._http = HttpServer(
