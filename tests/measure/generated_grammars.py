@@ -89,12 +89,13 @@ class Measurement:
         await self._pool.start()
         await self._checker.prepare()
         self._base_bytes = rss_bytes(self._pool.pids[0])
-        start_bytes, start_s = peak_bytes(), time.monotonic()
-        probe = asyncio.create_task(self._probe_lag())
         vocabulary, tokenizer = self._tokenizer.vocabulary(), self._tokenizer
         context = multiprocessing.get_context("spawn")
         arguments = vocabulary, tokenizer.vocab_size, list(tokenizer.eos_ids)
         with ProcessPoolExecutor(1, context, start_engine_side, arguments) as engine:
+            engine.submit(peak_bytes).result()  # started; that is no part of the measurement
+            start_bytes, start_s = peak_bytes(), time.monotonic()
+            probe = asyncio.create_task(self._probe_lag())
             turns = asyncio.Semaphore(NUM_AT_ONCE)
             grammars = [self._grammar(fields, turns, engine) for fields in constraints]
             await asyncio.gather(self._templates(templates), *grammars)
