@@ -24,6 +24,7 @@ INSTALLED_AGENTS := $(VENV)/.installed-agents
 KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
 NODE_CLIENTS := tests/e2e/clients/node
 NODE_AGENTS := tests/agents/node
 NPM_INSTALL = npm install --prefix $(1) --no-package-lock --no-audit --no-fund --loglevel=error
@@ -56,11 +57,11 @@ test-fast: $(INSTALLED_FAST)  ## the tests that are not slow, for use while you 
 
 test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 	$(NOTE)
-	$(PYTEST) $(ALL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) $(ARGS)
 
 test-full: $(INSTALLED_TEST)  ## every test at its full count
 	$(NOTE)
-	$(PYTEST) $(ALL) --scale 10 $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) --scale 10 $(ARGS)
 
 test-agents: $(INSTALLED_AGENTS)  ## Claude Code, Codex and other coding agents against a server (npm, about 2 GB)
 	$(PYTEST) tests/agents/agents.py $(ARGS)

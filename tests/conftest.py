@@ -1,4 +1,4 @@
-"""Shared by all tests: `--scale` for the counts of randomised tests, and the mark `slow`, which is given by path."""
+"""Shared by all tests: the options `--scale` and `--part`, and the mark `slow`, which is given by path."""
 
 import os
 import signal
@@ -70,9 +70,12 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", type=int, default=1, help="multiplies the counts of randomised tests")
+    parser.addoption("--part", default="1/1", help="2/3 runs the second, the fifth, the eighth ... test only")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, count = map(int, config.getoption("--part").split("/"))
+    items[:] = items[number - 1 :: count]
     for item in items:
         if is_slow(item.path):
             item.add_marker("slow")

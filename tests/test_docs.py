@@ -28,7 +28,7 @@ FOREIGN_FLAGS = {
     *("--exclude", "--local-dir"),  # hf
     *("--key",),  # llm
     *("--auth-type",),  # qwen
-    *("--scale", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
+    *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
 }

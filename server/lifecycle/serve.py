@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -44,6 +45,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
@@ -55,6 +57,7 @@ from server.tokenizer.tokenizer import TokenizerError
 
 FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
+SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
@@ -66,6 +69,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
+    sys.setswitchinterval(SWITCH_S)
     open_standard_streams()
     inherited = Inheritance()
     try:
@@ -170,6 +174,8 @@ class Server:
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
+        if self._settings.watch_event_loop:
+            LoopWatch().start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))

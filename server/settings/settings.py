@@ -222,6 +222,9 @@ class Settings(BaseModel):
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
     metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    watch_event_loop: bool = Field(
+        False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Format of the log: one line per finished request, never its text."

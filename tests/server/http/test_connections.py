@@ -18,8 +18,8 @@ from server.http.protocol import Connection
 from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+from tests.support.ports import free_port
 from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
-from tests.support.running import free_port
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
