@@ -24,7 +24,7 @@ def limit_reply(
     far as needed; others raise ApiError 400 if they are too high.
     """
     per_position = values_per_position(request, ready)
-    num_prompt_positions = sum(prompt_lengths) if request.has_prompt_logprobs else 0
+    num_prompt_positions = sum(prompt_lengths) if request.scores_prompt else 0
     room = MAX_REPLY_VALUES // max(1, per_position) // request.n - num_prompt_positions
     if not per_position or sum(limits) <= room:
         return list(limits)
@@ -36,7 +36,7 @@ def limit_reply(
 
 def values_per_position(request: GenerationRequest, ready: Ready) -> int:
     """Return how many values the reply lists for each position."""
-    scores = 0 if request.num_logprobs is None else 1 + request.num_logprobs
+    scores = 0 if request.num_scores is None else 1 + request.num_scores
     num_experts = request.experts_per_token or ready.experts_per_token
     return scores + (ready.num_layers * num_experts if request.expert_routing else 0)
 

@@ -9,6 +9,8 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.formats.logprobs import TokenTexts
+from server.api.formats.prompt_logprobs import prompt_logprobs
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN, Logprobs, num_logprob_values, sliced_logprobs
 from server.errors import reply_memory_full
 from server.fairness.request_memory import Lease
@@ -36,6 +38,16 @@ class ReplyFormat(Protocol):
 
     def full(self, delta: Delta) -> Mapping[str, object]:
         """Return a complete choice."""
+        ...
+
+    @property
+    def texts(self) -> TokenTexts:
+        """Texts of the tokens."""
+        ...
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to list for each token of the prompt; None for no such list."""
         ...
 
     def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
@@ -185,6 +197,10 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
             await generation.next_turn()
             num_values = 0
         await _render_logprobs([delta], reply_format, generation)
+        if (num_top := reply_format.num_prompt_logprobs) is not None:
+            delta.rendered_prompt_logprobs = await prompt_logprobs(
+                delta.prompt_logprobs or [], num_top, reply_format.texts, generation.next_turn
+            )
         choices.append(orjson.dumps(reply_format.full(delta)))
         num_values += VALUES_OF_A_CHOICE + num_logprob_values(delta.positions)
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})

@@ -58,7 +58,9 @@ def test_a_predecessor_that_is_gone_is_noticed(passed: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pid", "count"), [("1", "1"), ("", ""), (None, None), (str(os.getpid()), "x"), (str(os.getpid()), "0")]
+    ("pid", "count"),
+    [("1", "1"), ("", ""), (None, None), (str(os.getpid()), "x"), (str(os.getpid()), "0")],
+    ids=["another process", "empty", "absent", "no number", "no descriptor"],
 )
 def test_descriptors_of_other_processes_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, pid: str | None, count: str | None
