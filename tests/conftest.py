@@ -24,6 +24,7 @@ SLOW = (
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/test_mutated_headers.py",
     "tests/model/ops/native/test_block_formats.py",
+    "tests/fuzz",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
