@@ -20,8 +20,8 @@ from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from smoe import LocalEngine, SamplingParams
+from tests.support.attention_cases import Heads
 from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.native_cases import Heads
 from tests.support.paged import Running, make_batch
 
 GPU = torch.device("cuda")

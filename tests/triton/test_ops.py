@@ -10,7 +10,7 @@ from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import teacher_forced
 from tests.triton.cases import row_by_row
 

@@ -7,7 +7,7 @@ from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import Running, make_batch
 from tests.triton.cases import DTYPES, assert_close, in_rows
 
