@@ -28,6 +28,7 @@ FOREIGN_FLAGS = {
     *("--exclude", "--local-dir"),  # hf
     *("--key",),  # llm
     *("--scale", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
+    *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
 }

@@ -56,7 +56,7 @@ class Positions:
 
 
 def random_positions(length: int, heads: Heads, dtype: torch.dtype, seed: int) -> Positions:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     total = heads.num_heads + 2 * heads.num_kv_heads
     mixed = 2 * torch.randn(length, total, heads.head_dim, generator=generator).to(dtype)
     return Positions(*mixed.split_with_sizes([heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1))
@@ -87,7 +87,9 @@ def attend(
     part, and positions in front of the window of its first row.
     """
     sizes = [-(-(part.first + part.num_rows) // block_size) for part in parts]
-    ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    ids = (
+        torch.randperm(sum(sizes), generator=torch.Generator(torch.get_default_device()).manual_seed(seed)) + 1
+    ).tolist()
     cached = kv_dtype or parts[0].sequence.k.dtype
     shape = ((sum(sizes) + 1) * block_size, heads.num_kv_heads, heads.head_dim)
     k_slots = as_cached(torch.full(shape, float("nan")), cached)
