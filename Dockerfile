@@ -13,11 +13,13 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 RUN python -m venv /opt/smoe \
     && /opt/smoe/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch>=2.11"
 WORKDIR /src
+COPY deploy/requirements.lock ./
+RUN /opt/smoe/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE smoe.py ./
 COPY model model
 COPY engine engine
 COPY server server
-RUN /opt/smoe/bin/pip install --no-cache-dir ".[tokenizers]"
+RUN /opt/smoe/bin/pip install --no-cache-dir --no-deps . && /opt/smoe/bin/pip check
 
 FROM ${PYTHON_IMAGE}
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

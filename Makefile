@@ -19,12 +19,15 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
 INSTALLED_FAST := $(VENV)/.installed-test-fast
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_AGENTS := $(VENV)/.installed-agents
 
 KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
 NODE_CLIENTS := tests/e2e/clients/node
-NPM_INSTALL := npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
+NODE_AGENTS := tests/agents/node
+NPM_INSTALL = npm install --prefix $(1) --no-package-lock --no-audit --no-fund --loglevel=error
 empty :=
 space := $(empty) $(empty)
 comma := ,
@@ -38,10 +41,10 @@ FAST := $(call unless,slow $(LEFT_OUT))
 NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-full check clean
+.PHONY: help install serve test test-fast test-full test-agents check fuzz lock clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(INSTALLED)  ## build .venv with the smoe command in it
 
@@ -54,17 +57,32 @@ test-fast: $(INSTALLED_FAST)  ## the tests that are not slow, for use while you 
 
 test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 	$(NOTE)
-	$(PYTEST) $(ALL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) $(ARGS)
 
 test-full: $(INSTALLED_TEST)  ## every test at its full count
 	$(NOTE)
-	$(PYTEST) $(ALL) --scale 10 $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ALL) --scale 10 $(ARGS)
+
+test-agents: $(INSTALLED_AGENTS)  ## Claude Code, Codex and other coding agents against a server (npm, about 2 GB)
+	$(PYTEST) tests/agents/agents.py $(ARGS)
+
+fuzz: $(INSTALLED_FAST)  ## mutate the kept inputs of tests/fuzz, a minute for each target
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(INSTALLED_LINT)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(KERNELS))
+
+# torch is left out: its builds come from TORCH_INDEX.
+LOCK := deploy/requirements.lock
+RUNTIME := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*(d for d in p["dependencies"] + p["optional-dependencies"]["tokenizers"] if not d.startswith("torch>")), sep="\n")
+lock: | $(BIN)/python  ## choose the newest versions for the image and write them with their hashes
+	$(PIP) install --quiet "uv>=0.9"
+	$(BIN)/python -c '$(RUNTIME)' | $(BIN)/uv pip compile - --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --no-header --no-emit-index-url --output-file $(LOCK)
 
 clean:  ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -93,5 +111,9 @@ $(INSTALLED_FAST): $(INSTALLED)
 
 $(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json
 	$(PIP) install --editable ".[test,clients,browser,tokenizers,cuda]"
-	$(if $(shell command -v npm),$(NPM_INSTALL))
+	$(if $(shell command -v npm),$(call NPM_INSTALL,$(NODE_CLIENTS)))
+	@touch $@
+
+$(INSTALLED_AGENTS): $(INSTALLED_FAST) $(NODE_AGENTS)/package.json
+	$(call NPM_INSTALL,$(NODE_AGENTS))
 	@touch $@

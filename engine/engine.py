@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.config import EngineConfig
@@ -144,7 +144,7 @@ class Engine:
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         freed = self.scheduler.block_manager.num_window_blocks_freed - freed_before
-        return StepOutput(outputs, self._stats(plan, end - start, freed, self.experts.pop_due_counts()))
+        return StepOutput(outputs, self._stats(plan, end - start, freed, self.experts.pop_due_counts(), outputs))
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -154,7 +154,14 @@ class Engine:
         """Return the gauges and the unreported expert counts, as after a step that computed nothing."""
         return self._stats(StepPlan(()), 0.0, 0, self.experts.pop_new_counts() if self.experts.has_unreported else None)
 
-    def _stats(self, plan: StepPlan, step_s: float, freed: int, expert_tokens: list[list[int]] | None) -> StepStats:
+    def _stats(
+        self,
+        plan: StepPlan,
+        step_s: float,
+        freed: int,
+        expert_tokens: list[list[int]] | None,
+        outputs: Sequence[RequestOutput] = (),
+    ) -> StepStats:
         pool = self.scheduler.block_manager.pool
         return StepStats(
             num_running=len(self.scheduler.requests.running),
@@ -169,6 +176,7 @@ class Engine:
             num_prefix_hits=plan.num_prefix_hits,
             num_preemptions=plan.num_preemptions,
             num_window_blocks_freed=freed,
+            num_generated_tokens=sum(len(output.token_ids) for output in outputs),
             expert_tokens=expert_tokens,
         )
 

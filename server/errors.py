@@ -158,6 +158,11 @@ def unsupported_content_encoding() -> ApiError:
     return ApiError(message, status=415, param="Content-Encoding", code="unsupported_content_encoding")
 
 
+def http_version_not_supported() -> ApiError:
+    message = "This server speaks HTTP/1.1."
+    return ApiError(message, status=505, code="http_version_not_supported", headers={"connection": "close"})
+
+
 def malformed_request() -> ApiError:
     message = "These bytes are not an HTTP/1.1 request."
     return ApiError(message, code="malformed_request", headers={"connection": "close"})
@@ -233,6 +238,48 @@ def overloaded(retry_after_s: float, *, close: bool = False) -> ApiError:
         type="service_unavailable_error",
         code="overloaded",
         headers={**_retry_after(retry_after_s), **({"connection": "close"} if close else {})},
+    )
+
+
+def request_memory_full(retry_after_s: float) -> ApiError:
+    """Request bodies, with what is parsed from them, use up their memory."""
+    return ApiError(
+        "The memory for request bodies (--request-memory-bytes) is full; try again after the time in Retry-After.",
+        status=503,
+        type="service_unavailable_error",
+        code="request_memory_full",
+        headers={**_retry_after(retry_after_s), "connection": "close"},
+    )
+
+
+def reply_memory_full(retry_after_s: float) -> ApiError:
+    """Replies with log probabilities or expert ids use up their memory."""
+    return _budget_full("replies with log probabilities or expert ids", "reply_memory_full", retry_after_s)
+
+
+def constraints_full(retry_after_s: float) -> ApiError:
+    """Biases, allowed tokens and bad words of open requests use up their memory."""
+    return _budget_full("biases, allowed tokens and bad words", "constraints_full", retry_after_s)
+
+
+def text_queue_full(retry_after_s: float) -> ApiError:
+    """Too many long texts and bodies wait to be parsed, rendered or tokenized."""
+    return ApiError(
+        "Too many long texts wait to be processed; try again after the time in Retry-After.",
+        status=429,
+        type="rate_limit_error",
+        code="text_queue_full",
+        headers=_retry_after(retry_after_s),
+    )
+
+
+def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:
+    return ApiError(
+        f"The memory for {what} is full; try again after the time in Retry-After.",
+        status=429,
+        type="rate_limit_error",
+        code=code,
+        headers=_retry_after(retry_after_s),
     )
 
 

@@ -1,6 +1,7 @@
-"""Shared by all tests: `--scale` for the counts of randomised tests, and the mark `slow`, which is given by path."""
+"""Shared by all tests: the options `--scale` and `--part`, and the mark `slow`, which is given by path."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ SLOW = (
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/test_mutated_headers.py",
     "tests/model/ops/native/test_block_formats.py",
+    "tests/fuzz",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
@@ -41,6 +43,7 @@ SLOW = (
     "tests/server/http/test_connections.py",
     "tests/server/http/test_disconnect.py",
     "tests/server/http/test_protocol.py",
+    "tests/server/lifecycle/restart/test_restart.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
     "tests/server/sandbox/test_pool.py",
@@ -59,6 +62,8 @@ SLOW = (
 MOVED = [path for path in SLOW if not (ROOT / path).exists()]
 assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
+
 # Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one with
 # TRITON_INTERPRET=1 for these. With 0 they run on a GPU.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") in ("0", "1") else ["triton"]
@@ -66,9 +71,12 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") in ("0", "1") else ["t
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", type=int, default=1, help="multiplies the counts of randomised tests")
+    parser.addoption("--part", default="1/1", help="2/3 runs the second, the fifth, the eighth ... test only")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, count = map(int, config.getoption("--part").split("/"))
+    items[:] = items[number - 1 :: count]
     for item in items:
         if is_slow(item.path):
             item.add_marker("slow")

@@ -27,7 +27,8 @@ FOREIGN_FLAGS = {
     *("--build", "--build-arg", "--init"),  # docker
     *("--exclude", "--local-dir"),  # hf
     *("--key",),  # llm
-    *("--scale", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
+    *("--auth-type",),  # qwen
+    *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
     *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server

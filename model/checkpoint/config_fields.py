@@ -24,6 +24,14 @@ class JsonFields:
         """Return the unchecked value; `default` if the key is absent."""
         return self._values.get(name, default)
 
+    def names(self) -> list[str]:
+        """Return the keys."""
+        return list(self._values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the unchecked values by key."""
+        return self._values
+
     def section(self, name: str) -> "JsonFields | None":
         """Return a nested object; None if the key is absent or null."""
         values = self.get(name)

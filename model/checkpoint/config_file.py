@@ -10,6 +10,8 @@ from typing import Literal
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.json_files import printable, read_json_object
+from model.checkpoint.quantized.scheme import read_scheme
+from model.checkpoint.stored_tensor import PackedEncoding
 from model.config import MISTRAL, MIXTRAL, ModelConfig
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -28,11 +30,16 @@ def load_config(
     `sliding_window` (unless "model"), `experts_per_token` and `rope_theta` override the checkpoint's values. Raises
     CheckpointError for missing or invalid values, and for features that the network does not implement.
     """
-    _check_directory(path)
+    check_directory(path)
     fields = JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES))
     warnings: list[str] = []
     config = _parse(fields, path, sliding_window, rope_theta, warnings)
     return with_experts_per_token(config, experts_per_token), warnings
+
+
+def read_encoding(path: Path) -> PackedEncoding | None:
+    """Return how the checkpoint in directory `path` is quantized; None if it is not. Raises CheckpointError."""
+    return read_scheme(JsonFields(path / "config.json", read_json_object(path / "config.json", MAX_CONFIG_BYTES)))
 
 
 def with_experts_per_token(config: ModelConfig, experts_per_token: int | None) -> ModelConfig:
@@ -45,16 +52,13 @@ def with_experts_per_token(config: ModelConfig, experts_per_token: int | None) -
     return replace(config, experts_per_token=experts_per_token)
 
 
-def _check_directory(path: Path) -> None:
+def check_directory(path: Path) -> None:
+    """Raise CheckpointError unless `path` is a directory."""
     try:
         if not path.exists():
             raise CheckpointError(f"{path} does not exist")
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory")
-        if (path / "params.json").exists() and not (path / "config.json").exists():
-            raise CheckpointError(
-                f"{path} has params.json but no config.json: only the Hugging Face layout is supported"
-            )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -109,8 +113,7 @@ def _check_supported(fields: JsonFields) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(f"{name} is true; networks with biases are not supported")
-    if fields.get("quantization_config") is not None:
-        raise fields.error("quantization_config is set; quantized checkpoints are not supported")
+    read_scheme(fields)
     kinds = fields.get("layer_types")
     if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
         raise fields.error(f"layer_types is {printable(kinds)}; only the same attention in all layers is supported")

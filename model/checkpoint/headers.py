@@ -13,21 +13,22 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.json_files import LFS_POINTER, one_line, printable, read_json_object
 from model.checkpoint.stored_tensor import StoredTensor
 
-INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+SINGLE_NAME = "model.safetensors"
 MAX_INDEX_BYTES = 1 << 28
 LENGTH_BYTES = 8  # a file begins with its header's length, little-endian
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read_headers(directory: Path) -> dict[str, StoredTensor]:
-    """Return all tensors of the checkpoint by name.
+def read_headers(directory: Path, single_name: str = SINGLE_NAME) -> dict[str, StoredTensor]:
+    """Return all tensors of the checkpoint by name: those of the file `single_name`, or of the files in its index.
 
     Raises CheckpointError for missing, damaged or foreign files, and for tensors that are in two files or not in the
     file that the index names.
     """
-    index = _read_index(directory)
+    index_name = f"{single_name}.index.json"
+    index = _read_index(directory / index_name)
     tensors: dict[str, StoredTensor] = {}
-    for file in _files(directory, index):
+    for file in _files(directory, index, single_name):
         for tensor in _read_header(file):
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in {tensors[tensor.name].file} and again in {file}")
@@ -35,14 +36,13 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
     for name, file_name in index.items():
         if name not in tensors or tensors[name].file.name != file_name:
             raise CheckpointError(
-                f"{directory / INDEX_NAME} lists tensor {name} in {file_name}, which does not contain it"
+                f"{directory / index_name} lists tensor {name} in {file_name}, which does not contain it"
             )
     return tensors
 
 
-def _read_index(directory: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, str]:
     """Return the index's map from tensor to file name; empty if there is no index."""
-    path = directory / INDEX_NAME
     if not path.exists():
         return {}
     weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
@@ -54,27 +54,28 @@ def _read_index(directory: Path) -> dict[str, str]:
     return weight_map
 
 
-def _files(directory: Path, index: dict[str, str]) -> list[Path]:
+def _files(directory: Path, index: dict[str, str], single_name: str) -> list[Path]:
     """Return the weight files; raise CheckpointError if one is missing."""
-    files = [directory / name for name in dict.fromkeys(index.values())] or [directory / SINGLE_NAME]
+    files = [directory / name for name in dict.fromkeys(index.values())] or [directory / single_name]
     for file in files:
         if not file.exists():
-            raise CheckpointError(f"{file} is missing{_hint(directory, index)}")
+            raise CheckpointError(f"{file} is missing{_hint(directory, index, single_name)}")
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file")
     return files
 
 
-def _hint(directory: Path, index: dict[str, str]) -> str:
+def _hint(directory: Path, index: dict[str, str], single_name: str) -> str:
     """Return the end of the message: why a directory without the expected file may look complete."""
+    index_name = f"{single_name}.index.json"
     if index:
-        return f", though {INDEX_NAME} names it"
+        return f", though {index_name} names it"
     names = sorted(entry.name for entry in directory.iterdir())
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return f"; {printable(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
     others = [name for name in names if name.endswith(".safetensors")]
-    return f"; there is {printable(others[0])}, but no {INDEX_NAME}" if others else f", and so is {INDEX_NAME}"
+    return f"; there is {printable(others[0])}, but no {index_name}" if others else f", and so is {index_name}"
 
 
 def _read_header(file: Path) -> list[StoredTensor]:

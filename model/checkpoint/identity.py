@@ -7,9 +7,9 @@ from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.manifest import listed_sums
-from model.checkpoint.stored_tensor import StoredTensor
+from model.checkpoint.stored_tensor import StoredWeight, tensors_of
 
-CONFIG_NAMES = ("config.json", "generation_config.json")
+CONFIG_NAMES = ("config.json", "params.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class CheckpointIdentity:
     contents: str  # of the sums in the manifest, equal for equal contents anywhere; without such a list as `files`
 
 
-def identify(tensors: Iterable[StoredTensor]) -> CheckpointIdentity:
-    """Return the identity of the files that hold these tensors, and of the configs beside them.
+def identify(weights: Iterable[StoredWeight]) -> CheckpointIdentity:
+    """Return the identity of the files that hold these weights, and of the configs beside them.
 
     Costs a system call per file. Raises CheckpointError if one is gone.
     """
-    stored = sorted(tensors, key=lambda tensor: tensor.name)
-    weights = sorted({tensor.file for tensor in stored})
-    has_configs = weights and weights[0].suffix == ".safetensors"  # a GGUF file contains its config
-    configs = [path for name in CONFIG_NAMES if has_configs and (path := weights[0].with_name(name)).is_file()]
+    stored = sorted(tensors_of(weights), key=lambda tensor: (tensor.name, tensor.start))
+    files = sorted({tensor.file for tensor in stored})
+    if files and files[0].suffix == ".safetensors":  # a GGUF file contains its config
+        files += [path for name in CONFIG_NAMES if (path := files[0].with_name(name)).is_file()]
     lines = [f"{t.name} {t.file.name} {t.dtype} {t.shape} {t.start} {t.num_bytes}" for t in stored]
-    files = _digest([*lines, *map(_stat_line, [*weights, *configs])])
-    return CheckpointIdentity(files, _digest_of_sums([*weights, *configs]) or files)
+    digest = _digest([*lines, *map(_stat_line, files)])
+    return CheckpointIdentity(digest, _digest_of_sums(files) or digest)
 
 
 def _stat_line(file: Path) -> str:

@@ -1,9 +1,10 @@
 """Describe where a checkpoint's files hold the weights of the network, as plain data. Imports no torch.
 
-Every layout of files is read into this class, named as in Hugging Face's classic layout. model/stored_weights.py
+Every layout of files is read into these two classes, named as in Hugging Face's classic layout. model/stored_weights.py
 reads the bytes and decodes them.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -24,4 +25,56 @@ class StoredTensor:
     interleaved_heads: int = 0
 
 
-StoredWeight: TypeAlias = StoredTensor
+@dataclass(frozen=True)
+class PackedEncoding:
+    """Encoding of a matrix that several tensors of safetensors files hold together."""
+
+    kind: str  # a key of model/checkpoint/quantized/decoders.py: "awq", "gptq", ...
+    bits: int = 8
+    group_size: int = 0  # inputs that share a scale; 0: all inputs of an output do
+    has_zeros: bool = True  # the file's zero points count; else zero is the middle of the codes
+    zero_offset: int = 0  # added to a stored zero point: 1 in GPTQ files of version 1
+    is_ordered: bool = True  # each group is a run of inputs (no act-order)
+    block_rows: int = 0  # outputs that share a scale, where outputs do too (FP8 in blocks)
+
+    def __str__(self) -> str:
+        group = f" g{self.group_size}" if self.group_size else ""
+        return f"{self.kind} {self.bits}-bit{group}"
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A quantized matrix: codes, scales, zero points and so on, by the name of each part."""
+
+    name: str
+    shape: tuple[int, int]  # of the decoded matrix: outputs, inputs
+    encoding: PackedEncoding
+    parts: Mapping[str, StoredTensor]
+    offset: float = 0.0  # added to the scales (bitsandbytes)
+
+    @property
+    def file(self) -> Path:
+        return next(iter(self.parts.values())).file
+
+    @property
+    def dtype(self) -> str:
+        """Name of the format: a block format of model/ops/weights.py, or the encoding for messages."""
+        encoding = self.encoding
+        is_ordered = encoding.is_ordered and "weight_g_idx" not in self.parts
+        is_grouped = encoding.kind in ("awq", "gptq", "compressed-tensors") and encoding.bits == 4
+        if is_ordered and is_grouped and encoding.group_size in (32, 64, 128):
+            return f"INT4_G{encoding.group_size}"
+        return str(encoding)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts.values())
+
+
+StoredWeight: TypeAlias = StoredTensor | PackedMatrix
+
+
+def tensors_of(weights: Iterable[StoredWeight]) -> Iterator[StoredTensor]:
+    """Yield the tensors that hold these weights."""
+    for weight in weights:
+        yield from (weight,) if isinstance(weight, StoredTensor) else weight.parts.values()

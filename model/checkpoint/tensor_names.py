@@ -56,7 +56,7 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
             f"{file}: tensor {printable(unknown[0])} does not belong to this model{and_more(unknown)}"
         )
     for name, shape in expected.items():
-        _check_tensor(stored[name], shape)
+        check_tensor(stored[name], shape)
     return stored
 
 
@@ -95,7 +95,8 @@ def _ffn_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:
     return {"block_sparse_moe.gate.weight": gate} | names
 
 
-def _check_tensor(tensor: StoredTensor, shape: Shape) -> None:
+def check_tensor(tensor: StoredTensor, shape: Shape) -> None:
+    """Raise CheckpointError unless a tensor of floats has this shape."""
     where = f"{tensor.file}: tensor {tensor.name}"
     if tensor.shape != shape:
         raise CheckpointError(f"{where} has shape {list(tensor.shape)}, but the config requires {list(shape)}")

@@ -2,10 +2,11 @@
  *
  * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, 2 int8,
  * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit
- * groups with zero points: 12 INT4_G32, 13 INT4_G64, 14 INT4_G128 (model/native/gemm/block_formats.h). isa: 0
- * portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same with AMX. For a given
- * isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if an allocation failed.
- * Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
+ * groups with zero points: 12 INT4_G32, 13 INT4_G64, 14 INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16
+ * Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot
+ * products and VNNI, 4 the same with AMX. For a given isa, every row's result depends on that row alone. Functions that
+ * return int return 0, or 1 if an allocation failed. Shape letters: model/ops/interface.py; matrices are row-major and
+ * contiguous.
  */
 #pragma once
 
@@ -18,7 +19,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 7
+#define SMOE_ABI_VERSION 8
 
 #ifdef __cplusplus
 extern "C" {

@@ -10,7 +10,9 @@ from server.api.formats.reply import common_fields
 from server.api.formats.tool_calls import ToolCallFormatter
 from server.api.request_body import add_ignored_params
 from server.chat.mistral_format import CALLS_MARKER
+from server.chat.rendering import render_text_of
 from server.chat.repair import repair_conversation, roles_out_of_order
+from server.chat.template import PreparedConversation
 from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
@@ -53,7 +55,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     state, texts, http_id = builder.state, builder.texts, http.state.request_id
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
-    token_ids, repair_headers = await render_prompt(request, state, texts, use)
+    token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
@@ -86,7 +88,7 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
 
 
 async def render_prompt(
-    conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None
+    conversation: Conversation, state: ServerState, texts: TextFrontend, use: ToolUse | None = None, tenant: int = 0
 ) -> tuple[list[int], dict[str, str]]:
     """Return the conversation's token ids by the checkpoint's template, and the headers that name its repairs.
 
@@ -94,23 +96,28 @@ async def render_prompt(
     """
     template = texts.chat_template
 
-    def render() -> tuple[list[int], list[str]]:
+    def prepare() -> tuple[PreparedConversation, list[str]]:
         whole, repairs = conversation.turns()
         messages = whole if template.takes_tools else with_prompted_tools(whole, use)
         turns, repairs_of_roles = repair_conversation(messages, template.system_place)
         repairs += repairs_of_roles
         if repairs and state.strict_roles:
             raise roles_out_of_order(repairs)
-        token_ids = template.render(
+        prepared = template.prepare(
             turns,
             add_generation_prompt=conversation.with_generation_prompt,
             continue_final_message=conversation.is_continued,
             kwargs=conversation.chat_template_kwargs.model_dump(exclude_none=True),
             tools=use.tools if use and template.takes_tools else (),
         )
-        return token_ids, repairs
+        return prepared, repairs
 
-    token_ids, repairs = await off_loop(render, heavy=_num_chars(conversation) > INLINE_CHARS)
+    size = _num_chars(conversation)
+    prepared, repairs = await state.heavy_work.run(prepare, size=size, tenant=tenant)
+    text = await render_text_of(template, prepared, texts.sandbox, heavy=size > INLINE_CHARS, tenant=tenant)
+    token_ids = await state.heavy_work.run(
+        lambda: template.encode(prepared, text), size=max(size, len(text)), tenant=tenant
+    )
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 

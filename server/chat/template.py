@@ -3,49 +3,64 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
 
-from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal
+from server.chat.jinja_sandbox import TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
-from server.chat.render_budget import TemplateBudgetExceeded
+from server.chat.render_budget import MAX_STEPS, TemplateBudgetExceeded
 from server.chat.repair import SystemPlace
+from server.chat.template_jobs import Rendered, TemplateProbe, compile_template, probe_template, template_variables
 from server.chat.turns import Message, PromptTool, Turn
 from server.errors import ApiError
-from server.strict_json import JsonValue
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
 
-MAX_TEMPLATE_CHARS = 1 << 20
 PRIVATE_USE = range(
     0xE000, 0xF900
 )  # Unicode characters without a meaning; two that the conversation does not use serve as marks
-SYSTEM_PROBE = "Be brief."
-TOOL_PROBE = "probe_of_tools"
-PROBE_TOOLS: list[JsonValue] = [
-    {"type": "function", "function": {"name": TOOL_PROBE, "description": "", "parameters": {}}}
-]
 NO_KWARGS: Mapping[str, str | bool] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class PreparedConversation:
+    """A conversation as a template gets it. Its texts have the guard inside each control token's spelling."""
+
+    variables: Mapping[str, Any]
+    guard: str
+    end_mark: str | None  # behind the final message, if that is to be continued
+
+    def as_json(self) -> str:
+        """Return the variables for a rendering in another process."""
+        return json.dumps(self.variables)
 
 
 class ChatTemplate:
     """Chat template of one checkpoint. Control tokens come from the template, never from a message's text.
 
     system_place: where the system text goes. takes_tools: whether the template writes tools into the prompt.
+    is_trusted: whether the template is this server's own.
     """
 
-    def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
-        """`source`: jinja; None for Mistral's own format. Raises TokenizerError if the template is unusable."""
+    def __init__(self, source: str | None, tokenizer: Tokenizer, probe: TemplateProbe | None = None) -> None:
+        """`source`: jinja; None for Mistral's own format. `probe`: of this source, made in the sandbox; without one the
+        template is tried out in this process. Raises TokenizerError if the template is unusable.
+        """
         self._tokenizer = tokenizer
+        self.is_trusted = source is None
         self.source = source if source is not None else mistral_format(tokenizer)
-        self._template = _compile(self.source)
+        self._bos, self._eos = spellings_of_ends(tokenizer)
+        probe = probe_template(self.source, self._bos, self._eos) if probe is None else probe
+        if probe.fault is not None:
+            raise TokenizerError(f"the chat template {probe.fault}")
+        self._template = compile_template(self.source)
         self._inside_spelling = re.compile(f"(?=(?:{tokenizer.special_pattern.pattern})).", re.DOTALL)
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
-        self._check_renders()
-        self.system_place = self._detect_system_place()
-        self.takes_tools = self._detect_tools()
+        self.system_place = self._system_place(probe)
+        self.takes_tools = probe.writes_tools and tokenizer.special_token_id(CALLS_MARKER) is not None
 
     def render(
         self,
@@ -56,11 +71,32 @@ class ChatTemplate:
         kwargs: Mapping[str, str | bool] = NO_KWARGS,
         tools: Sequence[PromptTool] = (),
     ) -> list[int]:
-        """Render a conversation to token ids, with bos if the template writes it.
+        """Render a conversation to token ids in this process, with bos if the template writes it.
 
-        `kwargs`: further variables of the template. `tools`: only if the template `takes_tools`.
+        The arguments and errors are those of prepare() and text_of().
+        """
+        conversation = self.prepare(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            kwargs=kwargs,
+            tools=tools,
+        )
+        rendered = self.render_here(conversation, MAX_STEPS)
+        return self.encode(conversation, text_of(Rendered(is_too_large=True) if rendered is None else rendered))
 
-        Raises ApiError 400, param "messages", with the template's own message if it refuses the conversation.
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: Mapping[str, str | bool] = NO_KWARGS,
+        tools: Sequence[PromptTool] = (),
+    ) -> PreparedConversation:
+        """Return a conversation as the template gets it.
+
+        `kwargs`: further variables of the template. `tools`: only if the template `takes_tools`. Raises ApiError 400.
         """
         turns = [_template_message(message) for message in messages]
         texts: dict[str, Any] = {**kwargs, "messages": turns, "tools": [tool.as_mistral() for tool in tools]}
@@ -68,78 +104,34 @@ class ChatTemplate:
         guarded = {name: self._guard_value(value, guard) for name, value in texts.items()}
         if continue_final_message:
             guarded["messages"][-1]["content"] += end
-        variables = self._variables(guarded["messages"], add_generation_prompt, continue_final_message)
-        rendered = self._render_text({**variables, **guarded, "tools": guarded["tools"] or None})
-        if continue_final_message:
-            rendered = _cut_at_mark(rendered, end)
-        return self._tokenizer.encode_with_specials(rendered, guard=guard)
+        variables = template_variables(guarded["messages"], self._bos, self._eos)
+        variables["add_generation_prompt"] = add_generation_prompt
+        variables["continue_final_message"] = continue_final_message
+        variables |= {**guarded, "tools": guarded["tools"] or None}
+        return PreparedConversation(variables, guard, end if continue_final_message else None)
 
-    def _check_renders(self) -> None:
-        """Render the simplest conversation, so that a template that can never work is refused at start-up.
-
-        A template that fails without tools may have been written for conversations with tools only.
-        """
-        variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
-        faults: list[TemplateBudgetExceeded | TemplateError] = []
-        for tools in (None, PROBE_TOOLS):
-            try:
-                self._template.render({**variables, "tools": tools})
-            except TemplateRefusal:
-                return  # the template may have rules of its own; its refusal reaches each client
-            except (TemplateBudgetExceeded, TemplateError) as error:
-                faults.append(error)
-            else:
-                return
-        raise TokenizerError(f"the chat template fails on a simple conversation: {faults[0]}")
-
-    def _detect_system_place(self) -> SystemPlace:
-        """Find where the system text goes by rendering one: some templates refuse system messages, others drop them."""
-        turns = [{"role": "system", "content": SYSTEM_PROBE}, {"role": "user", "content": "Hello"}]
+    def render_here(self, conversation: PreparedConversation, max_steps: int) -> Rendered | None:
+        """Render in this process; None if that takes more steps."""
         try:
-            is_taken = SYSTEM_PROBE in self._template.render(self._variables(turns, True, False))
-        except (TemplateRefusal, TemplateBudgetExceeded, TemplateError):
-            is_taken = False
-        if is_taken:
+            return Rendered(self._template.render(dict(conversation.variables), max_steps))
+        except TemplateRefusal as refusal:
+            return Rendered(refusal=str(refusal))
+        except TemplateBudgetExceeded:
+            return None
+        except TemplateError:
+            return Rendered(has_failed=True)
+
+    def encode(self, conversation: PreparedConversation, text: str) -> list[int]:
+        """Return the token ids of a rendered text. Raises ApiError 400 if its final message cannot be continued."""
+        if conversation.end_mark is not None:
+            text = _cut_at_mark(text, conversation.end_mark)
+        return self._tokenizer.encode_with_specials(text, guard=conversation.guard)
+
+    def _system_place(self, probe: TemplateProbe) -> SystemPlace:
+        """Return where the system text goes: some templates refuse system messages, others drop them."""
+        if probe.writes_system:
             return "own_message"
         return "last_user_turn" if has_control_tokens(self._tokenizer) else "first_user_turn"
-
-    def _detect_tools(self) -> bool:
-        """Return whether the model can call tools: it has a token for calls, and the template writes the tools."""
-        if self._tokenizer.special_token_id(CALLS_MARKER) is None:
-            return False
-        variables = self._variables([{"role": "user", "content": "Hello"}], True, False)
-        try:
-            return TOOL_PROBE in self._template.render({**variables, "tools": PROBE_TOOLS})
-        except (TemplateRefusal, TemplateBudgetExceeded, TemplateError):
-            return False
-
-    def _variables(
-        self, turns: Sequence[Mapping[str, object]], add_generation_prompt: bool, continue_final_message: bool
-    ) -> dict[str, object]:
-        return {
-            "messages": turns,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "bos_token": self._spelling(self._tokenizer.bos_id),
-            "eos_token": self._spelling(next(iter(self._tokenizer.eos_ids), None)),
-            "tools": None,
-            "documents": None,
-        }
-
-    def _render_text(self, variables: dict[str, object]) -> str:
-        try:
-            return self._template.render(variables)
-        except TemplateRefusal as refusal:
-            raise ApiError(str(refusal), param="messages", code="invalid_value") from None
-        except TemplateBudgetExceeded:
-            message = "The conversation is too large to render with the model's chat template."
-            raise ApiError(message, param="messages", code="invalid_value") from None
-        except TemplateError:
-            message = "The model's chat template failed on this conversation."
-            raise ApiError(message, param="messages", code="invalid_value") from None
-
-    def _spelling(self, token_id: int | None) -> str:
-        return "" if token_id is None else self._tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def _unused_characters(self, texts: str) -> tuple[str, str]:
         """Find two private-use characters that neither the conversation nor the template contains."""
@@ -183,16 +175,25 @@ def _template_message(message: Message) -> dict[str, Any]:
     return turn
 
 
-def _compile(source: str) -> SandboxedTemplate:
-    if len(source) > MAX_TEMPLATE_CHARS:
-        raise TokenizerError(f"the chat template has more than {MAX_TEMPLATE_CHARS} characters")
-    try:
-        return SandboxedTemplate(source)
-    except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        raise TokenizerError(f"the chat template is not valid jinja (line {line})") from None
-    except TemplateBudgetExceeded as error:
-        raise TokenizerError(f"the chat template cannot be used: {error}") from None
+def spellings_of_ends(tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return the spellings of bos and of the first eos; "" for one that the tokenizer lacks."""
+    ids = tokenizer.bos_id, next(iter(tokenizer.eos_ids), None)
+    bos, eos = ("" if i is None else tokenizer.token_bytes(i).decode("utf-8", errors="replace") for i in ids)
+    return bos, eos
+
+
+def text_of(rendered: Rendered) -> str:
+    """Return the rendered text. Raises ApiError 400, param "messages", with the template's own message if it refuses
+    the conversation."""
+    if rendered.text is not None:
+        return rendered.text
+    if rendered.refusal is not None:
+        message = rendered.refusal
+    elif rendered.is_too_large:
+        message = "The conversation is too large to render with the model's chat template."
+    else:
+        message = "The model's chat template failed on this conversation."
+    raise ApiError(message, param="messages", code="invalid_value")
 
 
 def _cut_at_mark(rendered: str, end: str) -> str:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
-from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
+from server.fairness.budgets import budgets, shortage, summary
 from server.http.listener import ListenError, listen
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.settings.settings import Settings
@@ -40,7 +41,15 @@ class Check:
 
 def run_checks(settings: Settings) -> list[Check]:
     """Check what `smoe serve` would need with these settings."""
-    return [_python(), *_engine(settings), _memory(), *_model(settings), _port(settings), _open_files()]
+    return [
+        _python(),
+        *_engine(settings),
+        _memory(),
+        _budgets(settings),
+        *_model(settings),
+        _port(settings),
+        _open_files(),
+    ]
 
 
 def as_json(checks: list[Check]) -> str:
@@ -114,6 +123,13 @@ def _memory() -> Check:
     free = available_bytes()
     detail = f"{format_bytes(free)} available to this process, by the limits of the machine and its cgroup"
     return Check("memory", "ok" if free >= MIN_FREE_BYTES else "warn", detail)
+
+
+def _budgets(settings: Settings) -> Check:
+    """Compare the memory that requests may take with the limit; the model's is checked by itself."""
+    table = budgets(settings)
+    too_little = shortage(table, 0, memory_limit_bytes())
+    return Check("requests", "warn" if too_little else "ok", summary(table), too_little)
 
 
 def _model(settings: Settings) -> Iterator[Check]:

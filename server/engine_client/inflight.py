@@ -171,6 +171,7 @@ class InFlightRequests:
         collectors = {id(entry.collector): entry.collector for entry in self._open.values()}
         for request_id in list(self._open):
             self._remove(request_id)
+        self._aborting, self._probing = {}, None
         return list(collectors.values())
 
     def _pop_culprit(self) -> tuple[OutputCollector, RequestOutput] | None:

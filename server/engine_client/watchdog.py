@@ -25,7 +25,7 @@ DEFAULT_TIMEOUTS = WatchdogTimeouts()
 class Watchdog:
     """Measures how long the counter of one engine process has been stalled.
 
-    A counter that is still 0 means that the engine does not count: such a process never stalls.
+    A counter that is still 0 counts too: a process may be stopped before it can increment it.
     """
 
     def __init__(self, now_s: float) -> None:
@@ -40,4 +40,4 @@ class Watchdog:
             self._stalled_s += min(passed_s, MAX_OBSERVED_S)
         else:
             self._count, self._stalled_s = count, 0.0
-        return self._stalled_s if self._count else 0.0
+        return self._stalled_s

@@ -18,13 +18,18 @@ class RequestAccount:
         num_prompt_tokens: int,
         arrival_s: float,
         user: str | None = None,
+        max_tokens: int | None = None,
+        num_choices: int | None = None,
     ) -> None:
+        """`max_tokens`, `num_choices`: see Metrics.finished."""
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self._metrics = metrics
         self._access_log = access_log
         self._http_id = http_id
         self._user = user
+        self._max_tokens = max_tokens
+        self._num_choices = num_choices
         self._num_prompt_tokens = num_prompt_tokens
         self._arrival_s = arrival_s
         self._first_token_s: float | None = None
@@ -61,6 +66,8 @@ class RequestAccount:
             num_generation_tokens=num_tokens,
             num_cached_tokens=num_cached,
             timing=timing,
+            max_tokens=self._max_tokens,
+            num_choices=self._num_choices,
         )
         self._access_log.finished(
             self._http_id,

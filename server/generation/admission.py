@@ -8,13 +8,14 @@ from typing import Literal, Protocol
 from engine.config import max_slots_per_tenant
 from engine.types import Request, num_carried_ids
 from server.engine_client.status import EngineStatus
-from server.errors import ApiError, overloaded, queue_full, unavailable
+from server.errors import ApiError, constraints_full, overloaded, queue_full, unavailable
+from server.fairness.budgets import MAX_CONSTRAINT_IDS, TOKENS_PER_CHOICE
+from server.fairness.byte_budget import ByteBudget
 from server.observability.memory_pressure import MemoryMonitor
 
 LOADING_RETRY_S = 5.0  # also while the engine restarts
 MEMORY_RETRY_S = 10.0
 GONE_RETRY_S = 30.0  # a draining or dead server does not recover by itself, and a stuck engine takes long
-TOKENS_PER_CHOICE = 1024  # default bound on waiting prompt tokens, per choice that may wait
 WINDOW_S = 60.0  # period over which the pace is measured
 MAX_ENDS = 512
 UNMEASURED_S = 1.0  # smallest estimate, also if no choice ended in the window
@@ -27,6 +28,11 @@ class EngineLoad(Protocol):
     def status(self) -> EngineStatus: ...
     @property
     def num_waiting(self) -> int: ...
+
+
+def num_constraint_ids(requests: Sequence[Request]) -> int:
+    """Return the number of ids of biases, allowed tokens and bad words in all choices of a generation."""
+    return sum(request.params.constraints.num_ids for request in requests)
 
 
 class RetryEstimator:
@@ -81,6 +87,7 @@ class Admission:
         self._num_choices: Counter[int] = Counter()  # by tenant
         self._num_tokens: Counter[int] = Counter()  # by tenant
         self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, token ids
+        self._constraint_ids = ByteBudget(MAX_CONSTRAINT_IDS, num_tenants)  # of open choices, running ones included
 
     @property
     def is_full(self) -> bool:
@@ -97,8 +104,15 @@ class Admission:
             requests[0].tenant, num_choices
         ):
             raise queue_full(self.retry_after_s(num_choices))
+        tenant, num_ids = requests[0].tenant, num_constraint_ids(requests)
+        if num_ids and not self._constraint_ids.try_take(tenant, num_ids):
+            raise constraints_full(self.retry_after_s(num_choices))
         for request in requests:
             self.add(request.request_id, request.tenant, num_carried_ids(request))
+
+    def end(self, requests: Sequence[Request]) -> None:
+        """Give back what a generation that was admitted holds until its end."""
+        self._constraint_ids.give_back(requests[0].tenant, num_constraint_ids(requests))
 
     def unavailable_reason(self) -> ApiError | None:
         """Return the error that every new generation gets now, or None if generations are accepted."""

@@ -45,6 +45,8 @@ class Delta:
     positions: list[Position] = field(default_factory=list)  # echoed and generated tokens, if logprobs were requested
     # [position][layers][k], of all generated tokens except the last
     routing: list[list[ExpertIds]] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, in the first delta
+    rendered_prompt_logprobs: object = None  # their JSON
     rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
@@ -71,6 +73,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         positions=[position for delta in deltas for position in delta.positions],
         routing=[position for delta in deltas for position in delta.routing],
+        prompt_logprobs=deltas[0].prompt_logprobs,
         is_first=True,
         finish_reason=deltas[-1].finish_reason,
         stop_reason=deltas[-1].stop_reason,
@@ -117,6 +120,8 @@ class Choice:
 
         A stop string ends the choice at the token that completed it, even if the output has later tokens.
         """
+        if output.prompt_logprobs is not None:
+            self._pending.prompt_logprobs = output.prompt_logprobs
         if self._echo:
             self._start_echo(self._echo, output.prompt_logprobs or [])
             self._echo = None

@@ -23,6 +23,7 @@ from server.generation.admission import GONE_RETRY_S, LOADING_RETRY_S
 from server.generation.choice import Delta
 from server.generation.jobs import Job, JobBuilder
 from server.generation.prompt import Prompt
+from server.generation.reply_size import reply_bytes
 from server.generation.state import ServerState
 from server.generation.usage import ExpertTally, Usage, count_usage
 from server.observability.metric_families import Outcome
@@ -66,6 +67,12 @@ class Generation:
     def seed(self) -> int:
         """The seed of all choices."""
         return next(iter(self._jobs.values())).request.params.seed
+
+    @property
+    def reply_bytes(self) -> int:
+        """Memory that the log probabilities and expert ids of the reply may need, from above."""
+        ready = self._state.engine.ready
+        return sum(reply_bytes(job.request, ready) for job in self._jobs.values()) if ready else 0
 
     def usage(self) -> Usage:
         """Return the usage up to now."""
@@ -125,6 +132,7 @@ class Generation:
         finally:
             outputs_stream.close()
             self._end(open_ids, outcome)
+            self._admission.end([job.request for job in self._jobs.values()])
 
     def _admit(self) -> None:
         self._accounts = {request_id: self._open_account(job.request) for request_id, job in self._jobs.items()}
@@ -142,7 +150,12 @@ class Generation:
             user=self._user,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
+            max_tokens=request.params.max_tokens,
+            num_choices=None if request.params.choice_index else self._num_choices_of(request.params.prompt_index),
         )
+
+    def _num_choices_of(self, prompt_index: int) -> int:
+        return sum(job.request.params.prompt_index == prompt_index for job in self._jobs.values())
 
     def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()

@@ -6,10 +6,13 @@ They, not the text, are what makes a reply large: 256 choices of 400 tokens with
 from collections.abc import Sequence
 
 from engine.messages import Ready
+from engine.types import Request
 from server.errors import ApiError
 from server.schemas import GenerationRequest
 
 MAX_REPLY_VALUES = 1 << 19
+SCORE_BYTES = 100  # of one log probability: id and number in lists, then about 30 bytes of JSON (chat: 80)
+EXPERT_ID_BYTES = 12  # small integers are shared; then about 3 bytes of JSON
 
 
 def limit_reply(
@@ -21,7 +24,7 @@ def limit_reply(
     far as needed; others raise ApiError 400 if they are too high.
     """
     per_position = values_per_position(request, ready)
-    num_prompt_positions = sum(prompt_lengths) if request.has_prompt_logprobs else 0
+    num_prompt_positions = sum(prompt_lengths) if request.scores_prompt else 0
     room = MAX_REPLY_VALUES // max(1, per_position) // request.n - num_prompt_positions
     if not per_position or sum(limits) <= room:
         return list(limits)
@@ -33,9 +36,18 @@ def limit_reply(
 
 def values_per_position(request: GenerationRequest, ready: Ready) -> int:
     """Return how many values the reply lists for each position."""
-    scores = 0 if request.num_logprobs is None else 1 + request.num_logprobs
+    scores = 0 if request.num_scores is None else 1 + request.num_scores
     num_experts = request.experts_per_token or ready.experts_per_token
     return scores + (ready.num_layers * num_experts if request.expert_routing else 0)
+
+
+def reply_bytes(request: Request, ready: Ready) -> int:
+    """Return the memory that the values of one choice may need, from above: as objects and as JSON."""
+    params = request.params
+    num_positions = params.max_tokens + (len(request.prompt_token_ids) if params.prompt_logprobs else 0)
+    scores = 0 if params.num_logprobs is None else 1 + params.num_logprobs
+    num_experts = ready.num_layers * (request.experts_per_token or ready.experts_per_token)
+    return num_positions * (scores * SCORE_BYTES + num_experts * request.expert_routing * EXPERT_ID_BYTES)
 
 
 def _reply_too_large(request: GenerationRequest, per_position: int) -> ApiError:

@@ -76,8 +76,8 @@ def sampling_params(
         seed=seed,
         prompt_index=prompt_index,
         choice_index=choice_index,
-        num_logprobs=request.num_logprobs,
-        prompt_logprobs=request.has_prompt_logprobs,
+        num_logprobs=request.num_scores,
+        prompt_logprobs=request.scores_prompt,
     )
 
 

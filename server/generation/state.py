@@ -13,6 +13,8 @@ from engine.messages import Ready
 from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.errors import model_not_found, queue_full, unavailable
+from server.fairness.byte_budget import ByteBudget
+from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
@@ -77,6 +79,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
+    reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     turns: LoopTurns = field(default_factory=LoopTurns)  # for long work on the event loop
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests without a seed
     by_priority: bool = True  # if false, requests run in the order of their arrival
@@ -87,6 +90,11 @@ class ServerState:
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
     num_tenants: int = 1
     memory: MemoryMonitor | None = None
+
+    @cached_property
+    def heavy_work(self) -> HeavyWork:
+        """Runs long work on texts and JSON."""
+        return HeavyWork(self.num_tenants)
 
     @cached_property
     def admission(self) -> Admission:

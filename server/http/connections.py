@@ -1,5 +1,6 @@
 """Limit the number of open connections, with a reserve for health checks and metrics."""
 
+import asyncio
 import resource
 from typing import Protocol
 
@@ -13,6 +14,10 @@ class Closable(Protocol):
 
     def abort(self) -> None:
         """Close it without waiting for anything."""
+        ...
+
+    def finish(self) -> None:
+        """Close it after the response that is being sent; at once if there is none and no request has begun."""
         ...
 
 
@@ -29,6 +34,9 @@ class Connections:
         self._reserve = reserve
         self._open: set[Closable] = set()
         self._idle: dict[Closable, None] = {}  # longest idle first
+        self.is_finishing = False  # each connection is closed after its next response
+        self._none_open = asyncio.Event()
+        self._none_open.set()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -44,6 +52,7 @@ class Connections:
         The newest idle connections form the reserve: they are kept as long as they are few.
         """
         self._open.add(connection)
+        self._none_open.clear()
         self._idle[connection] = None
         if self.is_full and len(self._idle) > self._reserve:
             self._drop(next(iter(self._idle)))
@@ -63,6 +72,17 @@ class Connections:
         """Remove a connection. Idempotent."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
+        if not self._open:
+            self._none_open.set()
+
+    def finish_idle(self) -> None:
+        """Close the connections without a request, and the others after their responses."""
+        for connection in list(self._open):
+            connection.finish()
+
+    async def wait_none(self) -> None:
+        """Wait until no connection is open."""
+        await self._none_open.wait()
 
     def _drop(self, connection: Closable) -> None:
         self.closed(connection)

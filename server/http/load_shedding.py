@@ -17,7 +17,7 @@ class LoadShedding:
     """Pure ASGI middleware that sheds load.
 
     With more connections than the limit it answers only health and metrics, everything else with 503. While memory is
-    short, it closes each connection after its response.
+    short, and after another process has taken over, it closes each connection after its response.
     """
 
     def __init__(self, app: ASGIApp, connections: Connections, memory: MemoryMonitor | None) -> None:
@@ -30,7 +30,7 @@ class LoadShedding:
             await self._app(scope, receive, send)
         elif self._connections.is_full and scope["path"] not in ALWAYS_ANSWERED:
             await send_error(scope, send, overloaded(RETRY_S, close=True))
-        elif self._memory is not None and self._memory.level != "normal":
+        elif self._connections.is_finishing or (self._memory is not None and self._memory.level != "normal"):
             await self._app(scope, receive, _closing(send))
         else:
             await self._app(scope, receive, send)

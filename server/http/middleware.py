@@ -12,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import invalid_api_key, is_anthropic
+from server.errors import http_version_not_supported, invalid_api_key, is_anthropic
+from server.fairness.request_memory import RequestMemory
 from server.http.body_limit import BodyLimit
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
@@ -29,6 +30,7 @@ def with_middleware(
     open_paths: frozenset[str],
     metrics_auth: bool,
     max_body_bytes: int,
+    request_memory: RequestMemory | None = None,
     allowed_origins: Sequence[str],
     accepted_hosts: frozenset[str] | None = None,
     root_path: str,
@@ -39,9 +41,9 @@ def with_middleware(
 
     `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
     template, method, status) of each answered request. `accepted_hosts`: names that Host may have; None accepts all.
-    `outermost` adds a middleware around those that can reject.
+    `request_memory` bounds the bodies of all requests. `outermost` adds a middleware around those that can reject.
     """
-    app = BodyLimit(app, max_body_bytes)
+    app = BodyLimit(app, max_body_bytes, request_memory)
     if api_keys:
         open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
@@ -67,7 +69,7 @@ def with_middleware(
             health_paths=with_prefix(OPEN_PATHS, root_path),
             metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
         )
-    return RootPath(RequestIds(RequestMetrics(outermost(app), on_http)), root_path)
+    return RootPath(RequestIds(RequestMetrics(HttpVersions(outermost(app)), on_http)), root_path)
 
 
 def with_prefix(paths: frozenset[str], root_path: str) -> frozenset[str]:
@@ -120,6 +122,19 @@ def valid_request_id(sent: str | None) -> str | None:
     if sent and len(sent) <= MAX_REQUEST_ID_LENGTH and all("!" <= character <= "~" for character in sent):
         return sent
     return None
+
+
+class HttpVersions:
+    """Rejects requests of other HTTP versions than 1.0 and 1.1 with 505."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope.get("http_version", "1.1").startswith("1."):
+            await send_error(scope, send, http_version_not_supported())
+        else:
+            await self._app(scope, receive, send)
 
 
 class RequestMetrics:

@@ -23,6 +23,7 @@ from server.http.header_lines import limit_header_lines
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_HEAD_BYTES = 64 << 10
+BODY_BUFFER_BYTES = 16 << 10  # of a body that the app has not received yet; uvicorn would buffer 64 KiB
 HEAD_GRACE_S = 0.05  # after the head timeout, so that the loop can read what arrived in the meantime
 
 
@@ -39,6 +40,7 @@ class Connection(H11Protocol):
     open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _is_read_deferred = False
     _abort_handshake: Callable[[], object] | None = None  # between accept and connection_made
 
     def on_accepted(self, abort: Callable[[], object]) -> None:
@@ -65,7 +67,10 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._is_read_deferred = False
         super().data_received(data)
+        if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:
+            self.flow.pause_reading()  # until the app receives
         self._update_head_timer()
         self._update_idle()
 
@@ -83,6 +88,7 @@ class Connection(H11Protocol):
 
     def on_read_deferred(self) -> None:
         """Stop the head and keep-alive timers: data has arrived and will be parsed in a later loop iteration."""
+        self._is_read_deferred = True
         self._stop_head_timer()
         self._unset_keepalive_if_required()
 
@@ -92,6 +98,13 @@ class Connection(H11Protocol):
             self._abort_handshake()
         else:
             self.transport.abort()
+
+    def finish(self) -> None:
+        """Close the connection after the running response, or at once if no byte of a request has arrived."""
+        if self._abort_handshake is not None or self._is_read_deferred or self.conn.trailing_data[0]:
+            return  # the response to this request closes it, or the timeout for its head does
+        if self.conn.their_state is h11.IDLE or self.cycle is not None:
+            self.shutdown()
 
     def _update_idle(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):

@@ -60,9 +60,10 @@ class HttpServer(uvicorn.Server):
         *,
         read_limiter: ReadLimiter,
         flush_s: float,
+        accepts_at_once: bool = True,
     ) -> None:
         """`protocol` takes uvicorn's arguments. `flush_s`: time for the last responses to be sent during shutdown, in
-        seconds. Raises CertificateError."""
+        seconds. Unless it accepts at once, connections wait until `accept`. Raises CertificateError."""
         config = uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]  # uvicorn's type lacks asyncio.BufferedProtocol
@@ -73,6 +74,7 @@ class HttpServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=settings.keep_alive_timeout,
             timeout_graceful_shutdown=math.ceil(flush_s),
             ssl_keyfile=settings.ssl_keyfile,
             ssl_certfile=settings.ssl_certfile,
@@ -83,6 +85,7 @@ class HttpServer(uvicorn.Server):
             raise CertificateError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
         super().__init__(config)
         self._read_limiter = read_limiter
+        self._accepts_at_once = accepts_at_once
         self._acceptor: Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -91,8 +94,20 @@ class HttpServer(uvicorn.Server):
         (listener,) = sockets
         self.servers = []  # uvicorn's own
         self._acceptor = Acceptor(listener, self._new_protocol, self._read_limiter, self.config.ssl)
-        self._acceptor.start()
+        if self._accepts_at_once:
+            self._acceptor.start()
         self.started = True
+
+    def accept(self) -> None:
+        """Accept connections from now on, if the server did not from the start."""
+        self._accepts_at_once = True
+        if self._acceptor is not None:
+            self._acceptor.start()
+
+    def stop_accepting(self) -> None:
+        """Leave further connections to another process that has the same listening socket."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the socket and the idle connections, and wait for the others."""

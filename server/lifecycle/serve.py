@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -23,6 +24,9 @@ from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
 from server.event_loop import LagProbe
+from server.fairness.budgets import budgets, request_memory_bytes, shortage, summary
+from server.fairness.byte_budget import ByteBudget
+from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
@@ -32,12 +36,16 @@ from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.lifecycle.restart.keeper import become_keeper, hold_signals
+from server.lifecycle.restart.predecessor import Inheritance
+from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.model_location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
@@ -47,7 +55,9 @@ from server.settings.settings import Settings
 from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError
 
+FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
+SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
@@ -59,16 +69,21 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
+    sys.setswitchinterval(SWITCH_S)
     open_standard_streams()
+    inherited = Inheritance()
     try:
         model_dir = locate_model(settings.model, model_stores())
-        listener = listen(settings.host, settings.port)
+        listener = inherited.listener or listen(settings.host, settings.port)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
-        server = Server(settings, model_dir, listener, started_s, engine, StartupReport(output))
+        server = Server(settings, model_dir, listener, started_s, engine, StartupReport(output), inherited)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(server.run())
+            code = runner.run(server.run())
+    if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
+        become_keeper()
+    return code
 
 
 class Server:
@@ -82,6 +97,7 @@ class Server:
         started_s: float,
         engine: SupervisorConfig,
         report: StartupReport,
+        inherited: Inheritance,
     ) -> None:
         self._settings = settings
         self._model_dir = model_dir
@@ -99,14 +115,19 @@ class Server:
         )
         self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()
-        self._memory = None if limit_bytes is None else MemoryMonitor(limit_bytes)
+        num_tenants, memory_bytes = max(1, len(settings.api_keys)), request_memory_bytes(settings)
+        self._request_memory = RequestMemory(memory_bytes, num_tenants)
+        self._memory = None
+        if limit_bytes is not None:
+            self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
         self._state = ServerState(
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=max(1, len(settings.api_keys)),
+            num_tenants=num_tenants,
+            reply_memory=ByteBudget(memory_bytes, num_tenants),
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
@@ -120,19 +141,41 @@ class Server:
         self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
-            self._client, self._in_flight, report, drain_timeout_s=settings.shutdown_timeout - self._flush_s
+            self._client,
+            self._in_flight,
+            self._connections,
+            report,
+            drain_timeout_s=settings.shutdown_timeout - self._flush_s,
         )
+        self._inherited = inherited
+        self._reload = Reload(
+            listener,
+            report,
+            timeout_s=settings.reload_timeout,
+            hand_over=self._hand_over,
+            on_hangup=self._shutdown.on_signal,
+        )
+        self._http: HttpServer | None = None
         self._texts: TextFrontend | None = None
         self._ahead: asyncio.Task[None] | None = None  # work for later requests
+
+    @property
+    def is_handed_over(self) -> bool:
+        """True once another process has taken over."""
+        return self._reload.is_handed_over
 
     async def run(self) -> int:
         """Load, serve and shut down; return the exit code."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._shutdown.on_signal, signum)
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
+        if self._settings.watch_event_loop:
+            LoopWatch().start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
@@ -140,9 +183,30 @@ class Server:
             await self._load()
             code = await self._shutdown.run()
             self._sandbox.close()  # what still waits for it ends with an error
+        self._reload.close()
+        if self.is_handed_over:
+            hold_signals()
         for probe in probes:
             probe.cancel()
         return code
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        if signum == signal.SIGTERM:  # the terminal sends SIGINT to both processes
+            self._reload.pass_on(signum)
+        self._shutdown.on_signal(signum)
+
+    def _on_sighup(self) -> None:
+        if self._reload.is_handed_over or not self._shutdown.is_requested:
+            self._reload.on_signal()
+
+    async def _hand_over(self) -> None:
+        """Accept nothing more, close idle connections, drain the others."""
+        assert self._http is not None
+        self._http.stop_accepting()
+        self._connections.is_finishing = True
+        await asyncio.sleep(FINISH_IDLE_S)
+        self._connections.finish_idle()
+        self._shutdown.hand_over(self._settings.reload_timeout)
 
     def _app_with_middleware(self) -> ASGIApp:
         settings = self._settings
@@ -153,6 +217,7 @@ class Server:
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
+            request_memory=self._request_memory,
             allowed_origins=settings.allowed_origins,
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
@@ -168,7 +233,14 @@ class Server:
             BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=turns
         )
         try:
-            http = HttpServer(self._in_flight, protocol, self._settings, read_limiter=turns, flush_s=self._flush_s)
+            http = self._http = HttpServer(
+                self._in_flight,
+                protocol,
+                self._settings,
+                read_limiter=turns,
+                flush_s=self._flush_s,
+                accepts_at_once=not self._inherited.has_predecessor,  # which answers until this process is ready
+            )
         except CertificateError as error:
             raise StartError(str(error)) from None
         task = asyncio.create_task(http.serve(sockets=[self._listener]))
@@ -185,12 +257,16 @@ class Server:
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
             await self._sandbox.start()
-            self._texts = await asyncio.to_thread(load_texts, self._settings, self._model_dir, self._sandbox)
+            self._texts = await self._shutdown.unless_requested(
+                load_texts(self._settings, self._model_dir, self._sandbox)
+            )
         except OSError as error:
             self._shutdown.fail(f"cannot start a process: {error.strerror}", 1)
             return
         except (TokenizerError, StartError) as error:
             self._shutdown.fail(str(error), 2)
+            return
+        if self._texts is None:  # a signal came first
             return
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
@@ -231,8 +307,22 @@ class Server:
         )
         for line in [*(f"WARNING: {warning}" for warning in ready.warnings), *self._ready_lines(ready, seconds)]:
             self._report.line(line)
+        assert self._http is not None
+        self._http.accept()
+        if not self._inherited.report_ready():  # whoever watches the server has seen it end
+            self._shutdown.fail("the process that this one was to replace is gone", 1)
 
     def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
         url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
         needs_key = bool(self._settings.api_keys)
-        return ready_lines(ready, url=url, model_id=self._names[0], needs_key=needs_key, seconds=seconds)
+        lines = ready_lines(
+            ready,
+            budgets=summary(budgets(self._settings)),
+            url=url,
+            model_id=self._names[0],
+            needs_key=needs_key,
+            seconds=seconds,
+        )
+        model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+        too_little = shortage(budgets(self._settings), model_bytes, memory_limit_bytes())
+        return [f"WARNING: {too_little}", *lines] if too_little else lines

@@ -1,11 +1,17 @@
-"""End the server: after a drain on a signal, at once on a failure."""
+"""End the server: after a drain on a signal or for another process, at once on a failure."""
 
 import asyncio
+import contextlib
 import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from server.engine_client.client import EngineClient
+from server.http.connections import Connections
 from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.startup_report import StartupReport
+
+T = TypeVar("T")
 
 
 class Shutdown:
@@ -15,14 +21,23 @@ class Shutdown:
     """
 
     def __init__(
-        self, client: EngineClient, in_flight: RequestTracker, report: StartupReport, *, drain_timeout_s: float
+        self,
+        client: EngineClient,
+        in_flight: RequestTracker,
+        connections: Connections,
+        report: StartupReport,
+        *,
+        drain_timeout_s: float,
     ) -> None:
         self._client = client
         self._in_flight = in_flight
+        self._connections = connections
         self._report = report
         self._drain_timeout_s = drain_timeout_s
         self._requested = asyncio.Event()  # by a signal or a failure
         self._second_signal = asyncio.Event()
+        self._is_late = asyncio.Event()  # a signal came after the hand-over, and its time for the drain is over
+        self._hand_over_timeout_s: float | None = None
         self._signal: signal.Signals | None = None
         self._failure: tuple[str, int] | None = None  # message and exit code
 
@@ -30,8 +45,23 @@ class Shutdown:
         """Start the drain; called again, end it."""
         if self._signal is not None:
             self._second_signal.set()
+        elif self._hand_over_timeout_s is not None:
+            asyncio.get_running_loop().call_later(self._drain_timeout_s, self._is_late.set)
         self._signal = signum
         self._client.drain()
+        self._requested.set()
+
+    @property
+    def is_requested(self) -> bool:
+        """True once the server is going to end."""
+        return self._requested.is_set()
+
+    def hand_over(self, timeout_s: float) -> None:
+        """Start the drain of the open connections for another process, which accepts the new ones.
+
+        Requests that still arrive are answered.
+        """
+        self._hand_over_timeout_s = timeout_s
         self._requested.set()
 
     def fail(self, message: str, exit_code: int) -> None:
@@ -41,6 +71,17 @@ class Shutdown:
             self._failure = (message, exit_code)
             self._report.line(f"smoe: {message}")
             self._requested.set()
+
+    async def unless_requested(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return the result of `work`; None if the end was requested first, which cancels it."""
+        task, requested = asyncio.create_task(work), asyncio.create_task(self._requested.wait())
+        await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        return None
 
     async def run(self) -> int:
         """Wait for a signal or a failure, drain, stop the engine; return the exit code.
@@ -53,15 +94,23 @@ class Shutdown:
         await self._client.stop()
         if self._failure is not None:
             return self._failure[1]
-        assert self._signal is not None
-        return 128 + self._signal if self._second_signal.is_set() else 0
+        return 128 + self._signal if self._signal is not None and self._second_signal.is_set() else 0
 
     async def _drain(self) -> None:
         """Wait until no request is running, for a second signal, or for the timeout."""
         waits = {
-            asyncio.create_task(self._in_flight.wait_idle(self._drain_timeout_s)),
+            asyncio.create_task(self._wait_finished()),
             asyncio.create_task(self._second_signal.wait()),
+            asyncio.create_task(self._is_late.wait()),
         }
         _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
+
+    async def _wait_finished(self) -> None:
+        """Wait until no request is running; after a hand-over until no connection is open, which could bring one."""
+        if self._hand_over_timeout_s is None:
+            await self._in_flight.wait_idle(self._drain_timeout_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._connections.wait_none(), self._hand_over_timeout_s)

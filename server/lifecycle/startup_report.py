@@ -68,10 +68,10 @@ class StartupReport:
         progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
 
 
-def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
+def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
     """Return the lines about memory, about URL and model id, and a command that sends a request.
 
-    `seconds`: duration of the whole start.
+    `budgets`: summary of the memory for requests. `seconds`: duration of the whole start.
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
@@ -81,6 +81,7 @@ def ready_lines(ready: Ready, *, url: str, model_id: str, needs_key: bool, secon
         f"{ready.device}, {ready.backend} backend",
         f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
         f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_capacity(ready)}",
+        f"budgets   {budgets}",
         f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
         "open it in a browser, or send a request:",
         f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",

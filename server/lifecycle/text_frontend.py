@@ -2,25 +2,26 @@
 
 from pathlib import Path
 
-from server.chat.template import ChatTemplate
+from server.chat.rendering import load_template
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
 from server.sandbox.pool import Sandbox
 from server.settings.settings import Settings
-from server.tokenizer.tokenizer import load_tokenizer
+from server.tokenizer.sandboxed_loading import load_proven_tokenizer
 
 
 class StartError(Exception):
     """The server cannot start with these settings or this checkpoint. One line; the process exits with code 2."""
 
 
-def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> TextFrontend:
+async def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> TextFrontend:
     """Load the text frontend of a checkpoint. Raises TokenizerError or StartError."""
-    tokenizer = load_tokenizer(model_dir)
+    tokenizer = await load_proven_tokenizer(model_dir, sandbox)
     source = tokenizer.chat_template if settings.chat_template is None else _read_template(settings.chat_template)
     use_defaults = settings.generation_config == "auto"
     defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
-    return TextFrontend(tokenizer, ChatTemplate(source, tokenizer), defaults, sandbox)
+    template = await load_template(source, tokenizer, sandbox)
+    return TextFrontend(tokenizer, template, defaults, sandbox)
 
 
 def _read_template(path: Path) -> str:

@@ -19,14 +19,22 @@ log = logging.getLogger("smoe.memory")
 class MemoryMonitor:
     """Level of memory pressure, measured once a second.
 
-    At "high", connections are closed after each response. At "critical", new generations are rejected. Running ones
+    At "high", connections are closed after each response. At "critical", new generations are rejected, and bodies that
+    are being read. Running ones
     continue.
     """
 
-    def __init__(self, limit_bytes: int, usage: Callable[[], int] | None = None) -> None:
-        """`usage` returns the bytes that the server's processes hold now."""
+    def __init__(
+        self,
+        limit_bytes: int,
+        usage: Callable[[], int] | None = None,
+        on_critical: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`usage` returns the bytes that the server's processes hold now. `on_critical`: called once a second at
+        "critical"."""
         self.level: Level = "normal"
         self._limit_bytes = limit_bytes
+        self._on_critical = on_critical
         self._usage = usage or process_tree_bytes
         self._settled_bytes = 0
 
@@ -48,6 +56,8 @@ class MemoryMonitor:
         if level != self.level:
             log.warning("memory: %d of %d MiB in use: %s", used >> 20, self._limit_bytes >> 20, level)
         self.level = level
+        if level == "critical":
+            self._on_critical()
 
     async def run(self) -> None:
         """Measure until cancelled."""

@@ -25,7 +25,7 @@ def _gauge(name: str, help_text: str, *labels: str) -> Gauge:
     return Gauge(name, help_text, labels, registry=None)
 
 
-def _histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+def histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
     return Histogram(name, help_text, registry=None, buckets=buckets)
 
 
@@ -74,14 +74,14 @@ class RequestFamilies(FamilyGroup):
         self.prompt_tokens = _counter("smoe_prompt_tokens_total", "Prompt tokens of finished choices.")
         self.generation_tokens = _counter("smoe_generation_tokens_total", "Generated tokens of finished choices.")
         self.cached_tokens = _counter("smoe_prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.")
-        self.ttft = _histogram("smoe_time_to_first_token_seconds", "Time from HTTP arrival to first token.", SECONDS)
+        self.ttft = histogram("smoe_time_to_first_token_seconds", "Time from HTTP arrival to first token.", SECONDS)
         self.itl = TokenHistogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
-        self.duration = _histogram("smoe_request_duration_seconds", "Time from HTTP arrival to the end.", SECONDS)
-        self.queue = _histogram("smoe_request_queue_seconds", "Time from arrival to first scheduling.", SECONDS)
-        self.prefill = _histogram("smoe_request_prefill_seconds", "Time from first scheduling to first token.", SECONDS)
-        self.decode = _histogram("smoe_request_decode_seconds", "Time from first to last token.", SECONDS)
-        self.prompt_len = _histogram("smoe_request_prompt_tokens", "Prompt tokens per choice.", TOKENS)
-        self.generation_len = _histogram("smoe_request_generation_tokens", "Generated tokens per choice.", TOKENS)
+        self.duration = histogram("smoe_request_duration_seconds", "Time from HTTP arrival to the end.", SECONDS)
+        self.queue = histogram("smoe_request_queue_seconds", "Time from arrival to first scheduling.", SECONDS)
+        self.prefill = histogram("smoe_request_prefill_seconds", "Time from first scheduling to first token.", SECONDS)
+        self.decode = histogram("smoe_request_decode_seconds", "Time from first to last token.", SECONDS)
+        self.prompt_len = histogram("smoe_request_prompt_tokens", "Prompt tokens per choice.", TOKENS)
+        self.generation_len = histogram("smoe_request_generation_tokens", "Generated tokens per choice.", TOKENS)
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
 
@@ -94,8 +94,8 @@ class EngineFamilies(FamilyGroup):
             "smoe_engine_up", "1 while the engine serves, 0 while it loads, is stuck, restarts or is dead."
         )
         self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started to replace one that died.")
-        self.step_tokens = _histogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
-        self.step_seconds = _histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
+        self.step_tokens = histogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
+        self.step_seconds = histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
         self.preemptions = _counter(
             "smoe_preemptions_total", "Running choices moved back to the queue because KV blocks ran out."
         )

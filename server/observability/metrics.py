@@ -10,6 +10,7 @@ from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
 from server.observability.exposition import Exposition
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
+from server.observability.vllm_families import VllmFamilies
 
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -34,7 +35,8 @@ class Metrics:
         self._stats = StepStats()
         self._experts = ExpertLoad(clock)
         self._num_open = 0
-        groups = (self._requests, self._engine, self._server)
+        self._vllm = VllmFamilies()
+        groups = (self._requests, self._engine, self._server, *([self._vllm] if compat == "vllm" else []))
         self.exposition = Exposition(groups, model_name, compat, clock, self._update_gauges)
 
     def received(self, num_choices: int) -> None:
@@ -50,8 +52,13 @@ class Metrics:
         num_generation_tokens: int = 0,
         num_cached_tokens: int = 0,
         timing: Timing | None = None,
+        max_tokens: int | None = None,
+        num_choices: int | None = None,
     ) -> None:
-        """Count the end of one choice. `timing` is None if the choice never reached the engine."""
+        """Count the end of one choice. `timing` is None if the choice never reached the engine.
+
+        `max_tokens`: its limit. `num_choices`: those of its prompt, for the first one of them; else None.
+        """
         families = self._requests
         self._num_open -= 1
         families.outcomes.labels(outcome).inc()
@@ -62,6 +69,7 @@ class Metrics:
             families.prompt_len.observe(num_prompt_tokens)
             families.generation_len.observe(num_generation_tokens)
             self._observe_timing(timing)
+            self._vllm.record_end(timing, num_generation_tokens, max_tokens, num_choices)
 
     def inter_token(self, seconds: float, times: int = 1) -> None:
         """Count intervals between tokens of one choice; tokens that arrive together share their mean interval."""
@@ -75,6 +83,7 @@ class Metrics:
     def record_step(self, stats: StepStats) -> None:
         """Count one engine step."""
         self._stats = stats
+        self._vllm.record_step(stats)
         families = self._engine
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)

@@ -38,7 +38,6 @@ ALIASES = {
     "smoe_request_queue_seconds": Alias("vllm:request_queue_time_seconds"),
     "smoe_request_prefill_seconds": Alias("vllm:request_prefill_time_seconds"),
     "smoe_request_decode_seconds": Alias("vllm:request_decode_time_seconds"),
-    "smoe_step_tokens": Alias("vllm:iteration_tokens_total"),
     "smoe_request_prompt_tokens": Alias("vllm:request_prompt_tokens"),
     "smoe_request_generation_tokens": Alias("vllm:request_generation_tokens"),
     "smoe_http_requests_total": Alias("http_requests_total", {"route": "handler"}),

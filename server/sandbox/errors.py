@@ -35,3 +35,8 @@ class JobFailed(SandboxError):
 
 class SandboxFull(SandboxError):
     """Too many jobs wait, of all tenants or of this one."""
+
+
+def is_jobs_fault(end: SandboxError) -> bool:
+    """Return whether the job would end like this again: by its limits, or by ending its process."""
+    return isinstance(end, RanOutOfMemory | Crashed) or (isinstance(end, TookTooLong) and end.is_proven)

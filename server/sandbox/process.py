@@ -97,13 +97,13 @@ class ForkServerProcess:
     def _become_worker(self, server_pid: int, stream_fd: int, stderr_fd: int) -> None:
         """Keep nothing of the fork server but its memory; run jobs, and exit."""
         try:
+            os.dup2(stderr_fd, STDERR)
+            os.close(stderr_fd)
             die_with_parent(server_pid)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for held in (self._control, self._wakeup, self._wakeup_end):
                 held.close()
-            os.dup2(stderr_fd, STDERR)
-            os.close(stderr_fd)
             serve_jobs(socket.socket(fileno=stream_fd), self._prepared)
         except BaseException:  # noqa: BLE001 (this copy of the fork server must not run its loop)
             traceback.print_exc()

@@ -30,7 +30,6 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "mm_processor_kwargs": ({},),
     "multi_modal_data": ({},),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
     "use_beam_search": (False,),
     **OTHER_SPELLINGS,
 }
@@ -93,6 +92,7 @@ class GenerationRequest(GuidedOutputs):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
     allowed_token_ids: Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
@@ -114,6 +114,8 @@ class GenerationRequest(GuidedOutputs):
             raise ApiError("'model' must not be empty.", param="model", code="empty_string")
         if self.stream_options is not None and not self.stream:
             raise invalid_value("'stream_options' requires 'stream': true.", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid_value("'prompt_logprobs' cannot be streamed.", "prompt_logprobs")
         self._check_lengths()
         return self
 
@@ -144,5 +146,16 @@ class GenerationRequest(GuidedOutputs):
 
     @property
     def has_prompt_logprobs(self) -> bool:
-        """True if the reply has logprobs of the prompt's own tokens."""
+        """True if `logprobs` of the reply include those of the echoed prompt."""
         return False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """True if the reply has logprobs of the prompt's own tokens, in whichever field."""
+        return self.has_prompt_logprobs or self.prompt_logprobs is not None
+
+    @property
+    def num_scores(self) -> int | None:
+        """As `num_logprobs`, but over all fields of the reply that have logprobs."""
+        wanted = [number for number in (self.num_logprobs, self.prompt_logprobs) if number is not None]
+        return max(wanted, default=None)

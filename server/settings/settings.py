@@ -107,14 +107,34 @@ class Settings(BaseModel):
         1 << 20, description="Maximum size of a request body."
     )
 
+    request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
+        Field(
+            None,
+            description="Memory for the bodies of all requests and what is parsed from them; as much again for replies "
+            "with log probabilities. Bodies beyond it wait, then get 503; replies beyond it get 429.",
+        )
+    )
+
     max_num_queued_reqs: PositiveInt = Field(
         1024, description="Requests that may wait for their first step. Further ones get 429."
     )
     max_num_queued_tokens: Annotated[PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs")] = Field(
         None, description="Prompt tokens that may wait for their first step. Further requests get 429."
     )
+    keep_alive_timeout: PositiveInt = Field(
+        75,
+        description="Seconds that an idle connection stays open for a next request. Load balancers need a longer time "
+        "than their own, which is often 60.",
+    )
     shutdown_timeout: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
+    )
+    reload_timeout: float = Field(
+        600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="After SIGHUP: seconds that the new process gets to become ready, and then seconds that running "
+        "requests get to finish in the old one.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -202,6 +222,9 @@ class Settings(BaseModel):
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
     metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    watch_event_loop: bool = Field(
+        False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Format of the log: one line per finished request, never its text."

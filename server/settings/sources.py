@@ -4,7 +4,7 @@ The only module that reads the environment.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from pydantic import ValidationError
 from server.model_stores import ModelStores
 from server.settings.settings import PREFIX, Settings, flag_name
 from server.settings.value_types import parse_size
+
+FIRST_INHERITED_FD = 3  # as for all programs that systemd starts: sd_listen_fds(3)
+MAX_INHERITED = 16
+READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
 
 
 class SettingsError(Exception):
@@ -76,6 +80,30 @@ def _hub_cache_dir() -> Path:
 def state_dir() -> Path:
     """Return the directory for files that outlive a command, such as the history of `smoe chat`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "smoe"
+
+
+def inherited_descriptors() -> dict[str, int]:
+    """Return the descriptors that systemd or a predecessor has passed to this process, by name.
+
+    They and the variables that describe them are not passed on to children.
+    """
+    variables = [os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")]
+    pid, count, names = variables
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    fds = range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + min(int(count), MAX_INHERITED))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    known = names.split(":")
+    return {known[i] if i < len(known) and known[i] else str(fd): fd for i, fd in enumerate(fds)}
+
+
+def successor_environment(names: Sequence[str]) -> dict[str, str]:
+    """Return this process' environment with the variables that announce inherited descriptors of these names.
+
+    LISTEN_PID is left for the new process to set.
+    """
+    return {**os.environ, "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
 
 
 def _variables() -> dict[str, str]:

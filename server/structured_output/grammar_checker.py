@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from server.errors import ApiError, check_not_possible, invalid_value, queue_full
-from server.sandbox.errors import Crashed, RanOutOfMemory, SandboxError, SandboxFull, TookTooLong
+from server.sandbox.errors import SandboxError, SandboxFull, is_jobs_fault
 from server.sandbox.job import DEFAULT_LIMITS, Job, Limits
 from server.sandbox.pool import NUM_WORKERS, Sandbox
 from server.schemas.generation import GenerationRequest
@@ -143,8 +143,8 @@ class GrammarChecker:
         job = Job(check_grammar, (grammar,), Verdict, COMPILER, self._limits)
         try:
             return (await self._sandbox.run(job, tenant=tenant)).fault
-        except (RanOutOfMemory, Crashed, TookTooLong) as end:
-            if isinstance(end, TookTooLong) and not end.is_proven:
+        except SandboxError as end:
+            if not is_jobs_fault(end):
                 raise
             logger.warning("a grammar was refused after its check in the sandbox: %s", end)
             return BEYOND_THE_SANDBOX

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.running import RunningServer, start_server
+from tests.support.running import BLOCKAGES, RunningServer, start_server
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,9 @@ def server() -> Iterator[RunningServer]:
     with start_server("--dtype", "float32", "--threads", "1") as running:
         yield running
         running.settled_metrics()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what blocked the servers' event loops. No failure: beside other work a callback may just have no core."""
+    for line in BLOCKAGES:
+        terminalreporter.write_line(line)

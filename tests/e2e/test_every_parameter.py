@@ -5,6 +5,7 @@ several kinds of values has a row for each kind, named after a dot. The rows are
 parameter needs a row.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -117,6 +118,11 @@ def a_word_of(reply: Reply) -> str:
     return max(re.findall(r"[A-Za-z]+", reply.text), key=len)
 
 
+def scores_of(reply: Reply) -> list[Any]:
+    """Return the list `prompt_logprobs` of a reply."""
+    return list(reply.choice["prompt_logprobs"] if "text" in reply.choice else reply.body["prompt_logprobs"])
+
+
 COMPLETION_SCORES, CHAT_SCORES = {"logprobs": 1}, {"logprobs": True, "top_logprobs": 1}
 SHARED: dict[str, Row] = {
     "model": Row("nope", refused(404, "model")),
@@ -156,6 +162,10 @@ SHARED: dict[str, Row] = {
     "response_format.json_object": Row({"type": "json_object"}, has_form(r"\{.*")),
     "response_format.json_schema": Row(
         {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}, has_form(r'\{"a":\d\}')
+    ),
+    "prompt_logprobs": Row(
+        2,
+        lambda b, a: len(scores_of(a)) == len(a.prompt_ids) and all(len(s) >= 2 for s in scores_of(a)[1:]),
     ),
     "guided_json": Row(SCHEMA, has_form(r'\{"a":[0-9]\}')),
     "guided_regex": Row("[0-9]{3}", has_form("[0-9]{3}")),
@@ -290,8 +300,7 @@ async def submitted(fields: dict[str, Any]) -> Request:
     engine = FakeEngine(saying("a"))
     state = state_around(engine)
     assert state.texts is not None
-    texts = type(state.texts)(tokenizer(), ChatTemplate(TEMPLATE, tokenizer()), state.texts.defaults)
-    state.texts = texts
+    state.texts = dataclasses.replace(state.texts, chat_template=ChatTemplate(TEMPLATE, tokenizer()))
     async with client_of(state) as client:
         response = await client.post(CHAT, json={"model": FAKE_MODEL, "messages": TURNS[:1], **fields})
         assert response.status_code == 200, response.text

@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.browser import PHONE, Visit, abort, chromium, visiting
 from tests.support.paths import FAKE_ENGINE_SERVER
-from tests.support.running import MODEL, RunningServer, free_port, start_server, wait_until_ready
+from tests.support.ports import free_port
+from tests.support.running import MODEL, RunningServer, start_server, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
-from tests.support.running import RunningServer, free_port
+from tests.support.ports import free_port
+from tests.support.running import RunningServer
 
 pytestmark = pytest.mark.prometheus
 DEPLOY = ROOT / "deploy"

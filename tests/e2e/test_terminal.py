@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
 
-from tests.support.running import MODEL, RunningServer, free_port, start_server
+from tests.support.ports import free_port
+from tests.support.running import MODEL, RunningServer, start_server
 
 COUNT = "Count from 3 to 7."
 TIMEOUT_S = 60.0

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from smoe import LocalEngine, SamplingParams
+from tests.model.checkpoint.test_mistral_layout import save_as_mistral
+from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
+from tests.support.quantized_checkpoints import save_quantized
 
 SMALL: dict[str, Any] = {"dtype": "float32", "threads": 1, "num_kv_blocks": 16, "max_num_batched_tokens": 32}
 PROMPTS = [[1, 5, 9, 33, 70], [1, 100], list(range(40))]
@@ -91,6 +95,31 @@ def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_
     found = prompt_logprobs(tmp_path / "a.gguf")
     assert 0 < np.abs(found - decoded).max() < 0.1
     assert np.array_equal(found, prompt_logprobs(tmp_path / "a.gguf", threads=2, max_num_batched_tokens=7))
+
+
+@pytest.mark.parametrize("name", ["AWQ", "GPTQ act-order", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX"])
+def test_quantized_checkpoints_give_the_bits_of_their_decoded_weights(name: str, tmp_path: Path) -> None:
+    source = save_in_layout(random_model(Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=104)), tmp_path / "a")
+    weights = save_quantized(source, tmp_path / "quantized", name)
+    save_torch_file({each: weight.float() for each, weight in weights.items()}, source / "model.safetensors")
+    decoded = {"backend": "reference"}  # the native backend multiplies groups in order as they are
+    assert answers(tmp_path / "quantized", **decoded) == answers(source, **decoded)
+
+
+@pytest.mark.parametrize("name", ["AWQ", "GPTQ", "compressed-tensors, zeros"])
+def test_groups_of_4_bits_answer_like_their_decoded_weights(name: str, tmp_path: Path) -> None:
+    shape = Shape(dim=64, hidden_dim=64, num_experts=2, vocab_size=104)  # both experts count: no choice can change
+    source = save_in_layout(random_model(shape), tmp_path / "a")
+    weights = save_quantized(source, tmp_path / "quantized", name)
+    save_torch_file({each: weight.float() for each, weight in weights.items()}, source / "model.safetensors")
+    found, decoded = prompt_logprobs(tmp_path / "quantized"), prompt_logprobs(source)
+    assert 0 < np.abs(found - decoded).max() < 0.1
+    assert "-INT4_G32-" in LocalEngine(tmp_path / "quantized", **SMALL).fingerprint
+
+
+def test_mistrals_own_layout_gives_the_bits_of_hugging_faces(tmp_path: Path) -> None:
+    save_as_mistral(tmp_path, Shape(num_experts=4))
+    assert answers(tmp_path) == answers(tmp_path / "source")
 
 
 def test_the_fingerprint_names_the_formats_of_weights_in_blocks(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.support.paged import CPU, Running, make_batch
 # All experts count, so that no rounding changes a choice among them.
 SHAPE = GgufShape(num_layers=2, hidden_dim=512, fields={"llama.expert_used_count": 4})
 TOKENS = [7 * i % SHAPE.vocab_size for i in range(48)]
-TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 # Rows of activations are rounded to int8 in every product: 0.5 to 0.8 % each, over 2 layers and the head.
 INT8_ERROR = 0.03
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Edit:
-    """Replacement of source text. `where`: module:function or module:Class.method, without `engine.`."""
+    """Replacement of source text. `where`: module:function or module:Class.method.
+
+    A module that begins neither with `engine.` nor with `server.` is one of `engine`.
+    """
 
     where: str
     old: str

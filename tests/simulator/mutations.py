@@ -10,7 +10,7 @@ import inspect
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -39,7 +39,8 @@ def applied(mutation: Mutation) -> Iterator[None]:
 
 def _apply(edit: Edit) -> list[tuple[Any, str, Any]]:
     module_name, _, path = edit.where.partition(":")
-    module = importlib.import_module(f"engine.{module_name}")
+    is_absolute = module_name.startswith(("engine.", "server."))
+    module = importlib.import_module(module_name if is_absolute else f"engine.{module_name}")
     *classes, name = path.split(".")
     owner: Any = getattr(module, classes[0]) if classes else module
     original = inspect.getattr_static(owner, name)
@@ -49,23 +50,25 @@ def _apply(edit: Edit) -> list[tuple[Any, str, Any]]:
     mutated = textwrap.dedent(source.replace(edit.old, edit.new))
     namespace: dict[str, Any] = {}
     exec(compile(mutated, f"<mutated {edit.where}>", "exec"), module.__dict__, namespace)
-    owners = [owner] if classes else [m for m in _engine_modules() if getattr(m, name, None) is original]
+    owners = [owner] if classes else [m for m in _product_modules() if getattr(m, name, None) is original]
     for each in owners:
         setattr(each, name, namespace[name])
     return [(each, name, original) for each in owners]
 
 
-def _engine_modules() -> list[Any]:
-    return [module for name, module in sys.modules.items() if name.startswith("engine.")]
+def _product_modules() -> list[Any]:
+    return [module for name, module in sys.modules.items() if name.startswith(("engine.", "server."))]
 
 
-def find_killing_seed(mutation: Mutation, seeds: int, hint: int | None = None) -> int | None:
-    """Return a seed that finds the bug, or None: the hint, else the first below `seeds`."""
+def find_killing_seed(
+    mutation: Mutation, seeds: int, hint: int | None = None, run: Callable[[int], object] = run_seed
+) -> int | None:
+    """Return a seed that finds the bug, or None: the hint, else the first below `seeds`. `run` runs a seed."""
     with applied(mutation):
         for seed in [*([] if hint is None else [hint]), *range(seeds)]:
             try:
                 with _hang_guard():
-                    run_seed(seed)
+                    run(seed)
             except Exception:  # noqa: BLE001 (any exception counts)
                 return seed
     return None

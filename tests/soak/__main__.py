@@ -197,6 +197,8 @@ def main() -> int:
             tally.fault("the server's log contains a traceback")
         for fault in tally.faults[:20]:
             say(f"FAULT {fault}")
+        blocked = [line for line in server.log.read_text().splitlines() if "the event loop was blocked" in line]
+        say("\n".join([f"{len(blocked)} blockages of the event loop", *blocked[:20]]))
         per_hour = dict(slopes(watcher.samples))
         say("slopes per hour: " + ", ".join(f"{name} {value:+.2f}" for name, value in per_hour.items()))
         steep = [name for name in ("server_mib", "engine_mib") if per_hour.get(name, 0) > MAX_MIB_PER_HOUR]

@@ -39,11 +39,12 @@ class Client:
         headers: list[tuple[bytes, bytes]] | None = None,
         chunks: tuple[bytes, ...] = (b"",),
         leaves: bool = False,
+        http_version: str = "1.1",
     ) -> Reply:
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": headers or [], "root_path": "", "scheme": "http", "server": ("h", 80), "client": ("c", 1),
-            "http_version": "1.1", "asgi": {"version": "3.0"},
+            "http_version": http_version, "asgi": {"version": "3.0"},
         }  # fmt: skip
         incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
         if leaves:

@@ -14,12 +14,13 @@ from model.ops.interface import FfnWeights, Ops
 from model.ops.weights import BLOCK_SIZES, BlockMatrix, int4_groups
 
 # Byte position of d in a block, and of dmin or m where the format has it.
-GGUF_FORMATS = [name for name in BLOCK_SIZES if name.startswith("Q")]
-SCALE_AT = dict.fromkeys(GGUF_FORMATS, 0) | {"Q6_K": 208}
-MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2}
+GGUF_FORMATS = [name for name in BLOCK_SIZES if not name.startswith("INT4")]
+SCALE_AT = dict.fromkeys(GGUF_FORMATS, 0) | {"Q6_K": 208, "Q2_K": 80, "Q3_K": 108}
+MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2, "Q2_K": 82}
 # Magnitude of random codes times random scales of groups for d = 1, and of minima for dmin = 1.
 CODE_SIZE = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q4_K": 240, "Q5_K": 490, "Q6_K": 1370}
-MIN_SIZE = {"Q4_1": -4.6 / 7.5, "Q5_1": -9.2 / 15.5, "Q4_K": 32, "Q5_K": 32}
+CODE_SIZE |= {"Q2_K": 15, "Q3_K": 42, "IQ4_NL": 69, "IQ4_XS": 1280}
+MIN_SIZE = {"Q4_1": -4.6 / 7.5, "Q5_1": -9.2 / 15.5, "Q4_K": 32, "Q5_K": 32, "Q2_K": 7.5}
 
 
 def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -> BlockMatrix:

@@ -5,6 +5,7 @@ prompt's length. Modes:
 - count: all tokens in one step
 - slowly: one token per step
 - hold: only the first token, and no reply about experts
+- gate: the first token; the others when the process gets SIGUSR1
 - silent: requests are started, but get no output
 - fail, crash: the process ends while it loads
 - mute: it stops reading and writing while it loads
@@ -77,11 +78,40 @@ def outputs_of(request: Request, mode: str) -> Iterator[RequestOutput]:
     if mode == "hold":
         yield RequestOutput(request.request_id, token_ids[:1])
         return
+    if mode == "gate":
+        yield RequestOutput(request.request_id, token_ids[:1])
+        GATE.hold(RequestOutput(request.request_id, token_ids[1:], finish_reason="length", timing=timing))
+        return
     if mode == "slowly":
         for token_id in token_ids[:-1]:
             yield RequestOutput(request.request_id, [token_id])
         token_ids = token_ids[-1:]
     yield RequestOutput(request.request_id, token_ids, finish_reason="length", timing=timing)
+
+
+class Gate:
+    """Outputs that wait for SIGUSR1."""
+
+    is_open = False
+
+    def __init__(self) -> None:
+        self._waiting: list[RequestOutput] = []
+        signal.signal(signal.SIGUSR1, self._open)
+
+    def hold(self, output: RequestOutput) -> None:
+        self._waiting.append(output)
+
+    def release(self, connection: socket.socket) -> None:
+        """Send what waits, if the gate is open."""
+        if self.is_open and self._waiting:
+            outputs, self._waiting = self._waiting, []
+            connection.sendall(encode_frame(StepDone(StepOutput(outputs, StepStats(num_blocks_total=100)))))
+
+    def _open(self, *signal_and_frame: object) -> None:
+        self.is_open = True
+
+
+GATE = Gate()
 
 
 def begin(connection: socket.socket, requests: list[Request]) -> None:
@@ -141,6 +171,7 @@ def chunks(connection: socket.socket, heartbeat: Heartbeat) -> Iterator[bytes]:
     readable.register(connection, select.POLLIN)
     while True:
         heartbeat.beat()
+        GATE.release(connection)
         if readable.poll(20):
             yield (chunk := connection.recv(1 << 16))
             if not chunk:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,19 +15,14 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.child_processes import engine_pid_of
+from tests.support.ports import free_port
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
 METRICS_AGE_S = 1.1
 MODEL = "smoe-demo"
+BLOCKAGES: list[str] = []  # log lines of all servers: what blocked their event loops for more than 50 ms
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def samples(text: str) -> Samples:
@@ -116,6 +110,7 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "server", "serve", *([model] if model else []), "--port", str(port), *flags]
+        command.append("--watch-event-loop")
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         running = RunningServer(process, f"http://127.0.0.1:{port}", log)
@@ -127,6 +122,7 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
         finally:
             process.kill()
             process.wait()
+            BLOCKAGES.extend(line for line in log.read_text().splitlines() if "the event loop was blocked" in line)
 
 
 def wait_until_ready(running: RunningServer) -> None:

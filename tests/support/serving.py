@@ -66,7 +66,9 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
     )
 
 
-def app_around(state: ServerState, connections: Connections | None = None, *, api_keys: Sequence[str] = ()) -> ASGIApp:
+def app_around(
+    state: ServerState, connections: Connections | None = None, *, api_keys: Sequence[str] = (), root_path: str = ""
+) -> ASGIApp:
     return with_middleware(
         create_app(state),
         api_keys=api_keys,
@@ -74,7 +76,7 @@ def app_around(state: ServerState, connections: Connections | None = None, *, ap
         metrics_auth=False,
         max_body_bytes=1 << 20,
         allowed_origins=(),
-        root_path="",
+        root_path=root_path,
         on_http=state.metrics.http,
         outermost=lambda app: LoadShedding(app, Connections() if connections is None else connections, state.memory),
     )

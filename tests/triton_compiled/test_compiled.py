@@ -1,7 +1,10 @@
 """Every kernel compiles for A100 and H100 as the backend launches it for Mixtral-8x7B, to good machine code; no GPU."""
 
 import importlib
+import multiprocessing
+import os
 import pkgutil
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
 import pytest
@@ -14,6 +17,7 @@ from tests.triton_compiled.recording import Launched, compile_for, kernels_of
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
 MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+ARCHS = (80, 90)
 PRODUCT_KERNELS = ("gate_up_kernel", "down_kernel", "linear_kernel")
 MAX_INSTRUCTIONS_PER_WEIGHT = {"fp8": 4.4, "int8": 4.0}  # of the inner loop, per thread
 
@@ -23,8 +27,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
 
 
-@cache
 def _compiled(text: str, arch: int) -> MachineCode:
+    return _all_compiled()[text, arch]
+
+
+@cache
+def _all_compiled() -> dict[tuple[str, int], MachineCode]:
+    """Compile each variant for each architecture, on up to four cores."""
+    pairs = [(text, arch) for arch in ARCHS for text in served_variants(arch)]  # known to the forked processes
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("fork")) as processes:
+        return dict(zip(pairs, processes.map(_compile, pairs), strict=True))
+
+
+def _compile(pair: tuple[str, int]) -> MachineCode:
+    text, arch = pair
     return compile_for(served_variants(arch)[text], arch)
 
 
@@ -38,7 +54,7 @@ def _products(weight_format: str) -> dict[str, Launched]:
     }
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_compiles_without_spills_and_within_shared_memory(arch: int) -> None:
     for text in served_variants(arch):
         code = _compiled(text, arch)

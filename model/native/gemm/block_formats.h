@@ -1,12 +1,13 @@
-// Block formats: matrices as files of quantized models hold them, multiplied without quantizing them again. Q4_0 ..
-// Q6_K are types of GGUF files (llama.cpp, ggml-common.h), INT4_G32 .. INT4_G128 the groups of AWQ and GPTQ.
+// Block formats: matrices as files of quantized models hold them, multiplied without quantizing them again. INT4_G32,
+// INT4_G64 and INT4_G128 are the groups of AWQ and GPTQ, the others types of GGUF files (llama.cpp, ggml-common.h).
 //
 // A row of such a matrix is a sequence of blocks with scales of their own. Rows of x are quantized to int8 block by
 // block: x ~ s * p with s = max |x| / 127 over a block, so that one large number spoils one block only. Sums inside a
 // block are exact integers; the blocks are added up in float32, k ascending, each operation rounded by itself. So a
 // row's result is the same on every instruction set, beside any other rows.
 //
-// Blocks of 32: w = d (q - zero), or d q + m in Q4_1 and Q5_1; d and m float16. P = sum of p, I = sum of q p.
+// Blocks of 32: w = d (q - zero), or d q + m in Q4_1 and Q5_1, or d values[q] in IQ4_NL; d and m float16. P = sum of p,
+// I = sum of q p.
 //     y += s (d (I - zero P))   or   y += s (d I + m P)
 //   row, per block: [-zero P, or P; 8 units of four p; s]
 //   panel, per block: d [PANEL] float16, m [PANEL] float16, bit plane [PANEL], words [4 or 8][PANEL]
@@ -15,12 +16,12 @@
 //   row, per group: [-P; units; s]
 //   panel, per group: d [PANEL] float32, z [PANEL] bytes, words [numbers / 8][PANEL]
 //   unpacked, per group: d, z, then bytes of which byte j holds number j and, in its high half, number j + numbers / 2
-// Blocks of 256: w = d sc q - dmin mn in groups of 32 (Q4_K, Q5_K), or d sc (q - 32) in groups of 16 (Q6_K); sc and mn
-// are small integers, d and dmin float16.
-//     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - 32 sum(sc P)))
+// Blocks of 256: w = d sc q - dmin mn in groups of 32 (Q4_K, Q5_K) or 16 (Q2_K), or d sc (q - zero) in groups of 16
+// (Q3_K, Q6_K) or 32 (IQ4_XS, with values[q]); sc and mn are small integers, d and dmin float16.
+//     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - zero sum(sc P)))
 //   row, per block: [64 units; P of each group, two int16 per word; s]
 //   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
-// Words of 4-bit numbers and of bit planes lie as in the file, transposed to [..][PANEL]: packing loses nothing.
+// Words of numbers and of bit planes lie as in the file, transposed to [..][PANEL]: packing loses nothing.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,10 @@ enum BlockFormat {
     INT4_G32,
     INT4_G64,
     INT4_G128,
+    Q2_K,
+    Q3_K,
+    IQ4_NL,
+    IQ4_XS,
     END_OF_BLOCK_FORMATS
 };
 
@@ -62,6 +67,10 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
     {32, 21, 168, 10},     // INT4_G32
     {64, 37, 296, 18},     // INT4_G64
     {128, 69, 552, 34},    // INT4_G128
+    {256, 84, 672, 73},    // Q2_K
+    {256, 110, 912, 73},   // Q3_K
+    {32, 18, 144, 10},     // IQ4_NL
+    {256, 136, 1104, 69},  // IQ4_XS
 };
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "simd/vec.h"
+#include "gemm/gemm_int8.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -36,6 +36,16 @@ struct ByteSum {
             sum += (w >> shift & 0xffu) * (Words)((Ints)(x << (24 - shift)) >> 24);
 #endif
     }
+};
+
+// Sum of the products of bytes w, stored as q + 128 and prepared by Int8Unit, and signed bytes x. Where
+// Int8Unit::IS_BIASED the sum is that of (q + 128) x.
+struct BiasedByteSum {
+    static constexpr int CAPACITY = 8;
+
+    Words sum = {};
+
+    inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
 };
 
 // Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.

@@ -48,6 +48,10 @@ void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t*
         case Q4_K: return multiply<Superblocks<Q4KBlock>>(format, rows, tile, panel, K, out);
         case Q5_K: return multiply<Superblocks<Q5KBlock>>(format, rows, tile, panel, K, out);
         case Q6_K: return multiply<Superblocks<Q6KBlock>>(format, rows, tile, panel, K, out);
+        case Q2_K: return multiply<Superblocks<Q2KBlock>>(format, rows, tile, panel, K, out);
+        case Q3_K: return multiply<Superblocks<Q3KBlock>>(format, rows, tile, panel, K, out);
+        case IQ4_NL: return multiply<SmallBlocks<GgufIq4>>(format, rows, tile, panel, K, out);
+        case IQ4_XS: return multiply<Superblocks<Iq4XsBlock>>(format, rows, tile, panel, K, out);
         case INT4_G32: return multiply<SmallBlocks<Int4Group<INT4_G32>>>(format, rows, tile, panel, K, out);
         case INT4_G64: return multiply<SmallBlocks<Int4Group<INT4_G64>>>(format, rows, tile, panel, K, out);
         case INT4_G128: return multiply<SmallBlocks<Int4Group<INT4_G128>>>(format, rows, tile, panel, K, out);

@@ -3,7 +3,8 @@
 
 #include "gemm/block_formats.h"
 #include "gemm/byte_sums.h"
-#include "gemm/gemm_int8.h"
+#include "gemm/iq4_values.h"
+#include "simd/byte_table.h"
 #include "simd/float16.h"
 
 namespace smoe {
@@ -51,11 +52,7 @@ struct Gguf32 {
 struct GgufQ8 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words;
 
-    struct Sum {
-        static constexpr int CAPACITY = 8;
-        Words sum = {};
-        inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
-    };
+    using Sum = BiasedByteSum;
     struct Columns {
         Vec d;
     };
@@ -72,6 +69,16 @@ struct GgufQ8 {
 
     static inline Words unit(const uint32_t* block, int u) {
         return Int8Unit::prepare(load_words(block + PANEL / 2 + u * PANEL));
+    }
+};
+
+// Indices of values, which are bytes q + 128.
+struct GgufIq4 : GgufQ8 {
+    static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words;
+
+    static inline Words unit(const uint32_t* block, int u) {
+        const Words word = load_words(block + PANEL / 2 + u % 4 * PANEL);
+        return Int8Unit::prepare(look_up(IQ4_VALUES, (u < 4 ? word : word >> 4) & 0x0f0f0f0fu));
     }
 };
 

@@ -1,12 +1,13 @@
 // Product blocks with the block formats of 256 numbers. Included by gemm/gemm_blocks.cpp only.
 //
-// A pair of groups shares a word of scales. In Q4_K and Q5_K a group has 8 units, in Q6_K 4; unit i of a pair's first
-// group and unit i of its second group follow each other in x as the groups do.
+// A pair of groups shares a word of scales. A group of 32 numbers has 8 units (Q4_K, Q5_K, IQ4_XS), one of 16 has 4
+// (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16.
 #pragma once
 
 #include "gemm/block_formats.h"
 #include "gemm/byte_sums.h"
-#include "gemm/gemm_int8.h"
+#include "gemm/iq4_values.h"
+#include "simd/byte_table.h"
 #include "simd/float16.h"
 
 namespace smoe {
@@ -19,8 +20,25 @@ inline Words load_ahead(const uint32_t* p) {
     return load_words(p);
 }
 
+// What most formats have in common: scales and minima are pairs of bytes as they lie.
+struct SuperblockFormat {
+    static constexpr bool HAS_MIN = false;
+    static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
+
+    static inline Words scale_pairs(Words pairs) { return pairs; }
+    static inline Words min_pairs(Words pairs) { return pairs; }
+
+    // Factor of the sums of a pair's group HALF.
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        return HALF ? high_factor(pairs) : low_factor(pairs);
+    }
+
+    static inline Words add(Words total, Words sum, Words factor) { return add_scaled(total, sum, factor); }
+};
+
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
-struct Q4KBlock {
+struct Q4KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
     static constexpr int PAIRS = 4, UNITS = 8;
     static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
@@ -35,7 +53,7 @@ struct Q4KBlock {
 };
 
 // Bit g of each byte of word i of the plane is the fifth bit of unit i of group g.
-struct Q5KBlock {
+struct Q5KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
     static constexpr int PAIRS = 4, UNITS = 8;
     static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
@@ -51,10 +69,10 @@ struct Q5KBlock {
     }
 };
 
-// Half blocks of 128 numbers in 4 pairs. Pairs r and r + 2 of a half block share words of 4 bits; all four share the
-// words of the plane, which holds two bits of each.
-struct Q6KBlock {
-    static constexpr bool HAS_MIN = false;
+// Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
+// of each.
+struct Q6KBlock : SuperblockFormat {
+    static constexpr int OFFSET = 32;
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
@@ -68,6 +86,71 @@ struct Q6KBlock {
         const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (half_block * 16 + r % 2 * 8 + u) * PANEL);
         const Words high = load_words(block + PLANE_AT + (half_block * 8 + u) * PANEL);
         return (low >> r / 2 * 4 & 0x0f0f0f0fu) | (high >> 2 * r & 0x03030303u) << 4;
+    }
+};
+
+// The four pairs of a half block share words of 2 bits. Scales are the low half bytes, minima the high ones.
+struct Q2KBlock : SuperblockFormat {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q2_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = SCALES_AT, UNITS_AT = 5 * PANEL;
+
+    using Sum = ByteSum<3>;
+
+    static inline Words scale_pairs(Words pairs) { return pairs & 0x000f000fu; }
+    static inline Words min_pairs(Words pairs) { return pairs >> 4 & 0x000f000fu; }
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        const int word = pair / 4 * 8 + HALF * UNITS + i;
+        return load_ahead<PANEL_WORDS>(block + UNITS_AT + word * PANEL) >> pair % 4 * 2 & 0x03030303u;
+    }
+};
+
+// The four pairs of a half block share words of 2 bits. All pairs share the words of the plane: bit p of each byte is
+// the third bit of a number of pair p.
+struct Q3KBlock : SuperblockFormat {
+    static constexpr int OFFSET = 4;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
+    static constexpr int PLANE_AT = SCALES_AT + 4 * PANEL, UNITS_AT = PLANE_AT + 8 * PANEL;
+
+    using Sum = ByteSum<7>;
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        const int word = HALF * UNITS + i;
+        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair / 4 * 8 + word) * PANEL);
+        const Words high = load_words(block + PLANE_AT + word * PANEL);
+        return (low >> pair % 4 * 2 & 0x03030303u) | (high >> pair & 0x01010101u) << 2;
+    }
+};
+
+// Indices of values, which are bytes q + 128: unit i < 4 of a group is in the low half bytes of its word i, the others
+// in the high half bytes of word i - 4.
+struct Iq4XsBlock : SuperblockFormat {
+    static constexpr int OFFSET = Int8Unit::IS_BIASED ? 128 : 0;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(IQ4_XS).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT, UNITS_AT = SCALES_AT + 2 * PANEL;
+
+    using Sum = BiasedByteSum;
+
+    // Sums take 32 bits on every instruction set.
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        return (Words)((Ints)(HALF ? pairs : pairs << 16) >> 16);
+    }
+
+    static inline Words add(Words total, Words sum, Words factor) { return total + sum * factor; }
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int pair, int i) {
+        const int word = (pair * 2 + HALF) * 4 + i % 4;
+        const Words indices = load_ahead<PANEL_WORDS>(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
+        return Int8Unit::prepare(look_up(IQ4_VALUES, indices & 0x0f0f0f0fu));
     }
 };
 
@@ -85,10 +168,13 @@ struct Superblocks {
         const uint32_t* units = x;
         for (int pair = 0; pair < Format::PAIRS; ++pair) {
             __builtin_prefetch(scales + 2 * Format::PANEL_WORDS);
-            const Words pair0 = load_byte_pairs(scales), pair1 = load_byte_pairs(scales + LANES);
-            add_group<0>(totals, units, stride, panel + column, pair, low_factor(pair0), low_factor(pair1));
+            const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
+            const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
+            add_group<0>(totals, units, stride, panel + column, pair, Format::template factor<0>(pairs0),
+                         Format::template factor<0>(pairs1));
             units += Format::UNITS * stride;
-            add_group<1>(totals, units, stride, panel + column, pair, high_factor(pair0), high_factor(pair1));
+            add_group<1>(totals, units, stride, panel + column, pair, Format::template factor<1>(pairs0),
+                         Format::template factor<1>(pairs1));
             units += Format::UNITS * stride;
             scales += PANEL;
         }
@@ -117,8 +203,8 @@ struct Superblocks {
             }
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
-                totals[m][0] = add_scaled(totals[m][0], sums[m][0].sum, factor0);
-                totals[m][1] = add_scaled(totals[m][1], sums[m][1].sum, factor1);
+                totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
+                totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
             }
         }
     }
@@ -130,7 +216,8 @@ struct Superblocks {
         Words mins[ROWS][2] = {};
         const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
         for (int pair = 0; pair < Format::PAIRS; ++pair) {
-            const Words pair0 = load_byte_pairs(pairs), pair1 = load_byte_pairs(pairs + LANES);
+            const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
+            const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 const Words sums = broadcast_word(x[m]);
@@ -156,7 +243,7 @@ struct Superblocks {
 
     static inline Vec difference(Words total, Words min, Vec scale, Vec min_scale) {
         if constexpr (Format::HAS_MIN) return to_float(total) * scale - to_float(min) * min_scale;
-        return to_float(total - 32 * min) * scale;
+        return to_float(total - Format::OFFSET * min) * scale;
     }
 };
 

@@ -88,11 +88,54 @@ void pack_q6_k(const uint8_t* block, int n, uint32_t* panel) {
     scatter(block, 48, 0, panel + PANEL / 2 + 4 * PANEL + n);
 }
 
+// One output's block of Q2_K to column n: 16 bytes with a scale and a minimum each, 2-bit numbers, d, dmin.
+void pack_q2_k(const uint8_t* block, int n, uint32_t* panel) {
+    auto* halves = reinterpret_cast<uint16_t*>(panel);
+    halves[n] = half_at(block + 80);
+    halves[PANEL + n] = half_at(block + 82);
+    auto* scales = reinterpret_cast<uint8_t*>(panel + PANEL);
+    for (int g = 0; g < 16; ++g) scales[(g / 2 * PANEL + n) * 2 + g % 2] = block[g];
+    scatter(block + 16, 16, 0, panel + 5 * PANEL + n);
+}
+
+// Scale of group g among the 12 bytes of Q3_K: four bits of each in the first 8 bytes, two bits in the last 4.
+uint8_t q3_scale_of(const uint8_t* packed, int g) {
+    const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4, high = packed[8 + g % 4] >> g / 4 * 2 & 3;
+    return static_cast<uint8_t>((low | high << 4) - 32);
+}
+
+// One output's block of Q3_K to column n: third bits, 2-bit numbers, scales, d.
+void pack_q3_k(const uint8_t* block, int n, uint32_t* panel) {
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block + 108);
+    auto* scales = reinterpret_cast<uint8_t*>(panel + PANEL / 2);
+    for (int g = 0; g < 16; ++g) scales[(g / 2 * PANEL + n) * 2 + g % 2] = q3_scale_of(block + 96, g);
+    scatter(block, 24, 0, panel + PANEL / 2 + 4 * PANEL + n);
+}
+
+// One output's block of IQ4_XS to column n: d, two bits of each scale, four bits of each scale, indices.
+void pack_iq4_xs(const uint8_t* block, int n, uint32_t* panel) {
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block);
+    auto* scales = reinterpret_cast<uint8_t*>(panel + PANEL / 2);
+    for (int g = 0; g < 8; ++g) {
+        const int low = block[4 + g / 2] >> g % 2 * 4 & 15, high = half_at(block + 2) >> g * 2 & 3;
+        scales[(g / 2 * PANEL + n) * 2 + g % 2] = static_cast<uint8_t>((low | high << 4) - 32);
+    }
+    scatter(block + 8, 32, 0, panel + PANEL / 2 + 2 * PANEL + n);
+}
+
 void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
-    if (format == Q6_K) return pack_q6_k(block, n, panel);
-    if (format == Q4_K || format == Q5_K) return pack_with_mins(format, block, n, panel);
-    if (format >= INT4_G32) return pack_group(block_layout(format).numbers, block, n, panel);
-    pack_small(format, block, n, panel);
+    switch (format) {
+        case Q2_K: return pack_q2_k(block, n, panel);
+        case Q3_K: return pack_q3_k(block, n, panel);
+        case Q4_K:
+        case Q5_K: return pack_with_mins(format, block, n, panel);
+        case Q6_K: return pack_q6_k(block, n, panel);
+        case IQ4_XS: return pack_iq4_xs(block, n, panel);
+        case INT4_G32:
+        case INT4_G64:
+        case INT4_G128: return pack_group(block_layout(format).numbers, block, n, panel);
+        default: return pack_small(format, block, n, panel);
+    }
 }
 
 }  // namespace

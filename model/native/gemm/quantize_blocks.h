@@ -13,7 +13,8 @@ inline uint32_t factor_of_sum(int format) {
     switch (format) {
         case Q4_0: return -8u;
         case Q5_0: return -16u;
-        case Q8_0: return -128u;
+        case Q8_0:
+        case IQ4_NL: return -128u;
         case Q4_1:
         case Q5_1: return 1;
         default: return -1u;
@@ -57,7 +58,7 @@ void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
 
 template <class T>
 void quantize_by_blocks(int format, const T* x, int64_t K, uint32_t* row) {
-    if (format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
+    if (format == Q2_K || format == Q3_K || format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
     if (block_layout(format).numbers == 256) return quantize_by_superblocks<32>(x, K, row);
     quantize_by_small_blocks(format, x, K, row);
 }

@@ -31,7 +31,7 @@ class MessagesReply(EventReply):
         self._arguments = ""  # of the open call
 
     def begin(self, usage: Usage) -> list[Event]:
-        self.message["usage"] = _usage(usage)
+        self.message["usage"] = {**_usage(usage), "output_tokens": 0}
         return [{"type": "message_start", "message": {**self.message, "content": []}}]
 
     def end(self, usage: Usage) -> list[Event]:

@@ -32,6 +32,7 @@ class ChatFormat:
         has_more_fields = bool(request.logprobs or request.return_token_ids or request.expert_routing)
         self.text_only_stream = calls is None and not has_more_fields
         self._has_begun = False
+        self._prompt_logprobs: object = None  # JSON
 
     def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
         """Return the chunk with the role before anything else of a choice, then its text, then its finish reason."""
@@ -50,17 +51,34 @@ class ChatFormat:
         return [(part, {"content": part.text} if part.text else {})]
 
     def full(self, delta: Delta) -> Mapping[str, object]:
+        self._prompt_logprobs = delta.rendered_prompt_logprobs
         message: Mapping[str, object] = {"role": "assistant", "content": delta.text, "refusal": None}
         if self._calls is not None:
             delta, message = self._calls.full(delta)
         return {"index": delta.index, "message": message, **self._other_fields(delta)}
 
     def extra_fields(self) -> Mapping[str, object]:
-        return {"prompt_token_ids": self._prompt.token_ids} if self._request.return_token_ids else {}
+        fields: dict[str, object] = {}
+        if self._request.return_token_ids:
+            fields["prompt_token_ids"] = self._prompt.token_ids
+        if self._prompt_logprobs is not None:
+            fields["prompt_logprobs"] = self._prompt_logprobs
+        return fields
+
+    @property
+    def texts(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self._request.prompt_logprobs
 
     def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
         """Return the logprobs of these positions; None if the request has not asked for any."""
-        return dict(chat_logprobs(positions, self._tokenizer)) if self._request.logprobs else None  # type: ignore[arg-type]
+        num_top = self._request.num_logprobs
+        if num_top is None:
+            return None
+        return dict(chat_logprobs(positions, self._tokenizer, num_top))  # type: ignore[arg-type]
 
     def _chunk(self, part: Delta, added: Mapping[str, object]) -> Mapping[str, object]:
         return {"index": part.index, "delta": added, **self._other_fields(part, is_chunk=True)}

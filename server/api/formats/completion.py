@@ -38,6 +38,8 @@ class CompletionFormat:
         }
         if self._request.expert_routing:
             choice["expert_routing"] = delta.routing
+        if self._request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = delta.rendered_prompt_logprobs
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
             choice |= self._prompt_token_ids(delta.index)
@@ -46,11 +48,19 @@ class CompletionFormat:
     def extra_fields(self) -> Mapping[str, object]:
         return {}
 
+    @property
+    def texts(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self._request.prompt_logprobs
+
     def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
         """Return the logprobs of these positions; None if there are none."""
         if self._request.logprobs is None or not positions:
             return None
-        return dict(completion_logprobs(positions, self._tokenizer))  # type: ignore[arg-type]
+        return dict(completion_logprobs(positions, self._tokenizer, self._request.logprobs))  # type: ignore[arg-type]
 
     def _prompt_token_ids(self, index: int) -> Mapping[str, object]:
         """Return the prompt's ids at the first call for a choice, then nothing."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
+import msgspec
+
 from engine.types import TokenLogprobs
 from server.generation.choice import Position
 
@@ -45,25 +47,35 @@ class ChatLogprobs(TypedDict):
     content: list[ChatTokenLogprobs]
 
 
-def completion_logprobs(positions: Sequence[Position], texts: TokenTexts) -> CompletionLogprobs:
-    """Return the arrays of completions. The first token of a prompt has null, because it has no prediction."""
-    entries = [position.logprobs for position in positions]
+def completion_logprobs(positions: Sequence[Position], texts: TokenTexts, num_top: int = 20) -> CompletionLogprobs:
+    """Return the arrays of completions. The first token of a prompt has null, because it has no prediction.
+
+    `num_top`: how many of the likeliest tokens to list; the engine may have been asked for more.
+    """
+    entries = [position.logprobs and _with_top(position.logprobs, num_top) for position in positions]
     return {
         "tokens": [texts.token_text(position.token_id) for position in positions],
-        "token_logprobs": [_finite(entry.logprob) if entry else None for entry in entries],
+        "token_logprobs": [finite(entry.logprob) if entry else None for entry in entries],
         "top_logprobs": [_by_text(entry, texts) if entry else None for entry in entries],
         "text_offset": [position.text_offset for position in positions],
     }
 
 
-def chat_logprobs(positions: Sequence[Position], texts: TokenTexts) -> ChatLogprobs:
+def chat_logprobs(positions: Sequence[Position], texts: TokenTexts, num_top: int = 20) -> ChatLogprobs:
     """Return the entries of chat: their tokens join to the content, and their bytes to its bytes.
 
     So an end token is the text "", and a first token lacks the space that the content lacks. All `positions` have
-    logprobs, since a chat's prompt is never echoed.
+    logprobs, since a chat's prompt is never echoed. `num_top`: as for completions.
     """
-    entries = [_chat_entry(position, position.logprobs, texts) for position in positions if position.logprobs]
+    scored = [(position, position.logprobs) for position in positions if position.logprobs]
+    entries = [_chat_entry(position, _with_top(logprobs, num_top), texts) for position, logprobs in scored]
     return {"content": entries}
+
+
+def _with_top(entry: TokenLogprobs, num_top: int) -> TokenLogprobs:
+    if len(entry.top_ids) <= num_top:
+        return entry
+    return msgspec.structs.replace(entry, top_ids=entry.top_ids[:num_top], top_logprobs=entry.top_logprobs[:num_top])
 
 
 def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
@@ -73,15 +85,15 @@ def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
     """
     by_text: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
-        by_text.setdefault(texts.token_text(token_id), _finite(logprob))
-    by_text.setdefault(texts.token_text(entry.token_id), _finite(entry.logprob))
+        by_text.setdefault(texts.token_text(token_id), finite(logprob))
+    by_text.setdefault(texts.token_text(entry.token_id), finite(entry.logprob))
     return by_text
 
 
 def _chat_entry(position: Position, entry: TokenLogprobs, texts: TokenTexts) -> ChatTokenLogprobs:
     token: TopLogprob = {
         "token": position.text,
-        "logprob": _finite(entry.logprob),
+        "logprob": finite(entry.logprob),
         "bytes": list(_shown_bytes(position.text, texts.token_bytes(entry.token_id))),
     }
     top = zip(entry.top_ids, entry.top_logprobs, strict=True)
@@ -108,10 +120,11 @@ def _is_whole(token: bytes) -> bool:
 def _candidate(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
     return {
         "token": texts.token_text(token_id),
-        "logprob": _finite(logprob),
+        "logprob": finite(logprob),
         "bytes": list(texts.token_bytes(token_id)),
     }
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """Return the log probability, or the lowest that JSON has a number for."""
     return max(logprob, MIN_LOGPROB)

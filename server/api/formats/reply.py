@@ -9,9 +9,14 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.formats.logprobs import TokenTexts
+from server.api.formats.prompt_logprobs import prompt_logprobs
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN, Logprobs, num_logprob_values, sliced_logprobs
+from server.errors import reply_memory_full
+from server.fairness.request_memory import Lease
 from server.generation.choice import Delta, Position, merge_deltas
 from server.generation.generation import Generation
+from server.generation.state import state_of
 from server.http.disconnect import unless_disconnected
 from server.http.sliced_response import SlicedResponse
 from server.http.sse import KEEP_ALIVE_S, EventStream
@@ -33,6 +38,16 @@ class ReplyFormat(Protocol):
 
     def full(self, delta: Delta) -> Mapping[str, object]:
         """Return a complete choice."""
+        ...
+
+    @property
+    def texts(self) -> TokenTexts:
+        """Texts of the tokens."""
+        ...
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to list for each token of the prompt; None for no such list."""
         ...
 
     def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:
@@ -111,7 +126,11 @@ async def respond(
     fields: Mapping[str, str | int],
     headers: Mapping[str, str],
 ) -> Response:
-    """Return the full reply after generating it, or with `stream` a stream before its first token."""
+    """Return the full reply after generating it, or with `stream` a stream before its first token.
+
+    Raises ApiError 429 while large replies use up their memory.
+    """
+    _reserve_memory(http, generation)
     if request.stream:
         envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()
@@ -119,6 +138,17 @@ async def respond(
     envelope = Envelope({**fields, "object": reply_format.full_object})
     pieces = await unless_disconnected(http.receive, _full(generation, reply_format, envelope))
     return SlicedResponse(pieces, headers, media_type="application/json")
+
+
+def _reserve_memory(http: HttpRequest, generation: Generation) -> None:
+    """Reserve memory for the reply until the request has ended. Raises ApiError 429."""
+    state, num_bytes = state_of(http), generation.reply_bytes
+    lease: Lease | None = getattr(http.state, "lease", None)
+    if not num_bytes or lease is None:
+        return
+    if not state.reply_memory.try_take(lease.tenant, num_bytes):
+        raise reply_memory_full(state.admission.retry_after_s(1))
+    lease.on_close(lambda: state.reply_memory.give_back(lease.tenant, num_bytes))
 
 
 async def _stream(
@@ -167,6 +197,10 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
             await generation.next_turn()
             num_values = 0
         await _render_logprobs([delta], reply_format, generation)
+        if (num_top := reply_format.num_prompt_logprobs) is not None:
+            delta.rendered_prompt_logprobs = await prompt_logprobs(
+                delta.prompt_logprobs or [], num_top, reply_format.texts, generation.next_turn
+            )
         choices.append(orjson.dumps(reply_format.full(delta)))
         num_values += VALUES_OF_A_CHOICE + num_logprob_values(delta.positions)
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})

@@ -38,8 +38,10 @@ RULES = (
 )
 
 
-def document(routes: Iterable[BaseRoute], facts: Facts, version: str) -> dict[str, Any]:
+def document(routes: Iterable[BaseRoute], facts: Facts, version: str, root_path: str = "") -> dict[str, Any]:
     """Return the description of the routes, with the bounds of this server's model (`facts`).
+
+    `root_path`: the prefix that a reverse proxy adds to all paths.
 
     FastAPI's own generator would add HEAD, its 422, and the docstrings, which are not for users.
     """
@@ -55,6 +57,7 @@ def document(routes: Iterable[BaseRoute], facts: Facts, version: str) -> dict[st
     return {
         "openapi": "3.1.0",
         "info": {"title": "smoe", "version": version, "description": RULES},
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": {
             "schemas": {**components, "Error": ERROR, "AnthropicError": ANTHROPIC_ERROR},

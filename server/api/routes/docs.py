@@ -38,16 +38,16 @@ async def docs(http: HttpRequest) -> Response:
 
 def _document_of(http: HttpRequest) -> dict[str, Any]:
     state = state_of(http)
-    return _document(http.app, _facts(state), state.version)
+    return _document(http.app, _facts(state), state.version, http.scope.get("root_path", ""))
 
 
 @lru_cache(maxsize=2)
-def _document(app: FastAPI, facts: Facts, version: str) -> dict[str, Any]:
+def _document(app: FastAPI, facts: Facts, version: str, root_path: str) -> dict[str, Any]:
     """Return the description, made once while the model loads and once when it is ready.
 
     Making it takes about 50 ms: too long for the event loop at each request.
     """
-    return document(app.state.routes, facts, version)
+    return document(app.state.routes, facts, version, root_path)
 
 
 def _facts(state: ServerState) -> Facts:

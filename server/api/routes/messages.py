@@ -14,7 +14,7 @@ from server.api.openapi.operations import GENERATION, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.errors import anthropic_error
 from server.generation.prompt import check_prompt_chars
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.http.sse import EventFormat, named_event
 from server.schemas import CountTokensRequest, MessagesRequest
 from server.tools.constraints import resolve_tool_use
@@ -75,5 +75,5 @@ async def count_tokens(http: HttpRequest) -> Response:
     state.served_name(request.model)
     ready, texts = state.serving()
     check_prompt_chars(texts, ready, chat.contents, "messages")
-    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat))
+    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant_of(http))
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

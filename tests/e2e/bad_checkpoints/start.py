@@ -1,5 +1,6 @@
 """Start checkpoints in this process, with the functions that `smoe serve` calls."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def start(path: Path, **flags: Any) -> None:
     """Run the steps of `smoe serve` before readiness, without sockets."""
     given = {name: value for name, value in (SMALL | flags).items() if value is not None}
     settings = load_settings({"model": str(path), **given})
-    texts = load_texts(settings, path, InlineSandbox())
+    texts = asyncio.run(load_texts(settings, path, InlineSandbox()))
     engine = Engine.load(engine_config(settings, path), lambda *progress: None)
     texts.tokenizer.check_fits(engine.loaded.config.vocab_size)
 

@@ -38,7 +38,7 @@ def test_the_command_ends_with_code_2_and_one_line(good: Path, tmp_path: Path) -
     free, small_pool = ("--port", "0"), ("--port", "0", "--kv-cache-memory-bytes", "1000", "--threads", "1")
     with taken_port() as port:
         starts: list[tuple[str, tuple[Any, ...], dict[str, str]]] = [
-            ("no such directory", (tmp_path / "none",), {}),
+            ("no such file or directory", (tmp_path / "none",), {}),
             ("no tokenizer", (tmp_path / "empty", "--host", "0.0.0.0", *free), {}),
             (f"{WEIGHTS} is damaged", (changed("weights", WEIGHTS, b"\x01" * 99), *free), {}),
             (f"{TOKENIZER}", (changed("tokenizer", TOKENIZER, b"\xff" * 99), *free), {}),

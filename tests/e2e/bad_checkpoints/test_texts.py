@@ -1,5 +1,6 @@
 """Unusable tokenizers, chat templates and sampling defaults."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -88,4 +89,4 @@ def test_a_chat_template_that_cannot_work_ends_the_start(name: str, checkpoint: 
 @pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "", "{{ bos_token }}"])
 def test_a_chat_template_that_refuses_or_is_almost_empty_starts(template: str, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER_CONFIG).write_text(json.dumps({"chat_template": template}))
-    load_texts(load_settings({"model": str(checkpoint)}), checkpoint, InlineSandbox())
+    asyncio.run(load_texts(load_settings({"model": str(checkpoint)}), checkpoint, InlineSandbox()))

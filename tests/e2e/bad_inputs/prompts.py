@@ -24,6 +24,7 @@ from tests.e2e.bad_inputs.rows import (
     Row,
     conversation,
     each,
+    integers,
     parts,
 )
 
@@ -149,7 +150,7 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("guided_json", [5], TYPE),
             ({"guided_json": {}, "guided_regex": "a"}, VALUE, "guided_regex"),
             *each("ebnf", ["Zebra"], UNSUPPORTED),
-            *each("prompt_logprobs", [0, 5], UNSUPPORTED),
+            *integers("prompt_logprobs", 0, 20),
             *each("use_beam_search", [True, 0], UNSUPPORTED),
         ],
     ),

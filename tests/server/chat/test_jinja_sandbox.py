@@ -8,7 +8,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from server.chat.jinja_sandbox import SandboxedTemplate, TemplateRefusal
-from server.chat.render_budget import TemplateBudgetExceeded
+from server.chat.render_budget import INLINE_STEPS, TemplateBudgetExceeded
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -60,6 +60,7 @@ def test_a_template_without_an_end_or_with_a_huge_text_exceeds_its_budget(source
         "{{ messages.append(1) }}",
         "{{ messages[0].nothing.more }}",
         "{{ 1 / 0 }}",
+        "{{ [messages, 1e999] }}",
         "{{ messages | attr('append') }}",
         "{% include 'file' %}",
         "{{ messages | tojson(indent=99) }}",
@@ -71,6 +72,84 @@ def test_a_template_without_an_end_or_with_a_huge_text_exceeds_its_budget(source
 def test_a_template_that_escapes_or_fails_is_a_template_error(source: str) -> None:
     with pytest.raises(TemplateError):
         render(source)
+
+
+def in_loop(expression: str) -> str:
+    return "{% for a in range(100000) %}{% set x = " + expression + " %}{% endfor %}"
+
+
+def doubled(value: str, use: str) -> str:
+    """Use a value of 2^40 parts that takes 40 lists to write."""
+    return (
+        f"{{% set n = namespace(v={value}) %}}{{% for i in range(40) %}}{{% set n.v = [n.v, n.v] %}}{{% endfor %}}{use}"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        in_loop("messages[0].content | upper"),
+        in_loop("messages[0].content.replace('l', 'm')"),
+        in_loop("messages[0].content.split(' ') | sort"),
+        in_loop("messages[0].content[1:]"),
+        in_loop("messages[0].content ~ 'x'"),
+        in_loop("messages[0].content + 'x'"),
+        in_loop("'zz' in messages[0].content"),
+        in_loop("'zz' in range(100000)"),
+        in_loop("'zz' is in(range(100000))"),
+        in_loop("messages == [1]"),
+        in_loop("messages | tojson"),
+        in_loop("messages | join(',')"),
+        in_loop("messages | map(attribute='content') | map('upper') | list"),
+        in_loop("messages | selectattr('content', 'equalto', 'x') | list"),
+        in_loop("range(1000) | sort"),
+        in_loop("range(1000) | max"),
+        in_loop("[0] * 1000"),
+        in_loop("dict(messages[0])"),
+        in_loop("('9' * 4000) | int"),
+        in_loop("'{:999}'.format(1)"),
+        in_loop("+".join(["1.5 * a"] * 50)),
+        in_loop("[" + ",".join(["a"] * 2000) + "]"),
+        "{% macro f(n) %}" + "{% set x = [n.y, n.y] %}" * 50 + "{% endmacro %}" + in_loop("f(a)"),
+        "{% set x = [0] * 8000000 %}{% set y = [x] * 8000000 %}",
+        "{{ ([[1]] * 2000) | sum(start=[]) }}",
+        doubled("1", "{{ n.v }}"),
+        doubled("1", "{{ n.v | tojson }}"),
+        doubled("1", "{{ n.v == [n.v] }}"),
+        doubled("1", "{{ 'x' ~ n.v }}"),
+        doubled("1", "{{ [n.v] | join }}"),
+        doubled("1", "{{ '{}'.format(n.v) }}"),
+        "{% set n = namespace(v=(1,)) %}{% for i in range(40) %}{% set n.v = (n.v, n.v) %}{% endfor %}{{ {n.v: 1} }}",
+        "{% set n = namespace(v=(1,)) %}{% for i in range(40) %}{% set n.v = (n.v, n.v) %}{% endfor %}{{ {}[n.v] }}",
+    ],
+    ids=lambda source: source.removeprefix(in_loop("").partition("x = ")[0])[:50],
+)
+def test_what_an_operation_reads_and_writes_is_charged(source: str) -> None:
+    """Each of these has few loop turns and calls in 10,000 steps, and would take seconds to years."""
+    messages = [{"role": "user", "content": "Hello world " * 100}] * 20
+    with pytest.raises(TemplateBudgetExceeded):
+        SandboxedTemplate(source).render({"messages": messages}, INLINE_STEPS)
+
+
+def test_an_ordinary_conversation_takes_few_steps() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles') }}{% endif %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
+        "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    roles = [{"role": ("user", "assistant")[i % 2], "content": "Hello world " * 20} for i in range(20)]
+    text = SandboxedTemplate(source).render({"messages": roles, "bos_token": "<s>", "eos_token": "</s>"}, INLINE_STEPS)
+    assert text.count("Hello world") == 400
+
+
+def test_lazy_filters_are_lists_and_keep_their_results() -> None:
+    source = "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'equalto', 'x') | list }}"
+    assert render(source) == "['user'][]"
+    assert (
+        render("{{ [3, 1, 2] | sort | reverse | first }}{{ [1, 1, 2] | unique | join('-') }}{{ [1, 2] | sum }}")
+        == "31-23"
+    )
+    assert render("{{ missing is defined }}{{ missing | default('d') }}{{ messages[-1:] | length }}") == "Falsed1"
 
 
 def test_a_templates_own_refusal_carries_its_message() -> None:

@@ -66,7 +66,7 @@ def test_the_templates_own_refusal_reaches_the_client(v1: Tokenizer) -> None:
     ("source", "message"),
     [
         ("{% for", "not valid jinja"),
-        ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", "more than 500000 steps"),
+        ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", "more than 2000000 steps"),
         ("{{ 'x' * 10000000000 }}", "more than 8388608 characters"),
         ("{{ ''.__class__.__mro__ }}", "fails on a simple conversation"),
         ("{{ 1 / 0 }}", "fails on a simple conversation"),

@@ -40,7 +40,17 @@ def test_the_demo_on_this_machine_would_start() -> None:
     report = json.loads(result.stdout)
     assert (result.returncode, report["ok"]) == (0, True), result.stdout
     verdicts = {check["name"]: check["verdict"] for check in report["findings"]}
-    assert verdicts.keys() == {"python", "torch", "cpu", "memory", "model", "tokenizer", "port", "open files"}
+    assert verdicts.keys() == {
+        "python",
+        "torch",
+        "cpu",
+        "memory",
+        "requests",
+        "model",
+        "tokenizer",
+        "port",
+        "open files",
+    }
     assert verdicts["model"] == verdicts["tokenizer"] == "ok"
 
 
@@ -98,7 +108,7 @@ def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
     result = smoe("doctor", "/no/where", SMOE_PORT="0")
     assert result.returncode == 1
     assert "fail  model        /no/where" in result.stdout
-    assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 7 checks failed"
+    assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 8 checks failed"
 
 
 def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

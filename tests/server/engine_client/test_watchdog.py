@@ -55,9 +55,10 @@ def test_a_watcher_that_was_suspended_itself_counts_one_second_at_most() -> None
     assert watchdog.observe(5, 3600.0) <= 1.0
 
 
-def test_an_engine_without_a_counter_never_stalls() -> None:
+def test_an_engine_that_is_stopped_before_its_first_beat_stalls() -> None:
+    """It would keep the server from starting another one for ever."""
     watchdog = Watchdog(0.0)
-    assert max(watchdog.observe(0, now_s) for now_s in range(1000)) == 0.0
+    assert max(watchdog.observe(0, now_s) for now_s in range(1000)) > 900
 
 
 def test_the_counter_is_shared_and_does_not_overflow() -> None:

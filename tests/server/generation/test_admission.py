@@ -89,3 +89,19 @@ class EngineIn:
 
     def __init__(self, phase: Phase, exit_code: int) -> None:
         self.status = EngineStatus(phase, exit_code=exit_code)
+
+
+def test_constraints_of_open_choices_are_bounded_until_their_generation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.generation.admission.MAX_CONSTRAINT_IDS", 50)
+    admission = Admission(FakeEngine(saying("a")), max_choices=100)
+    params = SamplingParams(constraints=token_constraints(allowed_token_ids=range(20)))
+    both = [Request(1, [5], params), Request(2, [5], params)]
+    admission.admit(both)
+    admission.remove(1)
+    admission.remove(2)
+    with pytest.raises(ApiError) as caught:
+        admission.admit([Request(3, [5], params)])
+    assert (caught.value.status, caught.value.code) == (429, "constraints_full")
+    admission.admit([a_request(4)])
+    admission.end(both)
+    admission.admit([Request(3, [5], params)])

@@ -1,10 +1,12 @@
 """server/http/body_limit.py: a body that does not arrive in time. Sizes: see test_middleware.py."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.types import Message
 
+from server.fairness.request_memory import RequestMemory
 from server.http.body_limit import BodyLimit
 from tests.support.asgi_client import Reply
 
@@ -30,3 +32,44 @@ def test_a_body_that_never_ends_is_a_408() -> None:
 
     reply = Reply(asyncio.run(scenario()))
     assert (reply.status, reply.error["code"]) == (408, "request_timeout")
+
+
+def sent_by(memory: RequestMemory, receive: Callable[[], Awaitable[Message]], app: Any) -> Reply:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(BodyLimit(app, LIMIT, memory)({"type": "http", "headers": []}, receive, send))  # type: ignore[arg-type]
+    return Reply(sent)
+
+
+def test_a_body_and_what_is_parsed_from_it_hold_memory_until_the_request_has_ended() -> None:
+    memory = RequestMemory(1 << 20)
+    held: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        held.append(memory.used_bytes)
+        scope["state"]["lease"].on_close(lambda: held.append(memory.used_bytes))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b'{"a": [1, 2]}', "more_body": False}
+
+    sent_by(memory, receive, app)
+    assert held == [600 + 100 + 64 + 2 * 13, 0]
+
+
+def test_a_body_that_is_dropped_at_critical_memory_is_a_503() -> None:
+    memory = RequestMemory(1 << 20)
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    async def receive() -> Message:
+        memory.evict_reading()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    reply = sent_by(memory, receive, reached)
+    assert (reply.status, reply.error["code"]) == (503, "request_memory_full")
+    assert memory.used_bytes == 0

@@ -18,8 +18,8 @@ from server.http.protocol import Connection
 from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+from tests.support.ports import free_port
 from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
-from tests.support.running import free_port
 from tests.support.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +38,9 @@ class Closable:
     is_open = True
 
     def abort(self) -> None:
+        self.is_open = False
+
+    def finish(self) -> None:
         self.is_open = False
 
 
@@ -251,3 +254,25 @@ async def test_without_a_free_descriptor_health_is_answered_and_the_server_recov
     async with httpx.AsyncClient(base_url=url) as well:
         answer = await well.post("/v1/completions", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 200
+
+
+async def test_after_a_hand_over_each_connection_ends_with_its_response_and_none_loses_a_request() -> None:
+    engine = FakeEngine(saying("a"), held=True)
+    connections = Connections()
+    async with asyncio.timeout(60), listening(state_around(engine), connections=connections) as url:
+        silent, half, kept, running = [await RawClient.connect(url) for _ in range(4)]
+        running.post("/v1/completions", {**COMPLETION, "stream": True})
+        half.writer.write(HALF_A_HEAD)
+        for _ in range(2):  # the second answer shows that the first connection's bytes were read, too
+            kept.writer.write(HEALTH)
+            assert (await kept.answer()).headers.get("connection") != "close"
+        await engine.until(lambda: len(engine.submitted) == 1)
+        connections.is_finishing = True
+        connections.finish_idle()
+        assert await silent.reader.read() == await kept.reader.read() == b""
+        half.writer.write(b"\r\n")
+        assert (await half.answer()).headers["connection"] == "close"
+        while engine.step():
+            pass
+        assert (await running.answer()).is_done
+        await connections.wait_none()

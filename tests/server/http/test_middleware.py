@@ -47,6 +47,14 @@ def test_either_of_several_keys_opens() -> None:
     assert app.send(headers=bearer("Bearer schlüssel")).status == 200
 
 
+@pytest.mark.parametrize(("version", "status"), [("1.0", 200), ("1.1", 200), ("2.0", 505), ("9.9", 505), ("0.9", 505)])
+def test_only_http_1_is_answered(version: str, status: int) -> None:
+    reply = client(api_keys=("k",)).send("/health", method="GET", http_version=version)
+    assert reply.status == status
+    if status == 505:
+        assert (reply.error["code"], reply.headers["connection"]) == ("http_version_not_supported", "close")
+
+
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer  "])
 def test_the_scheme_of_a_key_has_any_case(scheme: str) -> None:
     assert client(api_keys=("S3cret",)).send(headers=bearer(scheme + "S3cret")).status == 200

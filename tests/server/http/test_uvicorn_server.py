@@ -53,3 +53,10 @@ async def test_files_that_are_no_certificate_are_named_by_their_flags(tmp_path: 
     settings = load_settings({"ssl_certfile": str(path), "ssl_keyfile": str(path)})
     with pytest.raises(CertificateError, match=r"^--ssl-certfile, --ssl-keyfile: "):
         HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]
+
+
+async def test_the_keep_alive_time_is_the_setting() -> None:
+    settings = load_settings({"keep_alive_timeout": "61"})
+    server = HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]
+    assert server.config.timeout_keep_alive == 61
+    assert load_settings({}).keep_alive_timeout > 60  # the usual time of load balancers

@@ -1,10 +1,11 @@
 """Shared by the tests that start server processes."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import sentencepiece
+
+from tests.support import ports
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,4 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    return ports.free_port()

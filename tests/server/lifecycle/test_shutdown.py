@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.http.connections import Connections
 from server.http.uvicorn_server import RequestTracker
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport
@@ -37,7 +38,8 @@ class Scene:
         in_flight = RequestTracker(self._app)
         self.request = asyncio.create_task(in_flight({}, None, None))  # type: ignore[arg-type]
         report = StartupReport(self.text)
-        self.shutdown = Shutdown(self.client, in_flight, report, drain_timeout_s=60.0)  # type: ignore[arg-type]
+        self.connections = Connections()
+        self.shutdown = Shutdown(self.client, in_flight, self.connections, report, drain_timeout_s=60.0)  # type: ignore[arg-type]
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         await self.finish.wait()
@@ -53,6 +55,35 @@ async def test_a_signal_waits_for_running_requests_and_exits_0() -> None:
     scene.finish.set()
     assert await ended == 0
     assert scene.client.calls == ["drain", "stop"]
+
+
+async def test_a_signal_ends_work_of_the_start_that_has_no_end() -> None:
+    """A tokenizer or a template that takes its time in the sandbox."""
+    scene = Scene()
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> int:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return 1
+
+    work = asyncio.create_task(scene.shutdown.unless_requested(endless()))
+    await started.wait()
+    scene.shutdown.on_signal(signal.SIGTERM)
+    assert await work is None and cancelled.is_set()
+
+
+async def test_work_of_the_start_gives_its_result_or_its_error() -> None:
+    async def answer(value: int) -> int:
+        return 10 // value
+
+    shutdown = Scene().shutdown
+    assert await shutdown.unless_requested(answer(5)) == 2
+    with pytest.raises(ZeroDivisionError):
+        await shutdown.unless_requested(answer(0))
 
 
 async def test_a_second_signal_ends_the_drain_and_is_the_exit_code() -> None:

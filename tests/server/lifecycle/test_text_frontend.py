@@ -1,5 +1,6 @@
 """server/lifecycle/text_frontend.py: the template of the flag replaces the checkpoint's."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from tests.support.paths import DEMO
 def test_the_template_of_the_flag_replaces_the_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ messages[0].content }}!")
-    given = load_texts(load_settings({"model": str(DEMO), "chat_template": str(path)}), DEMO, InlineSandbox())
-    own = load_texts(load_settings({"model": str(DEMO)}), DEMO, InlineSandbox())
+    given = asyncio.run(
+        load_texts(load_settings({"model": str(DEMO), "chat_template": str(path)}), DEMO, InlineSandbox())
+    )
+    own = asyncio.run(load_texts(load_settings({"model": str(DEMO)}), DEMO, InlineSandbox()))
     assert given.chat_template.source == "{{ messages[0].content }}!"
     assert own.chat_template.source != given.chat_template.source
 
@@ -26,7 +29,7 @@ def test_a_template_that_is_no_text_is_named_by_its_flag(tmp_path: Path) -> None
     path.write_bytes(b"\xff\xfe\x00")
     settings = load_settings({"model": str(DEMO), "chat_template": str(path)})
     with pytest.raises(StartError, match=r"^--chat-template .*cannot be read as text$"):
-        load_texts(settings, DEMO, InlineSandbox())
+        asyncio.run(load_texts(settings, DEMO, InlineSandbox()))
 
 
 @pytest.mark.parametrize(
@@ -39,4 +42,4 @@ def test_the_checkpoints_sampling_defaults_can_be_ignored(
         shutil.copy(DEMO / name, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.25}')
     settings = load_settings({"model": str(tmp_path), "generation_config": generation_config})
-    assert load_texts(settings, tmp_path, InlineSandbox()).defaults.temperature == temperature
+    assert asyncio.run(load_texts(settings, tmp_path, InlineSandbox())).defaults.temperature == temperature

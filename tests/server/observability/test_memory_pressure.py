@@ -24,3 +24,12 @@ def test_levels_follow_from_the_limit_or_from_the_memory_left_after_loading(used
     used_bytes[0] = used
     monitor.measure()
     assert monitor.level == level
+
+
+def test_each_measurement_at_critical_is_reported() -> None:
+    used, reports = [0], []
+    monitor = MemoryMonitor(1000, lambda: used[0], on_critical=lambda: reports.append(used[0]))
+    monitor.settle(0)
+    for used[0] in (940, 960, 990, 10):
+        monitor.measure()
+    assert reports == [960, 990]

@@ -27,8 +27,6 @@ SAME_VALUES = [
     ("smoe_request_queue_seconds_sum", "vllm:request_queue_time_seconds_sum"),
     ("smoe_request_prefill_seconds_sum", "vllm:request_prefill_time_seconds_sum"),
     ("smoe_request_decode_seconds_sum", "vllm:request_decode_time_seconds_sum"),
-    ("smoe_step_tokens_sum", "vllm:iteration_tokens_total_sum"),
-    ("smoe_step_tokens_bucket{le=16.0}", "vllm:iteration_tokens_total_bucket{le=16.0}"),
     ("smoe_request_prompt_tokens_sum", "vllm:request_prompt_tokens_sum"),
     ("smoe_request_generation_tokens_count", "vllm:request_generation_tokens_count"),
     (

@@ -55,7 +55,7 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("bad_words", [""], "empty_string"),
     ("bad_words", ["x"] * 65, "array_above_max_length"),
     ("prompt_embeds", "x", "unsupported_parameter"),
-    ("prompt_logprobs", 1, "unsupported_parameter"),
+    ("prompt_logprobs", 21, ABOVE),
     ("experts_per_token", 0, BELOW),
     ("experts_per_token", 1.0, "invalid_type"),
     ("experts_per_token", True, "invalid_type"),

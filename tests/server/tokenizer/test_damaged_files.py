@@ -1,5 +1,6 @@
 """A damaged tokenizer file ends the start with one line that names a file, whatever the damage."""
 
+import asyncio
 import copy
 import json
 import os
@@ -104,7 +105,7 @@ def content_of(content: dict[str, Any], position: int) -> Any:
 def load(path: Path) -> str | None:
     """Load and use the text frontend. Return the message of the refusal, or None."""
     try:
-        texts = load_texts(Settings(), path, InlineSandbox())
+        texts = asyncio.run(load_texts(Settings(), path, InlineSandbox()))
     except TokenizerError as error:
         return str(error)
     tokenizer = texts.tokenizer

@@ -32,6 +32,7 @@ def test_a_messages_stream_builds_the_full_reply() -> None:
         ("tool_use", None, "", "b"),
     ]
     assert [event["type"] for event in (events[0], *events[-2:])] == ["message_start", "message_delta", "message_stop"]
+    assert events[0]["message"]["usage"]["output_tokens"] == 0
     assert events[0]["message"]["content"] == []
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert reply.message == full.message

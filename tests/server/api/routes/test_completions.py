@@ -1,12 +1,14 @@
 """POST /v1/completions: all kinds of prompts, echo and scoring, logprobs as arrays."""
 
+import asyncio
 import itertools
 from typing import Any
 
 import pytest
 
+from server.fairness.byte_budget import ByteBudget
 from tests.support.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
-from tests.support.serving import MODEL, client_of, events, saying, state_around, tokenizer
+from tests.support.serving import MODEL, check_error, client_of, events, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -148,3 +150,22 @@ async def test_a_text_that_can_never_fit_is_refused_without_tokenizing() -> None
     async with client_of(state_around(FakeEngine(saying("a")))) as client:
         response = await client.post(URL, json={"model": MODEL, "prompt": "a" * 500_000})
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_large_replies_hold_their_memory_until_they_are_sent_and_are_refused_beyond_it(streamed: bool) -> None:
+    engine = FakeEngine(saying("universally acknowledged"), held=True)
+    state = state_around(engine)
+    state.reply_memory = ByteBudget(30_000)
+    async with client_of(state) as client:
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 10, "logprobs": 20, "stream": streamed}  # 21,000 bytes
+        first = asyncio.create_task(client.post(URL, json=body))
+        await engine.until(lambda: bool(engine.submitted))
+        assert state.reply_memory.used_bytes == 21_000
+        check_error(await client.post(URL, json=body), 429, "reply_memory_full")
+        plain = asyncio.create_task(client.post(URL, json={**body, "logprobs": None}))
+        await engine.until(lambda: len(engine.submitted) == 2)
+        while engine.step():
+            pass
+        assert (await first).status_code == (await plain).status_code == 200
+        assert state.reply_memory.used_bytes == 0

@@ -1,10 +1,11 @@
 """GET /openapi.json and GET /docs."""
 
+import httpx
 import pytest
 
 from server.api.routes import docs
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import client_of, saying, state_around
+from tests.support.serving import app_around, client_of, saying, state_around
 
 
 @pytest.mark.anyio
@@ -31,3 +32,12 @@ async def test_no_page_may_frame_the_description() -> None:
         policy = (await client.get("/docs")).headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["frame-ancestors"] == rules["default-src"] == rules["form-action"] == rules["base-uri"] == "'none'"
+
+
+@pytest.mark.anyio
+async def test_the_description_has_the_prefix_of_a_proxy() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        assert "servers" not in (await client.get("/openapi.json")).json()
+    app = app_around(state_around(FakeEngine(saying("a"))), root_path="/api")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
+        assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/api"}]

@@ -1,0 +1,159 @@
+"""Read from config.json how a checkpoint was quantized. Other formats are refused by name, with a way out."""
+
+from collections.abc import Callable
+
+from model.checkpoint.config_fields import JsonFields
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.json_files import printable
+from model.checkpoint.stored_tensor import PackedEncoding
+
+MAX_GROUP = 1 << 20
+WAY_OUT = "use the model's bf16, AWQ, GPTQ or GGUF files instead"
+# Formats whose tensors have a layout for one kernel of one program.
+REFUSED_METHODS = (
+    "exl2",
+    "hqq",
+    "marlin",
+    "aqlm",
+    "quip",
+    "eetq",
+    "vptq",
+    "spqr",
+    "higgs",
+    "torchao",
+    "quark",
+    "mxfp4",
+)
+
+
+def read_scheme(fields: JsonFields) -> PackedEncoding | None:
+    """Return the encoding of the matrices; None if the checkpoint is not quantized. Raises CheckpointError."""
+    mlx = fields.section("quantization")
+    if mlx is not None and fields.get("quantization_config") in (None, fields.get("quantization")):
+        return _mlx(mlx)
+    quantization = fields.section("quantization_config")
+    if quantization is None:
+        return None
+    method = quantization.get("quant_method")
+    if method is None and quantization.get("load_in_4bit") is not None:
+        method = "bitsandbytes"
+    read = METHODS.get(method) if isinstance(method, str) else None
+    if read is None:
+        if method in REFUSED_METHODS:
+            raise quantization.error(f"{method} checkpoints are not supported; {WAY_OUT}")
+        raise _refused(quantization, "quant_method")
+    return read(quantization)
+
+
+def _refused(fields: JsonFields, name: str, way_out: str = WAY_OUT) -> CheckpointError:
+    return fields.error(
+        f"quantization_config.{name} is {printable(fields.get(name))}, which is not supported; {way_out}"
+    )
+
+
+def _group_size(fields: JsonFields) -> int:
+    """Return the inputs that share a scale: -1 stands for all."""
+    return 0 if fields.get("group_size") == -1 else fields.positive("group_size", MAX_GROUP)
+
+
+def _bits(fields: JsonFields, supported: tuple[int, ...], name: str = "bits") -> int:
+    bits = fields.positive(name, 64)
+    if bits not in supported:
+        raise _refused(fields, name)
+    return bits
+
+
+def _awq(fields: JsonFields) -> PackedEncoding:
+    version = fields.get("version", "gemm")
+    if not isinstance(version, str) or version.lower() != "gemm":
+        raise _refused(fields, "version", "use a file of version gemm, the usual one")
+    return PackedEncoding("awq", _bits(fields, (4,)), _group_size(fields))
+
+
+def _gptq(fields: JsonFields) -> PackedEncoding:
+    if fields.flag("is_marlin_format"):
+        raise _refused(fields, "is_marlin_format", "use the GPTQ file that it was made from")
+    version = fields.get("checkpoint_format", "gptq")
+    if version not in ("gptq", "gptq_v2"):
+        raise _refused(fields, "checkpoint_format", "use the GPTQ file that it was made from")
+    offset = 1 if version == "gptq" else 0
+    bits, group, is_ordered = _bits(fields, (4, 8)), _group_size(fields), not fields.flag("desc_act")
+    return PackedEncoding("gptq", bits, group, zero_offset=offset, is_ordered=is_ordered)
+
+
+def _auto_round(fields: JsonFields) -> PackedEncoding:
+    packing = str(fields.get("packing_format", "auto_round"))
+    if "awq" in packing:
+        return PackedEncoding("awq", _bits(fields, (4,)), _group_size(fields))
+    is_gptq = packing.endswith("auto_gptq")
+    is_symmetric = fields.flag("sym")
+    if not is_gptq and (not is_symmetric or not packing.startswith("auto_round")):
+        raise _refused(fields, "packing_format", "export it in the format auto_gptq or auto_awq")
+    return PackedEncoding("gptq", _bits(fields, (4, 8)), _group_size(fields), has_zeros=is_gptq, zero_offset=1)
+
+
+def _compressed_tensors(fields: JsonFields) -> PackedEncoding:
+    layout = fields.get("format")
+    if layout not in ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized"):
+        raise _refused(fields, "format")
+    weights = _weights_of_groups(fields)
+    strategy, kind = weights.get("strategy"), weights.get("type", "int")
+    if strategy not in ("tensor", "channel", "group"):
+        raise _refused(weights, "strategy")
+    if layout == "pack-quantized":
+        group = weights.positive("group_size", MAX_GROUP) if strategy == "group" else 0
+        has_zeros = not weights.flag("symmetric")
+        return PackedEncoding("compressed-tensors", _bits(weights, (4, 8), "num_bits"), group, has_zeros)
+    _bits(weights, (8,), "num_bits")
+    if strategy == "group" or kind not in ("int", "float") or (kind == "int" and not weights.flag("symmetric")):
+        raise _refused(weights, "strategy")
+    return PackedEncoding("fp8" if kind == "float" else "int8")
+
+
+def _weights_of_groups(fields: JsonFields) -> JsonFields:
+    """Return the settings of the weights, which all groups of layers must share."""
+    groups = fields.section("config_groups")
+    values = [] if groups is None else [groups.section(name) for name in groups.names()]
+    weights = [group.section("weights") for group in values if group is not None]
+    found = [each for each in weights if each is not None]
+    if not found or any(each.as_dict() != found[0].as_dict() for each in found):
+        raise fields.error(f"quantization_config.config_groups has not one kind of weights; {WAY_OUT}")
+    return found[0]
+
+
+def _fp8(fields: JsonFields) -> PackedEncoding:
+    block = fields.get("weight_block_size")
+    if block is None:
+        return PackedEncoding("fp8")
+    is_pair = isinstance(block, list) and len(block) == 2
+    if not is_pair or not all(type(size) is int and 1 <= size <= MAX_GROUP for size in block):
+        raise _refused(fields, "weight_block_size")
+    return PackedEncoding("fp8-blocks", group_size=block[1], block_rows=block[0])
+
+
+def _bitsandbytes(fields: JsonFields) -> PackedEncoding:
+    if not fields.flag("load_in_4bit"):
+        raise fields.error(
+            f"quantization_config has no load_in_4bit; of bitsandbytes only 4 bits are supported; {WAY_OUT}"
+        )
+    if fields.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+        raise _refused(fields, "bnb_4bit_quant_storage")
+    return PackedEncoding("bitsandbytes", 4)
+
+
+def _mlx(fields: JsonFields) -> PackedEncoding:
+    if fields.get("mode", "affine") != "affine":
+        raise fields.error(f"quantization.mode is {printable(fields.get('mode'))}, which is not supported; {WAY_OUT}")
+    return PackedEncoding("mlx", _bits(fields, (2, 4, 8)), fields.positive("group_size", MAX_GROUP))
+
+
+METHODS: dict[str, Callable[[JsonFields], PackedEncoding]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
+    "compressed-tensors": _compressed_tensors,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fp8,
+    "bitsandbytes": _bitsandbytes,
+}

@@ -1,0 +1,83 @@
+"""The table of budgets: what clients can make the server hold in memory, by kind. Arithmetic only.
+
+Each row is enforced where it is named; the sum is compared with the memory limit at start and by `smoe doctor`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.capacity.host_resources import format_bytes, memory_limit_bytes
+from server.settings.settings import Settings
+
+MIN_REQUEST_MEMORY, MAX_REQUEST_MEMORY = 32 << 20, 2 << 30
+SHARE_OF_LIMIT = 8  # request bodies get one part of the memory limit, replies another
+TOKENS_PER_CHOICE = 1024  # default bound on waiting token ids, per choice that may wait
+ID_BYTES = 96  # of one waiting token id: integers in both processes, and on the socket between them
+CHOICE_BYTES = 12 << 10  # of one open choice: its objects in both processes, and outputs that nobody has read yet
+CONSTRAINT_BYTES = 24  # of one id of biases, allowed tokens or bad words: in the request, and prepared for a row
+MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices
+FRAME_BYTES = 8 << 20  # of frames between the two processes that are being written or read
+PROCESS_BYTES = 420 << 20  # of the two processes without weights, KV cache and requests
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One row: the most bytes of one kind."""
+
+    name: str
+    num_bytes: int
+    set_by: str  # the flag, or "" for a fixed bound
+    refusal: str  # status and code of requests beyond it
+
+
+def request_memory_bytes(settings: Settings) -> int:
+    """Return the bound on request bodies; replies have a bound of the same size."""
+    if settings.request_memory_bytes is not None:
+        return settings.request_memory_bytes
+    limit = memory_limit_bytes() or MAX_REQUEST_MEMORY * SHARE_OF_LIMIT
+    return min(MAX_REQUEST_MEMORY, max(MIN_REQUEST_MEMORY, limit // SHARE_OF_LIMIT))
+
+
+def queued_tokens(settings: Settings) -> int:
+    """Return the bound on waiting token ids."""
+    return settings.max_num_queued_tokens or settings.max_num_queued_reqs * TOKENS_PER_CHOICE
+
+
+def budgets(settings: Settings) -> list[Budget]:
+    """Return the table, in the order in which a request meets the rows."""
+    request_memory = request_memory_bytes(settings)
+    num_choices = settings.max_num_queued_reqs + settings.max_num_seqs
+    return [
+        Budget("request bodies", request_memory, "--request-memory-bytes", "503 request_memory_full"),
+        Budget("waiting tokens", queued_tokens(settings) * ID_BYTES, "--max-num-queued-tokens", "429 queue_full"),
+        Budget("constraints", MAX_CONSTRAINT_IDS * CONSTRAINT_BYTES, "", "429 constraints_full"),
+        Budget("choices", num_choices * CHOICE_BYTES, "--max-num-queued-reqs", "429 queue_full"),
+        Budget("replies", request_memory, "--request-memory-bytes", "429 reply_memory_full"),
+        Budget("frames", FRAME_BYTES, "", "the engine waits"),
+    ]
+
+
+def total_bytes(table: Sequence[Budget]) -> int:
+    """Return the sum of the table."""
+    return sum(budget.num_bytes for budget in table)
+
+
+def summary(table: Sequence[Budget]) -> str:
+    """Return one line: "267.0 MiB for requests: request bodies 77.0 MiB, ..."."""
+    rows = ", ".join(f"{budget.name} {format_bytes(budget.num_bytes)}" for budget in table)
+    return f"{format_bytes(total_bytes(table))} for requests: {rows}"
+
+
+def shortage(table: Sequence[Budget], model_bytes: int, limit_bytes: int | None) -> str | None:
+    """Return one line if the budgets do not fit beside the model, else None.
+
+    `model_bytes`: weights and KV cache in the memory that `limit_bytes` bounds; None: no bound is known.
+    """
+    needed = model_bytes + PROCESS_BYTES + total_bytes(table)
+    if limit_bytes is None or needed <= limit_bytes:
+        return None
+    flags = ", ".join(dict.fromkeys(budget.set_by for budget in table if budget.set_by))
+    return (
+        f"weights, KV cache, processes and requests may need {format_bytes(needed)}, but the memory limit is "
+        f"{format_bytes(limit_bytes)}; lower --kv-cache-memory-bytes, {flags}"
+    )

@@ -1,0 +1,1 @@
+"""Replace the running server by a new process on SIGHUP, without dropping a connection."""

@@ -1,0 +1,72 @@
+"""React to SIGHUP: start a new process, and hand over to it when it is ready."""
+
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+from server.event_loop import BackgroundTasks
+from server.lifecycle.restart.keeper import become_subreaper
+from server.lifecycle.restart.successor import Successor
+from server.lifecycle.restart.terminal import ControllingTerminal
+from server.lifecycle.startup_report import StartupReport
+
+
+class Reload:
+    """The way from one process of the server to the next."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        report: StartupReport,
+        *,
+        timeout_s: float,
+        hand_over: Callable[[], Awaitable[None]],
+        on_hangup: Callable[[signal.Signals], None],
+    ) -> None:
+        """`hand_over` is called once, when a new process accepts connections; `on_hangup` when the terminal is gone."""
+        self.is_handed_over = False
+        self._listener = listener
+        self._report = report
+        self._timeout_s = timeout_s
+        self._hand_over = hand_over
+        self._on_hangup = on_hangup
+        self._terminal = ControllingTerminal()
+        self._successor: Successor | None = None
+        self._tasks = BackgroundTasks(lambda error: report.line(f"SIGHUP: {error}"))
+
+    def on_signal(self) -> None:
+        """Start a new process, or pass the signal on to the one in charge."""
+        if self._terminal.is_gone():
+            self._on_hangup(signal.SIGHUP)
+        elif self.is_handed_over:
+            self.pass_on(signal.SIGHUP)
+        elif self._successor is not None:
+            self._report.line("SIGHUP: a new process is loading already")
+        else:
+            self._tasks.spawn(self._replace())
+
+    def pass_on(self, signum: int) -> None:
+        """Send a signal to the new process, also while it loads."""
+        if self._successor is not None:
+            self._successor.send_signal(signum)
+
+    def close(self) -> None:
+        """End a process that has not taken over."""
+        if not self.is_handed_over:
+            self.pass_on(signal.SIGKILL)
+
+    async def _replace(self) -> None:
+        try:
+            successor = self._successor = Successor(self._listener)
+        except OSError as error:
+            self._report.line(f"SIGHUP: no new process can be started: {error.strerror}")
+            return
+        self._report.line(f"SIGHUP: process {successor.pid} is loading and takes over when it is ready")
+        if await successor.wait_ready(self._timeout_s):
+            self._report.line(f"SIGHUP: process {successor.pid} has taken over; running requests finish here")
+            self.is_handed_over = True
+            become_subreaper()  # from now on the generations after the next are this process' children, too
+            await self._hand_over()
+        else:
+            self._report.line("SIGHUP: the new process did not become ready; this one goes on")
+            self._successor = None

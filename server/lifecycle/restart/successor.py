@@ -1,0 +1,71 @@
+"""Start a new process of this server, which inherits its listening socket.
+
+The protocol is systemd's for sockets (sd_listen_fds(3)): descriptors from 3 on, LISTEN_PID, LISTEN_FDS and
+LISTEN_FDNAMES. The second descriptor is a pipe on which the new process reports that it is ready.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+
+from server.http.read_limiter import resolve
+from server.settings.sources import FIRST_INHERITED_FD, READY_NAME, successor_environment
+
+LISTENER_NAME = "http"
+SHELL = "/bin/sh"
+RUN = 'LISTEN_PID=$$ exec "$@"'  # the variable names the process that gets the sockets: only a child knows its id
+FREE_FD = 10  # above the inherited descriptors, so that none is overwritten
+
+
+class Successor:
+    """A new process that loads, and takes over when it is ready."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        """Start the command line of this process again. Raises OSError."""
+        ready_end, theirs = os.pipe()
+        fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE_FD) for fd in (listener.fileno(), theirs)]
+        try:
+            self.pid = os.posix_spawn(
+                SHELL,
+                [SHELL, "-c", RUN, "sh", sys.executable, *sys.orig_argv[1:]],
+                successor_environment((LISTENER_NAME, READY_NAME)),
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED_FD + i) for i, fd in enumerate(fds)],
+            )
+        except OSError:
+            os.close(ready_end)
+            raise
+        finally:
+            for fd in (theirs, *fds):
+                os.close(fd)
+        self._ready_end = ready_end
+        self._has_exited = False
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Return True once the process is ready. If it ends first or takes longer, it is ended: False."""
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._ready_end, resolve, readable)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await readable
+            is_ready = os.read(self._ready_end, 1) != b""
+        except TimeoutError:
+            is_ready = False
+        finally:
+            loop.remove_reader(self._ready_end)
+            os.close(self._ready_end)
+        if not is_ready:
+            self.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(os.waitpid, self.pid, 0)
+            self._has_exited = True
+        return is_ready
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if not self._has_exited:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)

@@ -1,0 +1,22 @@
+"""Tell a SIGHUP that a closed terminal has caused from one that somebody has sent."""
+
+import os
+
+
+class ControllingTerminal:
+    """The terminal that the process was started from, if any."""
+
+    def __init__(self) -> None:
+        self._existed = _can_be_opened()
+
+    def is_gone(self) -> bool:
+        """Return True if there was a terminal and it was closed since."""
+        return self._existed and not _can_be_opened()
+
+
+def _can_be_opened() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

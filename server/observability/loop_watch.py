@@ -1,0 +1,90 @@
+"""Name what blocks the event loop: the stack of any callback that runs for longer than 50 ms.
+
+A thread asks the loop for a sign of life. If none comes in time, it sends SIGUSR2 to the loop's own thread, whose
+signal handler gets the interrupted frame. Reading another thread's frames instead crashes the interpreter now and then:
+they change while they are read.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+LIMIT_S = 0.05
+INTERVAL_S = 0.025
+MAX_FRAMES = 12
+
+log = logging.getLogger("smoe.loop")
+
+
+@dataclass(frozen=True)
+class Blockage:
+    """A time in which the event loop did nothing else."""
+
+    seconds: float
+    cpu_seconds: float  # of the loop's thread; much less than `seconds` if it waited, or had no core
+    stack: tuple[str, ...]  # "file.py:12 function", outermost first; of the moment that the limit was reached
+
+    def __str__(self) -> str:
+        where = " > ".join(self.stack) or "unknown code"
+        return f"the event loop was blocked for {self.seconds:.3f} s ({self.cpu_seconds:.3f} s of CPU time): {where}"
+
+
+def log_blockage(blockage: Blockage) -> None:
+    """Write a warning."""
+    log.warning("%s", blockage)
+
+
+class LoopWatch:
+    """Watches the running event loop of the main thread."""
+
+    def __init__(self, report: Callable[[Blockage], None] = log_blockage, limit_s: float = LIMIT_S) -> None:
+        """`report` is called on the event loop after each blockage."""
+        self._report = report
+        self._limit_s = limit_s
+        self._stopped = threading.Event()
+        self._stack: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Watch from now on. Called on the loop, in the main thread."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._cpu_clock = time.pthread_getcpuclockid(self._loop_thread)
+        self._previous = signal.signal(signal.SIGUSR2, self._take_stack)
+        self._thread = threading.Thread(target=self._watch, name="loop-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch. Called on the loop."""
+        self._stopped.set()
+        self._thread.join()
+        signal.signal(signal.SIGUSR2, self._previous)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(INTERVAL_S):
+            alive = threading.Event()
+            asked_s, cpu_s = time.monotonic(), time.clock_gettime(self._cpu_clock)
+            self._loop.call_soon_threadsafe(alive.set)
+            if not alive.wait(self._limit_s) and self._examine(alive):
+                now_s, now_cpu_s = time.monotonic(), time.clock_gettime(self._cpu_clock)
+                blockage = Blockage(now_s - asked_s, now_cpu_s - cpu_s, self._stack)
+                self._loop.call_soon_threadsafe(self._report, blockage)
+
+    def _examine(self, alive: threading.Event) -> bool:
+        """Take the stack and wait for the end of the blockage; False if the watch ends before."""
+        self._stack = ()
+        signal.pthread_kill(self._loop_thread, signal.SIGUSR2)
+        while not alive.wait(INTERVAL_S):
+            if self._stopped.is_set():
+                return False
+        return True
+
+    def _take_stack(self, signum: int, frame: FrameType | None) -> None:
+        """Runs in the loop's thread, between two of its instructions."""
+        frames = traceback.extract_stack(frame, MAX_FRAMES) if frame is not None else []
+        self._stack = tuple(f"{f.filename.rpartition('site-packages/')[2]}:{f.lineno} {f.name}" for f in frames)

@@ -1,0 +1,190 @@
+"""server/lifecycle/restart/ with real processes and a fake engine: SIGHUP replaces the server and drops nothing."""
+
+import asyncio
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from server.http.listener import listen
+from server.lifecycle.restart.successor import RUN
+from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
+from tests.support.server_process import LONG, Server, events, running
+
+NUM_STREAMS = 30
+TAKEN_OVER = "SIGHUP: process .* has taken over"
+
+
+def child_commands(pid: int) -> dict[int, str]:
+    """Return the command lines of a process' children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+
+
+def engine_of(pid: int) -> int:
+    (engine,) = [child for child, command in child_commands(pid).items() if "fake_engine_process" in command]
+    return engine
+
+
+def servers_below(pid: int) -> list[int]:
+    return [child for child, command in child_commands(pid).items() if FAKE_ENGINE_SERVER.name in command]
+
+
+def hang_up(server: Server) -> int:
+    """Send SIGHUP, wait until a new process has taken over, return its id."""
+    server.process.send_signal(signal.SIGHUP)
+    line = server.read_until(TAKEN_OVER)
+    return int(line.split()[2])
+
+
+@contextlib.contextmanager
+def open_streams(server: Server, count: int) -> Iterator[list[Iterator[str]]]:
+    """Start streams and read the first event of each."""
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(server.stream()).iter_lines() for _ in range(count)]
+        for stream in lines:
+            assert next(stream).startswith("data: ")
+        yield lines
+
+
+def test_running_streams_are_complete_and_new_requests_reach_the_new_process(checkpoint: Path) -> None:
+    with running("gate", checkpoint) as server:
+        server.wait_ready()
+        first_engine = engine_of(server.process.pid)
+        with open_streams(server, NUM_STREAMS) as streams:
+            new = hang_up(server)
+            assert [new] == servers_below(server.process.pid)
+            with open_streams(server, 1) as others:
+                os.kill(engine_of(new), signal.SIGUSR1)
+                assert events(others[0])[-1] == "[DONE]"
+            os.kill(first_engine, signal.SIGUSR1)
+            for stream in streams:
+                received = events(stream)
+                assert '"length"' in received[-2] and received[-1] == "[DONE]"
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+async def hammer(url: str, stop: asyncio.Event) -> int:
+    """Send requests on kept and on new connections until `stop`; return their number. Each must succeed."""
+    count = 0
+    async with httpx.AsyncClient(base_url=url, timeout=60) as kept:
+        while not stop.is_set():
+            async with httpx.AsyncClient(base_url=url, timeout=60) as fresh:
+                for client in (kept, fresh):
+                    reply = await client.post("/v1/completions", json={**LONG, "stream": False})
+                    assert reply.status_code == 200, reply.text
+                    count += 1
+    return count
+
+
+def test_no_request_fails_during_restarts_and_the_process_id_stays(checkpoint: Path) -> None:
+    async def restart_under_load(server: Server) -> list[int]:
+        stop = asyncio.Event()
+        loads = [asyncio.create_task(hammer(server.url, stop)) for _ in range(2)]
+        generations = [await asyncio.to_thread(hang_up, server) for _ in range(2)]
+        while set(child_commands(server.process.pid)) != {generations[-1]}:  # the others have drained and ended
+            assert not any(load.done() for load in loads)
+            await asyncio.sleep(0)
+        stop.set()
+        assert all(await asyncio.gather(*loads))
+        return generations
+
+    with running("count", checkpoint) as server:
+        server.wait_ready()
+        generations = asyncio.run(restart_under_load(server))
+        assert len(set(generations)) == 2
+        server.process.terminate()
+        assert server.exit_code() == 0
+        assert not Path(f"/proc/{generations[-1]}").exists()
+
+
+def test_a_new_process_that_cannot_start_leaves_the_old_one_serving(checkpoint: Path, tmp_path: Path) -> None:
+    with running(f"then-crash:{tmp_path / 'lived'}", checkpoint) as server:
+        server.wait_ready()
+        server.process.send_signal(signal.SIGHUP)
+        server.read_until("SIGHUP: the new process did not become ready; this one goes on")
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert not servers_below(server.process.pid)
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+def test_sigterm_during_the_drain_reaches_both_processes(checkpoint: Path) -> None:
+    with running("gate", checkpoint, shutdown_timeout="0.2") as server:
+        server.wait_ready()
+        with open_streams(server, 1) as streams:
+            new = hang_up(server)
+            server.process.terminate()
+            assert "error" in events(streams[0])[-2]
+        assert server.exit_code() == 0
+        assert not Path(f"/proc/{new}").exists()
+
+
+def test_under_nohup_sighup_is_ignored(checkpoint: Path) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running("count", checkpoint) as server:
+            server.wait_ready()
+            server.process.send_signal(signal.SIGHUP)
+            server.process.terminate()
+            assert server.exit_code() == 0
+            assert server.process.stderr is not None
+            assert "SIGHUP" not in server.process.stderr.read()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_closed_terminal_ends_the_server(checkpoint: Path) -> None:
+    """Started by hand in a window that is then closed: nobody could see or stop it."""
+    ours, theirs = pty.openpty()
+    take_terminal = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"model={checkpoint}", "port=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", take_terminal, *command],
+        stdin=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    os.close(theirs)
+    try:
+        Server(process).wait_ready()
+        os.close(ours)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_socket_of_systemd_is_served(checkpoint: Path) -> None:
+    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"model={checkpoint}", "port=1", "served_model_name=m"]
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        os.set_inheritable(listener.fileno(), True)
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec 3<&0 0</dev/null; {RUN}", "sh", *command],
+            stdin=listener.fileno(),  # a redirection of the shell makes it descriptor 3
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LISTEN_FDS": "1"},
+            text=True,
+        )
+        try:
+            server = Server(process)
+            server.wait_ready()
+            assert server.url == url
+            assert httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False}).status_code == 200
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.communicate()

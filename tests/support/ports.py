@@ -1,0 +1,22 @@
+"""Free ports of the loopback interface."""
+
+import itertools
+import os
+import random
+import socket
+
+NUM_SHARES = 64  # processes of a parallel test run that never get each other's ports
+RANGE = range(16_000, 32_000, NUM_SHARES)  # the system takes ports of outgoing connections from 32768 on
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, and that no outgoing connection and no other worker of this run takes."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{NUM_SHARES - 1}").removeprefix("gw"))
+    for _ in itertools.repeat(None, 1000):
+        port = random.SystemRandom().choice(RANGE) + worker % NUM_SHARES
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no port is free")
