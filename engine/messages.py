@@ -116,6 +116,7 @@ class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
 
     query_id: int
     report: ExpertReport
+    engine_s: float = 0.0  # time that the engine took for the report
 
 
 ToEngine = Start | Add | Abort | ExpertsQuery

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
+from model.checkpoint.stored_tensor import PackedMatrix, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
 from model.ops.weights import BlockMatrix, Weight
+from model.packed_groups import read_group_matrix
 from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
@@ -104,10 +105,14 @@ class TensorReader:
 
     def _read_blocks(self, name: str) -> BlockMatrix:
         tensor = self._stored.get(name) or self._stored[EMBEDDING]
-        assert isinstance(tensor, StoredTensor)
-        matrix = read_block_matrix(tensor)
-        if self._check_values:
-            _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._num_threads))
+        if isinstance(tensor, PackedMatrix):
+            if self._check_values:
+                _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._num_threads))
+            matrix = read_group_matrix(tensor, tensor.dtype, self._num_threads)
+        else:
+            matrix = read_block_matrix(tensor)
+            if self._check_values:
+                _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._num_threads))
         self._count(tensor.num_bytes)
         return matrix
 

@@ -37,8 +37,8 @@ def read_weight(
     """
     count = stored.shape[0] - first if count is None else count
     if isinstance(stored, PackedMatrix):
-        parts = {name: _array(tensor) for name, tensor in stored.parts.items()}
-        return _decoded(*stored.shape, dtype, row_decoder(stored, parts), num_threads)[first : first + count]
+        decode = row_decoder(stored, read_parts(stored))
+        return _decoded(*stored.shape, dtype, decode, num_threads)[first : first + count]
     if stored.dtype not in DTYPES:
         return decode_matrix(read_block_matrix(stored, first, count), dtype, num_threads)
     weight = read_bytes(stored, first, count).view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
@@ -64,6 +64,11 @@ def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype, num_threads: int) -> 
         return decode_blocks(matrix.format, blocks).reshape(-1, num_inputs)
 
     return _decoded(len(rows), num_inputs, dtype, decode, num_threads)
+
+
+def read_parts(matrix: PackedMatrix) -> dict[str, NDArray[Any]]:
+    """Read the parts of a quantized matrix. Raises CheckpointError."""
+    return {name: _array(tensor) for name, tensor in matrix.parts.items()}
 
 
 def _array(tensor: StoredTensor) -> NDArray[Any]:

@@ -34,6 +34,7 @@ class PackedEncoding:
     group_size: int = 0  # inputs that share a scale; 0: all inputs of an output do
     has_zeros: bool = True  # the file's zero points count; else zero is the middle of the codes
     zero_offset: int = 0  # added to a stored zero point: 1 in GPTQ files of version 1
+    is_ordered: bool = True  # each group is a run of inputs (no act-order)
     block_rows: int = 0  # outputs that share a scale, where outputs do too (FP8 in blocks)
 
     def __str__(self) -> str:
@@ -57,8 +58,13 @@ class PackedMatrix:
 
     @property
     def dtype(self) -> str:
-        """Name of the encoding, for messages and sizes."""
-        return str(self.encoding)
+        """Name of the format: a block format of model/ops/weights.py, or the encoding for messages."""
+        encoding = self.encoding
+        is_ordered = encoding.is_ordered and "weight_g_idx" not in self.parts
+        is_grouped = encoding.kind in ("awq", "gptq", "compressed-tensors") and encoding.bits == 4
+        if is_ordered and is_grouped and encoding.group_size in (32, 64, 128):
+            return f"INT4_G{encoding.group_size}"
+        return str(encoding)
 
     @property
     def num_bytes(self) -> int:
