@@ -25,10 +25,11 @@ MAX_README_LINES = 120
 # Flags of other programs that the pages name.
 FOREIGN_FLAGS = {
     *("--build", "--build-arg", "--init"),  # docker
-    *("--exclude", "--local-dir"),  # hf
+    *("--exclude", "--include", "--local-dir"),  # hf
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
+    *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
 }
