@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -56,6 +57,7 @@ from server.tokenizer.tokenizer import TokenizerError
 
 FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
+SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
@@ -67,6 +69,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
+    sys.setswitchinterval(SWITCH_S)
     open_standard_streams()
     inherited = Inheritance()
     try:

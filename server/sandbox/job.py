@@ -21,6 +21,16 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
+class JobUse:
+    """What one job has used, for measurements. Of a job that ended its process: what the process used in all."""
+
+    function: str
+    outcome: str  # "done", or the class of the error
+    cpu_s: float
+    max_rss_bytes: int  # of its process, with what that had before
+
+
+@dataclass(frozen=True)
 class Job(Generic[T]):
     """One call of a function in a sandbox process.
 

@@ -18,7 +18,7 @@ import msgspec
 from server.sandbox.errors import Crashed, JobFailed, Killed, RanOutOfMemory, SandboxError, TookTooLong
 from server.sandbox.fair_turns import FairTurns
 from server.sandbox.fork_server import ForkServer, ForkServerLost
-from server.sandbox.job import Job, name_of
+from server.sandbox.job import Job, JobUse, name_of
 from server.sandbox.messages import Call, Exited, Fork, Kill, Prepare, Reply
 from server.sandbox.worker import OUT_OF_MEMORY
 from server.sandbox.worker_handle import WorkerHandle, exchange
@@ -45,7 +45,15 @@ class Sandbox(Protocol):
 class SandboxPool:
     """Workers of one fork server. Every method belongs to the event loop that called start()."""
 
-    def __init__(self, num_workers: int = NUM_WORKERS, num_tenants: int = 1, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        num_workers: int = NUM_WORKERS,
+        num_tenants: int = 1,
+        max_waiting: int = MAX_WAITING,
+        on_use: Callable[[JobUse], None] = lambda use: None,
+    ) -> None:
+        """`on_use` receives what each job has used."""
+        self._on_use = on_use
         self._num_workers = num_workers
         self._max_per_tenant = MAX_WORKERS_PER_TENANT if num_tenants > 1 else num_workers
         self._turns = FairTurns(max_waiting, max_waiting // 2 if num_tenants > 1 else max_waiting)
@@ -119,10 +127,17 @@ class SandboxPool:
             async with asyncio.timeout(deadline_s):
                 reply = await worker.run(call)
             charged_s = reply.cpu_s
+            outcome = "done" if reply.error is None else reply.error[0]
+            self._on_use(JobUse(call.function, outcome, reply.cpu_s, reply.max_rss_bytes))
             self._num_restarts = 0
             is_usable = not reply.retires
         except TimeoutError:
             raise TookTooLong("it was not done at its deadline", is_proven=False) from None
+        except SandboxError as end:
+            if worker.exited.done():
+                exited = worker.exited.result()
+                self._on_use(JobUse(call.function, type(end).__name__, exited.cpu_s, exited.max_rss_bytes))
+            raise
         finally:
             self._turns.charge(tenant, charged_s)
             self._running[tenant] -= 1

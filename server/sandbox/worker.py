@@ -75,7 +75,9 @@ def _run_limited(call: Call, prepared: Mapping[str, object], base_bytes: int) ->
         _limit_memory(resource.RLIM_INFINITY)
     if len(value) > MAX_REPLY_BYTES:
         error, value = ("ValueError", "the result is beyond the limit"), b""
-    return Reply(msgspec.Raw(value) if value else NO_VALUE, _used_cpu_s() - start_s, error)
+    max_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    raw = msgspec.Raw(value) if value else NO_VALUE
+    return Reply(raw, _used_cpu_s() - start_s, error, max_rss_bytes=max_rss_bytes)
 
 
 def _limit_cpu(cpu_s: float, used_s: float) -> None:
