@@ -18,6 +18,16 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+MIN_MEMORY_BYTES = 64 << 20  # a grammar at the bounds of server/structured_output/multiples.py takes 39 MiB
+SHARE_OF_LIMIT = 16
+
+
+def limits_within(memory_limit_bytes: int | None) -> Limits:
+    """Return the limits of a job on a machine or in a cgroup with this much memory; None if that is not known."""
+    if memory_limit_bytes is None:
+        return DEFAULT_LIMITS
+    share = max(MIN_MEMORY_BYTES, memory_limit_bytes // SHARE_OF_LIMIT)
+    return Limits(memory_bytes=min(DEFAULT_LIMITS.memory_bytes, share))
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Job(Generic[T]):
     args: tuple[Any, ...]
     returns: type[T]
     prepared: str | None = None
-    limits: Limits = DEFAULT_LIMITS
+    limits: Limits | None = None  # None: those of the pool
 
 
 def name_of(function: Callable[..., Any]) -> str:
