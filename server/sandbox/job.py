@@ -32,7 +32,7 @@ def limits_within(memory_limit_bytes: int | None) -> Limits:
 
 @dataclass(frozen=True)
 class JobUse:
-    """What one job has used, for measurements. Of a job that ended its process: what the process used in all."""
+    """What one job has used, for measurements."""
 
     function: str
     outcome: str  # "done", or the class of the error

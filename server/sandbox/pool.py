@@ -130,6 +130,7 @@ class SandboxPool:
             async with asyncio.timeout(deadline_s):
                 reply = await worker.run(call)
             charged_s = reply.cpu_s
+            worker.used_s += reply.cpu_s
             outcome = "done" if reply.error is None else reply.error[0]
             self._on_use(JobUse(call.function, outcome, reply.cpu_s, reply.max_rss_bytes))
             self._num_restarts = 0
@@ -139,7 +140,8 @@ class SandboxPool:
         except SandboxError as end:
             if worker.exited.done():
                 exited = worker.exited.result()
-                self._on_use(JobUse(call.function, type(end).__name__, exited.cpu_s, exited.max_rss_bytes))
+                used_s = exited.cpu_s - worker.used_s
+                self._on_use(JobUse(call.function, type(end).__name__, used_s, exited.max_rss_bytes))
             raise
         finally:
             self._turns.charge(tenant, charged_s)
