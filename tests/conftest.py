@@ -65,8 +65,9 @@ assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
 
-# Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
+# Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one with
+# TRITON_INTERPRET=1 for these. With 0 they run on a GPU.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") in ("0", "1") else ["triton"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
