@@ -17,6 +17,7 @@ import logging
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterable
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
@@ -178,9 +179,13 @@ class EngineProcess:
                     if request.request_id not in aborted:  # else its abort came behind it
                         engine.add(request)
             elif isinstance(message, ExpertsQuery):
-                report = engine.experts.reset() if message.reset else engine.experts.report(message.window_s)
-                self.channel.send(ExpertsReply(message.query_id, report))
+                self._report_experts(engine, message)
         return bool(messages)
+
+    def _report_experts(self, engine: Engine, query: ExpertsQuery) -> None:
+        start_s = time.monotonic()
+        report = engine.experts.reset() if query.reset else engine.experts.report(query.window_s)
+        self.channel.send(ExpertsReply(query.query_id, report, time.monotonic() - start_s))
 
 
 def main() -> int:

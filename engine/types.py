@@ -55,6 +55,7 @@ class Request(msgspec.Struct, frozen=True):
     deadline_s: float | None = None  # time.monotonic() at which the request ends, finished or not
     queue_deadline_s: float | None = None  # likewise, if no step has computed a part of it by then
     group: int | None = None  # the same for all choices of one HTTP request; None: a request of one choice
+    overhead_tokens: int = 0  # of the tenant's work outside the engine, in prompt tokens that would cost as much
     tenant: int = 0  # running slots are shared among tenants by the service they received
 
 

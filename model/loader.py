@@ -11,13 +11,14 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
+from model.checkpoint.stored_tensor import PackedMatrix, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
 from model.ops.weights import BlockMatrix, Weight
+from model.packed_groups import read_group_matrix
 from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
@@ -30,6 +31,7 @@ def load_model(
     on_progress: Callable[[int, int], None],
     *,
     check_values: bool = False,
+    num_threads: int = 1,
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
@@ -38,11 +40,13 @@ def load_model(
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
     total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
-    all zero. Raises CheckpointError.
+    all zero. `num_threads` threads decode quantized weights. Raises CheckpointError.
     """
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
-    source = TensorReader(stored, in_blocks, dtype, device, on_progress, check_values=check_values)
+    source = TensorReader(
+        stored, in_blocks, dtype, device, on_progress, check_values=check_values, num_threads=num_threads
+    )
     return Mixtral(config, _build(config, source, ops), ops)
 
 
@@ -58,10 +62,12 @@ class TensorReader:
         on_progress: Callable[[int, int], None],
         *,
         check_values: bool,
+        num_threads: int,
     ) -> None:
         self._stored = stored
         self._in_blocks = in_blocks
         self._check_values = check_values
+        self._num_threads = num_threads
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
@@ -91,7 +97,7 @@ class TensorReader:
 
     def _read(self, name: str, first: int, count: int) -> Tensor:
         tensor = self._stored[name]
-        weight = read_weight(tensor, self._dtype, first, count).to(self._device, self._dtype)
+        weight = read_weight(tensor, self._dtype, first, count, self._num_threads).to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
         self._count(tensor.num_bytes * count // tensor.shape[0])
@@ -99,10 +105,14 @@ class TensorReader:
 
     def _read_blocks(self, name: str) -> BlockMatrix:
         tensor = self._stored.get(name) or self._stored[EMBEDDING]
-        assert isinstance(tensor, StoredTensor)
-        matrix = read_block_matrix(tensor)
-        if self._check_values:
-            _check_numbers(tensor, decode_matrix(matrix, self._dtype))
+        if isinstance(tensor, PackedMatrix):
+            if self._check_values:
+                _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._num_threads))
+            matrix = read_group_matrix(tensor, tensor.dtype, self._num_threads)
+        else:
+            matrix = read_block_matrix(tensor)
+            if self._check_values:
+                _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._num_threads))
         self._count(tensor.num_bytes)
         return matrix
 

@@ -27,17 +27,20 @@ CHUNK_WEIGHTS = 1 << 15  # decoded at once: temporary arrays stay in the cache, 
 ARRAY_TYPES = {"I8": "i1", "U8": "u1", "F8_E4M3": "u1", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
 
 
-def read_weight(stored: StoredWeight, dtype: torch.dtype, first: int = 0, count: int | None = None) -> Tensor:
+def read_weight(
+    stored: StoredWeight, dtype: torch.dtype, first: int = 0, count: int | None = None, num_threads: int = 1
+) -> Tensor:
     """Read entries first .. first + count - 1 of a weight's first axis into new memory; without `count`, to the end.
 
-    Quantized weights are decoded to `dtype`; others keep the type that they are stored in. Raises CheckpointError.
+    Quantized weights are decoded to `dtype`, by `num_threads` threads; others keep the type that they are stored in.
+    Raises CheckpointError.
     """
     count = stored.shape[0] - first if count is None else count
     if isinstance(stored, PackedMatrix):
-        parts = {name: _array(tensor) for name, tensor in stored.parts.items()}
-        return _decoded(*stored.shape, dtype, row_decoder(stored, parts))[first : first + count]
+        decode = row_decoder(stored, read_parts(stored))
+        return _decoded(*stored.shape, dtype, decode, num_threads)[first : first + count]
     if stored.dtype not in DTYPES:
-        return decode_matrix(read_block_matrix(stored, first, count), dtype)
+        return decode_matrix(read_block_matrix(stored, first, count), dtype, num_threads)
     weight = read_bytes(stored, first, count).view(DTYPES[stored.dtype]).view(count, *stored.shape[1:])
     return in_rotary_order(weight, stored.interleaved_heads) if stored.interleaved_heads else weight
 
@@ -51,7 +54,7 @@ def read_block_matrix(stored: StoredTensor, first: int = 0, count: int | None = 
     )
 
 
-def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype) -> Tensor:
+def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype, num_threads: int) -> Tensor:
     """Decode a matrix in blocks of any GGUF type: [O, D] of `dtype`."""
     block_type, rows = BY_NAME[matrix.format], matrix.blocks.numpy()
     num_inputs = rows.shape[1] // block_type.block_bytes * block_type.block_len
@@ -60,7 +63,12 @@ def decode_matrix(matrix: BlockMatrix, dtype: torch.dtype) -> Tensor:
         blocks = rows[first:last].reshape(-1, block_type.block_bytes)
         return decode_blocks(matrix.format, blocks).reshape(-1, num_inputs)
 
-    return _decoded(len(rows), num_inputs, dtype, decode)
+    return _decoded(len(rows), num_inputs, dtype, decode, num_threads)
+
+
+def read_parts(matrix: PackedMatrix) -> dict[str, NDArray[Any]]:
+    """Read the parts of a quantized matrix. Raises CheckpointError."""
+    return {name: _array(tensor) for name, tensor in matrix.parts.items()}
 
 
 def _array(tensor: StoredTensor) -> NDArray[Any]:
@@ -106,7 +114,7 @@ def _fill(file: FileIO, content: memoryview) -> bool:
     return True
 
 
-def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeRows) -> Tensor:
+def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeRows, num_threads: int) -> Tensor:
     """Decode a matrix in parts, in parallel: [O, D] of `dtype`."""
     weight = empty(num_rows * num_inputs, dtype).view(num_rows, num_inputs)
     step = max(ROW_STEP, CHUNK_WEIGHTS // num_inputs // ROW_STEP * ROW_STEP)
@@ -114,6 +122,6 @@ def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeR
     def fill(first: int) -> None:
         weight[first : first + step] = torch.from_numpy(decode(first, min(first + step, num_rows)))
 
-    with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
         list(threads.map(fill, range(0, num_rows, step)))
     return weight

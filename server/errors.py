@@ -262,6 +262,17 @@ def constraints_full(retry_after_s: float) -> ApiError:
     return _budget_full("biases, allowed tokens and bad words", "constraints_full", retry_after_s)
 
 
+def text_queue_full(retry_after_s: float) -> ApiError:
+    """Too many long texts and bodies wait to be parsed, rendered or tokenized."""
+    return ApiError(
+        "Too many long texts wait to be processed; try again after the time in Retry-After.",
+        status=429,
+        type="rate_limit_error",
+        code="text_queue_full",
+        headers=_retry_after(retry_after_s),
+    )
+
+
 def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:
     return ApiError(
         f"The memory for {what} is full; try again after the time in Retry-After.",

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import model
-from server.model_stores import CONFIGS, FoundModel, ModelStores, found_models, hub_snapshot, with_tag
+from server.model_stores import CONFIGS, FoundModel, ModelStores, found_models, gguf_files, hub_snapshot, with_tag
 
 DEMO_NAME = "smoe-demo"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -27,7 +27,7 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
         return _demo_dir()
     path = Path(name).expanduser()
     if path.is_dir():
-        return path.resolve()
+        return _only_gguf_file(path) or path.resolve()
     if path.is_file():
         return path.absolute()  # not resolved: the parts of a model are found by name, and a link may have another
     tagged = TAGGED.fullmatch(name)
@@ -54,6 +54,16 @@ def model_id(name: str | None) -> str:
 def _demo_dir() -> Path:
     (package_dir,) = model.__path__
     return Path(package_dir).resolve() / "demo"
+
+
+def _only_gguf_file(folder: Path) -> Path | None:
+    """Return the GGUF file of a folder without a config; None if the folder is a checkpoint itself, or has none."""
+    if any((folder / config).exists() for config in CONFIGS):
+        return None
+    files = gguf_files(folder)
+    if len(files) > 1:
+        raise ModelNotFoundError(f"{folder}: has {len(files)} GGUF files; name one, such as {files[0]}")
+    return files[0].absolute() if files else None
 
 
 def _repository(name: str, stores: ModelStores) -> Path:

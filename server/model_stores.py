@@ -74,10 +74,16 @@ def _models_of_folder(name: str, folder: Path, store: str) -> Iterator[FoundMode
     """Yield a folder with a config as one model, and each of its GGUF files with its tag."""
     if any((folder / config).is_file() for config in CONFIGS):
         yield FoundModel(name, folder, store)
-    files = [file for file in _entries(folder, "**/*.gguf") if not LATER_PART.search(file.name)]
+    files = gguf_files(folder)
     tags = [tag_of(file) for file in files]
     for file, tag in zip(files, tags, strict=True):
         yield FoundModel(f"{name}:{tag if tags.count(tag) == 1 else file.stem}", file, store)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """Return the GGUF files in a folder and its subfolders, of split ones the first part."""
+    found = [*_entries(folder, "*.gguf"), *_entries(folder, "*/*.gguf")]
+    return [file for file in found if not LATER_PART.search(file.name)]
 
 
 def tag_of(file: Path) -> str:

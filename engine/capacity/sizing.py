@@ -17,7 +17,7 @@ SHARE_OF_FREE_MEMORY = 0.5  # of the memory left after the weights, unless the u
 DEFAULT_GPU_BUDGET = 2048
 MAX_CPU_BUDGET = 2048
 MIN_CPU_BUDGET = 32
-BLOCKS = "GGUF blocks"  # the format of weights that stay as a GGUF file stores them
+BLOCKS = "own blocks"  # the format of weights that stay quantized as they are stored
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}  # of each served dtype
 EXAMPLE_LENGTHS = (512, 4096, 32768)  # tokens; lengths for which a memory plan shows the capacity
 

@@ -2,14 +2,12 @@
 
 After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 2: the waiting tenant with the
 lowest counter goes next. When a tenant comes back to the queue, its counter is raised to the lowest counter of those in
-the queue, so that no tenant saves up service. With the paper's weights, the counters of two tenants that both wait all
-the time never differ by more than 2 max(longest prompt, 2 * positions that the KV pool holds).
+the queue, so that no tenant saves up service. With the paper's weights (plain requests), the counters of two tenants
+that both wait all the time never differ by more than 2 max(longest prompt, 2 * positions that the KV pool holds).
 """
 
 from collections import Counter, defaultdict
 from math import inf
-
-PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # per computed prompt token, per generated token
 
 
 class FairShare:
@@ -31,12 +29,9 @@ class FairShare:
         """Return whether the tenant's next request must wait until one of its running requests ends."""
         return self._num_running[tenant] >= self._max_running_each
 
-    def charge_prompt(self, tenant: int, num_tokens: int) -> None:
-        self._served[tenant] += PROMPT_WEIGHT * num_tokens
-
-    def charge_output(self, tenant: int) -> None:
-        """Charge one generated token: called for each request of each step."""
-        self._served[tenant] += OUTPUT_WEIGHT
+    def charge(self, tenant: int, cost: int) -> None:
+        """Add to the tenant's counter; see engine/scheduling/request_cost.py. Called for each request of each step."""
+        self._served[tenant] += cost
 
     def on_queued(self, tenant: int) -> None:
         """Count a request that joined the queue. O(waiting tenants) if the tenant had no request there, else O(1)."""

@@ -13,6 +13,7 @@ from engine.scheduling.active_requests import ActiveRequests
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.fairness import FairShare
+from engine.scheduling.request_cost import prompt_cost
 from engine.scheduling.request_outputs import final_output
 from engine.scheduling.sequence import Matcher, Sequence, Status
 from engine.scheduling.step_commit import StepCommitter
@@ -168,7 +169,7 @@ class Scheduler:
             step.num_prefix_hits += sequence.num_computed
             step.num_prefix_queries += sequence.num_prompt_tokens if sequence.reads_prefix_cache else 0
             num_new = sequence.num_prompt_tokens - sequence.num_cached_tokens
-            self.fair_share.charge_prompt(sequence.tenant, num_new)
+            self.fair_share.charge(sequence.tenant, prompt_cost(sequence.request, num_new))
         self._schedule(step, sequence, sequence.num_to_schedule)
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from engine.scheduling.block_hash import BlockHash, child_hash, root_hash
 from engine.scheduling.expert_usage import ExpertUsage
+from engine.scheduling.request_cost import output_cost
 from engine.types import Request, Timing, TokenLogprobs
 
 
@@ -43,6 +44,7 @@ class Sequence:
         self.order = order  # (priority, arrival): place among the requests of its tenant, lowest first
         self.place = 0  # in the scheduling order of all tenants, lowest first; known once admitted
         self.tenant = request.tenant
+        self.output_cost = output_cost(request)  # of each generated token, for the tenant's share
         self.cache_tenant: int | None = None  # the only tenant that finds its cached blocks; None: all tenants
         self.max_generated = max_generated  # max_tokens, or fewer if the context is shorter
         self.status = Status.WAITING

@@ -81,7 +81,7 @@ class StepCommitter:
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
         sequence.token_ids.append(sampled.token_id)
-        self._fair_share.charge_output(sequence.tenant)
+        self._fair_share.charge(sequence.tenant, sequence.output_cost)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
         reason, stop_token_id = finish_reason(sequence, sampled.token_id, self._eos_token_ids)

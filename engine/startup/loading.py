@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.capacity.host_resources import num_cores
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
@@ -104,6 +105,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
             backend.ops,
             lambda done, total: on_progress("weights", done, total),
             check_values=config.verify,
+            num_threads=config.threads or num_cores(),
         )
     if identify(stored.values()) != identity:
         raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")

@@ -25,6 +25,10 @@ class StoredTensor:
     interleaved_heads: int = 0
 
 
+GROUPED_KINDS = ("awq", "gptq", "compressed-tensors")  # whose weights are scale * (code - zero)
+GROUP_SIZES = (128, 64, 32)  # of the block formats with 4-bit groups
+
+
 @dataclass(frozen=True)
 class PackedEncoding:
     """Encoding of a matrix that several tensors of safetensors files hold together."""
@@ -34,6 +38,7 @@ class PackedEncoding:
     group_size: int = 0  # inputs that share a scale; 0: all inputs of an output do
     has_zeros: bool = True  # the file's zero points count; else zero is the middle of the codes
     zero_offset: int = 0  # added to a stored zero point: 1 in GPTQ files of version 1
+    is_ordered: bool = True  # each group is a run of inputs (no act-order)
     block_rows: int = 0  # outputs that share a scale, where outputs do too (FP8 in blocks)
 
     def __str__(self) -> str:
@@ -57,8 +62,16 @@ class PackedMatrix:
 
     @property
     def dtype(self) -> str:
-        """Name of the encoding, for messages and sizes."""
-        return str(self.encoding)
+        """Name of the format: a block format of model/ops/weights.py, or the encoding for messages.
+
+        Larger groups, up to a whole row, become several groups of 128 with the same scale.
+        """
+        encoding, size = self.encoding, self.encoding.group_size or self.shape[1]
+        is_ordered = encoding.is_ordered and "weight_g_idx" not in self.parts
+        fitting = next((numbers for numbers in GROUP_SIZES if size % numbers == 0), 0)
+        if encoding.kind in GROUPED_KINDS and encoding.bits == 4 and fitting and (is_ordered or size == self.shape[1]):
+            return f"INT4_G{fitting}"
+        return str(encoding)
 
     @property
     def num_bytes(self) -> int:

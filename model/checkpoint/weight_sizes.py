@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from model.checkpoint.gguf.block_types import BY_NAME
-from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
+from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
@@ -16,6 +16,7 @@ GROUP = 32  # inputs that share an int4 scale
 AS_STORED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL")
 PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in AS_STORED}
 PACKED_BLOCKS |= {"Q3_K": 114, "Q4_K": 148, "Q5_K": 180, "IQ4_XS": 138}
+PACKED_BLOCKS |= {"INT4_G32": 21, "INT4_G64": 37, "INT4_G128": 69}  # of AWQ, GPTQ and compressed-tensors
 EXPERT = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)\d+(\.w[123]\.weight)")
 
 
@@ -70,9 +71,9 @@ def _group(name: str) -> str:
     return EXPERT.sub(r"\1*\2", name)
 
 
-def _packed_bytes(tensor: StoredWeight) -> int:
-    assert isinstance(tensor, StoredTensor)
-    return tensor.num_bytes // BY_NAME[tensor.dtype].block_bytes * PACKED_BLOCKS[tensor.dtype]
+def _packed_bytes(weight: StoredWeight) -> int:
+    block_len = BY_NAME[weight.dtype].block_len if weight.dtype in BY_NAME else int(weight.dtype.removeprefix("INT4_G"))
+    return math.prod(weight.shape) // block_len * PACKED_BLOCKS[weight.dtype]
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:

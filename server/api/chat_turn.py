@@ -112,10 +112,12 @@ async def render_prompt(
         )
         return prepared, repairs
 
-    heavy = _num_chars(conversation) > INLINE_CHARS
-    prepared, repairs = await off_loop(prepare, heavy=heavy)
-    text = await render_text_of(template, prepared, texts.sandbox, heavy=heavy, tenant=tenant)
-    token_ids = await off_loop(lambda: template.encode(prepared, text), heavy=heavy or len(text) > INLINE_CHARS)
+    size = _num_chars(conversation)
+    prepared, repairs = await state.heavy_work.run(prepare, size=size, tenant=tenant)
+    text = await render_text_of(template, prepared, texts.sandbox, heavy=size > INLINE_CHARS, tenant=tenant)
+    token_ids = await state.heavy_work.run(
+        lambda: template.encode(prepared, text), size=max(size, len(text)), tenant=tenant
+    )
     return token_ids, {REPAIRED_HEADER: ", ".join(repairs)} if repairs else {}
 
 

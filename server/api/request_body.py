@@ -6,8 +6,7 @@ from typing import TypeVar
 from starlette.requests import Request as HttpRequest
 
 from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
-from server.event_loop import INLINE_CHARS, off_loop
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.schemas.validation import (
     MAX_UNKNOWN_FIELDS,
     UNPRINTABLE,
@@ -32,7 +31,9 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
     _check_headers(http)
     state = state_of(http)
     body = await http.body()
-    request, ignored = await off_loop(lambda: _parsed(body, model_class), heavy=len(body) > INLINE_CHARS)
+    request, ignored = await state.heavy_work.run(
+        lambda: _parsed(body, model_class), size=len(body), tenant=tenant_of(http)
+    )
     if not state.by_priority and "priority" in request.model_fields_set:
         ignored.append("priority")
     if ignored and state.strict_params:

@@ -1,16 +1,19 @@
 """Queries about expert usage that wait for the engine's reply. Equal queries share one reply.
 
-To count over a window takes the engine's time from its steps, so that reply is also kept for callers that ask later.
+The engine gets one query at a time, and rests between two of them, so that reports take a bounded share of its time. To
+count over a window takes the engine's time from its steps, so that reply is also kept for callers that ask later.
 """
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from engine.messages import ExpertsQuery, ExpertsReply
 from engine.types import ExpertReport
 from server.engine_client.output_collector import EngineDied
 
+SHARE = 0.1  # most of the engine's time that reports may take
 KEEP_S = 1.0  # a reply about a window is given to all callers for this long
 
 Question = tuple[float | None, bool]  # window_s and reset of ExpertsQuery
@@ -26,6 +29,9 @@ class ExpertQueries:
         self._replies: dict[Question, asyncio.Future[ExpertReport]] = {}
         self._questions: dict[int, Question] = {}  # by query id
         self._last_query_id = 0
+        self._queue: deque[Question] = deque()  # not sent yet
+        self._rest_until_s = 0.0  # no query is sent before
+        self._timer: asyncio.TimerHandle | None = None
 
     async def ask(self, window_s: float | None, *, reset: bool) -> ExpertReport:
         """Return the report on the last `window_s` seconds, or since the last reset. Raises EngineDied.
@@ -37,10 +43,26 @@ class ExpertQueries:
         question = window_s, reset
         if question not in self._replies:
             self._replies[question] = asyncio.get_running_loop().create_future()
-            self._last_query_id += 1
-            self._questions[self._last_query_id] = question
-            self._send(ExpertsQuery(self._last_query_id, window_s, reset))
+            self._queue.append(question)
+            self._send_next()
         return await asyncio.shield(self._replies[question])
+
+    def _send_next(self) -> None:
+        """Send the next query, unless the engine works on one or rests; then it is sent later."""
+        if self._questions or self._timer is not None or not self._queue:
+            return
+        rest_s = self._rest_until_s - self._clock()
+        if rest_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(rest_s, self._end_rest)
+            return
+        question = self._queue.popleft()
+        self._last_query_id += 1
+        self._questions[self._last_query_id] = question
+        self._send(ExpertsQuery(self._last_query_id, *question))
+
+    def _end_rest(self) -> None:
+        self._timer = None
+        self._send_next()
 
     def resolve(self, reply: ExpertsReply) -> None:
         """Give the engine's reply to all callers that wait for it."""
@@ -51,6 +73,8 @@ class ExpertQueries:
         elif window_s is not None:
             self._kept[window_s] = self._clock(), reply.report
         self._replies.pop(question).set_result(reply.report)
+        self._rest_until_s = self._clock() + reply.engine_s * (1 - SHARE) / SHARE
+        self._send_next()
 
     def fail(self, reason: str) -> None:
         """Raise EngineDied(reason) in all waiting callers."""
@@ -59,6 +83,10 @@ class ExpertQueries:
             reply.exception()  # marks it as retrieved: all callers may have been cancelled
         self._replies.clear()
         self._questions.clear()
+        self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._kept.clear()
 
     def _kept_report(self, window_s: float) -> ExpertReport | None:

@@ -12,7 +12,6 @@ from engine.messages import Ready
 from engine.token_constraints import TokenConstraints
 from engine.types import Request, SamplingParams
 from server.errors import ApiError, invalid_value, unsupported_parameter
-from server.event_loop import off_loop
 from server.generation.choice import Choice, StopConditions
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
 from server.generation.reply_size import limit_reply
@@ -29,6 +28,7 @@ from server.structured_output.constraints import CompiledGrammar, grammar_too_la
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
+CHARS_OF_A_WORD = 1024  # a bad word is tokenized in several spellings
 JOBS_PER_TURN = 32  # choices that are prepared in one turn of the event loop: about 1 ms
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
@@ -133,7 +133,9 @@ class JobBuilder:
     async def _constraints(self, num_choices: int) -> TokenConstraints:
         """Return the constraints of each choice. Raises ApiError 400."""
         words = self.request.bad_words
-        bad_words = await off_loop(lambda: self.texts.tokenizer.encode_words(words), heavy=bool(words))
+        bad_words = await self.state.heavy_work.run(
+            lambda: self.texts.tokenizer.encode_words(words), size=CHARS_OF_A_WORD * len(words), tenant=self.tenant
+        )
         check_bad_words(self.request, bad_words)
         check_listed_ids(self.request, bad_words, num_choices)
         return packed_constraints(self.request, bad_words)
@@ -162,6 +164,7 @@ class JobBuilder:
             cache_salt=request.cache_salt,
             arrival_s=self.arrival_s,
             tenant=self.tenant,
+            overhead_tokens=self.state.heavy_work.pop_owed_tokens(self.tenant),
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,

@@ -14,6 +14,7 @@ from engine.types import ExpertReport, Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.errors import model_not_found, queue_full, unavailable
 from server.fairness.byte_budget import ByteBudget
+from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
@@ -89,6 +90,11 @@ class ServerState:
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
     num_tenants: int = 1
     memory: MemoryMonitor | None = None
+
+    @cached_property
+    def heavy_work(self) -> HeavyWork:
+        """Runs long work on texts and JSON."""
+        return HeavyWork(self.num_tenants)
 
     @cached_property
     def admission(self) -> Admission:

@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -48,6 +49,7 @@ from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
+from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -56,6 +58,7 @@ from server.tokenizer.tokenizer import TokenizerError
 
 FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
+SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
@@ -67,6 +70,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
+    sys.setswitchinterval(SWITCH_S)
     open_standard_streams()
     inherited = Inheritance()
     try:
@@ -135,7 +139,7 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
-        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)))
+        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)), limits=limits_within(limit_bytes))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client,

@@ -5,6 +5,7 @@ several kinds of values has a row for each kind, named after a dot. The rows are
 parameter needs a row.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -299,8 +300,7 @@ async def submitted(fields: dict[str, Any]) -> Request:
     engine = FakeEngine(saying("a"))
     state = state_around(engine)
     assert state.texts is not None
-    texts = type(state.texts)(tokenizer(), ChatTemplate(TEMPLATE, tokenizer()), state.texts.defaults)
-    state.texts = texts
+    state.texts = dataclasses.replace(state.texts, chat_template=ChatTemplate(TEMPLATE, tokenizer()))
     async with client_of(state) as client:
         response = await client.post(CHAT, json={"model": FAKE_MODEL, "messages": TURNS[:1], **fields})
         assert response.status_code == 200, response.text

@@ -132,9 +132,9 @@ def test_an_expert_is_dropped_before_the_next_is_read(tmp_path: Path, monkeypatc
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most_alive = 0
 
-    def watched(tensor: StoredTensor, dtype: torch.dtype, first: int, count: int) -> Tensor:
+    def watched(tensor: StoredTensor, dtype: torch.dtype, first: int, count: int, num_threads: int) -> Tensor:
         nonlocal most_alive
-        weight = read_weight(tensor, dtype, first, count)
+        weight = read_weight(tensor, dtype, first, count, num_threads)
         if re.search(r"experts\.\d+\.w[13]", tensor.name):
             alive.add(weight)
             most_alive = max(most_alive, len(alive))

@@ -29,6 +29,17 @@ def test_a_file_is_named_after_itself_without_its_suffix(tmp_path: Path) -> None
     assert model_id(str(file)) == "mixtral.Q4_K_M"
 
 
+def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a-00001-of-00002.gguf").touch()
+    (tmp_path / "a-00002-of-00002.gguf").touch()
+    assert locate_model(str(tmp_path), ModelStores(tmp_path)) == tmp_path / "a-00001-of-00002.gguf"
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ModelNotFoundError, match=r"has 2 GGUF files; name one, such as \S+a-00001-of-00002\.gguf"):
+        locate_model(str(tmp_path), ModelStores(tmp_path))
+    (tmp_path / "config.json").touch()
+    assert locate_model(str(tmp_path), ModelStores(tmp_path)) == tmp_path
+
+
 def test_a_repository_is_found_in_the_hub_cache(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--name"
     (folder / "refs").mkdir(parents=True)

@@ -5,6 +5,7 @@ groups of inputs that share a scale, r the outputs decoded at once.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,22 +26,45 @@ ROW_STEP = 8  # first outputs are multiples of it: an AWQ word holds 8 outputs
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # which 4 bits of a word belong to outputs 0 .. 7
 
 
+@dataclass(frozen=True)
+class CodesInGroups:
+    """A matrix whose weights are scale * (code - zero), with a scale and a zero for each group of inputs."""
+
+    codes_of: Callable[[int, int], Bytes]  # first and last output (exclusive) -> [r, D]
+    zeros: Floats  # [O, G], whole numbers
+    scales: Floats  # [O, G]
+    groups: Indices | None  # [D] group of each input; None: runs of inputs, in order
+
+
 def row_decoder(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
     """Return the decoder of a matrix. Raises CheckpointError for parts that contradict each other."""
-    bias = parts.get("bias")
-    if bias is not None and np.any(bias):
-        raise _error(matrix, "bias", "is not zero; networks with biases are not supported")
+    if matrix.encoding.kind in GROUPED:
+        return _scaled(_grouped(matrix, parts))
     return DECODERS[matrix.encoding.kind](matrix, parts)
 
 
-def _awq(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
+def codes_in_groups(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
+    """Return the codes of a matrix of a kind in GROUPED. Raises CheckpointError if its groups are out of order."""
+    found = _grouped(matrix, parts)
+    if found.groups is not None:
+        raise _error(matrix, "g_idx", "is not in order, but config.json has no desc_act; set it to true there")
+    return found
+
+
+def _grouped(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
+    bias = parts.get("bias")
+    if bias is not None and np.any(bias):
+        raise _error(matrix, "bias", "is not zero; networks with biases are not supported")
+    return GROUPED[matrix.encoding.kind](matrix, parts)
+
+
+def _awq(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     words = np.ascontiguousarray(_words(parts["qweight"]).T)  # [O / 8, D]
     zeros = _awq_codes(np.ascontiguousarray(_words(parts["qzeros"]).T))  # [O, G]
-    return _scaled(
+    return CodesInGroups(
         lambda first, last: _awq_codes(words[first // 8 : -(-last // 8)]),
         zeros.astype(np.float32),
         np.ascontiguousarray(parts["scales"].T),
-        matrix,
         None,
     )
 
@@ -51,23 +75,22 @@ def _awq_codes(words: NDArray[np.uint32]) -> Bytes:
     return (words[:, None, :] >> shifts[:, None] & 15).astype(np.uint8).reshape(-1, words.shape[1])
 
 
-def _gptq(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
+def _gptq(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     encoding = matrix.encoding
     packed = np.ascontiguousarray(_words(parts["qweight"]).T).view(np.uint8)  # [O, D bits / 8]
     zeros = _unpacked(_words(parts["qzeros"]).view(np.uint8), encoding.bits).T.astype(np.float32)  # [O, G]
     zeros += encoding.zero_offset
     if not encoding.has_zeros:
         zeros = np.full_like(zeros, 1 << (encoding.bits - 1))
-    return _scaled(
+    return CodesInGroups(
         lambda first, last: _unpacked(packed[first:last], encoding.bits),
         np.ascontiguousarray(zeros),
         np.ascontiguousarray(parts["scales"].T),
-        matrix,
         _groups_of_inputs(matrix, parts, "g_idx"),
     )
 
 
-def _compressed_tensors(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
+def _compressed_tensors(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     """Decode codes and zero points; both are stored with the same offset, which cancels out."""
     bits = matrix.encoding.bits
     if tuple(parts["weight_shape"].tolist()) != matrix.shape:
@@ -77,11 +100,10 @@ def _compressed_tensors(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
     if "weight_zero_point" in parts:
         words = np.ascontiguousarray(_words(parts["weight_zero_point"]).T)  # [G, O bits / 32]
         zeros = np.ascontiguousarray(_unpacked(words.view(np.uint8), bits).T.astype(np.float32))
-    return _scaled(
+    return CodesInGroups(
         lambda first, last: _unpacked(packed[first:last], bits),
         zeros,
         _floats(parts["weight_scale"]),
-        matrix,
         _groups_of_inputs(matrix, parts, "weight_g_idx"),
     )
 
@@ -149,15 +171,13 @@ def _bitsandbytes_scales(matrix: PackedMatrix, parts: Parts) -> Floats:
     return nested
 
 
-def _scaled(
-    codes_of: Callable[[int, int], Bytes], zeros: Floats, scales: Array, matrix: PackedMatrix, groups: Indices | None
-) -> DecodeRows:
-    """Return a decoder of scale * (code - zero). `zeros`, `scales`: [O, G]; `groups` [D], unless they are in order."""
+def _scaled(found: CodesInGroups) -> DecodeRows:
+    """Return a decoder of scale * (code - zero)."""
 
     def decode(first: int, last: int) -> Floats:
-        codes, zero, scale = codes_of(first, last), zeros[first:last], scales[first:last]
-        if groups is not None:
-            weights = (codes - zero[:, groups]) * scale[:, groups]
+        codes, zero, scale = found.codes_of(first, last), found.zeros[first:last], found.scales[first:last]
+        if found.groups is not None:
+            weights = (codes - zero[:, found.groups]) * scale[:, found.groups]
         else:
             wide = codes.reshape(*zero.shape, -1)  # [r, G, D / G]
             weights = np.subtract(wide, zero[..., None], dtype=np.float32)
@@ -214,10 +234,12 @@ def _fp8_values() -> Floats:
 
 
 FP8_VALUES = _fp8_values()
-DECODERS: dict[str, Callable[[PackedMatrix, Parts], DecodeRows]] = {
+GROUPED: dict[str, Callable[[PackedMatrix, Parts], CodesInGroups]] = {
     "awq": _awq,
     "gptq": _gptq,
     "compressed-tensors": _compressed_tensors,
+}
+DECODERS: dict[str, Callable[[PackedMatrix, Parts], DecodeRows]] = {
     "fp8": _one_byte,
     "int8": _one_byte,
     "fp8-blocks": _fp8_blocks,

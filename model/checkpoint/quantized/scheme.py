@@ -77,7 +77,8 @@ def _gptq(fields: JsonFields) -> PackedEncoding:
     if version not in ("gptq", "gptq_v2"):
         raise _refused(fields, "checkpoint_format", "use the GPTQ file that it was made from")
     offset = 1 if version == "gptq" else 0
-    return PackedEncoding("gptq", _bits(fields, (4, 8)), _group_size(fields), zero_offset=offset)
+    bits, group, is_ordered = _bits(fields, (4, 8)), _group_size(fields), not fields.flag("desc_act")
+    return PackedEncoding("gptq", bits, group, zero_offset=offset, is_ordered=is_ordered)
 
 
 def _auto_round(fields: JsonFields) -> PackedEncoding:

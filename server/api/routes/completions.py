@@ -12,7 +12,6 @@ from server.api.formats.reply import common_fields, respond
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
-from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Echo
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
@@ -53,8 +52,11 @@ async def completions(http: HttpRequest) -> Response:
 async def _prompts(request: CompletionRequest, builder: JobBuilder) -> list[Prompt]:
     """Tokenize the prompts, and make the texts that the reply repeats. Raises ApiError 400 for a reply too large."""
     tokenizer = builder.texts.tokenizer
-    heavy = sum(map(len, request.prompt_texts)) > INLINE_CHARS
-    encoded = await off_loop(lambda: [_ids(request, prompt, tokenizer) for prompt in request.prompt], heavy=heavy)
+    encoded = await builder.state.heavy_work.run(
+        lambda: [_ids(request, prompt, tokenizer) for prompt in request.prompt],
+        size=sum(map(len, request.prompt_texts)),
+        tenant=builder.tenant,
+    )
     ids_of = [truncated(token_ids, request) for token_ids in encoded]
     if not request.echo:
         return [Prompt(token_ids, is_continued=True) for token_ids in ids_of]

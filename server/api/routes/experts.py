@@ -15,14 +15,14 @@ from server.api.request_body import add_ignored_params
 from server.api.routes import READ
 from server.engine_client.output_collector import EngineDied
 from server.errors import ApiError, unavailable
-from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.admission import LOADING_RETRY_S
-from server.generation.state import ServerState, state_of
+from server.generation.state import ServerState, state_of, tenant_of
 from server.observability.expert_load import MIN_WINDOW_S, WINDOW_S, imbalance
 from server.schemas.validation import fit_for_header
 from server.tokenizer.tokenizer import Tokenizer
 
 NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")  # float() accepts more: nan, 1_0
+CHARS_OF_A_VALUE = 16  # a count takes as long to render as this many characters of a text
 WINDOW: Schema = {
     "name": "window",
     "in": "query",
@@ -49,7 +49,7 @@ async def experts(http: HttpRequest) -> Response:
     second old.
     """
     window_s = _window_s(http.query_params.get("window"))
-    response = await _counts(state_of(http), window_s)
+    response = await _counts(state_of(http), tenant_of(http), window_s)
     response.headers.update(add_ignored_params({}, fit_for_header(http.query_params.keys() - {"window"})))
     return response
 
@@ -60,7 +60,7 @@ async def experts(http: HttpRequest) -> Response:
 )
 async def reset(http: HttpRequest) -> Response:
     """Restart the counts, and reply with those of GET /experts from now on. The counters of /metrics do not restart."""
-    return await _counts(state_of(http), None, reset=True)
+    return await _counts(state_of(http), tenant_of(http), None, reset=True)
 
 
 def _window_s(text: str | None) -> float | None:
@@ -82,15 +82,17 @@ def _window_s(text: str | None) -> float | None:
     return float(math.ceil(seconds))
 
 
-async def _counts(state: ServerState, window_s: float | None, *, reset: bool = False) -> Response:
+async def _counts(state: ServerState, tenant: int, window_s: float | None, *, reset: bool = False) -> Response:
     _, texts = state.serving()
     try:
         report = await state.engine.experts(window_s, reset=reset)
     except EngineDied:
         raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
-    num_tokens = sum(len(top) for layer in report.layers for top in layer.top_tokens)
-    heavy = num_tokens > INLINE_CHARS
-    return JSONResponse(await off_loop(lambda: _body(report, window_s, texts.tokenizer), heavy=heavy))
+    num_values = sum(len(top) + len(layer.tokens) for layer in report.layers for top in layer.top_tokens)
+    body = await state.heavy_work.run(
+        lambda: _body(report, window_s, texts.tokenizer), size=CHARS_OF_A_VALUE * num_values, tenant=tenant
+    )
+    return JSONResponse(body)
 
 
 def _body(report: ExpertReport, window_s: float | None, tokenizer: Tokenizer) -> Mapping[str, object]:

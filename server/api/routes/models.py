@@ -38,14 +38,20 @@ async def model(http: HttpRequest, model_id: str) -> Response:
     return JSONResponse(_entry(state, model_id))
 
 
-def _entry(state: ServerState, name: str) -> dict[str, str | int | None]:
-    """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts."""
+def _entry(state: ServerState, name: str) -> dict[str, object]:
+    """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts.
+
+    `type` and `capabilities` are required by Mistral's client.
+    """
     ready = state.engine.ready
+    calls_tools = state.tool_emulation or (state.texts is not None and state.texts.chat_template.takes_tools)
     return {
         "id": name,
         "object": "model",
         "created": state.created_s,
         "owned_by": "smoe",
+        "type": "base",
+        "capabilities": {"completion_chat": True, "function_calling": calls_tools},
         "root": state.model_names[0],
         "max_model_len": ready.max_model_len if ready else None,
         "num_layers": ready.num_layers if ready else None,

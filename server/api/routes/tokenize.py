@@ -1,21 +1,24 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info: the checkpoint's tokenizer over HTTP."""
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from engine.messages import Ready
 from server.api.chat_turn import render_prompt
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import WITH_BODY, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
 from server.errors import ApiError
-from server.event_loop import INLINE_CHARS, off_loop
 from server.generation.prompt import check_prompt_chars
-from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
+from server.generation.state import ServerState, state_of, tenant_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
+from server.tokenizer.detokenizer import Detokenizer
 from server.tools.constraints import auto_tool_use
+
+IDS_PER_TURN = 4096  # ids that become text in one turn of the event loop: about 1 ms
 
 router = APIRouter()
 
@@ -35,24 +38,23 @@ async def tokenize(http: HttpRequest) -> Response:
     request, headers = await read_request(http, TokenizeRequest)
     state.served_name(request.model)
     ready, texts = state.serving()
-    tokens, repair_headers = await _tokens(request, state, ready, texts, tenant_of(http))
+    tokens, repair_headers = await _tokens(request, state, tenant_of(http))
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
     if request.return_token_strs:
         body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
     return JSONResponse(body, headers=headers | repair_headers)
 
 
-async def _tokens(
-    request: TokenizeRequest, state: ServerState, ready: Ready, texts: TextFrontend, tenant: int
-) -> tuple[list[int], dict[str, str]]:
+async def _tokens(request: TokenizeRequest, state: ServerState, tenant: int) -> tuple[list[int], dict[str, str]]:
+    ready, texts = state.serving()
     conversation = request.conversation
     if conversation is not None:
         check_prompt_chars(texts, ready, conversation.contents, "messages")
         return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools), tenant)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
-    heavy = len(prompt) > INLINE_CHARS
-    return await off_loop(lambda: texts.tokenizer.encode(prompt, request.add_special_tokens), heavy=heavy), {}
+    encode = partial(texts.tokenizer.encode, prompt, request.add_special_tokens)
+    return await state.heavy_work.run(encode, size=len(prompt), tenant=tenant), {}
 
 
 @router.post(
@@ -68,9 +70,12 @@ async def detokenize(http: HttpRequest) -> Response:
     if any(token_id >= ready.vocab_size for token_id in request.tokens):
         message = f"'tokens' has an id outside the vocabulary of {ready.vocab_size}."
         raise ApiError(message, param="tokens", code="integer_above_max_value")
-    tokens, skip = request.tokens, request.skip_special_tokens
-    prompt = await off_loop(lambda: texts.tokenizer.decode(tokens, skip), heavy=len(tokens) > INLINE_CHARS)
-    return JSONResponse({"prompt": prompt}, headers=headers)
+    decoder = Detokenizer(texts.tokenizer, request.skip_special_tokens)
+    pieces: list[str] = []
+    for first in range(0, len(request.tokens), IDS_PER_TURN):
+        await state.turns.next(tenant_of(http))
+        pieces.append(decoder.push(request.tokens[first : first + IDS_PER_TURN]))
+    return JSONResponse({"prompt": "".join([*pieces, decoder.finish()])}, headers=headers)
 
 
 @router.api_route(

@@ -85,7 +85,7 @@ def test_a_priority_orders_the_requests_of_its_tenant_only() -> None:
     popped = []
     for _ in sequences:
         popped.append(queue.pop())
-        queue.fair_share.charge_prompt(popped[-1].tenant, 5)
+        queue.fair_share.charge(popped[-1].tenant, 5)
     assert [sequence.request_id for sequence in popped] == [0, 2, 1]
 
 
@@ -103,8 +103,8 @@ def test_a_preempted_request_behind_an_urgent_one_of_its_tenant_does_not_lend_it
     queue = WaitingQueue()
     preempted, urgent, other = make_waiting(0), make_waiting(2, priority=LOWEST), make_waiting(1, tenant=1)
     preempted.num_preemptions = 1
-    queue.fair_share.charge_prompt(0, 5)
+    queue.fair_share.charge(0, 5)
     for sequence in (other, preempted, urgent):
         queue.push(sequence)
-    queue.fair_share.charge_prompt(0, 1)
+    queue.fair_share.charge(0, 1)
     assert [queue.pop() for _ in range(3)] == [other, urgent, preempted]

@@ -39,7 +39,7 @@ def test_models_of_all_stores_are_listed_with_their_fit(home: Path) -> None:
     big, small = listed["org/big"], listed["org/small-GGUF:Q8_0"]
     assert (big["store"], big["fits_as"], big["verdict"]) == ("Hugging Face", "int8", "fits with --quantization int8")
     assert big["stored_bytes"] == 93_405_585_408
-    assert (small["store"], small["fits_as"], small["verdict"]) == ("LM Studio", "GGUF blocks", "fits in GGUF blocks")
+    assert (small["store"], small["fits_as"], small["verdict"]) == ("LM Studio", "own blocks", "fits in own blocks")
     assert small["stored_bytes"] < (folder / "small.Q8_0.gguf").stat().st_size
     table = _models("--memory", "1GiB").stdout.splitlines()
     assert [line.split()[0] for line in table[:-1]] == [
@@ -48,7 +48,7 @@ def test_models_of_all_stores_are_listed_with_their_fit(home: Path) -> None:
         "org/small-GGUF:other.Q4_0",
         "org/small-GGUF:Q8_0",
     ]
-    assert table[0].endswith("does not fit") and "fits in GGUF blocks" in table[3]
+    assert table[0].endswith("does not fit") and "fits in own blocks" in table[3]
     assert all("not served: " in line and str(home) not in line for line in table[1:3])
 
 

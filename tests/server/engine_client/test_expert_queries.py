@@ -8,7 +8,7 @@ import pytest
 
 from engine.messages import ExpertsQuery, ExpertsReply
 from engine.types import ExpertReport
-from server.engine_client.expert_queries import KEEP_S, ExpertQueries
+from server.engine_client.expert_queries import KEEP_S, SHARE, ExpertQueries
 from server.engine_client.output_collector import EngineDied
 from tests.support.watched_engine import run, started
 
@@ -19,9 +19,10 @@ def test_equal_queries_share_one_message_and_later_ones_send_another() -> None:
         queries = ExpertQueries(sent.append)
         asks = [asyncio.create_task(queries.ask(window_s, reset=False)) for window_s in (None, 60.0, None)]
         await asyncio.sleep(0)
-        assert sent == [ExpertsQuery(1, None), ExpertsQuery(2, 60.0)]
-        queries.resolve(ExpertsReply(2, ExpertReport(2.0, [])))
+        assert sent == [ExpertsQuery(1, None)], "one at a time"
         queries.resolve(ExpertsReply(1, ExpertReport(1.0, [])))
+        assert sent[1:] == [ExpertsQuery(2, 60.0)]
+        queries.resolve(ExpertsReply(2, ExpertReport(2.0, [])))
         assert [report.since for report in await asyncio.gather(*asks)] == [1.0, 2.0, 1.0]
         late = asyncio.create_task(queries.ask(None, reset=False))
         await asyncio.sleep(0)
@@ -124,5 +125,36 @@ def test_a_query_to_a_dying_engine_fails() -> None:
                 await asked
             with pytest.raises(EngineDied):
                 await watched.client.experts(None)
+
+    run(scenario)
+
+
+def test_the_engine_rests_between_reports_so_that_they_take_a_share_of_its_time() -> None:
+    async def scenario() -> None:
+        now_s, sent = [100.0], []
+        queries = ExpertQueries(sent.append, lambda: now_s[0])
+        asks = [asyncio.create_task(queries.ask(window_s, reset=False)) for window_s in (1.0, 2.0)]
+        await asyncio.sleep(0)
+        queries.resolve(ExpertsReply(1, ExpertReport(1.0, []), engine_s=0.5))
+        assert len(sent) == 1 and queries._timer is not None
+        assert queries._rest_until_s == pytest.approx(100.0 + 0.5 * (1 - SHARE) / SHARE)
+        queries._timer.cancel()
+        now_s[0] = queries._rest_until_s
+        queries._end_rest()
+        assert sent[1:] == [ExpertsQuery(2, 2.0)]
+        queries.resolve(ExpertsReply(2, ExpertReport(2.0, [])))
+        await asyncio.gather(*asks)
+
+    run(scenario)
+
+
+def test_a_crash_ends_the_queries_that_were_not_sent_too() -> None:
+    async def scenario() -> None:
+        queries = ExpertQueries([].append)
+        asks = [asyncio.create_task(queries.ask(window_s, reset=False)) for window_s in (1.0, 2.0)]
+        await asyncio.sleep(0)
+        queries.fail("gone")
+        results = await asyncio.gather(*asks, return_exceptions=True)
+        assert [type(result) for result in results] == [EngineDied, EngineDied]
 
     run(scenario)

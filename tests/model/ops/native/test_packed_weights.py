@@ -10,7 +10,8 @@ from model.checkpoint.weight_sizes import PACKED_BLOCKS, weight_bytes
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import NativeExperts
 from model.ops.quantization import Quantization
-from tests.support.block_matrices import GGUF_FORMATS, random_blocks
+from model.ops.weights import BLOCK_SIZES
+from tests.support.block_matrices import random_blocks
 from tests.support.native_cases import ISAS, native
 
 KINDS: list[Quantization] = ["none", "int8", "int4"]
@@ -53,7 +54,7 @@ def test_full_panels_take_the_bytes_that_are_planned(kind: Quantization) -> None
     assert packed.w13.nbytes + packed.w2.nbytes == weight_bytes(stored, 4, kind)["ffn"]
 
 
-@pytest.mark.parametrize("block_format", GGUF_FORMATS)
+@pytest.mark.parametrize("block_format", BLOCK_SIZES)
 def test_full_panels_in_blocks_take_the_bytes_that_are_planned(block_format: str) -> None:
     name, (outputs, inputs) = "mlp.up_proj", (64, 512)
     matrix = random_blocks(block_format, outputs, inputs)
@@ -61,4 +62,4 @@ def test_full_panels_in_blocks_take_the_bytes_that_are_planned(block_format: str
     stored = {name: StoredTensor(Path("x"), name, block_format, (outputs, inputs), 0, matrix.blocks.nbytes)}
     stored["lm_head.weight"] = StoredTensor(Path("x"), "lm_head.weight", "F32", (1, 1), 0, 4)
     assert packed.matrices[0].panels.nbytes == weight_bytes(stored, 4, "none", PACKED_BLOCKS)["ffn"]
-    assert set(PACKED_BLOCKS) == set(GGUF_FORMATS)
+    assert set(PACKED_BLOCKS) == native(ISAS[0]).block_formats

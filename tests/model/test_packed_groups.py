@@ -1,0 +1,74 @@
+"""4-bit groups of AWQ, GPTQ and compressed-tensors are read into blocks with exactly the weights of their formats."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoint.checkpoint import read_config, read_stored_weights
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.headers import read_headers
+from model.checkpoint.stored_tensor import PackedEncoding, PackedMatrix
+from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
+from model.loader import load_model
+from model.ops.interface import packed_bytes
+from model.packed_groups import read_group_matrix
+from tests.support.block_matrices import decoded
+from tests.support.checkpoints import Shape, edit_config, random_model, save_in_layout
+from tests.support.native_cases import ISAS, native
+from tests.support.paged import CPU
+from tests.support.quantized_checkpoints import FORMATS, gptq, save_quantized
+
+SHAPE = Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=96)
+KEPT = [
+    *("AWQ", "GPTQ", "GPTQ v2", "GPTQ, one group", "AutoRound as GPTQ", "AutoRound as AWQ", "AutoRound"),
+    *("compressed-tensors", "compressed-tensors, zeros"),
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_in_layout(random_model(SHAPE), tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_groups_in_order_have_the_weights_of_their_format(name: str, plain: Path, tmp_path: Path) -> None:
+    """Others (8 bits, act-order, FP8, nf4, MLX) are decoded."""
+    weights = save_quantized(plain, tmp_path / "q", name)
+    config, _ = read_config(tmp_path / "q")
+    stored = read_stored_weights(tmp_path / "q", config)
+    kept = kept_in_blocks(stored, PACKED_BLOCKS)
+    assert bool(kept) == (name in KEPT)
+    for each in kept:
+        matrix = stored[each]
+        assert isinstance(matrix, PackedMatrix)
+        for threads in (1, 3):
+            blocks = read_group_matrix(matrix, matrix.dtype, threads)
+            assert torch.equal(decoded(blocks), weights[each].float())
+
+
+def test_loaded_groups_take_the_bytes_that_headers_promise(plain: Path, tmp_path: Path) -> None:
+    save_quantized(plain, tmp_path / "q", "AWQ")
+    ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "q")
+    stored = read_stored_weights(tmp_path / "q", config)
+    loaded = load_model(tmp_path / "q", config, torch.float32, CPU, ops, lambda done, total: None)
+    assert packed_bytes(loaded.weights) == sum(weight_bytes(stored, 4, "none", ops.block_formats).values())
+
+
+def test_groups_out_of_order_without_desc_act_are_refused_in_one_line(plain: Path, tmp_path: Path) -> None:
+    save_quantized(plain, tmp_path / "q", "GPTQ act-order")
+    edit_config(tmp_path / "q", quantization_config=FORMATS["GPTQ"].config)
+    config, _ = read_config(tmp_path / "q")
+    with pytest.raises(CheckpointError, match=r"g_idx is not in order, but config.json has no desc_act; set it to tr"):
+        load_model(tmp_path / "q", config, torch.float32, CPU, native(ISAS[-1]), lambda done, total: None)
+
+
+def test_a_group_of_256_becomes_two_with_the_same_scale(tmp_path: Path) -> None:
+    parts, weights = gptq(4, group=256)(np.random.default_rng(0), 40, 512)
+    save_file({f"x.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
+    stored = {name.removeprefix("x."): tensor for name, tensor in read_headers(tmp_path).items()}
+    matrix = PackedMatrix("x", (40, 512), PackedEncoding("gptq", 4, 256, zero_offset=1), stored)
+    assert matrix.dtype == "INT4_G128"
+    assert torch.equal(decoded(read_group_matrix(matrix, matrix.dtype, 1)), weights)
