@@ -41,7 +41,7 @@ FAST := $(call unless,slow $(LEFT_OUT))
 NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-full test-agents check lock clean
+.PHONY: help install serve test test-fast test-full test-agents check fuzz lock clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -65,6 +65,9 @@ test-full: $(INSTALLED_TEST)  ## every test at its full count
 
 test-agents: $(INSTALLED_AGENTS)  ## Claude Code, Codex and other coding agents against a server (npm, about 2 GB)
 	$(PYTEST) tests/agents/agents.py $(ARGS)
+
+fuzz: $(INSTALLED_FAST)  ## mutate the kept inputs of tests/fuzz, a minute for each target
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(INSTALLED_LINT)  ## format, lint and types
 	$(BIN)/ruff format --check .

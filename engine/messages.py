@@ -152,7 +152,13 @@ class FrameReader(Generic[Message]):
             end = start + LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(self._decoder.decode(memoryview(self._buffer)[start + LENGTH.size : end]))
+            messages.append(self._decode(memoryview(self._buffer)[start + LENGTH.size : end]))
             start = end
         del self._buffer[:start]
         return messages
+
+    def _decode(self, body: memoryview) -> Message:
+        try:
+            return self._decoder.decode(body)
+        except UnicodeDecodeError as error:  # msgspec's, of a message's name that is not UTF-8
+            raise msgspec.DecodeError(str(error)) from None

@@ -27,7 +27,7 @@ def run_profile_steps(model: Mixtral, num_rows: int, num_logits: int, block_size
         routing = _all_experts(model, num_rows) if is_routed and model.config.num_experts else None
         finite = torch.ones(num_rows, dtype=torch.bool, device=device)
         logits = model.forward(replace(batch, routing=routing, finite=finite), pool)
-        model.ops.sample(logits, _sampling_rows(len(logits), target, device))
+        model.ops.sample(logits, sampling_rows(len(logits), target, device))
 
 
 def _prompt(num_rows: int, num_logits: int, block_size: int, vocab_size: int, device: torch.device) -> ForwardBatch:
@@ -53,7 +53,7 @@ def _all_experts(model: Mixtral, num_rows: int) -> Routing:
     return Routing(torch.full((num_rows,), count, dtype=torch.int32, device=device), masks, mask_rows, ids)
 
 
-def _sampling_rows(num_rows: int, target: int, device: torch.device) -> SamplingRows:
+def sampling_rows(num_rows: int, target: int, device: torch.device) -> SamplingRows:
     """Sample every row with top_p and penalties, or score token `target`."""
     float_params = torch.ones(num_rows, len(FloatParam), device=device)
     float_params[:, FloatParam.TOP_P], float_params[:, FloatParam.MIN_P] = 0.9, 0.0

@@ -24,6 +24,7 @@ SLOW = (
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/test_mutated_headers.py",
     "tests/model/ops/native/test_block_formats.py",
+    "tests/fuzz",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
@@ -43,6 +44,7 @@ SLOW = (
     "tests/server/http/test_disconnect.py",
     "tests/server/http/test_protocol.py",
     "tests/server/lifecycle/restart/test_restart.py",
+    "tests/server/lifecycle/test_sandbox_of_the_server.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
     "tests/server/sandbox/test_pool.py",
@@ -63,8 +65,9 @@ assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
 
-# Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one for these.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
+# Triton's interpreter is chosen for a whole process: tests/model/ops/triton/test_interpreted.py starts one with
+# TRITON_INTERPRET=1 for these. With 0 they run on a GPU.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") in ("0", "1") else ["triton"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,10 +25,11 @@ MAX_README_LINES = 120
 # Flags of other programs that the pages name.
 FOREIGN_FLAGS = {
     *("--build", "--build-arg", "--init"),  # docker
-    *("--exclude", "--local-dir"),  # hf
+    *("--exclude", "--include", "--local-dir"),  # hf
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
+    *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
 }
@@ -38,7 +39,7 @@ PATH = re.compile(r"(?<![\w/.:*-])(?:(?:server|engine|model|tests|docs|deploy|\.
 FILE = re.compile(r"`([\w-]+\.(?:py|cpp|h|md|js))`")
 MODULE = re.compile(r"python -m ((?:tests|model|server|engine)[\w.]*)")
 CODE = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?<!from )(?<![\w/-])smoe ((?:bench )?[a-z]+)((?:[^`\n#|;&\\]|\\\n)*)")
+COMMAND = re.compile(r"(?<!from )(?<![\w/-])smoe ((?:bench )?[a-z]+(?:-[a-z]+)*)((?:[^`\n#|;&\\]|\\\n)*)")
 FLAG = re.compile(r"(?<![\w<-])--[a-z][a-z-]+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 from engine.engine import Engine
 from engine.errors import EngineConfigError
@@ -17,6 +17,7 @@ from model.ops.interface import packed_bytes
 
 WARM_UP_STEPS = 2
 DECODE_STEPS = 12
+COUNTED_STEPS = 4  # whose experts are counted, outside the measurement
 PREFILL_RUNS = 3
 
 
@@ -53,14 +54,15 @@ class Costs:
         skips_unread = isinstance(engine.loaded.runner.model, NativeMixtral)
         return cls(config, attention_bytes + packed_bytes(weights.head), expert_bytes, per_token, skips_unread)
 
-    def num_bytes(self, num_rows: int, num_visible: int) -> float:
-        """Return the bytes read by a step of `num_rows` rows that attend to `num_visible` positions in all."""
-        config = self.config
-        share = (
-            distinct_experts(config.num_experts, config.experts_per_token, num_rows) / config.num_experts
-            if config.num_experts
-            else 1.0
-        )
+    def num_bytes(self, num_rows: int, num_visible: int, num_chosen: float | None = None) -> float:
+        """Return the bytes read by a step of `num_rows` rows that attend to `num_visible` positions in all.
+
+        `num_chosen`: distinct experts that the rows chose, on average over the layers; None: those of random choices.
+        """
+        config, share = self.config, 1.0
+        if config.num_experts:
+            expected = distinct_experts(config.num_experts, config.experts_per_token, num_rows)
+            share = (expected if num_chosen is None else num_chosen) / config.num_experts
         return self.dense_bytes + self.expert_bytes * share + self.kv_bytes_per_token * num_visible
 
     def num_operations(self, num_rows: int, num_seen: int, num_logits: int) -> float:
@@ -90,9 +92,9 @@ class StepBench:
         """Measure decode steps of `batch` sequences with about `context` positions each."""
         window = self._costs.config.window
         for batch in batches:
-            seconds = self._decode_s(batch, context)
+            seconds, num_chosen = self._decode(batch, context)
             seen = batch * min(context, window or context)
-            yield self._step_time("decode", batch, context, seconds, batch, seen, seen)
+            yield self._step_time("decode", batch, context, seconds, batch, seen, seen, num_chosen)
 
     def prefill(self, lengths: Sequence[int]) -> Iterator[StepTime]:
         """Measure prompts of these lengths, each alone, in as many steps as the engine's token budget needs."""
@@ -103,9 +105,17 @@ class StepBench:
             yield self._step_time("prefill", 1, length, seconds, length, length, seen)
 
     def _step_time(
-        self, kind: str, batch: int, context: int, seconds: float, num_rows: int, num_visible: int, num_seen: int
+        self,
+        kind: str,
+        batch: int,
+        context: int,
+        seconds: float,
+        num_rows: int,
+        num_visible: int,
+        num_seen: int,
+        num_chosen: float | None = None,
     ) -> StepTime:
-        num_bytes = self._costs.num_bytes(num_rows, num_visible)
+        num_bytes = self._costs.num_bytes(num_rows, num_visible, num_chosen)
         operations = self._costs.num_operations(num_rows, num_seen, batch)
         return StepTime(
             kind=kind,
@@ -118,21 +128,33 @@ class StepBench:
             share=self._limits.now().limit_s(num_bytes, operations, self._arithmetic) / seconds,
         )
 
-    def _decode_s(self, batch: int, context: int) -> float:
-        """Return the median duration of a step after all prompts are computed."""
+    def _decode(self, batch: int, context: int) -> tuple[float, float | None]:
+        """Return the median duration of a step after all prompts are computed, and the experts that its rows chose."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
         # Prompts get the budget that decoding sequences leave. The first sequences decode during the last prompts.
         prefill_steps = batch * (1 + num_prompt // max(1, budget - batch))
-        num_tokens = WARM_UP_STEPS + DECODE_STEPS + prefill_steps
+        num_tokens = WARM_UP_STEPS + DECODE_STEPS + COUNTED_STEPS + prefill_steps
         self._check_capacity(batch, num_prompt + num_tokens)
         ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
         while (stats := self._engine.step().stats).num_prefill_tokens or stats.num_running < batch:
             assert self._engine.has_work(), "a sequence ended before the last one began"
         seconds = [self._step_s() for _ in range(WARM_UP_STEPS + DECODE_STEPS)]
+        num_chosen = self._num_chosen()
         for request_id in ids:
             self._engine.abort(request_id)
-        return median(seconds[WARM_UP_STEPS:])
+        return median(seconds[WARM_UP_STEPS:]), num_chosen
+
+    def _num_chosen(self) -> float | None:
+        """Return the distinct experts of a few more steps, on average over steps and layers; None without experts."""
+        experts = self._engine.experts
+        experts.pop_new_counts()
+        chosen = []
+        for _ in range(COUNTED_STEPS):
+            self._engine.step()
+            for layer in experts.pop_new_counts() or ():
+                chosen.append(sum(count > 0 for count in layer))
+        return mean(chosen) if chosen else None
 
     def _check_capacity(self, batch: int, length: int) -> None:
         """Raise EngineConfigError if a sequence would be preempted or wait during the measurement."""

@@ -135,10 +135,19 @@ def _moe(setting: Setting, rows: Sequence[int]) -> Iterator[Case]:
         routing = uniform_routing(config, count, setting.device)
         request = RoutingRequest(routing.experts_per_token, None, routing.expert_ids[0])
         calls = [lambda weight=weight, x=x, request=request: setting.ops.moe(x, weight, request) for weight in weights]
-        share = distinct_experts(config.num_experts, config.experts_per_token, count) / config.num_experts
+        share = _num_chosen(calls, request) / config.num_experts
         moved = size * share + 2 * count * config.dim * setting.number_bytes
         operations = 6.0 * count * config.experts_per_token * config.dim * config.hidden_dim
         yield Case("moe", count, calls, moved, operations, setting.arithmetic)
+
+
+def _num_chosen(calls: Calls, request: RoutingRequest) -> float:
+    """Make each call once; return how many distinct experts its rows choose, on average."""
+    total = 0
+    for call in calls:
+        call()
+        total += int((torch.bincount(request.expert_ids.flatten()) > 0).sum())
+    return total / len(calls)
 
 
 def _random_moe(setting: Setting) -> object:

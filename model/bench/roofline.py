@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from model.mixtral_cuda_graphs import CaptureError, CudaRecorder, GraphRecorder
 from model.ops.huge_pages import empty
 from model.ops.interface import Ops
 from model.ops.native.ops import NativeOps
@@ -38,14 +39,31 @@ class Roofline:
 def seconds_of(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
     """Return the time of one call: the median of NUM_ROUNDS rounds, each of at least MIN_ROUND_S.
 
-    A round makes all calls in turn. They do the same on different memory, so that no call finds its data in a cache.
+    A round makes all calls in turn. They do the same on different memory, so that no call finds its data in a cache. On
+    a GPU they are captured as one CUDA graph, which is replayed: launches by the host would take longer than kernels.
     """
+    num_calls = len(calls)
+    if device.type == "cuda":
+        calls = [captured(calls, CudaRecorder())]
     _timed(calls, 1, device)  # warms up
     repeats = 1
     while (elapsed := _timed(calls, repeats, device)) < MIN_ROUND_S:
         repeats = max(2 * repeats, int(repeats * MIN_ROUND_S / max(elapsed, 1e-6)))
     rounds = [elapsed, *(_timed(calls, repeats, device) for _ in range(NUM_ROUNDS - 1))]
-    return median(rounds) / (repeats * len(calls))
+    return median(rounds) / (repeats * num_calls)
+
+
+def captured(calls: Sequence[Callable[[], object]], recorder: GraphRecorder) -> Callable[[], object]:
+    """Return a function that makes all calls in turn: a graph, or the calls themselves if the capture fails."""
+
+    def all_calls() -> None:
+        for call in calls:
+            call()
+
+    try:
+        return recorder.record(all_calls)
+    except CaptureError:
+        return all_calls
 
 
 def _timed(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:

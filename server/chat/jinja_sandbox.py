@@ -85,7 +85,7 @@ class SandboxedTemplate:
             return bounded_join(self._template.generate({**variables, _BUDGET: RenderBudget(max_steps)}))
         except RecursionError:
             raise TemplateBudgetExceeded("it calls itself too deeply") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError) as error:
             raise TemplateError(type(error).__name__) from error
 
 

@@ -1,5 +1,7 @@
 """Load and render a checkpoint's chat template, which is untrusted: in the sandbox, or here as far as that is cheap."""
 
+import asyncio
+
 from server.chat.render_budget import INLINE_STEPS
 from server.chat.template import ChatTemplate, PreparedConversation, spellings_of_ends, text_of
 from server.chat.template_jobs import Rendered, TemplateProbe, compile_template, probe_template, render_text
@@ -27,7 +29,7 @@ async def load_template(source: str | None, tokenizer: Tokenizer, sandbox: Sandb
         raise TokenizerError("the chat template has a lone surrogate, which is not a character") from None
     try:
         probe = await sandbox.run(Job(probe_template, (source, *spellings_of_ends(tokenizer)), TemplateProbe))
-        template = ChatTemplate(source, tokenizer, probe)
+        template = await asyncio.to_thread(ChatTemplate, source, tokenizer, probe)
         await sandbox.prepare(TEMPLATE, compile_template, source)
     except SandboxError as end:
         raise TokenizerError(f"the chat template cannot be tried out: {end}") from None

@@ -40,6 +40,7 @@ class Exited(msgspec.Struct, frozen=True):
     worker_id: int
     status: int  # as os.waitstatus_to_exitcode returns it
     cpu_s: float  # of all its jobs
+    max_rss_bytes: int = 0
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class Reply(msgspec.Struct, frozen=True):
     cpu_s: float
     error: tuple[str, str] | None = None  # class and message of an exception
     retires: bool = False  # the worker ends: it has grown
+    max_rss_bytes: int = 0  # of the worker, up to now
 
 
 Command = Fork | Kill | Prepare

@@ -135,7 +135,8 @@ class ForkServerProcess:
             pid, status, usage = os.wait4(known_pid, os.WNOHANG)
             if pid:
                 del self._pids[worker_id]
-                self._send(Exited(worker_id, os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime))
+                code, cpu_s = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+                self._send(Exited(worker_id, code, cpu_s, usage.ru_maxrss * 1024))
 
     def _send(self, message: Exited) -> None:
         with contextlib.suppress(OSError):  # the pool is gone; the next read of the socket says so

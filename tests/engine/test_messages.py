@@ -37,7 +37,8 @@ def test_a_step_crosses_unchanged() -> None:
     assert reader.feed(encode_frame(step)) == [step]
 
 
-def test_an_invalid_body_is_rejected() -> None:
+@pytest.mark.parametrize("body", [b"\xc1", b"", b"\x81\xa4type\xa5Abor\xff"], ids=["type", "empty", "name"])
+def test_an_invalid_body_is_rejected(body: bytes) -> None:
     reader: FrameReader[ToEngine] = FrameReader(ToEngine)
     with pytest.raises(msgspec.DecodeError):
-        reader.feed(b"\x00\x00\x00\x01\xc1")
+        reader.feed(len(body).to_bytes(4, "big") + body)

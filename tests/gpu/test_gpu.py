@@ -20,8 +20,8 @@ from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from smoe import LocalEngine, SamplingParams
+from tests.support.attention_cases import Heads
 from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.native_cases import Heads
 from tests.support.paged import Running, make_batch
 
 GPU = torch.device("cuda")
@@ -90,7 +90,8 @@ def test_deterministic_logits_are_the_same_bits_alone_and_together_and_however_c
 def test_graphs_give_the_steps_as_they_are() -> None:
     model = _model(TritonOps(torch.bfloat16, deterministic=True))
     pools = [KvPool(CONFIG, 40, BLOCK_SIZE, "bfloat16", GPU) for _ in range(2)]
-    graphed = GraphedMixtral(model, pools[0], CudaRecorder())
+    graphed = GraphedMixtral(model, pools[0], CudaRecorder(), 8, 4)
+    graphed.capture_all()
     for num_rows in (5, 8, 3, 7):
         parts = [(Running([index + 1] * 20, [2 * index + 1, 2 * index + 2], 19), 1) for index in range(num_rows)]
         batch = _on_gpu(make_batch(parts, BLOCK_SIZE))

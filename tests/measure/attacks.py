@@ -138,7 +138,7 @@ def server_with(*, tls: bool) -> contextlib.AbstractContextManager[RunningServer
     flags = [flag for key in KEYS for flag in ("--api-key", key)]
     if tls:
         flags += [flag for name, path in TLS_FILES.items() for flag in (f"--{name.replace('_', '-')}", path)]
-    return start_server(*flags, scheme="https" if tls else "http")
+    return start_server(*flags)
 
 
 def run(shapes: list[Shape], seconds: float) -> Iterator[dict[str, Any]]:

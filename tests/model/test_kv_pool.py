@@ -8,7 +8,7 @@ import torch
 
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import CPU
 
 CONFIG = replace(Heads(32, 8, 128).config, num_layers=32)

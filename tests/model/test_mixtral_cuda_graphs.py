@@ -21,7 +21,7 @@ from model.mixtral_cuda_graphs import (
     buckets_for,
 )
 from model.ops.reference.ops import ReferenceOps
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import CPU, Running, make_batch
 
 BLOCK_SIZE, NUM_BLOCKS, TABLE_WIDTH = 4, 120, 20

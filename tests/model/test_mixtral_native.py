@@ -14,8 +14,9 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
+from tests.support.attention_cases import Heads
 from tests.support.block_matrices import random_block_model
-from tests.support.native_cases import DTYPES, ISAS, Heads, name_of, native
+from tests.support.native_cases import DTYPES, ISAS, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4

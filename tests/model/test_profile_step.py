@@ -10,7 +10,7 @@ from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
 from model.profile_step import run_profile_steps
 from model.sampling_batch import SampledRows, SamplingRows
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import CPU
 
 

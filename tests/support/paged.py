@@ -53,10 +53,12 @@ def teacher_forced(
     Blocks in front of the window are set back to NaN and replaced by the null block.
     """
     sizes = [-(-len(ids) // block_size) for ids in sequences]
-    pool = KvPool(model.config, sum(sizes) + 1, block_size, "float32", CPU)
+    pool = KvPool(model.config, sum(sizes) + 1, block_size, "float32", torch.get_default_device())
     pool.k.fill_(float("nan"))
     pool.v.fill_(float("nan"))
-    ids = (torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)) + 1).tolist()
+    ids = (
+        torch.randperm(sum(sizes), generator=torch.Generator(torch.get_default_device()).manual_seed(seed)) + 1
+    ).tolist()
     runs = [Running(tokens, [ids.pop() for _ in range(size)]) for tokens, size in zip(sequences, sizes, strict=True)]
     while any(run.num_computed < len(run.token_ids) for run in runs):
         parts = [

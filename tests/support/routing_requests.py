@@ -19,7 +19,7 @@ def routing_request(experts_per_token: list[int], allowed: Tensor | None = None)
 
 def random_request(num_rows: int, num_experts: int, seed: int = 0) -> RoutingRequest:
     """Request a random k for each row, under random masks that leave each row at least k experts."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     k = (torch.randint(num_experts, (num_rows,), generator=generator) + 1).tolist()
     ranks = torch.rand(num_rows, num_experts, generator=generator).argsort(-1).argsort(-1)  # a permutation per row
     spare = torch.rand(num_rows, num_experts, generator=generator) < 0.5

@@ -105,7 +105,7 @@ class RunningServer:
 
 @contextmanager
 def start_server(
-    *flags: str, model: str | None = None, scheme: str = "http", preexec_fn: Callable[[], None] | None = None
+    *flags: str, model: str | None = None, preexec_fn: Callable[[], None] | None = None
 ) -> Iterator[RunningServer]:
     """Start a server and wait until it is ready; at the end of the block stop it by SIGTERM and expect exit code 0."""
     port = free_port()
@@ -113,6 +113,7 @@ def start_server(
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "server", "serve", *([model] if model else []), "--port", str(port), *flags]
         command.append("--watch-event-loop")
+        scheme = "https" if "--ssl-certfile" in flags else "http"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
         running = RunningServer(process, f"{scheme}://127.0.0.1:{port}", log)

@@ -12,7 +12,7 @@ NUM_ROWS, HISTORY_LEN = 5, 30
 
 
 def random_logits(rng: random.Random, vocab_size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(rng.randrange(2**31))
     logits = torch.randn(NUM_ROWS, vocab_size, generator=generator) * rng.choice((0.0, 0.01, 1.0, 4.0, 100.0))
     kind = rng.randrange(4)
     if kind == 0:
@@ -51,7 +51,7 @@ def _random_row(rng: random.Random, row: int, vocab_size: int) -> tuple[list[flo
 
 def random_rows(rng: random.Random, vocab_size: int) -> SamplingRows:
     float_params, int_params = zip(*(_random_row(rng, row, vocab_size) for row in range(NUM_ROWS)), strict=True)
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(rng.randrange(2**31))
     masks = torch.randint(-(2**31), 2**31, (2, -(-vocab_size // 32)), generator=generator, dtype=torch.int64).int()
     masks[1] = 1 << rng.randrange(min(31, vocab_size)) if rng.random() < 0.5 else 0
     is_plain = rng.random() < 0.3

@@ -1,4 +1,10 @@
-"""Fixture of all kernel tests: one thread, a seed, and a check that the interpreter runs."""
+"""Fixture of all kernel tests: the device, one thread, a seed.
+
+The kernels run under Triton's interpreter on the CPU (TRITON_INTERPRET=1, as in CI), or on a GPU:
+`TRITON_INTERPRET=0 pytest tests/triton`. The device is torch's default one, on which tests and helpers create tensors.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -6,7 +12,11 @@ import triton
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def device() -> Iterator[torch.device]:
+    """Make the device torch's default one for a test."""
     torch.set_num_threads(1)
+    device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
+    torch.set_default_device(device)
     torch.manual_seed(0)
-    assert triton.knobs.runtime.interpret, "these tests need TRITON_INTERPRET=1 before triton is imported"
+    yield device
+    torch.set_default_device(None)

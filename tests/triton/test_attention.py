@@ -8,7 +8,7 @@ from model.ops.triton import attention as planning
 from model.ops.triton.attention import query_tiles
 from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
-from tests.support.native_cases import Heads, Part, attend, random_positions
+from tests.support.attention_cases import Heads, Part, attend, random_positions
 from tests.triton.cases import DTYPES, assert_close, both_tilings, in_blocks, integers, row_by_row
 
 RATIOS = [(1, 1), (4, 1), (4, 2), (6, 2), (8, 8), (32, 8)]

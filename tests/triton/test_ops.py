@@ -10,7 +10,7 @@ from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import teacher_forced
 from tests.triton.cases import row_by_row
 
@@ -19,7 +19,7 @@ SEQUENCES = [[3, 7, 1, 9, 12, 5, 8, 8, 2, 30, 11], [4, 4, 1], [17, 2, 9, 26, 13,
 
 def _model(ops: Ops, num_experts: int, window: int | None) -> Mixtral:
     config = replace(Heads(4, 2, 16, window).config, num_layers=2, num_experts=num_experts, experts_per_token=2)
-    return random_model(config, torch.float32, torch.device("cpu"), ops, seed=5)
+    return random_model(config, torch.float32, torch.get_default_device(), ops, seed=5)
 
 
 @pytest.mark.parametrize(("num_experts", "window"), [(4, None), (4, 5), (0, None)])

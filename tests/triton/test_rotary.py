@@ -7,9 +7,9 @@ from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.support.paged import Running, make_batch
-from tests.triton.cases import DTYPES, assert_close, in_rows
+from tests.triton.cases import DTYPES, ROUNDING, assert_close, in_rows
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -38,7 +38,7 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
     rows, rows_before = (torch.stack([in_rows(cache) for cache in pair]) for pair in (caches, before))
     slots = rows.flatten(1, 2)[:, batch.slot_mapping]
     exact = oracle.rotate(k_in, batch.positions, heads.config.rope_theta)
-    tolerance = 4e-3 if int8 else 10 * {torch.float32: 3e-6, torch.float16: 2e-3}[dtype]
+    tolerance = 4e-3 if int8 else 10 * ROUNDING[dtype]
     assert float((as_numbers(slots[0]) - exact).norm() / exact.norm()) < 2 * tolerance
     assert torch.equal(slots[1], as_cached(v_in, cached))
     others = torch.ones(num_blocks * block_size, dtype=torch.bool)

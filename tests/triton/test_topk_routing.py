@@ -36,7 +36,7 @@ def test_each_pair_is_in_one_tile_of_its_expert_in_ascending_order(rows: int) ->
 
 
 def test_one_expert_takes_all_rows_with_weight_1() -> None:
-    tiles = one_expert(5, 4, torch.device("cpu"))
+    tiles = one_expert(5, 4, torch.get_default_device())
     assert tiles.tile_pairs.tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
     assert tiles.tile_expert.tolist() == [0, 0]
     assert tiles.expert_ids.tolist() == [[0]] * 5 and tiles.shares.tolist() == [[1.0]] * 5

@@ -11,7 +11,7 @@ from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import FloatParam, IntParam, SamplingRows
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 from tests.triton_compiled.recording import Launched, LaunchRecorder, empty
 
 CONFIG = replace(

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from engine.bench.steps import Costs, StepBench
+from engine.bench.steps import COUNTED_STEPS, Costs, StepBench
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.loading import load_random
@@ -43,10 +44,22 @@ def test_bytes_and_operations_of_a_step_are_those_of_its_matrices() -> None:
     kv = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, numbers, bytes
     assert costs.num_bytes(10**6, 7) == pytest.approx(read + 7 * kv)
     assert costs.num_bytes(1, 0) == pytest.approx(read - 2 * 2 * 6 * sum(o * i for o, i in expert) - gates * 0.75)
+    expert_bytes = 2 * (2 * sum(o * i for o, i in expert)) + gates / 8
+    assert costs.num_bytes(1, 0) - costs.num_bytes(1, 0, 1.5) == pytest.approx(0.5 * expert_bytes)
     per_row, experts = sum(o * i for o, i in [*attention, gate]), 2 * sum(o * i for o, i in expert)
     seen = 4 * 64 * 5  # scores and sums, all heads' numbers, positions
     products = 2 * 3 * per_row + (3 + 2) * experts + 2 * head[0] * head[1]
     assert costs.num_operations(3, 5, 2) == 2 * products + 2 * seen
+
+
+def test_the_experts_of_decode_steps_are_counted_by_layer() -> None:
+    """Two layers of four experts; counts from before the counted steps do not matter."""
+    counts = iter([[[9, 9, 9, 9]] * 2, *([[[1, 0, 0, 3], [1, 1, 0, 1]]] * COUNTED_STEPS)])
+    bench = StepBench.__new__(StepBench)
+    bench._engine = SimpleNamespace(  # type: ignore[assignment]
+        experts=SimpleNamespace(pop_new_counts=lambda: next(counts)), step=lambda: None
+    )
+    assert bench._num_chosen() == 2.5
 
 
 @pytest.mark.usefixtures("fast")

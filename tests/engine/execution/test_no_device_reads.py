@@ -23,7 +23,7 @@ from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonOps
-from tests.support.native_cases import Heads
+from tests.support.attention_cases import Heads
 
 META = torch.device("meta")
 CONFIG = replace(Heads(4, 2, 16).config, dim=64, hidden_dim=96, num_layers=2, num_experts=4, experts_per_token=2)

@@ -9,6 +9,7 @@ from model.bench import kernels
 from model.bench.kernels import Case, Setting, distinct_experts, measure_kernels
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
+from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import ReferenceOps
 
 CPU = torch.device("cpu")
@@ -44,13 +45,23 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     return cases
 
 
-def test_bytes_and_operations_of_each_kernel_are_those_of_its_shapes(timed: list[Case]) -> None:
+def test_the_experts_that_the_rows_chose_are_counted() -> None:
+    choices = iter([[[0, 1], [1, 2]], [[3, 3], [3, 3]]])
+    request = RoutingRequest(torch.tensor([2, 2]), None, torch.zeros(2, 2, dtype=torch.int32))
+    calls = [lambda: request.expert_ids.copy_(torch.tensor(next(choices)))] * 2
+    assert kernels._num_chosen(calls, request) == 2.0  # 3 and 1
+
+
+def test_bytes_and_operations_of_each_kernel_are_those_of_its_shapes(
+    timed: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tiny: D = 64, H = 4, G = 2, K = 16, F = 96, 8 experts of which a row takes 2."""
     setting = Setting(ReferenceOps(), PRESETS["tiny"], torch.float32, "float32", "float32", CPU, RooflineProbe())  # type: ignore[call-arg]
+    monkeypatch.setattr(kernels, "_num_chosen", lambda calls, request: 5.0)
     times = list(measure_kernels(setting, [3], [20]))
     qkv, expert = 128 * 64, 3 * 64 * 96
     gate = 8 * 64
-    experts = 8 * (1 - (3 / 4) ** 3)  # expected number that at least one row takes
+    experts = 5
     expected = {
         "linear": (4 * (qkv + 3 * (64 + 128)), 2 * 3 * qkv),
         "moe": (4 * ((8 * expert + gate) * experts / 8 + 2 * 3 * 64), 2 * 3 * 2 * expert),

@@ -1,10 +1,13 @@
 """Limits of the machine: what the measuring kernels read and count, and the arithmetic of the roofline."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from model.bench.roofline import ARITHMETICS, Roofline, measure
+from model.bench.roofline import ARITHMETICS, Roofline, captured, measure
+from model.mixtral_cuda_graphs import CaptureError, EagerRecorder
 from model.ops.native.library import ISAS, NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
@@ -60,3 +63,17 @@ def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
     assert ROOFLINE.limit_s(200, 10, "float32") == 2.0
     assert ROOFLINE.limit_s(100, 40, "float32") == 4.0
     assert ROOFLINE.limit_s(100, 40, "bfloat16") == 2.0
+
+
+def test_calls_are_captured_together_or_made_one_by_one_if_that_fails() -> None:
+    class Failing:
+        def record(self, work: Callable[[], object]) -> Callable[[], object]:
+            raise CaptureError("no")
+
+    made: list[int] = []
+    calls = [lambda: made.append(1), lambda: made.append(2)]
+    captured(calls, Failing())()
+    assert made == [1, 2]
+    replay = captured(calls, EagerRecorder())  # records by running the work once
+    replay()
+    assert made == [1, 2] * 3

@@ -60,6 +60,7 @@ def test_a_template_without_an_end_or_with_a_huge_text_exceeds_its_budget(source
         "{{ messages.append(1) }}",
         "{{ messages[0].nothing.more }}",
         "{{ 1 / 0 }}",
+        "{{ [messages, 1e999] }}",
         "{{ messages | attr('append') }}",
         "{% include 'file' %}",
         "{{ messages | tojson(indent=99) }}",

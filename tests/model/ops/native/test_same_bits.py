@@ -15,8 +15,9 @@ from model.mixtral import Mixtral
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
+from tests.support.attention_cases import Heads, Part, attend, random_positions
 from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.native_cases import DTYPES, ISAS, Heads, Part, attend, name_of, native, random_positions
+from tests.support.native_cases import DTYPES, ISAS, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 from tests.support.routing_requests import random_request, routing_request, uniform_request
 

@@ -1,0 +1,31 @@
+"""Shapes of the stages: Mixtral-8x7B's layer, or a tiny one for Triton's interpreter."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from model.bench.shapes import PRESETS
+from model.config import ModelConfig
+from tests.gpu.first_light.result import Options
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a stage computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    config: ModelConfig
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+
+def setting_of(options: Options, num_layers: int = 1) -> Setting:
+    """Return real shapes, or tiny ones. The interpreter's products in bfloat16 are wrong, so it computes in float16."""
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float16
+    if options.tiny:
+        config = replace(PRESETS["tiny"], num_layers=num_layers, vocab_size=300)
+        return Setting(device, dtype, config, (1, 3, 20), (1, 40))
+    config = replace(PRESETS["mixtral-8x7b"], num_layers=num_layers)
+    return Setting(device, dtype, config, (1, 8, 17, 64, 200, 700), (1, 255, 4096, 32768))
