@@ -49,6 +49,7 @@ from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
+from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -138,7 +139,7 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
-        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)))
+        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)), limits=limits_within(limit_bytes))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client,
