@@ -111,9 +111,10 @@ def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServe
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "server", "serve", *([model] if model else []), "--port", str(port), *flags]
         command.append("--watch-event-loop")
+        scheme = "https" if "--ssl-certfile" in flags else "http"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        running = RunningServer(process, f"http://127.0.0.1:{port}", log)
+        running = RunningServer(process, f"{scheme}://127.0.0.1:{port}", log)
         try:
             wait_until_ready(running)
             yield running
@@ -131,7 +132,7 @@ def wait_until_ready(running: RunningServer) -> None:
     while time.monotonic() < deadline:
         assert running.process.poll() is None, running.log.read_text()
         try:
-            if httpx.get(running.url + "/health/ready", timeout=5).status_code == 200:
+            if httpx.get(running.url + "/health/ready", timeout=5, verify=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass  # the port is not bound yet
