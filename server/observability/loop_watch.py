@@ -6,6 +6,7 @@ they change while they are read.
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
@@ -68,6 +69,10 @@ class LoopWatch:
         signal.signal(signal.SIGUSR2, self._previous)
 
     def _watch(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._watch_until_stopped()
+
+    def _watch_until_stopped(self) -> None:
         while not self._stopped.wait(INTERVAL_S):
             alive = threading.Event()
             asked_s, cpu_s = self._clocks()

@@ -115,3 +115,16 @@ def test_time_without_a_core_does_not_count(tmp_path: Path) -> None:
 
     before, after = asyncio.run(scenario())
     assert after < before - 4000  # 5,000 s of waiting are taken off
+
+
+def test_a_loop_that_is_closed_without_a_stop_ends_the_watch() -> None:
+    async def scenario() -> LoopWatch:
+        watch = LoopWatch(limit_s=60.0)
+        watch.start()
+        return watch
+
+    before = signal.getsignal(signal.SIGUSR2)
+    watch = asyncio.run(scenario())
+    watch._thread.join(60)
+    assert not watch._thread.is_alive()
+    signal.signal(signal.SIGUSR2, before)
