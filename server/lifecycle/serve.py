@@ -175,8 +175,9 @@ class Server:
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
-        if self._settings.watch_event_loop:
-            LoopWatch().start()
+        watch = LoopWatch() if self._settings.watch_event_loop else None
+        if watch is not None:
+            watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
@@ -185,6 +186,8 @@ class Server:
             code = await self._shutdown.run()
             self._sandbox.close()  # what still waits for it ends with an error
         self._reload.close()
+        if watch is not None:
+            watch.stop()
         if self.is_handed_over:
             hold_signals()
         for probe in probes:

@@ -88,10 +88,10 @@ def _scores(vocabulary: GgufVocabulary, path: Path) -> Sequence[float]:
         return scores
     if not vocabulary.merges:
         raise TokenizerError(f"{path}: tokenizer.ggml.scores are all equal, and tokenizer.ggml.merges is missing")
-    return _scores_of_merges(vocabulary.tokens, vocabulary.merges)
+    return scores_of_merges(vocabulary.tokens, vocabulary.merges)
 
 
-def _scores_of_merges(tokens: Iterable[str], merges: Sequence[str]) -> list[float]:
+def scores_of_merges(tokens: Iterable[str], merges: Sequence[str]) -> list[float]:
     """Return scores that give the order of the merges: that of the first merge that makes a piece, counted down."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
