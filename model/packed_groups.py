@@ -17,8 +17,10 @@ def read_group_matrix(stored: PackedMatrix, block_format: str, num_threads: int)
     """Read a matrix whose groups are runs of inputs in order. Raises CheckpointError."""
     num_outputs, num_inputs = stored.shape
     found = codes_in_groups(stored, read_parts(stored))
-    zeros, scales = torch.from_numpy(found.zeros).to(torch.uint8), torch.from_numpy(found.scales)  # [O, groups]
     numbers, size = BLOCK_SIZES[block_format]
+    repeats = num_inputs // found.scales.shape[1] // numbers
+    scales = torch.from_numpy(found.scales).repeat_interleave(repeats, 1)  # [O, groups]
+    zeros = torch.from_numpy(found.zeros).to(torch.uint8).repeat_interleave(repeats, 1)  # [O, groups]
     row_bytes = num_inputs // numbers * size
     blocks = empty(num_outputs * row_bytes, torch.uint8).view(num_outputs, row_bytes)
     step = max(ROW_STEP, CHUNK_CODES // num_inputs // ROW_STEP * ROW_STEP)

@@ -15,6 +15,7 @@ ErrorType = Literal[
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+_CODE = f" ({CONTEXT_LENGTH_EXCEEDED})"  # LangChain looks for it in the message, which lacks the code's own field
 CHECK_RETRY_S = 1.0
 MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 
@@ -87,7 +88,7 @@ def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, pa
     Frameworks recognise a full context by OpenAI's and Anthropic's words, so the messages begin with them.
     """
     tokens = f"{num_prompt + num_completion} tokens ({num_prompt} in the prompt, {num_completion} in the completion)"
-    message = f"{_maximum_context(limit)} However, you requested {tokens}. Shorten one of them."
+    message = f"{_maximum_context(limit)} However, you requested {tokens}. Shorten one of them{_CODE}."
     anthropic_message = (
         f"input length and `max_tokens` exceed context limit: {num_prompt} + {num_completion} > {limit}, "
         "decrease input length or `max_tokens` and try again"
@@ -97,7 +98,7 @@ def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, pa
 
 def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
     """The prompt alone is too long. `num_prompt` may be a lower bound."""
-    message = f"{_maximum_context(limit)} However, your prompt has at least {num_prompt} tokens. Shorten it."
+    message = f"{_maximum_context(limit)} However, your prompt has at least {num_prompt} tokens. Shorten it{_CODE}."
     anthropic_message = f"prompt is too long: {num_prompt} tokens > {limit} maximum"
     return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
 

@@ -22,6 +22,8 @@ SLOW = (
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",
     "tests/engine/test_stored_formats.py",
+    "tests/model/checkpoint/gguf/test_tensors.py",
+    "tests/model/checkpoint/quantized/test_matrices.py",
     "tests/model/checkpoint/test_mutated_headers.py",
     "tests/model/ops/native/test_block_formats.py",
     "tests/fuzz",

@@ -41,7 +41,7 @@ def _kernels(task: Task) -> dict[str, Any]:
         config=config,
         dtype=dtype,
         kv_dtype=served_kv_dtype(task.engine, config),
-        arithmetic=_arithmetic(task, served_dtype(task.engine, config), limits.at_start),
+        arithmetic=_arithmetic(backend.quantization, served_dtype(task.engine, config), limits.at_start),
         device=device,
         limits=limits,
     )
@@ -58,7 +58,9 @@ def _steps(task: Task) -> dict[str, Any]:
     loaded = engine.loaded
     limits = RooflineProbe(loaded.runner.model.ops, loaded.device)
     _print_roofline(task, limits.at_start)
-    bench = StepBench(engine, limits, _arithmetic(task, served_dtype(task.engine, loaded.config), limits.at_start))
+    bench = StepBench(
+        engine, limits, _arithmetic(loaded.quantization, served_dtype(task.engine, loaded.config), limits.at_start)
+    )
     steps = [asdict(_print_row(step)) for step in _each_step(bench, task)]
     return _results(task, loaded.numerics, limits.at_start) | {"weight_bytes": loaded.weight_bytes, "steps": steps}
 
@@ -80,10 +82,9 @@ def _results(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
     }
 
 
-def _arithmetic(task: Task, dtype: str, roofline: Roofline) -> str:
+def _arithmetic(quantization: str, dtype: str, roofline: Roofline) -> str:
     """Return the arithmetic of matrix products: int8 if weights are quantized and the backend multiplies int8."""
-    is_quantized = task.engine.quantization != "none"
-    return "int8" if is_quantized and "int8" in roofline.operations_per_s else dtype
+    return "int8" if quantization != "none" and "int8" in roofline.operations_per_s else dtype
 
 
 def _print_roofline(task: Task, roofline: Roofline) -> None:

@@ -8,8 +8,9 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.split_files import files_of
@@ -17,6 +18,8 @@ from model.checkpoint.json_files import printable
 
 MANIFEST_NAME = "SHA256SUMS"
 MAX_MANIFEST_BYTES = 1 << 20
+READ_BYTES = 1 << 20
+REPORT_BYTES = 64 << 20  # a file of some GB on a slow disk takes longer than an engine may be silent
 NUM_THREADS = 4  # hashing releases the interpreter's lock, so one thread reads while another hashes
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
@@ -47,7 +50,7 @@ def write_manifest(checkpoint: Path) -> tuple[Path, int]:
 def verify_manifest(checkpoint: Path, on_progress: Callable[[int, int], None]) -> None:
     """Check all files that serving may read: raise CheckpointError if one is not listed, missing or has another sum.
 
-    Reads each file once and calls on_progress(bytes checked, total bytes) after each.
+    Reads each file once and calls on_progress(bytes checked, total bytes) after each part of 64 MiB and each file.
     """
     path = manifest_path(checkpoint)
     listed = _read_manifest(path, checkpoint)
@@ -90,22 +93,34 @@ def _sums(files: list[Path], on_progress: Callable[[int, int], None]) -> Iterato
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
     done = 0
+    events: SimpleQueue[int | Future[str]] = SimpleQueue()  # bytes that were read, and files that are complete
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="sha256") as threads:
-        running = {threads.submit(_sum, file): file for file in files}
+        running = {threads.submit(_sum, file, events.put): file for file in files}
+        for future in running:
+            future.add_done_callback(events.put)
         try:
-            for future in as_completed(running):
-                file = running[future]
-                done += file.stat().st_size
-                on_progress(done, total)
-                yield file, future.result()
+            for _ in running:
+                while isinstance(event := events.get(), int):
+                    done += event
+                    on_progress(done, total)
+                yield running[event], event.result()
         finally:
             threads.shutdown(cancel_futures=True)
 
 
-def _sum(file: Path) -> str:
+def _sum(file: Path, on_read: Callable[[int], None]) -> str:
+    """Return the file's sum. `on_read` gets the number of bytes after each REPORT_BYTES and at the end."""
+    digest, buffer, num_unreported = hashlib.sha256(), bytearray(READ_BYTES), 0
     try:
         with file.open("rb", buffering=0) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            while num_bytes := stream.readinto(buffer):
+                digest.update(memoryview(buffer)[:num_bytes])
+                num_unreported += num_bytes
+                if num_unreported >= REPORT_BYTES:
+                    on_read(num_unreported)
+                    num_unreported = 0
+        on_read(num_unreported)
+        return digest.hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
 

@@ -25,6 +25,10 @@ class StoredTensor:
     interleaved_heads: int = 0
 
 
+GROUPED_KINDS = ("awq", "gptq", "compressed-tensors")  # whose weights are scale * (code - zero)
+GROUP_SIZES = (128, 64, 32)  # of the block formats with 4-bit groups
+
+
 @dataclass(frozen=True)
 class PackedEncoding:
     """Encoding of a matrix that several tensors of safetensors files hold together."""
@@ -58,12 +62,15 @@ class PackedMatrix:
 
     @property
     def dtype(self) -> str:
-        """Name of the format: a block format of model/ops/weights.py, or the encoding for messages."""
-        encoding = self.encoding
+        """Name of the format: a block format of model/ops/weights.py, or the encoding for messages.
+
+        Larger groups, up to a whole row, become several groups of 128 with the same scale.
+        """
+        encoding, size = self.encoding, self.encoding.group_size or self.shape[1]
         is_ordered = encoding.is_ordered and "weight_g_idx" not in self.parts
-        is_grouped = encoding.kind in ("awq", "gptq", "compressed-tensors") and encoding.bits == 4
-        if is_ordered and is_grouped and encoding.group_size in (32, 64, 128):
-            return f"INT4_G{encoding.group_size}"
+        fitting = next((numbers for numbers in GROUP_SIZES if size % numbers == 0), 0)
+        if encoding.kind in GROUPED_KINDS and encoding.bits == 4 and fitting and (is_ordered or size == self.shape[1]):
+            return f"INT4_G{fitting}"
         return str(encoding)
 
     @property

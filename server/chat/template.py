@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from server.chat import chatml_format
 from server.chat.jinja_sandbox import TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
 from server.chat.render_budget import MAX_STEPS, TemplateBudgetExceeded
@@ -45,12 +46,12 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, tokenizer: Tokenizer, probe: TemplateProbe | None = None) -> None:
-        """`source`: jinja; None for Mistral's own format. `probe`: of this source, made in the sandbox; without one the
-        template is tried out in this process. Raises TokenizerError if the template is unusable.
+        """`source`: jinja; None for ChatML or Mistral's own format. `probe`: of this source, made in the sandbox;
+        without one the template is tried out in this process. Raises TokenizerError if the template is unusable.
         """
         self._tokenizer = tokenizer
         self.is_trusted = source is None
-        self.source = source if source is not None else mistral_format(tokenizer)
+        self.source = source if source is not None else _built_in_format(tokenizer)
         self._bos, self._eos = spellings_of_ends(tokenizer)
         probe = probe_template(self.source, self._bos, self._eos) if probe is None else probe
         if probe.fault is not None:
@@ -160,6 +161,11 @@ class ChatTemplate:
             if text[start:] in self._beginnings:
                 guarded = guarded[: start + 1] + guard + guarded[start + 1 :]
         return self._inside_spelling.sub(lambda match: match.group() + guard, guarded)
+
+
+def _built_in_format(tokenizer: Tokenizer) -> str:
+    """Return the template of a checkpoint that has none: ChatML if it has its control tokens, else Mistral's."""
+    return chatml_format.TEMPLATE if chatml_format.has_chatml_tokens(tokenizer) else mistral_format(tokenizer)
 
 
 def _template_message(message: Message) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class ApiClient:
             raise ApiError(f"{url}: should be like http://127.0.0.1:8000") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ApiError(f"{url}: should be like http://127.0.0.1:8000")
+        self.url = url
+        self.api_key = api_key
         self._is_tls = parts.scheme == "https"
         self._address = parts.netloc
         self._root = parts.path.rstrip("/").removesuffix("/v1")

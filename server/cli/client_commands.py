@@ -39,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat")(chat_command)
     app.command("complete")(complete_command)
+    app.command("run-batch")(run_batch_command)
     app.command("doctor", cls=settings_command("model", "rope_theta"))(doctor_command)
 
 
@@ -114,6 +115,40 @@ def complete_command(
     if stats:
         typer.echo(escape_controls(answer.figures), err=True)
     raise typer.Exit(0 if answer.finish_reason else INTERRUPTED)
+
+
+def run_batch_command(
+    source: Annotated[
+        Path, typer.Argument(help="File with a request per line, in OpenAI's batch format.", metavar="IN.jsonl")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File for the answers; those in it are kept.", metavar="OUT.jsonl")
+    ],
+    url: UrlFlag = None,
+    api_key: KeyFlag = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Requests to send at a time.", metavar="N")] = 256,
+) -> None:
+    """Send a file of requests to a running server and write the answers to another, in the order of their ends.
+
+    Run it again after an interruption: requests with an answer in OUT.jsonl are not sent again. Exits with 1 if a
+    request was answered with an error.
+
+    \b
+    smoe run-batch questions.jsonl -o answers.jsonl
+    """
+    from server.batch.lines import BatchError
+    from server.cli import run_batch
+    from server.cli.api_client import ApiError
+
+    try:
+        client = _client(url, api_key)
+        client.get("/v1/models")
+        code = run_batch.run(source, output, client.url, client.api_key, concurrency)
+    except (ApiError, BatchError) as error:
+        raise typer.Exit(report_error(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(code)
 
 
 def doctor_command(

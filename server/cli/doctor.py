@@ -143,7 +143,9 @@ def _model(settings: Settings) -> Iterator[Check]:
         return
     size = format_bytes(report.plan.weight_bytes)
     verdict: Verdict = "ok" if report.fitting else "fail"
-    detail = f"{name}: {report.plan.total_parameters:,} parameters, {size} in {report.plan.dtype}; {report.verdict}"
+    detail = (
+        f"{name}: {report.plan.total_parameters:,} parameters, {size} in {report.plan.weight_kind}; {report.verdict}"
+    )
     yield Check("model", verdict, detail, None if report.fitting else "`smoe plan` shows what would fit")
     try:
         tokenizer = load_tokenizer(directory)

@@ -94,6 +94,11 @@ class Admission:
         """True if a request with a single choice would be refused, from every tenant."""
         return self._engine.num_waiting >= self._max_choices or self.num_tokens >= self.max_tokens
 
+    @property
+    def max_choices_of_request(self) -> int:
+        """The most choices of one request. With several tenants none may fill the queue, not by one request either."""
+        return self._max_per_tenant
+
     def admit(self, requests: Sequence[Request]) -> None:
         """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them."""
         unavailable_reason = self.unavailable_reason()

@@ -120,7 +120,7 @@ class JobBuilder:
     def _check_num_choices(self, num_prompt_tokens: Sequence[int], grammar: CompiledGrammar | None) -> None:
         num_prompts = len(num_prompt_tokens)
         num_choices = num_prompts * self.request.n
-        limit = self.state.max_num_queued
+        limit = self.state.admission.max_choices_of_request
         if num_choices > limit:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")

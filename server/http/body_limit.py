@@ -14,6 +14,7 @@ BODY_TIMEOUT_S = 30.0
 # A body up to this many times the limit is read and discarded: closing a connection with unread bytes resets it, and
 # the client would never see the 413.
 DISCARD_FACTOR = 4
+DISCARD_S = 2.0  # likewise for the rest of a body for which there is no memory
 
 
 class BodyLimit:
@@ -46,6 +47,8 @@ class BodyLimit:
             await send_error(scope, send, request_memory_full(RETRY_S) if lease.is_evicted else request_timeout())
         except ApiError as error:
             lease.close()
+            if error.status == 503:
+                await _discard_rest(receive)
             await send_error(scope, send, error)
         else:
             if body is not None:
@@ -106,6 +109,14 @@ def _end_now(deadline: asyncio.Timeout) -> None:
     """Let the block of `deadline` end with TimeoutError."""
     with contextlib.suppress(RuntimeError):  # it is ending already
         deadline.reschedule(asyncio.get_running_loop().time())
+
+
+async def _discard_rest(receive: Receive) -> None:
+    """Read what is still to come of a body, for DISCARD_S: the client could not read the response otherwise."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -22,8 +22,8 @@ PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"
 class BoundedReadProtocol(asyncio.BufferedProtocol):
     """Protocol of one socket: reads at most READ_BYTES at a time and passes them to a Connection.
 
-    Reads outside a body need a permit of the ReadLimiter; without one the socket is paused until the read's turn comes.
-    Reads of a body need none, because the timeout for the body is already running.
+    Each read needs a permit, of one limiter outside bodies and of another one for bodies; without one the socket is
+    paused until the read's turn comes.
     """
 
     _transport: asyncio.Transport | None = None  # None before and after the connection
@@ -39,12 +39,14 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         on_http: Callable[[str, str, int], None],
         connections: Connections,
         read_limiter: ReadLimiter,
+        body_limiter: ReadLimiter,
     ) -> None:
-        """The first four arguments are uvicorn's; all connections share `connections` and `read_limiter`.
+        """The first four arguments are uvicorn's; all connections share `connections` and both limiters.
 
         `on_http` receives (route, method, status) of each error that is sent before a request reaches the app.
         """
         self._read_limiter = read_limiter
+        self._body_limiter = body_limiter
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
@@ -71,12 +73,16 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
             self._unparsed = data
             self._transport.pause_reading()
             self._connection.on_read_deferred()
-            self._read_limiter.defer(self._parse)
+            self._limiter.defer(self._parse)
 
     def _may_read(self, data: bytes) -> bool:
-        return (
-            self._connection.is_reading_body or self._read_limiter.try_acquire() or data.startswith(PRIORITY_PREFIXES)
+        return self._limiter.try_acquire() or (
+            data.startswith(PRIORITY_PREFIXES) and not self._connection.is_reading_body
         )
+
+    @property
+    def _limiter(self) -> ReadLimiter:
+        return self._body_limiter if self._connection.is_reading_body else self._read_limiter
 
     def _parse(self) -> None:
         data, self._unparsed = self._unparsed, b""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 MAX_READS = 4  # of 1 KiB each; handling a request that one of them completes takes 1-2 ms
+MAX_BODY_READS = 16  # reads of bodies: about 40 us each
 
 
 class ReadLimiter:

@@ -34,7 +34,7 @@ from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.read_limiter import ReadLimiter
+from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -49,6 +49,7 @@ from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.errors import SandboxError
+from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -138,7 +139,7 @@ class Server:
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
         )
-        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)))
+        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)), limits=limits_within(limit_bytes))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client,
@@ -174,8 +175,9 @@ class Server:
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
-        if self._settings.watch_event_loop:
-            LoopWatch().start()
+        watch = LoopWatch() if self._settings.watch_event_loop else None
+        if watch is not None:
+            watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
@@ -184,6 +186,8 @@ class Server:
             code = await self._shutdown.run()
             self._sandbox.close()  # what still waits for it ends with an error
         self._reload.close()
+        if watch is not None:
+            watch.stop()
         if self.is_handed_over:
             hold_signals()
         for probe in probes:
@@ -230,7 +234,11 @@ class Server:
         """Answer HTTP requests inside this block."""
         turns = ReadLimiter()
         protocol = partial(
-            BoundedReadProtocol, on_http=self._metrics.http, connections=self._connections, read_limiter=turns
+            BoundedReadProtocol,
+            on_http=self._metrics.http,
+            connections=self._connections,
+            read_limiter=turns,
+            body_limiter=ReadLimiter(MAX_BODY_READS),
         )
         try:
             http = self._http = HttpServer(

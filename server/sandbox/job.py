@@ -13,16 +13,26 @@ MAX_REPLY_BYTES = 64 << 20
 class Limits:
     """What one job may use in its process, beyond what the process had before its first job."""
 
-    cpu_s: float = 1.0  # user and system time of all threads
+    cpu_s: float = 0.9  # user and system time of all threads; with what surrounds a job it stays below 1 s
     memory_bytes: int = 224 << 20  # of address space
 
 
 DEFAULT_LIMITS = Limits()
+MIN_MEMORY_BYTES = 64 << 20  # a grammar at the bounds of server/structured_output/multiples.py takes 39 MiB
+SHARE_OF_LIMIT = 16
+
+
+def limits_within(memory_limit_bytes: int | None) -> Limits:
+    """Return the limits of a job on a machine or in a cgroup with this much memory; None if that is not known."""
+    if memory_limit_bytes is None:
+        return DEFAULT_LIMITS
+    share = max(MIN_MEMORY_BYTES, memory_limit_bytes // SHARE_OF_LIMIT)
+    return Limits(memory_bytes=min(DEFAULT_LIMITS.memory_bytes, share))
 
 
 @dataclass(frozen=True)
 class JobUse:
-    """What one job has used, for measurements. Of a job that ended its process: what the process used in all."""
+    """What one job has used, for measurements."""
 
     function: str
     outcome: str  # "done", or the class of the error
@@ -43,7 +53,7 @@ class Job(Generic[T]):
     args: tuple[Any, ...]
     returns: type[T]
     prepared: str | None = None
-    limits: Limits = DEFAULT_LIMITS
+    limits: Limits | None = None  # None: those of the pool
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from server.sandbox.errors import Crashed, JobFailed, Killed, RanOutOfMemory, SandboxError, TookTooLong
 from server.sandbox.fair_turns import FairTurns
 from server.sandbox.fork_server import ForkServer, ForkServerLost
-from server.sandbox.job import Job, JobUse, name_of
+from server.sandbox.job import DEFAULT_LIMITS, Job, JobUse, Limits, name_of
 from server.sandbox.messages import Call, Exited, Fork, Kill, Prepare, Reply
 from server.sandbox.worker import OUT_OF_MEMORY
 from server.sandbox.worker_handle import WorkerHandle, exchange
@@ -50,9 +50,11 @@ class SandboxPool:
         num_workers: int = NUM_WORKERS,
         num_tenants: int = 1,
         max_waiting: int = MAX_WAITING,
+        limits: Limits = DEFAULT_LIMITS,
         on_use: Callable[[JobUse], None] = lambda use: None,
     ) -> None:
-        """`on_use` receives what each job has used."""
+        """`limits`: of jobs that have none of their own. `on_use` receives what each job has used."""
+        self._limits = limits
         self._on_use = on_use
         self._num_workers = num_workers
         self._max_per_tenant = MAX_WORKERS_PER_TENANT if num_tenants > 1 else num_workers
@@ -120,13 +122,15 @@ class SandboxPool:
         if self._is_closed:
             raise Killed("the sandbox is closed")
         worker = await self._take_worker(tenant)
-        call = Call(name_of(job.function), job.args, job.prepared, job.limits.cpu_s, job.limits.memory_bytes)
+        limits = job.limits or self._limits
+        call = Call(name_of(job.function), job.args, job.prepared, limits.cpu_s, limits.memory_bytes)
         is_usable = False
-        charged_s = job.limits.cpu_s  # unless a reply says how much it was
+        charged_s = limits.cpu_s  # unless a reply says how much it was
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await worker.run(call)
             charged_s = reply.cpu_s
+            worker.used_s += reply.cpu_s
             outcome = "done" if reply.error is None else reply.error[0]
             self._on_use(JobUse(call.function, outcome, reply.cpu_s, reply.max_rss_bytes))
             self._num_restarts = 0
@@ -136,7 +140,8 @@ class SandboxPool:
         except SandboxError as end:
             if worker.exited.done():
                 exited = worker.exited.result()
-                self._on_use(JobUse(call.function, type(end).__name__, exited.cpu_s, exited.max_rss_bytes))
+                used_s = exited.cpu_s - worker.used_s
+                self._on_use(JobUse(call.function, type(end).__name__, used_s, exited.max_rss_bytes))
             raise
         finally:
             self._turns.charge(tenant, charged_s)

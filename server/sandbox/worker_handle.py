@@ -24,6 +24,7 @@ class WorkerHandle:
         """`generation`: number of objects that were prepared before the worker was started."""
         self.worker_id = worker_id
         self.generation = generation
+        self.used_s = 0.0  # CPU time of the jobs that have ended
         self.exited: asyncio.Future[Exited] = asyncio.get_running_loop().create_future()
         self._stream, self.their_stream = socket.socketpair()
         self._stream.setblocking(False)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from server.errors import ApiError, check_not_possible, invalid_value, queue_full
 from server.sandbox.errors import SandboxError, SandboxFull, is_jobs_fault
-from server.sandbox.job import DEFAULT_LIMITS, Job, Limits
+from server.sandbox.job import Job, Limits
 from server.sandbox.pool import NUM_WORKERS, Sandbox
 from server.schemas.generation import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of, too_large
@@ -55,8 +55,8 @@ class GrammarChecker:
     while MAX_PENDING others wait.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS) -> None:
-        """`limits`: of one check in the sandbox."""
+    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, limits: Limits | None = None) -> None:
+        """`limits`: of one check; None: those of the sandbox."""
         self._limits = limits
         self._tokenizer = tokenizer
         self._sandbox = sandbox

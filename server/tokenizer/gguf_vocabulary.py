@@ -17,6 +17,8 @@ from server.tokenizer.encoders import MAX_PIECE_CHARS
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 BPE = 2  # model_type in trainer_spec
 VARINT, LENGTH, FIXED32 = 0, 2, 5  # wire types
+USER_DEFINED = 4
+CHATML = ("<|im_start|>", "<|im_end|>")  # control tokens, though early files give them the type of plain text
 MARKED_TURN = "[INST]"  # a control token in vocabularies of version 3, plain text in version 1
 
 
@@ -48,7 +50,7 @@ def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
         eos_token=None,
         unk_token=None,
         special_tokens=frozenset(),
-        eos_ids=vocabulary.eos_ids,
+        eos_ids=_end_ids(vocabulary),
         adds_bos=vocabulary.adds_bos,
         # Version 1 puts a space in front of each text between control tokens. Templates of version 3 write it.
         is_legacy=MARKED_TURN not in vocabulary.tokens,
@@ -56,12 +58,22 @@ def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
     )
 
 
+def _end_ids(vocabulary: GgufVocabulary) -> tuple[int, ...]:
+    """Return the ids that end an answer: those that the file names, and ChatML's end of a turn."""
+    end = CHATML[1]
+    ids = (*vocabulary.eos_ids, *([vocabulary.tokens.index(end)] if end in vocabulary.tokens else []))
+    return tuple(dict.fromkeys(ids))
+
+
 def _types(vocabulary: GgufVocabulary) -> list[int]:
     """Return the types, with the tokens that the file names as control tokens and one unknown token."""
     types = list(vocabulary.types)
-    for token_id in (vocabulary.bos_id, *vocabulary.eos_ids):
+    for token_id in (vocabulary.bos_id, *_end_ids(vocabulary)):
         if token_id is not None and types[token_id] != UNKNOWN:
             types[token_id] = CONTROL
+    for text in CHATML:
+        if text in vocabulary.tokens and types[vocabulary.tokens.index(text)] == USER_DEFINED:
+            types[vocabulary.tokens.index(text)] = CONTROL
     if UNKNOWN not in types:
         types[vocabulary.unk_id or 0] = UNKNOWN
     return types
@@ -76,10 +88,10 @@ def _scores(vocabulary: GgufVocabulary, path: Path) -> Sequence[float]:
         return scores
     if not vocabulary.merges:
         raise TokenizerError(f"{path}: tokenizer.ggml.scores are all equal, and tokenizer.ggml.merges is missing")
-    return _scores_of_merges(vocabulary.tokens, vocabulary.merges)
+    return scores_of_merges(vocabulary.tokens, vocabulary.merges)
 
 
-def _scores_of_merges(tokens: Iterable[str], merges: Sequence[str]) -> list[float]:
+def scores_of_merges(tokens: Iterable[str], merges: Sequence[str]) -> list[float]:
     """Return scores that give the order of the merges: that of the first merge that makes a piece, counted down."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):

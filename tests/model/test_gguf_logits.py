@@ -25,7 +25,7 @@ from tests.support.paged import CPU, Running, make_batch
 
 # All experts count, so that no rounding changes a choice among them.
 SHAPE = GgufShape(num_layers=2, hidden_dim=512, fields={"llama.expert_used_count": 4})
-TOKENS = [7 * i % SHAPE.vocab_size for i in range(48)]
+TOKENS = [7 * i % SHAPE.vocab_size for i in range(24)]
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 # Rows of activations are rounded to int8 in every product: 0.5 to 0.8 % each, over 2 layers and the head.
 INT8_ERROR = 0.03
@@ -38,7 +38,7 @@ def _load(path: Path, ops: Ops, dtype: torch.dtype = torch.float32, **options: A
 
 def _logits(model: Mixtral) -> Tensor:
     pool = KvPool(model.config, 8, 16, "float32" if model.weights.norm.dtype == torch.float32 else "bfloat16", CPU)
-    return model.forward(make_batch([(Running(TOKENS, [1, 2, 3]), len(TOKENS))], 16), pool)
+    return model.forward(make_batch([(Running(TOKENS, [1, 2]), len(TOKENS))], 16), pool)
 
 
 def _error(ours: Tensor, exact: Tensor) -> float:
@@ -51,7 +51,7 @@ def test_logits_differ_from_those_of_decoded_weights_by_the_rounding_of_activati
 ) -> None:
     write_gguf(tmp_path / "a.gguf", SHAPE, type_of)
     exact = _logits(_load(tmp_path / "a.gguf", ReferenceOps()))
-    for isa in ISAS:
+    for isa in (ISAS[0], ISAS[-1]):  # products have the same bits on all
         assert _error(_logits(_load(tmp_path / "a.gguf", native(isa))), exact) < INT8_ERROR, isa
 
 

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.stored_tensor import PackedMatrix
+from model.checkpoint.headers import read_headers
+from model.checkpoint.stored_tensor import PackedEncoding, PackedMatrix
 from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
 from model.loader import load_model
 from model.ops.interface import packed_bytes
@@ -16,11 +19,11 @@ from tests.support.block_matrices import decoded
 from tests.support.checkpoints import Shape, edit_config, random_model, save_in_layout
 from tests.support.native_cases import ISAS, native
 from tests.support.paged import CPU
-from tests.support.quantized_checkpoints import FORMATS, save_quantized
+from tests.support.quantized_checkpoints import FORMATS, gptq, save_quantized
 
 SHAPE = Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=96)
 KEPT = [
-    *("AWQ", "GPTQ", "GPTQ v2", "AutoRound as GPTQ", "AutoRound as AWQ", "AutoRound"),
+    *("AWQ", "GPTQ", "GPTQ v2", "GPTQ, one group", "AutoRound as GPTQ", "AutoRound as AWQ", "AutoRound"),
     *("compressed-tensors", "compressed-tensors, zeros"),
 ]
 
@@ -32,7 +35,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_groups_in_order_have_the_weights_of_their_format(name: str, plain: Path, tmp_path: Path) -> None:
-    """Others (8 bits, act-order, one group, FP8, nf4, MLX) are decoded."""
+    """Others (8 bits, act-order, FP8, nf4, MLX) are decoded."""
     weights = save_quantized(plain, tmp_path / "q", name)
     config, _ = read_config(tmp_path / "q")
     stored = read_stored_weights(tmp_path / "q", config)
@@ -60,3 +63,12 @@ def test_groups_out_of_order_without_desc_act_are_refused_in_one_line(plain: Pat
     config, _ = read_config(tmp_path / "q")
     with pytest.raises(CheckpointError, match=r"g_idx is not in order, but config.json has no desc_act; set it to tr"):
         load_model(tmp_path / "q", config, torch.float32, CPU, native(ISAS[-1]), lambda done, total: None)
+
+
+def test_a_group_of_256_becomes_two_with_the_same_scale(tmp_path: Path) -> None:
+    parts, weights = gptq(4, group=256)(np.random.default_rng(0), 40, 512)
+    save_file({f"x.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
+    stored = {name.removeprefix("x."): tensor for name, tensor in read_headers(tmp_path).items()}
+    matrix = PackedMatrix("x", (40, 512), PackedEncoding("gptq", 4, 256, zero_offset=1), stored)
+    assert matrix.dtype == "INT4_G128"
+    assert torch.equal(decoded(read_group_matrix(matrix, matrix.dtype, 1)), weights)

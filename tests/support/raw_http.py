@@ -91,7 +91,10 @@ class RawClient:
 
     async def answer(self) -> Answer:
         """Read the complete response, streamed or not."""
-        answer = await self.head()
+        return await self.rest(await self.head())
+
+    async def rest(self, answer: Answer) -> Answer:
+        """Read what follows the head of a response."""
         if "content-length" in answer.headers:
             answer.body = await self.reader.readexactly(int(answer.headers["content-length"]))
             answer.is_done = True

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,16 +104,19 @@ class RunningServer:
 
 
 @contextmanager
-def start_server(*flags: str, model: str | None = None) -> Iterator[RunningServer]:
+def start_server(
+    *flags: str, model: str | None = None, preexec_fn: Callable[[], None] | None = None
+) -> Iterator[RunningServer]:
     """Start a server and wait until it is ready; at the end of the block stop it by SIGTERM and expect exit code 0."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "server", "serve", *([model] if model else []), "--port", str(port), *flags]
         command.append("--watch-event-loop")
+        scheme = "https" if "--ssl-certfile" in flags else "http"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        running = RunningServer(process, f"http://127.0.0.1:{port}", log)
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
+        running = RunningServer(process, f"{scheme}://127.0.0.1:{port}", log)
         try:
             wait_until_ready(running)
             yield running
@@ -131,7 +134,7 @@ def wait_until_ready(running: RunningServer) -> None:
     while time.monotonic() < deadline:
         assert running.process.poll() is None, running.log.read_text()
         try:
-            if httpx.get(running.url + "/health/ready", timeout=5).status_code == 200:
+            if httpx.get(running.url + "/health/ready", timeout=5, verify=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass  # the port is not bound yet

@@ -36,7 +36,7 @@ class Server:
 
     def wait_ready(self) -> None:
         line = self.read_until(r"^curl ")
-        self.url = re.findall(r"http://[^/]+", line)[0]
+        self.url = re.findall(r"https?://[^/]+", line)[0]
 
     def wait_health(self, status: int) -> None:
         """Wait until /health has this status."""
@@ -61,13 +61,21 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    mode: str, checkpoint: Path, stderr: int = subprocess.PIPE, closed_streams: str = "", **flags: str
+    mode: str,
+    checkpoint: Path,
+    stderr: int = subprocess.PIPE,
+    closed_streams: str = "",
+    max_files: int = 0,
+    **flags: str,
 ) -> Iterator[Server]:
+    """Start a server. `max_files`: limit of its descriptors, if not 0."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
     arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
     command = [sys.executable, str(FAKE_ENGINE_SERVER), mode, *(f"{name}={value}" for name, value in arguments.items())]
     if closed_streams:
         command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
+    if max_files:
+        command = ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh", *command]
     process = subprocess.Popen(
         command,
         env={**environment, "PYTHONPATH": str(ROOT)},

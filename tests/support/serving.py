@@ -24,7 +24,7 @@ from server.http.connections import Connections
 from server.http.listener import BACKLOG
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.read_limiter import ReadLimiter
+from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.uvicorn_server import HttpServer
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
@@ -95,6 +95,7 @@ async def listening(
     send_buffer_bytes: int | None = None,
     connections: Connections | None = None,
     read_limiter: ReadLimiter | None = None,
+    body_limiter: ReadLimiter | None = None,
     tls: bool = False,
 ) -> AsyncIterator[str]:
     """Serve the app on a free loopback port and yield its URL. `send_buffer_bytes`: size of the system's buffer.
@@ -106,7 +107,13 @@ async def listening(
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-        protocol = partial(BoundedReadProtocol, on_http=state.metrics.http, connections=connections, read_limiter=turns)
+        protocol = partial(
+            BoundedReadProtocol,
+            on_http=state.metrics.http,
+            connections=connections,
+            read_limiter=turns,
+            body_limiter=body_limiter or ReadLimiter(MAX_BODY_READS),
+        )
         settings = load_settings(TLS_FILES if tls else {})
         server = HttpServer(app_around(state, connections), protocol, settings, read_limiter=turns, flush_s=FLUSH_S)
         task = asyncio.create_task(server.serve([listener]))

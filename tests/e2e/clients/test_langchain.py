@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
@@ -65,3 +66,10 @@ def test_a_tool_is_called_and_its_result_goes_back(chat: ChatOpenAI) -> None:
     assert call["name"] == "weather" and isinstance(call["args"]["day"], str)
     result = ToolMessage(weather.invoke(call["args"]), tool_call_id=call["id"])
     assert chat.invoke([*COUNT, called, result]).content is not None
+
+
+def test_a_full_context_is_recognised(chat: ChatOpenAI) -> None:
+    with pytest.raises(ContextOverflowError):
+        chat.invoke("word " * 5000)
+    with pytest.raises(ContextOverflowError):
+        chat.invoke("word", max_completion_tokens=5000)

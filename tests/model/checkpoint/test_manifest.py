@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.checkpoint import manifest
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.manifest import MANIFEST_NAME, verify_manifest, write_manifest
 from tests.support.paths import DEMO
@@ -62,6 +63,16 @@ def test_progress_ends_at_all_bytes(checkpoint: Path) -> None:
     progress = _verify(checkpoint)
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
     assert progress[-1] == (total, total) and len(progress) == len(FILES)
+
+
+def test_progress_within_a_large_file_is_reported(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's heartbeat follows it: one file may take longer than the engine may be silent."""
+    monkeypatch.setattr(manifest, "READ_BYTES", 2)
+    monkeypatch.setattr(manifest, "REPORT_BYTES", 4)
+    progress = _verify(checkpoint)
+    sizes = [len(content) for content in FILES.values()]
+    assert len(progress) == sum(size // 4 + 1 for size in sizes)
+    assert progress[-1] == (sum(sizes), sum(sizes))
 
 
 def test_sums_in_capitals_of_binary_files_with_comments_are_read(checkpoint: Path) -> None:

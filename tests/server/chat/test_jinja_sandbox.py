@@ -131,6 +131,21 @@ def test_what_an_operation_reads_and_writes_is_charged(source: str) -> None:
         SandboxedTemplate(source).render({"messages": messages}, INLINE_STEPS)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(1000) %}" + "{% set x = n.v %}" * 50 + "{% endfor %}",
+        "{% for a in range(1000) %}{% set x = [" + ",".join(["a"] * 500) + "] %}{% endfor %}",
+        "{% macro f() %}" + "{% set x = n.v %}" * 50 + "{% endmacro %}{% for a in range(500) %}{{ f() }}{% endfor %}",
+    ],
+    ids=["look-ups", "literals", "macro"],
+)
+def test_a_long_body_is_charged_in_each_turn(source: str) -> None:
+    """The turns and calls alone are within the limit."""
+    with pytest.raises(TemplateBudgetExceeded):
+        SandboxedTemplate(source).render({"n": {"v": 1}}, INLINE_STEPS)
+
+
 def test_an_ordinary_conversation_takes_few_steps() -> None:
     source = (
         "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

@@ -28,6 +28,7 @@ def test_the_estimated_wait_follows_the_measured_pace() -> None:
 def test_one_key_of_several_never_fills_the_queue_alone() -> None:
     admission = Admission(FakeEngine(saying("a")), max_choices=16, num_tenants=2)
     assert admission.max_tokens == 16 * TOKENS_PER_CHOICE
+    assert admission.max_choices_of_request == 14
     for request_id in range(14):
         assert admission.has_room(0, 1)
         admission.add(request_id, tenant=0, num_tokens=1)

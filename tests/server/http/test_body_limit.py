@@ -6,7 +6,8 @@ from typing import Any
 
 from starlette.types import Message
 
-from server.fairness.request_memory import RequestMemory
+from server.errors import request_memory_full
+from server.fairness.request_memory import Lease, RequestMemory
 from server.http.body_limit import BodyLimit
 from tests.support.asgi_client import Reply
 
@@ -73,3 +74,23 @@ def test_a_body_that_is_dropped_at_critical_memory_is_a_503() -> None:
     reply = sent_by(memory, receive, reached)
     assert (reply.status, reply.error["code"]) == (503, "request_memory_full")
     assert memory.used_bytes == 0
+
+
+def test_a_body_without_room_is_read_to_its_end_so_that_its_client_can_read_the_503() -> None:
+    class Full(RequestMemory):
+        async def grow(self, lease: Lease, num_bytes: int) -> None:
+            raise request_memory_full(5.0)
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    num_left = 5
+
+    async def receive() -> Message:
+        nonlocal num_left
+        num_left -= 1
+        return {"type": "http.request", "body": b"x" * 10, "more_body": num_left > 0}
+
+    reply = sent_by(Full(100), receive, reached)
+    assert (reply.status, reply.error["code"], num_left) == (503, "request_memory_full", 0)
+    assert int(reply.headers["retry-after"]) == 5

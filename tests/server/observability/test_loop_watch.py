@@ -3,7 +3,9 @@
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -23,6 +25,9 @@ class Caught(LoopWatch):
     def _on_report(self, blockage: Blockage) -> None:
         self.reports.append(blockage)
         self.is_reported.set()
+
+    def _clocks(self) -> tuple[float, float]:
+        return time.monotonic(), super()._clocks()[1]  # without a core is as good as blocked, here
 
     def _take_stack(self, signum: int, frame: object) -> None:
         super()._take_stack(signum, frame)  # type: ignore[arg-type]
@@ -94,3 +99,32 @@ class Spied:
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> None:
         self._loop.call_soon_threadsafe(callback, *args)
         self._loop.call_soon_threadsafe(self._also)
+
+
+def test_time_without_a_core_does_not_count(tmp_path: Path) -> None:
+    """A busy machine is no fault of the callback that happens to run."""
+
+    async def scenario() -> tuple[float, float]:
+        watch = LoopWatch(limit_s=60.0)
+        watch.start()
+        watch.stop()
+        watch._schedstat = tmp_path / "schedstat"
+        before, _ = watch._clocks()  # no such file: nothing is known
+        watch._schedstat.write_text("1 5000000000000 7\n")
+        return before, watch._clocks()[0]
+
+    before, after = asyncio.run(scenario())
+    assert after < before - 4000  # 5,000 s of waiting are taken off
+
+
+def test_a_loop_that_is_closed_without_a_stop_ends_the_watch() -> None:
+    async def scenario() -> LoopWatch:
+        watch = LoopWatch(limit_s=60.0)
+        watch.start()
+        return watch
+
+    before = signal.getsignal(signal.SIGUSR2)
+    watch = asyncio.run(scenario())
+    watch._thread.join(60)
+    assert not watch._thread.is_alive()
+    signal.signal(signal.SIGUSR2, before)

@@ -20,7 +20,7 @@ from server.sandbox.errors import (
     SandboxFull,
     TookTooLong,
 )
-from server.sandbox.job import Job, Limits
+from server.sandbox.job import Job, JobUse, Limits
 from server.sandbox.pool import SandboxPool
 from tests.support import sandbox_jobs as jobs
 from tests.support.conditions import until
@@ -67,6 +67,23 @@ async def test_memory_below_the_limit_is_granted_to_every_job(pool: SandboxPool)
 async def test_cpu_time_is_counted_for_each_job_anew(pool: SandboxPool) -> None:
     for _ in range(12):  # two workers use 0.18 s each
         assert await pool.run(job(jobs.use_cpu, 0.03, limits=Limits(cpu_s=0.12))) == 0
+
+
+async def test_the_use_of_each_job_is_reported_also_if_it_ends_its_process() -> None:
+    uses: list[JobUse] = []
+    pool = SandboxPool(num_workers=1, on_use=uses.append)
+    await pool.start()
+    try:
+        await pool.run(job(jobs.use_cpu, 0.2))
+        with pytest.raises(Crashed):
+            await pool.run(job(jobs.abort))
+    finally:
+        pool.close()
+    assert [(use.function.partition(":")[2], use.outcome) for use in uses] == [
+        ("use_cpu", "done"),
+        ("abort", "Crashed"),
+    ]
+    assert uses[0].cpu_s >= 0.2 > uses[1].cpu_s >= 0.0 and all(use.max_rss_bytes > 0 for use in uses)
 
 
 async def test_a_job_that_does_nothing_ends_at_its_deadline_without_a_proof(pool: SandboxPool) -> None:

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 
 from server.tokenizer.config_files import TokenizerError
+from server.tokenizer.gguf_vocabulary import scores_of_merges
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.gguf_files import vocabulary_fields, write_fields
 from tests.support.mistral_tokenizers import V1, V3
@@ -72,6 +73,10 @@ def test_merges_replace_equal_scores(tmp_path: Path) -> None:
     rebuilt = load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1, scores=equal, merges=merges))
     for text in [*TEXTS, *_random_texts(original, 100)]:
         assert rebuilt.encode(text) == original.encode(text)
+
+
+def test_the_first_merge_that_makes_a_piece_gives_its_score() -> None:
+    assert scores_of_merges(["abc", "xy", "q"], ["ab c", "x y", "a bc"]) == [0, -1, -3]
 
 
 def test_the_template_comes_from_the_file(tmp_path: Path) -> None:

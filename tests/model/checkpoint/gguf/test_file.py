@@ -1,6 +1,7 @@
 """Headers of GGUF files are read as the `gguf` package reads them, and damaged ones are refused in one line."""
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -108,6 +109,26 @@ def test_a_damaged_header_is_refused_in_one_line(name: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=pattern) as caught:
         read_file(tmp_path / "a.gguf")
     assert "\n" not in str(caught.value) and str(tmp_path / "a.gguf") in str(caught.value)
+
+
+BIG = 2**27  # below the limits of a header, far above the file
+CLAIMS = {
+    "a key": struct.pack("<Q", BIG),
+    "a text": _field(b"k", 8, struct.pack("<Q", BIG)),
+    "numbers": _field(b"k", 9, struct.pack("<IQ", 12, 2**22)),
+    "texts": _field(b"k", 9, struct.pack("<IQ", 8, 2**22)),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_nothing_is_allocated_for_what_a_file_only_claims(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(_header(0, CLAIMS[name] + bytes(64), 1))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="ends within its header"):
+        read_file(tmp_path / "a.gguf")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20  # the buffer of the file takes 1 MiB
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The output of a batch: one line per answered request, which is also the record of what is done.
+
+A line is appended in one write when its answer is complete. A kill can only tear the last line; the next run removes
+it and sends that request again. So each request is in the output exactly once when a run ends.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from server.batch.lines import BatchError
+
+
+class Journal:
+    """The output file, open for appending. `done`: the custom ids of its lines. One process at a time may hold it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file, and remove a torn last line. Raises BatchError, OSError."""
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._lock()
+            self.done = self._read()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._file)
+
+    def append(self, answer: Mapping[str, object]) -> None:
+        """Write one line. `answer` has a "custom_id". Raises OSError."""
+        remaining = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+        while remaining:
+            remaining = remaining[os.write(self._file, remaining) :]
+        self.done.add(str(answer["custom_id"]))
+
+    def _lock(self) -> None:
+        """Lock the file; the system unlocks it when the process ends, however it ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BatchError(f"{self._path}: another run writes to it") from None
+
+    def _read(self) -> set[str]:
+        done: set[str] = set()
+        num_whole = 0  # bytes of whole lines
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                done.add(self._custom_id(line, number))
+                num_whole += len(line)
+        os.ftruncate(self._file, num_whole)
+        return done
+
+    def _custom_id(self, line: bytes, number: int) -> str:
+        try:
+            return str(json.loads(line)["custom_id"])
+        except (ValueError, KeyError, TypeError):
+            raise BatchError(f"{self._path}, line {number}: not a line that a run has written") from None

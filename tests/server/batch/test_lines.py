@@ -1,0 +1,55 @@
+"""server/batch/lines.py: requests of a batch, and one line of error for each fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.batch.lines import BatchError, parse_line, read_lines
+
+GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
+
+
+def test_a_file_is_read_line_by_line_without_blank_ones(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps({**GOOD, 'custom_id': 'é'})}")
+    lines = list(read_lines(path))
+    assert [(line.custom_id, line.url) for line in lines] == [("a", "/v1/completions"), ("é", "/v1/completions")]
+    assert json.loads(lines[0].body_bytes) == {"prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"custom_id": 5}, "custom_id"),
+        ({"custom_id": ""}, "custom_id"),
+        ({"method": "GET"}, "method"),
+        ({"url": "http://a/v1/completions"}, "url"),
+        ({"url": "/v1/a b"}, "url"),
+        ({"url": "/v1/a\r\nx: y"}, "url"),
+        ({"body": []}, "body"),
+        ({"body": {"stream": True}}, "body.stream"),
+    ],
+    ids=str,
+)
+def test_a_bad_line_is_one_line_of_error(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(BatchError) as caught:
+        parse_line(json.dumps(GOOD | change).encode())
+    assert str(caught.value).startswith(part) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"a": NaN}', b"\xff"])
+def test_what_is_no_object_is_an_error(text: bytes) -> None:
+    with pytest.raises(BatchError, match="not a JSON object"):
+        parse_line(text)
+
+
+def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n{\n")
+    with pytest.raises(BatchError, match=rf"^{path}, line 2: not a JSON object$"):
+        list(read_lines(path))
+    path.write_text((json.dumps(GOOD) + "\n") * 2)
+    with pytest.raises(BatchError, match=r"line 2: the custom_id of an earlier line$"):
+        list(read_lines(path))

@@ -1,0 +1,63 @@
+"""How requests end for their clients: completely, with an error, or without any end. Over plain sockets or TLS."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.raw_http import Answer, RawClient, post_bytes
+
+NO_CONNECTION, CLOSED = "no connection", "closed before a response"
+SILENT, LOST = "silent", "lost"  # cut off in the middle; no end at all. Neither may ever happen
+LIMIT_S = 300.0  # no sound run takes this long
+
+
+async def ending_of(url: str, body: object, headers: Mapping[str, str] | None = None) -> str:
+    """Send a completion request and return how it ends.
+
+    "complete", "error event CODE", "STATUS CODE", or one of the constants above.
+    """
+    parts = urlsplit(url)
+    context = _trusting_context() if parts.scheme == "https" else None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                connected = await asyncio.open_connection(parts.hostname, parts.port, ssl=context, limit=1 << 20)
+            except OSError:
+                return NO_CONNECTION
+            return await _exchange(RawClient(*connected), post_bytes("/v1/completions", body, headers))
+    except TimeoutError:
+        return LOST
+
+
+async def _exchange(client: RawClient, request: bytes) -> str:
+    try:
+        client.writer.write(request)
+        try:
+            head = await client.head()
+        except (asyncio.IncompleteReadError, OSError):
+            return CLOSED
+        try:
+            return _ending(await client.rest(head))
+        except (asyncio.IncompleteReadError, OSError):
+            return SILENT
+    finally:
+        client.close()
+
+
+def _ending(answer: Answer) -> str:
+    if answer.status != 200:
+        return f"{answer.status} {answer.json()['error']['code']}"
+    if not answer.is_done or not answer.events:
+        return SILENT
+    last: dict[str, Any] = answer.events[-1]
+    if "error" in last:
+        return f"error event {last['error']['code']}"
+    return "complete" if last["choices"][0]["finish_reason"] else SILENT
+
+
+def _trusting_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
