@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.ops.triton.gemm_tiles import WIDE, choose_tiling
+from model.ops.triton.gemm_tiles import WIDE, choose_splits, choose_tiling
 from model.ops.triton.packed_weights import BLOCK_INPUTS, WeightFormat
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
@@ -23,3 +23,9 @@ def test_tiles_grow_with_the_rows_unless_deterministic(weight_format: WeightForm
 def test_8_bit_weights_are_read_in_whole_blocks(dtype: torch.dtype, weight_format: WeightFormat) -> None:
     for count in (1, 30, 60, 500):
         assert choose_tiling(count, dtype, weight_format, False).inputs == BLOCK_INPUTS
+
+
+def test_few_programs_share_the_common_dimension_unless_deterministic() -> None:
+    programs = (1, 64, 96, 128, 132, 133, 264, 5000)
+    assert [choose_splits(count, False) for count in programs] == [4, 4, 2, 2, 2, 1, 1, 1]
+    assert {choose_splits(count, True) for count in programs} == {1}

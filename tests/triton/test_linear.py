@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])
-@pytest.mark.parametrize(("num_rows", "outputs", "dim"), [(1, 1, 1), (3, 130, 70), (130, 70, 129)])
+@pytest.mark.parametrize(("num_rows", "outputs", "dim"), [(1, 1, 1), (3, 130, 70), (130, 70, 129), (2, 20, 1100)])
 def test_linear(
     dtype: torch.dtype, weight_format: WeightFormat, tile_rows: int, num_rows: int, outputs: int, dim: int
 ) -> None:

@@ -48,6 +48,8 @@ WORDS = {
 TALL_BEFORE_HOPPER = Tiling(rows=128, outputs=128, inputs=64, num_warps=8, num_stages=3)  # of PLAIN: 256 would spill
 HOPPER = 90
 DETERMINISTIC_ROWS = 64
+TARGET_PROGRAMS = 264  # two on each of the 132 multiprocessors of an H100
+MOST_SPLITS = 4
 
 
 def choose_tiling(
@@ -66,12 +68,22 @@ def choose_tiling(
     return (PLAIN if weight_format == "plain" else WORDS)[rows]
 
 
+def choose_splits(num_programs: int, deterministic: bool) -> int:
+    """Choose how many programs share the common dimension of a tile: more than one if the GPU would not be full.
+
+    `deterministic`: one for every batch, because the parts' sums depend on the cuts.
+    """
+    return 1 if deterministic else max(1, min(MOST_SPLITS, TARGET_PROGRAMS // max(1, num_programs)))
+
+
 @triton.jit
 def multiply_tile(
     x_rows: tl.tensor,
     w: tl.tensor,
     outputs: tl.tensor,
     dim: tl.tensor,
+    split: tl.tensor,
+    num_splits: tl.tensor,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -81,21 +93,25 @@ def multiply_tile(
     """Multiply OUTPUTS rows of w by ROWS rows of x, `dim` long: w @ x.T, [OUTPUTS, ROWS] float32, without the scale.
 
     `x_rows`: pointers to the rows of x; `outputs`: the rows of w, int64. All must exist: rows and outputs behind the
-    end repeat another one, so that no load needs a mask. EVEN: `dim` is a multiple of INPUTS.
+    end repeat another one, so that no load needs a mask. EVEN: `dim` is a multiple of INPUTS. Only part `split` of
+    `num_splits` equal parts of the common dimension is multiplied.
     """
+    per_split = tl.cdiv(tl.cdiv(dim, INPUTS), num_splits)
+    first_block = split * per_split
+    end_block = tl.minimum(first_block + per_split, tl.cdiv(dim, INPUTS))
     total = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
     if FORMAT == "plain":
         inputs = tl.arange(0, INPUTS)
         w_rows = w + outputs * dim
-        for start in range(0, dim, INPUTS):
-            k = start + inputs
+        for block in range(first_block, end_block):
+            k = block * INPUTS + inputs
             x = load_inputs(x_rows[None, :] + k[:, None], (k < dim)[:, None], EVEN)
             weights = load_inputs(w_rows[:, None] + k[None, :], (k < dim)[None, :], EVEN)
             total = tl.dot(weights, x, total, input_precision="ieee")
     else:
         place = tl.arange(0, INPUTS // 4)
         w_rows = w + outputs * (tl.cdiv(dim, INPUTS) * (INPUTS // 4))
-        for block in range(tl.cdiv(dim, INPUTS)):
+        for block in range(first_block, end_block):
             words = tl.load(w_rows[:, None] + (block * (INPUTS // 4) + place)[None, :])
             weights = widen(words, FORMAT, x_rows.dtype.element_ty)
             for plane in tl.static_range(4):

@@ -5,14 +5,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, multiply_tile
+from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
 
 # mypy: disable-error-code="untyped-decorator"
 
+SUMMED_NUMBERS = 512
 
-@triton.jit(do_not_specialize=["num_rows"])
+
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
 def linear_kernel(
     x: tl.tensor,
     w: tl.tensor,
@@ -21,34 +23,57 @@ def linear_kernel(
     num_rows: tl.tensor,
     num_outputs: tl.tensor,
     dim: tl.tensor,
+    num_splits: tl.tensor,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """Compute one tile of y. Programs that share weights run one after another, so that weights are read once."""
+    """Compute one tile of y [splits, T, O]. Programs that share weights run one after another, so that weights are read
+    once. A split sums a part of the products."""
+    split = tl.program_id(1)
     row_tiles = tl.cdiv(num_rows, ROWS)
     rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
     outputs = (tl.program_id(0) // row_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
     row_mask, output_mask = rows < num_rows, outputs < num_outputs
     x_rows = x + tl.where(row_mask, rows, 0).to(tl.int64) * dim
     w_rows = tl.where(output_mask, outputs, 0).to(tl.int64)
-    total = multiply_tile(x_rows, w, w_rows, dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
+    total = multiply_tile(x_rows, w, w_rows, dim, split, num_splits, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
     if FORMAT != "plain":
         total = total * tl.load(scales + outputs, mask=output_mask, other=0.0)[:, None]
-    target = y + rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
+    target = y + (split.to(tl.int64) * num_rows + rows[None, :]) * num_outputs + outputs[:, None]
     tl.store(target, total.to(y.dtype.element_ty), mask=output_mask[:, None] & row_mask[None, :])
 
 
-def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtype: torch.dtype) -> Tensor:
+@triton.jit(do_not_specialize=["size", "num_splits"])
+def sum_kernel(parts: tl.tensor, y: tl.tensor, size: tl.tensor, num_splits: tl.tensor, NUMBERS: tl.constexpr) -> None:
+    """Compute y [size], the sum of parts [splits, size] in order."""
+    place = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
+    total = tl.zeros((NUMBERS,), dtype=tl.float32)
+    for split in range(num_splits):
+        total += tl.load(parts + split * size + place, mask=place < size, other=0.0)
+    tl.store(y + place, total.to(y.dtype.element_ty), mask=place < size)
+
+
+def linear(
+    launch: Launch,
+    x: Tensor,
+    weight: TritonMatrix,
+    tiling: Tiling,
+    dtype: torch.dtype,
+    deterministic: bool = False,
+) -> Tensor:
     """Multiply [T, D] -> [T, O], as `dtype`."""
     num_rows, num_outputs, dim = len(x), len(weight.values), weight.num_inputs
     y = x.new_empty(num_rows, num_outputs, dtype=dtype)
+    num_programs = blocks(num_rows, tiling.rows) * blocks(num_outputs, tiling.outputs)
+    num_splits = choose_splits(num_programs, deterministic or weight.format == "plain")
+    parts = y if num_splits == 1 else x.new_empty(num_splits, num_rows, num_outputs, dtype=torch.float32)
     launch(
         linear_kernel,
-        (blocks(num_rows, tiling.rows) * blocks(num_outputs, tiling.outputs),),
-        *(x.contiguous(), weight.values, weight.scale, y, num_rows, num_outputs, dim),
+        (num_programs, num_splits),
+        *(x.contiguous(), weight.values, weight.scale, parts, num_rows, num_outputs, dim, num_splits),
         ROWS=tiling.rows,
         OUTPUTS=tiling.outputs,
         INPUTS=tiling.inputs,
@@ -57,4 +82,7 @@ def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, dtyp
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
+    if num_splits > 1:
+        grid = (blocks(y.numel(), SUMMED_NUMBERS),)
+        launch(sum_kernel, grid, parts, y, y.numel(), num_splits, NUMBERS=SUMMED_NUMBERS, num_warps=4, num_stages=1)
     return y

@@ -1,17 +1,17 @@
 """Products of the experts over routed tiles: gate-up with SiLU, down, and the weighted sum by descending gate logit.
 
-Without atomics: each pair has its own output row, and one program sums the outputs of a row. Letters as in
+Without atomics: each pair (and split) has its own output row, and one program sums the outputs of a row. Letters as in
 model/ops/triton/topk_routing.py; F hidden dim of an expert.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, multiply_tile
+from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
 from model.ops.triton.topk_routing import RoutedTiles
@@ -19,6 +19,7 @@ from model.ops.triton.topk_routing import RoutedTiles
 # mypy: disable-error-code="untyped-decorator"
 
 COMBINED_COLUMNS = 512
+WIDEST_DOWN = 128  # outputs of a tile of the down product: 256 spill, because its results are float32
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def gate_up_kernel(
         row_mask, output_mask = pairs < num_pairs, outputs < 2 * hidden_dim
         x_rows = x + tl.where(row_mask, pairs // max_k, 0) * dim
         w_rows = expert * 2 * hidden_dim + tl.where(output_mask, outputs, 0)
-        total = multiply_tile(x_rows, w13, w_rows, dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
+        total = multiply_tile(x_rows, w13, w_rows, dim, 0, 1, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
         if FORMAT != "plain":
             total = total * tl.load(scales + w_rows)[:, None]
         gate, up = total.reshape(OUTPUTS // 2, 2, ROWS).permute(0, 2, 1).split()
@@ -69,7 +70,7 @@ def gate_up_kernel(
         tl.store(target, activated.to(hidden.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_pairs"])
+@triton.jit(do_not_specialize=["num_tiles", "num_pairs", "num_splits"])
 def down_kernel(
     hidden: tl.tensor,
     w2: tl.tensor,
@@ -81,13 +82,18 @@ def down_kernel(
     num_pairs: tl.tensor,
     dim: tl.tensor,
     hidden_dim: tl.tensor,
+    num_splits: tl.tensor,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """Compute by_pair[pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers."""
+    """Compute by_pair[split, pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers.
+
+    A split sums a part of the F products; combine_kernel adds the splits.
+    """
+    split = tl.program_id(1)
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -96,14 +102,14 @@ def down_kernel(
         row_mask, output_mask = pairs < num_pairs, outputs < dim
         w_rows = expert * dim + tl.where(output_mask, outputs, 0)
         h_rows = hidden + tl.where(row_mask, pairs, 0) * hidden_dim
-        total = multiply_tile(h_rows, w2, w_rows, hidden_dim, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
+        total = multiply_tile(h_rows, w2, w_rows, hidden_dim, split, num_splits, ROWS, OUTPUTS, INPUTS, EVEN, FORMAT)
         if FORMAT != "plain":
             total = total * tl.load(scales + w_rows)[:, None]
-        target = by_pair + pairs[None, :] * dim + outputs[:, None]
+        target = by_pair + (split.to(tl.int64) * num_pairs + pairs[None, :]) * dim + outputs[:, None]
         tl.store(target, total, mask=output_mask[:, None] & row_mask[None, :])
 
 
-@triton.jit(do_not_specialize=["max_k"], do_not_specialize_on_alignment=["expert_ids"])
+@triton.jit(do_not_specialize=["max_k", "num_rows", "num_splits"], do_not_specialize_on_alignment=["expert_ids"])
 def combine_kernel(
     by_pair: tl.tensor,
     shares: tl.tensor,
@@ -111,9 +117,14 @@ def combine_kernel(
     y: tl.tensor,
     dim: tl.tensor,
     max_k: tl.tensor,
+    num_rows: tl.tensor,
+    num_splits: tl.tensor,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Compute y[row], the sum of share times output over the row's experts in order; entries from k on are not read."""
+    """Compute y[row], the sum of share times output over the row's experts in order; entries from k on are not read.
+
+    An output is the sum of its splits, in order.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < dim
@@ -122,19 +133,31 @@ def combine_kernel(
         pair = row * max_k + choice
         taken = tl.load(expert_ids + pair) >= 0
         read = columns < tl.where(taken, dim, 0)
-        output = tl.load(by_pair + pair * dim + columns, mask=read, other=0.0)
+        output = tl.zeros((COLUMNS,), dtype=tl.float32)
+        for split in range(num_splits):
+            place = (split * num_rows * max_k + pair) * dim
+            output += tl.load(by_pair + place + columns, mask=read, other=0.0)
         share = tl.load(shares + pair)
         total += tl.where(taken, share * output, 0.0)
     tl.store(y + row * dim + columns, total.to(y.dtype.element_ty), mask=inside)
 
 
-def experts(launch: Launch, x: Tensor, weights: TritonExperts, routing: RoutedTiles, tiling: Tiling) -> Tensor:
+def experts(
+    launch: Launch,
+    x: Tensor,
+    weights: TritonExperts,
+    routing: RoutedTiles,
+    tiling: Tiling,
+    deterministic: bool = False,
+) -> Tensor:
     """Compute the routed experts: [T, D] -> [T, D]. `tiling` has the routing's tile rows."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.num_inputs
     max_k = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)
     hidden = x.new_empty(num_pairs, hidden_dim)
-    by_pair = x.new_empty(num_pairs, dim, dtype=torch.float32)
+    down = replace(tiling, outputs=min(WIDEST_DOWN, tiling.outputs))
+    num_splits = choose_splits(num_tiles * blocks(dim, down.outputs), deterministic)
+    by_pair = x.new_empty(num_splits, num_pairs, dim, dtype=torch.float32)
     y = torch.empty_like(x)
     tiles = routing.tile_pairs, routing.tile_expert, num_tiles, num_pairs
     launch(
@@ -145,12 +168,12 @@ def experts(launch: Launch, x: Tensor, weights: TritonExperts, routing: RoutedTi
     )
     launch(
         down_kernel,
-        (num_tiles * blocks(dim, tiling.outputs),),
-        *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim),
-        **_constants(tiling, weights.w2),
+        (num_tiles * blocks(dim, down.outputs), num_splits),
+        *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
+        **_constants(down, weights.w2),
     )
     grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
-    arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, max_k)
+    arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, max_k, num_rows, num_splits)
     launch(combine_kernel, grid, *arguments, COLUMNS=COMBINED_COLUMNS, num_warps=4, num_stages=1)
     return y
 

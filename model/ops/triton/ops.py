@@ -88,7 +88,7 @@ class TritonOps:
     def linear(self, x: Tensor, weight: TritonMatrix) -> Tensor:
         if weight.format == "plain" and not self.deterministic:
             return F.linear(x, weight.values)
-        return linear(self._launch, x, weight, self._tiling(len(x), weight), x.dtype)  # [T, O]
+        return linear(self._launch, x, weight, self._tiling(len(x), weight), x.dtype, self.deterministic)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         slots = metadata.attention.batch.slot_mapping
@@ -99,17 +99,18 @@ class TritonOps:
 
     def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
         tiling = self._tiling(len(x), weights.w2)
-        return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling)  # [T, D]
+        return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
 
     def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Tensor:
         rows_per_expert = len(x) * request.expert_ids.shape[1] // len(weights.gate)
         tiling = self._tiling(2 * rows_per_expert, weights.experts.w2)  # twice the mean: loads are uneven
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
-        return experts(self._launch, x, weights.experts, routing, tiling)  # [T, D]
+        return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic)  # [T, D]
 
     def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: TritonMatrix) -> Tensor:
         normed = self.rms_norm(x.index_select(0, rows), norm, eps)  # [N, D]
-        return linear(self._launch, normed, head, self._tiling(len(normed), head), torch.float32)  # [N, V]
+        tiling = self._tiling(len(normed), head)
+        return linear(self._launch, normed, head, tiling, torch.float32, self.deterministic)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(self._launch, logits, rows)
