@@ -32,6 +32,7 @@ SLOW = (
     "tests/model/ops/triton/test_interpreted.py",
     "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",
+    "tests/noninterference",
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
