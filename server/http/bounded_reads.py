@@ -28,6 +28,7 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport | None = None  # None before and after the connection
     _unparsed = b""
+    _tenant: int | None = None  # of the current request; None until its API key has arrived
 
     def __init__(
         self,
@@ -40,13 +41,16 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         connections: Connections,
         read_limiter: ReadLimiter,
         body_limiter: ReadLimiter,
+        tenant_of: Callable[[bytes], int | None] = lambda data: None,
     ) -> None:
         """The first four arguments are uvicorn's; all connections share `connections` and both limiters.
 
         `on_http` receives (route, method, status) of each error that is sent before a request reaches the app.
+        `tenant_of` returns the tenant whose API key is in the bytes of a head, None if there is no known key.
         """
         self._read_limiter = read_limiter
         self._body_limiter = body_limiter
+        self._tenant_of = tenant_of
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
@@ -65,6 +69,8 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._buffer[:nbytes])
+        if not self._connection.is_reading_body:
+            self._note_tenant(data)
         if self._unparsed:
             self._unparsed += data
         elif self._may_read(data):
@@ -73,7 +79,13 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
             self._unparsed = data
             self._transport.pause_reading()
             self._connection.on_read_deferred()
-            self._limiter.defer(self._parse)
+            self._limiter.defer(self._parse, self._tenant)
+
+    def _note_tenant(self, data: bytes) -> None:
+        """Remember whose request it is. A head's later bytes contain no key and change nothing."""
+        tenant = self._tenant_of(data)
+        if tenant is not None:
+            self._tenant = tenant
 
     def _may_read(self, data: bytes) -> bool:
         return self._limiter.try_acquire() or (

@@ -35,6 +35,7 @@ from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
+from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -239,6 +240,7 @@ class Server:
             connections=self._connections,
             read_limiter=turns,
             body_limiter=ReadLimiter(MAX_BODY_READS),
+            tenant_of=tenant_finder(self._settings.api_keys),
         )
         try:
             http = self._http = HttpServer(
