@@ -23,9 +23,9 @@ from server.api.app import create_app
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
-from server.event_loop import LagProbe
 from server.fairness.budgets import budgets, request_memory_bytes, shortage, summary
 from server.fairness.byte_budget import ByteBudget
+from server.fairness.event_loop import LagProbe
 from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
@@ -43,7 +43,7 @@ from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
