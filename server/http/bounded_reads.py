@@ -1,6 +1,7 @@
 """Small reads that take turns, so that neither one client nor many at once block the event loop for long."""
 
 import asyncio
+import select
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -100,6 +101,9 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         data, self._unparsed = self._unparsed, b""
         if self._transport is None or self._transport.is_closing():
             return
+        if has_left(self._transport):
+            self._transport.abort()  # nobody reads the answer: parse nothing
+            return
         if not self._connection.flow.read_paused:
             self._transport.resume_reading()
         self._connection.data_received(data)
@@ -120,3 +124,13 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Return whether the client has closed the connection, or its sending side, although not all of it is read."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connected.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

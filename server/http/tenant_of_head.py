@@ -7,7 +7,7 @@ turns with all others of that kind.
 import re
 from collections.abc import Callable, Sequence
 
-_KEY = re.compile(rb"\n(?:authorization:[ \t]*bearer +|x-api-key:[ \t]*)([^\r\n]*)", re.IGNORECASE)
+_KEY = re.compile(rb"\n(?:authorization:[ \t]*bearer +|x-api-key:[ \t]*)([^\r\n]*)[\r\n]", re.IGNORECASE)
 
 
 def tenant_finder(api_keys: Sequence[str]) -> Callable[[bytes], int | None]:
