@@ -122,25 +122,8 @@ class Server:
         self._memory = None
         if limit_bytes is not None:
             self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
-        self._state = ServerState(
-            engine=self._client,
-            metrics=self._metrics,
-            model_names=self._names,
-            max_num_queued=settings.max_num_queued_reqs,
-            max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=num_tenants,
-            reply_memory=ByteBudget(memory_bytes, num_tenants),
-            memory=self._memory,
-            version=VERSION,
-            created_s=int(time.time()),
-            access_log=AccessLog(),
-            draw_seed=seed_source(settings.seed),
-            by_priority=settings.scheduling_policy == "priority",
-            strict_params=settings.strict_params,
-            strict_roles=settings.strict_roles,
-            tool_emulation=settings.tool_emulation,
-        )
-        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)), limits=limits_within(limit_bytes))
+        self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
+        self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
         self._in_flight = RequestTracker(self._app_with_middleware())
         self._shutdown = Shutdown(
             self._client,
@@ -212,6 +195,28 @@ class Server:
         await asyncio.sleep(FINISH_IDLE_S)
         self._connections.finish_idle()
         self._shutdown.hand_over(self._settings.reload_timeout)
+
+    def _new_state(self, num_tenants: int, reply_memory: ByteBudget) -> ServerState:
+        """What the handlers of requests share; texts come when they are loaded."""
+        settings = self._settings
+        return ServerState(
+            engine=self._client,
+            metrics=self._metrics,
+            model_names=self._names,
+            max_num_queued=settings.max_num_queued_reqs,
+            max_num_queued_tokens=settings.max_num_queued_tokens,
+            num_tenants=num_tenants,
+            reply_memory=reply_memory,
+            memory=self._memory,
+            version=VERSION,
+            created_s=int(time.time()),
+            access_log=AccessLog(),
+            draw_seed=seed_source(settings.seed),
+            by_priority=settings.scheduling_policy == "priority",
+            strict_params=settings.strict_params,
+            strict_roles=settings.strict_roles,
+            tool_emulation=settings.tool_emulation,
+        )
 
     def _app_with_middleware(self) -> ASGIApp:
         settings = self._settings
