@@ -11,6 +11,7 @@ DATES_FOR_PEOPLE = {
     "server.lifecycle.serve",  # `created` of the models
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.expert_stats",  # `since` of a report
+    "server.chat.jinja_sandbox",  # the date that a chat template writes into a prompt
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
 

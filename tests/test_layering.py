@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": {"model"},
     "smoe": {"server", "engine"},  # the Python interface: text and engine in one process
 }
-PACKAGE_PATH_ONLY = {("server.model_location", "model")}  # the folder of the bundled checkpoint
+PACKAGE_PATH_ONLY = {("server.model_files.location", "model")}  # the folder of the bundled checkpoint
 
 ANY_IO = {"torch", "numpy", "socket", "asyncio", "time", "random"}
 # Folder or top-level file -> packages that it must not reach, through however many of our modules.

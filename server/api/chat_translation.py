@@ -12,7 +12,7 @@ from starlette.responses import Response
 from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, EventReply
 from server.errors import ApiError
-from server.event_loop import INLINE_CHARS, off_loop
+from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas
 from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named_event

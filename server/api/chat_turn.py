@@ -13,7 +13,7 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.chat.rendering import render_text_of
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.chat.template import PreparedConversation
-from server.event_loop import INLINE_CHARS, off_loop
+from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
 from server.generation.prompt import Prompt, completion_limit, truncated

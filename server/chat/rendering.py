@@ -6,7 +6,7 @@ from server.chat.render_budget import INLINE_STEPS
 from server.chat.template import ChatTemplate, PreparedConversation, spellings_of_ends, text_of
 from server.chat.template_jobs import Rendered, TemplateProbe, compile_template, probe_template, render_text
 from server.errors import check_not_possible, queue_full
-from server.event_loop import off_loop
+from server.fairness.event_loop import off_loop
 from server.sandbox.errors import SandboxError, SandboxFull, is_jobs_fault
 from server.sandbox.job import Job
 from server.sandbox.pool import Sandbox

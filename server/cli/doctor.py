@@ -16,7 +16,7 @@ from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
 from server.fairness.budgets import budgets, shortage, summary
 from server.http.listener import ListenError, listen
-from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.settings import Settings
 from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer

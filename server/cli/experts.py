@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from server.cli import expert_measurement, expert_report
 from server.cli.errors import report_error
 from server.cli.expert_measurement import ExpertTextError
-from server.model_location import ModelNotFoundError, locate_model
+from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, load_settings, model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer

@@ -15,7 +15,7 @@ from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.sizing import BLOCKS
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
-from server.model_location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag

@@ -21,7 +21,7 @@ from server.engine_client.process import ENGINE_COMMAND, EngineProcessHandle, Pr
 from server.engine_client.restart_policy import MAX_FAILED_STARTS, SERVED_S, RestartPolicy
 from server.engine_client.status import EngineStatus, Phase
 from server.engine_client.watchdog import DEFAULT_TIMEOUTS, Watchdog, WatchdogTimeouts
-from server.event_loop import BackgroundTasks
+from server.fairness.event_loop import BackgroundTasks
 
 logger = logging.getLogger("smoe.engine")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from engine.config import max_slots_per_tenant
 from server.errors import text_queue_full
-from server.event_loop import INLINE_CHARS
+from server.fairness.event_loop import INLINE_CHARS
 
 NUM_THREADS = 2
 MAX_WAITING = 256

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.model_stores import ModelStores
+from server.model_files.stores import ModelStores
 from server.settings.settings import PREFIX, Settings, flag_name
 from server.settings.value_types import parse_size
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from server.chat.mistral_format import CALLS_MARKER
 from server.errors import invalid_value, unsupported_parameter
-from server.event_loop import INLINE_CHARS, off_loop
+from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool, ToolChoice
 from server.strict_json import JsonValue

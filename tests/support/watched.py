@@ -17,7 +17,7 @@ from server.engine_client.output_collector import OutputCollector
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.http.connections import Connections
-from server.model_location import locate_model
+from server.model_files.location import locate_model
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import load_tokenizer

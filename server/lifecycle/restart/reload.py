@@ -4,7 +4,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 
-from server.event_loop import BackgroundTasks
+from server.fairness.event_loop import BackgroundTasks
 from server.lifecycle.restart.keeper import become_subreaper
 from server.lifecycle.restart.successor import Successor
 from server.lifecycle.restart.terminal import ControllingTerminal

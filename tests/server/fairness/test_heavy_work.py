@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from server.errors import ApiError
-from server.event_loop import INLINE_CHARS
+from server.fairness.event_loop import INLINE_CHARS
 from server.fairness.heavy_work import CHARS_PER_TOKEN, HeavyWork
 
 pytestmark = pytest.mark.anyio

@@ -1,12 +1,12 @@
-"""server/model_stores.py: models in Hugging Face's cache, LM Studio and Ollama, by the names that serve accepts."""
+"""server/model_files/stores.py: models that other programs keep, by the names that serve accepts."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.model_stores import ModelStores, found_models, tag_of
+from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.stores import ModelStores, found_models, tag_of
 
 DIGEST = "a" * 64
 

@@ -1,11 +1,11 @@
-"""server/event_loop.py: heavy work runs beside the event loop, and the loop's delay is measured."""
+"""server/fairness/event_loop.py: heavy work runs beside the event loop, and the loop's delay is measured."""
 
 import asyncio
 import threading
 
 import pytest
 
-from server.event_loop import BackgroundTasks, LagProbe, off_loop
+from server.fairness.event_loop import BackgroundTasks, LagProbe, off_loop
 
 
 @pytest.mark.parametrize("heavy", [False, True])

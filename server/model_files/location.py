@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import model
-from server.model_stores import CONFIGS, FoundModel, ModelStores, found_models, gguf_files, hub_snapshot, with_tag
+from server.model_files.stores import CONFIGS, FoundModel, ModelStores, found_models, gguf_files, hub_snapshot, with_tag
 
 DEMO_NAME = "smoe-demo"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

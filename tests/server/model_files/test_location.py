@@ -1,11 +1,11 @@
-"""server/model_location.py: a model is a directory, a repository in the local cache, or the bundled demo."""
+"""server/model_files/location.py: a model is a directory, a repository in the local cache, or the bundled demo."""
 
 from pathlib import Path
 
 import pytest
 
-from server.model_location import ModelNotFoundError, locate_model, model_id
-from server.model_stores import ModelStores
+from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.stores import ModelStores
 
 
 def test_no_model_is_the_bundled_demo(tmp_path: Path) -> None:
