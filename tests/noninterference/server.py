@@ -18,6 +18,7 @@ from server.http.listener import BACKLOG
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
+from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
@@ -66,6 +67,7 @@ async def serving(state: ServerState) -> AsyncIterator[tuple[str, RequestTracker
         connections=connections,
         read_limiter=turns,
         body_limiter=ReadLimiter(MAX_BODY_READS),
+        tenant_of=tenant_finder(KEYS),
     )
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         server = HttpServer(in_flight, protocol, Settings(), read_limiter=turns, flush_s=5.0)
