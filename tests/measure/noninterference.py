@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import uvloop
@@ -30,7 +29,7 @@ def main() -> int:
     logging.disable(logging.WARNING)  # of invalid requests, which are meant
     start_s, start_cpu_s = time.monotonic(), time.process_time()
     found = uvloop.run(compare_cases(options.seed, options.count))
-    figures = asdict(found) | {
+    figures = vars(found) | {
         "num_differences": len(found.differences),
         "differences": found.differences[:NUM_SHOWN],
         "seconds": round(time.monotonic() - start_s, 1),
