@@ -1,7 +1,8 @@
 """Turns for long work on the event loop: one slice in each iteration of the loop, tenant by tenant."""
 
 import asyncio
-from collections import deque
+
+from server.fairness.tenant_queue import TenantQueue
 
 
 class LoopTurns:
@@ -13,7 +14,7 @@ class LoopTurns:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # by tenant; the first one is next
+        self._waiting: TenantQueue[asyncio.Future[None]] = TenantQueue()
         self._is_taken = False  # in this iteration of the loop
 
     async def next(self, tenant: int) -> None:
@@ -22,7 +23,7 @@ class LoopTurns:
             self._take()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._waiting.push(tenant, turn)
         await turn  # a cancelled turn is skipped
 
     def _take(self) -> None:
@@ -32,15 +33,7 @@ class LoopTurns:
     def _release(self) -> None:
         self._is_taken = False
         while self._waiting and not self._is_taken:
-            turn = self._pop()
+            turn = self._waiting.pop()
             if not turn.done():
                 self._take()
                 turn.set_result(None)
-
-    def _pop(self) -> asyncio.Future[None]:
-        tenant, turns = next(iter(self._waiting.items()))
-        turn = turns.popleft()
-        del self._waiting[tenant]
-        if turns:
-            self._waiting[tenant] = turns  # behind the other tenants
-        return turn

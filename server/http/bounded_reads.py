@@ -1,6 +1,7 @@
 """Small reads that take turns, so that neither one client nor many at once block the event loop for long."""
 
 import asyncio
+import select
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport | None = None  # None before and after the connection
     _unparsed = b""
+    _tenant: int | None = None  # of the current request; None until its API key has arrived
 
     def __init__(
         self,
@@ -40,13 +42,16 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         connections: Connections,
         read_limiter: ReadLimiter,
         body_limiter: ReadLimiter,
+        tenant_of: Callable[[bytes], int | None] = lambda data: None,
     ) -> None:
         """The first four arguments are uvicorn's; all connections share `connections` and both limiters.
 
         `on_http` receives (route, method, status) of each error that is sent before a request reaches the app.
+        `tenant_of` returns the tenant whose API key is in the bytes of a head, None if there is no known key.
         """
         self._read_limiter = read_limiter
         self._body_limiter = body_limiter
+        self._tenant_of = tenant_of
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
@@ -65,6 +70,8 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._buffer[:nbytes])
+        if not self._connection.is_reading_body:
+            self._note_tenant(data)
         if self._unparsed:
             self._unparsed += data
         elif self._may_read(data):
@@ -73,7 +80,13 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
             self._unparsed = data
             self._transport.pause_reading()
             self._connection.on_read_deferred()
-            self._limiter.defer(self._parse)
+            self._limiter.defer(self._parse, self._tenant)
+
+    def _note_tenant(self, data: bytes) -> None:
+        """Remember whose request it is. A head's later bytes contain no key and change nothing."""
+        tenant = self._tenant_of(data)
+        if tenant is not None:
+            self._tenant = tenant
 
     def _may_read(self, data: bytes) -> bool:
         return self._limiter.try_acquire() or (
@@ -87,6 +100,9 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
     def _parse(self) -> None:
         data, self._unparsed = self._unparsed, b""
         if self._transport is None or self._transport.is_closing():
+            return
+        if has_left(self._transport):
+            self._transport.abort()  # nobody reads the answer: parse nothing
             return
         if not self._connection.flow.read_paused:
             self._transport.resume_reading()
@@ -108,3 +124,13 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Return whether the client has closed the connection, or its sending side, although not all of it is read."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connected.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -1,20 +1,24 @@
 """Limit the reads per iteration of the event loop, so that thousands of simultaneous requests do not block it."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from functools import partial
+
+from server.fairness.tenant_queue import TenantQueue
 
 MAX_READS = 4  # of 1 KiB each; handling a request that one of them completes takes 1-2 ms
 MAX_BODY_READS = 16  # reads of bodies: about 40 us each
 
 
 class ReadLimiter:
-    """Allows `max_reads` reads per iteration of the event loop. Further reads wait in the order of their arrival."""
+    """Allows `max_reads` reads per iteration of the event loop.
+
+    Further reads wait, tenant by tenant, and those of a tenant in the order of their arrival.
+    """
 
     def __init__(self, max_reads: int = MAX_READS) -> None:
         self._max_reads = max_reads
-        self._deferred: deque[Callable[[], None]] = deque()
+        self._deferred: TenantQueue[Callable[[], None]] = TenantQueue()
         self._num_reads = 0  # in this iteration
 
     def try_acquire(self) -> bool:
@@ -24,9 +28,9 @@ class ReadLimiter:
         self._acquire()
         return True
 
-    def defer(self, read: Callable[[], None]) -> None:
-        """Call `read` in a later iteration."""
-        self._deferred.append(read)
+    def defer(self, read: Callable[[], None], tenant: int | None = None) -> None:
+        """Call `read` in a later iteration. `tenant`: None if it is not known."""
+        self._deferred.push(tenant, read)
 
     async def turn(self) -> None:
         """Return when the caller may do as much work as a read causes."""
@@ -44,7 +48,7 @@ class ReadLimiter:
         self._num_reads = 0
         while self._deferred and self._num_reads < self._max_reads:
             self._acquire()
-            self._deferred.popleft()()
+            self._deferred.pop()()
 
 
 def resolve(future: asyncio.Future[None]) -> None:

@@ -41,6 +41,7 @@ from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import for_batches, with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
+from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -129,25 +130,8 @@ class Server:
         self._memory = None
         if limit_bytes is not None:
             self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
-        self._state = ServerState(
-            engine=self._client,
-            metrics=self._metrics,
-            model_names=self._names,
-            max_num_queued=settings.max_num_queued_reqs,
-            max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=num_tenants,
-            reply_memory=ByteBudget(memory_bytes, num_tenants),
-            memory=self._memory,
-            version=VERSION,
-            created_s=int(time.time()),
-            access_log=AccessLog(),
-            draw_seed=seed_source(settings.seed),
-            by_priority=settings.scheduling_policy == "priority",
-            strict_params=settings.strict_params,
-            strict_roles=settings.strict_roles,
-            tool_emulation=settings.tool_emulation,
-        )
-        self._sandbox = SandboxPool(num_tenants=max(1, len(settings.api_keys)), limits=limits_within(limit_bytes))
+        self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
+        self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
         app = create_app(self._state)
         self._batches = self._batch_service(app)
         self._in_flight = RequestTracker(self._app_with_middleware(app))
@@ -223,6 +207,28 @@ class Server:
         self._connections.finish_idle()
         self._shutdown.hand_over(self._settings.reload_timeout)
 
+    def _new_state(self, num_tenants: int, reply_memory: ByteBudget) -> ServerState:
+        """What the handlers of requests share; texts come when they are loaded."""
+        settings = self._settings
+        return ServerState(
+            engine=self._client,
+            metrics=self._metrics,
+            model_names=self._names,
+            max_num_queued=settings.max_num_queued_reqs,
+            max_num_queued_tokens=settings.max_num_queued_tokens,
+            num_tenants=num_tenants,
+            reply_memory=reply_memory,
+            memory=self._memory,
+            version=VERSION,
+            created_s=int(time.time()),
+            access_log=AccessLog(),
+            draw_seed=seed_source(settings.seed),
+            by_priority=settings.scheduling_policy == "priority",
+            strict_params=settings.strict_params,
+            strict_roles=settings.strict_roles,
+            tool_emulation=settings.tool_emulation,
+        )
+
     def _batch_service(self, app: FastAPI) -> BatchService | None:
         """Enable files and batches with --batch-dir. Raises StartError."""
         settings = self._settings
@@ -280,6 +286,7 @@ class Server:
             connections=self._connections,
             read_limiter=turns,
             body_limiter=ReadLimiter(MAX_BODY_READS),
+            tenant_of=tenant_finder(self._settings.api_keys),
         )
         try:
             http = self._http = HttpServer(

@@ -45,12 +45,9 @@ def refused_spellings(*fields: str) -> dict[str, tuple[JsonValue, ...]]:
 
 # The field of completions and chat that does the work of each name.
 OF_CHAT: Mapping[str, str] = {
-    "ebnf": "structured_outputs.grammar",
     "function_call": "tool_choice",
-    "grammar": "structured_outputs.grammar",
     "guided_decoding": "structured_outputs",
     "nvext": "structured_outputs",
-    "regex": "structured_outputs.regex",
     "stop_regex": "stop",
     "structural_tag": "structured_outputs.grammar",
 }

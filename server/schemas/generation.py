@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import fields_of_chat, refused_spellings
-from server.schemas.structured import GUIDED, GuidedOutputs, ResponseFormat
+from server.schemas.structured import ALIASES, ResponseFormat, StructuredFields
 from server.schemas.validation import RequestModel, text_or_list
 from server.strict_json import JsonValue
 
@@ -21,7 +21,7 @@ MAX_SECONDS = 365 * 24 * 3600.0
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
 
-CONSTRAINTS = ("response_format", "structured_outputs", *GUIDED)
+CONSTRAINTS = ("response_format", "structured_outputs", *ALIASES)
 OTHER_SPELLINGS = refused_spellings(*CONSTRAINTS)
 
 # Fields of other servers that this one does not support, with the values that have no effect and are accepted.
@@ -63,7 +63,7 @@ class StreamOptions(RequestModel):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(GuidedOutputs):
+class GenerationRequest(StructuredFields):
     """Common fields of completions and chat. None: absent; the default of the checkpoint or of the server applies."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.errors import ApiError, invalid_value
@@ -27,6 +27,9 @@ def _parsed_schema(value: object) -> object:
 
 Schema = Annotated[dict[str, JsonValue], BeforeValidator(_parsed_schema)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+# In llama.cpp an empty schema or grammar is no constraint.
+SchemaOrNone = Annotated[Schema, AfterValidator(lambda schema: schema or None)]
+SourceOrNone = Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS), AfterValidator(lambda source: source or None)]
 ChoiceText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
@@ -97,30 +100,43 @@ class StructuredOutputs(_StrictModel):
         return next(name for name, value in members.items() if value is not None)
 
 
-# Names of vLLM before 0.12 for the members of `structured_outputs`.
-GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
+# Other servers' names for members of `structured_outputs`.
+ALIASES = {
+    "guided_json": "json",  # vLLM before 0.12
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",  # llama.cpp, SGLang
+    "grammar": "grammar",  # llama.cpp
+    "regex": "regex",  # SGLang
+    "ebnf": "grammar",
+}
 
 
-class GuidedOutputs(RequestModel):
-    """`structured_outputs`, and its members under vLLM's earlier names."""
+class StructuredFields(RequestModel):
+    """`structured_outputs`, and its members under other servers' names."""
 
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
     guided_regex: Source | None = None
     guided_choice: Texts | None = None
     guided_grammar: Source | None = None
+    json_schema: SchemaOrNone | None = None
+    grammar: SourceOrNone | None = None
+    regex: Source | None = None
+    ebnf: Source | None = None
 
     @model_validator(mode="after")
-    def _check_one_name(self) -> "GuidedOutputs":
-        given = [name for name in ("structured_outputs", *GUIDED) if getattr(self, name) is not None]
+    def _check_one_name(self) -> "StructuredFields":
+        given = [name for name in ("structured_outputs", *ALIASES) if getattr(self, name) is not None]
         if len(given) > 1:
             raise invalid_value(f"Send only one of '{given[0]}' and '{given[1]}'.", given[1])
         return self
 
     @property
     def outputs(self) -> tuple[StructuredOutputs | None, str]:
-        """The constraint, and the field's name that it was sent under: "structured_outputs" or "guided_..."."""
-        for name, member in GUIDED.items():
+        """The constraint, and the field's name that it was sent under: "structured_outputs" or one of ALIASES."""
+        for name, member in ALIASES.items():
             value = getattr(self, name)
             if value is not None:
                 return StructuredOutputs.model_validate({member: value}), name

@@ -26,6 +26,7 @@ from server.http.listener import BACKLOG
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
+from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
@@ -102,9 +103,11 @@ async def listening(
     connections: Connections | None = None,
     read_limiter: ReadLimiter | None = None,
     body_limiter: ReadLimiter | None = None,
+    api_keys: Sequence[str] = (),
     tls: bool = False,
 ) -> AsyncIterator[str]:
     """Serve the app on a free loopback port and yield its URL. `send_buffer_bytes`: size of the system's buffer.
+    `api_keys`: reads take turns by them; they are not checked.
 
     With `tls` by HTTPS with the certificate of tests/support/tls/.
     """
@@ -119,6 +122,7 @@ async def listening(
             connections=connections,
             read_limiter=turns,
             body_limiter=body_limiter or ReadLimiter(MAX_BODY_READS),
+            tenant_of=tenant_finder(api_keys),
         )
         settings = load_settings(TLS_FILES if tls else {})
         server = HttpServer(app_around(state, connections), protocol, settings, read_limiter=turns, flush_s=FLUSH_S)

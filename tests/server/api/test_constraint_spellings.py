@@ -72,6 +72,10 @@ OWN = {  # the fields by these names that an endpoint has; all others must be re
         "guided_regex",
         "guided_choice",
         "guided_grammar",
+        "json_schema",
+        "grammar",
+        "regex",
+        "ebnf",
     },
     RESPONSES: {"text"},
     MESSAGES: {"output_config"},
@@ -110,11 +114,11 @@ async def test_a_constraint_is_followed_or_refused_by_name(path: str, name: str,
 @pytest.mark.parametrize(
     ("path", "name", "value", "instead"),
     [
-        (CHAT, "json_schema", SCHEMA, "response_format"),
         (CHAT, "format", "json", "response_format"),
-        (CHAT, "regex", REGEX, "structured_outputs.regex"),
-        (COMPLETIONS, "ebnf", GBNF, "structured_outputs.grammar"),
-        (COMPLETIONS, "grammar", GBNF, "structured_outputs.grammar"),
+        (CHAT, "structural_tag", "{}", "structured_outputs.grammar"),
+        (COMPLETIONS, "stop_regex", REGEX, "stop"),
+        (RESPONSES, "json_schema", SCHEMA, "text.format"),
+        (MESSAGES, "grammar", GBNF, "output_config.format"),
         (RESPONSES, "response_format", OPENAI, "text.format"),
         (MESSAGES, "output_format", OPENAI, "output_config.format"),
     ],
@@ -126,7 +130,7 @@ async def test_the_error_names_the_field_that_does_it(path: str, name: str, valu
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("format", ""), ("json_schema", {}), ("response_format", {"type": "text"})]
+    ("name", "value"), [("format", ""), ("json_schema", {}), ("grammar", ""), ("response_format", {"type": "text"})]
 )
 @pytest.mark.parametrize("path", BASE)
 async def test_a_value_that_asks_for_nothing_is_accepted(path: str, name: str, value: Any) -> None:
@@ -134,3 +138,27 @@ async def test_a_value_that_asks_for_nothing_is_accepted(path: str, name: str, v
     async with client_of(state_of(engine)) as client:
         reply = await client.post(path, json={**BASE[path], name: value})
     assert reply.status_code == 200 and engine.submitted[0].grammar is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "member", "value"),
+    [
+        *[
+            ("json_schema", "json", SCHEMA),
+            ("json_schema", "json", '{"type": "object"}'),
+            ("guided_json", "json", SCHEMA),
+        ],
+        *[("grammar", "grammar", GBNF), ("ebnf", "grammar", GBNF), ("guided_grammar", "grammar", GBNF)],
+        *[("regex", "regex", REGEX), ("guided_regex", "regex", REGEX), ("guided_choice", "choice", WORDS)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_an_alias_constrains_as_the_member_of_structured_outputs(
+    path: str, alias: str, member: str, value: Any
+) -> None:
+    engine = FakeEngine(saying("a"))
+    async with client_of(state_of(engine)) as client:
+        for fields in ({alias: value}, {"structured_outputs": {member: value}}):
+            assert (await client.post(path, json={**BASE[path], **fields})).status_code == 200
+    assert engine.submitted[0].grammar == engine.submitted[1].grammar is not None

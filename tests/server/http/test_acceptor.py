@@ -124,7 +124,7 @@ async def test_handshakes_wait_for_their_turn() -> None:
         def try_acquire(self) -> bool:
             return False
 
-        def defer(self, read: Any) -> None:
+        def defer(self, read: Any, tenant: int | None = None) -> None:
             deferred.append(read)
             arrived.set()
 

@@ -1,4 +1,7 @@
-"""server/http/bounded_reads.py: the parser gets small reads only. Turns: test_connections.py, test_read_limiter.py."""
+"""server/http/bounded_reads.py: the parser gets small reads only.
+
+Turns of many connections: test_connections.py, test_read_limiter.py.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -6,13 +9,42 @@ from collections.abc import Callable
 import pytest
 
 from server.http.bounded_reads import READ_BYTES
+from server.http.connections import Connections
 from server.http.protocol import Connection
 from server.http.read_limiter import ReadLimiter
 from tests.server.http.test_protocol import BODY, CHUNKED, POST, exchange
 from tests.support.fake_engine import FakeEngine
+from tests.support.raw_http import LEAVINGS, Leaving, RawClient
 from tests.support.serving import listening, saying, state_around
 
 pytestmark = pytest.mark.anyio
+
+
+class HeldReads(ReadLimiter):
+    """Defers every read until `release`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tenants: list[int | None] = []
+        self.is_held = True
+        self._deferred_one = asyncio.Event()
+
+    def try_acquire(self) -> bool:
+        return not self.is_held and super().try_acquire()
+
+    def defer(self, read: Callable[[], None], tenant: int | None = None) -> None:
+        self.tenants.append(tenant)
+        self._deferred_one.set()
+        super().defer(read, tenant)
+
+    async def until_deferred(self, count: int) -> None:
+        while len(self.tenants) < count:
+            self._deferred_one.clear()
+            await self._deferred_one.wait()
+
+    def release(self) -> None:
+        self.is_held = False
+        self.try_acquire()  # begins the next iteration
 
 
 async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +67,9 @@ async def test_reads_of_bodies_take_turns_too() -> None:
     class Counted(ReadLimiter):
         num_deferred = 0
 
-        def defer(self, read: Callable[[], None]) -> None:
+        def defer(self, read: Callable[[], None], tenant: int | None = None) -> None:
             self.num_deferred += 1
-            super().defer(read)
+            super().defer(read, tenant)
 
     limiter = Counted(max_reads=1)
     body = b" " * 50_000 + BODY
@@ -46,3 +78,50 @@ async def test_reads_of_bodies_take_turns_too() -> None:
         answers = await asyncio.gather(*(exchange(url, head + body) for _ in range(4)))
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
     assert limiter.num_deferred > 0
+
+
+async def test_deferred_reads_take_turns_by_the_api_key_in_their_head() -> None:
+    limiter = HeldReads()
+    async with (
+        asyncio.timeout(60),
+        listening(state_around(FakeEngine(saying("x"))), read_limiter=limiter, api_keys=("first", "second")) as url,
+    ):
+        tasks = []
+        for number, line in enumerate((b"", b"Authorization: Bearer second\r\n", b"X-Api-Key: first\r\n"), start=1):
+            request = POST + line + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+            tasks.append(asyncio.create_task(exchange(url, request)))
+            await limiter.until_deferred(number)
+        assert limiter.tenants == [None, 1, 0]
+        limiter.release()
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in await asyncio.gather(*tasks))
+
+
+@pytest.mark.parametrize("how", LEAVINGS)
+async def test_a_deferred_request_whose_client_has_left_is_not_parsed(
+    how: Leaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    parse = Connection.data_received
+
+    def noted(self: Connection, data: bytes) -> None:
+        parsed.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", noted)
+    limiter, connections = HeldReads(), Connections()
+    async with (
+        asyncio.timeout(60),
+        listening(state_around(FakeEngine(saying("x"))), read_limiter=limiter, connections=connections) as url,
+    ):
+        client = await RawClient.connect(url)
+        client.post("/v1/completions", {"model": "any", "prompt": "a"})
+        await limiter.until_deferred(1)
+        if how == "half-close":
+            client.writer.write_eof()
+        else:
+            await client.leave(how)
+            await client.writer.wait_closed()
+        limiter.release()
+        await connections.wait_none()
+        client.close()
+    assert not parsed

@@ -30,6 +30,11 @@ SCHEMA = {"type": "object"}
         ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json", "invalid_type"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "invalid_type"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "empty_array"),
+        ({"grammar": {"type": "json", "value": SCHEMA}}, "grammar", "invalid_type"),
+        ({"json_schema": "{"}, "json_schema", "invalid_type"),
+        ({"json_schema": SCHEMA, "grammar": 'root ::= "a"'}, "grammar", "invalid_value"),
+        ({"regex": ""}, "regex", "empty_string"),
+        ({"regex": "a", "structured_outputs": {"regex": "a"}}, "regex", "invalid_value"),
     ],
     ids=str,
 )
