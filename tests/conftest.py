@@ -32,6 +32,7 @@ SLOW = (
     "tests/model/ops/triton/test_interpreted.py",
     "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",
+    "tests/noninterference",
     "tests/server/api/test_claude_code_requests.py",
     "tests/server/api/test_codex_requests.py",
     "tests/server/api/test_constraint_spellings.py",

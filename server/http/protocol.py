@@ -185,4 +185,7 @@ class Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.on_rejection(error.status)
+        if self.cycle is not None:  # the head was valid: the app has begun, or will, and must not answer too
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()

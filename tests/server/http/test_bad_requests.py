@@ -140,3 +140,19 @@ async def test_a_repeated_bad_request_adds_no_log_line_and_no_series(
     assert http_counts(state) == {("/v1/completions", "POST", "400"): count}
     assert outcomes(state) == {"received": 0}
     assert not [line for line in caplog.records if line.name.startswith("smoe")]
+
+
+@pytest.mark.parametrize("body", [b"zebra\r\n", b"2\r\n{}zebra"])
+async def test_a_malformed_chunk_right_behind_its_head_gets_one_400_and_no_traceback_in_the_log(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The origin's check has not begun when the 400 is sent; it must not answer again."""
+    async with listening(state_around(FakeEngine(saying("x")))) as url:
+        reader, writer = await opened(url)
+        lines = b"host: x", b"transfer-encoding: chunked", b"sec-fetch-site: cross-site"
+        head = b"POST /v1/completions HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"
+        writer.write(head + body)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"\r\n\r\n") == 1
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
