@@ -129,6 +129,16 @@ def model_not_found() -> ApiError:
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 
+def batches_disabled() -> ApiError:
+    message = "This server has no files and batches; start it with --batch-dir DIR to have them."
+    return ApiError(message, status=404, code="batches_disabled")
+
+
+def object_not_found(what: Literal["file", "batch"], param: str) -> ApiError:
+    """The file or batch does not exist, or belongs to another API key."""
+    return ApiError(f"There is no {what} with this id.", status=404, param=param, code=f"{what}_not_found")
+
+
 def unknown_url() -> ApiError:
     return ApiError("There is nothing at this URL.", status=404, code="unknown_url")
 

@@ -50,6 +50,7 @@ SLOW = (
     "tests/server/http/test_disconnect.py",
     "tests/server/http/test_protocol.py",
     "tests/server/lifecycle/restart/test_restart.py",
+    "tests/server/lifecycle/test_batches_after_a_kill.py",
     "tests/server/lifecycle/test_sandbox_of_the_server.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",

@@ -6,10 +6,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.api.routes import (
+    batches,
     chat,
     completions,
     docs,
     experts,
+    files,
     health,
     messages,
     metrics,
@@ -22,7 +24,21 @@ from server.errors import ApiError, error_body, internal_error, method_not_allow
 from server.generation.state import ServerState
 from server.http.disconnect import ClientDisconnected
 
-MODULES = (completions, chat, responses, messages, models, tokenize, experts, health, metrics, docs, playground)
+MODULES = (
+    completions,
+    chat,
+    responses,
+    messages,
+    models,
+    tokenize,
+    files,
+    batches,
+    experts,
+    health,
+    metrics,
+    docs,
+    playground,
+)
 ROUTERS = [module.router for module in MODULES]
 ROUTES = [route for router in ROUTERS for route in router.routes]
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the metrics only: the client has left
@@ -32,6 +48,7 @@ def create_app(state: ServerState) -> FastAPI:
     """Create the app of a server. Serve it behind server.http.middleware.with_middleware, which sets request ids."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.smoe = state
+    app.state.batches = None  # server.api.batch_access.BatchAccess with --batch-dir
     app.state.routes = ROUTES
     for router in ROUTERS:
         app.include_router(router)

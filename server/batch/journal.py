@@ -15,11 +15,15 @@ from server.batch.lines import BatchError
 
 
 class Journal:
-    """The output file, open for appending. `done`: the custom ids of its lines. One process at a time may hold it."""
+    """The output file, open for appending. One process at a time may hold it.
+
+    `done`: the custom ids of its lines; `num_failed`: how many of them are errors.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a torn last line. Raises BatchError, OSError."""
         self._path = path
+        self.num_failed = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self._lock()
@@ -40,6 +44,7 @@ class Journal:
         while remaining:
             remaining = remaining[os.write(self._file, remaining) :]
         self.done.add(str(answer["custom_id"]))
+        self.num_failed += answer.get("error") is not None
 
     def _lock(self) -> None:
         """Lock the file; the system unlocks it when the process ends, however it ends."""
@@ -62,6 +67,9 @@ class Journal:
 
     def _custom_id(self, line: bytes, number: int) -> str:
         try:
-            return str(json.loads(line)["custom_id"])
+            answer = json.loads(line)
+            custom_id = str(answer["custom_id"])
         except (ValueError, KeyError, TypeError):
             raise BatchError(f"{self._path}, line {number}: not a line that a run has written") from None
+        self.num_failed += answer.get("error") is not None
+        return custom_id

@@ -15,6 +15,15 @@ class BatchError(Exception):
     """A batch that cannot be run. One line."""
 
 
+class LineError(BatchError):
+    """A line that is not a request of a batch. `reason` has no part of the file."""
+
+    def __init__(self, path: Path, number: int, reason: str) -> None:
+        super().__init__(f"{path}, line {number}: {reason}")
+        self.number = number
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class BatchLine:
     """One request of a batch."""
@@ -29,7 +38,7 @@ class BatchLine:
 
 
 def read_lines(path: Path) -> Iterator[BatchLine]:
-    """Yield the requests of a file; blank lines are skipped. Raises BatchError with the line's number, OSError."""
+    """Yield the requests of a file; blank lines are skipped. Raises LineError, OSError."""
     seen: set[str] = set()
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
@@ -37,9 +46,9 @@ def read_lines(path: Path) -> Iterator[BatchLine]:
                 try:
                     line = parse_line(text)
                 except BatchError as error:
-                    raise BatchError(f"{path}, line {number}: {error}") from None
+                    raise LineError(path, number, str(error)) from None
                 if line.custom_id in seen:
-                    raise BatchError(f"{path}, line {number}: the custom_id of an earlier line")
+                    raise LineError(path, number, "the custom_id of an earlier line")
                 seen.add(line.custom_id)
                 yield line
 

@@ -1,19 +1,35 @@
-"""Send the requests of a batch to a server, many at a time, and record each answer."""
+"""Send the requests of a batch, many at a time, and record each answer."""
 
 import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
-from server.bench.http_client import Endpoint, HttpError, request
 
 RETRIED = frozenset({408, 429, 503})  # the server is busy, loading or restarting
 MAX_WAIT_S = 30.0  # between two tries
 GIVE_UP_S = 600.0  # without any answer from the server
+
+
+class NoAnswerError(Exception):
+    """The server gave no whole answer. One line that names the server."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Response to one line. `retry_after_s`: 0 if the response does not say it."""
+
+    status: int
+    request_id: str
+    body: bytes
+    retry_after_s: float = 0.0
+
+
+Send = Callable[[BatchLine], Awaitable[Answer]]  # may raise NoAnswerError
 
 
 @dataclass
@@ -30,7 +46,7 @@ class Runner:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        send: Send,
         journal: Journal,
         progress: Progress,
         on_progress: Callable[[Progress], None],
@@ -39,7 +55,8 @@ class Runner:
         first_wait_s: float = 1.0,
     ) -> None:
         """`on_progress` is called after each answer. `clock`: monotonic seconds. `first_wait_s`: before a retry."""
-        self._endpoint = endpoint
+        self._send = send
+        self._reading = asyncio.Lock()
         self._journal = journal
         self._progress = progress
         self._on_progress = on_progress
@@ -58,34 +75,39 @@ class Runner:
                 workers.create_task(self._work(open_lines))
 
     async def _work(self, lines: Iterator[BatchLine]) -> None:
-        for line in lines:
-            status, request_id, body = await self._answer(line)
-            self._journal.append(_output_line(line, status, request_id, body))
+        while (line := await self._next(lines)) is not None:
+            answer = await self._answer(line)
+            self._journal.append(_output_line(line, answer))
             self._progress.num_done += 1
-            self._progress.num_failed += status != 200
+            self._progress.num_failed += answer.status != 200
             self._on_progress(self._progress)
 
-    async def _answer(self, line: BatchLine) -> tuple[int, str, object]:
-        """Send the line until the server answers it, and return status, request id and body."""
+    async def _next(self, lines: Iterator[BatchLine]) -> BatchLine | None:
+        """Read the next line in a thread: the event loop goes on while a long line is parsed."""
+        async with self._reading:
+            return await asyncio.to_thread(next, lines, None)
+
+    async def _answer(self, line: BatchLine) -> Answer:
+        """Send the line until the server answers it."""
         wait_s = self._first_wait_s
         while True:
             try:
-                async with request(self._endpoint, "POST", line.url, line.body_bytes) as response:
-                    body = _json(await response.body())
+                answer = await self._send(line)
                 self._answered_s = self._clock()
-                if response.status not in RETRIED:
-                    return response.status, response.headers.get("x-request-id", ""), body
-                wait_s = max(wait_s, _seconds(response.headers.get("retry-after")))
-            except (OSError, HttpError) as error:
+                if answer.status not in RETRIED:
+                    return answer
+                wait_s = max(wait_s, answer.retry_after_s)
+            except NoAnswerError as error:
                 if self._clock() - self._answered_s > GIVE_UP_S:
-                    raise BatchError(f"no answer from {self._endpoint.url} for {GIVE_UP_S:g} s ({error})") from None
+                    raise BatchError(f"{error}, for {GIVE_UP_S:g} s") from None
             await asyncio.sleep(min(wait_s, MAX_WAIT_S))
             wait_s *= 2
 
 
-def _output_line(line: BatchLine, status: int, request_id: str, body: object) -> dict[str, object]:
-    response = {"status_code": status, "request_id": request_id, "body": body}
-    error = None if status == 200 else {"code": str(status), "message": _error_message(body)}
+def _output_line(line: BatchLine, answer: Answer) -> dict[str, object]:
+    body = _json(answer.body)
+    response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
+    error = None if answer.status == 200 else {"code": str(answer.status), "message": _error_message(body)}
     return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line.custom_id, "response": response, "error": error}
 
 
@@ -102,5 +124,6 @@ def _json(body: bytes) -> object:
         return None
 
 
-def _seconds(retry_after: str | None) -> float:
+def seconds(retry_after: str | None) -> float:
+    """Return the seconds of a Retry-After header; 0 if it is absent or a date."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else 0.0

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TextIO
 
 from server.batch.journal import Journal
-from server.batch.lines import BatchError, read_lines
-from server.batch.runner import Progress, Runner
-from server.bench.http_client import Endpoint
+from server.batch.lines import BatchError, BatchLine, read_lines
+from server.batch.runner import Answer, NoAnswerError, Progress, Runner, Send, seconds
+from server.bench.http_client import Endpoint, HttpError, request
 
 BAR_CHARS = 24
 REDRAW_S = 0.2
@@ -28,7 +28,7 @@ def run(source: Path, output: Path, url: str, api_key: str | None, concurrency: 
             progress = Progress(len(ids), len(journal.done))
             bar = ProgressBar(sys.stderr, len(journal.done))
             bar.draw(progress)
-            runner = Runner(endpoint, journal, progress, bar.update)
+            runner = Runner(sender(endpoint), journal, progress, bar.update)
             asyncio.run(runner.run(read_lines(source), concurrency))
             bar.end(progress)
     except OSError as error:
@@ -38,6 +38,21 @@ def run(source: Path, output: Path, url: str, api_key: str | None, concurrency: 
     except ExceptionGroup as group:
         raise _first(group) from None
     return SOME_FAILED if progress.num_failed else 0
+
+
+def sender(endpoint: Endpoint) -> Send:
+    """Return a function that sends lines to a server by HTTP."""
+
+    async def send(line: BatchLine) -> Answer:
+        try:
+            async with request(endpoint, "POST", line.url, line.body_bytes) as response:
+                body = await response.body()
+        except (OSError, HttpError) as error:
+            raise NoAnswerError(f"no answer from {endpoint.url} ({error})") from None
+        headers = response.headers
+        return Answer(response.status, headers.get("x-request-id", ""), body, seconds(headers.get("retry-after")))
+
+    return send
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

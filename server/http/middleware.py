@@ -72,6 +72,13 @@ def with_middleware(
     return RootPath(RequestIds(RequestMetrics(HttpVersions(outermost(app)), on_http)), root_path)
 
 
+def for_batches(
+    app: ASGIApp, *, max_body_bytes: int, request_memory: RequestMemory, on_http: Callable[[str, str, int], None]
+) -> ASGIApp:
+    """Wrap the app for requests of batches, which come from this process: they have a tenant, and no key."""
+    return RequestIds(RequestMetrics(BodyLimit(app, max_body_bytes, request_memory), on_http))
+
+
 def with_prefix(paths: frozenset[str], root_path: str) -> frozenset[str]:
     """Return the paths with and without the prefix that a proxy adds."""
     return frozenset(prefix + path for path in paths for prefix in ("", root_path))

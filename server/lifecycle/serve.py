@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gc
 import importlib.metadata
+import logging
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import uvloop
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
@@ -20,6 +23,9 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
 from server.api.app import create_app
+from server.api.batch_access import open_batches
+from server.batch.app_sender import app_sender
+from server.batch.service import BatchService
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
@@ -33,7 +39,7 @@ from server.http.connections import Connections, max_connections, raise_file_lim
 from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
-from server.http.middleware import with_middleware
+from server.http.middleware import for_batches, with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
@@ -61,6 +67,8 @@ FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection unti
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
 SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
+log = logging.getLogger(__name__)
+
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
 
@@ -124,7 +132,9 @@ class Server:
             self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
         self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
         self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
-        self._in_flight = RequestTracker(self._app_with_middleware())
+        app = create_app(self._state)
+        self._batches = self._batch_service(app)
+        self._in_flight = RequestTracker(self._app_with_middleware(app))
         self._shutdown = Shutdown(
             self._client,
             self._in_flight,
@@ -143,6 +153,7 @@ class Server:
         self._http: HttpServer | None = None
         self._texts: TextFrontend | None = None
         self._ahead: asyncio.Task[None] | None = None  # work for later requests
+        self._batch_runs: asyncio.Task[None] | None = None
 
     @property
     def is_handed_over(self) -> bool:
@@ -218,11 +229,41 @@ class Server:
             tool_emulation=settings.tool_emulation,
         )
 
-    def _app_with_middleware(self) -> ASGIApp:
+    def _batch_service(self, app: FastAPI) -> BatchService | None:
+        """Enable files and batches with --batch-dir. Raises StartError."""
+        settings = self._settings
+        if settings.batch_dir is None:
+            return None
+        inner = for_batches(
+            app,
+            max_body_bytes=settings.max_body_bytes,
+            request_memory=self._request_memory,
+            on_http=self._metrics.http,
+        )
+        try:
+            access = open_batches(
+                settings.batch_dir,
+                settings.api_keys,
+                lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
+                max_num_queued=settings.max_num_queued_reqs,
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
+        app.state.batches = access
+        return access.service
+
+    async def _run_batches(self, service: BatchService) -> None:
+        """Run batches until the server is going to end. Open ones continue at the next start."""
+        try:
+            await self._shutdown.unless_requested(service.run())
+        except Exception:
+            log.exception("batches are not run any more")
+
+    def _app_with_middleware(self, app: FastAPI) -> ASGIApp:
         settings = self._settings
         own_names = (settings.host, self._listener.getsockname()[0])
         return with_middleware(
-            create_app(self._state),
+            app,
             api_keys=settings.api_keys,
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
@@ -310,6 +351,8 @@ class Server:
             self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
         self._state.texts = self._texts
+        if self._batches is not None:
+            self._batch_runs = asyncio.create_task(self._run_batches(self._batches))
         if self._memory is not None:
             self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
         gc.freeze()  # the tokenizer and the modules stay: garbage collections need not scan them

@@ -4,6 +4,7 @@ validation.py defines the codes and paths of errors; server/generation/sampling_
 fields mean to the engine.
 """
 
+from server.schemas.batches import CreateBatchRequest
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completion import CompletionRequest
 from server.schemas.conversation import ChatMessage, Conversation
@@ -20,6 +21,7 @@ __all__ = [
     "CompletionRequest",
     "Conversation",
     "CountTokensRequest",
+    "CreateBatchRequest",
     "DetokenizeRequest",
     "GenerationRequest",
     "MessagesRequest",

@@ -13,7 +13,7 @@ from server.settings.settings import GROUPS, DefaultText, Settings, flag_name
 from server.settings.value_types import KeyFile
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE", KeyFile: "FILE"}
-SIZE_SUFFIX = "_bytes"  # such settings take units, as 1GiB
+METAVARS_OF_SUFFIXES = {"bytes": "SIZE", "dir": "DIR"}  # a SIZE takes units, as 1GiB
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def setting_flags() -> Iterator[SettingFlag]:
     for name, field in Settings.model_fields.items():
         group = GROUPS.get(name, group)
         kinds = list(_plain_types(field.annotation))
-        metavar = "SIZE" if name.endswith(SIZE_SUFFIX) else "|".join(_metavars(kinds))
+        metavar = METAVARS_OF_SUFFIXES.get(name.rpartition("_")[2]) or "|".join(_metavars(kinds))
         description = field.description or ""
         yield SettingFlag(name, flag_name(name), group, description, _default(field), metavar, tuple in kinds)
 

@@ -5,6 +5,7 @@ text and the line in docs/configuration.md. `server.settings.sources` fills the 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
@@ -107,6 +108,11 @@ class Settings(BaseModel):
         1 << 20, description="Maximum size of a request body."
     )
 
+    batch_dir: Annotated[Path | None, DefaultText("none: their URLs are a 404")] = Field(
+        None,
+        description="Directory for the files and the state of /v1/files and /v1/batches, which it enables. Created if "
+        "absent.",
+    )
     request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
         Field(
             None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from engine.types import Request
@@ -68,10 +69,15 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
 
 
 def app_around(
-    state: ServerState, connections: Connections | None = None, *, api_keys: Sequence[str] = (), root_path: str = ""
+    state: ServerState,
+    connections: Connections | None = None,
+    *,
+    api_keys: Sequence[str] = (),
+    root_path: str = "",
+    app: FastAPI | None = None,
 ) -> ASGIApp:
     return with_middleware(
-        create_app(state),
+        app or create_app(state),
         api_keys=api_keys,
         open_paths=playground_files.open_paths(),
         metrics_auth=False,

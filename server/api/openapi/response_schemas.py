@@ -90,6 +90,41 @@ PROMPT = an_object(prompt=STRING)
 TOKENIZER_INFO = an_object(
     bos_token=NULLABLE_STRING, eos_token=NULLABLE_STRING, chat_template=NULLABLE_STRING, vocab_size=INTEGER
 )
+FILE = an_object(
+    id=STRING,
+    object=one_of("file"),
+    bytes=INTEGER,
+    created_at=INTEGER,
+    filename=STRING,
+    purpose=one_of("batch", "batch_output"),
+    status=one_of("processed"),
+)
+DELETED_FILE = an_object(id=STRING, object=one_of("file"), deleted=one_of(True))
+BATCH = an_object(
+    id=STRING,
+    object=one_of("batch"),
+    endpoint=STRING,
+    input_file_id=STRING,
+    status=one_of(
+        "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
+    ),
+    output_file_id=NULLABLE_STRING,
+    error_file_id=NULLABLE_STRING,
+    request_counts=an_object(total=INTEGER, completed=INTEGER, failed=INTEGER),
+)
+
+
+def a_page(items: Schema) -> Schema:
+    """Return the schema of a page of a list."""
+    return an_object(
+        object=one_of("list"),
+        data=an_array(items),
+        first_id=NULLABLE_STRING,
+        last_id=NULLABLE_STRING,
+        has_more={"type": "boolean"},
+    )
+
+
 EXPERTS = an_object(since={"type": "number"}, layers=an_array(an_object(layer=INTEGER, tokens=IDS)))
 HEALTH = an_object(status=STRING)
 VERSION = an_object(version=STRING)

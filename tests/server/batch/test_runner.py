@@ -13,6 +13,7 @@ from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
 from server.batch.runner import GIVE_UP_S, Progress, Runner
 from server.bench.http_client import Endpoint
+from server.cli.run_batch import sender
 from tests.support.fake_engine import FakeEngine
 from tests.support.running import free_port
 from tests.support.serving import MODEL, listening, saying, state_around
@@ -27,7 +28,7 @@ def line(name: str, **body: Any) -> BatchLine:
 async def run(url: str, out: Path, lines: list[BatchLine], concurrency: int = 4, **options: Any) -> Progress:
     with Journal(out) as journal:
         progress = Progress(len(lines), len(journal.done))
-        runner = Runner(Endpoint.parse(url), journal, progress, lambda _: None, first_wait_s=0.001, **options)
+        runner = Runner(sender(Endpoint.parse(url)), journal, progress, lambda _: None, first_wait_s=0.001, **options)
         await runner.run(lines, concurrency)
     return progress
 

@@ -1,0 +1,88 @@
+"""Access of API keys to files and batches: each key sees its own."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request as HttpRequest
+
+from server.api.openapi.operations import Schema
+from server.batch.runner import Send
+from server.batch.service import BatchService
+from server.batch.store import Object, Store, Table
+from server.errors import ApiError, batches_disabled, invalid_value, object_not_found
+from server.generation.state import tenant_of
+
+CONCURRENCY = 16  # requests of one batch at a time, and at most a quarter of the queue
+MAX_PAGE = 10_000
+LIST_PARAMETERS: tuple[Schema, ...] = (
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
+    {"name": "after", "in": "query", "schema": {"type": "string"}},
+)
+
+
+@dataclass(frozen=True)
+class BatchAccess:
+    """The batch service, and the owner of files and batches for each tenant."""
+
+    service: BatchService
+    owners: tuple[str, ...]  # by tenant
+
+    @property
+    def store(self) -> Store:
+        return self.service.store
+
+
+def open_batches(
+    folder: Path, api_keys: Sequence[str], send_for: Callable[[int], Send], *, max_num_queued: int
+) -> BatchAccess:
+    """Open the folder of --batch-dir. Raises OSError, sqlite3.Error.
+
+    An owner is a hash of its key: keys may be added and change their order between two starts.
+    """
+    owners = tuple(hashlib.sha256(key.encode()).hexdigest() for key in api_keys) or ("",)
+    concurrency = min(CONCURRENCY, max(1, max_num_queued // 4))
+    tenants = {owner: tenant for tenant, owner in enumerate(owners)}
+    return BatchAccess(BatchService(Store(folder), send_for, tenants, concurrency), owners)
+
+
+def access_of(http: HttpRequest) -> tuple[BatchAccess, str]:
+    """Return the server's batches and the owner whose request this is. Raises ApiError 404 without --batch-dir."""
+    access: BatchAccess | None = http.app.state.batches
+    if access is None:
+        raise batches_disabled()
+    return access, access.owners[tenant_of(http)]
+
+
+def found(item: Object | None, table: Table, param: str) -> Object:
+    """Return the object. Raises ApiError 404 if it is None."""
+    if item is None:
+        raise object_not_found("file" if table == "files" else "batch", param)
+    return item
+
+
+def list_objects(http: HttpRequest, table: Table, default_limit: int) -> dict[str, object]:
+    """Return a page of an owner's objects. Blocks. Raises ApiError 400 or 404."""
+    access, owner = access_of(http)
+    after, order = http.query_params.get("after"), http.query_params.get("order", "desc")
+    limit = _limit(http.query_params.get("limit", str(default_limit)))
+    if order not in ("asc", "desc"):
+        raise invalid_value("'order' must be asc or desc.", "order")
+    if after is not None:
+        found(access.store.get(table, owner, after), table, "after")
+    items = access.store.page(table, owner, after, limit + 1, newest_first=order == "desc")
+    page = [access.service.with_counts(item) for item in items[:limit]]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(items) > limit,
+    }
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= MAX_PAGE):
+        raise ApiError(f"'limit' must be an integer from 1 to {MAX_PAGE}.", param="limit", code="invalid_value")
+    return int(text)

@@ -1,0 +1,35 @@
+"""The results of a batch: its journal as two files, answers and errors."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
+
+
+def write_results(journal: Path, expired_ids: Iterable[str], output: Path, errors: Path) -> None:
+    """Write the journal's answers with status 200 to `output` and all others to `errors`.
+
+    `expired_ids`: custom ids of requests without an answer, which become errors too. A file that would be empty is not
+    written. May be repeated after a kill. Raises OSError.
+    """
+    parts = [path.with_suffix(".part") for path in (output, errors)]
+    with parts[0].open("wb") as good, parts[1].open("wb") as bad:
+        if journal.exists():
+            with journal.open("rb") as file:
+                for line in file:
+                    (bad if json.loads(line)["error"] else good).write(line)
+        for custom_id in expired_ids:
+            bad.write(_expired_line(custom_id))
+    for part, path in zip(parts, (output, errors), strict=True):
+        if part.stat().st_size:
+            os.replace(part, path)
+        else:
+            part.unlink()
+
+
+def _expired_line(custom_id: str) -> bytes:
+    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": None, "error": EXPIRED}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

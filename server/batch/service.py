@@ -1,0 +1,212 @@
+"""The batches of one server: started oldest first, one at a time for each owner, and continued after a kill."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+
+from server.batch.journal import Journal
+from server.batch.lines import BatchError, BatchLine, LineError, read_lines
+from server.batch.results import write_results
+from server.batch.runner import Progress, Runner, Send
+from server.batch.store import OPEN, Object, Store
+
+MAX_LINES = 50_000  # OpenAI's limit
+LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGHUP
+POLL_S = 5.0  # another process, which is about to end, may have stored or cancelled a batch
+
+log = logging.getLogger(__name__)
+
+
+class BatchService:
+    """Runs the batches of a store. All methods belong to one event loop."""
+
+    def __init__(
+        self, store: Store, send_for: Callable[[int], Send], owners: Mapping[str, int], concurrency: int
+    ) -> None:
+        """`send_for`: makes the sender of a tenant. `owners`: the tenant of each owner whose batches may run.
+
+        `concurrency`: requests of one batch at a time.
+        """
+        self.store = store
+        self._send_for = send_for
+        self._owners = owners
+        self._concurrency = concurrency
+        self._changed = asyncio.Event()
+        self._running: dict[str, str] = {}  # owner -> id of the batch that runs
+        self._stops: dict[str, asyncio.Event] = {}  # by batch id
+        self._progress: dict[str, Progress] = {}  # by batch id
+
+    def wake(self) -> None:
+        """Look for new batches."""
+        self._changed.set()
+
+    def stop(self, batch_id: str) -> None:
+        """Stop a batch whose status has become "cancelling"."""
+        if batch_id in self._stops:
+            self._stops[batch_id].set()
+        self._changed.set()
+
+    def with_counts(self, batch: Object) -> Object:
+        """Return the batch with the counts of this moment."""
+        progress = self._progress.get(batch["id"])
+        return batch if progress is None else batch | {"request_counts": _counts(progress)}
+
+    async def run(self) -> None:
+        """Run batches until cancelled. Another process that runs batches of this folder must end first."""
+        with contextlib.ExitStack() as stack:
+            descriptor = os.open(self.store.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
+            while not _try_lock(descriptor):  # noqa: ASYNC110 (another process holds it)
+                await asyncio.sleep(LOCK_RETRY_S)
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    self._changed.clear()
+                    for owner, batch in await asyncio.to_thread(self.store.open_batches):
+                        if batch["status"] == "cancelling" and batch["id"] in self._stops:
+                            self._stops[batch["id"]].set()
+                        if owner in self._owners and owner not in self._running:
+                            self._running[owner] = batch["id"]
+                            tasks.create_task(self._run_one(owner, batch))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(POLL_S):
+                            await self._changed.wait()
+
+    async def _run_one(self, owner: str, batch: Object) -> None:
+        batch_id = batch["id"]
+        self._stops[batch_id] = asyncio.Event()
+        try:
+            # A cancellation before this line is in the state that is read here; a later one sets the event.
+            current = await asyncio.to_thread(self.store.get, "batches", owner, batch_id)
+            if current is not None and current["status"] in OPEN:
+                await self._advance(owner, current)
+        except (OSError, BatchError, sqlite3.Error, ExceptionGroup) as error:
+            log.exception("batch %s failed", batch_id)
+            reason = getattr(error, "strerror", None) or "its results could not be written"
+            await self._fail(
+                batch_id, {"code": "server_error", "message": f"The batch stopped: {reason}.", "line": None}
+            )
+        finally:
+            del self._running[owner], self._stops[batch_id]
+            self._progress.pop(batch_id, None)
+            self._changed.set()
+
+    async def _advance(self, owner: str, batch: Object) -> None:
+        """Bring the batch from its status, whichever that is, to its end."""
+        if batch["status"] == "validating":
+            num_lines = await self._validate(batch)
+            if num_lines is None:
+                return
+            counts = {"total": num_lines, "completed": 0, "failed": 0}
+            changes = {"status": "in_progress", "in_progress_at": self._now(), "request_counts": counts}
+            batch = await asyncio.to_thread(self.store.update_batch, batch["id"], ("validating",), changes)
+        end = "cancelled"
+        if batch["status"] != "cancelling":
+            end = await self._answer(owner, batch)
+        await self._finish(owner, batch, end)
+
+    async def _validate(self, batch: Object) -> int | None:
+        """Return the number of requests; None if the file is no batch, which ends the batch."""
+        path = self.store.content_path(batch["input_file_id"])
+
+        def check() -> int:
+            number = 0
+            for number, line in enumerate(read_lines(path), start=1):
+                if line.url != batch["endpoint"]:
+                    raise LineError(path, number, f"url must be the batch's endpoint, {batch['endpoint']}")
+                if number > MAX_LINES:
+                    raise LineError(path, number, f"a batch has at most {MAX_LINES} requests")
+            if not number:
+                raise LineError(path, 1, "the file has no requests")
+            return number
+
+        try:
+            return await asyncio.to_thread(check)
+        except LineError as error:
+            fault = {"code": "invalid_line", "message": f"Line {error.number}: {error.reason}.", "line": error.number}
+            await self._fail(batch["id"], fault)
+            return None
+
+    async def _answer(self, owner: str, batch: Object) -> str:
+        """Run the requests that have no answer yet; return how the batch ends."""
+        journal = await asyncio.to_thread(Journal, self.store.journal_path(batch["id"]))
+        with journal:
+            progress = Progress(batch["request_counts"]["total"], len(journal.done), journal.num_failed)
+            self._progress[batch["id"]] = progress
+            send = self._send_for(self._owners[owner])
+            runner = Runner(send, journal, progress, lambda _: None)
+            run = asyncio.create_task(runner.run(self._lines(batch), self._concurrency))
+            stop = asyncio.create_task(self._stops[batch["id"]].wait())
+            try:
+                time_left_s = max(0.0, batch["expires_at"] - self.store.clock())
+                await asyncio.wait({run, stop}, timeout=time_left_s, return_when=asyncio.FIRST_COMPLETED)
+                if run.done():
+                    run.result()
+                    return "completed"
+                return "cancelled" if stop.done() else "expired"
+            finally:
+                run.cancel()
+                stop.cancel()
+                await asyncio.gather(run, stop, return_exceptions=True)
+
+    async def _finish(self, owner: str, batch: Object, end: str) -> None:
+        """Write the results and end the batch. Ids of results follow from the batch's: a repetition replaces them."""
+        batch_id = batch["id"]
+        if end == "completed":
+            changes = {"status": "finalizing", "finalizing_at": self._now()}
+            await asyncio.to_thread(self.store.update_batch, batch_id, ("in_progress",), changes)
+        suffix = batch_id.removeprefix("batch_")
+        ids = {"output_file_id": f"file-output-{suffix}", "error_file_id": f"file-error-{suffix}"}
+        await asyncio.to_thread(self._finish_blocking, owner, batch, end, ids)
+
+    def _finish_blocking(self, owner: str, batch: Object, end: str, ids: dict[str, str]) -> None:
+        store, batch_id = self.store, batch["id"]
+        journal_path = store.journal_path(batch_id)
+        with Journal(journal_path) as journal:
+            done = journal.done
+            counts = {
+                "total": batch["request_counts"]["total"],
+                "completed": len(done) - journal.num_failed,
+                "failed": journal.num_failed,
+            }
+            lines = self._lines(batch) if end == "expired" else ()
+            late = (line.custom_id for line in lines if line.custom_id not in done)
+            write_results(journal_path, late, *(store.content_path(file_id) for file_id in ids.values()))
+            written = {name: file_id for name, file_id in ids.items() if store.content_path(file_id).exists()}
+            files = {
+                file_id: (
+                    f"{batch_id}_{name.removesuffix('_file_id')}.jsonl",
+                    store.content_path(file_id).stat().st_size,
+                )
+                for name, file_id in written.items()
+            }
+            changes = {"status": end, f"{end}_at": self._now(), "request_counts": counts, **written}
+            store.end_batch(owner, batch_id, changes, files)
+        journal_path.unlink()
+
+    async def _fail(self, batch_id: str, fault: Object) -> None:
+        errors = {"object": "list", "data": [{"param": None, **fault}]}
+        changes = {"status": "failed", "failed_at": self._now(), "errors": errors}
+        await asyncio.to_thread(self.store.update_batch, batch_id, OPEN, changes)
+
+    def _lines(self, batch: Object) -> Iterator[BatchLine]:
+        return read_lines(self.store.content_path(batch["input_file_id"]))
+
+    def _now(self) -> int:
+        return int(self.store.clock())
+
+
+def _counts(progress: Progress) -> dict[str, int]:
+    completed = progress.num_done - progress.num_failed
+    return {"total": progress.num_lines, "completed": completed, "failed": progress.num_failed}
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""Files and batches on disk: contents in a folder, everything else in SQLite beside it.
+
+Objects have OpenAI's members. Each belongs to an owner, and no method finds an object of another owner. Methods block
+and may be called from any thread; several processes may use one folder.
+"""
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+Object = dict[str, Any]  # a file or a batch, as the API shows it
+
+OPEN = ("validating", "in_progress", "finalizing", "cancelling")  # status of batches that have not ended
+BUSY_S = 30.0  # longest wait for another process that writes
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, num_bytes INTEGER NOT NULL,
+    object TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, status TEXT NOT NULL,
+    object TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS files_of_owner ON files (owner);
+CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner);
+"""
+Table = Literal["files", "batches"]
+
+
+class Store:
+    """The folder of --batch-dir."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        """Create what is absent. `clock`: Unix seconds. Raises OSError, sqlite3.Error."""
+        self._files = folder / "files"
+        self._journals = folder / "running"
+        for path in (folder, self._files, self._journals):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.lock_path = folder / "lock"
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(
+            folder / "state.sqlite", timeout=BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.executescript(SCHEMA)
+
+    def content_path(self, file_id: str) -> Path:
+        """Return where the content of a file lies. `file_id`: of an object of this store."""
+        return self._files / file_id
+
+    def journal_path(self, batch_id: str) -> Path:
+        """Return where the answers of a running batch are recorded."""
+        return self._journals / f"{batch_id}.jsonl"
+
+    def usage(self, owner: str) -> tuple[int, int]:
+        """Return number and bytes of an owner's files."""
+        with self._lock:
+            row = self._db.execute("SELECT count(*), coalesce(sum(num_bytes), 0) FROM files WHERE owner = ?", (owner,))
+            num_files, num_bytes = row.fetchone()
+        return num_files, num_bytes
+
+    def num_open_batches(self, owner: str) -> int:
+        """Return how many of an owner's batches have not ended."""
+        return sum(batch["status"] in OPEN for batch in self._all("batches", owner))
+
+    def add_file(self, owner: str, name: str, content: bytes) -> Object:
+        """Store an uploaded file and return its object. Raises OSError."""
+        file = self._file_object(f"file-{secrets.token_hex(12)}", name, "batch", len(content))
+        path = self.content_path(file["id"])
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        os.replace(part, path)
+        with self._lock:
+            self._insert_file(owner, file)
+        return file
+
+    def add_batch(self, owner: str, batch: Object) -> Object:
+        """Store a new batch; add its id."""
+        batch = {"id": f"batch_{secrets.token_hex(12)}", **batch}
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO batches (id, owner, status, object) VALUES (?, ?, ?, ?)",
+                (batch["id"], owner, batch["status"], json.dumps(batch)),
+            )
+        return batch
+
+    def get(self, table: Table, owner: str, object_id: str) -> Object | None:
+        """Return an owner's file or batch, or None."""
+        with self._lock:
+            query = f"SELECT object FROM {table} WHERE id = ? AND owner = ?"
+            row = self._db.execute(query, (object_id, owner)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def page(self, table: Table, owner: str, after: str | None, limit: int, *, newest_first: bool) -> list[Object]:
+        """Return at most `limit` objects that follow the object `after`, in order of creation."""
+        sign, order = ("<", "DESC") if newest_first else (">", "ASC")
+        where, values = "owner = ?", [owner]
+        if after is not None:
+            where += f" AND number {sign} (SELECT number FROM {table} WHERE id = ? AND owner = ?)"
+            values += [after, owner]
+        query = f"SELECT object FROM {table} WHERE {where} ORDER BY number {order} LIMIT ?"
+        with self._lock:
+            rows = self._db.execute(query, (*values, limit)).fetchall()
+        return [json.loads(row[0]) for row in rows]
+
+    def delete_file(self, owner: str, file_id: str) -> bool:
+        """Delete a file that no open batch reads. Returns False if one reads it."""
+        if any(batch["input_file_id"] == file_id and batch["status"] in OPEN for batch in self._all("batches", owner)):
+            return False
+        with self._lock:
+            self._db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner))
+        self.content_path(file_id).unlink(missing_ok=True)
+        return True
+
+    def open_batches(self) -> list[tuple[str, Object]]:
+        """Return (owner, batch) of all batches that have not ended, oldest first."""
+        marks = ", ".join("?" * len(OPEN))
+        query = f"SELECT owner, object FROM batches WHERE status IN ({marks}) ORDER BY number"
+        with self._lock:
+            return [(owner, json.loads(text)) for owner, text in self._db.execute(query, OPEN).fetchall()]
+
+    def update_batch(self, batch_id: str, statuses: tuple[str, ...], changes: Object) -> Object:
+        """Change a batch if its status is one of `statuses`, in one transaction; return it as it is then."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                batch = self._update(batch_id, statuses, changes)
+            finally:
+                self._db.execute("COMMIT")
+        return batch
+
+    def end_batch(self, owner: str, batch_id: str, changes: Object, files: dict[str, tuple[str, int]]) -> None:
+        """End a batch and make its results files of the owner, in one transaction.
+
+        `files`: by file id the name and the bytes of contents that are written already.
+        """
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for file_id, (name, num_bytes) in files.items():
+                    self._insert_file(owner, self._file_object(file_id, name, "batch_output", num_bytes))
+                self._update(batch_id, OPEN, changes)
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _all(self, table: Table, owner: str) -> list[Object]:
+        return self.page(table, owner, None, -1, newest_first=False)
+
+    def _update(self, batch_id: str, statuses: tuple[str, ...], changes: Object) -> Object:
+        (text,) = self._db.execute("SELECT object FROM batches WHERE id = ?", (batch_id,)).fetchone()
+        batch: Object = json.loads(text)
+        if batch["status"] in statuses:
+            batch |= changes
+            self._db.execute(
+                "UPDATE batches SET status = ?, object = ? WHERE id = ?", (batch["status"], json.dumps(batch), batch_id)
+            )
+        return batch
+
+    def _insert_file(self, owner: str, file: Object) -> None:
+        self._db.execute(
+            "INSERT INTO files (id, owner, num_bytes, object) VALUES (?, ?, ?, ?)",
+            (file["id"], owner, file["bytes"], json.dumps(file)),
+        )
+
+    def _file_object(self, file_id: str, name: str, purpose: str, num_bytes: int) -> Object:
+        return {
+            "id": file_id,
+            "object": "file",
+            "bytes": num_bytes,
+            "created_at": int(self.clock()),
+            "filename": name,
+            "purpose": purpose,
+            "status": "processed",
+        }
