@@ -1,4 +1,4 @@
-"""Durations and deadlines use the monotonic clock: a jump of the wall clock changes only the dates that people read."""
+"""Durations and deadlines use the monotonic clock: a jump of the wall clock changes only dates and a batch's expiry."""
 
 import ast
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ DATES_FOR_PEOPLE = {
     "server.lifecycle.serve",  # `created` of the models
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.expert_stats",  # `since` of a report
+    "server.batch.store",  # `created_at` and others of files and batches; a batch expires by them, also across restarts
     "server.chat.jinja_sandbox",  # the date that a chat template writes into a prompt
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
