@@ -21,7 +21,9 @@ INSTALLED_FAST := $(VENV)/.installed-test-fast
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_AGENTS := $(VENV)/.installed-agents
 
-KERNELS := $(shell find model/native -name '*.cpp' -o -name '*.h') model/native/CMakeLists.txt
+# Without what CMake writes there, which is newer than each install.
+KERNELS := $(shell find model/native -name CMakeFiles -prune -o \( -name '*.cpp' -o -name '*.h' \) -print) \
+    model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
