@@ -1,4 +1,4 @@
-"""What a sandbox process does with a checkpoint's chat template: try it out, and render with it."""
+"""Jobs of the sandbox for a checkpoint's chat template: try it out, and render with it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ HELLO: Mapping[str, object] = {"role": "user", "content": "Hello"}
 
 
 class TemplateProbe(msgspec.Struct, frozen=True):
-    """What a template does, found by rendering short conversations."""
+    """Traits of a template, found by rendering short conversations."""
 
     fault: str | None = None  # why it can never be used; completes "the chat template ..."
     writes_system: bool = False  # a message of the role "system"

@@ -208,7 +208,7 @@ class Server:
         self._shutdown.hand_over(self._settings.reload_timeout)
 
     def _new_state(self, num_tenants: int, reply_memory: ByteBudget) -> ServerState:
-        """What the handlers of requests share; texts come when they are loaded."""
+        """Make the state that the handlers of requests share; texts come when they are loaded."""
         settings = self._settings
         return ServerState(
             engine=self._client,

@@ -11,7 +11,7 @@ MAX_REPLY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What one job may use in its process, beyond what the process had before its first job."""
+    """Bounds of one job in its process, beyond what the process had before its first job."""
 
     cpu_s: float = 0.9  # user and system time of all threads; with what surrounds a job it stays below 1 s
     memory_bytes: int = 224 << 20  # of address space
@@ -32,7 +32,7 @@ def limits_within(memory_limit_bytes: int | None) -> Limits:
 
 @dataclass(frozen=True)
 class JobUse:
-    """What one job has used, for measurements."""
+    """Time and memory that one job has used, for measurements."""
 
     function: str
     outcome: str  # "done", or the class of the error

@@ -7,7 +7,7 @@ from server.settings.sources import READY_NAME, inherited_descriptors
 
 
 class Inheritance:
-    """What was handed to this process at its start: maybe a listening socket, maybe a predecessor that waits."""
+    """Things handed to this process at its start: maybe a listening socket, maybe a predecessor that waits."""
 
     def __init__(self) -> None:
         """Take the descriptors out of the environment: once per process."""
