@@ -28,7 +28,7 @@ def end(signum, frame):
     os._exit(CODE)
 for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(signum, end)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while True:
     signal.pause()
 """
@@ -85,7 +85,7 @@ def test_orphans_of_other_groups_are_reaped_and_do_not_decide_the_exit_code() ->
 if not os.fork():
     if not os.fork():
         os.setsid()
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # one write, so that lines of two processes never mix
     os._exit(9)
 os.wait()
 """
