@@ -12,6 +12,7 @@ from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.engine_client.output_collector import EngineDied
 from server.errors import (
     ApiError,
+    cut_short,
     deadline_exceeded,
     internal_error,
     invalid_value,
@@ -122,7 +123,7 @@ class Generation:
                         yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
-            raise self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
+            raise self._reason_of_death() from None
         except RequestTimedOut as timeout:
             outcome = "timeout"
             raise self._timeout_error(timeout) from None
@@ -156,6 +157,11 @@ class Generation:
 
     def _num_choices_of(self, prompt_index: int) -> int:
         return sum(job.request.params.prompt_index == prompt_index for job in self._jobs.values())
+
+    def _reason_of_death(self) -> ApiError:
+        """Return the error of a running request whose engine is gone: the server was stopped, or the engine failed."""
+        reason = self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S)
+        return cut_short(GONE_RETRY_S) if reason.code == "draining" else reason
 
     def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()
