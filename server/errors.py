@@ -108,7 +108,7 @@ def _maximum_context(limit: int) -> str:
 
 
 def invalid_api_key() -> ApiError:
-    message = "Send a valid API key as 'Authorization: Bearer KEY'."
+    message = "Send a valid API key as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 

@@ -246,6 +246,7 @@ class Server:
                 settings.api_keys,
                 lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
                 max_num_queued=settings.max_num_queued_reqs,
+                retention_days=settings.batch_retention_days,
             )
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
