@@ -39,11 +39,11 @@ router = APIRouter()
 async def completions(http: HttpRequest) -> Response:
     """Reply with a text per prompt and choice."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue()
     request, headers = await read_request(http, CompletionRequest)
     builder = JobBuilder.from_request(http, request, arrival_s)
     prompts = await _prompts(request, builder)
-    generation = await Generation.prepare(builder, prompts, http.state.request_id)
+    generation = await Generation.prepare(builder, prompts, http.state.record)
     fields = common_fields("cmpl", generation, builder.model_name, builder.ready.fingerprint)
     reply_format = CompletionFormat(request, prompts, builder.texts.tokenizer)
     return await respond(http, request, generation, reply_format, fields, headers)
