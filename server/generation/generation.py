@@ -74,13 +74,18 @@ class Generation:
         ready = self._state.engine.ready
         return sum(reply_bytes(job.request, ready) for job in self._jobs.values()) if ready else 0
 
-    def usage(self) -> Usage:
-        """Return the usage up to now."""
+    @property
+    def num_completion(self) -> int:
+        """Tokens of all choices up to now."""
+        return sum(job.choice.num_tokens for job in self._jobs.values())
+
+    def usage(self, num_completion: int | None = None) -> Usage:
+        """Return the usage up to now, or with fewer completion tokens."""
         firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
         return count_usage(
             num_prompt=sum(len(job.request.prompt_token_ids) for job in firsts),
             num_cached=sum(self._accounts[job.request.request_id].num_cached_tokens for job in firsts),
-            num_completion=sum(job.choice.num_tokens for job in self._jobs.values()),
+            num_completion=self.num_completion if num_completion is None else num_completion,
         )
 
     def final_usage(self) -> Usage:
