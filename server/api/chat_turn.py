@@ -62,11 +62,15 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
     return ChatTurn(
         generation,
-        ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
+        ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, http_id)),
         common_fields("chatcmpl", generation, builder.model_name, builder.ready.fingerprint),
         repair_headers,
         ignored,
     )
+
+
+def _call_formatter(use: ToolUse | None, http_id: str) -> ToolCallFormatter | None:
+    return None if use is None else ToolCallFormatter(http_id, must_call=use.must_call)
 
 
 async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[list[Constraint], list[str]]:

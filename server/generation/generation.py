@@ -13,6 +13,7 @@ from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.engine_client.output_collector import EngineDied
 from server.errors import (
     ApiError,
+    cut_short,
     deadline_exceeded,
     internal_error,
     invalid_value,
@@ -123,7 +124,7 @@ class Generation:
                         yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
-            raise self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
+            raise self._reason_of_death() from None
         except RequestTimedOut as timeout:
             outcome = "timeout"
             raise self._timeout_error(timeout) from None
@@ -158,6 +159,11 @@ class Generation:
             max_tokens=request.params.max_tokens,
             num_choices=None if request.params.choice_index else num_choices,
         )
+
+    def _reason_of_death(self) -> ApiError:
+        """Return the error of a running request whose engine is gone: the server was stopped, or the engine failed."""
+        reason = self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S)
+        return cut_short(GONE_RETRY_S) if reason.code == "draining" else reason
 
     def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()

@@ -84,6 +84,14 @@ class MemoryCgroup:
             time.sleep(0.1)
 
 
+# Each token of a text reaches new states of the lexer, up to its limit.
+GREEDY = {"regex": r"(.*[\p{Lu}].{12})+"}
+GREEDY_SCHEMA = {
+    "type": "object",
+    "properties": {f"p{i}": {"type": "string", "pattern": "^(.*[ae].{14})+$"} for i in range(99)},
+}
+
+
 def largest_requests() -> list[bytes]:
     """Return requests that have the maximum of every field, as far as fields go together."""
     constrained = {"logit_bias": BIASES, "bad_words": WORDS, "stop": STOPS, "stop_token_ids": list(range(256))}
@@ -101,6 +109,8 @@ def largest_requests() -> list[bytes]:
         ("/v1/chat/completions", chat(n=8, logprobs=True, top_logprobs=20, max_tokens=1900, expert_usage=True)),
         ("/v1/completions", completion(n=8, expert_routing=True, logprobs=20, max_tokens=1900)),
         ("/v1/completions", completion(n=8, stream=True, logprobs=20, max_tokens=1900)),
+        ("/v1/completions", completion(n=8, max_tokens=1900, structured_outputs=GREEDY)),
+        ("/v1/completions", completion(n=8, max_tokens=1900, structured_outputs={"json": GREEDY_SCHEMA})),
         ("/tokenize", {"model": "smoe-demo", "prompt": "truth " * 160_000, "return_token_strs": True}),
         ("/detokenize", {"model": "smoe-demo", "tokens": [500] * 250_000}),
     ]
