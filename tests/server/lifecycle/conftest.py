@@ -10,7 +10,7 @@ from tests.support import ports
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tokenizer only: the fake engine reads no weights."""
+    """A directory with a tokenizer and an empty config: the fake engine reads no weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["it was a truth universally acknowledged"] * 20),
@@ -20,6 +20,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hard_vocab_limit=False,
         minloglevel=2,
     )
+    (folder / "config.json").write_text("{}")
     return folder
 
 
