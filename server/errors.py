@@ -230,6 +230,13 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
     return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
 
 
+def cut_short(retry_after_s: float) -> ApiError:
+    """The server ended while it worked on the request."""
+    error = unavailable("draining", retry_after_s)
+    error.message = "The server was stopped before this request was complete."
+    return error
+
+
 def check_not_possible(param: str) -> ApiError:
     """The process that checks this parameter was ended from outside. Says nothing about the parameter."""
     return ApiError(

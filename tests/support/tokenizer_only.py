@@ -1,4 +1,4 @@
-"""A directory with a tokenizer only, for servers whose fake engine reads no weights."""
+"""A directory with a tokenizer and an empty config, for servers whose fake engine reads no weights."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import sentencepiece
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Train a tokenizer with a word or two and all bytes."""
+    """Train a tokenizer with a few words and all bytes, and write a config without fields."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["it was a truth universally acknowledged"] * 20),
         model_prefix=str(folder / "tokenizer"),
@@ -15,3 +15,4 @@ def write_tokenizer(folder: Path) -> None:
         hard_vocab_limit=False,
         minloglevel=2,
     )
+    (folder / "config.json").write_text("{}")

@@ -10,7 +10,7 @@ from tests.support.tokenizer_only import write_tokenizer
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tokenizer only: the fake engine reads no weights."""
+    """A directory with a tokenizer and an empty config: the fake engine reads no weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tokenizer(folder)
     return folder
