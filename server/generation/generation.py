@@ -6,6 +6,7 @@ same deltas.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
@@ -81,13 +82,18 @@ class Generation:
         ready = self._state.engine.ready
         return sum(reply_bytes(job.request, ready) for job in self._jobs.values()) if ready else 0
 
-    def usage(self) -> Usage:
-        """Return the usage up to now."""
+    @property
+    def num_completion(self) -> int:
+        """Tokens of all choices up to now."""
+        return sum(job.choice.num_tokens for job in self._jobs.values())
+
+    def usage(self, num_completion: int | None = None) -> Usage:
+        """Return the usage up to now, or with fewer completion tokens."""
         firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
         return count_usage(
             num_prompt=sum(len(job.request.prompt_token_ids) for job in firsts),
             num_cached=sum(self._accounts[job.request.request_id].num_cached_tokens for job in firsts),
-            num_completion=sum(job.choice.num_tokens for job in self._jobs.values()),
+            num_completion=self.num_completion if num_completion is None else num_completion,
         )
 
     def final_usage(self) -> Usage:
@@ -142,25 +148,26 @@ class Generation:
             self._admission.end([job.request for job in self._jobs.values()])
 
     def _admit(self) -> None:
-        self._accounts = {request_id: self._open_account(job.request) for request_id, job in self._jobs.items()}
         try:
             self._admission.admit([job.request for job in self._jobs.values()])
         except ApiError:
-            self._end(set(self._jobs), "rejected")
+            self._state.metrics.rejected(self.num_choices)
             raise
+        num_choices = Counter(job.request.params.prompt_index for job in self._jobs.values())
+        self._accounts = {
+            request_id: self._open_account(job.request, num_choices[job.request.params.prompt_index])
+            for request_id, job in self._jobs.items()
+        }
 
-    def _open_account(self, request: Request) -> RequestAccount:
+    def _open_account(self, request: Request, num_choices: int) -> RequestAccount:
         return RequestAccount(
             self._state.metrics,
             self._record,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
             max_tokens=request.params.max_tokens,
-            num_choices=None if request.params.choice_index else self._num_choices_of(request.params.prompt_index),
+            num_choices=None if request.params.choice_index else num_choices,
         )
-
-    def _num_choices_of(self, prompt_index: int) -> int:
-        return sum(job.request.params.prompt_index == prompt_index for job in self._jobs.values())
 
     def _reason_of_death(self) -> ApiError:
         """Return the error of a running request whose engine is gone: the server was stopped, or the engine failed."""
@@ -203,7 +210,7 @@ class Generation:
         return delta
 
     def _end(self, open_ids: set[int], outcome: Outcome) -> None:
-        if open_ids and outcome != "rejected":
+        if open_ids:
             self._state.engine.abort(sorted(open_ids))
         for request_id in open_ids:
             self._admission.remove(request_id)

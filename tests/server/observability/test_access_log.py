@@ -107,7 +107,9 @@ async def test_a_full_queue_is_one_line_and_a_probe_of_a_server_that_loads_is_no
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "smoe.access")
-    state = state_around(FakeEngine(saying("a")), max_num_queued=0)
+    engine = FakeEngine(saying("a"))
+    engine.num_waiting = 8
+    state = state_around(engine, max_num_queued=8)
     async with client_of(state) as client:
         assert (await client.post("/v1/completions", json={"prompt": "x", "n": 8})).status_code == 429
     [line] = shown(caplog)
