@@ -141,11 +141,10 @@ def _model(settings: Settings) -> Iterator[Check]:
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))
         return
-    size = format_bytes(report.plan.weight_bytes)
+    plan, size = report.plan, format_bytes(report.plan.weight_bytes)
     verdict: Verdict = "ok" if report.fitting else "fail"
-    detail = (
-        f"{name}: {report.plan.total_parameters:,} parameters, {size} in {report.plan.weight_kind}; {report.verdict}"
-    )
+    detail = f"{name}: {plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
+    detail += f"; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     yield Check("model", verdict, detail, None if report.fitting else "`smoe plan` shows what would fit")
     try:
         tokenizer = load_tokenizer(directory)
