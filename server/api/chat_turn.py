@@ -53,6 +53,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
     builder = JobBuilder.from_request(http, request, arrival_s)
     state, texts, http_id = builder.state, builder.texts, http.state.request_id
+    builder.check_queue(http_id, 1)
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
@@ -61,11 +62,15 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     generation = await Generation.prepare(builder, [prompt], http_id, constraints)
     return ChatTurn(
         generation,
-        ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
+        ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, http_id)),
         common_fields("chatcmpl", generation, builder.model_name, builder.ready.fingerprint),
         repair_headers,
         ignored,
     )
+
+
+def _call_formatter(use: ToolUse | None, http_id: str) -> ToolCallFormatter | None:
+    return None if use is None else ToolCallFormatter(http_id, must_call=use.must_call)
 
 
 async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[list[Constraint], list[str]]:

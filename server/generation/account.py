@@ -57,12 +57,11 @@ class RequestAccount:
             return
         self._is_open = False
         measured = Timing(arrival_s=self._arrival_s, first_token_s=self._first_token_s, finished_s=now_s)
-        timing = None if outcome == "rejected" else self._timing or measured
+        timing = self._timing or measured
         num_tokens, num_cached = self.num_tokens, self.num_cached_tokens
-        num_prompt = 0 if outcome == "rejected" else self._num_prompt_tokens
         self._metrics.finished(
             outcome,
-            num_prompt_tokens=num_prompt,
+            num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=num_tokens,
             num_cached_tokens=num_cached,
             timing=timing,
@@ -73,7 +72,7 @@ class RequestAccount:
             self._http_id,
             outcome,
             user=self._user,
-            num_prompt_tokens=num_prompt,
+            num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=num_tokens,
             num_cached_tokens=num_cached,
             timing=timing,

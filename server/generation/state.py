@@ -109,16 +109,22 @@ class ServerState:
             raise self.admission.unavailable_reason() or unavailable("loading", LOADING_RETRY_S)
         return self.engine.ready, self.texts
 
-    def check_queue(self, http_id: str) -> None:
-        """Raise ApiError 429 if the queue has no room for a single choice, before a request costs any work.
+    def check_queue(self, http_id: str, tenant: int, num_choices: int = 1) -> None:
+        """Raise ApiError 429 if the queue has no room for the tenant's choices, before a request costs more work.
 
-        The metrics count a refused request as one choice: its `n` has not been read yet.
+        `num_choices`: 1 before the body is read; the metrics count a request that is refused then as one choice.
         """
-        if self.admission.is_full and self.admission.unavailable_reason() is None:
-            self.metrics.received(1)
-            self.metrics.finished("rejected")
-            self.access_log.finished(http_id, "rejected")
-            raise queue_full(self.admission.retry_after_s(1))
+        admission = self.admission
+        if admission.unavailable_reason() is not None or num_choices > admission.max_choices_of_request:
+            return  # other errors, which are raised later
+        if not admission.has_room(tenant, num_choices):
+            self.record_rejection(http_id, num_choices)
+            raise queue_full(admission.retry_after_s(num_choices))
+
+    def record_rejection(self, http_id: str, num_choices: int, user: str | None = None) -> None:
+        """Count and log a request that was not admitted: one line, however many choices it has."""
+        self.metrics.rejected(num_choices)
+        self.access_log.finished(http_id, "rejected", user=user)
 
     def served_name(self, name: str | None) -> str:
         """Return the model's name as the request has it, or the model's id if the request names none.

@@ -188,7 +188,7 @@ class ApiKeys:
     def _key_index(self, scope: Scope) -> int | None:
         """Return the index of the request's key, or None. Compares all keys, so that the time reveals nothing."""
         sent = [_bearer_token(value) for name, value in scope["headers"] if name == b"authorization"]
-        if not sent and is_anthropic(scope):
+        if not sent:  # Anthropic's header; llama.cpp takes it on all paths too
             sent = [value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return None

@@ -49,7 +49,7 @@ from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
@@ -246,6 +246,7 @@ class Server:
                 settings.api_keys,
                 lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
                 max_num_queued=settings.max_num_queued_reqs,
+                retention_days=settings.batch_retention_days,
             )
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
@@ -308,7 +309,7 @@ class Server:
 
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""
-        self._report.line(f"smoe {VERSION} loads {self._model_dir}")
+        self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
@@ -344,7 +345,7 @@ class Server:
 
     def _on_ready(self, ready: Ready) -> None:
         assert self._texts is not None
-        self._report.end_progress()
+        self._report.end_progress(is_complete=True)
         try:
             self._texts.tokenizer.check_fits(ready.vocab_size)
         except TokenizerError as error:
