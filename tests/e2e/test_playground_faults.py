@@ -200,3 +200,32 @@ def test_the_description_of_the_api_is_dark_on_a_dark_desktop(browser: Browser, 
             style = "() => getComputedStyle(document.documentElement)"
             backgrounds.append(visit.page.evaluate(f"{style}.backgroundColor".replace("() => ", "")))
     assert len(set(backgrounds)) == 2, backgrounds
+
+
+RATE = """async () => {
+  const { generate } = await import("/playground/generation.js");
+  const rateOf = async (packets) => {
+    let now = 0;
+    performance.now = () => now;
+    const source = { async pull(controller) {
+      const packet = packets.shift();
+      if (!packet) return controller.close();
+      now = packet.ms;
+      controller.enqueue(new TextEncoder().encode(packet.events));
+    } };
+    const body = new ReadableStream(source, { highWaterMark: 0 });
+    const meter = await generate({ post: async () => ({ body }) }, {}, undefined, () => {});
+    return [meter.firstTokenMs, meter.tokensPerSecond];
+  };
+  const upTo = (count) => `data: {"choices": [], "usage": {"completion_tokens": ${count}}}\\n\\n`;
+  const end = "data: [DONE]\\n\\n";
+  return [
+    await rateOf([{ ms: 40, events: upTo(1) + upTo(6) + upTo(11) + end }]),
+    await rateOf([{ ms: 40, events: upTo(1) }, { ms: 42, events: upTo(11) + end }]),
+    await rateOf([{ ms: 40, events: upTo(3) }, { ms: 540, events: upTo(8) }, { ms: 1040, events: upTo(13) + end }]),
+  ];
+}"""
+
+
+def test_a_rate_counts_the_tokens_after_the_first_packet_and_needs_time_between_packets(visit: Visit) -> None:
+    assert visit.page.evaluate(RATE) == [[40, None], [40, None], [40, 10]]
