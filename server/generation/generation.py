@@ -35,13 +35,22 @@ OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
 
-    def __init__(self, state: ServerState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
-        """`user`: the end user that the client names, for the log only."""
+    def __init__(
+        self,
+        state: ServerState,
+        jobs: Sequence[Job],
+        http_id: str,
+        user: str | None = None,
+        *,
+        is_continued: bool = False,
+    ) -> None:
+        """`user`: the end user that the client names, for the log only. `is_continued`: see Admission.admit."""
         self.http_id = http_id
         self._state = state
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
         self._user = user
+        self._is_continued = is_continued
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
@@ -137,7 +146,7 @@ class Generation:
     def _admit(self) -> None:
         self._accounts = {request_id: self._open_account(job.request) for request_id, job in self._jobs.items()}
         try:
-            self._admission.admit([job.request for job in self._jobs.values()])
+            self._admission.admit([job.request for job in self._jobs.values()], is_continued=self._is_continued)
         except ApiError:
             self._end(set(self._jobs), "rejected")
             raise

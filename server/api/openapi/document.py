@@ -16,8 +16,10 @@ from server.schemas import (
     CountTokensRequest,
     CreateBatchRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     MessagesRequest,
     ResponsesRequest,
+    ScoreRequest,
     TokenizeRequest,
 )
 from server.schemas.validation import RequestModel
@@ -28,8 +30,10 @@ REQUEST_MODELS: tuple[type[RequestModel], ...] = (
     CountTokensRequest,
     CreateBatchRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     MessagesRequest,
     ResponsesRequest,
+    ScoreRequest,
     TokenizeRequest,
 )
 RULES = (
