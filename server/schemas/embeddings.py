@@ -31,10 +31,8 @@ def _texts(value: object) -> object:
     return text_or_list(value, str)
 
 
-Texts = Annotated[
-    Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)],
-    BeforeValidator(_texts, json_schema_input_type=Text | Annotated[list[Text], Field(max_length=MAX_INPUTS)]),
-]
+TextList = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+Texts = Annotated[TextList, BeforeValidator(_texts, json_schema_input_type=Text | TextList)]
 
 
 class EmbeddedRequest(RequestModel):
