@@ -9,11 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.types import Request
 from server.fairness.byte_budget import ByteBudget
 from server.generation.embedding import MAX_PART
 from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine, embedding_of
-from tests.support.serving import MODEL, check_error, client_of, outcomes, state_around, tokenizer
+from tests.support.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -24,10 +23,7 @@ IDS = tokenizer().encode(TEXT)
 
 
 def embedding_engine(*, held: bool = False) -> FakeEngine:
-    def no_tokens(request: Request) -> Sequence[int]:
-        return ()
-
-    engine = FakeEngine(no_tokens, held=held)
+    engine = FakeEngine(saying("text"), held=held)
     engine.ready = EMBEDDING_MODEL
     return engine
 
@@ -81,13 +77,20 @@ async def test_a_list_longer_than_the_queue_is_embedded_in_parts_and_in_order() 
     values = [[5, number] for number in range(3, 53)]
     reply = asyncio.create_task(embed_with_queue(engine, values, 20))
     for num_submitted in (20, 40, 50):
-        await engine.until(lambda expected=num_submitted: len(engine.submitted) >= expected)  # type: ignore[misc]
+        await submitted(engine, num_submitted, reply)
         assert len(engine.submitted) == num_submitted
         engine.step()
     body = await reply
     assert [entry["embedding"] for entry in body["data"]] == [vector_of(value) for value in values]
     assert [entry["index"] for entry in body["data"]] == list(range(50))
     assert body["usage"]["prompt_tokens"] == 100
+
+
+async def submitted(engine: FakeEngine, count: int, reply: "asyncio.Task[dict[str, Any]]") -> None:
+    """Wait until the engine has so many requests; fail if the reply comes first."""
+    waiter = asyncio.create_task(engine.until(lambda: len(engine.submitted) >= count))
+    await asyncio.wait({reply, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    assert waiter.done(), reply.result()
 
 
 async def embed_with_queue(engine: FakeEngine, values: list[list[int]], max_num_queued: int) -> dict[str, Any]:
@@ -100,10 +103,10 @@ async def embed_with_queue(engine: FakeEngine, values: list[list[int]], max_num_
 async def test_a_queue_that_fills_up_does_not_refuse_the_rest_of_an_admitted_list() -> None:
     engine = embedding_engine(held=True)
     reply = asyncio.create_task(embed_with_queue(engine, [[5, 6]] * (MAX_PART + 1), 1024))
-    await engine.until(lambda: len(engine.submitted) == MAX_PART)
+    await submitted(engine, MAX_PART, reply)
     engine.num_waiting = 2000
     engine.step()
-    await engine.until(lambda: len(engine.submitted) == MAX_PART + 1)
+    await submitted(engine, MAX_PART + 1, reply)
     engine.step()
     assert len((await reply)["data"]) == MAX_PART + 1
 
