@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget
 from engine.grammars.matcher import GrammarCompiler
+from engine.grammars.parser_limits import parser_limits
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import StepPlan
@@ -50,7 +52,9 @@ class Engine:
         is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
         self._masks = MaskBudget()
-        self._grammars = GrammarQueue(_compiler(vocabulary, loaded) if vocabulary else None)
+        self._grammars = GrammarQueue(
+            _compiler(vocabulary, loaded) if vocabulary else None, parser_limits(memory_limit_bytes())
+        )
 
     @classmethod
     def load(

@@ -108,7 +108,7 @@ def _maximum_context(limit: int) -> str:
 
 
 def invalid_api_key() -> ApiError:
-    message = "Send a valid API key as 'Authorization: Bearer KEY'."
+    message = "Send a valid API key as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
@@ -243,6 +243,13 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
     }[reason]
     headers = _retry_after(retry_after_s)
     return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
+
+
+def cut_short(retry_after_s: float) -> ApiError:
+    """The server ended while it worked on the request."""
+    error = unavailable("draining", retry_after_s)
+    error.message = "The server was stopped before this request was complete."
+    return error
 
 
 def check_not_possible(param: str) -> ApiError:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_times import NO_WORK, StepWork
 from engine.types import ExpertChoices, TokenLogprobs
 
 
@@ -37,6 +38,8 @@ class StepPlan:
     num_preemptions: int = 0
     num_blocked: int = 0  # requests without a block, because all possible victims are in flight
     blocks_to_zero: tuple[int, ...] = ()  # to be filled with zeros, once, before the step is launched
+    work: StepWork = NO_WORK
+    planned_s: float = 0.0  # time.monotonic()
 
     @property
     def num_tokens(self) -> int:

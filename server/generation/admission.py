@@ -90,11 +90,6 @@ class Admission:
         self._constraint_ids = ByteBudget(MAX_CONSTRAINT_IDS, num_tenants)  # of open choices, running ones included
 
     @property
-    def is_full(self) -> bool:
-        """True if a request with a single choice would be refused, from every tenant."""
-        return self._engine.num_waiting >= self._max_choices or self.num_tokens >= self.max_tokens
-
-    @property
     def max_choices_of_request(self) -> int:
         """The most choices of one request. With several tenants none may fill the queue, not by one request either."""
         return self._max_per_tenant
@@ -112,9 +107,7 @@ class Admission:
         if unavailable_reason:
             raise unavailable_reason
         num_choices = len(requests)
-        if self._engine.num_waiting + num_choices > self._max_choices or not self.has_room(
-            requests[0].tenant, num_choices
-        ):
+        if not self.has_room(requests[0].tenant, num_choices):
             raise queue_full(self.retry_after_s(num_choices))
         tenant, num_ids = requests[0].tenant, num_constraint_ids(requests)
         if num_ids and not self._constraint_ids.try_take(tenant, num_ids):
@@ -148,7 +141,8 @@ class Admission:
         return None
 
     def has_room(self, tenant: int, num_choices: int) -> bool:
-        """Return whether `num_choices` more choices of `tenant` keep the bounds on tokens and on the tenant's share.
+        """Return whether `num_choices` more choices of `tenant` keep the bounds on choices and tokens, and on the
+        tenant's share of both.
 
         The new prompts' own tokens do not count: otherwise a prompt longer than the bound could never be accepted. So
         at most one request exceeds the bound. For the same reason a request with more choices than the share is
@@ -157,7 +151,8 @@ class Admission:
         num_waiting = self._num_choices[tenant]
         keeps_share = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
         keeps_share = keeps_share and self._num_tokens[tenant] < self._max_tokens_per_tenant
-        return self.num_tokens < self.max_tokens and keeps_share
+        has_places = self._engine.num_waiting + num_choices <= self._max_choices
+        return has_places and self.num_tokens < self.max_tokens and keeps_share
 
     def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
         """Count one choice as waiting. `num_tokens`: the token ids that it carries."""

@@ -19,6 +19,7 @@ from server.generation.jobs import Job
 from server.generation.sampling_params import check_ids
 from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
 from server.generation.usage import Usage, count_usage
+from server.observability.access_log import RequestRecord
 from server.schemas.embeddings import WHOLE_CONTEXT, EmbeddedRequest
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
@@ -38,7 +39,7 @@ class Embedder:
     texts: TextFrontend
     request: EmbeddedRequest
     tenant: int
-    http_id: str
+    record: RequestRecord
     arrival_s: float
     dimensions: int
     usage: Usage
@@ -61,8 +62,18 @@ class Embedder:
             message = f"'dimensions' must be at most {ready.dim}."
             raise ApiError(message, param="dimensions", code="integer_above_max_value")
         usage = count_usage(num_prompt=0, num_cached=0, num_completion=0)
-        http_id: str = http.state.request_id
-        return cls(state, ready, texts, request, tenant_of(http), http_id, arrival_s, dimensions or ready.dim, usage)
+        record: RequestRecord = http.state.record
+        record.user = request.user
+        return cls(state, ready, texts, request, tenant_of(http), record, arrival_s, dimensions or ready.dim, usage)
+
+    @property
+    def part_size(self) -> int:
+        """Number of prompts that are in the engine at a time."""
+        return max(1, min(MAX_PART, self.state.admission.max_choices_of_request))
+
+    def check_queue(self, num_prompts: int) -> None:
+        """Raise ApiError 429 if the queue has no room for the first part, before the texts cost any work."""
+        self.state.check_queue(self.tenant, min(num_prompts, self.part_size))
 
     async def tokenize(self, prompts: Sequence[EmbeddedPrompt], param: str) -> list[list[int]]:
         """Return the token ids of each prompt of the field `param`. Raises ApiError 400 for one that does not fit."""
@@ -98,10 +109,10 @@ class Embedder:
 
         Raises ApiError as Generation.deltas. Close it: closing ends the engine's work.
         """
-        size = max(1, min(MAX_PART, self.state.admission.max_choices_of_request))
+        size = self.part_size
         for first in range(0, len(prompts), size):
             jobs = self._jobs(prompts[first : first + size])
-            generation = Generation(self.state, jobs, self.http_id, self.request.user, is_continued=first > 0)
+            generation = Generation(self.state, jobs, self.record, is_continued=first > 0)
             yield await self._vectors(generation)
 
     async def _vectors(self, generation: Generation) -> list[bytes]:

@@ -49,7 +49,7 @@ from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
@@ -116,6 +116,7 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
+        self._access_log = AccessLog()
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
             engine,
@@ -221,7 +222,6 @@ class Server:
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
-            access_log=AccessLog(),
             draw_seed=seed_source(settings.seed),
             by_priority=settings.scheduling_policy == "priority",
             strict_params=settings.strict_params,
@@ -240,6 +240,7 @@ class Server:
             max_body_bytes=settings.max_body_bytes,
             request_memory=self._request_memory,
             on_http=self._metrics.http,
+            access_log=self._access_log,
         )
         try:
             access = open_batches(
@@ -247,6 +248,7 @@ class Server:
                 settings.api_keys,
                 lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
                 max_num_queued=settings.max_num_queued_reqs,
+                retention_days=settings.batch_retention_days,
             )
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
@@ -274,6 +276,7 @@ class Server:
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
             on_http=self._metrics.http,
+            access_log=self._access_log,
             outermost=lambda app: LoadShedding(app, self._connections, self._memory),
         )
 
@@ -283,7 +286,7 @@ class Server:
         turns = ReadLimiter()
         protocol = partial(
             BoundedReadProtocol,
-            on_http=self._metrics.http,
+            on_http=self._on_rejected_connection,
             connections=self._connections,
             read_limiter=turns,
             body_limiter=ReadLimiter(MAX_BODY_READS),
@@ -307,9 +310,13 @@ class Server:
             http.should_exit = True
             await task
 
+    def _on_rejected_connection(self, route: str, method: str, status: int) -> None:
+        self._metrics.http(route, method, status)
+        self._access_log.connection_rejected(status)
+
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""
-        self._report.line(f"smoe {VERSION} loads {self._model_dir}")
+        self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
@@ -345,7 +352,7 @@ class Server:
 
     def _on_ready(self, ready: Ready) -> None:
         assert self._texts is not None
-        self._report.end_progress()
+        self._report.end_progress(is_complete=True)
         try:
             self._texts.tokenizer.check_fits(ready.vocab_size)
         except TokenizerError as error:

@@ -118,6 +118,13 @@ class Settings(BaseModel):
         description="Directory for the files and the state of /v1/files and /v1/batches, which it enables. Created if "
         "absent.",
     )
+    batch_retention_days: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Days that a batch and its results are kept after its end, with --batch-dir. Of each API key the "
+        "newest 1,000 are kept at most. Uploaded files stay until they are deleted.",
+    )
     request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
         Field(
             None,
@@ -238,7 +245,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
-        "text", description="Format of the log: one line per finished request, never its text."
+        "text", description="Format of the log: one line per request that generates or fails, never its text."
     )
 
     @model_validator(mode="after")

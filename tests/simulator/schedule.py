@@ -28,6 +28,13 @@ def run_seed(seed: int) -> Simulation:
     rng = random.Random(seed)
     tenants, embeddings = random.Random(f"tenants {seed}"), random.Random(f"embeddings {seed}")
     setup = replace(_setup(rng), num_tenants=tenants.choice([1, 1, 2, 3]))
+    shares = random.Random(f"shares {seed}")
+    setup = replace(
+        setup,
+        position_s=shares.choice([0.0, 0.1, 0.3]) if setup.num_tenants > 1 else 0.0,
+        prompt_s=shares.choice([0.06, 0.5, 2.0]),
+        min_positions=shares.choice([1, 2, 5, 16]),
+    )
     simulation = Simulation(setup, rng, _rates(rng))
     with _child_hashes(weak=setup.window is None and rng.random() < 0.2):
         log.disabled = True  # the engine logs injected faults

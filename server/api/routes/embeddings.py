@@ -14,7 +14,7 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.generation.embedding import Embedder
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.http.disconnect import unless_disconnected
 from server.http.sliced_response import SlicedResponse
 from server.schemas import EmbeddingRequest, ScoreRequest
@@ -31,9 +31,10 @@ router = APIRouter()
 async def embeddings(http: HttpRequest) -> Response:
     """Reply with a vector of length 1 for each text."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, EmbeddingRequest)
     embedder = Embedder.from_request(http, request, arrival_s, request.dimensions)
+    embedder.check_queue(len(request.input))
     prompts = await embedder.tokenize(request.input, "input")
     reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES[request.encoding_format])
     entries = await unless_disconnected(http.receive, _entries(embedder, prompts, request))
@@ -52,9 +53,10 @@ async def embeddings(http: HttpRequest) -> Response:
 async def score(http: HttpRequest) -> Response:
     """Reply with the cosine of each pair of texts."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ScoreRequest)
     embedder = Embedder.from_request(http, request, arrival_s)
+    embedder.check_queue(len(request.text_1) + len(request.text_2))
     first = await embedder.tokenize(request.text_1, "text_1")
     second = await embedder.tokenize(request.text_2, "text_2")
     reserve_memory(http, len(first + second) * embedder.dimensions * NUMBER_BYTES["base64"])
