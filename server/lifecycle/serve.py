@@ -115,6 +115,7 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
+        self._access_log = AccessLog()
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
             engine,
@@ -220,7 +221,6 @@ class Server:
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
-            access_log=AccessLog(),
             draw_seed=seed_source(settings.seed),
             by_priority=settings.scheduling_policy == "priority",
             strict_params=settings.strict_params,
@@ -238,6 +238,7 @@ class Server:
             max_body_bytes=settings.max_body_bytes,
             request_memory=self._request_memory,
             on_http=self._metrics.http,
+            access_log=self._access_log,
         )
         try:
             access = open_batches(
@@ -273,6 +274,7 @@ class Server:
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
             on_http=self._metrics.http,
+            access_log=self._access_log,
             outermost=lambda app: LoadShedding(app, self._connections, self._memory),
         )
 
@@ -282,7 +284,7 @@ class Server:
         turns = ReadLimiter()
         protocol = partial(
             BoundedReadProtocol,
-            on_http=self._metrics.http,
+            on_http=self._on_rejected_connection,
             connections=self._connections,
             read_limiter=turns,
             body_limiter=ReadLimiter(MAX_BODY_READS),
@@ -305,6 +307,10 @@ class Server:
         finally:
             http.should_exit = True
             await task
+
+    def _on_rejected_connection(self, route: str, method: str, status: int) -> None:
+        self._metrics.http(route, method, status)
+        self._access_log.connection_rejected(status)
 
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""

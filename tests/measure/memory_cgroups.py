@@ -118,6 +118,8 @@ def largest_requests() -> list[bytes]:
 
 
 async def send(url: str, request: bytes, statuses: Counter[str]) -> None:
+    """Count the request's status. A 200 that is cut counts as cut; what follows a refusal does not matter."""
+    status = ""
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await connect(url)
@@ -125,13 +127,15 @@ async def send(url: str, request: bytes, statuses: Counter[str]) -> None:
                 writer.write(request)
                 await writer.drain()
                 head = await reader.read(1 << 16)
-                statuses[head[9:12].decode() or "closed"] += 1
+                status = head[9:12].decode() or "closed"
                 while await reader.read(1 << 20):
                     pass
             finally:
                 writer.transport.abort()
     except (OSError, TimeoutError) as error:
-        statuses[type(error).__name__] += 1
+        if status in ("", "200"):
+            status = f"{status} {type(error).__name__}".strip()
+    statuses[status] += 1
 
 
 async def send_all(url: str, num_runs: int) -> Counter[str]:
