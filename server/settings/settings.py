@@ -240,7 +240,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
-        "text", description="Format of the log: one line per finished request, never its text."
+        "text", description="Format of the log: one line per request that generates or fails, never its text."
     )
 
     @model_validator(mode="after")
