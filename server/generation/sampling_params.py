@@ -135,7 +135,7 @@ def check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
         if token_id < 0:
             raise ApiError(f"'{param}' has a negative token id.", param=param, code="integer_below_min_value")
         if token_id >= vocab_size:
-            message = f"'{param}' has a token id outside the vocabulary of {vocab_size}."
+            message = f"'{param}' has the token id {token_id}, outside the vocabulary of {vocab_size}."
             raise ApiError(message, param=param, code="integer_above_max_value")
 
 
