@@ -142,12 +142,12 @@ def check_model(settings: Settings) -> Iterator[Check]:
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))
         return
-    size = format_bytes(report.plan.weight_bytes)
-    verdict: Verdict = "ok" if report.plan.limits else "fail"
+    plan, size = report.plan, format_bytes(report.plan.weight_bytes)
+    verdict: Verdict = "ok" if plan.limits else "fail"
     kind = "GGUF file, " if directory.is_file() else ""
-    weights = f"{report.plan.total_parameters:,} parameters, {size} in {report.plan.weight_kind}"
-    detail = f"{name}: {kind}{weights}; {report.verdict}"
-    would_fit = report.fitting and report.fitting is not report.plan
+    weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
+    detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
+    would_fit = report.fitting and report.fitting is not plan
     yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
     try:
         tokenizer = load_tokenizer(directory)

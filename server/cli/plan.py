@@ -126,6 +126,7 @@ def to_json(report: PlanReport) -> str:
         "dtype": plan.dtype,
         "weight_bytes": plan.weight_bytes,
         "quantization": plan.config.quantization,
+        "kept_formats": plan.kept_formats,
         "weight_bytes_float32": plan.total_bytes("float32"),
         "weight_bytes_bf16": plan.total_bytes("bfloat16"),
         "weight_bytes_int8": plan.total_bytes("int8"),
@@ -185,6 +186,8 @@ def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
             yield _parameter_line(plan, part, count, sizes)
     yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
     yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
+    if plan.kept_formats:
+        yield f"matrices stay as they are stored: {plan.kept_formats.replace('+', ', ')}"
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:

@@ -1,4 +1,5 @@
-// Product blocks with the block formats of 32 numbers, and of groups. Included by gemm/gemm_blocks.cpp only.
+// Product blocks with the block formats of 32 numbers; gemm/gemm_groups.h has the formats of groups. Included by
+// gemm/gemm_blocks.cpp only.
 #pragma once
 
 #include "gemm/block_formats.h"
@@ -79,38 +80,6 @@ struct GgufIq4 : GgufQ8 {
     static inline Words unit(const uint32_t* block, int u) {
         const Words word = load_words(block + PANEL / 2 + u % 4 * PANEL);
         return Int8Unit::prepare(look_up(IQ4_VALUES, (u < 4 ? word : word >> 4) & 0x0f0f0f0fu));
-    }
-};
-
-// 4-bit numbers with a zero point per group and output.
-template <int FORMAT>
-struct Int4Group {
-    static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
-    static constexpr int ZEROS_AT = PANEL, UNITS_AT = PANEL + PANEL / 4;
-
-    using Sum = ByteSum<15>;
-    struct Columns {
-        Vec d;
-        Words z;
-    };
-
-    static inline Columns columns(const uint32_t* block, int column) {
-        typedef uint8_t Zeros __attribute__((vector_size(LANES)));
-        Zeros zeros;
-        std::memcpy(&zeros, reinterpret_cast<const uint8_t*>(block + ZEROS_AT) + column, sizeof zeros);
-        return {from_bits(load_words(block + column)), __builtin_convertvector(zeros, Words)};
-    }
-
-    // z is the low half of a pair, minus P the low half of `first`: both fit into 16 bits.
-    static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
-        return to_float(add_pairs(sum, columns.z, broadcast_word(first))) * columns.d;
-    }
-
-    static inline Words total(Words total, Words part) { return add_unscaled(total, part); }
-
-    static inline Words unit(const uint32_t* block, int u) {
-        const Words word = load_words(block + UNITS_AT + u % (UNITS / 2) * PANEL);
-        return (u < UNITS / 2 ? word : word >> 4) & 0x0f0f0f0fu;
     }
 };
 
