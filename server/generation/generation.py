@@ -28,6 +28,7 @@ from server.generation.prompt import Prompt
 from server.generation.reply_size import reply_bytes
 from server.generation.state import ServerState
 from server.generation.usage import ExpertTally, Usage, count_usage
+from server.observability.access_log import RequestRecord
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
@@ -37,20 +38,30 @@ OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
 
-    def __init__(self, state: ServerState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
-        """`user`: the end user that the client names, for the log only."""
-        self.http_id = http_id
+    def __init__(
+        self, state: ServerState, jobs: Sequence[Job], record: RequestRecord, *, is_continued: bool = False
+    ) -> None:
+        """`record` of the HTTP request: the choices are added to it as they end.
+
+        `is_continued`: see Admission.admit.
+        """
+        self.http_id = record.request_id
+        self._record = record
         self._state = state
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
-        self._user = user
+        self._is_continued = is_continued
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
 
     @classmethod
     async def prepare(
-        cls, builder: JobBuilder, prompts: Sequence[Prompt], http_id: str, constraints: Sequence[Constraint] = ()
+        cls,
+        builder: JobBuilder,
+        prompts: Sequence[Prompt],
+        record: RequestRecord,
+        constraints: Sequence[Constraint] = (),
     ) -> "Generation":
         """Compile the request's grammar and build its jobs. Nothing is queued yet.
 
@@ -58,7 +69,8 @@ class Generation:
         429 while too many grammars are compiled.
         """
         grammar = await builder.texts.grammars.compile(builder.request, constraints, builder.tenant)
-        return cls(builder.state, await builder.build(prompts, grammar), http_id, builder.request.user)
+        record.user = builder.request.user
+        return cls(builder.state, await builder.build(prompts, grammar), record)
 
     @property
     def num_choices(self) -> int:
@@ -143,9 +155,9 @@ class Generation:
 
     def _admit(self) -> None:
         try:
-            self._admission.admit([job.request for job in self._jobs.values()])
+            self._admission.admit([job.request for job in self._jobs.values()], is_continued=self._is_continued)
         except ApiError:
-            self._state.record_rejection(self.http_id, self.num_choices, self._user)
+            self._state.metrics.rejected(self.num_choices)
             raise
         num_choices = Counter(job.request.params.prompt_index for job in self._jobs.values())
         self._accounts = {
@@ -156,9 +168,7 @@ class Generation:
     def _open_account(self, request: Request, num_choices: int) -> RequestAccount:
         return RequestAccount(
             self._state.metrics,
-            self._state.access_log,
-            http_id=self.http_id,
-            user=self._user,
+            self._record,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
             max_tokens=request.params.max_tokens,
