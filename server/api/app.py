@@ -10,6 +10,7 @@ from server.api.routes import (
     chat,
     completions,
     docs,
+    embeddings,
     experts,
     files,
     health,
@@ -18,6 +19,7 @@ from server.api.routes import (
     models,
     playground,
     responses,
+    score,
     tokenize,
 )
 from server.errors import ApiError, error_body, internal_error, method_not_allowed, unknown_url
@@ -29,6 +31,8 @@ MODULES = (
     chat,
     responses,
     messages,
+    embeddings,
+    score,
     models,
     tokenize,
     files,

@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -43,6 +42,7 @@ from server.http.middleware import for_batches, with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
@@ -65,7 +65,6 @@ from server.tokenizer.tokenizer import TokenizerError
 
 FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
-SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
-    sys.setswitchinterval(SWITCH_S)
+    tune_interpreter()
     open_standard_streams()
     inherited = Inheritance()
     try:
@@ -227,6 +226,7 @@ class Server:
             strict_params=settings.strict_params,
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
+            embeddings=settings.embeddings,
         )
 
     def _batch_service(self, app: FastAPI) -> BatchService | None:
