@@ -81,6 +81,7 @@ class Engine:
     def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
             _check_ids(request, self.loaded.config.vocab_size)
+            _check_embedding(request, self.loaded.config.dim)
             self.scheduler.add(resolve_experts(request, self._expert_layout), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))
@@ -190,6 +191,16 @@ def _check_ids(request: Request, vocab_size: int) -> None:
     ids = request.prompt_token_ids
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise RequestRejectedError(f"the prompt has token ids outside of the model's 0 to {vocab_size - 1}")
+
+
+def _check_embedding(request: Request, dim: int) -> None:
+    """Raise RequestRejectedError for an embedding that is longer than the model's, or beside generated tokens."""
+    if request.embedding_len is None:
+        return
+    if not 1 <= request.embedding_len <= dim:
+        raise RequestRejectedError(f"an embedding of this model has 1 to {dim} numbers")
+    if request.params.max_tokens:
+        raise RequestRejectedError("a request for an embedding generates no tokens: max_tokens must be 0")
 
 
 def _expert_layout(loaded: LoadedModel) -> ExpertLayout:

@@ -129,6 +129,21 @@ def model_not_found() -> ApiError:
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 
+def no_embeddings() -> ApiError:
+    """The model generates text, and the operator did not choose to embed with it."""
+    message = (
+        "This model was not trained for embeddings; start the server with --embeddings to use the hidden state of "
+        "its last token."
+    )
+    return ApiError(message, param="model", code="embeddings_not_supported")
+
+
+def no_generation() -> ApiError:
+    """The model is an embedding model, without an output head."""
+    message = "This model embeds texts and generates none; send them to /v1/embeddings."
+    return ApiError(message, param="model", code="generation_not_supported")
+
+
 def batches_disabled() -> ApiError:
     message = "This server has no files and batches; start it with --batch-dir DIR to have them."
     return ApiError(message, status=404, code="batches_disabled")

@@ -94,8 +94,15 @@ class Admission:
         """The most choices of one request. With several tenants none may fill the queue, not by one request either."""
         return self._max_per_tenant
 
-    def admit(self, requests: Sequence[Request]) -> None:
-        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them."""
+    def admit(self, requests: Sequence[Request], *, is_continued: bool = False) -> None:
+        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them.
+
+        `is_continued`: the generation is the next part of an admitted request, and not larger than its first part. It
+        is never refused, since the work on the parts before it would be lost.
+        """
+        if is_continued:
+            self._count(requests)
+            return
         unavailable_reason = self.unavailable_reason()
         if unavailable_reason:
             raise unavailable_reason
@@ -105,6 +112,9 @@ class Admission:
         tenant, num_ids = requests[0].tenant, num_constraint_ids(requests)
         if num_ids and not self._constraint_ids.try_take(tenant, num_ids):
             raise constraints_full(self.retry_after_s(num_choices))
+        self._count(requests)
+
+    def _count(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.add(request.request_id, request.tenant, num_carried_ids(request))
 

@@ -38,13 +38,19 @@ OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
 
-    def __init__(self, state: ServerState, jobs: Sequence[Job], record: RequestRecord) -> None:
-        """`record` of the HTTP request: the choices are added to it as they end."""
+    def __init__(
+        self, state: ServerState, jobs: Sequence[Job], record: RequestRecord, *, is_continued: bool = False
+    ) -> None:
+        """`record` of the HTTP request: the choices are added to it as they end.
+
+        `is_continued`: see Admission.admit.
+        """
         self.http_id = record.request_id
         self._record = record
         self._state = state
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
+        self._is_continued = is_continued
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
@@ -149,7 +155,7 @@ class Generation:
 
     def _admit(self) -> None:
         try:
-            self._admission.admit([job.request for job in self._jobs.values()])
+            self._admission.admit([job.request for job in self._jobs.values()], is_continued=self._is_continued)
         except ApiError:
             self._state.metrics.rejected(self.num_choices)
             raise

@@ -11,7 +11,7 @@ from engine.errors import RequestRejectedError
 from engine.messages import Ready
 from engine.token_constraints import TokenConstraints
 from engine.types import Request, SamplingParams
-from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.errors import ApiError, invalid_value, no_generation, unsupported_parameter
 from server.generation.choice import Choice, StopConditions
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
 from server.generation.reply_size import limit_reply
@@ -76,6 +76,8 @@ class JobBuilder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
+        if not ready.generates:
+            raise no_generation()
         check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
         if request.truncate_prompt_tokens is None:
             check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)

@@ -83,6 +83,7 @@ class ServerState:
     by_priority: bool = True  # if false, requests run in the order of their arrival
     strict_params: bool = False  # reject requests with fields that would be ignored
     tool_emulation: bool = False  # describe tools in the prompt to models that were not trained for tool calls
+    embeddings: bool = False  # embed with a model that was not trained for it, too
     strict_roles: bool = False  # reject conversations whose roles do not alternate, instead of repairing them
     texts: TextFrontend | None = None
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued

@@ -226,6 +226,7 @@ class Server:
             strict_params=settings.strict_params,
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
+            embeddings=settings.embeddings,
         )
 
     def _batch_service(self, app: FastAPI) -> BatchService | None:

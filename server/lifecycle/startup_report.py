@@ -90,7 +90,9 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
-    body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
+    path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
+    if not ready.generates:
+        path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
@@ -99,7 +101,7 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"budgets   {budgets}",
         f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
         "open it in a browser, or send a request:",
-        f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
     ]
 
 

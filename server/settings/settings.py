@@ -74,6 +74,11 @@ class Settings(BaseModel):
         description="Reject chats with 400 if their roles do not alternate. Otherwise they are repaired, and "
         "the header x-smoe-repaired names the repairs.",
     )
+    embeddings: bool = Field(
+        False,
+        description="Answer /v1/embeddings and /v1/score also with a model that was not trained for embeddings, by the "
+        "hidden state of the last token.",
+    )
     tool_emulation: bool = Field(
         False,
         description='Allow tool_choice "auto" for models without tool tokens: the prompt describes the tools in words.',

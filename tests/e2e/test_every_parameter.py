@@ -158,6 +158,11 @@ SHARED: dict[str, Row] = {
     ),
     "return_token_ids": Row(False, lambda b, a: "token_ids" in b.choice and "token_ids" not in a.choice),
     "truncate_prompt_tokens": Row(3, lambda b, a: a.prompt_ids == b.prompt_ids[-3:]),
+    "truncation_side": Row(
+        "right",
+        lambda b, a: len(a.prompt_ids) == 3 and a.prompt_ids != b.prompt_ids,
+        {"truncate_prompt_tokens": 3},
+    ),
     "timeout_s": Row(1e-6, refused(504, "timeout_s")),
     "queue_timeout_s": Row(1e-6, refused(503, "queue_timeout_s")),
     "response_format.json_object": Row({"type": "json_object"}, has_form(r"\{.*")),

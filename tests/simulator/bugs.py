@@ -15,6 +15,7 @@ FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds 
     "a prompt's positions are not checked for NaN": 352,
     "half a chunk samples": 298,
     "a row is reused while a step uses it": 504,
+    "embeddings of a step's first half are lost": 221,
 }
 
 MUTATIONS = [*SCHEDULING_BUGS, *EXECUTION_BUGS]

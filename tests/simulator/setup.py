@@ -15,7 +15,7 @@ from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
 from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
-from tests.simulator.exact import ExactRunner
+from tests.simulator.exact import DIM, ExactRunner
 from tests.simulator.faults import Clock, Faults, FaultyPool
 from tests.simulator.rows import rows_runner
 
@@ -109,7 +109,7 @@ def model_config(setup: Setup) -> ModelConfig:
     return ModelConfig(
         architecture="MixtralForCausalLM",
         vocab_size=VOCAB,
-        dim=8,
+        dim=DIM,
         num_layers=NUM_LAYERS,
         num_heads=1,
         num_kv_heads=1,

@@ -138,12 +138,14 @@ class Simulation:
         self.faults.is_on = False
 
     def _record(self, output: RequestOutput) -> None:
-        self._note("output", output.request_id, output.token_ids, output.finish_reason, output.error)
+        self._note("output", output.request_id, output.token_ids, output.finish_reason, output.error, output.embedding)
         record = self.open.get(output.request_id)
         assert record is not None, f"request {output.request_id} has an output after its end"
         assert not (output.finish_reason is None and not output.token_ids), "an empty output"
         record.token_ids += output.token_ids
         record.routing += output.expert_routing or []
+        record.embedding = output.embedding
+        self.seen["embeddings"] += output.embedding is not None
         if output.expert_prompt_tokens is not None:
             assert record.prompt_experts is None, "the experts of a prompt were reported twice"
             record.prompt_experts = output.expert_prompt_tokens

@@ -22,6 +22,7 @@ def test_whatever_fails_the_others_get_their_tokens_and_nothing_is_lost(part: in
         "preemptions",
         "prefix hits",
         "window blocks",
+        "embeddings",
         "prompts cut by a share",
         *(f"fault: {point}" for point in POINTS),
     )

@@ -130,7 +130,7 @@ async def respond(
 
     Raises ApiError 429 while large replies use up their memory.
     """
-    _reserve_memory(http, generation)
+    reserve_memory(http, generation.reply_bytes)
     if request.stream:
         envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()
@@ -140,9 +140,9 @@ async def respond(
     return SlicedResponse(pieces, headers, media_type="application/json")
 
 
-def _reserve_memory(http: HttpRequest, generation: Generation) -> None:
+def reserve_memory(http: HttpRequest, num_bytes: int) -> None:
     """Reserve memory for the reply until the request has ended. Raises ApiError 429."""
-    state, num_bytes = state_of(http), generation.reply_bytes
+    state = state_of(http)
     lease: Lease | None = getattr(http.state, "lease", None)
     if not num_bytes or lease is None:
         return

@@ -1,6 +1,7 @@
 """server/lifecycle/startup_report.py: capacity, URL and a first request in few lines."""
 
 import io
+import json
 
 import msgspec
 import pytest
@@ -36,6 +37,13 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
 def test_the_request_to_paste_has_a_placeholder_for_the_key() -> None:
     lines = ready_lines(READY, budgets="b", url="http://h:1", model_id="m", needs_key=True, seconds=1.0)
     assert "Bearer YOUR_KEY" in lines[-1]
+
+
+def test_the_request_to_paste_to_an_embedding_model_embeds() -> None:
+    ready = msgspec.structs.replace(READY, embeds=True, generates=False)
+    lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+    assert lines[-1].startswith("curl -N http://h:1/v1/embeddings") and '"input": "It was"' in lines[-1]
+    assert json.loads(lines[-1].split("-d '")[1].removesuffix("'"))["model"] == "m"
 
 
 def test_progress_is_at_most_one_line_per_tenth_and_none_for_a_quick_start() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from server.api.app import create_app
@@ -18,7 +19,7 @@ from server.batch.app_sender import PRIORITY, app_sender
 from server.fairness.request_memory import RequestMemory
 from server.http.middleware import for_batches
 from tests.support.conditions import until
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import READY, FakeEngine
 from tests.support.serving import MODEL, app_around, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,15 @@ async def test_answers_and_errors_are_two_files_and_each_line_is_in_one(server: 
     assert set(good) == {"a", "b"} and set(bad) == {"bad"}
     assert good["a"]["response"]["body"]["choices"][0]["text"] == " fine" and good["a"]["response"]["request_id"]
     assert bad["bad"]["response"]["status_code"] == 400 and "temperature" in bad["bad"]["error"]["message"]
+
+
+async def test_embeddings_run_in_batches(server: Server) -> None:
+    server.engine.ready = msgspec.structs.replace(READY, embeds=True)
+    async with running(server):
+        lines = [line("a", url="/v1/embeddings", input=[5, 6]), line("b", url="/v1/embeddings", input="text")]
+        batch = await server.ended(await server.start(lines, endpoint="/v1/embeddings"), "completed")
+    good = await server.results(batch["output_file_id"])
+    assert len(good["a"]["response"]["body"]["data"][0]["embedding"]) == 8 and set(good) == {"a", "b"}
 
 
 async def test_lines_run_as_their_tenant_behind_the_requests_of_clients(server: Server) -> None:
