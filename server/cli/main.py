@@ -9,6 +9,7 @@ import typer
 
 from server.cli import bench_commands, client_commands, completion
 from server.cli.errors import INTERRUPTED, report_error
+from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
 
 app = typer.Typer(
@@ -99,7 +100,7 @@ def plan_command(
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
-@app.command("models")
+@app.command("models", cls=WordsCommand)
 def models_command(
     memory: Annotated[
         str | None,

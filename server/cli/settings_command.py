@@ -1,12 +1,14 @@
 """Commands that take settings of the server as options, generated from the fields of `Settings`."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from server.cli.help_text import WordsCommand
 
 if TYPE_CHECKING:
     from server.settings.flags import SettingFlag
@@ -19,15 +21,18 @@ def settings_command(*names: str) -> type[TyperCommand]:
     command is run or its help is shown: `smoe --help` need not import pydantic.
     """
 
-    class SettingsCommand(TyperCommand):
+    class SettingsCommand(WordsCommand):
         def get_params(self, ctx: Any) -> list[Any]:
             return [*_parameters(names), *super().get_params(ctx)]
 
-        def format_options(self, ctx: Any, formatter: Any) -> None:
-            """Write the settings by group, as docs/configuration.md does, and the command's own options last."""
-            for title, records in _by_group(self.get_params(ctx), ctx).items():
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        def sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+            found = super().sections(ctx)  # the command's own options come last
+            return {title: found[title] for title in sorted(found, key=lambda title: title == "Options")}
+
+        def title_of(self, parameter: Any) -> str:
+            """Return the setting's group, as in docs/configuration.md."""
+            title = super().title_of(parameter)
+            return title if title == "Arguments" else _groups().get(parameter.name, title)
 
         def invoke(self, ctx: Any) -> Any:
             given = {parameter.name: ctx.params.pop(parameter.name) for parameter in _parameters(names)}
@@ -43,18 +48,12 @@ def given_settings(context: typer.Context) -> Mapping[str, Any]:
     return given
 
 
-def _by_group(parameters: Sequence[Any], ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    """Return the lines of the help, (flag, text), by the titles of their sections."""
+@cache
+def _groups() -> dict[str, str]:
+    """Return the title of each setting's group."""
     from server.settings.flags import setting_flags
 
-    group_of = {flag.name: flag.group for flag in setting_flags()}
-    sections: dict[str, list[tuple[str, str]]] = {}
-    for parameter in parameters:
-        if record := parameter.get_help_record(ctx):
-            title = "Arguments" if parameter.param_type_name == "argument" else group_of.get(parameter.name, "Options")
-            name, text = record
-            sections.setdefault(title, []).append((name.removesuffix(" <str>"), text))
-    return {title: sections[title] for title in sorted(sections, key=lambda title: title == "Options")}
+    return {flag.name: flag.group for flag in setting_flags()}
 
 
 def _plain(value: object) -> object:
