@@ -7,6 +7,7 @@ engine = LocalEngine("path/to/checkpoint", dtype="float32")
 print(completion.text, completion.token_ids)
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.errors import RequestRejectedError
 from engine.startup.description import fingerprint
 from engine.token_constraints import token_constraints
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
@@ -125,6 +127,25 @@ class LocalEngine:
                 completion.text = self._generated_text(completion)
         return completions
 
+    def embed(self, prompts: Prompt | Sequence[Prompt], dimensions: int | None = None) -> list[list[float]]:
+        """Return the embedding of each prompt, in order: the last token's hidden state, scaled to length 1.
+
+        `dimensions`: keep so many of its first numbers; None: all. Raises RequestRejectedError for a prompt that does
+        not fit, or more dimensions than the model has.
+        """
+        listed = _as_list(prompts)
+        length = self._engine.loaded.config.dim if dimensions is None else dimensions
+        ids: list[int] = []
+        for prompt in listed:
+            self._next_id += 1
+            tokens = self.tokenizer.encode_to_embed(prompt) if isinstance(prompt, str) else list(prompt)
+            self._engine.add(Request(self._next_id, tokens, TokenSamplingParams(max_tokens=0), embedding_len=length))
+            ids.append(self._next_id)
+        outputs: dict[int, RequestOutput] = {}
+        while self._engine.has_work():
+            outputs |= {output.request_id: output for output in self.step()}
+        return [_embedding_of(outputs[request_id]) for request_id in ids]
+
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
         """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises."""
         self._next_id += 1
@@ -170,6 +191,12 @@ class LocalEngine:
     def _generated_text(self, completion: Completion) -> str:
         prompt = self.tokenizer.decode(completion.prompt_token_ids)
         return self.tokenizer.decode(completion.prompt_token_ids + completion.token_ids)[len(prompt) :]
+
+
+def _embedding_of(output: RequestOutput) -> list[float]:
+    if output.embedding is None:
+        raise RequestRejectedError(output.error or "the engine returned no embedding")
+    return list(struct.unpack(f"<{len(output.embedding) // 4}f", output.embedding))
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

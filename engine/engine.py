@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget
 from engine.grammars.matcher import GrammarCompiler
+from engine.grammars.parser_limits import parser_limits
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import StepPlan
@@ -50,7 +52,9 @@ class Engine:
         is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
         self._masks = MaskBudget()
-        self._grammars = GrammarQueue(_compiler(vocabulary, loaded) if vocabulary else None)
+        self._grammars = GrammarQueue(
+            _compiler(vocabulary, loaded) if vocabulary else None, parser_limits(memory_limit_bytes())
+        )
 
     @classmethod
     def load(
@@ -77,6 +81,7 @@ class Engine:
     def _queue(self, request: Request, matcher: Matcher | None = None) -> None:
         try:
             _check_ids(request, self.loaded.config.vocab_size)
+            _check_embedding(request, self.loaded.config.dim)
             self.scheduler.add(resolve_experts(request, self._expert_layout), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))
@@ -186,6 +191,16 @@ def _check_ids(request: Request, vocab_size: int) -> None:
     ids = request.prompt_token_ids
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise RequestRejectedError(f"the prompt has token ids outside of the model's 0 to {vocab_size - 1}")
+
+
+def _check_embedding(request: Request, dim: int) -> None:
+    """Raise RequestRejectedError for an embedding that is longer than the model's, or beside generated tokens."""
+    if request.embedding_len is None:
+        return
+    if not 1 <= request.embedding_len <= dim:
+        raise RequestRejectedError(f"an embedding of this model has 1 to {dim} numbers")
+    if request.params.max_tokens:
+        raise RequestRejectedError("a request for an embedding generates no tokens: max_tokens must be 0")
 
 
 def _expert_layout(loaded: LoadedModel) -> ExpertLayout:

@@ -57,6 +57,7 @@ class Request(msgspec.Struct, frozen=True):
     group: int | None = None  # the same for all choices of one HTTP request; None: a request of one choice
     overhead_tokens: int = 0  # of the tenant's work outside the engine, in prompt tokens that would cost as much
     tenant: int = 0  # running slots are shared among tenants by the service they received
+    embedding_len: int | None = None  # numbers of the prompt's embedding; needs max_tokens 0. None: no embedding
 
 
 def num_carried_ids(request: Request) -> int:
@@ -104,6 +105,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timing: Timing | None = None  # with the last output
     expert_prompt_tokens: list[list[int]] | None = None  # [layers][experts], once, with the first output
     expert_routing: list[list[ExpertIds]] | None = None  # [position][layers][k] of completion positions computed since
+    embedding: bytes | None = None  # [embedding_len] little-endian float32 of length 1, with the last output
 
 
 class StepStats(msgspec.Struct, frozen=True):

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from model.kv_format import KvDtype, row_bytes
 
 MIXTRAL, MISTRAL = "MixtralForCausalLM", "MistralForCausalLM"
+MISTRAL_EMBEDDING = "MistralModel"  # Mistral without an output head, as embedding models are stored
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a network. D = dim, H = num_heads, G = num_kv_heads, K = head_dim, F = hidden_dim, E = num_experts."""
 
-    architecture: str  # MixtralForCausalLM or MistralForCausalLM
+    architecture: str  # MixtralForCausalLM, MistralForCausalLM or MistralModel
     vocab_size: int
     dim: int
     num_layers: int
@@ -29,6 +30,12 @@ class ModelConfig:
     dtype: str  # dtype of the checkpoint: float32, bfloat16 or float16
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    embeds: bool = False  # trained to embed a text as the hidden state of its last token
+
+    @property
+    def generates(self) -> bool:
+        """False for a checkpoint without an output head. Its embedding stands in for the head, so that it loads."""
+        return self.architecture != MISTRAL_EMBEDDING
 
     def kv_bytes_per_token(self, kv_dtype: KvDtype) -> int:
         """Return the bytes of K and V per position, all layers. Mixtral-8x7B, bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""

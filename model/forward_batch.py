@@ -19,6 +19,14 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class HiddenRows:
+    """Rows whose hidden state behind the final norm is needed, for embeddings. P rows, D model dim."""
+
+    rows: Tensor  # [P] int64
+    states: Tensor  # [P, D] float32, WRITTEN
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """T rows (token positions) of S sequences, computed together; all tensors are on the model's device.
 
@@ -41,3 +49,4 @@ class ForwardBatch:
     logit_rows: Tensor  # [N] int64, may be empty
     routing: Routing | None = None  # None: the model's own number of experts per row; expert ids are not returned
     finite: Tensor | None = None  # [T] bool, WRITTEN if given: False for rows with NaN or Inf
+    hidden: HiddenRows | None = None  # None: no row

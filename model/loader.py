@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.block_slices import SliceReader
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.stored_tensor import PackedMatrix, StoredWeight
+from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
-from model.ops.weights import BlockMatrix, Weight
+from model.ops.weights import BlockMatrix, BlockStream, Weight
 from model.packed_groups import read_group_matrix
 from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
@@ -38,9 +39,9 @@ def load_model(
     Weights in blocks that `ops` multiplies stay in them.
 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
-    `ops`) one tensor at a time, so that the peak is one copy of the weights and one tensor. Calls on_progress(loaded,
-    total), in bytes of the files, after each tensor. `check_values` rejects NaN and Inf, and experts whose weights are
-    all zero. `num_threads` threads decode quantized weights. Raises CheckpointError.
+    `ops`) one tensor at a time, GGUF's blocks in slices, so that the peak is one copy of the weights and one tensor or
+    slice. Calls on_progress(loaded, total), in bytes of the files, after each tensor. `check_values` rejects NaN and
+    Inf, and experts whose weights are all zero. `num_threads` threads decode quantized weights. Raises CheckpointError.
     """
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
@@ -66,6 +67,7 @@ class TensorReader:
     ) -> None:
         self._stored = stored
         self._in_blocks = in_blocks
+        self._slices = SliceReader()
         self._check_values = check_values
         self._num_threads = num_threads
         self._dtype = dtype
@@ -103,8 +105,10 @@ class TensorReader:
         self._count(tensor.num_bytes * count // tensor.shape[0])
         return weight
 
-    def _read_blocks(self, name: str) -> BlockMatrix:
+    def _read_blocks(self, name: str) -> BlockMatrix | BlockStream:
         tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        if isinstance(tensor, StoredTensor) and not tensor.interleaved_heads and not self._check_values:
+            return BlockStream(tensor.dtype, (tensor.shape[0], tensor.shape[1]), self._stream(tensor))
         if isinstance(tensor, PackedMatrix):
             if self._check_values:
                 _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._num_threads))
@@ -115,6 +119,10 @@ class TensorReader:
                 _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._num_threads))
         self._count(tensor.num_bytes)
         return matrix
+
+    def _stream(self, tensor: StoredTensor) -> Iterator[Tensor]:
+        yield from self._slices.read(tensor)
+        self._count(tensor.num_bytes)
 
     def _count(self, num_bytes: int) -> None:
         self._loaded_bytes += num_bytes

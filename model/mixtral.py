@@ -59,7 +59,8 @@ class Mixtral:
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
         """Compute one step and return the logits of batch.logit_rows, [N, V] float32.
 
-        Writes the rows' K and V to their slots in the pool, and batch.routing.expert_ids and batch.finite if given.
+        Writes the rows' K and V to their slots in the pool, and batch.routing.expert_ids, batch.finite and
+        batch.hidden.states if given.
         """
         eps = self.config.norm_eps
         requests = self._routing_requests(batch)
@@ -71,6 +72,9 @@ class Mixtral:
             self.on_layer()
         if batch.finite is not None:  # a NaN or Inf in K, V or an expert makes the row's residual sum NaN or Inf too
             torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
+        if batch.hidden is not None:
+            rows = x.index_select(0, batch.hidden.rows)
+            batch.hidden.states.copy_(self.ops.rms_norm(rows, self.weights.norm, eps))  # [P, D]
         return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
 
     def _attention(

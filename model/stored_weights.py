@@ -87,7 +87,7 @@ def read_bytes(tensor: StoredTensor, first: int, count: int) -> Tensor:
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + first * entry_bytes)
-            if not _fill(file, content.numpy().data):
+            if not fill_from(file, content.numpy().data):
                 raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
     except OSError as error:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
@@ -103,7 +103,7 @@ def in_rotary_order(weight: Tensor, num_heads: int) -> Tensor:
     return weight.view(num_heads, -1, 2, num_inputs).transpose(1, 2).reshape(num_rows, num_inputs)
 
 
-def _fill(file: FileIO, content: memoryview) -> bool:
+def fill_from(file: FileIO, content: memoryview) -> bool:
     """Read until `content` is full; return False if the file ends before that."""
     done = 0
     while done < len(content):

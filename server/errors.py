@@ -108,7 +108,7 @@ def _maximum_context(limit: int) -> str:
 
 
 def invalid_api_key() -> ApiError:
-    message = "Send a valid API key as 'Authorization: Bearer KEY'."
+    message = "Send a valid API key as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     return ApiError(message, status=401, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
@@ -127,6 +127,21 @@ def origin_not_allowed() -> ApiError:
 def model_not_found() -> ApiError:
     message = "This model is not served here; GET /v1/models lists the served models."
     return ApiError(message, status=404, param="model", code="model_not_found")
+
+
+def no_embeddings() -> ApiError:
+    """The model generates text, and the operator did not choose to embed with it."""
+    message = (
+        "This model was not trained for embeddings; start the server with --embeddings to use the hidden state of "
+        "its last token."
+    )
+    return ApiError(message, param="model", code="embeddings_not_supported")
+
+
+def no_generation() -> ApiError:
+    """The model is an embedding model, without an output head."""
+    message = "This model embeds texts and generates none; send them to /v1/embeddings."
+    return ApiError(message, param="model", code="generation_not_supported")
 
 
 def batches_disabled() -> ApiError:
@@ -228,6 +243,13 @@ def unavailable(reason: Literal["loading", "draining", "engine_dead"], retry_aft
     }[reason]
     headers = _retry_after(retry_after_s)
     return ApiError(message, status=503, type="service_unavailable_error", code=reason, headers=headers)
+
+
+def cut_short(retry_after_s: float) -> ApiError:
+    """The server ended while it worked on the request."""
+    error = unavailable("draining", retry_after_s)
+    error.message = "The server was stopped before this request was complete."
+    return error
 
 
 def check_not_possible(param: str) -> ApiError:

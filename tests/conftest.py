@@ -18,6 +18,7 @@ SLOW = (
     "tests/engine/execution/test_no_device_reads.py",
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",
+    "tests/engine/test_embeddings.py",
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",

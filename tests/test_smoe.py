@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.errors import RequestRejectedError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.paths import DEMO
 
@@ -32,6 +33,15 @@ def test_each_prompt_has_its_own_parameters(engine: LocalEngine) -> None:
         engine.generate([[1, 5], [1, 6]], each[:1])
     while engine.has_work():
         engine.step()
+
+
+def test_a_text_is_embedded_between_its_control_tokens(engine: LocalEngine) -> None:
+    ids = engine.tokenizer.encode_to_embed("It was")
+    [by_text] = engine.embed("It was")
+    assert [by_text] == engine.embed(ids) and len(by_text) == engine._engine.loaded.config.dim
+    assert [len(vector) for vector in engine.embed(["It was", ids], dimensions=3)] == [3, 3]
+    with pytest.raises(RequestRejectedError, match="the prompt has 0 tokens"):
+        engine.embed([[]])
 
 
 def test_an_aborted_request_has_no_output(engine: LocalEngine) -> None:

@@ -25,7 +25,13 @@ from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tensor_names import parameters_by_part
-from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
+from model.checkpoint.weight_sizes import (
+    PACKED_BLOCKS,
+    decoding_warnings,
+    kept_in_blocks,
+    name_of_blocks,
+    weight_bytes,
+)
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 
@@ -51,6 +57,7 @@ class MemoryPlan:
     parameters: dict[str, int]  # by part of the network
     part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part
     weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
+    kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
     memory_bytes: int  # for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # enough for one request of the longest context
@@ -124,8 +131,9 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     dtype = served_dtype(config, model)
-    in_blocks = _is_native(config) and bool(kept_in_blocks(stored, PACKED_BLOCKS))
-    own_kind = weight_kind(config, model, is_in_blocks=in_blocks)
+    block_formats = PACKED_BLOCKS if _is_native(config) and config.quantization == "none" else ()
+    kept = kept_in_blocks(stored, block_formats)
+    own_kind = weight_kind(config, model, is_in_blocks=bool(kept))
     part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
     total_bytes = sum(part_bytes[own_kind].values())
     limits, unfit_reason = None, ""
@@ -140,12 +148,17 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         parameters=parameters_by_part(stored.values()),
         part_bytes=part_bytes,
         weight_kind=own_kind,
+        kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,
         dtype=dtype,
         needed_bytes=total_bytes + _kv_need(config, model),
         limits=limits,
         unfit_reason=unfit_reason,
-        warnings=(*warnings, *(limits.warnings if limits else ())),
+        warnings=(
+            *warnings,
+            *decoding_warnings(stored, config.quantization, block_formats),
+            *(limits.warnings if limits else ()),
+        ),
     )
 
 

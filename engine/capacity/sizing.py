@@ -66,14 +66,8 @@ def weight_kind(config: EngineConfig, model: ModelConfig, *, is_in_blocks: bool)
 def check_weights_fit(weight_bytes: int, free_bytes: int, kind: str) -> None:
     """Raise EngineConfigError, before a weight is read, if the weights alone are too large. `kind`: their format."""
     if weight_bytes > free_bytes:
-        remedies = {
-            "float32": "; --dtype bfloat16 halves them",
-            "bfloat16": "; --quantization int8 halves them",
-            "int8": "; --quantization int4 nearly halves them",
-        }
         raise EngineConfigError(
             f"the weights alone take {format_bytes(weight_bytes)} in {kind}, and {format_bytes(free_bytes)} are free"
-            + remedies.get(kind, "")
         )
 
 
@@ -92,7 +86,7 @@ def size_engine(
     if pool_bytes > free_bytes:
         raise EngineConfigError(
             f"the configured KV cache takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
-            "after the weights: a smaller --kv-cache-memory-bytes or --num-kv-blocks fits, or --kv-cache-dtype int8"
+            "after the weights"
         )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
     return EngineLimits(num_blocks, max_model_len, budget, warnings)
@@ -142,7 +136,13 @@ def pool_blocks(
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
     fits = int(free_bytes * pool_share) // block_bytes - 1
-    return _require_one_block(min(fits, config.max_num_seqs * per_sequence), block_bytes, "free memory")
+    if fits < 1:
+        need, free = format_bytes(ceil(2 * block_bytes / pool_share)), format_bytes(free_bytes)
+        raise EngineConfigError(
+            f"free memory is too small for a KV cache: {free} are left after the weights, and {need} are needed "
+            "(one block and the null block, and as much again for everything else)"
+        )
+    return min(fits, config.max_num_seqs * per_sequence)
 
 
 def _require_one_block(num_blocks: int, block_bytes: int, source: str) -> int:
@@ -164,7 +164,7 @@ def context_limit(
     servable = _geometry(config, model, budget).max_servable_tokens(num_blocks)
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
-        raise EngineConfigError(f"the KV cache of {num_blocks} blocks holds no request: raise --kv-cache-memory-bytes")
+        raise EngineConfigError(f"a KV cache of {num_blocks} block{'s' * (num_blocks > 1)} holds no request")
     configured = config.max_model_len
     if configured is None:
         lowered = fits < model.context_len
@@ -172,7 +172,8 @@ def context_limit(
         return fits, (text,) if lowered else ()
     if configured > model.context_len:
         raise EngineConfigError(
-            f"--max-model-len {configured} exceeds the model's context; --max-model-len {model.context_len} fits"
+            f"--max-model-len {configured} exceeds the model's context of {model.context_len}; "
+            f"--max-model-len {fits} fits"
         )
     if configured > fits:
         raise EngineConfigError(f"--max-model-len {configured} does not fit the KV cache; --max-model-len {fits} fits")

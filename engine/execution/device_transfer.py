@@ -28,9 +28,17 @@ class HostCopy:
 
     def lists(self) -> list[list[Any]]:
         """Wait for the results and return them as lists, in order."""
+        self._wait()
+        return [tensor.tolist() for tensor in self._tensors]
+
+    def arrays(self) -> list[np.ndarray[Any, np.dtype[Any]]]:
+        """Wait for the results and return them as arrays, in order."""
+        self._wait()
+        return [tensor.numpy() for tensor in self._tensors]
+
+    def _wait(self) -> None:
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [tensor.tolist() for tensor in self._tensors]
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

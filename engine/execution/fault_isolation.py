@@ -139,4 +139,4 @@ def _merged(first: StepResult, second: StepResult) -> StepResult:
     for request_id, layers in second.expert_choices.items():
         earlier = choices.get(request_id, [[] for _ in layers])
         choices[request_id] = [a + b for a, b in zip(earlier, layers, strict=True)]
-    return StepResult(first.sampled | second.sampled, scores, choices)
+    return StepResult(first.sampled | second.sampled, scores, choices, first.embeddings | second.embeddings)

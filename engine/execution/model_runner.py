@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
 from engine.execution.expert_routing import copy_expert_ids, expert_choices
 from engine.execution.expert_stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
@@ -24,6 +25,7 @@ class InFlightStep:
     sampling: PendingSamples | None  # None if no row needs logits
     expert_ids: HostCopy | None  # None if no request reports experts
     finite: HostCopy | None  # per position, True if its hidden state is finite; None if all positions have logits
+    embeddings: PendingEmbeddings | None  # None if no prompt to embed is complete
 
 
 class ModelRunner:
@@ -62,20 +64,24 @@ class ModelRunner:
         num_rows = len(forward.token_ids)
         if num_rows > batch.logits.num_sampled:  # positions of a prompt have no logits to check
             finite = torch.ones(num_rows, dtype=torch.bool, device=forward.token_ids.device)
-            forward = replace(forward, finite=finite)
+            hidden = hidden_rows(plan.chunks, self.model.config.dim, finite.device)
+            forward = replace(forward, finite=finite, hidden=hidden)
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
         if forward.routing is not None:
             self.experts.record(forward.token_ids, forward.routing.expert_ids)
         sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
         expert_ids = copy_expert_ids(plan.chunks, forward.routing)
-        return InFlightStep(plan, sampling, expert_ids, None if finite is None else HostCopy([finite]))
+        embeddings = copy_states(plan.chunks, forward.hidden)
+        return InFlightStep(plan, sampling, expert_ids, None if finite is None else HostCopy([finite]), embeddings)
 
     def finish(self, step: InFlightStep) -> StepResult:
         """Wait for a step and return its results."""
         outcomes, scores = ({}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
         if step.finite is not None:
             outcomes |= _not_finite(step.plan, step.finite.lists()[0])
-        return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.expert_ids))
+        embeddings, failed = finish_embeddings(step.embeddings)
+        outcomes |= dict.fromkeys(failed, NOT_FINITE)
+        return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.expert_ids), embeddings)
 
 
 def _not_finite(plan: StepPlan, finite: list[bool]) -> Outcomes:

@@ -9,6 +9,8 @@ from weakref import WeakValueDictionary
 from engine.errors import GrammarError
 from engine.grammars.fair_thread import FairThread
 from engine.grammars.matcher import BuiltGrammar, GrammarCompiler, GrammarMatcher
+from engine.grammars.parser_limits import ParserLimits
+from engine.grammars.parser_places import ParserPlaces
 from engine.types import Request
 
 log = logging.getLogger("smoe.engine")
@@ -33,10 +35,12 @@ class GrammarQueue:
     docs/decisions/0029-grammars-in-the-sandbox.md.
     """
 
-    def __init__(self, compiler: GrammarCompiler | None) -> None:
-        """Without a compiler, every grammar is an error."""
+    def __init__(self, compiler: GrammarCompiler | None, limits: ParserLimits) -> None:
+        """Without a compiler, every grammar is an error. `limits`: builds beyond them wait until a request ends."""
         self._compiler = compiler
-        self._thread = FairThread("grammar")
+        thread = FairThread("grammar")
+        self._places = ParserPlaces(limits.num_requests, thread)
+        self._own_places = ParserPlaces(limits.num_choices, thread)
         self._pending: dict[int, tuple[Request, Future[BuiltGrammar | str]]] = {}
         self._canceled: dict[int, Future[BuiltGrammar | str]] = {}  # the thread still works on these
         self._builds: WeakValueDictionary[tuple[int, str], Future[BuiltGrammar | str]] = WeakValueDictionary()
@@ -57,7 +61,7 @@ class GrammarQueue:
         key = (request.request_id if request.group is None else request.group), request.grammar
         build = self._builds.get(key)
         if build is None:
-            build = self._thread.submit(request.tenant, partial(_build, self._compiler, request.grammar))
+            build = self._places.submit(request.tenant, partial(_build, self._compiler, request.grammar))
             self._builds[key] = build
         self._pending[request.request_id] = request, build
 
@@ -78,6 +82,8 @@ class GrammarQueue:
 
     def pop_completed(self) -> list[CompiledRequest]:
         """Remove and return the requests whose grammar is built or cannot be, in order of arrival."""
+        self._places.give_out()
+        self._own_places.give_out()
         done = [(request, build) for request, build in self._pending.values() if build.done()]
         for request, _ in done:
             del self._pending[request.request_id]
@@ -87,17 +93,17 @@ class GrammarQueue:
         built = build.result()
         if isinstance(built, str):
             return CompiledRequest(request, None, built)
-        matcher = built.matcher(partial(self._thread.submit, request.tenant))
+        matcher = built.matcher(partial(self._own_places.submit, request.tenant))
         matcher.keeps_alive = build  # other choices of the request may still arrive, and find it
         return CompiledRequest(request, matcher)
 
 
-def _build(compiler: GrammarCompiler | None, grammar: str) -> BuiltGrammar | str:
+def _build(compiler: GrammarCompiler | None, grammar: str, place: object) -> BuiltGrammar | str:
     """Return the built grammar, or the reason why it cannot be."""
     if compiler is None:
         return NO_VOCABULARY
     try:
-        return compiler.build(grammar)
+        return compiler.build(grammar, place)
     except GrammarError:
         return UNUSABLE
     except BaseException:  # a panic in the library is not an Exception

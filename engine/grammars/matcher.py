@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import llguidance
 
@@ -26,8 +27,16 @@ LIMITS = llguidance.LLParserLimits(
 )
 SILENT = 0
 
-RunInThread = Callable[[Callable[[], llguidance.LLMatcher]], "Future[llguidance.LLMatcher]"]
-Replay = Callable[[Ids[int]], "Future[llguidance.LLMatcher]"]
+
+class HeldParser(NamedTuple):
+    """A parser, with what must live as long as it does: its place among the parsers (parser_places.py)."""
+
+    parser: llguidance.LLMatcher
+    place: object
+
+
+RunInThread = Callable[[Callable[[object], HeldParser]], "Future[HeldParser]"]
+Replay = Callable[[Ids[int]], "Future[HeldParser]"]
 
 
 class GrammarCompiler:
@@ -41,11 +50,14 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
 
-    def build(self, grammar: str) -> "BuiltGrammar":
-        """Build a grammar and its first mask. Raises GrammarError if it is invalid, unsatisfiable or too expensive."""
+    def build(self, grammar: str, place: object = None) -> "BuiltGrammar":
+        """Build a grammar and its first mask. Raises GrammarError if it is invalid, unsatisfiable or too expensive.
+
+        `place`: what must live as long as the parser.
+        """
         parser = self.parser(grammar)
         GrammarMatcher(parser).bitmask((), 0)
-        return BuiltGrammar(self, grammar, parser)
+        return BuiltGrammar(self, grammar, HeldParser(parser, place))
 
     def matcher(self, grammar: str) -> "GrammarMatcher":
         """Return a matcher that shares nothing, at the start of its text. Raises GrammarError."""
@@ -81,22 +93,26 @@ class BuiltGrammar:
     cost the others nothing, but count against their limit on states too.
     """
 
-    def __init__(self, compiler: GrammarCompiler, grammar: str, parser: llguidance.LLMatcher) -> None:
+    def __init__(self, compiler: GrammarCompiler, grammar: str, held: HeldParser) -> None:
         self._compiler = compiler
         self._grammar = grammar
-        self._parser = parser  # stays at the start of its text
+        self._held = held  # its parser stays at the start of its text
 
     def matcher(self, run: RunInThread) -> "GrammarMatcher":
-        """Return a matcher at the start of its text. `run` starts work that is too long for a step."""
-        return GrammarMatcher(self._parser.deep_copy(), lambda token_ids: run(lambda: self._replay(token_ids)))
+        """Return a matcher at the start of its text. `run` starts work that is too long for a step, and gives a place
+        to the parser that it makes."""
+        return GrammarMatcher(self._held.parser.deep_copy(), partial(self._start_replay, run))
 
-    def _replay(self, token_ids: Ids[int]) -> llguidance.LLMatcher:
+    def _start_replay(self, run: RunInThread, token_ids: Ids[int]) -> "Future[HeldParser]":
+        return run(partial(self._replay, token_ids))
+
+    def _replay(self, token_ids: Ids[int], place: object) -> HeldParser:
         """Build a parser that shares nothing and take it through a text, with each mask on the way."""
         parser = self._compiler.parser(self._grammar)
         for token_id in token_ids:
             parser.compute_bitmask()
             parser.consume_tokens([token_id])
-        return parser
+        return HeldParser(parser, place)
 
 
 class GrammarMatcher:
@@ -111,9 +127,14 @@ class GrammarMatcher:
         self._parser = parser
         self._num_consumed = 0
         self._replay = replay
-        self._own_parser: Future[llguidance.LLMatcher] | None = None
+        self._own_parser: Future[HeldParser] | None = None
+        self._place: object = None  # of its own parser
         self._mask: tuple[int, bytes] | None = None  # number of tokens, and the mask behind them
         self.keeps_alive: object = None  # what the queue finds the build by, while a text needs it
+
+    def __del__(self) -> None:
+        if self._own_parser is not None:
+            self._own_parser.cancel()
 
     def prepare(self, token_ids: Ids[int], start: int) -> bool:
         """Compute the mask that bitmask() will be asked for. Return False if it takes longer than a step may: a parser
@@ -133,7 +154,7 @@ class GrammarMatcher:
         if mask is not None:
             return mask
         assert self._own_parser is not None
-        self._parser, self._own_parser = self._result_of(self._own_parser), None
+        (self._parser, self._place), self._own_parser = self._result_of(self._own_parser), None
         self._num_consumed = len(token_ids) - start
         return self._next_mask(token_ids, start)
 
@@ -167,7 +188,7 @@ class GrammarMatcher:
         self._mask = num_tokens, mask
         return mask
 
-    def _result_of(self, parser: "Future[llguidance.LLMatcher]") -> llguidance.LLMatcher:
+    def _result_of(self, parser: "Future[HeldParser]") -> HeldParser:
         """Return the parser once it is built. Raises GrammarError if it cannot be."""
         with _panics_as_errors():
             return parser.result()

@@ -7,6 +7,7 @@ that both wait all the time never differ by more than 2 max(longest prompt, 2 * 
 """
 
 from collections import Counter, defaultdict
+from itertools import chain
 from math import inf
 
 
@@ -28,6 +29,12 @@ class FairShare:
     def at_limit(self, tenant: int) -> bool:
         """Return whether the tenant's next request must wait until one of its running requests ends."""
         return self._num_running[tenant] >= self._max_running_each
+
+    @property
+    def present(self) -> set[int]:
+        """Return the tenants that have waiting or running requests."""
+        counts = chain(self._num_waiting.items(), self._num_running.items())
+        return {tenant for tenant, count in counts if count}
 
     def charge(self, tenant: int, cost: int) -> None:
         """Add to the tenant's counter; see engine/scheduling/request_cost.py. Called for each request of each step."""

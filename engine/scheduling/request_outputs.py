@@ -50,12 +50,14 @@ def final_output(
     *,
     sampled: Sampled | None = None,
     stop_token_id: int | None = None,
+    embedding: bytes | None = None,
 ) -> RequestOutput:
     """Return the last output of a request that finished or whose deadline passed."""
     return msgspec.structs.replace(
         progress_output(sequence, sampled),
         finish_reason=reason,
         stop_token_id=stop_token_id,
+        embedding=embedding,
         timing=sequence.timing(now),
     )
 

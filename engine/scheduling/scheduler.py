@@ -13,6 +13,7 @@ from engine.scheduling.active_requests import ActiveRequests
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.fairness import FairShare
+from engine.scheduling.prompt_share import PromptShares
 from engine.scheduling.request_cost import prompt_cost
 from engine.scheduling.request_outputs import final_output
 from engine.scheduling.sequence import Matcher, Sequence, Status
@@ -49,7 +50,8 @@ class Scheduler:
         share_prefix_cache: bool = False,
     ) -> None:
         """`num_tenants`: with more than one, no tenant may take all running slots, so that the first request of another
-        tenant finds one free, and no tenant finds another's blocks in the prefix cache.
+        tenant finds one free, no tenant finds another's blocks in the prefix cache, and prompts take a bounded time of
+        a step while several tenants are active (engine/scheduling/prompt_share.py).
         `by_priority`: if False, requests run in order of arrival, whatever their priority and tenant.
         `share_prefix_cache`: if True, tenants find each other's blocks.
         """
@@ -61,6 +63,7 @@ class Scheduler:
         self.num_experts = num_experts
         self.has_cache_per_tenant = num_tenants > 1 and not share_prefix_cache
         self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if num_tenants > 1 else self.max_running)
+        self.prompt_shares = PromptShares(num_tenants)
         self.requests = ActiveRequests(block_manager, self.fair_share)
         self._committer = StepCommitter(self.requests, block_manager, self.fair_share, frozenset(eos_token_ids))
         self._num_arrivals = 0
@@ -104,17 +107,18 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """Return the next step's work; empty if nothing can run. Allocates blocks, admits and may preempt requests."""
-        step = StepPlanBuilder(self.max_num_batched_tokens)
         decoding, prefilling = self._split_decode_prefill()
+        share = self.prompt_shares.open(now, self.fair_share.present, len(decoding))
+        step = StepPlanBuilder(self.max_num_batched_tokens, share)
         for sequence in decoding:  # at most max_running, so the budget suffices
             if sequence.status is Status.RUNNING:  # not preempted for a sequence before it
                 self._schedule(step, sequence, 1)
         for sequence in prefilling:
-            if step.budget > 0 and sequence.status is Status.RUNNING:
+            if step.budget > 0 and sequence.status is Status.RUNNING and share.has_room(sequence):
                 self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
-        return step.build(self.block_manager.take_blocks_to_zero() if step.chunks else ())
+        return step.build(self.block_manager.take_blocks_to_zero() if step.chunks else (), now)
 
     def _split_decode_prefill(self) -> tuple[list[Sequence], list[Sequence]]:
         """Return the sequences that need one position, and those that need more, each in scheduling order."""
@@ -128,11 +132,12 @@ class Scheduler:
         return decoding, prefilling
 
     def _schedule(self, step: StepPlanBuilder, sequence: Sequence, needed: int) -> None:
-        """Add a chunk of at most `needed` positions to the plan, as many as the rest of the budget allows.
+        """Add a chunk of at most `needed` positions to the plan, as many as the rest of the budget and of the tenant's
+        share of the prompts' time allow.
 
-        The budget must not be used up. While no position has a block, preempts from the end of the scheduling order.
+        Neither must be used up. While no position has a block, preempts from the end of the scheduling order.
         """
-        max_length = min(needed, step.budget)
+        max_length = min(needed, step.budget, step.prompt_share.max_positions(sequence) if needed > 1 else 1)
         while not (length := self.block_manager.allocate_for(sequence, max_length)):
             victim = self.requests.pick_victim()
             if victim is None or victim.place < sequence.place:
@@ -145,19 +150,20 @@ class Scheduler:
         step.add(sequence, length, reaches_end=length == needed)
 
     def _admit(self, step: StepPlanBuilder, now: float) -> None:
-        """Admit waiting requests, in order, while there is budget and their tokens fit.
+        """Admit waiting requests, in order, while there is budget and their tokens fit. A tenant whose prompts have
+        used up their time waits for the next step.
 
         The first that does not fit blocks the others, so that a long prompt is not overtaken forever.
         """
         requests = self.requests
         while step.budget > 0 and len(requests.running) < self.max_running:
-            sequence = requests.waiting.peek()
+            sequence = requests.waiting.peek(step.prompt_share.has_room)
             if sequence is None:
                 return
             hits = self.block_manager.find_prefix(sequence)
             if not self.block_manager.can_admit(sequence, hits):
                 return
-            requests.waiting.pop()
+            requests.waiting.pop(step.prompt_share.has_room)
             self._start(step, sequence, hits, now)
 
     def _start(self, step: StepPlanBuilder, sequence: Sequence, hits: list[int], now: float) -> None:
@@ -174,6 +180,7 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         """Apply a step's results and return the outputs of its requests. Each plan is applied once, in order."""
+        self.prompt_shares.record(plan.work, plan.planned_s, now)
         return self._committer.apply(plan, result, now)
 
 

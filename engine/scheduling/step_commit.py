@@ -76,7 +76,8 @@ class StepCommitter:
             return self._append(sequence, outcome, now)
         if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
             self._requests.end(sequence)
-            return final_output(sequence, "length", now)
+            embedding = result.embeddings.get(sequence.request_id)
+            return final_output(sequence, "length" if embedding is None else "stop", now, embedding=embedding)
         return None
 
     def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_times import NO_WORK, StepWork
 from engine.types import ExpertChoices, TokenLogprobs
 
 
@@ -20,6 +21,12 @@ class Chunk(NamedTuple):
     samples: bool  # the last position's logits give a new token
     is_prefill: bool  # computes a prompt, or recomputes positions after a preemption
 
+    @property
+    def embeds(self) -> bool:
+        """True if the last position's hidden state is the embedding of the request's prompt."""
+        sequence = self.sequence
+        return sequence.request.embedding_len is not None and self.start + self.length == sequence.num_prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -31,6 +38,8 @@ class StepPlan:
     num_preemptions: int = 0
     num_blocked: int = 0  # requests without a block, because all possible victims are in flight
     blocks_to_zero: tuple[int, ...] = ()  # to be filled with zeros, once, before the step is launched
+    work: StepWork = NO_WORK
+    planned_s: float = 0.0  # time.monotonic()
 
     @property
     def num_tokens(self) -> int:
@@ -58,3 +67,4 @@ class StepResult:
     sampled: dict[int, Sampled | RowFailed]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of requests that report experts
+    embeddings: dict[int, bytes] = field(default_factory=dict)  # of requests whose prompt is complete and embedded

@@ -1,19 +1,24 @@
 """Build the plan of one step."""
 
+from engine.scheduling.prompt_share import PromptShare, is_scored
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, StepPlan
+from engine.scheduling.step_times import StepWork
 
 
 class StepPlanBuilder:
     """Mutable plan. Chunks can still be removed, and no counter of a sequence has changed before build()."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, prompt_share: PromptShare) -> None:
         self.budget = budget
+        self.prompt_share = prompt_share
         self.chunks: dict[int, Chunk] = {}
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self.num_preemptions = 0
         self.num_blocked = 0
+        self._max_positions = budget
+        self._num_scored = 0
 
     def add(self, sequence: Sequence, length: int, *, reaches_end: bool) -> None:
         """Add a chunk. `reaches_end`: it holds all positions that the sequence needs before its next token."""
@@ -21,6 +26,9 @@ class StepPlanBuilder:
         is_prefill = length > 1 or not samples or sequence.num_tokens == sequence.num_prompt_tokens
         self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, length, samples, is_prefill)
         self.budget -= length
+        if is_prefill:
+            self.prompt_share.use(sequence, length)
+            self._num_scored += length * is_scored(sequence)
 
     def remove_preempted(self, victim: Sequence) -> None:
         """Count a preemption and remove the victim's chunk, if it has one."""
@@ -28,8 +36,9 @@ class StepPlanBuilder:
         chunk = self.chunks.pop(victim.request_id, None)
         if chunk is not None:
             self.budget += chunk.length
+            self._num_scored -= chunk.length * (chunk.is_prefill and is_scored(victim))
 
-    def build(self, blocks_to_zero: tuple[int, ...]) -> StepPlan:
+    def build(self, blocks_to_zero: tuple[int, ...], now: float) -> StepPlan:
         """Return the plan and count its chunks as in flight."""
         for chunk in self.chunks.values():
             chunk.sequence.num_scheduled += chunk.length
@@ -42,4 +51,6 @@ class StepPlanBuilder:
             self.num_preemptions,
             self.num_blocked,
             blocks_to_zero,
+            StepWork(len(self.chunks), self._max_positions - self.budget, self._num_scored),
+            now,
         )

@@ -7,14 +7,20 @@ arrival).
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence, Status
 
 MIN_PRUNED = 64
 
+MayStart = Callable[[Sequence], bool]
+
 _Entry = tuple[tuple[int, int], Sequence]  # (priority, arrival), sequence
+
+
+def _may_always(_: Sequence) -> bool:
+    return True
 
 
 class WaitingQueue:
@@ -42,14 +48,14 @@ class WaitingQueue:
         self.fair_share.on_queued(sequence.tenant)
         heapq.heappush(self._heaps.setdefault(sequence.tenant, []), (sequence.order, sequence))
 
-    def peek(self) -> Sequence | None:
-        """Return the sequence to admit next, or None."""
-        heads = [head for tenant in list(self._heaps) if (head := self._head(tenant)) is not None]
-        return min(heads, key=self._turn, default=None)
+    def peek(self, may_start: MayStart = _may_always) -> Sequence | None:
+        """Return the sequence to admit next, or None. Tenants whose next request may not start are skipped."""
+        heads = (head for tenant in list(self._heaps) if (head := self._head(tenant)) is not None)
+        return min(filter(may_start, heads), key=self._turn, default=None)
 
-    def pop(self) -> Sequence:
-        """Remove and return the sequence that peek() returns. The queue must not be empty."""
-        sequence = self.peek()
+    def pop(self, may_start: MayStart = _may_always) -> Sequence:
+        """Remove and return the sequence that peek() returns. There must be one."""
+        sequence = self.peek(may_start)
         assert sequence is not None
         heapq.heappop(self._heaps[sequence.tenant])
         self._size -= 1

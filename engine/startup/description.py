@@ -32,6 +32,9 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         phase_seconds=loaded.phase_seconds,
         warnings=list(loaded.warnings),
         quantization=loaded.quantization,
+        dim=model.dim,
+        embeds=model.embeds,
+        generates=model.generates,
         checkpoint_files=loaded.checkpoint.files,
     )
 

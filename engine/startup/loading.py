@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import torch
 
 from engine.capacity.host_resources import num_cores
@@ -19,6 +20,7 @@ from engine.capacity.sizing import (
     size_engine,
     weight_kind,
 )
+from engine.capacity.smaller_plans import smaller_weights
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.execution.expert_stats import ExpertReporter, ExpertStats
@@ -92,7 +94,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
     memory = memory_of(device)
     kept = kept_in_blocks(stored, block_formats)
-    check_weights_fit(weight_bytes, memory.free_bytes(), weight_kind(config, model_config, is_in_blocks=bool(kept)))
+    _check_weights_fit(config, device, weight_bytes, weight_kind(config, model_config, is_in_blocks=bool(kept)))
     if kept:
         backend = backend.with_blocks(name_of_blocks(stored, kept))
     warnings += decoding_warnings(stored, config.quantization, block_formats)
@@ -113,6 +115,16 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         model.on_layer = heartbeat.beat
     weights_s = time.monotonic() - start
     return _assemble(config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress)
+
+
+def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes: int, kind: str) -> None:
+    """Raise EngineConfigError, which names smaller weights if there are any that fit."""
+    free_bytes = memory_of(device).free_bytes()
+    try:
+        check_weights_fit(weight_bytes, free_bytes, kind)
+    except EngineConfigError as error:
+        on_device = msgspec.structs.replace(config, device="cuda" if device.type == "cuda" else "cpu")
+        raise EngineConfigError(f"{error}{smaller_weights(on_device, free_bytes)}") from None
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:

@@ -11,10 +11,12 @@ from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
+from model.checkpoint.sentence_embedding import embeds
 from model.checkpoint.stored_tensor import PackedEncoding
-from model.config import MISTRAL, MIXTRAL, ModelConfig
+from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
 MAX_CONFIG_BYTES = 1 << 20
+ARCHITECTURES = (MIXTRAL, MISTRAL, MISTRAL_EMBEDDING)
 DTYPES = ("float32", "bfloat16", "float16")
 MISTRAL_WINDOW = 4096  # the window of Mistral-7B v0.1, which transformers assumes if the key is absent
 
@@ -92,18 +94,20 @@ def _parse(
         context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
         rope_theta=_rope_theta(fields, rope_theta),
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
-        tied_head=fields.flag("tie_word_embeddings"),
+        tied_head=architecture == MISTRAL_EMBEDDING or fields.flag("tie_word_embeddings"),
         dtype=_dtype(fields, warnings),
         bos_token_id=_bos_token_id(fields, vocab_size),
         eos_token_ids=_eos_token_ids(fields, path, vocab_size),
+        embeds=embeds(path, architecture, warnings),
     )
 
 
 def _architecture(fields: JsonFields) -> str:
     names = fields.get("architectures")
-    if isinstance(names, list) and len(names) == 1 and names[0] in (MIXTRAL, MISTRAL):
+    if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
         return str(names[0])
-    raise fields.error(f"architectures is {printable(names)}; only [{MIXTRAL!r}] and [{MISTRAL!r}] are supported")
+    supported = ", ".join(f"[{name!r}]" for name in ARCHITECTURES)
+    raise fields.error(f"architectures is {printable(names)}; only {supported} are supported")
 
 
 def _check_supported(fields: JsonFields) -> None:
@@ -113,6 +117,8 @@ def _check_supported(fields: JsonFields) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(f"{name} is true; networks with biases are not supported")
+    if fields.get("is_causal") is False or fields.flag("use_bidirectional_attention"):
+        raise fields.error("attention is bidirectional; only causal attention is supported")
     read_scheme(fields)
     kinds = fields.get("layer_types")
     if kinds is not None and len({str(kind) for kind in kinds} if isinstance(kinds, list) else ()) != 1:
@@ -191,7 +197,7 @@ def _window(
             f"config.json gives this Mixtral a sliding window of {stored}, a mistake of old conversions: "
             "--sliding-window none switches it off"
         )
-    if architecture == MISTRAL and fields.get("sliding_window", "absent") == "absent":
+    if architecture != MIXTRAL and fields.get("sliding_window", "absent") == "absent":
         warnings.append(f"config.json has no sliding_window: using {MISTRAL_WINDOW}, as in Mistral-7B v0.1")
         return MISTRAL_WINDOW
     return stored

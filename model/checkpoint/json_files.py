@@ -15,13 +15,28 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
 
     Raises CheckpointError for other files, and for NaN, infinities, duplicate keys and byte order marks.
     """
+    value = _read_json(path, max_bytes)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} contains {printable(value)}, not a JSON object")
+    return value
+
+
+def read_json_objects(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """Return the objects in a file that contains an array of them, as strictly. Raises CheckpointError."""
+    value = _read_json(path, max_bytes)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise CheckpointError(f"{path} contains {printable(value)}, not a JSON array of objects")
+    return value
+
+
+def _read_json(path: Path, max_bytes: int) -> Any:
     content = _read(path, max_bytes)
     if content.startswith(LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
     if content.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is an HTML or XML page, not JSON; the download went wrong")
     try:
-        value = json.loads(
+        return json.loads(
             content.decode(),
             parse_constant=_refuse_constant,
             parse_float=_finite,
@@ -30,9 +45,6 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise CheckpointError(f"{path} is not valid JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} contains {printable(value)}, not a JSON object")
-    return value
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

@@ -25,8 +25,9 @@ class StoredTensor:
     interleaved_heads: int = 0
 
 
-GROUPED_KINDS = ("awq", "gptq", "compressed-tensors")  # whose weights are scale * (code - zero)
-GROUP_SIZES = (128, 64, 32)  # of the block formats with 4-bit groups
+# Kind of encoding -> block format of its groups: scale * (code - zero), or scale * code + minimum.
+GROUPED_KINDS = {"awq": "INT", "gptq": "INT", "compressed-tensors": "INT", "int8": "INT", "mlx": "AFFINE"}
+GROUP_SIZES = (128, 64, 32)  # of these block formats
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,19 @@ class PackedMatrix:
     def dtype(self) -> str:
         """Name of the format: a block format of model/ops/weights.py, or the encoding for messages.
 
-        Larger groups, up to a whole row, become several groups of 128 with the same scale.
+        Larger groups, up to a whole row, become several groups of 128 with the same scale; codes of 2 bits get 4.
         """
         encoding, size = self.encoding, self.encoding.group_size or self.shape[1]
-        is_ordered = encoding.is_ordered and "weight_g_idx" not in self.parts
         fitting = next((numbers for numbers in GROUP_SIZES if size % numbers == 0), 0)
-        if encoding.kind in GROUPED_KINDS and encoding.bits == 4 and fitting and (is_ordered or size == self.shape[1]):
-            return f"INT4_G{fitting}"
+        if encoding.kind in GROUPED_KINDS and fitting:
+            return f"{GROUPED_KINDS[encoding.kind]}{max(4, encoding.bits)}_G{fitting}"
         return str(encoding)
+
+    @property
+    def has_order(self) -> bool:
+        """Whether headers let the inputs belong to groups out of order (act-order)."""
+        is_ordered = self.encoding.is_ordered and "weight_g_idx" not in self.parts
+        return not is_ordered and self.encoding.group_size not in (0, self.shape[1])
 
     @property
     def num_bytes(self) -> int:

@@ -8,6 +8,7 @@ Imports no torch.
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
@@ -16,6 +17,7 @@ from model.checkpoint.json_files import printable
 from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.config import ModelConfig
 
+PREFIX = "model."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 # Old conversions store the rotary angles, which the config already determines.
@@ -42,7 +44,10 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
 
     Raises CheckpointError unless names, shapes and dtypes are exactly those that the config implies.
     """
-    stored = {name: tensor for name, tensor in read_headers(path).items() if not STORED_ANGLES.fullmatch(name)}
+    tensors = read_headers(path)
+    if not config.generates:
+        tensors = with_prefix(tensors)
+    stored = {name: tensor for name, tensor in tensors.items() if not STORED_ANGLES.fullmatch(name)}
     expected = expected_shapes(config, fused=any(name.endswith(FUSED_W13) for name in stored))
     if config.tied_head and HEAD not in stored:
         del expected[HEAD]
@@ -58,6 +63,13 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     for name, shape in expected.items():
         check_tensor(stored[name], shape)
     return stored
+
+
+def with_prefix(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the tensors under the names that they have in a model with a head: "norm.weight" becomes
+    "model.norm.weight"."""
+    names = {name: name if name.startswith(PREFIX) or name == HEAD else PREFIX + name for name in tensors}
+    return {names[name]: replace(tensor, name=names[name]) for name, tensor in tensors.items()}
 
 
 def expected_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:

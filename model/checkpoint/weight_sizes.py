@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from model.checkpoint.gguf.block_types import BY_NAME
-from model.checkpoint.stored_tensor import StoredWeight
+from model.checkpoint.stored_tensor import PackedMatrix, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, part_of
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
@@ -17,6 +17,10 @@ AS_STORED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL")
 PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in AS_STORED}
 PACKED_BLOCKS |= {"Q3_K": 114, "Q4_K": 148, "Q5_K": 180, "IQ4_XS": 138}
 PACKED_BLOCKS |= {"INT4_G32": 21, "INT4_G64": 37, "INT4_G128": 69}  # of AWQ, GPTQ and compressed-tensors
+PACKED_BLOCKS |= {"INT8_G32": 38, "INT8_G64": 70, "INT8_G128": 134}
+PACKED_BLOCKS |= {"AFFINE4_G32": 24, "AFFINE4_G64": 40, "AFFINE4_G128": 72}  # of MLX
+PACKED_BLOCKS |= {"AFFINE8_G32": 40, "AFFINE8_G64": 72, "AFFINE8_G128": 136}
+ORDER_BYTES = 4  # per input of a matrix whose groups are out of order
 EXPERT = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)\d+(\.w[123]\.weight)")
 
 
@@ -72,8 +76,10 @@ def _group(name: str) -> str:
 
 
 def _packed_bytes(weight: StoredWeight) -> int:
-    block_len = BY_NAME[weight.dtype].block_len if weight.dtype in BY_NAME else int(weight.dtype.removeprefix("INT4_G"))
-    return math.prod(weight.shape) // block_len * PACKED_BLOCKS[weight.dtype]
+    block_len = BY_NAME[weight.dtype].block_len if weight.dtype in BY_NAME else int(weight.dtype.rpartition("_G")[2])
+    has_order = isinstance(weight, PackedMatrix) and weight.has_order
+    order_bytes = ORDER_BYTES * weight.shape[1] if has_order else 0
+    return math.prod(weight.shape) // block_len * PACKED_BLOCKS[weight.dtype] + order_bytes
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
@@ -92,9 +98,10 @@ def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantiz
 def decoding_warnings(
     stored: Mapping[str, StoredWeight], quantization: str, block_formats: Collection[str]
 ) -> list[str]:
-    """Return a line about GGUF weights that are decoded, and so take more memory than in the file; [] without any."""
+    """Return a line about matrices that are decoded, and so take more memory than in the file; [] without any."""
     in_blocks = kept_in_blocks(stored, block_formats)
-    decoded = {tensor.dtype for name, tensor in stored.items() if name not in in_blocks and name != EMBEDDING}
+    matrices = {name: tensor for name, tensor in stored.items() if part_of(name) in QUANTIZED_PARTS}
+    decoded = {tensor.dtype for name, tensor in matrices.items() if name not in in_blocks}
     formats = sorted(decoded - {*READ_DTYPES})
     if not formats or quantization != "none":
         return []

@@ -3,10 +3,11 @@
  * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, 2 int8,
  * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit
  * groups with zero points: 12 INT4_G32, 13 INT4_G64, 14 INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16
- * Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot
- * products and VNNI, 4 the same with AMX. For a given isa, every row's result depends on that row alone. Functions that
- * return int return 0, or 1 if an allocation failed. Shape letters: model/ops/interface.py; matrices are row-major and
- * contiguous.
+ * Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files; 8-bit groups with zero points: 19 INT8_G32, 20 INT8_G64, 21 INT8_G128;
+ * groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24 AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27
+ * AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with BF16 dot products and VNNI, 4 the same with
+ * AMX. For a given isa, every row's result depends on that row alone. Functions that return int return 0, or 1 if an
+ * allocation failed. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -19,7 +20,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 8
+#define SMOE_ABI_VERSION 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -48,10 +49,12 @@ SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* 
 SMOE_API void smoe_pack_blocks(smoe_pool*, int format, const void* rows, void* packed, int64_t stride, int64_t O,
                                int64_t K);
 
-/* A packed matrix: `stride` bytes from one panel of 32 outputs to the next. */
+/* A packed matrix: `stride` bytes from one panel of 32 outputs to the next. order [K]: number i of an output is
+ * multiplied by x[order[i]]; in groups only, elsewhere NULL, which means in order. */
 typedef struct {
     const void* panels;
     int64_t outputs, stride, format;
+    const int32_t* order;
 } smoe_matrix;
 /* w1 and w3 [F, D], w2 [D, F]. */
 typedef struct {

@@ -16,6 +16,7 @@ from server.generation.state import tenant_of
 
 CONCURRENCY = 16  # requests of one batch at a time, and at most a quarter of the queue
 MAX_PAGE = 10_000
+DAY_S = 24 * 3600
 LIST_PARAMETERS: tuple[Schema, ...] = (
     {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
     {"name": "after", "in": "query", "schema": {"type": "string"}},
@@ -35,7 +36,12 @@ class BatchAccess:
 
 
 def open_batches(
-    folder: Path, api_keys: Sequence[str], send_for: Callable[[int], Send], *, max_num_queued: int
+    folder: Path,
+    api_keys: Sequence[str],
+    send_for: Callable[[int], Send],
+    *,
+    max_num_queued: int,
+    retention_days: float,
 ) -> BatchAccess:
     """Open the folder of --batch-dir. Raises OSError, sqlite3.Error.
 
@@ -44,7 +50,9 @@ def open_batches(
     owners = tuple(hashlib.sha256(key.encode()).hexdigest() for key in api_keys) or ("",)
     concurrency = min(CONCURRENCY, max(1, max_num_queued // 4))
     tenants = {owner: tenant for tenant, owner in enumerate(owners)}
-    return BatchAccess(BatchService(Store(folder), send_for, tenants, concurrency), owners)
+    retention_s = retention_days * DAY_S
+    service = BatchService(Store(folder), send_for, tenants, concurrency=concurrency, retention_s=retention_s)
+    return BatchAccess(service, owners)
 
 
 def access_of(http: HttpRequest) -> tuple[BatchAccess, str]:

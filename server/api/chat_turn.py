@@ -52,20 +52,25 @@ class ChatTurn:
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
     builder = JobBuilder.from_request(http, request, arrival_s)
-    state, texts, http_id = builder.state, builder.texts, http.state.request_id
+    state, texts = builder.state, builder.texts
+    builder.check_queue(1)
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
-    generation = await Generation.prepare(builder, [prompt], http_id, constraints)
+    generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
     return ChatTurn(
         generation,
-        ChatFormat(request, prompt, texts.tokenizer, None if use is None else ToolCallFormatter(http_id)),
+        ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, generation.http_id)),
         common_fields("chatcmpl", generation, builder.model_name, builder.ready.fingerprint),
         repair_headers,
         ignored,
     )
+
+
+def _call_formatter(use: ToolUse | None, http_id: str) -> ToolCallFormatter | None:
+    return None if use is None else ToolCallFormatter(http_id, must_call=use.must_call)
 
 
 async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[list[Constraint], list[str]]:

@@ -15,6 +15,7 @@ from server.batch.runner import Progress, Runner, Send
 from server.batch.store import OPEN, Object, Store
 
 MAX_LINES = 50_000  # OpenAI's limit
+MAX_ENDED = 1000  # batches of one owner that are kept after their end
 LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGHUP
 POLL_S = 5.0  # another process, which is about to end, may have stored or cancelled a batch
 
@@ -25,16 +26,23 @@ class BatchService:
     """Runs the batches of a store. All methods belong to one event loop."""
 
     def __init__(
-        self, store: Store, send_for: Callable[[int], Send], owners: Mapping[str, int], concurrency: int
+        self,
+        store: Store,
+        send_for: Callable[[int], Send],
+        owners: Mapping[str, int],
+        *,
+        concurrency: int,
+        retention_s: float,
     ) -> None:
         """`send_for`: makes the sender of a tenant. `owners`: the tenant of each owner whose batches may run.
 
-        `concurrency`: requests of one batch at a time.
+        `concurrency`: requests of one batch at a time. `retention_s`: how long a batch and its results are kept.
         """
         self.store = store
         self._send_for = send_for
         self._owners = owners
         self._concurrency = concurrency
+        self._retention_s = retention_s
         self._changed = asyncio.Event()
         self._running: dict[str, str] = {}  # owner -> id of the batch that runs
         self._stops: dict[str, asyncio.Event] = {}  # by batch id
@@ -65,6 +73,7 @@ class BatchService:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     self._changed.clear()
+                    await self._delete_ended()
                     for owner, batch in await asyncio.to_thread(self.store.open_batches):
                         if batch["status"] == "cancelling" and batch["id"] in self._stops:
                             self._stops[batch["id"]].set()
@@ -74,6 +83,17 @@ class BatchService:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._changed.wait()
+
+    async def _delete_ended(self) -> None:
+        """Delete ended batches that are too old or too many. An error is logged; the next call tries again."""
+        try:
+            before_s = self.store.clock() - self._retention_s
+            number = await asyncio.to_thread(self.store.delete_ended, MAX_ENDED, before_s)
+        except (OSError, sqlite3.Error):
+            log.exception("ended batches could not be deleted")
+        else:
+            if number:
+                log.info("deleted %d ended batches with their results", number)
 
     async def _run_one(self, owner: str, batch: Object) -> None:
         batch_id = batch["id"]

@@ -150,6 +150,39 @@ class Store:
                 raise
             self._db.execute("COMMIT")
 
+    def delete_ended(self, max_batches: int, before_s: float) -> int:
+        """Delete batches that ended before this Unix time, and all ended ones but an owner's newest `max_batches`.
+
+        Their results go with them; their input files stay. Returns the number of batches. After a kill in the middle
+        the next call deletes the rest. Raises OSError.
+        """
+        marks = ", ".join("?" * len(OPEN))
+        query = f"""
+            SELECT id, object FROM (
+                SELECT id, status, object, row_number() OVER (PARTITION BY owner ORDER BY number DESC) AS place
+                FROM batches WHERE status NOT IN ({marks}))
+            WHERE place > ? OR json_extract(object, '$.' || status || '_at') < ?
+        """
+        with self._lock:
+            rows = self._db.execute(query, (*OPEN, max_batches, before_s)).fetchall()
+            if rows:
+                self._delete_batches([(batch_id, json.loads(text)) for batch_id, text in rows])
+        return len(rows)
+
+    def _delete_batches(self, batches: list[tuple[str, Object]]) -> None:
+        """Delete contents before rows: a content without a row would never be found again."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for batch_id, batch in batches:
+                for file_id in filter(None, (batch["output_file_id"], batch["error_file_id"])):
+                    self.content_path(file_id).unlink(missing_ok=True)
+                    self._db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+                self._db.execute("DELETE FROM batches WHERE id = ?", (batch_id,))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
     def _all(self, table: Table, owner: str) -> list[Object]:
         return self.page(table, owner, None, -1, newest_first=False)
 

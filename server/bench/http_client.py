@@ -6,6 +6,8 @@ of the load generator about 20 us.
 """
 
 import asyncio
+import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +22,15 @@ MAX_HEAD_BYTES = 1 << 16
 
 class HttpError(Exception):
     """A response that is not HTTP, is cut, or has a status other than 200. One line."""
+
+
+def reason_of(error: OSError | HttpError) -> str:
+    """Return why a request failed, in the system's words: "Connection refused" without its number."""
+    numbers = re.findall(r"\[Errno (\d+)\]", str(error))  # several if a host has several addresses
+    number = error.errno if isinstance(error, OSError) and error.errno else int(numbers[0]) if numbers else 0
+    if number > 0:
+        return os.strerror(number)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
-from server.bench.http_client import Endpoint, HttpError, Response, request
+from server.bench.http_client import Endpoint, HttpError, Response, reason_of, request
 from server.bench.workload import BenchRequest
 
 Api = Literal["completions", "chat"]
@@ -53,26 +53,36 @@ class Target:
         return orjson.dumps(fields)
 
 
-async def closed_loop(target: Target, requests: Sequence[BenchRequest], num_clients: int) -> list[RequestTiming]:
-    """Send all requests with `num_clients` clients; each sends its next request when its last one has ended."""
+async def closed_loop(
+    target: Target, requests: Sequence[BenchRequest], num_clients: int, on_end: Callable[[], None] = lambda: None
+) -> list[RequestTiming]:
+    """Send all requests with `num_clients` clients; each sends its next request when its last one has ended.
+
+    `on_end` is called after each request.
+    """
     timings: list[RequestTiming] = []
     waiting = iter(requests)
 
     async def client() -> None:
         for item in waiting:
             timings.append(await send(target, item, time.perf_counter()))
+            on_end()
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
     return timings
 
 
-async def open_loop(target: Target, requests: Sequence[BenchRequest]) -> list[RequestTiming]:
+async def open_loop(
+    target: Target, requests: Sequence[BenchRequest], on_end: Callable[[], None] = lambda: None
+) -> list[RequestTiming]:
     """Send each request when it is due, even if earlier ones are still running. Its times count from then."""
     start_s = time.perf_counter()
 
     async def send_when_due(item: BenchRequest) -> RequestTiming:
         await asyncio.sleep(start_s + item.due_s - time.perf_counter())
-        return await send(target, item, start_s + item.due_s)
+        timing = await send(target, item, start_s + item.due_s)
+        on_end()
+        return timing
 
     return await asyncio.gather(*map(send_when_due, requests))
 
@@ -84,7 +94,7 @@ async def send(target: Target, item: BenchRequest, start_s: float) -> RequestTim
         async with request(target.endpoint, "POST", _PATHS[target.api], target.body(item)) as response:
             await _read_stream(response, timing)
     except (OSError, HttpError) as error:
-        timing.error = str(error) or type(error).__name__
+        timing.error = reason_of(error)
     timing.end_s = time.perf_counter()
     return timing
 
@@ -142,9 +152,12 @@ def _error_message(body: bytes) -> str:
 
 
 async def first_model(endpoint: Endpoint) -> str:
-    """Return the first model id of /v1/models. Raises HttpError and OSError."""
-    async with request(endpoint, "GET", "/v1/models") as response:
-        body = await response.body()
+    """Return the first model id of /v1/models. Raises HttpError."""
+    try:
+        async with request(endpoint, "GET", "/v1/models") as response:
+            body = await response.body()
+    except OSError as error:
+        raise HttpError(f"no server at {endpoint.url} ({reason_of(error)}): start one with `smoe serve`") from None
     if response.status != 200:
         raise HttpError(f"/v1/models: HTTP {response.status}: {_error_message(body)}")
     try:

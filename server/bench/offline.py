@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
 from engine.bench.task import Task
+from engine.config import EngineConfig
+from server.settings.settings import flag_name
 
 CONTEXTS = {"kernels": [256, 1024, 4096], "engine": [256]}
 ROWS = {
@@ -57,7 +59,18 @@ def make_task(
     try:
         return msgspec.convert(task, Task)
     except msgspec.ValidationError as error:
-        raise BenchError(str(error)) from None
+        raise BenchError(_fault(str(error), task)) from None
+
+
+def _fault(message: str, task: Mapping[str, Any]) -> str:
+    """Return msgspec's "Invalid enum value 'x' - at `$.preset`" as "--preset x: should be mixtral-8x7b or tiny"."""
+    path = message.rpartition("`$.")[2].rstrip("`").split(".")
+    struct, values = (EngineConfig, task["engine"]) if path[0] == "engine" else (Task, task)
+    name = path[-1]
+    choices = get_args(get_type_hints(struct)[name]) if name in struct.__struct_fields__ else ()
+    words = [choice for choice in choices if isinstance(choice, str)]
+    expected = f"should be {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "should be a number"
+    return f"{flag_name(name)} {values.get(name)}: {expected}"
 
 
 def _number_or_text(value: str | bool) -> int | str:

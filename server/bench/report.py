@@ -9,6 +9,7 @@ from typing import Any
 from server.bench.load_generator import RequestTiming
 
 PERCENTILES = (50, 90, 99)
+MAX_NAME = 14  # characters of a load in the table
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -55,23 +56,28 @@ def gaps(times_s: Sequence[float]) -> list[float]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return a table with one line per run."""
+    """Return a table with one line per run, at most 80 columns wide. --json has the 90th percentiles too."""
     head = (
-        f"{'load':<16}{'requests':>9}{'errors':>7}{'in tok/s':>10}{'out tok/s':>10}"
-        f"{'ttft p50/p90/p99 ms':>24}{'gap p50/p90/p99 ms':>22}{'total p50/p99 s':>18}"
+        f"{'':<15}{'':>8}{'':>7}{'tokens/s':>16}{'first ms':>12}{'gap ms':>10}{'total s':>12}",
+        f"{'load':<14}{'requests':>9}{'errors':>7}{'in':>8}{'out':>8}{'p50/p99':>12}{'p50/p99':>10}{'p50/p99':>12}",
     )
-    return "\n".join([head, *map(_row, runs)])
+    return "\n".join([*head, *map(_row, runs)])
 
 
 def _row(run: dict[str, Any]) -> str:
-    total = run["total_s"]
-    totals = f"{total['p50']:.2f}/{total['p99']:.2f}" if total else "-"
+    name = run["load"] if len(run["load"]) <= MAX_NAME else f"{run['load'][: MAX_NAME - 1]}…"
     return (
-        f"{run['load']:<16}{run['requests']:>9}{run['errors']:>7}"
-        f"{run['input_tokens_per_s']:>10.1f}{run['output_tokens_per_s']:>10.1f}"
-        f"{_milliseconds(run['ttft_s']):>24}{_milliseconds(run['gap_s']):>22}{totals:>18}"
+        f"{name:<14}{run['requests']:>9}{run['errors']:>7}"
+        f"{_short(run['input_tokens_per_s']):>8}{_short(run['output_tokens_per_s']):>8}"
+        f"{_pair(run['ttft_s'], 1e3):>12}{_pair(run['gap_s'], 1e3):>10}{_pair(run['total_s'], 1):>12}"
     )
 
 
-def _milliseconds(figures: dict[str, float] | None) -> str:
-    return "/".join(f"{1e3 * figures[f'p{percent}']:.1f}" for percent in PERCENTILES) if figures else "-"
+def _pair(figures: dict[str, float] | None, scale: float) -> str:
+    """Return median and 99th percentile, or "-" without values."""
+    return "/".join(_short(scale * figures[name]) for name in ("p50", "p99")) if figures else "-"
+
+
+def _short(value: float) -> str:
+    """Return about three digits: 0.25, 4.51, 45.1, 451, 4512."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

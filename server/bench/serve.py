@@ -9,6 +9,7 @@ from typing import Any, TextIO, cast
 
 from server.bench.http_client import Endpoint, HttpError
 from server.bench.load_generator import Api, Target, closed_loop, first_model, open_loop, send
+from server.bench.progress import RunProgress
 from server.bench.report import summary
 from server.bench.workload import (
     BenchRequest,
@@ -102,11 +103,14 @@ async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
     await _warm_up(target, options)
     runs = []
     for name, num_clients, requests in _plan_runs(options):
-        progress.write(f"{options.label}: {name}, {len(requests)} requests\n")
-        progress.flush()
+        shown = RunProgress(progress, f"{options.label}: {name}", len(requests))
         start_s = time.perf_counter()
-        timings = await (closed_loop(target, requests, num_clients) if num_clients else open_loop(target, requests))
+        if num_clients:
+            timings = await closed_loop(target, requests, num_clients, shown.request_ended)
+        else:
+            timings = await open_loop(target, requests, shown.request_ended)
         seconds = time.perf_counter() - start_s
+        shown.end()
         runs.append({"load": name, "clients": num_clients, "rate": options.rate, **summary(timings, seconds)})
     return {
         "kind": "serve",

@@ -61,6 +61,7 @@ class ChatTemplate:
         self._beginnings = frozenset(s[:end] for s in tokenizer.special_spellings for end in range(1, len(s)))
         self._max_beginning = max(map(len, self._beginnings), default=0)
         self.system_place = self._system_place(probe)
+        self._no_tools: list[object] | None = [] if probe.needs_tools else None
         self.takes_tools = probe.writes_tools and tokenizer.special_token_id(CALLS_MARKER) is not None
 
     def render(
@@ -108,7 +109,7 @@ class ChatTemplate:
         variables = template_variables(guarded["messages"], self._bos, self._eos)
         variables["add_generation_prompt"] = add_generation_prompt
         variables["continue_final_message"] = continue_final_message
-        variables |= {**guarded, "tools": guarded["tools"] or None}
+        variables |= {**guarded, "tools": guarded["tools"] or self._no_tools}
         return PreparedConversation(variables, guard, end if continue_final_message else None)
 
     def render_here(self, conversation: PreparedConversation, max_steps: int) -> Rendered | None:

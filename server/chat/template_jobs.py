@@ -22,6 +22,7 @@ class TemplateProbe(msgspec.Struct, frozen=True):
     fault: str | None = None  # why it can never be used; completes "the chat template ..."
     writes_system: bool = False  # a message of the role "system"
     writes_tools: bool = False
+    needs_tools: bool = False  # it fails on conversations whose `tools` are None
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -63,7 +64,11 @@ def probe_template(source: str, bos: str, eos: str) -> TemplateProbe:
     if fault is not None and _fault(template, tools) is not None:  # it may be for conversations with tools only
         return TemplateProbe(f"fails on a simple conversation: {fault}")
     system = template_variables([{"role": "system", "content": SYSTEM_PROBE}, HELLO], bos, eos)
-    return TemplateProbe(None, _writes(template, system, SYSTEM_PROBE), _writes(template, tools, TOOL_PROBE))
+    needs_tools = fault is not None
+    if needs_tools:
+        system |= {"tools": []}
+    writes_system, writes_tools = _writes(template, system, SYSTEM_PROBE), _writes(template, tools, TOOL_PROBE)
+    return TemplateProbe(None, writes_system, writes_tools, needs_tools)
 
 
 def render_text(template: SandboxedTemplate, variables: str) -> Rendered:

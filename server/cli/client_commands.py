@@ -163,7 +163,8 @@ def doctor_command(
     smoe doctor /models/Mixtral-8x7B-Instruct-v0.1
     """
     from server.cli import doctor
-    from server.settings.sources import SettingsError, load_settings
+    from server.cli.settings_of_command import load_settings
+    from server.settings.sources import SettingsError
 
     try:
         settings = load_settings(given_settings(context))
@@ -181,7 +182,8 @@ def _without_none(**fields: Any) -> dict[str, Any]:
 def _client(url: str | None, api_key: str | None) -> Any:
     """Return a client of the server at `url`, or of the one that this machine's settings describe. Raises ApiError."""
     from server.cli.api_client import ApiClient, ApiError
-    from server.settings.sources import SettingsError, load_settings
+    from server.cli.settings_of_command import load_settings
+    from server.settings.sources import SettingsError
 
     try:
         settings = load_settings({})

@@ -22,7 +22,8 @@ Every setting of `smoe serve` can be given in three ways:
 | key in the YAML file that `--config` or `SMOE_CONFIG` names | `max-num-seqs: 32` and `api-key: [one, two]` |
 
 Flags override environment variables, which override the YAML file. An empty variable counts as unset. An unknown key in
-the file is an error. `smoe serve --print-config` prints each setting, its value and its source.
+the file is an error; an unknown `SMOE_` variable is named in a warning, since Kubernetes and other programs set
+variables too. `smoe serve --print-config` prints each setting, its value and its source.
 
 A flag without a value in the tables is a switch: `--verify`, `SMOE_VERIFY=1`, `verify: true`. A `SIZE` is a number of
 bytes, or a number with a unit: `1GiB` is 1024³ bytes, `1GB` is 1000³. The model is an argument on the command line

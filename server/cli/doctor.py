@@ -3,6 +3,7 @@
 import json
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def run_checks(settings: Settings) -> list[Check]:
         *_engine(settings),
         _memory(),
         _budgets(settings),
-        *_model(settings),
+        *check_model(settings),
         _port(settings),
         _open_files(),
     ]
@@ -132,7 +133,7 @@ def _budgets(settings: Settings) -> Check:
     return Check("requests", "warn" if too_little else "ok", summary(table), too_little)
 
 
-def _model(settings: Settings) -> Iterator[Check]:
+def check_model(settings: Settings) -> Iterator[Check]:
     """Check that the files exist, are complete by their headers, fit into memory, and include a tokenizer."""
     name = model_id(settings.model)
     try:
@@ -141,12 +142,13 @@ def _model(settings: Settings) -> Iterator[Check]:
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))
         return
-    size = format_bytes(report.plan.weight_bytes)
-    verdict: Verdict = "ok" if report.fitting else "fail"
-    detail = (
-        f"{name}: {report.plan.total_parameters:,} parameters, {size} in {report.plan.weight_kind}; {report.verdict}"
-    )
-    yield Check("model", verdict, detail, None if report.fitting else "`smoe plan` shows what would fit")
+    plan, size = report.plan, format_bytes(report.plan.weight_bytes)
+    verdict: Verdict = "ok" if plan.limits else "fail"
+    kind = "GGUF file, " if directory.is_file() else ""
+    weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
+    detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
+    would_fit = report.fitting and report.fitting is not plan
+    yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
     try:
         tokenizer = load_tokenizer(directory)
     except TokenizerError as error:

@@ -11,9 +11,10 @@ from engine.config import EngineConfig
 from server.cli import expert_measurement, expert_report
 from server.cli.errors import report_error
 from server.cli.expert_measurement import ExpertTextError
+from server.cli.settings_of_command import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
-from server.settings.sources import SettingsError, load_settings, model_stores
+from server.settings.sources import SettingsError, model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 

@@ -4,21 +4,25 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
-from msgspec.structs import replace
 
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.sizing import BLOCKS
+from engine.capacity.smaller_plans import smaller_plans, weight_flags
 from engine.errors import EngineConfigError
 from server.cli.errors import report_error
+from server.cli.settings_of_command import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag
+from server.settings.sources import SettingsError, model_stores, parse_size_flag
+
+NOTHING_FITS = 1  # exit code
 
 
 class PlanError(Exception):
@@ -32,19 +36,27 @@ class PlanReport:
     model: str | None  # as given on the command line
     plan: MemoryPlan
     fitting: MemoryPlan | None  # `plan`, else the first plan with smaller weights that fits
+    smallest: MemoryPlan  # the plan with the smallest weights; it need not fit
+    fits_if_given_memory: bool  # False if settings contradict each other or the model
 
     @property
     def verdict(self) -> str:
-        """Result in one line: the plan fits, or why it does not and what would."""
+        """Result in one line: the plan fits, or why it does not and what would. Names nothing that does not fit."""
         if self.fitting is None:
-            lacks_memory = self.plan.needed_bytes > self.plan.memory_bytes
-            remedy = f"; it needs {_round_up(self.plan.needed_bytes)} of memory" if lacks_memory else ""
-            return f"does not fit: {self.plan.unfit_reason}{remedy}"
+            return f"does not fit: {self.plan.unfit_reason}{self._needs}"
         if self.fitting is not self.plan:
             return f"does not fit in {self.plan.weight_kind}, but in {self.fitting.weight_kind}"
         if self.plan.needed_bytes > self.plan.memory_bytes:
             return f"fits with a shorter context; the full context needs {_round_up(self.plan.needed_bytes)} of memory"
         return "fits"
+
+    @property
+    def _needs(self) -> str:
+        """Memory for the plan with its full context, and for the smallest weights; empty if no memory helps."""
+        if self.plan.needed_bytes <= self.plan.memory_bytes or not self.fits_if_given_memory:
+            return ""
+        of_smallest = f", or {_round_up(self.smallest.needed_bytes)} in {self.smallest.weight_kind}"
+        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory" + of_smallest * (self.smallest != self.plan)
 
     @property
     def command(self) -> list[str]:
@@ -57,15 +69,13 @@ class PlanReport:
             size = ["--num-kv-blocks", str(plan.limits.num_blocks)]
         named = [] if self.model is None else [self.model]
         length = ["--max-model-len", str(plan.limits.max_model_len)]
-        weights = ["--dtype", plan.dtype]
-        if plan.config.quantization != "none":
-            weights += ["--quantization", plan.config.quantization]
+        weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
         return ["smoe", "serve", *named, *theta, *weights, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
-    """Print the plan and return the exit code: 0, or 2 for invalid settings or an invalid checkpoint.
+    """Print the plan and return the exit code: 0, 1 if nothing fits, 2 for invalid settings or a bad checkpoint.
 
     `memory`: text of --memory. `write_manifest`: also write SHA256SUMS next to the checkpoint's files.
     """
@@ -77,7 +87,7 @@ def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_ma
     except (SettingsError, PlanError) as error:
         return report_error(error)
     typer.echo(to_json(report) if as_json else to_table(report))
-    return 0
+    return 0 if report.fitting else NOTHING_FITS
 
 
 def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
@@ -86,10 +96,13 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     try:
         config = engine_config(settings, locate_model(settings.model, model_stores()))
         plan = plan_memory(config, memory_bytes)
-        fitting = next((candidate for candidate in (plan, *_smaller(plan)) if candidate.limits), None)
+        candidates = [plan, *smaller_plans(plan)]
+        with_memory = plan_memory(config, max(memory_bytes, plan.needed_bytes))
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
-    return PlanReport(settings.model, plan, fitting)
+    fitting = next((candidate for candidate in candidates if candidate.limits), None)
+    smallest = min(candidates, key=lambda candidate: candidate.needed_bytes)
+    return PlanReport(settings.model, plan, fitting, smallest, fits_if_given_memory=with_memory.limits is not None)
 
 
 def add_manifest(settings: Settings) -> str:
@@ -99,17 +112,6 @@ def add_manifest(settings: Settings) -> str:
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     return f"{path}: SHA-256 sums of {num_files} files"
-
-
-def _smaller(plan: MemoryPlan) -> Iterator[MemoryPlan]:
-    """Yield the same plan in bfloat16, int8 and int4, unless the settings name a type."""
-    config = plan.config
-    if config.dtype == "auto" and plan.dtype != "bfloat16":
-        config = replace(config, dtype="bfloat16")
-        yield plan_memory(config, plan.memory_bytes)
-    if config.quantization == "none" and config.dtype != "float32":
-        yield plan_memory(replace(config, quantization="int8"), plan.memory_bytes)
-        yield plan_memory(replace(config, quantization="int4"), plan.memory_bytes)
 
 
 def to_json(report: PlanReport) -> str:
@@ -124,6 +126,7 @@ def to_json(report: PlanReport) -> str:
         "dtype": plan.dtype,
         "weight_bytes": plan.weight_bytes,
         "quantization": plan.config.quantization,
+        "kept_formats": plan.kept_formats,
         "weight_bytes_float32": plan.total_bytes("float32"),
         "weight_bytes_bf16": plan.total_bytes("bfloat16"),
         "weight_bytes_int8": plan.total_bytes("int8"),
@@ -166,7 +169,8 @@ def _heading(report: PlanReport) -> Iterator[str]:
     model = report.plan.model
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
-    yield f"{model_id(report.model)}: {model.num_layers} layers{experts}, context {model.context_len:,}{window}"
+    kind = "GGUF file, " if Path(report.plan.config.model).is_file() else ""
+    yield f"{model_id(report.model)}: {kind}{model.num_layers} layers{experts}, context {model.context_len:,}{window}"
     yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
 
 
@@ -182,6 +186,8 @@ def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
             yield _parameter_line(plan, part, count, sizes)
     yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
     yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
+    if plan.kept_formats:
+        yield f"matrices stay as they are stored: {plan.kept_formats.replace('+', ', ')}"
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from typing import TextIO
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine, read_lines
 from server.batch.runner import Answer, NoAnswerError, Progress, Runner, Send, seconds
-from server.bench.http_client import Endpoint, HttpError, request
+from server.bench.http_client import Endpoint, HttpError, reason_of, request
 
 BAR_CHARS = 24
 REDRAW_S = 0.2
@@ -48,7 +48,7 @@ def sender(endpoint: Endpoint) -> Send:
             async with request(endpoint, "POST", line.url, line.body_bytes) as response:
                 body = await response.body()
         except (OSError, HttpError) as error:
-            raise NoAnswerError(f"no answer from {endpoint.url} ({error})") from None
+            raise NoAnswerError(f"no answer from {endpoint.url} ({reason_of(error)})") from None
         headers = response.headers
         return Answer(response.status, headers.get("x-request-id", ""), body, seconds(headers.get("retry-after")))
 

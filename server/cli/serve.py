@@ -7,8 +7,9 @@ from typing import Any
 import typer
 
 from server.cli.errors import report_error
+from server.cli.settings_of_command import load_settings
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, load_settings, origins
+from server.settings.sources import SettingsError, origins
 
 
 def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:

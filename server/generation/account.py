@@ -1,7 +1,7 @@
-"""The account of one choice: its tokens and times, reported to the metrics and to the access log when it ends."""
+"""The account of one choice: its tokens and times, reported to the metrics and to the request's record when it ends."""
 
 from engine.types import RequestOutput, Timing
-from server.observability.access_log import AccessLog
+from server.observability.access_log import RequestRecord
 from server.observability.metric_families import Outcome
 from server.observability.metrics import Metrics
 
@@ -12,12 +12,10 @@ class RequestAccount:
     def __init__(
         self,
         metrics: Metrics,
-        access_log: AccessLog,
+        record: RequestRecord,
         *,
-        http_id: str,
         num_prompt_tokens: int,
         arrival_s: float,
-        user: str | None = None,
         max_tokens: int | None = None,
         num_choices: int | None = None,
     ) -> None:
@@ -25,9 +23,7 @@ class RequestAccount:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self._metrics = metrics
-        self._access_log = access_log
-        self._http_id = http_id
-        self._user = user
+        self._record = record
         self._max_tokens = max_tokens
         self._num_choices = num_choices
         self._num_prompt_tokens = num_prompt_tokens
@@ -57,24 +53,22 @@ class RequestAccount:
             return
         self._is_open = False
         measured = Timing(arrival_s=self._arrival_s, first_token_s=self._first_token_s, finished_s=now_s)
-        timing = None if outcome == "rejected" else self._timing or measured
+        timing = self._timing or measured
         num_tokens, num_cached = self.num_tokens, self.num_cached_tokens
-        num_prompt = 0 if outcome == "rejected" else self._num_prompt_tokens
         self._metrics.finished(
             outcome,
-            num_prompt_tokens=num_prompt,
+            num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=num_tokens,
             num_cached_tokens=num_cached,
             timing=timing,
             max_tokens=self._max_tokens,
             num_choices=self._num_choices,
         )
-        self._access_log.finished(
-            self._http_id,
+        is_first = self._num_choices is not None  # of its prompt, whose tokens the log counts once
+        self._record.add_choice(
             outcome,
-            user=self._user,
-            num_prompt_tokens=num_prompt,
+            num_prompt_tokens=self._num_prompt_tokens if is_first else 0,
             num_generation_tokens=num_tokens,
-            num_cached_tokens=num_cached,
+            num_cached_tokens=num_cached if is_first else 0,
             timing=timing,
         )

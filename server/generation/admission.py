@@ -90,28 +90,31 @@ class Admission:
         self._constraint_ids = ByteBudget(MAX_CONSTRAINT_IDS, num_tenants)  # of open choices, running ones included
 
     @property
-    def is_full(self) -> bool:
-        """True if a request with a single choice would be refused, from every tenant."""
-        return self._engine.num_waiting >= self._max_choices or self.num_tokens >= self.max_tokens
-
-    @property
     def max_choices_of_request(self) -> int:
         """The most choices of one request. With several tenants none may fill the queue, not by one request either."""
         return self._max_per_tenant
 
-    def admit(self, requests: Sequence[Request]) -> None:
-        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them."""
+    def admit(self, requests: Sequence[Request], *, is_continued: bool = False) -> None:
+        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them.
+
+        `is_continued`: the generation is the next part of an admitted request, and not larger than its first part. It
+        is never refused, since the work on the parts before it would be lost.
+        """
+        if is_continued:
+            self._count(requests)
+            return
         unavailable_reason = self.unavailable_reason()
         if unavailable_reason:
             raise unavailable_reason
         num_choices = len(requests)
-        if self._engine.num_waiting + num_choices > self._max_choices or not self.has_room(
-            requests[0].tenant, num_choices
-        ):
+        if not self.has_room(requests[0].tenant, num_choices):
             raise queue_full(self.retry_after_s(num_choices))
         tenant, num_ids = requests[0].tenant, num_constraint_ids(requests)
         if num_ids and not self._constraint_ids.try_take(tenant, num_ids):
             raise constraints_full(self.retry_after_s(num_choices))
+        self._count(requests)
+
+    def _count(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.add(request.request_id, request.tenant, num_carried_ids(request))
 
@@ -138,7 +141,8 @@ class Admission:
         return None
 
     def has_room(self, tenant: int, num_choices: int) -> bool:
-        """Return whether `num_choices` more choices of `tenant` keep the bounds on tokens and on the tenant's share.
+        """Return whether `num_choices` more choices of `tenant` keep the bounds on choices and tokens, and on the
+        tenant's share of both.
 
         The new prompts' own tokens do not count: otherwise a prompt longer than the bound could never be accepted. So
         at most one request exceeds the bound. For the same reason a request with more choices than the share is
@@ -147,7 +151,8 @@ class Admission:
         num_waiting = self._num_choices[tenant]
         keeps_share = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
         keeps_share = keeps_share and self._num_tokens[tenant] < self._max_tokens_per_tenant
-        return self.num_tokens < self.max_tokens and keeps_share
+        has_places = self._engine.num_waiting + num_choices <= self._max_choices
+        return has_places and self.num_tokens < self.max_tokens and keeps_share
 
     def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
         """Count one choice as waiting. `num_tokens`: the token ids that it carries."""

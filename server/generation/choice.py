@@ -48,6 +48,7 @@ class Delta:
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, in the first delta
     rendered_prompt_logprobs: object = None  # their JSON
     rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
+    embedding: bytes | None = None  # of the prompt: little-endian float32
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None
@@ -122,6 +123,7 @@ class Choice:
         """
         if output.prompt_logprobs is not None:
             self._pending.prompt_logprobs = output.prompt_logprobs
+        self._pending.embedding = output.embedding
         if self._echo:
             self._start_echo(self._echo, output.prompt_logprobs or [])
             self._echo = None

@@ -6,12 +6,14 @@ same deltas.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 
 from engine.types import NOTHING_TO_SAMPLE, Request, RequestOutput
 from server.engine_client.output_collector import EngineDied
 from server.errors import (
     ApiError,
+    cut_short,
     deadline_exceeded,
     internal_error,
     invalid_value,
@@ -26,6 +28,7 @@ from server.generation.prompt import Prompt
 from server.generation.reply_size import reply_bytes
 from server.generation.state import ServerState
 from server.generation.usage import ExpertTally, Usage, count_usage
+from server.observability.access_log import RequestRecord
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
@@ -35,20 +38,30 @@ OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
 
-    def __init__(self, state: ServerState, jobs: Sequence[Job], http_id: str, user: str | None = None) -> None:
-        """`user`: the end user that the client names, for the log only."""
-        self.http_id = http_id
+    def __init__(
+        self, state: ServerState, jobs: Sequence[Job], record: RequestRecord, *, is_continued: bool = False
+    ) -> None:
+        """`record` of the HTTP request: the choices are added to it as they end.
+
+        `is_continued`: see Admission.admit.
+        """
+        self.http_id = record.request_id
+        self._record = record
         self._state = state
         self._admission = state.admission
         self._jobs = {job.request.request_id: job for job in jobs}
-        self._user = user
+        self._is_continued = is_continued
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
 
     @classmethod
     async def prepare(
-        cls, builder: JobBuilder, prompts: Sequence[Prompt], http_id: str, constraints: Sequence[Constraint] = ()
+        cls,
+        builder: JobBuilder,
+        prompts: Sequence[Prompt],
+        record: RequestRecord,
+        constraints: Sequence[Constraint] = (),
     ) -> "Generation":
         """Compile the request's grammar and build its jobs. Nothing is queued yet.
 
@@ -56,7 +69,8 @@ class Generation:
         429 while too many grammars are compiled.
         """
         grammar = await builder.texts.grammars.compile(builder.request, constraints, builder.tenant)
-        return cls(builder.state, await builder.build(prompts, grammar), http_id, builder.request.user)
+        record.user = builder.request.user
+        return cls(builder.state, await builder.build(prompts, grammar), record)
 
     @property
     def num_choices(self) -> int:
@@ -74,13 +88,18 @@ class Generation:
         ready = self._state.engine.ready
         return sum(reply_bytes(job.request, ready) for job in self._jobs.values()) if ready else 0
 
-    def usage(self) -> Usage:
-        """Return the usage up to now."""
+    @property
+    def num_completion(self) -> int:
+        """Tokens of all choices up to now."""
+        return sum(job.choice.num_tokens for job in self._jobs.values())
+
+    def usage(self, num_completion: int | None = None) -> Usage:
+        """Return the usage up to now, or with fewer completion tokens."""
         firsts = [job for job in self._jobs.values() if job.request.params.choice_index == 0]
         return count_usage(
             num_prompt=sum(len(job.request.prompt_token_ids) for job in firsts),
             num_cached=sum(self._accounts[job.request.request_id].num_cached_tokens for job in firsts),
-            num_completion=sum(job.choice.num_tokens for job in self._jobs.values()),
+            num_completion=self.num_completion if num_completion is None else num_completion,
         )
 
     def final_usage(self) -> Usage:
@@ -122,7 +141,7 @@ class Generation:
                         yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
-            raise self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
+            raise self._reason_of_death() from None
         except RequestTimedOut as timeout:
             outcome = "timeout"
             raise self._timeout_error(timeout) from None
@@ -135,27 +154,31 @@ class Generation:
             self._admission.end([job.request for job in self._jobs.values()])
 
     def _admit(self) -> None:
-        self._accounts = {request_id: self._open_account(job.request) for request_id, job in self._jobs.items()}
         try:
-            self._admission.admit([job.request for job in self._jobs.values()])
+            self._admission.admit([job.request for job in self._jobs.values()], is_continued=self._is_continued)
         except ApiError:
-            self._end(set(self._jobs), "rejected")
+            self._state.metrics.rejected(self.num_choices)
             raise
+        num_choices = Counter(job.request.params.prompt_index for job in self._jobs.values())
+        self._accounts = {
+            request_id: self._open_account(job.request, num_choices[job.request.params.prompt_index])
+            for request_id, job in self._jobs.items()
+        }
 
-    def _open_account(self, request: Request) -> RequestAccount:
+    def _open_account(self, request: Request, num_choices: int) -> RequestAccount:
         return RequestAccount(
             self._state.metrics,
-            self._state.access_log,
-            http_id=self.http_id,
-            user=self._user,
+            self._record,
             num_prompt_tokens=len(request.prompt_token_ids),
             arrival_s=request.arrival_s,
             max_tokens=request.params.max_tokens,
-            num_choices=None if request.params.choice_index else self._num_choices_of(request.params.prompt_index),
+            num_choices=None if request.params.choice_index else num_choices,
         )
 
-    def _num_choices_of(self, prompt_index: int) -> int:
-        return sum(job.request.params.prompt_index == prompt_index for job in self._jobs.values())
+    def _reason_of_death(self) -> ApiError:
+        """Return the error of a running request whose engine is gone: the server was stopped, or the engine failed."""
+        reason = self._admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S)
+        return cut_short(GONE_RETRY_S) if reason.code == "draining" else reason
 
     def _timeout_error(self, timeout: "RequestTimedOut") -> ApiError:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()
@@ -193,7 +216,7 @@ class Generation:
         return delta
 
     def _end(self, open_ids: set[int], outcome: Outcome) -> None:
-        if open_ids and outcome != "rejected":
+        if open_ids:
             self._state.engine.abort(sorted(open_ids))
         for request_id in open_ids:
             self._admission.remove(request_id)

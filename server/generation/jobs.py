@@ -11,7 +11,7 @@ from engine.errors import RequestRejectedError
 from engine.messages import Ready
 from engine.token_constraints import TokenConstraints
 from engine.types import Request, SamplingParams
-from server.errors import ApiError, invalid_value, unsupported_parameter
+from server.errors import ApiError, invalid_value, no_generation, unsupported_parameter
 from server.generation.choice import Choice, StopConditions
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
 from server.generation.reply_size import limit_reply
@@ -76,6 +76,8 @@ class JobBuilder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
+        if not ready.generates:
+            raise no_generation()
         check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
         if request.truncate_prompt_tokens is None:
             check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
@@ -85,6 +87,10 @@ class JobBuilder:
     def model_name(self) -> str:
         """The model's name as the reply repeats it."""
         return self.state.served_name(self.request.model)
+
+    def check_queue(self, num_prompts: int) -> None:
+        """Raise ApiError 429 if the queue has no room for the request, before its texts and jobs cost any work."""
+        self.state.check_queue(self.tenant, num_prompts * self.request.n)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
         """Return one job per prompt and choice, ordered by prompt, then by choice.

@@ -20,9 +20,14 @@ class Prompt:
 
 
 def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
-    """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field."""
+    """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field.
+
+    With `truncation_side` "right", which is cut off then, the first ones.
+    """
     keep = request.truncate_prompt_tokens
-    return token_ids if keep is None or keep >= len(token_ids) else token_ids[-keep:]
+    if keep is None or keep >= len(token_ids):
+        return token_ids
+    return token_ids[:keep] if request.truncation_side == "right" else token_ids[-keep:]
 
 
 def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str], param: str) -> None:

@@ -95,12 +95,12 @@ def check_token_ids(request: GenerationRequest, vocab_size: int, eos_ids: Iterab
     if isinstance(request, CompletionRequest):
         for prompt in request.prompt:
             if not isinstance(prompt, str):
-                _check_ids(prompt, vocab_size, "prompt")
-    _check_ids(map(int, request.logit_bias), vocab_size, "logit_bias")
-    _check_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
+                check_ids(prompt, vocab_size, "prompt")
+    check_ids(map(int, request.logit_bias), vocab_size, "logit_bias")
+    check_ids(request.stop_token_ids, vocab_size, "stop_token_ids")
     allowed = request.allowed_token_ids
     if allowed is not None:
-        _check_ids(allowed, vocab_size, "allowed_token_ids")
+        check_ids(allowed, vocab_size, "allowed_token_ids")
         if request.min_tokens > 0 and set(allowed) <= {*request.stop_token_ids, *eos_ids}:
             message = "'allowed_token_ids' has only end tokens, which 'min_tokens' forbids."
             raise invalid_value(message, "allowed_token_ids")
@@ -129,12 +129,13 @@ def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int
         raise ApiError(message, param=param, code="array_above_max_length")
 
 
-def _check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
+def check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
+    """Raise ApiError 400 for an id outside the vocabulary."""
     for token_id in ids:
         if token_id < 0:
             raise ApiError(f"'{param}' has a negative token id.", param=param, code="integer_below_min_value")
         if token_id >= vocab_size:
-            message = f"'{param}' has a token id outside the vocabulary of {vocab_size}."
+            message = f"'{param}' has the token id {token_id}, outside the vocabulary of {vocab_size}."
             raise ApiError(message, param=param, code="integer_above_max_value")
 
 

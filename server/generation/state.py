@@ -18,7 +18,6 @@ from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
-from server.observability.access_log import AccessLog
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.pool import Sandbox
@@ -74,7 +73,6 @@ class ServerState:
 
     engine: Engine
     metrics: Metrics
-    access_log: AccessLog
     model_names: tuple[str, ...]  # the first is the model's id, the others are aliases
     max_num_queued: int  # choices that may wait for the engine
     version: str
@@ -85,6 +83,7 @@ class ServerState:
     by_priority: bool = True  # if false, requests run in the order of their arrival
     strict_params: bool = False  # reject requests with fields that would be ignored
     tool_emulation: bool = False  # describe tools in the prompt to models that were not trained for tool calls
+    embeddings: bool = False  # embed with a model that was not trained for it, too
     strict_roles: bool = False  # reject conversations whose roles do not alternate, instead of repairing them
     texts: TextFrontend | None = None
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
@@ -109,16 +108,17 @@ class ServerState:
             raise self.admission.unavailable_reason() or unavailable("loading", LOADING_RETRY_S)
         return self.engine.ready, self.texts
 
-    def check_queue(self, http_id: str) -> None:
-        """Raise ApiError 429 if the queue has no room for a single choice, before a request costs any work.
+    def check_queue(self, tenant: int, num_choices: int = 1) -> None:
+        """Raise ApiError 429 if the queue has no room for the tenant's choices, before a request costs more work.
 
-        The metrics count a refused request as one choice: its `n` has not been read yet.
+        `num_choices`: 1 before the body is read; the metrics count a request that is refused then as one choice.
         """
-        if self.admission.is_full and self.admission.unavailable_reason() is None:
-            self.metrics.received(1)
-            self.metrics.finished("rejected")
-            self.access_log.finished(http_id, "rejected")
-            raise queue_full(self.admission.retry_after_s(1))
+        admission = self.admission
+        if admission.unavailable_reason() is not None or num_choices > admission.max_choices_of_request:
+            return  # other errors, which are raised later
+        if not admission.has_room(tenant, num_choices):
+            self.metrics.rejected(num_choices)
+            raise queue_full(admission.retry_after_s(num_choices))
 
     def served_name(self, name: str | None) -> str:
         """Return the model's name as the request has it, or the model's id if the request names none.

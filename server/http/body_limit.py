@@ -14,7 +14,7 @@ BODY_TIMEOUT_S = 30.0
 # A body up to this many times the limit is read and discarded: closing a connection with unread bytes resets it, and
 # the client would never see the 413.
 DISCARD_FACTOR = 4
-DISCARD_S = 2.0  # likewise for the rest of a body for which there is no memory
+DISCARD_S = 2.0  # likewise for the rest of a body that is late, or for which there is no memory
 
 
 class BodyLimit:
@@ -44,6 +44,7 @@ class BodyLimit:
             body = await self._read(scope, receive, lease, deadline)
         except TimeoutError:
             lease.close()
+            await _discard_rest(receive)
             await send_error(scope, send, request_memory_full(RETRY_S) if lease.is_evicted else request_timeout())
         except ApiError as error:
             lease.close()

@@ -17,6 +17,7 @@ from server.fairness.request_memory import RequestMemory
 from server.http.body_limit import BodyLimit
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
+from server.observability.access_log import AccessLog, RequestRecord
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 METRICS_PATH = "/metrics"
@@ -35,6 +36,7 @@ def with_middleware(
     accepted_hosts: frozenset[str] | None = None,
     root_path: str,
     on_http: Callable[[str, str, int], None],
+    access_log: AccessLog | None = None,
     outermost: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
     """Wrap the app in all middleware.
@@ -69,14 +71,21 @@ def with_middleware(
             health_paths=with_prefix(OPEN_PATHS, root_path),
             metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
         )
-    return RootPath(RequestIds(RequestMetrics(HttpVersions(outermost(app)), on_http)), root_path)
+    counted = RequestMetrics(HttpVersions(outermost(app)), on_http)
+    return RootPath(RequestIds(counted, access_log or AccessLog(), with_prefix(OPEN_PATHS, root_path)), root_path)
 
 
 def for_batches(
-    app: ASGIApp, *, max_body_bytes: int, request_memory: RequestMemory, on_http: Callable[[str, str, int], None]
+    app: ASGIApp,
+    *,
+    max_body_bytes: int,
+    request_memory: RequestMemory,
+    on_http: Callable[[str, str, int], None],
+    access_log: AccessLog | None = None,
 ) -> ASGIApp:
     """Wrap the app for requests of batches, which come from this process: they have a tenant, and no key."""
-    return RequestIds(RequestMetrics(BodyLimit(app, max_body_bytes, request_memory), on_http))
+    counted = RequestMetrics(BodyLimit(app, max_body_bytes, request_memory), on_http)
+    return RequestIds(counted, access_log or AccessLog())
 
 
 def with_prefix(paths: frozenset[str], root_path: str) -> frozenset[str]:
@@ -97,13 +106,17 @@ class RootPath:
 
 
 class RequestIds:
-    """Sets `scope["state"]["request_id"]` of each request and the header `x-request-id` of each response.
+    """Sets `request_id` and `record` in `scope["state"]` of each request, and `x-request-id` in each response.
 
-    Also sets `x-content-type-options: nosniff`: no browser may take a JSON response for a page or a script.
+    Logs the record when the response has ended. Also sets `x-content-type-options: nosniff`: no browser may take a JSON
+    response for a page or a script.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access_log: AccessLog, probes: frozenset[str] = frozenset()) -> None:
+        """`probes`: paths of health checks, whose errors are not logged as such."""
         self._app = app
+        self._access_log = access_log
+        self._probes = probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,9 +124,15 @@ class RequestIds:
             return
         request_id = valid_request_id(Headers(scope=scope).get("x-request-id")) or secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
+        client = scope.get("client")
+        record = RequestRecord(request_id, scope["method"], scope["path"], client[0] if client else None)
+        scope["state"]["record"] = record
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
@@ -121,7 +140,10 @@ class RequestIds:
                     headers["request-id"] = request_id  # read by Anthropic's clients
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._access_log.request_ended(record, status, is_probe=record.path in self._probes)
 
 
 def valid_request_id(sent: str | None) -> str | None:
@@ -188,7 +210,7 @@ class ApiKeys:
     def _key_index(self, scope: Scope) -> int | None:
         """Return the index of the request's key, or None. Compares all keys, so that the time reveals nothing."""
         sent = [_bearer_token(value) for name, value in scope["headers"] if name == b"authorization"]
-        if not sent and is_anthropic(scope):
+        if not sent:  # Anthropic's header; llama.cpp takes it on all paths too
             sent = [value for name, value in scope["headers"] if name == b"x-api-key"]
         if len(sent) != 1:
             return None

@@ -40,6 +40,11 @@ class RequestTracker:
             if self._num_requests == 0:
                 self._idle.set()
 
+    @property
+    def num_requests(self) -> int:
+        """Requests being answered."""
+        return self._num_requests
+
     async def wait_idle(self, timeout_s: float) -> None:
         """Wait until no request is being answered, at most `timeout_s`."""
         with contextlib.suppress(TimeoutError):

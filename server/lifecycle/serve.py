@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -43,13 +42,14 @@ from server.http.middleware import for_batches, with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
-from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
@@ -65,7 +65,6 @@ from server.tokenizer.tokenizer import TokenizerError
 
 FINISH_IDLE_S = 1.0  # after a hand-over: a client that uses its connection until then gets an answer that closes it
 FLUSH_S = 5.0  # part of the shutdown timeout in which the last events are sent; at most half of it
-SWITCH_S = 0.001  # a thread that parses or tokenizes holds the interpreter's lock for so long (Python: 5 ms)
 VERSION = importlib.metadata.version("smoe")
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
-    sys.setswitchinterval(SWITCH_S)
+    tune_interpreter()
     open_standard_streams()
     inherited = Inheritance()
     try:
@@ -116,6 +115,7 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
+        self._access_log = AccessLog()
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
             engine,
@@ -221,12 +221,12 @@ class Server:
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
-            access_log=AccessLog(),
             draw_seed=seed_source(settings.seed),
             by_priority=settings.scheduling_policy == "priority",
             strict_params=settings.strict_params,
             strict_roles=settings.strict_roles,
             tool_emulation=settings.tool_emulation,
+            embeddings=settings.embeddings,
         )
 
     def _batch_service(self, app: FastAPI) -> BatchService | None:
@@ -239,6 +239,7 @@ class Server:
             max_body_bytes=settings.max_body_bytes,
             request_memory=self._request_memory,
             on_http=self._metrics.http,
+            access_log=self._access_log,
         )
         try:
             access = open_batches(
@@ -246,6 +247,7 @@ class Server:
                 settings.api_keys,
                 lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
                 max_num_queued=settings.max_num_queued_reqs,
+                retention_days=settings.batch_retention_days,
             )
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
@@ -273,6 +275,7 @@ class Server:
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),
             root_path=settings.root_path,
             on_http=self._metrics.http,
+            access_log=self._access_log,
             outermost=lambda app: LoadShedding(app, self._connections, self._memory),
         )
 
@@ -282,7 +285,7 @@ class Server:
         turns = ReadLimiter()
         protocol = partial(
             BoundedReadProtocol,
-            on_http=self._metrics.http,
+            on_http=self._on_rejected_connection,
             connections=self._connections,
             read_limiter=turns,
             body_limiter=ReadLimiter(MAX_BODY_READS),
@@ -306,9 +309,13 @@ class Server:
             http.should_exit = True
             await task
 
+    def _on_rejected_connection(self, route: str, method: str, status: int) -> None:
+        self._metrics.http(route, method, status)
+        self._access_log.connection_rejected(status)
+
     async def _load(self) -> None:
         """Load the text frontend, then start the engine: when the engine is ready, the server is."""
-        self._report.line(f"smoe {VERSION} loads {self._model_dir}")
+        self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
@@ -344,7 +351,7 @@ class Server:
 
     def _on_ready(self, ready: Ready) -> None:
         assert self._texts is not None
-        self._report.end_progress()
+        self._report.end_progress(is_complete=True)
         try:
             self._texts.tokenizer.check_fits(ready.vocab_size)
         except TokenizerError as error:

@@ -45,6 +45,9 @@ class Shutdown:
         """Start the drain; called again, end it."""
         if self._signal is not None:
             self._second_signal.set()
+        elif self._hand_over_timeout_s is None and (num := self._in_flight.num_requests):
+            requests = "1 request still runs" if num == 1 else f"{num:,} requests still run"
+            self._report.line(f"stopping: {requests} (for up to {self._drain_timeout_s:g} s); Ctrl-C again ends now")
         elif self._hand_over_timeout_s is not None:
             asyncio.get_running_loop().call_later(self._drain_timeout_s, self._is_late.set)
         self._signal = signum
@@ -66,7 +69,7 @@ class Shutdown:
 
     def fail(self, message: str, exit_code: int) -> None:
         """Report a failure and request the end. Ignored once the end was requested."""
-        self._report.end_progress()
+        self._report.end_progress(is_complete=False)
         if self._failure is None and not self._requested.is_set():
             self._failure = (message, exit_code)
             self._report.line(f"smoe: {message}")

@@ -1,4 +1,4 @@
-"""Print the start of the server: at most 15 lines, the last one a command that sends a first request."""
+"""Print the start of the server: about 15 lines, the last one a command that sends a first request."""
 
 import time
 from collections.abc import Callable
@@ -23,11 +23,13 @@ class Stream(Protocol):
 
 
 class StartupReport:
-    """Writes the lines of the start to one stream: the first, at most 9 of progress, and `ready_lines`."""
+    """Writes the lines of the start to one stream: the first, at most 10 of progress per stage, and `ready_lines`."""
 
     def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
+        self._stage = ""  # in progress, with its size and its last line
+        self._total_bytes = 0
         self._line_at_s = clock()
         self._tenths_reported = 0
         self._bar: tuple[Progress, TaskID] | None = None
@@ -38,25 +40,38 @@ class StartupReport:
 
     def progress(self, status: EngineStatus) -> None:
         """Show how much of the weights is loaded: a bar on a terminal; elsewhere a line per 10 %, if it takes long."""
-        if status.phase != "loading" or not status.total_bytes:
+        if status.phase != "loading":
             return
         if self._stream.isatty():
             self._draw(status)
             return
+        if status.stage != self._stage:
+            self.end_progress(is_complete=True)
+            self._stage, self._total_bytes, self._line_at_s = status.stage, status.total_bytes, self._clock()
+        if not status.total_bytes:
+            return
         tenths = 10 * status.loaded_bytes // status.total_bytes
         if self._tenths_reported < tenths < 10 and self._clock() - self._line_at_s >= PROGRESS_INTERVAL_S:
-            total = "" if status.stage == COUNTED_STAGE else f" of {size(status.total_bytes)}"
-            self.line(f"{status.stage} {tenths}0%{total}")
+            self._progress_line(10 * tenths)
             self._tenths_reported = tenths
             self._line_at_s = self._clock()
 
-    def end_progress(self) -> None:
-        """Remove the bar."""
+    def end_progress(self, *, is_complete: bool) -> None:
+        """Remove the bar; elsewhere end a stage that had lines, if it is complete, with one of 100 %."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
+        if self._tenths_reported and is_complete:
+            self._progress_line(100)
+        self._stage, self._tenths_reported = "", 0
+
+    def _progress_line(self, percent: int) -> None:
+        total = "" if self._stage == COUNTED_STAGE else f" of {size(self._total_bytes)}"
+        self.line(f"{self._stage} {percent}%{total}")
 
     def _draw(self, status: EngineStatus) -> None:
+        if not status.total_bytes:
+            return
         if self._bar is None:
             from rich.console import Console
             from rich.progress import Progress
@@ -75,7 +90,9 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
-    body = f'{{"model": "{model_id}", "prompt": "It was", "max_tokens": 48, "stream": true}}'
+    path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
+    if not ready.generates:
+        path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
@@ -84,7 +101,7 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"budgets   {budgets}",
         f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
         "open it in a browser, or send a request:",
-        f"curl -N {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
     ]
 
 

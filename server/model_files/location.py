@@ -4,13 +4,23 @@ import re
 from pathlib import Path
 
 import model
-from server.model_files.stores import CONFIGS, FoundModel, ModelStores, found_models, gguf_files, hub_snapshot, with_tag
+from server.model_files.stores import (
+    CONFIGS,
+    FoundModel,
+    ModelStores,
+    found_models,
+    gguf_files,
+    hub_snapshot,
+    is_checkpoint,
+    with_tag,
+)
 
 DEMO_NAME = "smoe-demo"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 TAGGED = re.compile(r"((?:[\w.-]+/)*[\w.-]+):([\w.-]+)")  # org/name:Q4_K_M, mixtral:8x7b
 DEFAULT_TAG = "latest"  # Ollama's
 MAX_LISTED = 4
+LIST_MODELS = "`smoe models` lists what is on this machine"
 
 
 class ModelNotFoundError(Exception):
@@ -27,9 +37,11 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
         return _demo_dir()
     path = Path(name).expanduser()
     if path.is_dir():
-        return _only_gguf_file(path) or path.resolve()
+        return _checkpoint_in(path)
     if path.is_file():
         return path.absolute()  # not resolved: the parts of a model are found by name, and a link may have another
+    if name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"{name}: no such file or directory; {LIST_MODELS}")
     tagged = TAGGED.fullmatch(name)
     if tagged:
         return _tagged(name, tagged[1], tagged[2], stores)
@@ -38,7 +50,12 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
     in_ollama = with_tag(found_models(stores), name, DEFAULT_TAG)
     if len(in_ollama) == 1:
         return in_ollama[0].path.absolute()
-    raise ModelNotFoundError(f"{name}: no such file or directory; smoe models lists what is on this machine")
+    raise ModelNotFoundError(f"{name}: no such file or directory; {LIST_MODELS}")
+
+
+def described(path: Path) -> str:
+    """Return a located model's path, with the word for a GGUF file."""
+    return f"GGUF file {path}" if path.is_file() else str(path)
 
 
 def model_id(name: str | None) -> str:
@@ -56,27 +73,30 @@ def _demo_dir() -> Path:
     return Path(package_dir).resolve() / "demo"
 
 
-def _only_gguf_file(folder: Path) -> Path | None:
-    """Return the GGUF file of a folder without a config; None if the folder is a checkpoint itself, or has none."""
-    if any((folder / config).exists() for config in CONFIGS):
-        return None
+def _checkpoint_in(folder: Path) -> Path:
+    """Return the folder if it is a checkpoint, else its only GGUF file. Raises ModelNotFoundError."""
+    if is_checkpoint(folder):
+        return folder.resolve()
     files = gguf_files(folder)
     if len(files) > 1:
         raise ModelNotFoundError(f"{folder}: has {len(files)} GGUF files; name one, such as {files[0]}")
-    return files[0].absolute() if files else None
+    if not files:
+        raise ModelNotFoundError(f"{folder}: has no model: neither {' nor '.join(CONFIGS)}, and no .gguf file")
+    return files[0].absolute()
 
 
 def _repository(name: str, stores: ModelStores) -> Path:
     """Return the folder of org/name, or its only GGUF file."""
     snapshot = hub_snapshot(stores.hub_cache, name)
-    if snapshot is not None and any((snapshot / config).exists() for config in CONFIGS):
+    if snapshot is not None and is_checkpoint(snapshot):
         return snapshot.resolve()
     files = [found for found in found_models(stores) if found.name.rpartition(":")[0] == name]
     if files:
         return _only(name, files)
     if snapshot is not None:
-        return snapshot.resolve()
-    raise ModelNotFoundError(f"{name}: not in {stores.hub_cache}; download it with: hf download {name}")
+        return _checkpoint_in(snapshot)
+    where = "no such directory, and not" if Path(name).parent.is_dir() else "not"
+    raise ModelNotFoundError(f"{name}: {where} in {stores.hub_cache}; download it with: hf download {name}")
 
 
 def _tagged(name: str, model_name: str, tag: str, stores: ModelStores) -> Path:
@@ -86,7 +106,7 @@ def _tagged(name: str, model_name: str, tag: str, stores: ModelStores) -> Path:
     if REPOSITORY.fullmatch(model_name):
         way = f"download it with: hf download {model_name} --include '*{tag}*'"
     else:
-        way = "smoe models lists what is on this machine"
+        way = LIST_MODELS
     raise ModelNotFoundError(f"{name}: not on this machine; {way}")
 
 

@@ -72,12 +72,18 @@ def _lm_studio_models(folder: Path) -> Iterator[FoundModel]:
 
 def _models_of_folder(name: str, folder: Path, store: str) -> Iterator[FoundModel]:
     """Yield a folder with a config as one model, and each of its GGUF files with its tag."""
-    if any((folder / config).is_file() for config in CONFIGS):
+    if is_checkpoint(folder):
         yield FoundModel(name, folder, store)
     files = gguf_files(folder)
     tags = [tag_of(file) for file in files]
     for file, tag in zip(files, tags, strict=True):
         yield FoundModel(f"{name}:{tag if tags.count(tag) == 1 else file.stem}", file, store)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint: it has a config, which is not only that of GGUF files beside it."""
+    has_config = any((folder / config).exists() for config in CONFIGS)
+    return has_config and (bool(_entries(folder, "*.safetensors")) or not gguf_files(folder))
 
 
 def gguf_files(folder: Path) -> list[Path]:

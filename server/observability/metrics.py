@@ -71,6 +71,11 @@ class Metrics:
             self._observe_timing(timing)
             self._vllm.record_end(timing, num_generation_tokens, max_tokens, num_choices)
 
+    def rejected(self, num_choices: int) -> None:
+        """Count the choices of a request that was not admitted, as received and ended."""
+        self._requests.received.inc(num_choices)
+        self._requests.outcomes.labels("rejected").inc(num_choices)
+
     def inter_token(self, seconds: float, times: int = 1) -> None:
         """Count intervals between tokens of one choice; tokens that arrive together share their mean interval."""
         self._requests.itl.observe(seconds, times)

@@ -19,6 +19,6 @@ class CreateBatchRequest(RequestModel):
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"output_expires_after": ()}
 
     input_file_id: Annotated[str, Field(max_length=64)]
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
     completion_window: Literal["24h"]
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None

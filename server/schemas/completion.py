@@ -3,51 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
 from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.prompts import prompts_up_to
 from server.strict_json import JsonValue
 
 MAX_PROMPTS = 128
-
-
-def _prompts(value: object) -> list[str] | list[list[int]]:
-    """Turn a string, a list of strings, a list of ids, or a list of lists of ids into a list of prompts of one kind."""
-    if isinstance(value, str):
-        return _prompts([value])
-    if not isinstance(value, list):
-        raise _prompt_type()
-    if not value:
-        raise PydanticCustomError("too_short", "")
-    if _is_ids(value):
-        return [value]
-    if len(value) > MAX_PROMPTS:
-        raise PydanticCustomError("too_long", "", {"max_length": MAX_PROMPTS})
-    if all(isinstance(item, str) for item in value):
-        if not all(value):
-            raise PydanticCustomError("string_too_short", "")
-        return value
-    if not all(isinstance(item, list) and _is_ids(item) for item in value):
-        raise _prompt_type()
-    if not all(value):
-        raise PydanticCustomError("too_short", "")
-    return value
-
-
-def _is_ids(items: list[object]) -> bool:
-    return all(type(item) is int for item in items)
-
-
-def _prompt_type() -> PydanticCustomError:
-    return PydanticCustomError("prompt_type", "")
-
-
-Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[int], Field(min_length=1)]
-Several = Field(min_length=1, max_length=MAX_PROMPTS)
-AnyPrompts = Text | Annotated[list[Text], Several] | Ids | Annotated[list[Ids], Several]
 
 
 class CompletionRequest(GenerationRequest):
@@ -60,7 +23,7 @@ class CompletionRequest(GenerationRequest):
     }
     prompt_field: ClassVar[str] = "prompt"
 
-    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=AnyPrompts)]
+    prompt: Annotated[list[str] | list[list[int]], prompts_up_to(MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False

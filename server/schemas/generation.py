@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -97,6 +97,7 @@ class GenerationRequest(StructuredFields):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
     experts_per_token: Annotated[int, Field(ge=1)] | None = None

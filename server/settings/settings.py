@@ -74,6 +74,11 @@ class Settings(BaseModel):
         description="Reject chats with 400 if their roles do not alternate. Otherwise they are repaired, and "
         "the header x-smoe-repaired names the repairs.",
     )
+    embeddings: bool = Field(
+        False,
+        description="Answer /v1/embeddings and /v1/score also with a model that was not trained for embeddings, by the "
+        "hidden state of the last token.",
+    )
     tool_emulation: bool = Field(
         False,
         description='Allow tool_choice "auto" for models without tool tokens: the prompt describes the tools in words.',
@@ -112,6 +117,13 @@ class Settings(BaseModel):
         None,
         description="Directory for the files and the state of /v1/files and /v1/batches, which it enables. Created if "
         "absent.",
+    )
+    batch_retention_days: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Days that a batch and its results are kept after its end, with --batch-dir. Of each API key the "
+        "newest 1,000 are kept at most. Uploaded files stay until they are deleted.",
     )
     request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
         Field(
@@ -233,7 +245,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
-        "text", description="Format of the log: one line per finished request, never its text."
+        "text", description="Format of the log: one line per request that generates or fails, never its text."
     )
 
     @model_validator(mode="after")

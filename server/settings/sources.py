@@ -3,19 +3,26 @@
 The only module that reads the environment.
 """
 
+import difflib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from server.model_files.stores import ModelStores
+from server.settings.faults import describe
 from server.settings.settings import PREFIX, Settings, flag_name
 from server.settings.value_types import parse_size
 
 FIRST_INHERITED_FD = 3  # as for all programs that systemd starts: sd_listen_fds(3)
 MAX_INHERITED = 16
+KUBERNETES = re.compile(
+    r"SMOE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+MIN_BYTES_WITHOUT_UNIT = 1 << 20
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
 
 
@@ -48,13 +55,18 @@ def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[s
 
 
 def parse_size_flag(flag: str, text: str) -> int:
-    """Return the bytes in a flag's text; more than 0. Raises SettingsError that names the flag."""
+    """Return the bytes in a flag's text; more than 0. Raises SettingsError that names the flag.
+
+    A small number without a unit is refused: whoever writes 80 means 80GiB.
+    """
     try:
         num_bytes = parse_size(text)
     except ValueError as error:
         raise SettingsError(f"{flag}: {error}") from None
     if not isinstance(num_bytes, int) or num_bytes < 1:
         raise SettingsError(f"{flag}: should be more than 0 bytes")
+    if num_bytes < MIN_BYTES_WITHOUT_UNIT and text.strip().isdecimal():
+        raise SettingsError(f"{flag} {text.strip()}: these are bytes; add a unit, such as {text.strip()}GiB")
     return num_bytes
 
 
@@ -116,6 +128,22 @@ def _variables() -> dict[str, str]:
     return {name: values[variable] for name, variable in names if variable in values}
 
 
+def unknown_variables() -> list[str]:
+    """Return a line for each SMOE_* variable that is no setting, with the one that is probably meant.
+
+    Those that Kubernetes sets for Services named smoe or smoe-... are left out.
+    """
+    known = {PREFIX + name.upper() for name in (*Settings.model_fields, "config")}
+    given = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    unknown = [name for name in given if name.upper() not in known and not KUBERNETES.fullmatch(name)]
+    return [f"{name} is not a setting{_suggestion(name, known)}" for name in unknown]
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.upper().removeprefix(PREFIX), (one.removeprefix(PREFIX) for one in known), 1)
+    return f"; did you mean {PREFIX}{close[0]}?" if close else ""
+
+
 def _config_file(given: Path | None) -> Path | None:
     named = os.environ.get(f"{PREFIX}CONFIG")
     return Path(named) if given is None and named else given
@@ -152,15 +180,13 @@ def _origin(name: str, flags: Mapping[str, Any], variables: Mapping[str, str], o
 def _one_line(
     error: ValidationError, flags: Mapping[str, Any], variables: Mapping[str, str], config_file: Path | None
 ) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    name = str(first["loc"][0])
+    errors = error.errors(include_url=False)
+    if not errors[0]["loc"]:
+        return describe(errors[:1])
+    name = str(errors[0]["loc"][0])
     source = _origin(name, flags, variables, f"{config_file}: {name}")
-    if first["type"] == "extra_forbidden":
-        return f"{source}: there is no such setting"
-    return f"{source}: {message}{_kubernetes_hint('' if name in flags else variables.get(name, ''))}"
+    fault = describe([other for other in errors if other["loc"][:1] == (name,)])
+    return f"{source}: {fault}{_kubernetes_hint('' if name in flags else variables.get(name, ''))}"
 
 
 def _kubernetes_hint(value: str) -> str:

@@ -59,6 +59,7 @@ class TokenizerSettings:
     special_tokens: frozenset[str]  # spellings; each is a control token, whichever file its id comes from
     eos_ids: tuple[int, ...]  # from generation_config.json and config.json
     adds_bos: bool
+    adds_eos: bool | None  # behind a text to embed; None: the tokenizer file decides
     is_legacy: bool  # each text between control tokens gets SentencePiece's leading space, else only the first
     chat_template: str | None
 
@@ -79,6 +80,7 @@ def read_settings(path: Path) -> TokenizerSettings:
         special_tokens=frozenset(special),
         eos_ids=_eos_ids(path),
         adds_bos=config.get("add_bos_token") is not False,
+        adds_eos=add_eos if isinstance(add_eos := config.get("add_eos_token"), bool) else None,
         is_legacy=config.get("legacy") is not False,
         chat_template=_chat_template(path, config),
     )

@@ -37,6 +37,7 @@ class TextEncoder(Protocol):
     eos_id: int | None
     unk_id: int | None
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
+    adds_eos: bool  # the file puts the end token behind a text
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         """Encode plain text. `with_prefix`: add the leading space, if the model has that rule."""
@@ -63,6 +64,7 @@ class SentencePieceEncoder:
         self.eos_id = _id_or_none(processor.eos_id())
         self.unk_id = _id_or_none(processor.unk_id())
         self.has_dummy_prefix = processor.encode("a") != self._without_prefix.encode("a")
+        self.adds_eos = False
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         processor = self._with_prefix if with_prefix else self._without_prefix
@@ -95,6 +97,7 @@ class HfTokenizerEncoder:
         unk_token = model.get("unk_token")
         self.unk_id = vocabulary.get(unk_token) if isinstance(unk_token, str) else None
         self.has_dummy_prefix = self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
+        self.adds_eos = _ends_with_eos(description)
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         tokenizer = self._with_prefix if with_prefix else self._without_prefix
@@ -146,6 +149,15 @@ def _added_token(path: Path, entry: dict[str, object]) -> AddedToken:
         raise TokenizerError(f"{path}: an added token has no text")
     text = check_text(path, content, MAX_ADDED_CHARS)
     return AddedToken(check_token_id(path, entry.get("id")), text, bool(entry.get("special")))
+
+
+def _ends_with_eos(description: dict[str, object]) -> bool:
+    """Return whether the post-processor's template of one text ends with the end token."""
+    processor = description.get("post_processor")
+    template = processor.get("single") if isinstance(processor, dict) else None
+    last = template[-1] if isinstance(template, list) and template else None
+    special = last.get("SpecialToken") if isinstance(last, dict) else None
+    return isinstance(special, dict) and special.get("id") == "</s>"
 
 
 def _without_prefix(description: dict[str, object]) -> dict[str, object]:

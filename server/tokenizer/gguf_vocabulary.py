@@ -52,6 +52,7 @@ def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
         special_tokens=frozenset(),
         eos_ids=_end_ids(vocabulary),
         adds_bos=vocabulary.adds_bos,
+        adds_eos=vocabulary.adds_eos,
         # Version 1 puts a space in front of each text between control tokens. Templates of version 3 write it.
         is_legacy=MARKED_TURN not in vocabulary.tokens,
         chat_template=vocabulary.chat_template,

@@ -90,6 +90,8 @@ class Tokenizer:
         self.bos_id = self._table.bos_id
         self.eos_ids = self._table.eos_ids
         self._adds_bos = settings.adds_bos and self.bos_id is not None
+        adds_eos = encoder.adds_eos if settings.adds_eos is None else settings.adds_eos
+        self._end_of_text = list(self.eos_ids[:1]) if adds_eos else []
         self._max_token_bytes = max(map(len, self._raw_bytes), default=1)
 
     @property
@@ -128,6 +130,19 @@ class Tokenizer:
         """Encode plain text. The only control token is the bos in front, where the checkpoint adds one."""
         ids = self._encode_text(text, is_first=True)
         return [self.bos_id, *ids] if add_special_tokens and self._adds_bos and self.bos_id is not None else ids
+
+    def encode_to_embed(self, text: str, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
+        """Encode plain text between the control tokens that the checkpoint puts around it: bos, and eos if it adds one.
+
+        Embedding models are trained with these, and many embed a text as the state of its eos. A text of more than
+        `max_tokens` tokens loses its end, not its control tokens.
+        """
+        start = [self.bos_id] if add_special_tokens and self._adds_bos and self.bos_id is not None else []
+        end = self._end_of_text if add_special_tokens else []
+        ids = self._encode_text(text, is_first=True)
+        room = None if max_tokens is None else max(0, max_tokens - len(start) - len(end))
+        encoded = [*start, *ids[:room], *end]
+        return encoded if max_tokens is None else encoded[-max_tokens:]
 
     def encode_with_specials(self, text: str, *, guard: str = "") -> list[int]:
         """Encode a rendered template: control tokens' spellings become their ids, as in LlamaTokenizer.

@@ -10,7 +10,7 @@ from tests.support.running import BLOCKAGES, RunningServer, start_server
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """One float32 server for all tests that leave it idle and unchanged."""
-    with start_server("--dtype", "float32", "--threads", "1") as running:
+    with start_server("--dtype", "float32", "--threads", "1", "--embeddings") as running:
         yield running
         running.settled_metrics()
 

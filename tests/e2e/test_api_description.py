@@ -87,17 +87,19 @@ def spelled_as_integers(value: Any) -> Any:
 
 def shortened(path: str, body: Any) -> Any:
     """Return a request with less work. Valid requests stay valid, invalid ones invalid."""
-    if path not in LENGTHS or not isinstance(body, dict):
+    if not isinstance(body, dict):
         return body
     body = dict(body)
+    for timeout in ("timeout_s", "queue_timeout_s"):
+        if isinstance(body.get(timeout), int | float) and 0 < body[timeout] < 600:
+            body[timeout] = 600
+    if path not in LENGTHS:
+        return body
     name = LENGTHS[path]
     if body.get(name) is None or (type(body[name]) is int and NUM_TOKENS < body[name] <= MAX_MODEL_LEN):
         body[name] = NUM_TOKENS
     if type(body.get("min_tokens")) is int and NUM_TOKENS < body["min_tokens"] <= MAX_MODEL_LEN:
         body["min_tokens"] = NUM_TOKENS
-    for timeout in ("timeout_s", "queue_timeout_s"):
-        if isinstance(body.get(timeout), int | float) and 0 < body[timeout] < 600:
-            body[timeout] = 600
     return body
 
 
@@ -130,6 +132,8 @@ def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
         body.get("bad_words") and body.get("allowed_token_ids") is not None,
         (body.get("prompt") is None) == (body.get("messages") is None) and path == "/tokenize",
         any(body.get(name) is not None for name in DEPENDENT),
+        body.get("truncate_prompt_tokens") == 0,  # -1 is the whole context
+        num_prompts(body.get("text_1")) not in (1, num_prompts(body.get("text_2"))),
         uses_tools(body.get("messages")) or uses_tools(body.get("input")),
     ]
     return any(rules)

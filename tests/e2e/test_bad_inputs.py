@@ -16,10 +16,12 @@ from tests.e2e.bad_inputs.rows import (
     COMPLETIONS,
     COUNT,
     DETOKENIZE,
+    EMBEDDINGS,
     EVERYWHERE,
     HI,
     MESSAGES,
     RESPONSES,
+    SCORE,
     TOKENIZE,
     Body,
     Endpoint,
@@ -165,6 +167,9 @@ ODD_BUT_LEGAL: list[tuple[Endpoint, Body]] = [
     (COMPLETIONS, {"structured_outputs": {"regex": "/\n|\\\\"}}),
     (TOKENIZE, {"model": None, "prompt": "\0\u202e"}),
     (DETOKENIZE, {"tokens": [], "model": None}),
+    *[(EMBEDDINGS, {"input": text}) for text in (" ", "\0", "\ufeff", "</s>", [[0], [3071]], [2])],
+    (EMBEDDINGS, {"input": " ", "add_special_tokens": False, "dimensions": 1, "truncate_prompt_tokens": 1}),
+    (SCORE, {"text_1": "\0", "text_2": ["\ufeff", " "]}),
     (RESPONSES, {"input": "", "metadata": None}),
     (MESSAGES, {"system": "", "messages": [HI, HI]}),
 ]
@@ -231,6 +236,8 @@ BODY_WITH: dict[str, Callable[[str], Body]] = {
     MESSAGES.path: lambda text: {"messages": [{"role": "user", "content": text}]},
     COUNT.path: lambda text: {"messages": [{"role": "user", "content": text}]},
     TOKENIZE.path: lambda text: {"prompt": text},
+    EMBEDDINGS.path: lambda text: {"input": text},
+    SCORE.path: lambda text: {"text_2": text},
 }
 
 

@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from engine.messages import PromptScores, StepDone, StepPart
+from engine.messages import PromptScores, StepDone, StepPart, encode_frame
 from engine.step_frames import MAX_FRAME_VALUES, num_output_values, step_messages
 from engine.types import RequestOutput, StepOutput, StepStats, TokenLogprobs
 
@@ -49,3 +49,12 @@ def test_a_large_step_arrives_whole_in_messages_of_bounded_size() -> None:
                 output if ahead is None else msgspec.structs.replace(output, prompt_logprobs=ahead + (rest or []))
             )
     assert not early and received == outputs
+
+
+def test_embeddings_are_sent_in_frames_of_bounded_size() -> None:
+    outputs = [RequestOutput(i, finish_reason="stop", embedding=bytes([i % 256]) * 4 * 4096) for i in range(400)]
+    *parts, last = step_messages(StepOutput(outputs, StepStats()), [])
+    assert isinstance(last, StepDone) and all(isinstance(part, StepPart) for part in parts)
+    sent = [*(output for part in parts if isinstance(part, StepPart) for output in part.outputs), *last.step.outputs]
+    assert sent == outputs
+    assert len(parts) >= 2 and all(len(encode_frame(message)) < 2 << 20 for message in (*parts, last))

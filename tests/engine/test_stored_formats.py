@@ -102,19 +102,34 @@ def test_quantized_checkpoints_give_the_bits_of_their_decoded_weights(name: str,
     source = save_in_layout(random_model(Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=104)), tmp_path / "a")
     weights = save_quantized(source, tmp_path / "quantized", name)
     save_torch_file({each: weight.float() for each, weight in weights.items()}, source / "model.safetensors")
-    decoded = {"backend": "reference"}  # the native backend multiplies groups in order as they are
+    decoded = {"backend": "reference"}  # the native backend multiplies groups as they are
     assert answers(tmp_path / "quantized", **decoded) == answers(source, **decoded)
 
 
-@pytest.mark.parametrize("name", ["AWQ", "GPTQ", "compressed-tensors, zeros"])
-def test_groups_of_4_bits_answer_like_their_decoded_weights(name: str, tmp_path: Path) -> None:
+KEPT = {
+    "AWQ": "INT4_G32",
+    "GPTQ act-order": "INT4_G32",
+    "GPTQ 8-bit": "INT8_G32",
+    "compressed-tensors, zeros": "INT4_G32",
+    "compressed-tensors, act-order": "INT4_G32",
+    "compressed-tensors INT8": "INT8_G64",
+    "MLX": "AFFINE4_G32",
+    "MLX 8-bit": "AFFINE8_G32",
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_groups_answer_like_their_decoded_weights(name: str, tmp_path: Path) -> None:
+    """The kernels round the activations of each group to int8. The same bits in any batch and with any threads."""
     shape = Shape(dim=64, hidden_dim=64, num_experts=2, vocab_size=104)  # both experts count: no choice can change
     source = save_in_layout(random_model(shape), tmp_path / "a")
     weights = save_quantized(source, tmp_path / "quantized", name)
     save_torch_file({each: weight.float() for each, weight in weights.items()}, source / "model.safetensors")
     found, decoded = prompt_logprobs(tmp_path / "quantized"), prompt_logprobs(source)
     assert 0 < np.abs(found - decoded).max() < 0.1
-    assert "-INT4_G32-" in LocalEngine(tmp_path / "quantized", **SMALL).fingerprint
+    again = prompt_logprobs(tmp_path / "quantized", threads=2, max_num_batched_tokens=7)
+    assert np.array_equal(found, again)
+    assert f"-{KEPT[name]}-" in LocalEngine(tmp_path / "quantized", **SMALL).fingerprint
 
 
 def test_mistrals_own_layout_gives_the_bits_of_hugging_faces(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ Body = dict[str, Any]
 Ending = Literal["read", "leave", "stall", "hold"]  # after sending: read the answer, leave, stop reading, hold the end
 
 NUM_IDS = 3000  # of the bundled model's vocabulary
+NUM_TOOLS, NUM_TURNS = 30, 480  # as many as its context holds
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,8 @@ def distinct_schema(number: int, _: random.Random) -> bytes:
 
 
 def distinct_regex(number: int, _: random.Random) -> bytes:
-    body = completion(
-        prompt=prompts(30, 3), n=8, max_tokens=4, structured_outputs={"regex": f"[a-z]{{1,{number % 900}}}"}
-    )
+    regex = f"[a-z]{{1,{1 + number % 900}}}"
+    body = completion(prompt=prompts(30, 3), n=8, max_tokens=4, ignore_eos=False, structured_outputs={"regex": regex})
     return post("/v1/completions", body)
 
 
@@ -116,7 +116,7 @@ TOOLS = [
         "type": "function",
         "function": {"name": f"f{i}", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}},
     }
-    for i in range(64)
+    for i in range(NUM_TOOLS)
 ]
 STOPS = ["x" * 255 + str(i) for i in range(4)]
 LARGE = 1 << 20
@@ -140,7 +140,8 @@ SHAPES = [
     Shape("many prompts", same("/v1/completions", completion(prompt=prompts(112, 3), n=8, max_tokens=4))),
     Shape("long prompts", each(long_prompt)),
     Shape("/tokenize texts", same("/tokenize", {"model": MODEL, "prompt": "truth " * 1500})),
-    Shape("/tokenize messages", same("/tokenize", {"model": MODEL, "messages": turns(9999)})),
+    Shape("/tokenize messages", same("/tokenize", {"model": MODEL, "messages": turns(NUM_TURNS)})),
+    Shape("too many messages", same("/tokenize", {"model": MODEL, "messages": turns(9999)})),
     Shape("/detokenize", same("/detokenize", {"model": MODEL, "tokens": [500] * 250_000})),
     Shape("/experts", each(lambda number, rng: get(f"/experts?window={1 + number % 60}"))),
     Shape("large JSON", same("/v1/completions", completion(x=[[] for _ in range(90_000)]))),

@@ -84,6 +84,14 @@ class MemoryCgroup:
             time.sleep(0.1)
 
 
+# Each token of a text reaches new states of the lexer, up to its limit.
+GREEDY = {"regex": r"(.*[\p{Lu}].{12})+"}
+GREEDY_SCHEMA = {
+    "type": "object",
+    "properties": {f"p{i}": {"type": "string", "pattern": "^(.*[ae].{14})+$"} for i in range(99)},
+}
+
+
 def largest_requests() -> list[bytes]:
     """Return requests that have the maximum of every field, as far as fields go together."""
     constrained = {"logit_bias": BIASES, "bad_words": WORDS, "stop": STOPS, "stop_token_ids": list(range(256))}
@@ -101,6 +109,8 @@ def largest_requests() -> list[bytes]:
         ("/v1/chat/completions", chat(n=8, logprobs=True, top_logprobs=20, max_tokens=1900, expert_usage=True)),
         ("/v1/completions", completion(n=8, expert_routing=True, logprobs=20, max_tokens=1900)),
         ("/v1/completions", completion(n=8, stream=True, logprobs=20, max_tokens=1900)),
+        ("/v1/completions", completion(n=8, max_tokens=1900, structured_outputs=GREEDY)),
+        ("/v1/completions", completion(n=8, max_tokens=1900, structured_outputs={"json": GREEDY_SCHEMA})),
         ("/tokenize", {"model": "smoe-demo", "prompt": "truth " * 160_000, "return_token_strs": True}),
         ("/detokenize", {"model": "smoe-demo", "tokens": [500] * 250_000}),
     ]
@@ -108,6 +118,8 @@ def largest_requests() -> list[bytes]:
 
 
 async def send(url: str, request: bytes, statuses: Counter[str]) -> None:
+    """Count the request's status. A 200 that is cut counts as cut; what follows a refusal does not matter."""
+    status = ""
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await connect(url)
@@ -115,13 +127,15 @@ async def send(url: str, request: bytes, statuses: Counter[str]) -> None:
                 writer.write(request)
                 await writer.drain()
                 head = await reader.read(1 << 16)
-                statuses[head[9:12].decode() or "closed"] += 1
+                status = head[9:12].decode() or "closed"
                 while await reader.read(1 << 20):
                     pass
             finally:
                 writer.transport.abort()
     except (OSError, TimeoutError) as error:
-        statuses[type(error).__name__] += 1
+        if status in ("", "200"):
+            status = f"{status} {type(error).__name__}".strip()
+    statuses[status] += 1
 
 
 async def send_all(url: str, num_runs: int) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""4-bit groups of AWQ, GPTQ and compressed-tensors are read into blocks with exactly the weights of their formats."""
+"""Groups of AWQ, GPTQ, compressed-tensors and MLX are read into blocks with exactly the weights of their formats."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from model.loader import load_model
 from model.ops.interface import packed_bytes
 from model.packed_groups import read_group_matrix
 from tests.support.block_matrices import decoded
-from tests.support.checkpoints import Shape, edit_config, random_model, save_in_layout
+from tests.support.checkpoints import Shape, edit_config, edit_tensors, random_model, save_in_layout
 from tests.support.native_cases import ISAS, native
 from tests.support.paged import CPU
 from tests.support.quantized_checkpoints import FORMATS, gptq, save_quantized
@@ -24,7 +24,9 @@ from tests.support.quantized_checkpoints import FORMATS, gptq, save_quantized
 SHAPE = Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=96)
 KEPT = [
     *("AWQ", "GPTQ", "GPTQ v2", "GPTQ, one group", "AutoRound as GPTQ", "AutoRound as AWQ", "AutoRound"),
-    *("compressed-tensors", "compressed-tensors, zeros"),
+    *("compressed-tensors", "compressed-tensors, zeros", "GPTQ 8-bit", "GPTQ act-order"),
+    *("compressed-tensors, act-order", "compressed-tensors 8-bit", "compressed-tensors INT8", "MLX", "MLX 8-bit"),
+    *("MLX 2-bit",),
 ]
 
 
@@ -34,8 +36,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_groups_in_order_have_the_weights_of_their_format(name: str, plain: Path, tmp_path: Path) -> None:
-    """Others (8 bits, act-order, FP8, nf4, MLX) are decoded."""
+def test_groups_have_the_weights_of_their_format(name: str, plain: Path, tmp_path: Path) -> None:
+    """Others (FP8, nf4) are decoded."""
     weights = save_quantized(plain, tmp_path / "q", name)
     config, _ = read_config(tmp_path / "q")
     stored = read_stored_weights(tmp_path / "q", config)
@@ -49,20 +51,37 @@ def test_groups_in_order_have_the_weights_of_their_format(name: str, plain: Path
             assert torch.equal(decoded(blocks), weights[each].float())
 
 
-def test_loaded_groups_take_the_bytes_that_headers_promise(plain: Path, tmp_path: Path) -> None:
-    save_quantized(plain, tmp_path / "q", "AWQ")
+@pytest.mark.parametrize("name", KEPT)
+def test_loaded_groups_take_the_bytes_that_headers_promise(name: str, plain: Path, tmp_path: Path) -> None:
+    save_quantized(plain, tmp_path / "q", name)
     ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "q")
     stored = read_stored_weights(tmp_path / "q", config)
     loaded = load_model(tmp_path / "q", config, torch.float32, CPU, ops, lambda done, total: None)
     assert packed_bytes(loaded.weights) == sum(weight_bytes(stored, 4, "none", ops.block_formats).values())
 
 
-def test_groups_out_of_order_without_desc_act_are_refused_in_one_line(plain: Path, tmp_path: Path) -> None:
-    save_quantized(plain, tmp_path / "q", "GPTQ act-order")
+def test_groups_out_of_order_need_no_desc_act(plain: Path, tmp_path: Path) -> None:
+    weights = save_quantized(plain, tmp_path / "q", "GPTQ act-order")
     edit_config(tmp_path / "q", quantization_config=FORMATS["GPTQ"].config)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    matrix = read_stored_weights(tmp_path / "q", read_config(tmp_path / "q")[0])[name]
+    assert isinstance(matrix, PackedMatrix)
+    assert torch.equal(decoded(read_group_matrix(matrix, matrix.dtype, 1)), weights[name])
+
+
+def test_groups_of_unequal_sizes_are_refused_in_one_line_and_decoded_with_quantization(
+    plain: Path, tmp_path: Path
+) -> None:
+    save_quantized(plain, tmp_path / "q", "GPTQ act-order")
+    edit_tensors(
+        tmp_path / "q",
+        lambda tensors: tensors.update({name: part // 2 for name, part in tensors.items() if name.endswith("g_idx")}),
+    )
     config, _ = read_config(tmp_path / "q")
-    with pytest.raises(CheckpointError, match=r"g_idx is not in order, but config.json has no desc_act; set it to tr"):
+    with pytest.raises(CheckpointError, match=r"g_idx has groups of unequal sizes; --quantization int8 reads it$"):
         load_model(tmp_path / "q", config, torch.float32, CPU, native(ISAS[-1]), lambda done, total: None)
+    ops = native(ISAS[-1], quantization="int8")
+    load_model(tmp_path / "q", config, torch.float32, CPU, ops, lambda done, total: None)
 
 
 def test_a_group_of_256_becomes_two_with_the_same_scale(tmp_path: Path) -> None:

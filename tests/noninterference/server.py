@@ -20,7 +20,6 @@ from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer, RequestTracker
-from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.settings.settings import Settings
 from tests.support.running import MODEL
@@ -33,7 +32,6 @@ def state_around(client: EngineClient, texts: TextFrontend) -> ServerState:
     return ServerState(
         engine=client,
         metrics=Metrics(MODEL),
-        access_log=AccessLog(),
         model_names=(MODEL,),
         max_num_queued=128,
         num_tenants=len(KEYS),

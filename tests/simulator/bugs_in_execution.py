@@ -140,6 +140,20 @@ EXECUTION_BUGS = [
         "except Exception:",
         "except KeyError:",
     ),
+    # Embeddings
+    bug("the row before a prompt's last is embedded", "execution.embeddings:hidden_rows", "end - 1", "max(0, end - 2)"),
+    bug(
+        "embeddings of a step's first half are lost",
+        "execution.fault_isolation:_merged",
+        "first.embeddings | second.embeddings",
+        "second.embeddings",
+    ),
+    bug(
+        "a prompt is embedded at its first chunk",
+        "scheduling.step_commit:StepCommitter._commit_chunk",
+        "sequence.num_computed == sequence.num_prompt_tokens",
+        "True",
+    ),
     # Persistent batch
     bug(
         "a resumed request's row keeps its old blocks",

@@ -209,4 +209,53 @@ SCHEDULING_BUGS = [
             ),
         ),
     ),
+    # Shares of a step's time
+    bug(
+        "the time of a tenant's prompts is not counted",
+        "scheduling.prompt_share:PromptShare.use",
+        "+= self._times.chunk_s + length * position_s",
+        "= 0.0",
+    ),
+    bug(
+        "the chunk that a share leaves may be empty",
+        "scheduling.prompt_share:PromptShare.max_positions",
+        "max(self._min_positions, length)",
+        "length",
+    ),
+    bug(
+        "one tenant's prompts use up the share of all",
+        "scheduling.prompt_share:PromptShare.max_positions",
+        "self._used_s.get(sequence.tenant, 0.0)",
+        "sum(self._used_s.values())",
+    ),
+    bug(
+        "a share is as large as that of all tenants",
+        "scheduling.prompt_share:PromptShares.open",
+        " / num_active",
+        "",
+    ),
+    bug(
+        "a lone tenant's prompts are bounded",
+        "scheduling.prompt_share:PromptShares.open",
+        "num_active < 2",
+        "num_active < 1",
+    ),
+    bug(
+        "a tenant that has ended its request is active forever",
+        "scheduling.prompt_share:PromptShares.open",
+        "now - active_s <= ACTIVE_S",
+        "now >= active_s",
+    ),
+    bug(
+        "a tenant that only waits is not active",
+        "scheduling.fairness:FairShare.present",
+        "chain(self._num_waiting.items(), self._num_running.items())",
+        "self._num_running.items()",
+    ),
+    bug(
+        "running prompts pass the share",
+        "scheduling.scheduler:Scheduler._schedule",
+        "step.prompt_share.max_positions(sequence) if needed > 1 else 1",
+        "needed",
+    ),
 ]

@@ -4,9 +4,10 @@ A slot stores a 64-bit mix of (token, absolute position, slot before it). The ne
 window, read through the block table. A stale block, an early free, a block in two tables, a wrong slot or a window off
 by one changes a token. The value before position 0 is a mix of everything that the root hash covers, so that a block
 shared across salts, tenants, numbers of experts or masks changes tokens too. The oracle computes the same from a plain
-list of tokens.
+list of tokens. The hidden state of a position has a 1 at the place of its next token, modulo DIM, and 0 elsewhere.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, Ste
 from engine.types import ExpertChoices, Request
 
 POISON = 0xDEADBEEFDEADBEEF  # in blocks that are neither held nor cached
+DIM = 8  # numbers of a hidden state
 NAN = -1  # stands for NaN: a position that reads it computes NaN
 
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
@@ -51,6 +53,11 @@ def oracle(root: int, prompt: list[int], count: int, window: int | None, vocab: 
         if position >= len(prompt) - 1:
             tokens.append(next_token(values[-window:] if window else values, vocab))
     return tokens
+
+
+def embedding_of(token: int, length: int) -> bytes:
+    """Return the first `length` numbers of the hidden state whose next token is `token`."""
+    return struct.pack(f"<{length}f", *(float(place == token % DIM) for place in range(length)))
 
 
 def next_token(values: Iterable[int], vocab: int) -> int:
@@ -90,6 +97,7 @@ class ExactRunner:
         written: dict[int, int] = {}  # applied after all chunks: no sequence reads what another writes in this step
         sampled: dict[int, Sampled | RowFailed] = {}
         choices: dict[int, ExpertChoices] = {}
+        embeddings: dict[int, bytes] = {}
         for chunk in plan.chunks:
             request_id = chunk.sequence.request_id
             tokens = [self._token(chunk.sequence, p) for p in range(chunk.start, chunk.start + chunk.length)]
@@ -98,11 +106,14 @@ class ExactRunner:
             outcome = self._outcome(chunk, values)
             if outcome is not None:
                 sampled[request_id] = outcome
+            elif chunk.embeds:
+                token = next_token(self._visible(chunk, values), self.vocab)
+                embeddings[request_id] = embedding_of(token, chunk.sequence.request.embedding_len or 0)
             if chunk.sequence.experts:
                 choices[request_id] = self._choices(chunk, tokens)
         for slot, value in written.items():
             self.slots[slot] = value
-        return Computed(StepResult(sampled, {}, choices))
+        return Computed(StepResult(sampled, {}, choices, embeddings))
 
     def _token(self, sequence: Sequence, position: int) -> int:
         if position < len(sequence.token_ids):

@@ -73,6 +73,10 @@ class Clock:
             self.now += self._faults.rng.choice((3.0, 60.0))
         return self.now
 
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
 
 class FaultyPool(BlockPool):
     """Block pool that sometimes reports fewer free blocks than it has."""
@@ -118,6 +122,7 @@ class FaultyRunner:
     set_nans: Callable[[StepPlan, set[int]], None]  # makes these requests of the plan compute NaN
     corrupt_block: Callable[[StepPlan], set[int]]  # -> ids of the requests that hold the block
     cancel: Callable[[], None]  # may abort a request
+    on_launch: Callable[[StepPlan], None] = lambda plan: None
     raising_ids: set[int] = field(default_factory=set)  # every step with one of them raises
     nan_ids: set[int] = field(default_factory=set)
     bad_expert_ids: set[int] = field(default_factory=set)
@@ -128,6 +133,7 @@ class FaultyRunner:
 
     def launch(self, plan: StepPlan) -> Any:
         self.launched.append(plan)
+        self.on_launch(plan)
         self.cancel()
         self.failures = self._draw(plan)
         return self._attempt(plan)

@@ -6,7 +6,7 @@ from engine.engine import Engine
 from engine.scheduling.sequence import Sequence, Status
 from engine.types import Request, RequestOutput, StepStats
 from tests.simulator.faults import Clock, FaultyPool, FaultyRunner
-from tests.simulator.record import Record, check_experts, expected
+from tests.simulator.record import Record, check_experts, expected, expected_embedding
 from tests.simulator.setup import Setup
 
 
@@ -36,6 +36,9 @@ class Invariants:
         if reason in ("stop", "length"):
             assert (record.token_ids, reason) == (tokens, end), (
                 f"request {request.request_id} got {record.token_ids} {reason}, not {tokens} {end}"
+            )
+            assert record.embedding == expected_embedding(self.setup, request), (
+                f"request {request.request_id} got the embedding {record.embedding!r}"
             )
             # With asynchronous scheduling, a request may finish before the step that would make it fail is applied.
             assert self.setup.ahead or not self._must_fail(request), "a fault was ignored"

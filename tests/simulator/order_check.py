@@ -32,8 +32,9 @@ class OrderCheck:
         record = self.records[sequence.request_id]
         return record.request.priority if self.by_priority else 0, record.arrival
 
-    def check(self, plans: list[StepPlan]) -> None:
-        """Raise AssertionError if the step broke the order. `plans`: those that it launched."""
+    def check(self, plans: list[StepPlan], spent: set[int]) -> None:
+        """Raise AssertionError if the step broke the order. `plans`: those that it launched. `spent`: tenants whose
+        prompts had no time left in the step."""
         for plan in plans:
             for chunk in plan.chunks:
                 self.records[chunk.sequence.request_id].was_scheduled = True
@@ -46,7 +47,7 @@ class OrderCheck:
         for sequence in started:
             mine = (s for s in waiting if self.tenant(s) == self.tenant(sequence))
             assert not any(self.order(s) < self.order(sequence) for s in mine), "the queue was overtaken"
-        self._check_shares(started, waiting)
+        self._check_shares(started, {s for s in waiting if self.tenant(s) not in spent})
 
     def _note_turns(self, admitted: set[Sequence], unfinished: set[Sequence]) -> None:
         """Note in which step each request was admitted first, and which ones a later request of its tenant passed."""

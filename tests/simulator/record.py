@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.types import Request
-from tests.simulator.exact import experts_of, mix, oracle, root_of
+from tests.simulator.exact import embedding_of, experts_of, mix, oracle, root_of
 from tests.simulator.setup import NUM_EXPERTS, NUM_LAYERS, VOCAB, K, Setup
 
 ENDS = ("stop", "length", "error", "queue_timeout", "timeout")
@@ -20,6 +20,7 @@ class Record:
     token_ids: list[int] = field(default_factory=list)
     prompt_experts: list[list[int]] | None = None
     routing: list[list[list[int]]] = field(default_factory=list)
+    embedding: bytes | None = None
     end: str | None = None  # one of ENDS, or "cancelled"
     was_scheduled: bool = False
     turn: int | None = None  # number of the step that admitted it first
@@ -31,14 +32,27 @@ def expected(setup: Setup, max_model_len: int, request: Request) -> tuple[list[i
     params, prompt = request.params, request.prompt_token_ids
     max_new_tokens = max_model_len - len(prompt)
     count = min(params.max_tokens, max_new_tokens)
-    resolved = _resolved(request)
-    root = mix(0, resolved.experts_per_token or 0) if setup.with_rows else root_of(resolved)
-    tokens = oracle(root, prompt, count, setup.window, VOCAB) if count else []
+    if request.embedding_len is not None:
+        return [], "stop"
+    tokens = oracle(_root(setup, request), prompt, count, setup.window, VOCAB) if count else []
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(setup.eos))
     for number, token in enumerate(tokens, 1):
         if token in stops and number > params.min_tokens:
             return tokens[:number], "stop"
     return tokens, "length"
+
+
+def expected_embedding(setup: Setup, request: Request) -> bytes | None:
+    """Return the request's embedding according to the oracle; None if it wants none."""
+    if request.embedding_len is None:
+        return None
+    [token] = oracle(_root(setup, request), request.prompt_token_ids, 1, setup.window, VOCAB)
+    return embedding_of(token, request.embedding_len)
+
+
+def _root(setup: Setup, request: Request) -> int:
+    resolved = _resolved(request)
+    return mix(0, resolved.experts_per_token or 0) if setup.with_rows else root_of(resolved)
 
 
 def _resolved(request: Request) -> Request:

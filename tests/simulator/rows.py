@@ -47,6 +47,7 @@ class ExactNetwork:
         assert batch.routing is not None
         ks = batch.routing.experts_per_token.tolist()
         wanted = {row: index for index, row in enumerate(batch.logit_rows.tolist())}
+        pooled = {} if batch.hidden is None else {row: i for i, row in enumerate(batch.hidden.rows.tolist())}
         logits = torch.zeros(len(wanted), self.config.vocab_size)
         for sequence, table in enumerate(tables):
             for row in range(starts[sequence], starts[sequence + 1]):
@@ -61,18 +62,21 @@ class ExactNetwork:
                 if batch.finite is not None:
                     batch.finite[row] = not is_nan
                 if row in wanted:
-                    self._write_logits(logits[wanted[row]], pool, table, position, is_nan)
+                    self._write(logits[wanted[row]], pool, table, position, is_nan)
+                if batch.hidden is not None and row in pooled:
+                    self._write(batch.hidden.states[pooled[row]], pool, table, position, is_nan)
         self.nan_rows = set()
         return logits
 
-    def _write_logits(self, row: Tensor, pool: ExactPool, table: list[int], position: int, is_nan: bool) -> None:
+    def _write(self, row: Tensor, pool: ExactPool, table: list[int], position: int, is_nan: bool) -> None:
+        """Write logits or a hidden state: 1 at the place of the next token, 0 elsewhere; or NaN everywhere."""
+        row.fill_(float("nan") if is_nan else 0.0)
         if is_nan:
-            row.fill_(float("nan"))
             return
         window = self.config.window
         first = max(0, position - window + 1) if window else 0
         values = [pool.slots[_slot(pool, table, p)] for p in range(first, position + 1)]
-        row[next_token(values, self.config.vocab_size)] = 1.0
+        row[next_token(values, self.config.vocab_size) % len(row)] = 1.0
 
     def _reads_a_nan(self, pool: ExactPool, table: list[int]) -> bool:
         size = pool.block_size

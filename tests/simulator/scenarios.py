@@ -103,6 +103,11 @@ SCENARIOS = [
     ),
     Scenario("a deadline passes while a request decodes", _pool(8), {0: _requests((4, 30), (4, 9), deadline_s=9.0)}),
     Scenario("prompts that are only scored", _pool(8, budget=4), {0: _requests((9, 0), (6, 2))}),
+    Scenario(
+        "prompts that are embedded beside one that decodes",
+        _pool(8, budget=4),
+        {0: [{"prompt": _prompt(6), "max_tokens": 4}, *_requests((9, 0), (7, 0), embedding_len=8)]},
+    ),
     Scenario("one step ahead", _pool(8, ahead=True), {0: _requests((6, 8), (9, 5)), 3: _requests((3, 3))}),
     Scenario("one step ahead in a pool too small", _pool(6, ahead=True), {0: _requests((6, 9), (6, 9), (6, 9))}),
     Scenario(

@@ -6,9 +6,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import engine.scheduling.sequence
 from engine.scheduling.block_hash import BlockHash
+from tests.simulator.exact import DIM
 from tests.simulator.faults import POINTS, Point
 from tests.simulator.setup import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup
 from tests.simulator.simulation import Simulation
@@ -24,13 +26,20 @@ class ViolationError(AssertionError):
 def run_seed(seed: int) -> Simulation:
     """Run the schedule of a seed. Raises ViolationError."""
     rng = random.Random(seed)
-    tenants = random.Random(f"tenants {seed}")
+    tenants, embeddings = random.Random(f"tenants {seed}"), random.Random(f"embeddings {seed}")
     setup = replace(_setup(rng), num_tenants=tenants.choice([1, 1, 2, 3]))
+    shares = random.Random(f"shares {seed}")
+    setup = replace(
+        setup,
+        position_s=shares.choice([0.0, 0.1, 0.3]) if setup.num_tenants > 1 else 0.0,
+        prompt_s=shares.choice([0.06, 0.5, 2.0]),
+        min_positions=shares.choice([1, 2, 5, 16]),
+    )
     simulation = Simulation(setup, rng, _rates(rng))
     with _child_hashes(weak=setup.window is None and rng.random() < 0.2):
         log.disabled = True  # the engine logs injected faults
         try:
-            _chaos(simulation, rng, tenants)
+            _chaos(simulation, rng, tenants, embeddings)
             simulation.heal()
             simulation.run()
         except Exception as error:
@@ -92,13 +101,17 @@ def _rates(rng: random.Random) -> dict[Point, float]:
     return rates
 
 
-def _chaos(simulation: Simulation, rng: random.Random, tenants: random.Random) -> None:
+def _chaos(simulation: Simulation, rng: random.Random, tenants: random.Random, embeddings: random.Random) -> None:
+    """Add requests and step. Half of those without tokens to generate are prompts to embed."""
     stem = _tokens(rng, rng.randint(1, simulation.setup.max_model_len // 2))  # shared by some prompts
     rate = rng.choice([0.2, 0.4, 1.0])
     for _ in range(rng.randint(5, 50)):
         if rng.random() < rate:
             tenant = tenants.randrange(simulation.setup.num_tenants)
-            simulation.add(**_request(rng, stem, simulation.clock.now), tenant=tenant)
+            request = _request(rng, stem, simulation.clock.now)
+            if request["max_tokens"] == 0 and embeddings.random() < 0.5:
+                request["embedding_len"] = embeddings.choice([3, DIM])
+            simulation.add(**request, tenant=tenant)
         simulation.step()
 
 
@@ -106,7 +119,7 @@ def _tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(VOCAB) for _ in range(count)]
 
 
-def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, object]:
+def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, Any]:
     """Draw the fields of a request. Most are plain; every field that scheduling reads is set sometimes."""
     prompt = stem[: rng.randint(0, len(stem))] + _tokens(rng, rng.randint(1, 10))
     params: dict[str, object] = {}
@@ -116,7 +129,7 @@ def _request(rng: random.Random, stem: list[int], now: float) -> dict[str, objec
             "stop_token_ids": tuple(rng.sample(range(VOCAB), 20)),
             "ignore_eos": rng.random() < 0.5,
         }
-    request: dict[str, object] = {
+    request: dict[str, Any] = {
         "prompt": prompt,
         "max_tokens": rng.choice([0, rng.randint(1, 6), rng.randint(5, 40)]),
         "priority": rng.randint(-1, 1),

@@ -10,11 +10,12 @@ from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.grammars.mask_budget import MaskBudget
+from engine.scheduling.prompt_share import PromptShares
 from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
 from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
-from tests.simulator.exact import ExactRunner
+from tests.simulator.exact import DIM, ExactRunner
 from tests.simulator.faults import Clock, Faults, FaultyPool
 from tests.simulator.rows import rows_runner
 
@@ -34,6 +35,9 @@ class Setup:
     prefix_caching: bool = True
     by_priority: bool = True
     num_tenants: int = 1
+    position_s: float = 0.0  # time that a position takes
+    prompt_s: float = 0.06  # of a step for prompts, with several tenants
+    min_positions: int = 16  # of a tenant's first prompt in a step
     ahead: bool = False  # asynchronous scheduling: plan a step while the one before is in flight
     eos: tuple[int, ...] = ()
     with_rows: bool = False  # with the product's runner, persistent batch and sampler
@@ -91,6 +95,7 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
     )
     engine = Engine(config, loaded, clock=clock)
     engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, faults)
+    engine.scheduler.prompt_shares = PromptShares(s.num_tenants, s.prompt_s, s.min_positions)
     engine._grammars = grammars
     engine._masks = MaskBudget(
         budget_s=3.0, clock=map(float, itertools.count()).__next__
@@ -104,7 +109,7 @@ def model_config(setup: Setup) -> ModelConfig:
     return ModelConfig(
         architecture="MixtralForCausalLM",
         vocab_size=VOCAB,
-        dim=8,
+        dim=DIM,
         num_layers=NUM_LAYERS,
         num_heads=1,
         num_kv_heads=1,

@@ -13,6 +13,7 @@ from tests.simulator.invariants import Invariants
 from tests.simulator.order_check import OrderCheck
 from tests.simulator.record import ENDS, Record
 from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner, set_nans
+from tests.simulator.share_check import ShareCheck
 
 
 class Simulation:
@@ -32,9 +33,12 @@ class Simulation:
         self.runner = FaultyRunner(
             self._exact, self.faults, partial(set_nans, self._exact), self._corrupt_block, self._maybe_cancel
         )
+        self.runner.on_launch = lambda plan: self.clock.advance(setup.position_s * plan.num_tokens)
         grammars = FakeGrammarQueue(self.faults, self.runner.may_fail_ids, VOCAB, self._on_queued)
         self.engine = build_engine(setup, self.runner, self.clock, self.faults, grammars)
         self.scheduler = self.engine.scheduler
+        self.shares = ShareCheck(self.scheduler, may_lack_blocks=bool(kth or rates.get("allocate")))
+        self.scheduler.plan = self.shares.plan  # type: ignore[method-assign]
         pool = self.scheduler.block_manager.pool
         assert isinstance(pool, FaultyPool)
         self.pool = pool
@@ -95,7 +99,7 @@ class Simulation:
         start = self.clock.now
         order_check = OrderCheck(self.scheduler, self.records, self.setup, self.seen["steps"])
         step = self.engine.step()
-        order_check.check(self.runner.launched)
+        order_check.check(self.runner.launched, self.shares.spent)
         for output in step.outputs:
             self._record(output)
         self._note(
@@ -105,6 +109,7 @@ class Simulation:
             self.seen["preemptions"] += plan.num_preemptions
             self.seen["prefix hits"] += plan.num_prefix_hits
             assert plan.num_tokens <= self.setup.budget, "more positions than the budget"
+        self.seen["prompts cut by a share"] = self.shares.num_cut
         self.seen["window blocks"] += step.stats.num_window_blocks_freed
         self.seen["steps"] += 1
         self.runner.launched = []
@@ -133,12 +138,14 @@ class Simulation:
         self.faults.is_on = False
 
     def _record(self, output: RequestOutput) -> None:
-        self._note("output", output.request_id, output.token_ids, output.finish_reason, output.error)
+        self._note("output", output.request_id, output.token_ids, output.finish_reason, output.error, output.embedding)
         record = self.open.get(output.request_id)
         assert record is not None, f"request {output.request_id} has an output after its end"
         assert not (output.finish_reason is None and not output.token_ids), "an empty output"
         record.token_ids += output.token_ids
         record.routing += output.expert_routing or []
+        record.embedding = output.embedding
+        self.seen["embeddings"] += output.embedding is not None
         if output.expert_prompt_tokens is not None:
             assert record.prompt_experts is None, "the experts of a prompt were reported twice"
             record.prompt_experts = output.expert_prompt_tokens

@@ -45,9 +45,10 @@ def _depends_on_time(scenario: Scenario) -> bool:
     return any("deadline_s" in request or "queue_deadline_s" in request for request in requests)
 
 
-def test_the_twenty_scenarios_reach_what_their_names_say() -> None:
+def test_the_scenarios_reach_what_their_names_say() -> None:
     runs = {scenario.name: scenario.run() for scenario in SCENARIOS}
-    assert len(runs) == 20
+    assert len(runs) == len(SCENARIOS) == 21
+    assert runs["prompts that are embedded beside one that decodes"].seen["embeddings"] == 2
     assert runs["preempted and resumed behind the window"].seen["preemptions"]
     assert runs["one step ahead in a pool too small"].seen["preemptions"]
     assert runs["one step ahead with the persistent batch"].seen["preemptions"]

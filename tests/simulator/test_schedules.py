@@ -18,7 +18,14 @@ def test_whatever_fails_the_others_get_their_tokens_and_nothing_is_lost(part: in
     census, violations = run_seeds(range(part * count, (part + 1) * count))
     assert not violations, violations[0]
     assert census["schedules"] == count
-    required = ("preemptions", "prefix hits", "window blocks", *(f"fault: {point}" for point in POINTS))
+    required = (
+        "preemptions",
+        "prefix hits",
+        "window blocks",
+        "embeddings",
+        "prompts cut by a share",
+        *(f"fault: {point}" for point in POINTS),
+    )
     missing = [name for name in required if not census[name]]
     assert not missing, f"the schedules never reached: {missing}"
 

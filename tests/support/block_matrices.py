@@ -1,6 +1,7 @@
 """Random matrices in block formats. Those of GGUF files are decoded by llama.cpp's `gguf` package."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
-from model.ops.weights import BLOCK_SIZES, BlockMatrix, int4_groups
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, groups_with_minima, groups_with_zeros
 
 # Byte position of d in a block, and of dmin or m where the format has it.
-GGUF_FORMATS = [name for name in BLOCK_SIZES if not name.startswith("INT4")]
+GGUF_FORMATS = [name for name in BLOCK_SIZES if not name.startswith(("INT", "AFFINE"))]
+GROUP_FORMATS = [name for name in BLOCK_SIZES if name not in GGUF_FORMATS]
 SCALE_AT = dict.fromkeys(GGUF_FORMATS, 0) | {"Q6_K": 208, "Q2_K": 80, "Q3_K": 108}
 MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2, "Q2_K": 82}
 # Magnitude of random codes times random scales of groups for d = 1, and of minima for dmin = 1.
@@ -27,7 +29,7 @@ def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -
     """Draw all bits of a matrix [outputs, inputs], except that d and dmin give products the size of their input."""
     numbers, size = BLOCK_SIZES[block_format]
     if block_format not in GGUF_FORMATS:
-        return _random_int4_groups(numbers, outputs, inputs, torch.Generator().manual_seed(seed))
+        return _random_groups(block_format, outputs, inputs, torch.Generator().manual_seed(seed))
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (outputs, inputs // numbers, size), dtype=np.uint8)
     spread = rng.uniform(0.5, 1.5, blocks.shape[:2]) * inputs**-0.5
@@ -37,11 +39,26 @@ def random_blocks(block_format: str, outputs: int, inputs: int, seed: int = 0) -
     return BlockMatrix(block_format, torch.from_numpy(blocks.reshape(outputs, -1)))
 
 
-def _random_int4_groups(size: int, outputs: int, inputs: int, generator: torch.Generator) -> BlockMatrix:
-    codes = torch.randint(16, (outputs, inputs), generator=generator, dtype=torch.uint8)
-    zeros = torch.randint(5, 12, (outputs, inputs // size), generator=generator, dtype=torch.uint8)
-    scales = (torch.rand(zeros.shape, generator=generator) + 0.5) * inputs**-0.5 / 5
-    return int4_groups(codes, scales, zeros)
+def _random_groups(block_format: str, outputs: int, inputs: int, generator: torch.Generator) -> BlockMatrix:
+    size, bits = BLOCK_SIZES[block_format][0], bits_of(block_format)
+    codes = torch.randint(1 << bits, (outputs, inputs), generator=generator, dtype=torch.uint8)
+    zeros = torch.randint(5, 12, (outputs, inputs // size), generator=generator) << (bits - 4)
+    scales = (torch.rand(zeros.shape, generator=generator) + 0.5) * inputs**-0.5 / (5 << (bits - 4))
+    if block_format.startswith("AFFINE"):
+        minima = -zeros * scales * (torch.rand(zeros.shape, generator=generator) + 0.5)
+        return groups_with_minima(codes, scales, minima, bits)
+    return groups_with_zeros(codes, scales, zeros, bits)
+
+
+def in_order(matrix: BlockMatrix, seed: int = 0) -> BlockMatrix:
+    """Return the matrix with a random order of its inputs."""
+    order = torch.randperm(matrix.shape[1], generator=torch.Generator().manual_seed(seed)).int()
+    return replace(matrix, order=order)
+
+
+def bits_of(block_format: str) -> int:
+    """Return the bits of a code in groups: INT4_G32 has 4."""
+    return int(block_format.partition("_")[0][-1])
 
 
 def set_halves(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
@@ -52,17 +69,26 @@ def set_halves(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
 def decoded(matrix: BlockMatrix) -> Tensor:
     """Return the weights [O, D], float32."""
     if matrix.format not in GGUF_FORMATS:
-        return _decoded_groups(matrix).float()
+        weights = _decoded_groups(matrix).float()
+        return (
+            weights if matrix.order is None else torch.zeros_like(weights).index_copy_(1, matrix.order.long(), weights)
+        )
     return torch.from_numpy(dequantize(matrix.blocks.numpy(), GGMLQuantizationType[matrix.format]))
 
 
 def _decoded_groups(matrix: BlockMatrix) -> Tensor:
-    """Return scale * (code - zero), float64, byte by byte."""
-    size = BLOCK_SIZES[matrix.format][0]
-    groups = matrix.blocks.unflatten(1, (-1, 5 + size // 2))  # [O, groups, bytes]
+    """Return scale * (code - zero) or scale * code + minimum, float64, byte by byte."""
+    (numbers, size), bits = BLOCK_SIZES[matrix.format], bits_of(matrix.format)
+    groups = matrix.blocks.unflatten(1, (-1, size))  # [O, groups, bytes]
+    codes = groups[..., size - numbers * bits // 8 :]
+    codes = codes if bits == 8 else torch.cat((codes % 16, codes // 16), dim=-1)
     scales = groups[..., :4].contiguous().view(torch.float32).double()
-    codes = torch.cat((groups[..., 5:] % 16, groups[..., 5:] // 16), dim=-1).double()
-    return (scales * (codes - groups[..., 4:5].double())).flatten(1)
+    rest = groups[..., 4 : size - numbers * bits // 8].contiguous()
+    if matrix.format.startswith("AFFINE"):
+        # Products of 8 bits and a float32 are exact in float64; the format rounds them to float32 before the sum.
+        return ((scales * codes).float() + rest.view(torch.float32)).double().flatten(1)
+    zeros = rest if bits == 4 else rest.view(torch.int16)
+    return (scales * (codes.double() - zeros)).flatten(1)
 
 
 def quantized_rows(x: Tensor, block_format: str) -> Tensor:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -76,6 +76,14 @@ def save_random_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:
     model = random_model(shape)
     model.save_pretrained(path)
     return model
+
+
+def save_embedding_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:
+    """Save a dense Mistral without its head, as embedding models are stored; return it. Its names have no "model."."""
+    assert not shape.num_experts
+    model: Any = random_model(shape)
+    model.model.save_pretrained(path)
+    return cast("torch.nn.Module", model.model)
 
 
 def save_in_layout(model: Any, path: Path, fused: bool = False, modern: bool = False) -> Path:

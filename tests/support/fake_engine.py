@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -43,6 +44,7 @@ READY = Ready(
     backend="reference",
     fingerprint="fake-fingerprint",
     phase_seconds={},
+    dim=8,
 )
 
 
@@ -63,6 +65,16 @@ def prompt_experts(token_ids: Sequence[int]) -> list[list[int]]:
     return [[routed.count(expert) for expert in range(8)]]
 
 
+def embedding_of(token_ids: Sequence[int], length: int) -> bytes:
+    """Return the embedding that this engine gives a prompt: 0.6 and 0.8, or 1, at the places of its last two tokens."""
+    numbers = [0.0] * length
+    if len(token_ids) > 1 and token_ids[-2] % length != token_ids[-1] % length:
+        numbers[token_ids[-2] % length], numbers[token_ids[-1] % length] = 0.6, 0.8
+    else:
+        numbers[token_ids[-1] % length] = 1.0
+    return struct.pack(f"<{length}f", *numbers)
+
+
 def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutput]:
     """Yield one output per token of the script, up to an end token or the request's limit."""
     params = request.params
@@ -71,7 +83,10 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
     timing = Timing(request.arrival_s, request.arrival_s, request.arrival_s, request.arrival_s)
     rid = request.request_id
     of_prompt = prompt_experts(request.prompt_token_ids) if request.expert_usage else None
-    if params.max_tokens == 0:
+    if request.embedding_len is not None:
+        embedding = embedding_of(request.prompt_token_ids, request.embedding_len)
+        yield RequestOutput(rid, finish_reason="stop", timing=timing, num_cached_tokens=1, embedding=embedding)
+    elif params.max_tokens == 0:
         yield RequestOutput(
             rid,
             prompt_logprobs=prompt_logprobs,

@@ -213,6 +213,7 @@ FORMATS = {
     "nf4, nested": Format(BNB | {"bnb_4bit_use_double_quant": True}, bitsandbytes(True)),
     "MLX": Format({"group_size": 32, "bits": 4}, mlx(4), key="quantization"),
     "MLX 8-bit": Format({"group_size": 32, "bits": 8}, mlx(8), key="quantization"),
+    "MLX 2-bit": Format({"group_size": 32, "bits": 2}, mlx(2), key="quantization"),
 }
 
 

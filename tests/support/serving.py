@@ -28,7 +28,6 @@ from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer
-from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.settings.sources import load_settings
 from server.tokenizer.tokenizer import Tokenizer
@@ -59,7 +58,6 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
     return ServerState(
         engine=engine,
         metrics=Metrics(MODEL),
-        access_log=AccessLog(),
         model_names=(MODEL, "alias"),
         max_num_queued=max_num_queued,
         version="0",

@@ -18,7 +18,6 @@ from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.http.connections import Connections
 from server.model_files.location import locate_model
-from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.support.inline_sandbox import InlineSandbox
@@ -118,7 +117,6 @@ async def watched_server(
     state = ServerState(
         engine=engine,
         metrics=Metrics(MODEL),
-        access_log=AccessLog(),
         model_names=(MODEL,),
         max_num_queued=max_num_queued,
         num_tenants=num_tenants,

@@ -5,10 +5,11 @@ from typing import Literal
 from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
 from model.checkpoint.json_files import printable
-from model.config import MISTRAL, MIXTRAL, ModelConfig
+from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
 ARCHITECTURE = "llama"  # as llama.cpp names the networks of Mixtral, Mistral and Llama
 DENSE_THETA = 10_000.0  # of a dense network without the field, as in llama.cpp
+LAST_POOLING = 3  # llama.pooling_type of embedding models: 0 none, 1 mean, 2 first token, 3 last token, 4 rank
 MISTRAL_WINDOW = 4096  # of Mistral-7B v0.1, the only one with a window; its theta is DENSE_THETA
 
 
@@ -29,8 +30,9 @@ def gguf_config(
     vocab_size = _vocab_size(file, top)
     theta = rope_theta or _theta(fields, num_experts)
     window = _window(fields, sliding_window)
+    embeds = _embeds(fields)
     config = ModelConfig(
-        architecture=MIXTRAL if num_experts else MISTRAL,
+        architecture=_architecture(num_experts, is_embedding=embeds),
         vocab_size=vocab_size,
         dim=dim,
         num_layers=fields.integer("block_count", 1, 1024),
@@ -48,8 +50,23 @@ def gguf_config(
         dtype=_dtype(file),
         bos_token_id=_token_id(top, "bos_token_id", vocab_size),
         eos_token_ids=_eos_token_ids(top, vocab_size),
+        embeds=embeds,
     )
     return config, warnings
+
+
+def _embeds(fields: GgufFields) -> bool:
+    """Return whether the file is an embedding model. Raises CheckpointError unless its pooling is the last token's."""
+    pooling = fields.integer("pooling_type", 0, 4, default=0)
+    if pooling not in (0, LAST_POOLING):
+        raise fields.error(f"llama.pooling_type is {pooling}; only {LAST_POOLING}, the last token's, is supported")
+    return pooling == LAST_POOLING
+
+
+def _architecture(num_experts: int, *, is_embedding: bool) -> str:
+    if num_experts:
+        return MIXTRAL
+    return MISTRAL_EMBEDDING if is_embedding else MISTRAL
 
 
 def _check_supported(top: GgufFields, fields: GgufFields) -> None:

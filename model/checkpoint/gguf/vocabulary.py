@@ -24,6 +24,7 @@ class GgufVocabulary:
     eos_ids: tuple[int, ...]
     unk_id: int | None
     adds_bos: bool
+    adds_eos: bool
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
     chat_template: str | None
 
@@ -51,6 +52,7 @@ def read_gguf_vocabulary(path: Path) -> GgufVocabulary:
         eos_ids=tuple(dict.fromkeys(token_id for token_id in eos_ids if token_id is not None)),
         unk_id=_token_id(fields, "unknown_token_id", len(tokens)),
         adds_bos=fields.flag("add_bos_token") is not False,
+        adds_eos=fields.flag("add_eos_token") is True,
         has_dummy_prefix=fields.flag("add_space_prefix") is not False,
         chat_template=top.text("tokenizer.chat_template"),
     )

@@ -28,12 +28,23 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # which 4 bits of a word belong to outputs
 
 @dataclass(frozen=True)
 class CodesInGroups:
-    """A matrix whose weights are scale * (code - zero), with a scale and a zero for each group of inputs."""
+    """A matrix whose weights are scale * (code - zero) or scale * code + minimum, by groups of inputs."""
 
     codes_of: Callable[[int, int], Bytes]  # first and last output (exclusive) -> [r, D]
-    zeros: Floats  # [O, G], whole numbers
     scales: Floats  # [O, G]
-    groups: Indices | None  # [D] group of each input; None: runs of inputs, in order
+    zeros: Floats | None = None  # [O, G], whole numbers
+    minima: Floats | None = None  # [O, G], if there are no zeros
+    groups: Indices | None = None  # [D] group of each input; None: runs of inputs, in order
+
+    def order(self) -> Indices | None:
+        """Return the inputs [D], sorted by group; None if they are. Raises ValueError for groups of unequal sizes."""
+        if self.groups is None:
+            return None
+        num_groups = self.scales.shape[1]
+        order = np.argsort(self.groups, kind="stable")
+        if not np.array_equal(self.groups[order], np.arange(len(order)) // (len(order) // num_groups)):
+            raise ValueError("groups of unequal sizes")
+        return order
 
 
 def row_decoder(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
@@ -44,10 +55,13 @@ def row_decoder(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
 
 
 def codes_in_groups(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
-    """Return the codes of a matrix of a kind in GROUPED. Raises CheckpointError if its groups are out of order."""
+    """Return the codes of a matrix of a kind in GROUPED. Raises CheckpointError for groups of unequal sizes."""
     found = _grouped(matrix, parts)
-    if found.groups is not None:
-        raise _error(matrix, "g_idx", "is not in order, but config.json has no desc_act; set it to true there")
+    try:
+        found.order()
+    except ValueError as error:
+        part = "weight_g_idx" if "weight_g_idx" in parts else "g_idx"
+        raise _error(matrix, part, f"has {error}; --quantization int8 reads it") from None
     return found
 
 
@@ -63,9 +77,8 @@ def _awq(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     zeros = _awq_codes(np.ascontiguousarray(_words(parts["qzeros"]).T))  # [O, G]
     return CodesInGroups(
         lambda first, last: _awq_codes(words[first // 8 : -(-last // 8)]),
-        zeros.astype(np.float32),
         np.ascontiguousarray(parts["scales"].T),
-        None,
+        zeros.astype(np.float32),
     )
 
 
@@ -84,9 +97,9 @@ def _gptq(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
         zeros = np.full_like(zeros, 1 << (encoding.bits - 1))
     return CodesInGroups(
         lambda first, last: _unpacked(packed[first:last], encoding.bits),
-        np.ascontiguousarray(zeros),
         np.ascontiguousarray(parts["scales"].T),
-        _groups_of_inputs(matrix, parts, "g_idx"),
+        np.ascontiguousarray(zeros),
+        groups=_groups_of_inputs(matrix, parts, "g_idx"),
     )
 
 
@@ -102,35 +115,40 @@ def _compressed_tensors(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
         zeros = np.ascontiguousarray(_unpacked(words.view(np.uint8), bits).T.astype(np.float32))
     return CodesInGroups(
         lambda first, last: _unpacked(packed[first:last], bits),
-        zeros,
         _floats(parts["weight_scale"]),
-        _groups_of_inputs(matrix, parts, "weight_g_idx"),
+        zeros,
+        groups=_groups_of_inputs(matrix, parts, "weight_g_idx"),
     )
 
 
-def _mlx(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
+def _mlx(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     packed, bits = _words(parts["weight"]).view(np.uint8), matrix.encoding.bits
-    scales, biases = _floats(parts["scales"]), _floats(parts["biases"])  # [O, G]
+    return CodesInGroups(
+        lambda first, last: _unpacked(packed[first:last], bits),
+        _floats(parts["scales"]),
+        minima=_floats(parts["biases"]),
+    )
+
+
+def _int8(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
+    """Decode signed numbers as codes with the zero point 128, and one group per output."""
+    codes, scales = parts["weight"].view(np.uint8), _scales_of_outputs(matrix, parts)
+    return CodesInGroups(lambda first, last: codes[first:last] ^ np.uint8(128), scales, np.full_like(scales, 128))
+
+
+def _fp8(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
+    codes, scales = parts["weight"], _scales_of_outputs(matrix, parts)
 
     def decode(first: int, last: int) -> Floats:
-        codes = _unpacked(packed[first:last], bits).reshape(last - first, scales.shape[1], -1)  # [r, G, D / G]
-        weights = np.multiply(codes, scales[first:last, :, None], dtype=np.float32)
-        weights += biases[first:last, :, None]
-        return weights.reshape(last - first, -1)
-
-    return decode
-
-
-def _one_byte(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
-    codes = parts["weight"]
-    scales = np.broadcast_to(_floats(parts["weight_scale"]).reshape(-1, 1), (matrix.shape[0], 1))
-
-    def decode(first: int, last: int) -> Floats:
-        numbers = codes[first:last] if codes.dtype == np.int8 else FP8_VALUES[codes[first:last]]
-        weights: Floats = np.multiply(numbers, scales[first:last], dtype=np.float32)
+        weights: Floats = FP8_VALUES[codes[first:last]] * scales[first:last]
         return weights
 
     return decode
+
+
+def _scales_of_outputs(matrix: PackedMatrix, parts: Parts) -> Floats:
+    """Return the scale of each output [O, 1]; a file may have one for all."""
+    return np.broadcast_to(_floats(parts["weight_scale"]).reshape(-1, 1), (matrix.shape[0], 1)).copy()
 
 
 def _fp8_blocks(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
@@ -172,16 +190,18 @@ def _bitsandbytes_scales(matrix: PackedMatrix, parts: Parts) -> Floats:
 
 
 def _scaled(found: CodesInGroups) -> DecodeRows:
-    """Return a decoder of scale * (code - zero)."""
+    """Return a decoder of scale * (code - zero), or scale * code + minimum."""
 
     def decode(first: int, last: int) -> Floats:
-        codes, zero, scale = found.codes_of(first, last), found.zeros[first:last], found.scales[first:last]
+        codes, scale = found.codes_of(first, last), found.scales[first:last]
+        zero = np.zeros_like(scale) if found.zeros is None else found.zeros[first:last]
         if found.groups is not None:
-            weights = (codes - zero[:, found.groups]) * scale[:, found.groups]
-        else:
-            wide = codes.reshape(*zero.shape, -1)  # [r, G, D / G]
-            weights = np.subtract(wide, zero[..., None], dtype=np.float32)
-            weights *= scale[..., None]
+            return (codes - zero[:, found.groups]) * scale[:, found.groups]
+        wide = codes.reshape(*scale.shape, -1)  # [r, G, D / G]
+        weights = np.subtract(wide, zero[..., None], dtype=np.float32)
+        weights *= scale[..., None]
+        if found.minima is not None:
+            weights += found.minima[first:last, :, None]
         return weights.reshape(last - first, -1)
 
     return decode
@@ -238,11 +258,11 @@ GROUPED: dict[str, Callable[[PackedMatrix, Parts], CodesInGroups]] = {
     "awq": _awq,
     "gptq": _gptq,
     "compressed-tensors": _compressed_tensors,
+    "int8": _int8,
+    "mlx": _mlx,
 }
 DECODERS: dict[str, Callable[[PackedMatrix, Parts], DecodeRows]] = {
-    "fp8": _one_byte,
-    "int8": _one_byte,
+    "fp8": _fp8,
     "fp8-blocks": _fp8_blocks,
     "bitsandbytes": _bitsandbytes,
-    "mlx": _mlx,
 }

@@ -15,7 +15,7 @@ from model.checkpoint.json_files import printable
 from model.checkpoint.quantized.bitsandbytes_state import read_state
 from model.checkpoint.quantized.parts import PLAIN_DTYPES, check_parts, is_ignored_part, needed_parts, optional_parts
 from model.checkpoint.stored_tensor import PackedEncoding, PackedMatrix, StoredTensor, StoredWeight
-from model.checkpoint.tensor_names import HEAD, STORED_ANGLES, Shape, and_more, expected_shapes
+from model.checkpoint.tensor_names import HEAD, STORED_ANGLES, Shape, and_more, expected_shapes, with_prefix
 from model.config import ModelConfig
 
 STACKED = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.)switch_mlp\.(gate|up|down)_proj\.(\w+)")
@@ -30,7 +30,8 @@ def quantized_weights(path: Path, config: ModelConfig, encoding: PackedEncoding)
     Raises CheckpointError unless names, shapes and types are exactly those that config and encoding imply.
     """
     shapes = expected_shapes(config, fused=False)
-    found = _by_weight(_unstacked(read_headers(path).values(), config.num_experts), shapes)
+    tensors = read_headers(path) if config.generates else with_prefix(read_headers(path))
+    found = _by_weight(_unstacked(tensors.values(), config.num_experts), shapes)
     if config.tied_head and HEAD not in found:
         del shapes[HEAD]
     weights: dict[str, StoredWeight] = {}

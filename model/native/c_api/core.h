@@ -15,7 +15,7 @@ inline Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
 
 inline Matrix matrix_of(const smoe_matrix& matrix) {
     return {static_cast<int>(matrix.format), static_cast<const uint32_t*>(matrix.panels), matrix.outputs,
-            matrix.stride / 4};
+            matrix.stride / 4, matrix.order};
 }
 
 inline Expert expert_of(const smoe_expert& expert) {

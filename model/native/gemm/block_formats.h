@@ -1,5 +1,6 @@
-// Block formats: matrices as files of quantized models hold them, multiplied without quantizing them again. INT4_G32,
-// INT4_G64 and INT4_G128 are the groups of AWQ and GPTQ, the others types of GGUF files (llama.cpp, ggml-common.h).
+// Block formats: matrices as files of quantized models hold them, multiplied without quantizing them again. INT4_G32 to
+// INT8_G128 are the groups of AWQ and GPTQ, AFFINE4_G32 to AFFINE8_G128 those of MLX, the others types of GGUF files
+// (llama.cpp, ggml-common.h).
 //
 // A row of such a matrix is a sequence of blocks with scales of their own. Rows of x are quantized to int8 block by
 // block: x ~ s * p with s = max |x| / 127 over a block, so that one large number spoils one block only. Sums inside a
@@ -11,11 +12,14 @@
 //     y += s (d (I - zero P))   or   y += s (d I + m P)
 //   row, per block: [-zero P, or P; 8 units of four p; s]
 //   panel, per block: d [PANEL] float16, m [PANEL] float16, bit plane [PANEL], words [4 or 8][PANEL]
-// Groups of 32, 64 or 128: w = d (q - z); d float32, z a byte.
-//     y += s d (I - z P)
-//   row, per group: [-P; units; s]
-//   panel, per group: d [PANEL] float32, z [PANEL] bytes, words [numbers / 8][PANEL]
-//   unpacked, per group: d, z, then bytes of which byte j holds number j and, in its high half, number j + numbers / 2
+// Groups of 32, 64 or 128: w = d (q - z) in INT4 and INT8, d q + m in AFFINE4 and AFFINE8; d and m float32, z a byte in
+// INT4 and 16 bits in INT8 (0 .. 256).
+//     y += s d (I - z P)   or   y += s (d I + m P)
+//   row, per group: [-P, or P; units; s]
+//   panel, per group: d [PANEL] float32, z [PANEL] or m [PANEL], words [numbers / 8, or / 4][PANEL]
+//   unpacked, per group: d, z or m, then the numbers; those of 4 bits as bytes of which byte j holds number j and, in
+//   its high half, number j + numbers / 2
+// A matrix in groups may have an order: its number i is multiplied by x[order[i]] (GPTQ's act-order).
 // Blocks of 256: w = d sc q - dmin mn in groups of 32 (Q4_K, Q5_K) or 16 (Q2_K), or d sc (q - zero) in groups of 16
 // (Q3_K, Q6_K) or 32 (IQ4_XS, with values[q]); sc and mn are small integers, d and dmin float16.
 //     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - zero sum(sc P)))
@@ -47,6 +51,15 @@ enum BlockFormat {
     Q3_K,
     IQ4_NL,
     IQ4_XS,
+    INT8_G32,
+    INT8_G64,
+    INT8_G128,
+    AFFINE4_G32,
+    AFFINE4_G64,
+    AFFINE4_G128,
+    AFFINE8_G32,
+    AFFINE8_G64,
+    AFFINE8_G128,
     END_OF_BLOCK_FORMATS
 };
 
@@ -71,9 +84,19 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
     {256, 110, 912, 73},   // Q3_K
     {32, 18, 144, 10},     // IQ4_NL
     {256, 136, 1104, 69},  // IQ4_XS
+    {32, 38, 304, 10},     // INT8_G32
+    {64, 70, 560, 18},     // INT8_G64
+    {128, 134, 1072, 34},  // INT8_G128
+    {32, 24, 192, 10},     // AFFINE4_G32
+    {64, 40, 320, 18},     // AFFINE4_G64
+    {128, 72, 576, 34},    // AFFINE4_G128
+    {32, 40, 320, 10},     // AFFINE8_G32
+    {64, 72, 576, 18},     // AFFINE8_G64
+    {128, 136, 1088, 34},  // AFFINE8_G128
 };
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }
+constexpr bool is_affine(int format) { return format >= AFFINE4_G32 && format <= AFFINE8_G128; }
 constexpr const BlockLayout& block_layout(int format) { return BLOCK_LAYOUTS[format - Q4_0]; }
 
 // Pack rows of blocks [O, K] into panels, `stride` words from one panel to the next. K is a multiple

@@ -32,11 +32,12 @@ inline int64_t panel_words(int format, int64_t K) {
     return (depth_of(format, K) + (format == INT8 ? 1 : 0)) * PANEL;
 }
 
-// A packed matrix: `stride` words from one panel to the next.
+// A packed matrix: `stride` words from one panel to the next. `order`: of the numbers of x, in groups; or null.
 struct Matrix {
     int format;
     const uint32_t* panels;
     int64_t outputs, stride;
+    const int32_t* order;
 
     const uint32_t* panel(int64_t index) const { return panels + index * stride; }
 };

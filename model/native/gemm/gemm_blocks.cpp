@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "gemm/block_formats.h"
+#include "gemm/gemm_groups.h"
 #include "gemm/gemm_small_blocks.h"
 #include "gemm/gemm_superblocks.h"
 
@@ -56,6 +57,15 @@ void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t*
         case INT4_G32: return multiply<SmallBlocks<Int4Group<INT4_G32>>>(format, rows, tile, panel, K, out);
         case INT4_G64: return multiply<SmallBlocks<Int4Group<INT4_G64>>>(format, rows, tile, panel, K, out);
         case INT4_G128: return multiply<SmallBlocks<Int4Group<INT4_G128>>>(format, rows, tile, panel, K, out);
+        case INT8_G32: return multiply<SmallBlocks<Int8Group<INT8_G32>>>(format, rows, tile, panel, K, out);
+        case INT8_G64: return multiply<SmallBlocks<Int8Group<INT8_G64>>>(format, rows, tile, panel, K, out);
+        case INT8_G128: return multiply<SmallBlocks<Int8Group<INT8_G128>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G32: return multiply<SmallBlocks<Affine4Group<AFFINE4_G32>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G64: return multiply<SmallBlocks<Affine4Group<AFFINE4_G64>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G128: return multiply<SmallBlocks<Affine4Group<AFFINE4_G128>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G32: return multiply<SmallBlocks<Affine8Group<AFFINE8_G32>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G64: return multiply<SmallBlocks<Affine8Group<AFFINE8_G64>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G128: return multiply<SmallBlocks<Affine8Group<AFFINE8_G128>>>(format, rows, tile, panel, K, out);
     }
 }
 

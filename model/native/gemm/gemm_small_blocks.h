@@ -1,4 +1,5 @@
-// Product blocks with the block formats of 32 numbers, and of groups. Included by gemm/gemm_blocks.cpp only.
+// Product blocks with the block formats of 32 numbers; gemm/gemm_groups.h has the formats of groups. Included by
+// gemm/gemm_blocks.cpp only.
 #pragma once
 
 #include <utility>
@@ -56,7 +57,7 @@ struct Gguf32 {
 
 // Bytes q + 128, as in int8.
 struct GgufQ8 {
-    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words;
+    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
 
     using Sum = BiasedByteSum;
     struct Columns {
@@ -76,7 +77,7 @@ struct GgufQ8 {
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
         constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + PANEL / 2 + (4 * HALF + i) * PANEL));
+        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (4 * HALF + i) * PANEL));
     }
 };
 
@@ -87,47 +88,14 @@ struct GgufIq4 : GgufQ8 {
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
         constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        const Words word = load_ahead<AHEAD, HALF == 0>(block + PANEL / 2 + i * PANEL);
+        const Words word = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL);
         return Int8Unit::prepare(look_up(IQ4_VALUES, word >> 4 * HALF & 0x0f0f0f0fu));
-    }
-};
-
-// 4-bit numbers with a zero point per group and output.
-template <int FORMAT>
-struct Int4Group {
-    static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
-    static constexpr int ZEROS_AT = PANEL, UNITS_AT = PANEL + PANEL / 4;
-
-    using Sum = ByteSum<15>;
-    struct Columns {
-        Vec d;
-        Words z;
-    };
-
-    static inline Columns columns(const uint32_t* block, int column) {
-        typedef uint8_t Zeros __attribute__((vector_size(LANES)));
-        Zeros zeros;
-        std::memcpy(&zeros, reinterpret_cast<const uint8_t*>(block + ZEROS_AT) + column, sizeof zeros);
-        return {from_bits(load_words(block + column)), __builtin_convertvector(zeros, Words)};
-    }
-
-    // z is the low half of a pair, minus P the low half of `first`: both fit into 16 bits.
-    static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
-        return to_float(add_pairs(sum, columns.z, broadcast_word(first))) * columns.d;
-    }
-
-    static inline Words total(Words total, Words part) { return add_unscaled(total, part); }
-
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int i) {
-        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        return load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
     }
 };
 
 template <class Format>
 struct SmallBlocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
     static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
     static constexpr int ROW_WORDS = Format::UNITS + 2;
 
@@ -135,7 +103,7 @@ struct SmallBlocks {
     template <int ROWS>
     static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out) {
         Vec totals[ROWS][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
         for (int m = 0; m < ROWS; ++m) {
             totals[m][0] = load(out + m * PANEL + column);
             totals[m][1] = load(out + m * PANEL + column + LANES);
@@ -145,7 +113,7 @@ struct SmallBlocks {
             x += ROW_WORDS * stride;
             panel += Format::PANEL_WORDS;
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 6
         for (int m = 0; m < ROWS; ++m) {
             store(out + m * PANEL + column, totals[m][0]);
             store(out + m * PANEL + column + LANES, totals[m][1]);
@@ -162,12 +130,13 @@ struct SmallBlocks {
                                                         const uint32_t* block, int column) {
         Words sums[ROWS][2] = {};
         typename Format::Sum parts[ROWS][2] = {};
-        __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + column);
+        for (int at = 0; at < Format::UNITS_AT; at += LANES)
+            __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
         add_units(sums, parts, x + stride, stride, block + column,
                   std::make_integer_sequence<int, Format::UNITS / RUN>());
         const auto columns0 = Format::columns(block, column), columns1 = Format::columns(block, column + LANES);
         const uint32_t* scales = x + (Format::UNITS + 1) * stride;
-#pragma GCC unroll 8
+#pragma GCC unroll 6
         for (int m = 0; m < ROWS; ++m) {
             const Vec scale = broadcast(float_of(scales[m]));
             totals[m][0] += Format::value(sums[m][0], x[m], columns0) * scale;
@@ -192,7 +161,7 @@ struct SmallBlocks {
         for (int i = FIRST; i < FIRST + RUN; ++i) {
             const Words w0 = Format::template unit<HALF>(block, i);
             const Words w1 = Format::template unit<HALF>(block + LANES, i);
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 const Words row = broadcast_word(x[m]);
                 parts[m][0].add(row, w0);
@@ -201,7 +170,7 @@ struct SmallBlocks {
             x += stride;
         }
         if constexpr ((INDEX + 1) * RUN % CHUNK == 0) {
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 sums[m][0] = Format::total(sums[m][0], parts[m][0].sum);
                 sums[m][1] = Format::total(sums[m][1], parts[m][1].sum);

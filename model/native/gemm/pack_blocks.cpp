@@ -47,11 +47,11 @@ void pack_small(int format, const uint8_t* block, int n, uint32_t* panel) {
         scatter(block, 4, 0, panel + n);
 }
 
-// One output's group to column n: d, z, numbers.
-void pack_group(int numbers, const uint8_t* group, int n, uint32_t* panel) {
+// One output's group to column n: d, `rest` bytes of z or m, `words` words of numbers.
+void pack_group(int rest, int words, const uint8_t* group, int n, uint32_t* panel) {
     std::memcpy(panel + n, group, sizeof(float));
-    reinterpret_cast<uint8_t*>(panel + PANEL)[n] = group[4];
-    scatter(group + 5, numbers / 8, 0, panel + PANEL + PANEL / 4 + n);
+    std::memcpy(reinterpret_cast<uint8_t*>(panel + PANEL) + n * rest, group + sizeof(float), rest);
+    scatter(group + sizeof(float) + rest, words, 0, panel + PANEL + PANEL * rest / 4 + n);
 }
 
 // Scale and minimum of group g among the 12 bytes of Q4_K and Q5_K: six bits each, the upper two of groups 4 .. 7 in
@@ -124,6 +124,7 @@ void pack_iq4_xs(const uint8_t* block, int n, uint32_t* panel) {
 }
 
 void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
+    const int numbers = block_layout(format).numbers;
     switch (format) {
         case Q2_K: return pack_q2_k(block, n, panel);
         case Q3_K: return pack_q3_k(block, n, panel);
@@ -133,7 +134,16 @@ void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
         case IQ4_XS: return pack_iq4_xs(block, n, panel);
         case INT4_G32:
         case INT4_G64:
-        case INT4_G128: return pack_group(block_layout(format).numbers, block, n, panel);
+        case INT4_G128: return pack_group(1, numbers / 8, block, n, panel);
+        case INT8_G32:
+        case INT8_G64:
+        case INT8_G128: return pack_group(2, numbers / 4, block, n, panel);
+        case AFFINE4_G32:
+        case AFFINE4_G64:
+        case AFFINE4_G128: return pack_group(4, numbers / 8, block, n, panel);
+        case AFFINE8_G32:
+        case AFFINE8_G64:
+        case AFFINE8_G128: return pack_group(4, numbers / 4, block, n, panel);
         default: return pack_small(format, block, n, panel);
     }
 }

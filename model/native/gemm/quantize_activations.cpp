@@ -56,10 +56,11 @@ void with_row(int dtype, const void* x, int64_t row, int64_t K, Use&& use) {
 }
 
 // Quantize one row to consecutive words, as gemm/quant_formats.h describes.
-void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, uint32_t* packed) {
+void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, const int32_t* order,
+                  uint32_t* packed) {
     with_row(dtype, x, row, K, [=](auto* numbers) {
         if (format == INT4) return quantize_to_int4(numbers, K, packed);
-        if (is_block_format(format)) return quantize_by_blocks(format, numbers, K, packed);
+        if (is_block_format(format)) return quantize_by_blocks(format, numbers, K, order, packed);
         quantize_to_int8(numbers, K, {packed, packed + 1, packed + 1 + depth_of(INT8, K), LINE});
     });
 }
@@ -103,12 +104,12 @@ void quantize_for_amx(int dtype, const void* x, const int32_t* row_ids, int rows
 }
 
 // Quantize row by row into `memory`, then interleave into the tile.
-void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory,
-                   uint32_t* tile) {
+void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K,
+                   const int32_t* order, uint32_t* memory, uint32_t* tile) {
     if (uses_amx_layout(format, rows)) return quantize_for_amx(dtype, x, row_ids, rows, K, tile);
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
     for (int m = 0; m < rows; ++m)
-        quantize_row(dtype, format, x, row_ids[m], K, (rows == 1 ? tile : memory) + m * words);
+        quantize_row(dtype, format, x, row_ids[m], K, order, (rows == 1 ? tile : memory) + m * words);
     if (rows == 1) return;
     if constexpr (LANES > MAX_UNIT_ROWS) {
         interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);
@@ -134,13 +135,13 @@ void copy_for_amx(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K
 }  // namespace
 
 void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vector<int32_t>& row_ids,
-               const std::vector<Tile>& tiles, int64_t K, uint32_t* packed) {
+               const std::vector<Tile>& tiles, int64_t K, const Orders& orders, uint32_t* packed) {
     const int64_t words = row_words(format, K), all_words = static_cast<int64_t>(row_ids.size()) * words;
     for_each_tile(pool, tiles, all_words, [&](const Tile& tile) {
         uint32_t* to = packed + tile.first_row * words;
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
-            quantize_tile(dtype, format, x, ids, tile.rows, K, to + all_words, to);
+            quantize_tile(dtype, format, x, ids, tile.rows, K, orders[tile.expert], to + all_words, to);
         else if (uses_amx_layout(format, tile.rows))
             copy_for_amx(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
         else

@@ -10,6 +10,7 @@ namespace SMOE_ISA {
 // Factor of a block's sum P in a packed row: minus the number that stands for zero; 1 if the format has minima, -1 if
 // it has zero points.
 inline uint32_t factor_of_sum(int format) {
+    if (is_affine(format)) return 1;
     switch (format) {
         case Q4_0: return -8u;
         case Q5_0: return -16u;
@@ -21,19 +22,29 @@ inline uint32_t factor_of_sum(int format) {
     }
 }
 
-// Rows of [factor times P, units, s].
+// One block: [factor times P, units, s].
 template <class T>
-void quantize_by_small_blocks(int format, const T* x, int64_t K, uint32_t* row) {
+void quantize_small_block(const T* x, int numbers, uint32_t factor, uint32_t* row) {
+    const Scale scale = scale_of(largest_magnitude(x, numbers));
+    auto* q = reinterpret_cast<uint8_t*>(row + 1);
+    Words total = {};
+    for (int k = 0; k < numbers; k += 32) total += quantize_group<32>(x + k, 32, scale.inverse, q + k);
+    row[0] = factor * sum_of_lanes(total);
+    row[1 + numbers / 4] = word_of(scale.scale);
+}
+
+template <class T>
+void quantize_by_small_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
     const uint32_t factor = factor_of_sum(format);
     const int numbers = block_layout(format).numbers;
-    for (int64_t block = 0; block < K; block += numbers) {
-        const Scale scale = scale_of(largest_magnitude(x + block, numbers));
-        auto* q = reinterpret_cast<uint8_t*>(row + 1);
-        Words total = {};
-        for (int k = 0; k < numbers; k += 32) total += quantize_group<32>(x + block + k, 32, scale.inverse, q + k);
-        row[0] = factor * sum_of_lanes(total);
-        row[1 + numbers / 4] = word_of(scale.scale);
-        row += numbers / 4 + 2;
+    for (int64_t block = 0; block < K; block += numbers, row += numbers / 4 + 2) {
+        if (!order) {
+            quantize_small_block(x + block, numbers, factor, row);
+            continue;
+        }
+        T gathered[128];
+        for (int k = 0; k < numbers; ++k) gathered[k] = x[order[block + k]];
+        quantize_small_block(gathered, numbers, factor, row);
     }
 }
 
@@ -56,11 +67,12 @@ void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
     }
 }
 
+// `order`: of a matrix in groups, or null.
 template <class T>
-void quantize_by_blocks(int format, const T* x, int64_t K, uint32_t* row) {
+void quantize_by_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
     if (format == Q2_K || format == Q3_K || format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
     if (block_layout(format).numbers == 256) return quantize_by_superblocks<32>(x, K, row);
-    quantize_by_small_blocks(format, x, K, row);
+    quantize_by_small_blocks(format, x, K, order, row);
 }
 
 }  // namespace SMOE_ISA

@@ -50,7 +50,7 @@ void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O
         store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
 }
 
-// Rows of x, packed for w1 and for w3; the same memory if both have one format.
+// Rows of x, packed for w1 and for w3; the same memory if both have one format and order.
 struct PackedRows {
     const uint32_t *for_w1, *for_w3;
 };
@@ -97,6 +97,12 @@ void pack_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weig
     });
 }
 
+Orders orders_of(const Experts& weights, Matrix Expert::* matrix) {
+    Orders orders(weights.E);
+    for (int64_t e = 0; e < weights.E; ++e) orders[e] = (weights[e].*matrix).order;
+    return orders;
+}
+
 // Collect whole rows in float32 first, because a row's scale depends on all of its numbers.
 void quantize_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs, float* rows,
                      uint32_t* hidden) {
@@ -105,7 +111,8 @@ void quantize_hidden(Pool& pool, const PackedRows& x, const Experts& weights, co
     });
     std::vector<int32_t> in_order(pairs.rows.size());
     std::iota(in_order.begin(), in_order.end(), 0);
-    pack_rows(pool, FLOAT32, weights[0].w2.format, rows, in_order, pairs.tiles, weights.F, hidden);
+    const Orders orders = orders_of(weights, &Expert::w2);
+    pack_rows(pool, FLOAT32, weights[0].w2.format, rows, in_order, pairs.tiles, weights.F, orders, hidden);
 }
 
 }  // namespace
@@ -114,14 +121,16 @@ const float* multiply_experts(Pool& pool, int dtype, const void* x, const Expert
     const auto P = static_cast<int64_t>(pairs.rows.size());
     const int format1 = weights[0].w1.format, format3 = weights[0].w3.format, format2 = weights[0].w2.format;
     const int64_t x1_words = P * packing_words(format1, weights.D);
-    const int64_t x3_words = format3 == format1 ? 0 : P * packing_words(format3, weights.D);
+    const Orders orders1 = orders_of(weights, &Expert::w1), orders3 = orders_of(weights, &Expert::w3);
+    const bool is_shared = format3 == format1 && orders3 == orders1;
+    const int64_t x3_words = is_shared ? 0 : P * packing_words(format3, weights.D);
     const int64_t hidden_words = P * packing_words(format2, weights.F);
     const int64_t num_floats = P * std::max(weights.D, is_quantized(format2) ? weights.F : 0);
     auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch((x1_words + x3_words + hidden_words + num_floats) * 4));
     uint32_t *x3 = x3_words ? x1 + x1_words : x1, *hidden = x1 + x1_words + x3_words;
     auto* floats = reinterpret_cast<float*>(hidden + hidden_words);
-    pack_rows(pool, dtype, format1, x, pairs.rows, pairs.tiles, weights.D, x1);
-    if (x3_words) pack_rows(pool, dtype, format3, x, pairs.rows, pairs.tiles, weights.D, x3);
+    pack_rows(pool, dtype, format1, x, pairs.rows, pairs.tiles, weights.D, orders1, x1);
+    if (x3_words) pack_rows(pool, dtype, format3, x, pairs.rows, pairs.tiles, weights.D, orders3, x3);
     if (is_quantized(format2))
         quantize_hidden(pool, {x1, x3}, weights, pairs, floats, hidden);
     else

@@ -11,7 +11,7 @@ from pathlib import Path
 from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the index is the library's code of an instruction set
 

@@ -5,6 +5,7 @@ from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,12 +15,13 @@ from model.ops.interface import FfnWeights
 from model.ops.native.library import NativeLibrary, ThreadPool
 from model.ops.native.structs import ExpertArguments, MatrixArguments
 from model.ops.quantization import Quantization
-from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, stacked
+from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockMatrix, Weight, stacked
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # codes of smoe_native.h; int8 is for KV caches
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantized weight's format is its dtype
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
-PANEL = 32  # outputs in a panel
+PANEL = SLICE_ROWS  # outputs in a panel
+Order: TypeAlias = Tensor | None  # of a matrix's inputs: BlockMatrix.order
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class NativeMatrix:
     num_outputs: int
     stride: int
     format: int
+    order: Order = None
 
     def arguments(self) -> MatrixArguments:
-        return MatrixArguments(self.panels.data_ptr(), self.num_outputs, self.stride, self.format)
+        order = None if self.order is None else self.order.data_ptr()
+        return MatrixArguments(self.panels.data_ptr(), self.num_outputs, self.stride, self.format, order)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class NativeExperts:
     w2: Tensor  # bytes
     formats: tuple[int, int, int]  # of w1, w3 and w2
     panel_sizes: tuple[int, int, int]  # bytes of a panel of w1, w3 and w2
+    orders: list[tuple[Order, Order, Order]]  # [E] of w1, w3 and w2; w3's is w1's if they are equal
     num_experts: int
     dim: int
     hidden_dim: int
@@ -70,10 +75,11 @@ class NativeExperts:
         """Return views of one expert's w1, w3 and w2."""
         w13, w2 = self.w13.view(self.num_experts, -1)[expert], self.w2.view(self.num_experts, -1)[expert]
         (size1, size3, size2), (format1, format3, format2) = self.panel_sizes, self.formats
+        order1, order3, order2 = self.orders[expert]
         return (
-            NativeMatrix(w13, self.hidden_dim, size1 + size3, format1),
-            NativeMatrix(w13[size1:], self.hidden_dim, size1 + size3, format3),
-            NativeMatrix(w2, self.dim, size2, format2),
+            NativeMatrix(w13, self.hidden_dim, size1 + size3, format1, order1),
+            NativeMatrix(w13[size1:], self.hidden_dim, size1 + size3, format3, order3),
+            NativeMatrix(w2, self.dim, size2, format2, order2),
         )
 
     @cached_property
@@ -100,8 +106,9 @@ class WeightPacker:
         self._quantization = quantization
 
     def pack_linear(self, weights: Sequence[Weight]) -> NativeLinear:
-        """Pack weights [O, D] one below the other; neighbours of one format become one matrix."""
-        matrices = tuple(self._pack_matrix(_stack(list(group))) for _, group in groupby(weights, self._format))
+        """Pack weights [O, D] one below the other; neighbours of one format and order become one matrix."""
+        groups = groupby(weights, lambda weight: (self._format(weight), _order_bytes(weight)))
+        matrices = tuple(self._pack_matrix(_stack(list(group))) for _, group in groups)
         return NativeLinear(matrices, weights[0].shape[1])
 
     def pack_experts(self, num_experts: int, experts: Iterable[FfnWeights]) -> NativeExperts:
@@ -116,7 +123,7 @@ class WeightPacker:
         code, (num_outputs, num_inputs) = self._format(weight), weight.shape
         size = self._call.smoe_panel_size(code, num_inputs)
         panels = empty(-(-num_outputs // PANEL) * size, torch.uint8)
-        matrix = NativeMatrix(panels, num_outputs, size, code)
+        matrix = NativeMatrix(panels, num_outputs, size, code, _order(weight))
         self._pack(weight, matrix)
         return matrix
 
@@ -125,6 +132,8 @@ class WeightPacker:
     ) -> NativeExperts:
         """Write one expert to its place in `packed`; allocate for all experts if it is the first."""
         packed = packed or self._allocate(num_experts, weights)
+        order1, order3, order2 = _order(weights.w1), _order(weights.w3), _order(weights.w2)
+        packed.orders[index] = order1, order1 if _equal(order1, order3) else order3, order2
         for weight, matrix in zip((weights.w1, weights.w3, weights.w2), packed.matrices(index), strict=True):
             assert self._format(weight) == matrix.format
             self._pack(weight, matrix)
@@ -137,25 +146,46 @@ class WeightPacker:
         w13 = empty(num_experts * -(-hidden_dim // PANEL) * (size1 + size3), torch.uint8)
         w2 = empty(num_experts * -(-dim // PANEL) * size2, torch.uint8)
         formats, sizes = (format1, format3, format2), (size1, size3, size2)
-        return NativeExperts(w13, w2, formats, sizes, num_experts, dim, hidden_dim)
+        orders: list[tuple[Order, Order, Order]] = [(None, None, None)] * num_experts
+        return NativeExperts(w13, w2, formats, sizes, orders, num_experts, dim, hidden_dim)
 
     def _pack(self, weight: Weight, to: NativeMatrix) -> None:
-        place = to.panels.data_ptr(), to.stride, *weight.shape
-        if isinstance(weight, BlockMatrix):
-            blocks = weight.blocks.contiguous()
-            self._call.smoe_pack_blocks(self._pool.handle, to.format, blocks.data_ptr(), *place)
-        else:
+        if isinstance(weight, Tensor):
             weight = weight.contiguous()
             kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
-            self._call.smoe_pack(*kernel, weight.data_ptr(), *place)
+            self._call.smoe_pack(*kernel, weight.data_ptr(), to.panels.data_ptr(), to.stride, *weight.shape)
+            return
+        place = to.panels.data_ptr()
+        for rows in weight.slices():
+            shape = len(rows), weight.shape[1]
+            self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
+            place += len(rows) // PANEL * to.stride
 
     def _format(self, weight: Weight) -> int:
-        if isinstance(weight, BlockMatrix):
-            return BLOCK_FORMATS[weight.format]
-        return QUANTIZED_FORMATS.get(self._quantization, DTYPES[weight.dtype])
+        if isinstance(weight, Tensor):
+            return QUANTIZED_FORMATS.get(self._quantization, DTYPES[weight.dtype])
+        return BLOCK_FORMATS[weight.format]
 
 
 def _stack(weights: Sequence[Weight]) -> Weight:
     """Join weights of one format, one below the other."""
-    blocks = [weight for weight in weights if isinstance(weight, BlockMatrix)]
-    return BlockMatrix(blocks[0].format, stacked([matrix.blocks for matrix in blocks])) if blocks else stacked(weights)
+    first = weights[0]
+    if isinstance(first, Tensor):
+        return stacked(weights)
+    if len(weights) == 1:
+        return first
+    rows = [rows.clone() for weight in weights if not isinstance(weight, Tensor) for rows in weight.slices()]
+    return BlockMatrix(first.format, torch.cat(rows), first.order)
+
+
+def _order(weight: Weight) -> Order:
+    return None if isinstance(weight, Tensor) else weight.order
+
+
+def _order_bytes(weight: Weight) -> bytes:
+    order = _order(weight)
+    return b"" if order is None else order.numpy().tobytes()
+
+
+def _equal(one: Order, other: Order) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

@@ -10,7 +10,11 @@ from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 class MatrixArguments(ctypes.Structure):
     """The struct smoe_matrix."""
 
-    _fields_ = [("panels", c_void_p), *((name, c_int64) for name in ("outputs", "stride", "format"))]
+    _fields_ = [
+        ("panels", c_void_p),
+        *((name, c_int64) for name in ("outputs", "stride", "format")),
+        ("order", c_void_p),
+    ]
 
 
 class ExpertArguments(ctypes.Structure):

@@ -38,7 +38,7 @@ class ChatFormat:
         """Return the chunk with the role before anything else of a choice, then its text, then its finish reason."""
         chunks: list[tuple[Mapping[str, object], Mapping[str, object]]] = []
         if delta.is_first:
-            role = {"role": "assistant", "content": ""}
+            role = {"role": "assistant", "content": "" if self._calls is None else self._calls.first_text}
             chunks.append((self._chunk(Delta(delta.index), role), {} if self._has_begun else self.extra_fields()))
             self._has_begun = True
         for part in delta.split() if delta.text or delta.finish_reason else []:

@@ -130,7 +130,7 @@ async def respond(
 
     Raises ApiError 429 while large replies use up their memory.
     """
-    _reserve_memory(http, generation)
+    reserve_memory(http, generation.reply_bytes)
     if request.stream:
         envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()
@@ -140,9 +140,9 @@ async def respond(
     return SlicedResponse(pieces, headers, media_type="application/json")
 
 
-def _reserve_memory(http: HttpRequest, generation: Generation) -> None:
+def reserve_memory(http: HttpRequest, num_bytes: int) -> None:
     """Reserve memory for the reply until the request has ended. Raises ApiError 429."""
-    state, num_bytes = state_of(http), generation.reply_bytes
+    state = state_of(http)
     lease: Lease | None = getattr(http.state, "lease", None)
     if not num_bytes or lease is None:
         return
@@ -159,18 +159,31 @@ async def _stream(
     texts = (
         TextChunks(reply_format, envelope, no_usage) if reply_format.text_only_stream and not usage_per_chunk else None
     )
+    before = more = no_usage
+    num_before = 0  # completion tokens of earlier chunks
     async with aclosing(generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
             if texts is not None and all(delta.is_text_only for delta in deltas):
                 yield list(map(texts.chunk, deltas))
                 continue
-            more = {"usage": generation.usage()} if usage_per_chunk else no_usage
+            if usage_per_chunk:
+                before, more = ({"usage": generation.usage(number)} for number in (num_before, None))
+                num_before = generation.num_completion
             await _render_logprobs(deltas, reply_format, generation)
             chunks = [chunk for delta in deltas for chunk in reply_format.chunks(delta)]
             if chunks or not deltas:
-                yield [envelope.chunk([choice], {**extra, **more}) for choice, extra in chunks]
+                yield [
+                    envelope.chunk([choice], {**extra, **(before if _has_role(choice) else more)})
+                    for choice, extra in chunks
+                ]
     if options.include_usage or expert_usage:
         yield [envelope.chunk([], {"usage": generation.final_usage()})]
+
+
+def _has_role(choice: Mapping[str, object]) -> bool:
+    """Return whether this is the chunk of a chat that comes before the first token, and so does not count it."""
+    delta = choice.get("delta")
+    return isinstance(delta, Mapping) and "role" in delta
 
 
 async def _render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:

@@ -11,8 +11,10 @@ from server.tools.call_parser import CallPart, ToolCallParser
 class ToolCallFormatter:
     """Formats the tool calls of all choices of one reply."""
 
-    def __init__(self, http_id: str) -> None:
+    def __init__(self, http_id: str, *, must_call: bool = False) -> None:
+        """`must_call`: the output begins with a call, so a stream's first chunk has no text, as in OpenAI's API."""
         self._http_id = http_id
+        self.first_text = None if must_call else ""
         self._parsers: dict[int, ToolCallParser] = {}  # by choice
         self._unsent: dict[int, Delta] = {}  # by choice: tokens that have not shown any text or call yet
 

@@ -8,7 +8,7 @@ from server.strict_json import INT64_MAX, INT64_MIN
 
 Schema = dict[str, Any]
 
-_ID_FIELDS = frozenset({"allowed_token_ids", "prompt", "stop_token_ids", "tokens"})
+_ID_FIELDS = frozenset({"allowed_token_ids", "input", "prompt", "stop_token_ids", "tokens"})
 _LENGTH_FIELDS = frozenset({"max_completion_tokens", "max_output_tokens", "max_tokens", "min_tokens"})
 
 
@@ -20,6 +20,7 @@ class Facts:
     vocab_size: int = 0
     max_model_len: int = 0
     num_experts: int = 0
+    dim: int = 0
 
 
 def bounded(schema: Mapping[str, Any], facts: Facts) -> Schema:
@@ -55,6 +56,8 @@ def _with_limits(schema: Schema, facts: Facts, field: str | None) -> Schema:
         lowest, highest = 0, facts.vocab_size - 1 if facts.vocab_size else INT64_MAX
     if field in _LENGTH_FIELDS and facts.max_model_len:
         highest = facts.max_model_len
+    if field == "dimensions" and facts.dim:
+        highest = facts.dim
     if field == "experts_per_token" and facts.num_experts:
         highest = facts.num_experts
     return {"minimum": lowest, "maximum": highest, **schema}

@@ -16,8 +16,10 @@ from server.schemas import (
     CountTokensRequest,
     CreateBatchRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     MessagesRequest,
     ResponsesRequest,
+    ScoreRequest,
     TokenizeRequest,
 )
 from server.schemas.validation import RequestModel
@@ -28,15 +30,17 @@ REQUEST_MODELS: tuple[type[RequestModel], ...] = (
     CountTokensRequest,
     CreateBatchRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     MessagesRequest,
     ResponsesRequest,
+    ScoreRequest,
     TokenizeRequest,
 )
 RULES = (
     "Rules besides the bounds of the fields: `max_tokens` and the prompt together fit into `max_model_len`; "
     "`min_tokens` is at most `max_tokens`; `stream_options` requires `stream`, `top_logprobs` requires `logprobs`; "
-    "`best_of` equals `n`; `max_tokens` may be 0 only with `echo`. Unknown fields are ignored, and named in the header "
-    "`x-smoe-ignored-params`."
+    "`best_of` equals `n`; `max_tokens` may be 0 only with `echo`; `truncate_prompt_tokens` is not 0; `text_1` is one "
+    "text, or as many as `text_2`. Unknown fields are ignored, and named in the header `x-smoe-ignored-params`."
 )
 
 

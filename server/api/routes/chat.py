@@ -11,7 +11,7 @@ from server.api.formats.reply import respond
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.schemas import ChatCompletionRequest
 
 router = APIRouter()
@@ -30,7 +30,7 @@ router = APIRouter()
 async def chat_completions(http: HttpRequest) -> Response:
     """Reply with a message per choice."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await prepare_chat(http, request, arrival_s)
     return await respond(http, request, turn.generation, turn.reply_format, turn.fields, turn.add_to_headers(headers))

@@ -16,7 +16,7 @@ from server.generation.choice import Echo
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
 from server.generation.prompt import Prompt, truncated
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.schemas import CompletionRequest
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.tokenizer import Tokenizer
@@ -39,11 +39,12 @@ router = APIRouter()
 async def completions(http: HttpRequest) -> Response:
     """Reply with a text per prompt and choice."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, CompletionRequest)
     builder = JobBuilder.from_request(http, request, arrival_s)
+    builder.check_queue(len(request.prompt))
     prompts = await _prompts(request, builder)
-    generation = await Generation.prepare(builder, prompts, http.state.request_id)
+    generation = await Generation.prepare(builder, prompts, http.state.record)
     fields = common_fields("cmpl", generation, builder.model_name, builder.ready.fingerprint)
     reply_format = CompletionFormat(request, prompts, builder.texts.tokenizer)
     return await respond(http, request, generation, reply_format, fields, headers)

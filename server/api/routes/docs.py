@@ -54,4 +54,4 @@ def _facts(state: ServerState) -> Facts:
     ready = state.engine.ready
     if ready is None:
         return Facts(state.model_names)
-    return Facts(state.model_names, ready.vocab_size, ready.max_model_len, ready.num_experts)
+    return Facts(state.model_names, ready.vocab_size, ready.max_model_len, ready.num_experts, ready.dim)

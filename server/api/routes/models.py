@@ -45,13 +45,19 @@ def _entry(state: ServerState, name: str) -> dict[str, object]:
     """
     ready = state.engine.ready
     calls_tools = state.tool_emulation or (state.texts is not None and state.texts.chat_template.takes_tools)
+    generates = ready is None or ready.generates
+    embeds = state.embeddings or (ready is not None and ready.embeds)
     return {
         "id": name,
         "object": "model",
         "created": state.created_s,
         "owned_by": "smoe",
         "type": "base",
-        "capabilities": {"completion_chat": True, "function_calling": calls_tools},
+        "capabilities": {
+            "completion_chat": generates,
+            "function_calling": generates and calls_tools,
+            "embeddings": embeds,
+        },
         "root": state.model_names[0],
         "max_model_len": ready.max_model_len if ready else None,
         "num_layers": ready.num_layers if ready else None,

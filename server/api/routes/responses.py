@@ -13,7 +13,7 @@ from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
 from server.api.truncation import prepare_truncated
 from server.errors import ApiError
-from server.generation.state import state_of
+from server.generation.state import state_of, tenant_of
 from server.http.sse import EventFormat, named_event
 from server.schemas import ResponsesRequest
 
@@ -41,7 +41,7 @@ router = APIRouter()
 async def responses(http: HttpRequest) -> Response:
     """Reply with a list of items: a message, or function calls."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(http.state.request_id)
+    state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ResponsesRequest)
     turn = await prepare_truncated(http, request, arrival_s, RENAMED)
     reply = ResponsesReply(

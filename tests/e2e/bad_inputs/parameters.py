@@ -185,6 +185,7 @@ PARAMETER_ROWS: dict[str, Row] = {
         [
             *integers("priority", -(2**31), 2**31 - 1),
             *integers("truncate_prompt_tokens", 1, None),
+            *each("truncation_side", ["middle", "", "LEFT", 5, [], {}], VALUE),
             *integers("experts_per_token", 1, 8),
         ],
     ),

@@ -26,11 +26,13 @@ RESPONSES = Endpoint("/v1/responses", {"model": MODEL, "input": "Hi", "max_outpu
 MESSAGES = Endpoint("/v1/messages", {"model": MODEL, "messages": [HI], "max_tokens": 2})
 COUNT = Endpoint("/v1/messages/count_tokens", {"model": MODEL, "messages": [HI]}, can_stream=False)
 TOKENIZE = Endpoint("/tokenize", {"model": MODEL, "prompt": "Hi"}, can_stream=False)
+EMBEDDINGS = Endpoint("/v1/embeddings", {"model": MODEL, "input": "Hi"}, can_stream=False)
+SCORE = Endpoint("/v1/score", {"model": MODEL, "text_1": "Hi", "text_2": "Ho"}, can_stream=False)
 DETOKENIZE = Endpoint("/detokenize", {"model": MODEL, "tokens": [5]}, can_stream=False)
 
 OPENAI = (COMPLETIONS, CHAT)
 GENERATING = (COMPLETIONS, CHAT, RESPONSES, MESSAGES)
-EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, DETOKENIZE)
+EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, EMBEDDINGS, SCORE, DETOKENIZE)
 
 
 @dataclass(frozen=True)

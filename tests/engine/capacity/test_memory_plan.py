@@ -13,10 +13,11 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import device_memory, loading
 from engine.startup.description import ready_message
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints import Shape, random_model, save_in_layout, save_random_checkpoint
 from tests.support.gguf_files import GgufShape, write_gguf
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import DEMO
+from tests.support.quantized_checkpoints import save_quantized
 
 GIB = 1 << 30
 
@@ -95,7 +96,7 @@ def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_l
     ("memory_bytes", "settings", "part"),
     [
         (80 * GIB, {}, "the weights alone take 87.0 GiB in bfloat16, and 80.0 GiB are free"),
-        (160 * GIB, {"dtype": "float32"}, "--dtype bfloat16 halves them"),
+        (160 * GIB, {"dtype": "float32"}, "the weights alone take 174.0 GiB in float32, and 160.0 GiB are free"),
         (93_405_585_408 + 1, {}, "free memory is too small for a KV cache"),
         (100 * GIB, {"kv_cache_memory_bytes": 50 * GIB}, "the configured KV cache takes 50.0 GiB"),
         (160 * GIB, {"max_model_len": 40_000}, "--max-model-len 32768 fits"),
@@ -213,3 +214,27 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_read(
     monkeypatch.setattr(loading, "load_model", fail)
     with pytest.raises(EngineConfigError, match=r"the weights alone take 261\.9 GiB in bfloat16"):
         Engine.load(EngineConfig(model=str(mixtral_8x22b), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "decoded"),
+    [
+        ("GPTQ act-order", "INT4_G32", ""),
+        ("MLX", "AFFINE4_G32", ""),
+        ("compressed-tensors INT8", "INT8_G64", ""),
+        ("FP8", "", "fp8 8-bit"),
+        ("nf4", "", "bitsandbytes 4-bit g64"),
+    ],
+)
+def test_the_plan_says_what_stays_as_stored_and_what_is_decoded(
+    name: str, kept: str, decoded: str, tmp_path: Path
+) -> None:
+    source = save_in_layout(random_model(Shape(dim=64, hidden_dim=64, vocab_size=96)), tmp_path / "a")
+    save_quantized(source, tmp_path / "q", name)
+    planned, on_gpu = plan(tmp_path / "q", GIB), plan(tmp_path / "q", GIB, device="cuda")
+    assert planned.kept_formats == kept and not on_gpu.kept_formats
+    assert [line.split(" are decoded")[0] for line in planned.warnings] == (
+        [f"weights in {decoded}"] if decoded else []
+    )
+    assert len(on_gpu.warnings) == 1
+    assert not plan(tmp_path / "q", GIB, quantization="int8").kept_formats

@@ -86,6 +86,12 @@ def test_a_step_is_launched_without_reading_from_the_device(params: SamplingPara
         runner.launch(StepPlan(chunks))
 
 
+def test_embeddings_are_launched_without_reading_from_the_device() -> None:
+    chunk = _chunk(0, SamplingParams(max_tokens=0), 5, embedding_len=64)
+    step = _runner().launch(StepPlan((chunk._replace(samples=False), _chunk(1, SamplingParams(), 1))))
+    assert step.embeddings is not None
+
+
 def test_blocks_are_cleared_without_reading_from_the_device() -> None:
     _runner().zero_blocks((1, 2))
 

@@ -6,7 +6,8 @@ from threading import Event
 from typing import Any
 
 from engine.errors import GrammarError
-from engine.grammars.build_queue import UNUSABLE, GrammarQueue
+from engine.grammars.build_queue import UNUSABLE, CompiledRequest, GrammarQueue
+from engine.grammars.parser_limits import ParserLimits
 from engine.types import Request, SamplingParams
 
 
@@ -21,8 +22,9 @@ class FakeMatcher(str):
 
 
 class FakeBuild:
-    def __init__(self, grammar: str) -> None:
+    def __init__(self, grammar: str, place: object) -> None:
         self._grammar = grammar
+        self._place = place
 
     def matcher(self, run: object) -> FakeMatcher:
         return FakeMatcher(self._grammar)
@@ -36,7 +38,7 @@ class FakeCompiler:
         self.may_finish = Event()
         self.compiled: list[str] = []
 
-    def build(self, grammar: str) -> Any:
+    def build(self, grammar: str, place: object) -> Any:
         self.started.set()
         assert self.may_finish.wait(60)
         self.compiled.append(grammar)
@@ -44,7 +46,7 @@ class FakeCompiler:
             raise GrammarError(grammar)
         if grammar == "panic":
             raise Panic
-        return FakeBuild(grammar)
+        return FakeBuild(grammar, place)
 
 
 def submit(queue: GrammarQueue, *grammars: str) -> None:
@@ -56,8 +58,8 @@ def wait_for_all(queue: GrammarQueue) -> None:
     wait([future for _, future in queue._pending.values()], 60)
 
 
-def queue_with(compiler: Any) -> GrammarQueue:
-    return GrammarQueue(compiler)
+def queue_with(compiler: Any, num_requests: int = 99) -> GrammarQueue:
+    return GrammarQueue(compiler, ParserLimits(num_requests, 1))
 
 
 def test_requests_come_out_in_order_of_arrival_with_a_matcher_or_an_error() -> None:
@@ -163,3 +165,31 @@ def test_one_tenant_with_many_builds_does_not_hold_up_another() -> None:
     compiler.may_finish.set()
     wait_for_all(queue)
     assert compiler.compiled.index("quick") <= 2
+
+
+def test_builds_beyond_the_limit_wait_until_a_request_with_a_parser_ends() -> None:
+    compiler = FakeCompiler()
+    compiler.may_finish.set()
+    queue = queue_with(compiler, num_requests=2)
+    for group, request_id in ((10, 0), (10, 1), (11, 2), (12, 3), (13, 4)):
+        queue.submit(of_group(group, request_id))
+    held = _pop(queue, 3)
+    assert [done.request.request_id for done in held] == [0, 1, 2] and len(compiler.compiled) == 2
+    del held[1]
+    assert queue.pop_completed() == [] and len(queue) == 2, "the other choice of the request keeps the parser"
+    del held[0]
+    held += _pop(queue, 1)
+    assert [done.request.request_id for done in held] == [2, 3]
+    assert queue.cancel(4)
+    held.clear()
+    assert queue.pop_completed() == [] and len(compiler.compiled) == 3
+
+
+def _pop(queue: GrammarQueue, count: int) -> list[CompiledRequest]:
+    """Return the next `count` compiled requests, and fail if there are more."""
+    popped: list[CompiledRequest] = []
+    while len(popped) < count:
+        queue.wait(60)
+        popped += queue.pop_completed()
+    assert len(popped) == count
+    return popped

@@ -1,7 +1,9 @@
 """Token masks against a naive oracle, and grammars in the engine: a failing one ends only its own request."""
 
+import gc
 import random
 import re
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -204,9 +206,9 @@ def test_an_abort_reaches_a_request_whose_grammar_is_being_compiled(vocabulary: 
 STATEFUL = serialized(r"start: /(\w{1,9}(a|b)){1,40}x/")  # each text reaches states of its own
 
 
-def run_now(work: Callable[[], Any]) -> "Future[Any]":
+def run_now(work: Callable[[object], Any]) -> "Future[Any]":
     future: Future[Any] = Future()
-    future.set_result(work())
+    future.set_result(work(None))
     return future
 
 
@@ -250,9 +252,9 @@ def test_a_text_waits_for_a_parser_of_its_own_in_a_thread(
     monkeypatch.setattr(matcher_module, "LIMITS", limits)
     alone = [walk(compiler.matcher(STATEFUL), seed, 12) for seed in range(12)]
     built = compiler.build(STATEFUL)
-    started: list[tuple[Future[Any], Callable[[], Any]]] = []
+    started: list[tuple[Future[Any], Callable[[object], Any]]] = []
 
-    def start(work: Callable[[], Any]) -> "Future[Any]":
+    def start(work: Callable[[object], Any]) -> "Future[Any]":
         started.append((Future(), work))
         return started[-1][0]
 
@@ -262,10 +264,59 @@ def test_a_text_waits_for_a_parser_of_its_own_in_a_thread(
             if not matcher.prepare(tokens[:count], 0):
                 assert not matcher.prepare(tokens[:count], 0)
                 future, work = started[-1]
-                future.set_result(work())
+                future.set_result(work(None))
                 assert matcher.prepare(tokens[:count], 0)
             assert tokens[count] in bits(matcher.bitmask(tokens[:count], 0)), seed
     assert started
+
+
+def test_a_parser_holds_its_place_until_the_text_and_its_build_are_gone(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = llguidance.LLParserLimits(max_lexer_states=1000, step_lexer_fuel=10**9, initial_lexer_fuel=10**9)
+    monkeypatch.setattr(matcher_module, "LIMITS", limits)
+
+    class Place:
+        pass
+
+    place, own_places = Place(), list[weakref.ref[Place]]()
+    of_build = weakref.ref(place)
+    built = compiler.build(STATEFUL, place)
+    del place
+
+    def run_with_place(work: Callable[[object], Any]) -> "Future[Any]":
+        place = Place()
+        own_places.append(weakref.ref(place))
+        future: Future[Any] = Future()
+        future.set_result(work(place))
+        return future
+
+    matchers = [built.matcher(run_with_place) for _ in range(12)]
+    for seed, matcher in enumerate(matchers):
+        walk(matcher, seed, 12)
+    assert own_places and all(ref() for ref in own_places)
+    del matcher
+    matchers.clear()
+    gc.collect()
+    assert of_build() and not any(ref() for ref in own_places)
+    del built
+    assert not of_build()
+
+
+def test_a_text_that_ends_while_it_waits_for_its_own_parser_cancels_it(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = compiler.build(ANSWER)
+    future: Future[Any] = Future()
+    monkeypatch.setattr(GrammarMatcher, "_next_mask", _fail)
+    matcher = built.matcher(lambda work: future)
+    assert not matcher.prepare([], 0)
+    del matcher
+    assert future.cancelled()
+
+
+def _fail(*_: object) -> bytes:
+    raise GrammarError("at the limit")
 
 
 def test_rows_that_sit_out_steps_get_the_same_tokens(vocabulary: Vocabulary) -> None:
@@ -300,10 +351,10 @@ def test_a_panic_while_a_grammar_is_compiled_ends_its_own_request(vocabulary: Vo
     assert compiler is not None
     build_grammar = compiler.build
 
-    def build(grammar: str) -> BuiltGrammar:
+    def build(grammar: str, place: object) -> BuiltGrammar:
         if grammar == "panic":
             raise Panic
-        return build_grammar(grammar)
+        return build_grammar(grammar, place)
 
     compiler.build = build  # type: ignore[method-assign]
     answers = run(engine, [make_request(0, None), make_request(1, "panic"), make_request(2, ANSWER)])

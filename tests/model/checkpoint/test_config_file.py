@@ -52,6 +52,13 @@ def test_a_mistral_has_no_experts(tmp_path: Path) -> None:
     assert (config.num_experts, config.experts_per_token, config.window) == (0, 0, 4096)
 
 
+@pytest.mark.parametrize("change", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_bidirectional_attention_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Embedding models that were trained to see the whole text give other vectors with causal attention."""
+    with pytest.raises(CheckpointError, match="bidirectional"):
+        load_config(_write(tmp_path, **DENSE, **change))
+
+
 def test_a_mixtral_with_the_window_of_old_conversions_keeps_it_and_warns(tmp_path: Path) -> None:
     config, warnings = load_config(_write(tmp_path, sliding_window=4096))
     assert config.window == 4096

@@ -102,16 +102,21 @@ def test_a_cut_gguf_file_is_refused_at_every_length(tmp_path: Path, scale: int) 
     assert _accepted(path, path.write_bytes, (content[:length] for length in lengths)) == 0
 
 
-@pytest.mark.parametrize("name", ["AWQ", "GPTQ", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX", "Mistral"])
-def test_mutated_headers_of_quantized_checkpoints(name: str, tmp_path: Path, scale: int) -> None:
+LAYOUTS = ["AWQ", "GPTQ", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX", "Mistral", "Hugging Face"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mutated_headers_of_directories(name: str, tmp_path: Path, scale: int) -> None:
     """Configs, and the JSON headers of safetensors files: names, types, shapes, places."""
     shape = Shape(dim=64, num_heads=2, num_kv_heads=1, num_layers=1, hidden_dim=64, num_experts=2, vocab_size=96)
     if name == "Mistral":
         path, config = tmp_path, "params.json"
         save_as_mistral(path, shape)
     else:
-        path, config = tmp_path / "quantized", "config.json"
-        save_quantized(save_in_layout(random_model(shape), tmp_path / "plain"), path, name)
+        path, config = save_in_layout(random_model(shape), tmp_path / "plain"), "config.json"
+        if name != "Hugging Face":
+            save_quantized(path, tmp_path / "quantized", name)
+            path = tmp_path / "quantized"
     assert assert_read_or_refused(path)
     weights = next(path.glob("*.safetensors"))
     content, settings, count = weights.read_bytes(), (path / config).read_bytes(), NUM_MUTATIONS * scale // 14

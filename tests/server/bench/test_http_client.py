@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.bench.http_client import BodyDecoder, Endpoint, HttpError, request
+from server.bench.http_client import BodyDecoder, Endpoint, HttpError, reason_of, request
 
 
 def split(sent: bytes, rng: random.Random) -> list[bytes]:
@@ -103,3 +104,20 @@ def test_informational_responses_are_skipped() -> None:
 def test_a_response_that_is_not_http_is_an_error(response: bytes) -> None:
     with pytest.raises(HttpError, match="not HTTP"):
         exchange(response)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (
+            OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 111] Connect call failed"),
+            "Connection refused",
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(), "ConnectionResetError"),
+        (HttpError("the response is not HTTP"), "the response is not HTTP"),
+    ],
+)
+def test_a_reason_has_words_and_no_numbers(error: OSError | HttpError, words: str) -> None:
+    assert reason_of(error) == words

@@ -25,6 +25,22 @@ def test_an_invalid_setting_is_named(settings: dict[str, str]) -> None:
         make_task("kernels", {"device": "cpu", **settings}, None, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "preset", "line"),
+    [
+        ({"isa": "mmx"}, None, "--isa mmx: should be auto, portable, avx2, avx512, avx512bf16 or amx"),
+        ({"threads": "many"}, None, "--threads many: should be a number"),
+        ({}, "nope", "--preset nope: should be mixtral-8x7b, bench-400m or tiny"),
+    ],
+)
+def test_a_refusal_names_the_flag_its_value_and_what_it_should_be(
+    settings: dict[str, str], preset: str | None, line: str
+) -> None:
+    with pytest.raises(BenchError) as caught:
+        make_task("kernels", {"device": "cpu", **settings}, preset, None, None, None)
+    assert str(caught.value) == line
+
+
 def test_the_table_has_the_limits_and_a_line_per_step() -> None:
     step = {"kind": "decode", "batch": 4, "context": 256, "seconds": 0.002, "tokens_per_s": 2000.0}
     step |= {"gigabytes_per_s": 10.0, "gigaops_per_s": 50.0, "share": 0.5}

@@ -44,3 +44,11 @@ def test_a_run_counts_its_failures_apart_and_its_tokens_over_all_of_its_time() -
 def test_a_run_in_which_everything_failed_still_has_a_table_row() -> None:
     figures = summary([RequestTiming(0.0, error="connection refused")], 1.0)
     assert "-" in table([{"load": "1 client", **figures}])
+
+
+def test_the_table_of_a_busy_server_fits_a_terminal_of_80_columns() -> None:
+    timings = [RequestTiming(0.0, [12.3456, 13.4567], 99.99, 100_000, 100_000) for _ in range(99_999)]
+    lines = table([{"load": "trace a-very-long-name.jsonl", **summary(timings, 1234.0)}]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "12346/12346" in lines[-1] and "1111/1111" in lines[-1], "milliseconds without digits that say nothing"
+    assert len(lines[-1].split()) == 9, "no column runs into the next"

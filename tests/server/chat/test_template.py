@@ -85,6 +85,16 @@ def test_a_template_that_needs_tools_is_accepted(v1: Tokenizer) -> None:
     assert not template.takes_tools  # this tokenizer has no token for calls
 
 
+def test_a_template_that_needs_tools_gets_an_empty_list_where_a_conversation_has_none(v1: Tokenizer) -> None:
+    """As with --tool-emulation, where the server describes the tools in a message."""
+    loop = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+    words = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+    rendered = ChatTemplate(loop + words, v1).render(conversation(("system", "Be brief."), ("user", "Hello")))
+    assert v1.decode(rendered) == "system: Be brief. user: Hello "
+    is_none = ChatTemplate("{% if tools is none %}none{% else %}{{ tools | length }}{% endif %}", v1)
+    assert v1.decode(is_none.render(conversation(("user", "Hello")))) == "none"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

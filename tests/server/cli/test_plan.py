@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from server.cli.main import app
 from server.settings.engine_config import engine_config
 from server.settings.sources import load_settings
+from tests.support.gguf_files import GgufShape, write_gguf
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import ROOT
 
@@ -29,10 +30,11 @@ def plan(*arguments: str | Path, **variables: str) -> Result:
 
 
 def as_json(*arguments: str | Path, **variables: str) -> dict[str, Any]:
+    """Return the fields of --json. The exit code is 1 if nothing fits, and then there is no command either."""
     result = plan(*arguments, "--json", **variables)
-    assert (result.exit_code, result.stderr) == (0, "")
     fields = json.loads(result.stdout)
     assert isinstance(fields, dict)
+    assert (result.exit_code, result.stderr) == (0 if fields["command"] else 1, "")
     return fields
 
 
@@ -136,7 +138,8 @@ def test_a_plan_that_does_not_fit_names_a_memory_size_that_fits(mixtral: Path) -
     refused = as_json(mixtral, "--memory", "20GiB")
     assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
     assert "the weights alone take 87.0 GiB in bfloat16, and 20.0 GiB are free" in refused["verdict"]
-    assert "; it needs 95 GiB of memory" in refused["verdict"]
+    assert refused["verdict"].endswith("; it needs 95 GiB of memory, or 33 GiB in int4")
+    assert as_json(mixtral, "--memory", "33GiB", "--quantization", "int4")["verdict"] == "fits"
     assert as_json(mixtral, "--memory", "95GiB")["verdict"] == "fits"
     assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith(
         "fits with a shorter context; the full context needs 95 GiB"
@@ -156,7 +159,7 @@ def test_the_table_has_at_most_twenty_lines_and_ends_with_the_command(tmp_path: 
 def test_it_needs_no_torch(mixtral: Path) -> None:
     script = (
         "import sys\n"
-        f"sys.argv = ['smoe', 'plan', {str(mixtral)!r}]\n"
+        f"sys.argv = ['smoe', 'plan', {str(mixtral)!r}, '--memory', '160GiB']\n"
         "from server.cli.main import main\n"
         "try:\n"
         "    main()\n"
@@ -165,6 +168,19 @@ def test_it_needs_no_torch(mixtral: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_variable_without_effect_is_named(mixtral: Path) -> None:
+    result = plan(mixtral, "--memory", "160GiB", SMOE_PROT="9000")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "smoe: warning: SMOE_PROT is not a setting; did you mean SMOE_PORT?\n",
+    )
+
+
+def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape())
+    assert plan(tmp_path).stdout.partition(":")[2].startswith(" GGUF file, ")
 
 
 def truncated(path: Path) -> None:
@@ -208,6 +224,7 @@ def test_a_damaged_checkpoint_exits_2_with_one_line(tmp_path: Path, damage: Call
         (("--memory", "much"), {}, "--memory: "),
         (("--memory", "0"), {}, "--memory: "),
         (("--memory", "0.1"), {}, "--memory: "),
+        (("--memory", "80"), {}, "--memory 80: these are bytes; add a unit, such as 80GiB"),
         (("--max-model-len", "-1"), {}, "--max-model-len: "),
         (("--dtype", "int4"), {}, "--dtype: "),
         (("--quantization", "int3"), {}, "--quantization: "),

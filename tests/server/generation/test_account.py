@@ -3,6 +3,7 @@
 import pytest
 
 from server.generation.account import RequestAccount
+from server.observability.access_log import RequestRecord
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import outcomes, saying, state_around
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_account_is_closed_once() -> None:
     state = state_around(FakeEngine(saying("a")))
-    account = RequestAccount(state.metrics, state.access_log, http_id="id", num_prompt_tokens=3, arrival_s=0.0)
+    account = RequestAccount(state.metrics, RequestRecord("id"), num_prompt_tokens=3, arrival_s=0.0)
     account.close("stop", 1.0)
     account.close("abort", 2.0)
     assert outcomes(state) == {"received": 1, "stop": 1}

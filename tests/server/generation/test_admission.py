@@ -57,13 +57,13 @@ def a_request(request_id: int, num_tokens: int = 3) -> Request:
 def test_admitted_choices_count_until_they_are_removed() -> None:
     admission = Admission(FakeEngine(saying("a")), max_choices=4, max_tokens=5)
     admission.admit([a_request(1), a_request(2)])
-    assert admission.num_tokens == 6 and admission.is_full
+    assert admission.num_tokens == 6 and not admission.has_room(0, 1)
     with pytest.raises(ApiError) as caught:
         admission.admit([a_request(3)])
     assert (caught.value.code, admission.num_tokens) == ("queue_full", 6)
     for request_id in (1, 1, 2):
         admission.remove(request_id)
-    assert admission.num_tokens == 0 and not admission.is_full
+    assert admission.num_tokens == 0 and admission.has_room(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from server.generation.generation import Generation
 from server.generation.jobs import Job, JobBuilder
 from server.generation.prompt import Prompt
 from server.generation.state import ServerState
+from server.observability.access_log import RequestRecord
 from server.schemas import CompletionRequest
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, outcomes, saying, state_around, tokenizer
@@ -28,7 +29,7 @@ async def jobs_of_a_prompt(state: ServerState) -> list[Job]:
 async def lost_generation(state: ServerState, engine: FakeEngine) -> None:
     """Take one batch and drop the generation without closing it."""
     jobs = await jobs_of_a_prompt(state)
-    deltas = Generation(state, jobs, "id").deltas(idle_s=60)
+    deltas = Generation(state, jobs, RequestRecord("id")).deltas(idle_s=60)
     first = asyncio.ensure_future(anext(deltas))
     await engine.until(lambda: bool(engine.submitted))
     engine.step()
@@ -51,7 +52,7 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
     state = state_around(engine)
     jobs = await jobs_of_a_prompt(state)
     text, num_quiet = "", 0
-    async with contextlib.aclosing(Generation(state, jobs, "id").deltas(idle_s=0.001)) as batches:
+    async with contextlib.aclosing(Generation(state, jobs, RequestRecord("id")).deltas(idle_s=0.001)) as batches:
         async for deltas in batches:
             num_quiet += not deltas
             text += "".join(delta.text for delta in deltas)

@@ -53,3 +53,9 @@ def test_a_limit_or_a_prompt_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 3]), (2, [2, 3]), (3, [1, 2, 3]), (9, [1, 2, 3])])
 def test_truncation_keeps_the_last_tokens(keep: int | None, expected: list[int]) -> None:
     assert truncated([1, 2, 3], completion(truncate_prompt_tokens=keep)) == expected
+    assert truncated([1, 2, 3], completion(truncate_prompt_tokens=keep, truncation_side="left")) == expected
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 3]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3])])
+def test_truncation_at_the_right_keeps_the_first_tokens(keep: int | None, expected: list[int]) -> None:
+    assert truncated([1, 2, 3], completion(truncate_prompt_tokens=keep, truncation_side="right")) == expected

@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
 import httpx
 import pytest
 
+from server.tokenizer.detokenizer import Detokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, app_around, client_of, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
 
+QUESTION = [{"role": "user", "content": "Who?"}]
 COMPLETION = {"model": MODEL, "prompt": [5] * 100, "max_tokens": 4}
 
 
@@ -108,3 +111,39 @@ async def test_with_a_full_queue_a_request_is_rejected_before_its_body_is_parsed
         assert response.status_code == 429 and 0 < int(response.headers["retry-after"]) <= 120
         assert (await client.post("/tokenize", json={"model": MODEL, "prompt": "a"})).status_code == 200
     assert outcomes(state) == {"received": 1, "rejected": 1}
+
+
+async def test_a_key_whose_share_is_full_is_refused_before_its_body_is_parsed_and_the_other_is_served() -> None:
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine, max_num_queued=8)
+    state.num_tenants = 2
+    for number in range(7):  # of 8: the share of one key
+        state.admission.add(1000 + number, tenant=0, num_tokens=1)
+    transport = httpx.ASGITransport(app_around(state, api_keys=("one", "two")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://smoe") as client:
+
+        async def post(key: str, body: bytes) -> httpx.Response:
+            headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+            return await client.post("/v1/completions", content=body, headers=headers)
+
+        refused(await post("one", b"{ no JSON"), 429, "queue_full")
+        assert (await post("two", b"{ no JSON")).status_code == 400
+        assert (await post("two", json.dumps(COMPLETION).encode())).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_choices_without_a_place_are_refused_before_their_texts_and_jobs_are_made(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three choices for two places: no id is drawn and no echo decoded. One line is logged, three choices counted."""
+    engine = FakeEngine(saying("a"))
+    engine.num_waiting = 2
+    state = state_around(engine, max_num_queued=4)
+    monkeypatch.setattr(engine, "new_request_id", lambda: pytest.fail("a job was built"))
+    monkeypatch.setattr(Detokenizer, "push", lambda *_: pytest.fail("an echo was decoded"))
+    body = {**COMPLETION, "echo": True} if path == "/v1/completions" else {"model": MODEL, "messages": QUESTION}
+    async with client_of(state) as client:
+        with caplog.at_level("INFO", "smoe.access"):
+            refused(await client.post(path, json={**body, "n": 3}), 429, "queue_full")
+    assert outcomes(state) == {"received": 3, "rejected": 3}
+    assert len(caplog.records) == 1

@@ -4,14 +4,21 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from starlette.types import Message
 
 from server.errors import request_memory_full
 from server.fairness.request_memory import Lease, RequestMemory
+from server.http import body_limit
 from server.http.body_limit import BodyLimit
 from tests.support.asgi_client import Reply
 
 LIMIT = 1000
+
+
+@pytest.fixture(autouse=True)
+def _short_discard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_limit, "DISCARD_S", 0.01)
 
 
 def test_a_body_that_never_ends_is_a_408() -> None:
@@ -35,13 +42,16 @@ def test_a_body_that_never_ends_is_a_408() -> None:
     assert (reply.status, reply.error["code"]) == (408, "request_timeout")
 
 
-def sent_by(memory: RequestMemory, receive: Callable[[], Awaitable[Message]], app: Any) -> Reply:
+def sent_by(
+    memory: RequestMemory, receive: Callable[[], Awaitable[Message]], app: Any, timeout_s: float = 30.0
+) -> Reply:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(BodyLimit(app, LIMIT, memory)({"type": "http", "headers": []}, receive, send))  # type: ignore[arg-type]
+    limited = BodyLimit(app, LIMIT, memory, timeout_s)
+    asyncio.run(limited({"type": "http", "headers": []}, receive, send))  # type: ignore[arg-type]
     return Reply(sent)
 
 
@@ -94,3 +104,25 @@ def test_a_body_without_room_is_read_to_its_end_so_that_its_client_can_read_the_
     reply = sent_by(Full(100), receive, reached)
     assert (reply.status, reply.error["code"], num_left) == (503, "request_memory_full", 0)
     assert int(reply.headers["retry-after"]) == 5
+
+
+@pytest.mark.parametrize("is_evicted", [False, True])
+def test_a_late_body_is_read_to_its_end_so_that_its_client_can_read_the_answer(is_evicted: bool) -> None:
+    memory = RequestMemory(1 << 20)
+    num_left = 5
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    async def receive() -> Message:
+        nonlocal num_left
+        if num_left == 5:
+            num_left -= 1
+            if is_evicted:
+                memory.evict_reading()
+            await asyncio.Event().wait()
+        num_left -= 1
+        return {"type": "http.request", "body": b"x" * 10, "more_body": num_left > 0}
+
+    reply = sent_by(memory, receive, reached, timeout_s=60.0 if is_evicted else 0.01)
+    assert (reply.status, num_left) == (503 if is_evicted else 408, 0)

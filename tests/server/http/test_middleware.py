@@ -78,7 +78,10 @@ def test_the_scheme_of_a_key_has_any_case(scheme: str) -> None:
         bearer("Bearer schlüssel"),
         bearer(b"Bearer \xff\xfe"),
         bearer("Bearer S3cret") * 2,
-        [(b"x-api-key", b"S3cret")],
+        [(b"x-api-key", b"s3cret")],
+        [(b"x-api-key", b"Bearer S3cret")],
+        [(b"x-api-key", b"S3cret")] * 2,
+        [(b"x-api-key", b"S3cret"), *bearer("Bearer none")],
     ],
 )
 def test_anything_but_the_exact_key_is_a_401(headers: list[tuple[bytes, bytes]]) -> None:
@@ -90,6 +93,10 @@ def test_anything_but_the_exact_key_is_a_401(headers: list[tuple[bytes, bytes]])
     assert reply.headers["x-request-id"]
     assert (reply.error["type"], reply.error["code"]) == ("invalid_request_error", "invalid_api_key")
     assert app.num_receives == 0  # not a byte of the body was read
+
+
+def test_the_key_may_be_in_anthropics_header() -> None:
+    assert client(api_keys=("S3cret",)).send(headers=[(b"x-api-key", b"S3cret")]).status == 200
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics"])

@@ -100,13 +100,15 @@ def test_an_engine_that_cannot_start_ends_the_server_with_the_engines_message(
 
 
 def test_a_checkpoint_without_a_tokenizer_exits_2_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     with running("count", tmp_path) as server:
         assert server.exit_code() == 2
         assert "no tokenizer" in server.read_until("^smoe: ")
 
 
 def test_a_tokenizer_that_is_larger_than_the_vocabulary_exits_2(checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copy(checkpoint / "tokenizer.model", tmp_path)
+    for name in ("tokenizer.model", "config.json"):
+        shutil.copy(checkpoint / name, tmp_path)
     added = {str(4096 + 5): {"content": "<far>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     with running("count", tmp_path) as server:

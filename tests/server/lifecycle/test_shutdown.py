@@ -91,6 +91,8 @@ async def test_a_second_signal_ends_the_drain_and_is_the_exit_code() -> None:
     await asyncio.sleep(0)
     for signum in (signal.SIGTERM, signal.SIGINT):
         scene.shutdown.on_signal(signum)
+    line = "stopping: 1 request still runs (for up to 60 s); Ctrl-C again ends now\n"
+    assert scene.text.getvalue() == line, "the first signal says what is waited for"
     assert await scene.shutdown.run() == 128 + signal.SIGINT
     assert scene.client.calls[-1] == "stop"
     scene.request.cancel()

@@ -1,6 +1,7 @@
 """server/lifecycle/startup_report.py: capacity, URL and a first request in few lines."""
 
 import io
+import json
 
 import msgspec
 import pytest
@@ -38,6 +39,13 @@ def test_the_request_to_paste_has_a_placeholder_for_the_key() -> None:
     assert "Bearer YOUR_KEY" in lines[-1]
 
 
+def test_the_request_to_paste_to_an_embedding_model_embeds() -> None:
+    ready = msgspec.structs.replace(READY, embeds=True, generates=False)
+    lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+    assert lines[-1].startswith("curl -N http://h:1/v1/embeddings") and '"input": "It was"' in lines[-1]
+    assert json.loads(lines[-1].split("-d '")[1].removesuffix("'"))["model"] == "m"
+
+
 def test_progress_is_at_most_one_line_per_tenth_and_none_for_a_quick_start() -> None:
     now = [0.0]
 
@@ -47,16 +55,39 @@ def test_progress_is_at_most_one_line_per_tenth_and_none_for_a_quick_start() -> 
         for percent in range(101):
             now[0] += seconds_per_percent
             report.progress(EngineStatus("loading", "weights", percent, 100))
+        report.progress(EngineStatus("loading", "kv cache"))
         return stream.getvalue().splitlines()
 
-    assert lines(1.0) == [f"weights {tenth}0% of 100 B" for tenth in range(1, 10)]
+    assert lines(1.0) == [f"weights {tenth}0% of 100 B" for tenth in range(1, 11)]
     assert lines(0.001) == []
+
+
+def test_a_quick_load_after_a_slow_start_of_the_process_has_no_lines() -> None:
+    stream, now = io.StringIO(), [0.0]
+    report = StartupReport(stream, clock=lambda: now[0])
+    now[0] = 8.0  # torch was imported
+    for percent in (10, 55, 100):
+        now[0] += 0.01
+        report.progress(EngineStatus("loading", "weights", percent, 100))
+    report.end_progress(is_complete=True)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(("is_complete", "last"), [(True, "weights 100% of 100 B"), (False, "weights 50% of 100 B")])
+def test_only_a_complete_stage_ends_with_100_percent(is_complete: bool, last: str) -> None:
+    stream, now = io.StringIO(), iter(range(100))
+    report = StartupReport(stream, clock=lambda: float(next(now)))
+    for percent in (0, 50):
+        report.progress(EngineStatus("loading", "weights", percent, 100))
+    report.end_progress(is_complete=is_complete)
+    assert stream.getvalue().splitlines()[-1] == last
 
 
 def test_graphs_are_counted_and_have_no_bytes() -> None:
     stream, now = io.StringIO(), iter(range(100))
     report = StartupReport(stream, clock=lambda: float(next(now)))
-    report.progress(EngineStatus("loading", "CUDA graphs", 5, 10))
+    for loaded in (0, 5):
+        report.progress(EngineStatus("loading", "CUDA graphs", loaded, 10))
     assert stream.getvalue() == "CUDA graphs 50%\n"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.model_files.stores import ModelStores
 
 
@@ -18,6 +18,7 @@ def test_no_model_is_the_bundled_demo(tmp_path: Path) -> None:
 def test_a_directory_is_named_after_itself_and_never_by_its_path(tmp_path: Path) -> None:
     checkpoint = tmp_path / "my-mixtral"
     checkpoint.mkdir()
+    (checkpoint / "config.json").touch()
     assert locate_model(str(checkpoint), ModelStores(tmp_path)) == checkpoint
     assert model_id(f"{checkpoint}/") == "my-mixtral"
 
@@ -36,7 +37,10 @@ def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").touch()
     with pytest.raises(ModelNotFoundError, match=r"has 2 GGUF files; name one, such as \S+a-00001-of-00002\.gguf"):
         locate_model(str(tmp_path), ModelStores(tmp_path))
-    (tmp_path / "config.json").touch()
+    (tmp_path / "config.json").touch()  # beside GGUF files it is theirs, unless there are other weights
+    with pytest.raises(ModelNotFoundError, match="has 2 GGUF files"):
+        locate_model(str(tmp_path), ModelStores(tmp_path))
+    (tmp_path / "model.safetensors").touch()
     assert locate_model(str(tmp_path), ModelStores(tmp_path)) == tmp_path
 
 
@@ -45,8 +49,40 @@ def test_a_repository_is_found_in_the_hub_cache(tmp_path: Path) -> None:
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc\n")
     (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "params.json").touch()
     assert locate_model("org/name", ModelStores(tmp_path)) == folder / "snapshots" / "abc"
     assert model_id("org/name") == "org/name"
+
+
+def test_only_a_file_is_called_a_gguf_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.touch()
+    assert described(file) == f"GGUF file {file}"
+    assert described(tmp_path) == str(tmp_path)
+
+
+def test_a_folder_without_a_model_is_reported_as_such(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        ModelNotFoundError, match=r"has no model: neither config\.json nor params\.json, and no \.gguf file"
+    ):
+        locate_model(str(tmp_path), ModelStores(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nope", "../nope", "~/no-such-folder", "/nope/nope", "./nope:Q4_K_M"])
+def test_a_path_is_never_taken_for_a_name_to_download(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="no such file or directory") as caught:
+        locate_model(name, ModelStores(tmp_path))
+    assert "hf download" not in str(caught.value)
+
+
+def test_a_name_under_an_existing_folder_may_be_meant_as_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"models/mixtral: no such directory, and not in .*; download it with"):
+        locate_model("models/mixtral", ModelStores(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_the_first_part_stands_for_a_split_file(stores: ModelStores) -> None:
 
 
 def test_a_repository_with_a_config_is_a_directory(stores: ModelStores) -> None:
-    snapshot = _hub(stores, "org/name", "config.json", "extra.Q4_0.gguf")
+    snapshot = _hub(stores, "org/name", "config.json", "model.safetensors", "extra.Q4_0.gguf")
     assert locate_model("org/name", stores) == snapshot
     assert locate_model("org/name:Q4_0", stores) == snapshot / "extra.Q4_0.gguf"
 

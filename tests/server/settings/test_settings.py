@@ -7,6 +7,26 @@ from server.settings.sources import SettingsError, load_settings
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("port", "x", "should be a whole number"),
+        ("port", "70000", "should be at most 65535"),
+        ("max_num_seqs", "0", "should be more than 0"),
+        ("shutdown_timeout", "x", "should be a number"),
+        ("device", "tpu", "should be auto, cpu or cuda"),
+        ("sliding_window", "x", "should be model or none or a whole number"),
+        ("sliding_window", "0", "should be model or none or more than 0"),
+        ("verify", "maybe", "should be true or false"),
+        ("host", 3, "should be text"),
+        ("ssl_keyfile", "/no/where", "there is no such file"),
+        ("root_path", "v1", "should start with /"),
+    ],
+)
+def test_a_refusal_says_in_words_what_a_value_should_be(name: str, value: object, sentence: str) -> None:
+    assert refusal({name: value}) == f"--{name.replace('_', '-')}: {sentence}"
+
+
 def refusal(flags: dict[str, object]) -> str:
     with pytest.raises(SettingsError) as caught:
         load_settings(flags)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, load_settings, model_stores, origins
+from server.settings.sources import SettingsError, load_settings, model_stores, origins, unknown_variables
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -66,10 +66,23 @@ def test_a_port_set_by_kubernetes_is_explained(monkeypatch: pytest.MonkeyPatch) 
     assert "enableServiceLinks: false" in line
 
 
-def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMOE_PORT_8000_TCP", "tcp://10.0.0.1:8000")
-    monkeypatch.setenv("SMOE_SERVICE_HOST", "10.0.0.1")
+def test_unknown_variables_are_named_but_not_those_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kubernetes = (
+        "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR",
+        "EAST_SERVICE_HOST", "EAST_PORT", "EAST_PORT_80_TCP_PROTO",
+    )  # fmt: skip
+    for name in kubernetes:
+        monkeypatch.setenv(f"SMOE_{name}", "10.0.0.1")
+    monkeypatch.setenv("SMOE_CONFIG", "")
+    monkeypatch.setenv("SMOE_MAX_NUM_SEQS", "3")
     assert load_settings({}).port == 8000
+    assert unknown_variables() == []
+    monkeypatch.setenv("SMOE_PROT", "9000")
+    monkeypatch.setenv("smoe_colour", "red")
+    assert unknown_variables() == [
+        "SMOE_PROT is not a setting; did you mean SMOE_PORT?",
+        "smoe_colour is not a setting",
+    ]
 
 
 def test_a_switch_can_be_set_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

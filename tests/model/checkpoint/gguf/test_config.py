@@ -7,7 +7,7 @@ import pytest
 
 from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
-from model.config import MISTRAL, MIXTRAL, ModelConfig
+from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 from tests.support.gguf_files import GgufShape, all_of, write_gguf
 
 SMALL: dict[str, Any] = {"dim": 64, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 96}
@@ -51,6 +51,17 @@ def test_a_dense_and_tied_network_is_read(tmp_path: Path) -> None:
     config, _ = read_config(_write(tmp_path, "Q8_0", num_experts=0, tied=True, vocab_size=None))
     assert (config.architecture, config.num_experts, config.tied_head) == (MISTRAL, 0, True)
     assert (config.vocab_size, config.dtype) == (101, "bfloat16")
+
+
+def test_last_token_pooling_makes_an_embedding_model(tmp_path: Path) -> None:
+    config, _ = read_config(_write(tmp_path, num_experts=0, tied=True, pooling_type=3))
+    assert (config.architecture, config.embeds, config.generates) == (MISTRAL_EMBEDDING, True, False)
+    assert not read_config(_write(tmp_path, pooling_type=0))[0].embeds
+
+
+def test_another_pooling_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="pooling_type is 1; only 3"):
+        read_config(_write(tmp_path, num_experts=0, pooling_type=1))
 
 
 def test_choices_of_the_operator_go_first(tmp_path: Path) -> None:

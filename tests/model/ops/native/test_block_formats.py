@@ -13,13 +13,15 @@ from torch import Tensor
 
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import BLOCK_FORMATS, NativeLinear
-from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, int4_groups
+from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, groups_with_minima, groups_with_zeros
 from tests.support import float64_oracle as oracle
 from tests.support.block_matrices import (
     GGUF_FORMATS,
+    GROUP_FORMATS,
     MIN_AT,
     SCALE_AT,
     decoded,
+    in_order,
     quantized_rows,
     random_blocks,
     set_halves,
@@ -36,6 +38,7 @@ MIXED = [
     ("Q8_0", "Q4_K", "Q5_0"),
     ("Q5_K", "Q6_K", "Q4_1"),
     ("INT4_G128", "Q5_1", "INT4_G32"),
+    ("AFFINE4_G64", "INT8_G128", "AFFINE8_G32"),
 ]
 
 
@@ -96,20 +99,88 @@ def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_extreme_groups_are_exact(isa: str, size: int) -> None:
-    """Codes, zero points (GPTQ's reach 16) and rows at their ends, scales of any sign and size."""
-    cases = list(product((0, 15), (0, 8, 15, 16, 255), (0.0, 1.0, -1.0, 1e-38, 1e30)))
+def test_extreme_groups_are_exact(isa: str, size: int, bits: int) -> None:
+    """Codes, zero points (GPTQ's reach 16 and 256) and rows at their ends, scales of any sign and size."""
+    zero_points = (0, 8, 15, 16, 255) if bits == 4 else (0, 1, 127, 128, 129, 255, 256)
+    cases = list(product((0, (1 << bits) - 1), zero_points, (0.0, 1.0, -1.0, 1e-38, 1e30)))
     codes, zeros, scales = zip(*cases, strict=True)
-    matrix = int4_groups(
+    matrix = groups_with_zeros(
         torch.tensor(codes, dtype=torch.uint8)[:, None].repeat(1, 256),
         torch.tensor(scales)[:, None].repeat(1, 256 // size),
-        torch.tensor(zeros, dtype=torch.uint8)[:, None].repeat(1, 256 // size),
+        torch.tensor(zeros)[:, None].repeat(1, 256 // size),
+        bits,
     )
     x = torch.cat((torch.ones(1, 256), -torch.ones(1, 256), torch.zeros(1, 256)))
     weights = torch.tensor([scale * (code - zero) for code, zero, scale in cases])
     exact = x.double() @ weights.double()[:, None].repeat(1, 256).T
     assert torch.allclose(native(isa).linear(x, _pack(matrix)).double(), exact, rtol=ACCURACY, atol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_extreme_groups_with_minima_are_exact(isa: str, size: int, bits: int) -> None:
+    cases = list(product((0, (1 << bits) - 1), (0.0, 1.0, -1e-3, 1e30), (0.0, 1.0, -1.0, 1e-38, 1e30)))
+    codes, minima, scales = zip(*cases, strict=True)
+    matrix = groups_with_minima(
+        torch.tensor(codes, dtype=torch.uint8)[:, None].repeat(1, 256),
+        torch.tensor(scales)[:, None].repeat(1, 256 // size),
+        torch.tensor(minima)[:, None].repeat(1, 256 // size),
+        bits,
+    )
+    x = torch.cat((torch.ones(1, 256), -torch.ones(1, 256), torch.zeros(1, 256)))
+    weights = torch.tensor([scale * code + minimum for code, minimum, scale in cases])
+    exact = x.double() @ weights.double()[:, None].repeat(1, 256).T
+    largest = torch.tensor([max(abs(scale * code), abs(minimum)) for code, minimum, scale in cases])
+    ours = native(isa).linear(x, _pack(matrix)).double()
+    assert ((ours - exact).abs() <= ACCURACY * 256 * largest.double()).all()
+
+
+@pytest.mark.parametrize("block_format", GROUP_FORMATS)
+def test_inputs_in_another_order_give_the_bits_of_rows_in_that_order(block_format: str) -> None:
+    """Compared with a matrix without an order, whose rows of x are put in order by torch."""
+    matrix = random_blocks(block_format, 75, 1280)
+    ordered = in_order(matrix)
+    assert ordered.order is not None
+    x = torch.randn(40, 1280) * torch.rand(40, 1280).exp()
+    expected = native(ISAS[0]).linear(x[:, ordered.order].contiguous(), _pack(matrix))
+    assert torch.equal(decoded(ordered)[:, ordered.order], decoded(matrix))
+    for isa, count in product(ISAS, (1, 5, 13, 40)):
+        assert torch.equal(native(isa, 2).linear(x[:count], _pack(ordered)), expected[:count]), (isa, count)
+        halves = native(isa).linear(x[:count].bfloat16(), _pack(ordered))
+        assert torch.equal(halves, native(isa).linear(x[:count, ordered.order].bfloat16(), _pack(matrix)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_each_expert_may_have_orders_of_its_own(isa: str, is_shared: bool) -> None:
+    """w1 and w3 of an expert share an order in most files, not in all."""
+    formats = ("INT4_G64", "INT4_G64", "INT8_G32")
+    dim, hidden, num_rows = 256, 512, 30
+    experts = [
+        FfnWeights(
+            in_order(expert.w1, 3 * e), in_order(expert.w3, 3 * e + (not is_shared)), in_order(expert.w2, 3 * e + 2)
+        )
+        for e, expert in enumerate(_experts(formats, dim, hidden))
+    ]
+    gate, x = torch.randn(4, dim), torch.randn(num_rows, dim)
+    packed = native(isa).pack_moe(gate, iter(experts))
+    assert (packed.experts.arguments[1].w1.order == packed.experts.arguments[1].w3.order) == is_shared
+    ours = native(isa, 2).moe(x, packed, uniform_request(num_rows, 2))
+    exact = oracle.moe(x, gate, [_decoded_ffn(expert) for expert in experts], [2] * num_rows)
+    assert oracle.relative_error(ours, exact) < 0.03
+    alone = [native(isa).moe(row, packed, uniform_request(1, 2)) for row in x.split(1)]
+    assert torch.equal(ours, torch.cat(alone))
+
+
+def test_neighbours_of_different_orders_are_matrices_of_their_own() -> None:
+    weights = [in_order(random_blocks("INT4_G64", 64, 256, seed=seed), order) for seed, order in enumerate((1, 1, 2))]
+    packed, x = _pack(*weights), torch.randn(5, 256)
+    assert [matrix.num_outputs for matrix in packed.matrices] == [128, 64]
+    apart = [native(ISAS[-1]).linear(x, _pack(weight)) for weight in weights]
+    assert torch.equal(native(ISAS[-1]).linear(x, packed), torch.cat(apart, dim=1))
 
 
 @pytest.mark.parametrize("block_format", FORMATS)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tool_calling import ONE, PARIS, TWO, answered
+from tests.support.tool_calling import CLOCK_CALL, NAMED, ONE, PARIS, TWO, answered
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +43,15 @@ async def test_a_reply_and_a_stream_have_the_same_calls(text: str, names: list[s
     assert [call["function"] for call in streamed] == [call["function"] for call in calls]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["choices"][0]["delta"] == {}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+async def test_a_stream_that_must_call_begins_without_text(choice: object) -> None:
+    """As in OpenAI's API; clients that reject an empty text accept it."""
+    _, chunks, _ = await answered(CLOCK_CALL, tool_choice=choice)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert deltas[0] == {"role": "assistant", "content": None}
+    assert not any("content" in delta for delta in deltas[1:])
 
 
 async def test_an_answer_without_calls_is_as_without_tools() -> None:

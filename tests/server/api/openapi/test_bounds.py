@@ -5,7 +5,7 @@ import pytest
 from server.api.openapi.bounds import Facts, Schema, bounded
 from server.strict_json import INT64_MAX, INT64_MIN
 
-FACTS = Facts(("m", "alias"), vocab_size=100, max_model_len=50, num_experts=8)
+FACTS = Facts(("m", "alias"), vocab_size=100, max_model_len=50, num_experts=8, dim=32)
 LOADING = Facts(("m",))
 
 
@@ -18,6 +18,8 @@ LOADING = Facts(("m",))
         ("max_tokens", FACTS, (INT64_MIN, 50)),
         ("max_tokens", LOADING, (INT64_MIN, INT64_MAX)),
         ("experts_per_token", FACTS, (INT64_MIN, 8)),
+        ("dimensions", FACTS, (INT64_MIN, 32)),
+        ("dimensions", LOADING, (INT64_MIN, INT64_MAX)),
     ],
 )
 def test_integers_are_bounded_by_their_field(field: str, facts: Facts, bounds: tuple[int, int]) -> None:

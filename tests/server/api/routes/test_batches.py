@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from server.api.app import create_app
-from server.api.batch_access import open_batches
+from server.api.batch_access import DAY_S, open_batches
 from server.api.routes import batches, files
+from server.batch import service
 from server.batch.app_sender import PRIORITY, app_sender
 from server.fairness.request_memory import RequestMemory
 from server.http.middleware import for_batches
 from tests.support.conditions import until
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import READY, FakeEngine
 from tests.support.serving import MODEL, app_around, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
 KEYS = ("first-key", "second-key")
+RETENTION_DAYS = 2
+NO_RESULTS = {"output_file_id": None, "error_file_id": None}
 
 
 class Server:
@@ -36,7 +40,11 @@ class Server:
             app, max_body_bytes=1 << 20, request_memory=RequestMemory(1 << 30), on_http=state.metrics.http
         )
         self.access = open_batches(
-            folder, KEYS, lambda tenant: app_sender(inner, tenant, by_priority=True), max_num_queued=1024
+            folder,
+            KEYS,
+            lambda tenant: app_sender(inner, tenant, by_priority=True),
+            max_num_queued=1024,
+            retention_days=RETENTION_DAYS,
         )
         app.state.batches = self.access
         transport = httpx.ASGITransport(app_around(state, api_keys=KEYS, app=app), raise_app_exceptions=False)
@@ -105,6 +113,15 @@ async def test_answers_and_errors_are_two_files_and_each_line_is_in_one(server: 
     assert set(good) == {"a", "b"} and set(bad) == {"bad"}
     assert good["a"]["response"]["body"]["choices"][0]["text"] == " fine" and good["a"]["response"]["request_id"]
     assert bad["bad"]["response"]["status_code"] == 400 and "temperature" in bad["bad"]["error"]["message"]
+
+
+async def test_embeddings_run_in_batches(server: Server) -> None:
+    server.engine.ready = msgspec.structs.replace(READY, embeds=True)
+    async with running(server):
+        lines = [line("a", url="/v1/embeddings", input=[5, 6]), line("b", url="/v1/embeddings", input="text")]
+        batch = await server.ended(await server.start(lines, endpoint="/v1/embeddings"), "completed")
+    good = await server.results(batch["output_file_id"])
+    assert len(good["a"]["response"]["body"]["data"][0]["embedding"]) == 8 and set(good) == {"a", "b"}
 
 
 async def test_lines_run_as_their_tenant_behind_the_requests_of_clients(server: Server) -> None:
@@ -190,6 +207,39 @@ async def test_an_expired_batch_names_the_requests_without_an_answer(server: Ser
 
 def later_than(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
     return lambda: clock() + seconds
+
+
+async def test_an_ended_batch_and_its_results_are_deleted_after_their_days(server: Server) -> None:
+    store, [client, _] = server.access.store, server.clients
+    async with running(server):
+        batch_id = await server.start([line("a"), line("bad", temperature=9)])
+        batch = await server.ended(batch_id, "completed")
+        held = await server.start([line("b")])
+        await server.ended(held, "completed")
+        store.clock = later_than(store.clock, RETENTION_DAYS * DAY_S)
+        server.access.service.wake()
+        await until(lambda: store.get("batches", server.access.owners[0], held) is None)
+    assert (await client.get(f"/v1/batches/{batch_id}")).status_code == 404
+    for name in ("output_file_id", "error_file_id"):
+        assert (await client.get(f"/v1/files/{batch[name]}")).status_code == 404
+        assert not store.content_path(batch[name]).exists()
+    assert (await client.get(f"/v1/files/{batch['input_file_id']}/content")).status_code == 200
+
+
+async def test_a_key_keeps_its_newest_ended_batches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_ENDED", 2)
+    store, owners = server.access.store, server.access.owners
+    others = store.add_batch(owners[1], {"status": "failed", "failed_at": store.clock(), **NO_RESULTS})
+    async with running(server):
+        ids = [await server.start([line(str(i))]) for i in range(4)]
+        await server.ended(ids[-1], "completed")
+        await until(lambda: store.get("batches", owners[0], ids[1]) is None)
+    kept = {batch["id"] for batch in store.page("batches", owners[0], None, 10, newest_first=True)}
+    assert kept == set(ids[2:]) and store.get("batches", owners[1], others["id"]) is not None
+    assert (
+        sum(file["purpose"] == "batch_output" for file in store.page("files", owners[0], None, 99, newest_first=True))
+        == 2
+    )
 
 
 async def test_a_batch_goes_on_with_the_rest_when_the_server_starts_again(tmp_path: Path) -> None:

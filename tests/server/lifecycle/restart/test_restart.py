@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from server.http.listener import listen
 from server.lifecycle.restart.successor import RUN
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.server_process import LONG, Server, events, running
+from tests.support.serving import TLS_FILES
 
 NUM_STREAMS = 30
 TAKEN_OVER = "SIGHUP: process .* has taken over"
@@ -53,8 +55,11 @@ def open_streams(server: Server, count: int) -> Iterator[list[Iterator[str]]]:
         yield lines
 
 
-def test_running_streams_are_complete_and_new_requests_reach_the_new_process(checkpoint: Path) -> None:
-    with running("gate", checkpoint) as server:
+@pytest.mark.parametrize("flags", [{}, TLS_FILES], ids=["plain", "TLS"])
+def test_running_streams_are_complete_and_new_requests_reach_the_new_process(
+    checkpoint: Path, flags: dict[str, str]
+) -> None:
+    with running("gate", checkpoint, **flags) as server:
         server.wait_ready()
         first_engine = engine_of(server.process.pid)
         with open_streams(server, NUM_STREAMS) as streams:

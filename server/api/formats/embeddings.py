@@ -1,0 +1,44 @@
+"""Embeddings and scores as JSON."""
+
+import base64
+import math
+import operator
+import struct
+from typing import Literal
+
+import orjson
+
+NUMBER_BYTES = {"float": 24, "base64": 8}  # memory of one number of a reply, from above: as float32 and as JSON
+
+EncodingFormat = Literal["float", "base64"]
+
+
+def embedding_entry(index: int, vector: bytes, encoding_format: EncodingFormat) -> bytes:
+    """Return the JSON of one embedding. `vector`: little-endian float32."""
+    embedding = base64.b64encode(vector).decode() if encoding_format == "base64" else numbers_of(vector)
+    return orjson.dumps({"object": "embedding", "index": index, "embedding": embedding})
+
+
+def score_entry(index: int, score: float) -> bytes:
+    """Return the JSON of one score."""
+    return orjson.dumps({"object": "score", "index": index, "score": score})
+
+
+def cosine(a: bytes, b: bytes) -> float:
+    """Return the cosine of the angle between two vectors of length 1, little-endian float32."""
+    return max(-1.0, min(1.0, math.fsum(map(operator.mul, numbers_of(a), numbers_of(b)))))
+
+
+def numbers_of(vector: bytes) -> tuple[float, ...]:
+    """Return the numbers of a vector of little-endian float32."""
+    return struct.unpack(f"<{len(vector) // 4}f", vector)
+
+
+def listed(entries: list[bytes], more: dict[str, object]) -> list[bytes]:
+    """Return the JSON of a list in pieces. `more`: the members besides `object` and `data`, at least one."""
+    pieces = [b'{"object":"list","data":[']
+    for entry in entries:
+        pieces += [entry, b","]
+    if entries:
+        pieces.pop()
+    return [*pieces, b"]," + orjson.dumps(more)[1:]]

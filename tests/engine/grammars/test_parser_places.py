@@ -1,0 +1,94 @@
+"""engine/grammars/parser_places.py: work with places, on a thread that runs it at once."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from engine.grammars.parser_places import ParserPlaces, Place
+
+
+class Inline:
+    """FairThread that runs work in submit(), or keeps it until run()."""
+
+    def __init__(self, *, is_busy: bool = False) -> None:
+        self.is_busy = is_busy
+        self.kept: list[Callable[[], object]] = []
+
+    def submit(self, tenant: int, work: Callable[[], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.kept.append(work)
+        if not self.is_busy:
+            self.run()
+        return future
+
+    def run(self) -> None:
+        while self.kept:
+            self.kept.pop(0)()
+
+
+def places(num_places: int, thread: Inline | None = None) -> ParserPlaces:
+    return ParserPlaces(num_places, thread or Inline())  # type: ignore[arg-type]
+
+
+def keep(place: Place) -> Place:
+    return place
+
+
+def test_work_waits_for_a_place_that_an_earlier_result_holds() -> None:
+    bounded = places(2)
+    first, second, third = (bounded.submit(0, keep) for _ in range(3))
+    bounded.give_out()
+    assert first.done() and second.done() and not third.done()
+    del first
+    assert not third.done(), "places are given out by give_out() alone, on the caller's thread"
+    bounded.give_out()
+    assert third.done()
+
+
+def test_work_that_fails_or_keeps_nothing_frees_its_place() -> None:
+    bounded = places(1)
+
+    def fail(place: Place) -> None:
+        raise KeyboardInterrupt
+
+    failed, empty, last = bounded.submit(0, fail), bounded.submit(0, lambda place: None), bounded.submit(0, keep)
+    assert isinstance(failed.exception(), KeyboardInterrupt)
+    bounded.give_out()
+    assert empty.done()
+    bounded.give_out()
+    assert last.done()
+
+
+def test_cancelled_work_never_starts_and_takes_no_place() -> None:
+    thread = Inline(is_busy=True)
+    bounded = places(2, thread)
+    started, queued, waiting = (bounded.submit(0, keep) for _ in range(3))
+    assert queued.cancel() and waiting.cancel()
+    thread.run()
+    other = bounded.submit(0, keep)
+    thread.run()
+    assert started.done() and other.done()
+
+
+@pytest.mark.parametrize(("num_places", "most"), [(16, 14), (8, 7), (3, 2), (2, 1), (1, 1)])
+def test_one_tenant_leaves_a_place_to_others_and_alone_has_all(num_places: int, most: int) -> None:
+    bounded = places(num_places)
+    alone = [bounded.submit(0, keep) for _ in range(num_places + 1)]
+    assert sum(future.done() for future in alone) == num_places
+    alone.clear()
+    other = bounded.submit(1, keep)
+    bounded.give_out()
+    many = [bounded.submit(0, keep) for _ in range(num_places + 1)]
+    assert other.done() and sum(future.done() for future in many) == min(most, num_places - 1)
+
+
+def test_a_free_place_goes_to_the_tenant_that_holds_the_fewest() -> None:
+    bounded = places(4)
+    held = [bounded.submit(tenant, keep) for tenant in (0, 0, 0, 1)]
+    first, second = bounded.submit(0, keep), bounded.submit(1, keep)
+    assert not first.done() and not second.done()
+    held.pop(0)
+    bounded.give_out()
+    assert second.done() and not first.done()

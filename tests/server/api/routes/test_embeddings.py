@@ -1,0 +1,277 @@
+"""POST /v1/embeddings and POST /v1/score: inputs and formats, limits, long lists of inputs, errors."""
+
+import asyncio
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.fairness.byte_budget import ByteBudget
+from server.generation.embedding import MAX_PART
+from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine, embedding_of
+from tests.support.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
+
+pytestmark = pytest.mark.anyio
+
+URL, SCORE_URL = "/v1/embeddings", "/v1/score"
+EMBEDDING_MODEL = msgspec.structs.replace(READY, embeds=True, generates=False)
+TEXT = "It is a truth"
+IDS = tokenizer().encode(TEXT)
+
+
+def embedding_engine(*, held: bool = False) -> FakeEngine:
+    engine = FakeEngine(saying("text"), held=held)
+    engine.ready = EMBEDDING_MODEL
+    return engine
+
+
+async def post(engine: FakeEngine, url: str = URL, max_num_queued: int = 1024, **fields: object) -> Any:
+    async with client_of(state_around(engine, max_num_queued=max_num_queued)) as client:
+        return await client.post(url, json={"model": MODEL, **fields})
+
+
+async def embed(engine: FakeEngine, value: object, **fields: object) -> dict[str, Any]:
+    response = await post(engine, input=value, **fields)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def vector_of(ids: Sequence[int], length: int = 8) -> list[float]:
+    return list(struct.unpack(f"<{length}f", embedding_of(ids, length)))
+
+
+@pytest.mark.parametrize("value", [TEXT, [TEXT], IDS, [IDS]])
+async def test_an_input_may_be_text_or_ids(value: object) -> None:
+    engine = embedding_engine()
+    body = await embed(engine, value)
+    assert body["data"] == [{"object": "embedding", "index": 0, "embedding": vector_of(IDS)}]
+    assert (body["object"], body["model"]) == ("list", MODEL)
+    [request] = engine.submitted
+    assert (request.prompt_token_ids, request.embedding_len, request.params.max_tokens) == (IDS, 8, 0)
+
+
+async def test_usage_counts_all_inputs() -> None:
+    usage = (await embed(embedding_engine(), [[5, 6, 7], [8]]))["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 0, 4)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+async def test_base64_has_the_numbers_as_little_endian_float32() -> None:
+    [entry] = (await embed(embedding_engine(), [5, 6], encoding_format="base64"))["data"]
+    assert struct.unpack("<8f", base64.b64decode(entry["embedding"])) == tuple(vector_of([5, 6]))
+
+
+async def test_dimensions_reach_the_engine() -> None:
+    engine = embedding_engine()
+    [entry] = (await embed(engine, [5, 6], dimensions=3))["data"]
+    assert engine.submitted[0].embedding_len == 3 and entry["embedding"] == vector_of([5, 6], 3)
+
+
+async def test_a_list_longer_than_the_queue_is_embedded_in_parts_and_in_order() -> None:
+    """LangChain sends 1,000 texts at once. The queue has room for 20 choices."""
+    engine = embedding_engine(held=True)
+    values = [[5, number] for number in range(3, 53)]
+    reply = asyncio.create_task(embed_with_queue(engine, values, 20))
+    for num_submitted in (20, 40, 50):
+        await submitted(engine, num_submitted, reply)
+        assert len(engine.submitted) == num_submitted
+        engine.step()
+    body = await reply
+    assert [entry["embedding"] for entry in body["data"]] == [vector_of(value) for value in values]
+    assert [entry["index"] for entry in body["data"]] == list(range(50))
+    assert body["usage"]["prompt_tokens"] == 100
+
+
+async def submitted(engine: FakeEngine, count: int, reply: "asyncio.Task[dict[str, Any]]") -> None:
+    """Wait until the engine has so many requests; fail if the reply comes first."""
+    waiter = asyncio.create_task(engine.until(lambda: len(engine.submitted) >= count))
+    await asyncio.wait({reply, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    assert waiter.done(), reply.result()
+
+
+async def embed_with_queue(engine: FakeEngine, values: list[list[int]], max_num_queued: int) -> dict[str, Any]:
+    response = await post(engine, max_num_queued=max_num_queued, input=values)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def test_a_queue_that_fills_up_does_not_refuse_the_rest_of_an_admitted_list() -> None:
+    engine = embedding_engine(held=True)
+    reply = asyncio.create_task(embed_with_queue(engine, [[5, 6]] * (MAX_PART + 1), 1024))
+    await submitted(engine, MAX_PART, reply)
+    engine.num_waiting = 2000
+    engine.step()
+    await submitted(engine, MAX_PART + 1, reply)
+    engine.step()
+    assert len((await reply)["data"]) == MAX_PART + 1
+
+
+async def test_a_full_queue_refuses_a_list() -> None:
+    engine = embedding_engine()
+    engine.num_waiting = 1024
+    check_error(await post(engine, input=[[5]]), 429, "queue_full")
+
+
+async def test_a_text_that_is_too_long_is_refused_or_truncated() -> None:
+    engine = embedding_engine()
+    text = "truth " * MAX_MODEL_LEN
+    check_error(await post(engine, input=[TEXT, text]), 400, "context_length_exceeded", "input")
+    check_error(await post(engine, input=[5] * (MAX_MODEL_LEN + 1)), 400, "context_length_exceeded", "input")
+    assert not engine.submitted
+    await embed(engine, text, truncate_prompt_tokens=-1)
+    await embed(engine, text, truncate_prompt_tokens=4)
+    await embed(engine, list(range(3, 13)), truncate_prompt_tokens=4)
+    ids = tokenizer().encode(text)
+    given = [request.prompt_token_ids for request in engine.submitted]
+    assert given == [ids[:MAX_MODEL_LEN], ids[:4], [3, 4, 5, 6]]
+
+
+async def test_a_prompt_may_fill_the_whole_context() -> None:
+    await embed(embedding_engine(), [5] * MAX_MODEL_LEN)
+
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "missing_required_parameter", "input"),
+    ({"input": ""}, "empty_string", "input"),
+    ({"input": []}, "empty_array", "input"),
+    ({"input": ["a", ""]}, "empty_string", "input"),
+    ({"input": [[5], []]}, "empty_array", "input"),
+    ({"input": 5}, "invalid_type", "input"),
+    ({"input": ["a", 5]}, "invalid_type", "input"),
+    ({"input": ["a"] * 2049}, "array_above_max_length", "input"),
+    ({"input": [VOCAB_SIZE]}, "integer_above_max_value", "input"),
+    ({"input": [-1]}, "integer_below_min_value", "input"),
+    ({"input": "a", "dimensions": 9}, "integer_above_max_value", "dimensions"),
+    ({"input": "a", "dimensions": 0}, "integer_below_min_value", "dimensions"),
+    ({"input": "a", "dimensions": "8"}, "invalid_type", "dimensions"),
+    ({"input": "a", "encoding_format": "bytes"}, "invalid_value", "encoding_format"),
+    ({"input": "a", "truncate_prompt_tokens": 0}, "integer_below_min_value", "truncate_prompt_tokens"),
+    ({"input": "a", "truncate_prompt_tokens": -2}, "integer_below_min_value", "truncate_prompt_tokens"),
+    ({"input": "a", "normalize": False}, "unsupported_parameter", "normalize"),
+    ({"input": "a", "output_dimension": 4}, "unsupported_parameter", "output_dimension"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "unsupported_parameter", "messages"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "param"), BAD)
+async def test_a_bad_request_gets_one_clear_error(fields: dict[str, Any], code: str, param: str) -> None:
+    engine = embedding_engine()
+    response = await post(engine, **fields)
+    check_error(response, 400, code, param)
+    assert "\n" not in response.json()["error"]["message"] and not engine.submitted
+
+
+async def test_a_generation_model_embeds_only_if_the_operator_chose_it() -> None:
+    engine = embedding_engine()
+    engine.ready = READY
+    response = await post(engine, input="a")
+    check_error(response, 400, "embeddings_not_supported", "model")
+    assert "--embeddings" in response.json()["error"]["message"]
+    state = state_around(engine)
+    state.embeddings = True
+    async with client_of(state) as client:
+        assert (await client.post(URL, json={"input": "a"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3}),
+    ],
+)
+async def test_an_embedding_model_generates_nothing(url: str, fields: dict[str, Any]) -> None:
+    engine = embedding_engine()
+    response = await post(engine, url, **fields)
+    assert response.status_code == 400 and "/v1/embeddings" in response.json()["error"]["message"]
+    assert not engine.submitted
+
+
+@pytest.mark.parametrize(("ready", "generates", "embeds"), [(EMBEDDING_MODEL, False, True), (READY, True, False)])
+async def test_the_list_of_models_says_what_the_model_does(ready: Any, generates: bool, embeds: bool) -> None:
+    engine = embedding_engine()
+    engine.ready = ready
+    async with client_of(state_around(engine)) as client:
+        capabilities = (await client.get("/v1/models")).json()["data"][0]["capabilities"]
+    assert (capabilities["completion_chat"], capabilities["embeddings"]) == (generates, embeds)
+
+
+async def test_replies_beyond_their_memory_are_refused() -> None:
+    engine = embedding_engine(held=True)
+    state = state_around(engine)
+    state.reply_memory = ByteBudget(100 * 8 * 24)
+    async with client_of(state) as client:
+        first = asyncio.create_task(client.post(URL, json={"input": [[5]] * 64}))
+        await engine.until(lambda: len(engine.submitted) == 64)
+        check_error(await client.post(URL, json={"input": [[5]] * 64}), 429, "reply_memory_full")
+        engine.step()
+        assert (await first).status_code == 200
+    assert state.reply_memory.used_bytes == 0
+
+
+async def test_each_input_is_accounted_for() -> None:
+    engine = embedding_engine()
+    state = state_around(engine)
+    async with client_of(state) as client:
+        await client.post(URL, json={"input": [[5], [6, 7]]})
+    counts = outcomes(state)
+    assert counts["received"] == 2 and counts["stop"] == 2
+
+
+async def test_an_engine_that_dies_is_an_error() -> None:
+    engine = embedding_engine(held=True)
+    reply = asyncio.create_task(post(engine, input=[5]))
+    await engine.until(lambda: bool(engine.submitted))
+    engine.collectors[engine.submitted[0].request_id].fail("gone")
+    assert (await reply).status_code == 503
+
+
+async def test_deadlines_and_priority_reach_the_engine() -> None:
+    engine = embedding_engine()
+    await embed(engine, [5], priority=3, timeout_s=9.0, queue_timeout_s=4.0, cache_salt="s")
+    [request] = engine.submitted
+    assert (request.priority, request.cache_salt) == (3, "s")
+    assert request.deadline_s == pytest.approx(request.arrival_s + 9)
+    assert request.queue_deadline_s == pytest.approx(request.arrival_s + 4)
+
+
+async def test_scores_are_cosines_of_one_text_with_each_of_several() -> None:
+    engine = embedding_engine()
+    response = await post(engine, SCORE_URL, text_1=TEXT, text_2=[TEXT, "dinner", "comes"])
+    vectors = [vector_of(tokenizer().encode(text)) for text in (TEXT, "dinner", "comes")]
+    expected = [sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors]
+    body = response.json()
+    assert [entry["score"] for entry in body["data"]] == pytest.approx(expected)
+    assert body["data"][0] == {"object": "score", "index": 0, "score": pytest.approx(1)}
+    assert len(engine.submitted) == 4, "the one text is embedded once"
+    assert body["usage"]["prompt_tokens"] == sum(len(request.prompt_token_ids) for request in engine.submitted)
+
+
+async def test_scores_of_pairs() -> None:
+    response = await post(embedding_engine(), SCORE_URL, text_1=["dinner", TEXT], text_2=["dinner", TEXT])
+    assert [entry["score"] for entry in response.json()["data"]] == pytest.approx([1, 1])
+
+
+BAD_SCORES: list[tuple[dict[str, Any], str, str]] = [
+    ({"text_2": "a"}, "missing_required_parameter", "text_1"),
+    ({"text_1": "a"}, "missing_required_parameter", "text_2"),
+    ({"text_1": ["a", "b"], "text_2": "a"}, "invalid_value", "text_1"),
+    ({"text_1": "a", "text_2": []}, "empty_array", "text_2"),
+    ({"text_1": "", "text_2": "a"}, "empty_string", "text_1"),
+    ({"text_1": "a", "text_2": [1, 2]}, "invalid_type", "text_2"),
+    ({"text_1": "a", "text_2": "truth " * 300}, "context_length_exceeded", "text_2"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "param"), BAD_SCORES)
+async def test_a_bad_score_request_gets_one_clear_error(fields: dict[str, Any], code: str, param: str) -> None:
+    engine = embedding_engine()
+    check_error(await post(engine, SCORE_URL, **fields), 400, code, param)
+    assert not engine.submitted

@@ -1,0 +1,82 @@
+"""server/batch/store.py: what has ended is deleted by age and number, with its results, and nothing else."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.batch.store import OPEN, Store
+
+OWNER = "a"
+NO_FILES = {"input_file_id": "file-1", "output_file_id": None, "error_file_id": None}
+ENDS = ("completed", "failed", "expired", "cancelled")
+
+
+def ended(store: Store, status: str, at_s: float, *, has_results: bool = True) -> str:
+    """Add a batch that has ended, with an output file, and return its id."""
+    batch_id = str(store.add_batch(OWNER, {"status": "in_progress", **NO_FILES})["id"])
+    file_id = f"file-output-{batch_id}"
+    files = {file_id: ("output.jsonl", 2)} if has_results else {}
+    if has_results:
+        store.content_path(file_id).write_bytes(b"{}")
+    changes = {"status": status, f"{status}_at": at_s, "output_file_id": file_id if has_results else None}
+    store.end_batch(OWNER, batch_id, changes, files)
+    return batch_id
+
+
+def left(store: Store) -> set[str]:
+    return {batch["id"] for batch in store.page("batches", OWNER, None, -1, newest_first=False)}
+
+
+def contents(tmp_path: Path) -> int:
+    return len(list((tmp_path / "files").iterdir()))
+
+
+@pytest.mark.parametrize("status", ENDS)
+def test_a_batch_counts_its_age_from_its_end(tmp_path: Path, status: str) -> None:
+    store = Store(tmp_path)
+    old, young = ended(store, status, 99), ended(store, status, 100)
+    assert store.delete_ended(10, before_s=100) == 1
+    assert left(store) == {young} and old != young
+    assert contents(tmp_path) == len(store.page("files", OWNER, None, -1, newest_first=False)) == 1
+
+
+@pytest.mark.parametrize("status", OPEN)
+def test_a_batch_that_has_not_ended_is_never_deleted(tmp_path: Path, status: str) -> None:
+    store = Store(tmp_path)
+    store.add_batch(OWNER, {"status": status, "created_at": 0, **NO_FILES})
+    assert store.delete_ended(0, before_s=1e12) == 0 and len(left(store)) == 1
+
+
+def test_a_batch_without_results_or_whose_results_were_deleted_is_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ended(store, "failed", 1, has_results=False)
+    batch_id = ended(store, "completed", 1)
+    assert store.delete_file(OWNER, f"file-output-{batch_id}")
+    assert store.delete_ended(10, before_s=2) == 2 and not left(store)
+
+
+def test_a_deletion_that_fails_in_the_middle_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    batches = {ended(store, "completed", 1) for _ in range(3)}
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", failing_after(1))
+        with pytest.raises(OSError, match="disk"):
+            store.delete_ended(10, before_s=2)
+    assert left(store) == batches and contents(tmp_path) == 2
+    assert store.delete_ended(10, before_s=2) == 3
+    assert not left(store) and not contents(tmp_path)
+
+
+def failing_after(num_good: int) -> Callable[..., None]:
+    good = iter(range(num_good))
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        if next(good, None) is None:
+            raise OSError("the disk is gone")
+        os.unlink(path)
+
+    return unlink
