@@ -28,7 +28,7 @@ def read_group_matrix(stored: PackedMatrix, block_format: str, num_threads: int)
     def fill(first: int) -> None:
         rows = slice(first, min(first + step, num_outputs))
         codes = found.codes_of(rows.start, rows.stop)
-        codes = codes if order is None else codes[:, order]
+        codes = codes if order is None else codes.take(order, axis=1)
         blocks[rows] = _blocks(found, torch.from_numpy(codes), rows, numbers, bits)
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="groups") as threads:

@@ -105,4 +105,5 @@ def decoding_warnings(
     formats = sorted(decoded - {*READ_DTYPES})
     if not formats or quantization != "none":
         return []
-    return [f"weights in {', '.join(formats)} are decoded while they are loaded, and take more memory than in the file"]
+    line = f"weights in {', '.join(formats)} are decoded while they are loaded, and take more memory than in the file"
+    return [f"{line}; --quantization int8 takes half of that"]

@@ -19,6 +19,7 @@ from server.api.routes import (
     models,
     playground,
     responses,
+    score,
     tokenize,
 )
 from server.errors import ApiError, error_body, internal_error, method_not_allowed, unknown_url
@@ -31,6 +32,7 @@ MODULES = (
     responses,
     messages,
     embeddings,
+    score,
     models,
     tokenize,
     files,

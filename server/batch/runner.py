@@ -1,11 +1,14 @@
 """Send the requests of a batch, many at a time, and record each answer."""
 
 import asyncio
-import json
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+
+import orjson
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
@@ -13,6 +16,7 @@ from server.batch.lines import BatchError, BatchLine
 RETRIED = frozenset({408, 429, 503})  # the server is busy, loading or restarting
 MAX_WAIT_S = 30.0  # between two tries
 GIVE_UP_S = 600.0  # without any answer from the server
+LINES_AT_A_TIME = 16  # read ahead: a hop to a thread costs more than most lines
 
 
 class NoAnswerError(Exception):
@@ -57,6 +61,7 @@ class Runner:
         """`on_progress` is called after each answer. `clock`: monotonic seconds. `first_wait_s`: before a retry."""
         self._send = send
         self._reading = asyncio.Lock()
+        self._read: deque[BatchLine] = deque()
         self._journal = journal
         self._progress = progress
         self._on_progress = on_progress
@@ -83,9 +88,11 @@ class Runner:
             self._on_progress(self._progress)
 
     async def _next(self, lines: Iterator[BatchLine]) -> BatchLine | None:
-        """Read the next line in a thread: the event loop goes on while a long line is parsed."""
+        """Read lines in a thread, some at a time: the event loop goes on while long lines are parsed."""
         async with self._reading:
-            return await asyncio.to_thread(next, lines, None)
+            if not self._read:
+                self._read.extend(await asyncio.to_thread(lambda: list(islice(lines, LINES_AT_A_TIME))))
+            return self._read.popleft() if self._read else None
 
     async def _answer(self, line: BatchLine) -> Answer:
         """Send the line until the server answers it."""
@@ -119,7 +126,7 @@ def _error_message(body: object) -> str:
 
 def _json(body: bytes) -> object:
     try:
-        return json.loads(body)
+        return orjson.loads(body)
     except ValueError:
         return None
 

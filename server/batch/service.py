@@ -213,7 +213,7 @@ class BatchService:
         await asyncio.to_thread(self.store.update_batch, batch_id, OPEN, changes)
 
     def _lines(self, batch: Object) -> Iterator[BatchLine]:
-        return read_lines(self.store.content_path(batch["input_file_id"]))
+        return read_lines(self.store.content_path(batch["input_file_id"]), is_checked=True)
 
     def _now(self) -> int:
         return int(self.store.clock())

@@ -1,11 +1,13 @@
 """`smoe chat`: a conversation with a running server."""
 
 import readline
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from server.cli.api_client import ApiClient, ApiError
+from server.cli.errors import report_error
 from server.cli.streamed_answer import StreamedAnswer, read_answer
 
 HELP = """\
@@ -13,8 +15,10 @@ HELP = """\
 /experts   share of each expert in the last minute's tokens, layer by layer
 /reset     start a new conversation
 /quit      leave; Ctrl-D does too
+A pasted text is one message, whatever its lines; \"\"\" begins and ends a message of several lines.
 Ctrl-C stops an answer. The arrow keys recall earlier lines."""
-PROMPT = "> "
+PROMPT, CONTINUED = "> ", "... "
+QUOTES = '"""'
 HISTORY_LENGTH = 1000
 BARS = " ▁▂▃▄▅▆▇█"
 FULL_BAR = 4.0  # a full bar is this many times the even share
@@ -39,6 +43,7 @@ class ChatSession:
         self._messages: list[dict[str, str]] = list(self._initial_messages)
         self._write = write
         self._last_answer: StreamedAnswer | None = None
+        self.has_failed = False  # a request has failed
         self._commands: dict[str, Callable[[], str]] = {
             "/stats": self._stats,
             "/experts": self._experts,
@@ -48,7 +53,7 @@ class ChatSession:
 
     def handle_line(self, line: str, *, with_stats: bool) -> None:
         """Execute a command, or send a message and print its answer."""
-        if line.startswith("/"):
+        if line.startswith("/") and "\n" not in line:
             command = self._commands.get(line)
             self._write(f"{command() if command else f'unknown command {line}; /help lists the commands'}\n")
         elif line:
@@ -62,7 +67,9 @@ class ChatSession:
         try:
             answer = read_answer(self._client.stream("/v1/chat/completions", fields), self._write)
         except ApiError as error:
-            self._write(f"\nsmoe: {error}\n")
+            self.has_failed = True
+            self._write("\n" if sys.stdin.isatty() else "")
+            report_error(error)
             return
         self._write("\n")
         self._last_answer = answer
@@ -93,29 +100,71 @@ def served_model(client: ApiClient) -> str:
         raise ApiError("the server lists no model at /v1/models") from None
 
 
-def converse(session: ChatSession, history: Path, *, with_stats: bool) -> None:
-    """Read lines until the user leaves. `history` keeps the lines of earlier conversations for the arrow keys."""
+def answer_lines(session: ChatSession, lines: Iterable[str], *, with_stats: bool) -> bool:
+    """Answer each line of a file or a pipe, without prompts. Return whether no request failed."""
+    source = iter(lines)
+    reader = MessageReader(lambda _: _next_line(source))
+    while (message := reader.read()) is not None and message != "/quit":
+        session.handle_line(message, with_stats=with_stats)
+    return not session.has_failed
+
+
+def converse(session: ChatSession, history: Path, *, with_stats: bool, is_plain: bool = False) -> None:
+    """Read messages until the user leaves. `history` keeps the lines of earlier chats for the arrow keys.
+
+    `is_plain`: the terminal obeys no control sequences, so that pasted lines cannot be told from typed ones.
+    """
+    if not is_plain:
+        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
     if history.is_file():
         readline.read_history_file(history)
     readline.set_history_length(HISTORY_LENGTH)
     try:
-        while _read_line(session, with_stats=with_stats):
+        while _handle_message(session, with_stats=with_stats):
             pass
     finally:
         history.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(history)
 
 
-def _read_line(session: ChatSession, *, with_stats: bool) -> bool:
-    """Handle one line; return False if the user leaves. Ctrl-C discards the line, also around its answer."""
+class MessageReader:
+    """Reads messages: a line each, or the lines between two triple quotes."""
+
+    def __init__(self, read_line: Callable[[str], str]) -> None:
+        """`read_line` takes the prompt and raises EOFError at the end of the input."""
+        self._read_line = read_line
+
+    def read(self) -> str | None:
+        """Return the next message without blanks around it; None at the end of the input."""
+        try:
+            line = self._read_line(PROMPT).strip()
+            if not line.startswith(QUOTES):
+                return line
+            return self._rest(line.removeprefix(QUOTES)).strip()
+        except EOFError:
+            return None
+
+    def _rest(self, text: str) -> str:
+        while QUOTES not in text:
+            text += "\n" + self._read_line(CONTINUED)
+        return text.partition(QUOTES)[0]
+
+
+def _next_line(lines: Iterator[str]) -> str:
+    for line in lines:
+        return line.rstrip("\n")
+    raise EOFError
+
+
+def _handle_message(session: ChatSession, *, with_stats: bool) -> bool:
+    """Handle one message; return False if the user leaves. Ctrl-C discards it, also around its answer."""
     try:
-        line = input(PROMPT).strip()
-        if line == "/quit":
+        message = MessageReader(input).read()
+        if message is None:
+            print()  # noqa: T201  # the shell's prompt gets a line of its own
+        if message is None or message == "/quit":
             return False
-        session.handle_line(line, with_stats=with_stats)
-    except EOFError:
-        print()  # noqa: T201  # the shell's prompt gets a line of its own
-        return False
+        session.handle_line(message, with_stats=with_stats)
     except KeyboardInterrupt:
         print()  # noqa: T201
     return True

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.errors import INTERRUPTED, report_error
+from server.cli.errors import EXIT_CODE, INTERRUPTED, report_error
 from server.cli.settings_command import given_settings, settings_command
 from server.cli.terminal_text import escape_controls, write_text
 
@@ -53,13 +53,14 @@ def chat_command(
     experts_per_token: ExpertsFlag = None,
     seed: SeedFlag = None,
 ) -> None:
-    """Chat with a running server. Inside, /help lists the commands.
+    """Chat with a running server. Inside, /help lists the commands. From a pipe, each line is a message.
 
     \b
     smoe chat --system "Answer in one sentence." --temperature 0.7
     """
     from server.cli.api_client import ApiError
-    from server.cli.chat import ChatSession, converse, served_model
+    from server.cli.chat import ChatSession, answer_lines, converse, served_model
+    from server.settings.sources import is_plain_terminal
 
     fields = _without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
@@ -69,15 +70,22 @@ def chat_command(
         model = served_model(client)
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
-    if sys.stdin.isatty():
-        _write(f"{model}. /help lists the commands.\n")
-    converse(ChatSession(client, model, fields, system, _write), _history_file(), with_stats=stats)
+    session = ChatSession(client, model, fields, system, _write)
+    if not sys.stdin.isatty():
+        raise typer.Exit(0 if answer_lines(session, sys.stdin, with_stats=stats) else EXIT_CODE)
+    _write(f"{model}. /help lists the commands.\n")
+    converse(session, _history_file(), with_stats=stats, is_plain=is_plain_terminal())
 
 
 def complete_command(
     prompt: Annotated[
-        str, typer.Argument(help="Beginning of the text; - reads it from standard input.", metavar="PROMPT")
-    ],
+        str | None,
+        typer.Argument(
+            help="Beginning of the text. [default: standard input, if it is a file or a pipe; - reads it always]",
+            metavar="PROMPT",
+            show_default=False,
+        ),
+    ] = None,
     url: UrlFlag = None,
     api_key: KeyFlag = None,
     stats: StatsFlag = False,
@@ -97,13 +105,15 @@ def complete_command(
     from server.cli.chat import served_model
     from server.cli.streamed_answer import read_answer
 
+    if prompt is None and sys.stdin.isatty():
+        raise typer.Exit(report_error(ValueError('give a PROMPT, such as smoe complete "It was", or pipe a text in')))
     fields = _without_none(
         max_tokens=max_tokens or COMPLETION_TOKENS,
         temperature=temperature,
         experts_per_token=experts_per_token,
         seed=seed,
         stream_options=USAGE_IN_EVERY_CHUNK,
-        prompt=sys.stdin.read() if prompt == "-" else prompt,
+        prompt=sys.stdin.read() if prompt in (None, "-") else prompt,
     )
     try:
         client = _client(url, api_key)

@@ -26,10 +26,11 @@ def run(source: Path, output: Path, url: str, api_key: str | None, concurrency: 
             if not journal.done <= ids:
                 raise BatchError(f"{output}: has answers to other requests than those of {source}")
             progress = Progress(len(ids), len(journal.done))
+            del ids  # memory does not grow from here on
             bar = ProgressBar(sys.stderr, len(journal.done))
             bar.draw(progress)
             runner = Runner(sender(endpoint), journal, progress, bar.update)
-            asyncio.run(runner.run(read_lines(source), concurrency))
+            asyncio.run(runner.run(read_lines(source, is_checked=True), concurrency))
             bar.end(progress)
     except OSError as error:
         raise BatchError(f"{error.filename or output}: {error.strerror or error}") from None

@@ -24,6 +24,7 @@ from server.schemas.embeddings import WHOLE_CONTEXT, EmbeddedRequest
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
+NUMBERS_PER_TURN = 1 << 13  # numbers that become JSON, or part of a score, in one turn of the event loop: about 1 ms
 MAX_PART = 64  # prompts of one request that are in the engine at a time
 IDLE_S = 10.0  # nothing is sent to the client before the end, so this only bounds a wait
 
@@ -103,6 +104,19 @@ class Embedder:
         if isinstance(prompt, str):
             return self.texts.tokenizer.encode_to_embed(prompt, self.request.add_special_tokens, most)
         return prompt[:most]
+
+    async def vectors(self, prompts: Sequence[list[int]]) -> AsyncGenerator[bytes, None]:
+        """Yield the embeddings one by one, so that the caller's work on them is sliced into turns of the event loop.
+
+        Raises and closes as embed().
+        """
+        per_turn = max(1, NUMBERS_PER_TURN // self.dimensions)
+        async with aclosing(self.embed(prompts)) as parts:
+            async for part in parts:
+                for index, vector in enumerate(part):
+                    if index and index % per_turn == 0:
+                        await self.state.turns.next(self.tenant)
+                    yield vector
 
     async def embed(self, prompts: Sequence[list[int]]) -> AsyncGenerator[list[bytes], None]:
         """Yield the embeddings of the prompts in order, in parts: little-endian float32, scaled to length 1.

@@ -13,10 +13,12 @@ const TITLES = new Map([
 
 /** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
-  constructor(message, { status = 0, param = null, retryAfter = null } = {}) {
+  constructor(message, { status = 0, param = null, code = null, retryAfter = null, body = {} } = {}) {
     super(message);
     this.status = status;
     this.param = param;
+    this.code = code;
+    this.body = body; // of the response
     this.retryAfter = retryAfter;
   }
 
@@ -62,6 +64,6 @@ async function errorFromResponse(response) {
   const { status } = response;
   const retryAfter = response.headers.get("retry-after");
   const body = await response.json().catch(() => ({}));
-  const { message = `The server answered with status ${status}.`, param } = body.error ?? {};
-  return new ApiError(message, { status, param, retryAfter });
+  const { message = `The server answered with status ${status}.`, param, code } = body.error ?? {};
+  return new ApiError(message, { status, param, code, retryAfter, body });
 }

@@ -15,6 +15,7 @@ export class ChatPanel {
   #system = byId("system");
   #examples = byId("chat-examples");
   #sent = ""; // the message that the running request answers
+  #replaced = null; // {question, answer} that it answers again, and the draft that stood in the input field
 
   constructor(display, run) {
     this.#display = display;
@@ -47,24 +48,29 @@ export class ChatPanel {
     this.#examples.hidden = true;
     this.#sent = this.#message.value.trim();
     if (this.#sent) this.#add({ role: "user", text: this.#sent }, element("p", {}, this.#sent));
-    this.#message.value = "";
+    this.#message.value = this.#replaced?.draft ?? "";
     const view = new TokenView(this.#display);
     this.#add({ role: "assistant", view }, view.element);
     return view;
   }
 
-  /** Removes an answer without tokens and puts its message back into the input field. */
+  /** Removes an answer without tokens: shows the one that it should have replaced, or puts its message back. */
   end() {
     const last = this.#turns.at(-1);
+    const replaced = this.#replaced;
+    this.#replaced = null;
     if (!last?.view || last.view.hasTokens) return;
     this.#removeLastTurn();
-    this.#message.value ||= this.#removeLastTurn().text;
+    const question = this.#removeLastTurn();
+    if (replaced) this.#restore(replaced);
+    else this.#message.value ||= question.text;
   }
 
   /** Removes the last answer and puts its message back into the input field. */
   prepareRepeat() {
-    this.#removeLastTurn();
-    this.#message.value = this.#removeLastTurn().text;
+    const answer = this.#removeLastTurn();
+    this.#replaced = { answer, question: this.#removeLastTurn(), draft: this.#message.value };
+    this.#message.value = this.#replaced.question.text;
   }
 
   focus() {
@@ -85,6 +91,11 @@ export class ChatPanel {
     const box = element("article", { className: `turn ${turn.role}`, ariaLabel: speaker }, element("h2", {}, speaker), content);
     this.#list.append(box);
     this.#turns.push({ ...turn, element: box });
+  }
+
+  #restore({ question, answer }) {
+    this.#list.append(question.element, answer.element);
+    this.#turns.push(question, answer);
   }
 
   #removeLastTurn() {

@@ -18,6 +18,7 @@ export class CompletionPanel {
   #output = byId("continuation");
   #examples = byId("completion-examples");
   #view = null;
+  #previous = null; // the view that the running request replaces
 
   /** `run` sends the request. */
   constructor(display, run) {
@@ -30,7 +31,7 @@ export class CompletionPanel {
       });
       this.#examples.append(button);
     }
-    this.#prompt.addEventListener("input", () => this.#write(this.#prompt.value));
+    this.#prompt.addEventListener("input", () => this.#edited());
   }
 
   get views() {
@@ -49,13 +50,15 @@ export class CompletionPanel {
   /** Replaces the generated text by an empty view and returns it. */
   begin() {
     this.#examples.hidden = true;
-    this.#view = new TokenView(this.#display);
-    this.#output.replaceChildren(this.#view.element);
+    this.#previous = this.#view;
+    this.#show(new TokenView(this.#display));
     return this.#view;
   }
 
+  /** Shows the previous text again if the request gave none. */
   end() {
-    if (this.#view && !this.#view.hasTokens) this.#clear();
+    if (this.#view && !this.#view.hasTokens) this.#show(this.#previous);
+    this.#previous = null;
   }
 
   /** Appends the generated text to the prompt. */
@@ -67,13 +70,20 @@ export class CompletionPanel {
     this.#prompt.focus();
   }
 
-  #write(prompt) {
-    this.#prompt.value = this.#copy.textContent = prompt;
-    this.#clear();
+  /** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
+  #edited() {
+    this.#copy.textContent = this.#prompt.value;
+    this.#output.classList.toggle("stale", this.#view !== null);
   }
 
-  #clear() {
-    this.#view = null;
-    this.#output.replaceChildren();
+  #write(prompt) {
+    this.#prompt.value = this.#copy.textContent = prompt;
+    this.#show(null);
+  }
+
+  #show(view) {
+    this.#view = view;
+    this.#output.classList.remove("stale");
+    this.#output.replaceChildren(...(view ? [view.element] : []));
   }
 }

@@ -1,4 +1,4 @@
-/** Yields the data of each server-sent event of a body as it arrives. Comments (keep-alive) are skipped. */
+/** Yields {data, ms} of each server-sent event of a body: its text and when its packet arrived. Comments are skipped. */
 export async function* eventData(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -6,9 +6,10 @@ export async function* eventData(body) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
+      const ms = performance.now();
       const events = (pending + value).split("\n\n");
       pending = events.pop();
-      for (const event of events) if (event.startsWith("data: ")) yield event.slice("data: ".length);
+      for (const event of events) if (event.startsWith("data: ")) yield { data: event.slice("data: ".length), ms };
     }
   } finally {
     reader.cancel().catch(() => {}); // an aborted stream cannot be cancelled

@@ -8,10 +8,12 @@ const PHASES = {
   restarting: "the engine is restarting",
   draining: "shutting down",
   dead: "the engine has stopped",
+  unreachable: "cannot be reached",
 };
 
 /** Panel of the server's state: health, requests, KV cache and tokens per second. */
 export class ServerLoad {
+  phase = "loading"; // of the last reading; "unreachable" without an answer
   #api;
   #health = byId("health");
   #values = {};
@@ -28,27 +30,39 @@ export class ServerLoad {
 
   /** Reads health and metrics and shows them. Throws ApiError if the metrics need a key. */
   async refresh() {
-    this.#showHealth(await this.#phase());
+    this.#showHealth(await this.#readHealth());
+    if (this.phase === "unreachable") return this.#clear();
     const samples = sampleValues(await (await this.#api.get("metrics")).text());
     const used = samples.get("smoe_kv_cache_usage_ratio") ?? 0;
     this.#showValue("Running", samples.get("smoe_requests_running") ?? 0);
     this.#showValue("Waiting", samples.get("smoe_requests_waiting") ?? 0);
     this.#showValue("KV cache", percent(used));
     this.#values["KV cache"].style.setProperty("--share", used);
-    this.#showRate(samples.get("smoe_step_tokens_sum") ?? 0);
+    return this.#showRate(samples.get("smoe_step_tokens_sum") ?? 0);
   }
 
-  async #phase() {
+  async #readHealth() {
     try {
-      return (await (await this.#api.get("health")).json()).phase ?? "ready";
+      return await (await this.#api.get("health")).json();
     } catch (error) {
-      return error.status === 503 ? "loading" : "dead";
+      return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
     }
   }
 
-  #showHealth(phase) {
+  /** Shows the phase as a dot; unless it is "ready" also in words, with the progress of a load. */
+  #showHealth({ phase, stage, loaded_bytes: loaded, total_bytes: total }) {
+    this.phase = phase;
+    const words = PHASES[phase] ?? phase;
+    const progress = phase === "loading" && total ? ` ${stage}, ${percent(loaded / total)}` : "";
     this.#health.dataset.phase = phase;
-    this.#health.ariaLabel = this.#health.title = `Server: ${PHASES[phase] ?? phase}`;
+    this.#health.ariaLabel = this.#health.title = `Server: ${words}`;
+    byId("progress").textContent = phase === "ready" ? "" : words + progress;
+  }
+
+  #clear() {
+    for (const value of Object.values(this.#values)) value.textContent = "–";
+    this.#values["KV cache"].style.setProperty("--share", 0);
+    this.#last = null;
   }
 
   #showValue(name, value) {

@@ -21,26 +21,41 @@ const experts = new ExpertMap(api);
 const load = new ServerLoad(api);
 const playground = new Playground({ api, getKey, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
-/** Reads the model once it is loaded, then refreshes the panels. */
+/** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {
-  try {
-    if (!playground.isReady) await playground.loadModel(() => experts.refresh());
-    else if (playground.hasExperts) await experts.refresh();
-    await load.refresh();
-  } catch (error) {
-    if (error.status === 401) requestKey();
-    else if (error.status === undefined) throw error; // a fault of this page, not of the server
+  for (const part of [() => load.refresh(), refreshModel]) {
+    try {
+      await part();
+    } catch (error) {
+      if (error.status === 401) requestKey();
+      else if (error.status === undefined) throw error; // a fault of this page, not of the server
+    }
   }
 });
+
+/** Reads the model once it is loaded, then its experts. */
+async function refreshModel() {
+  if (load.phase === "unreachable") return;
+  if (!playground.isReady) await playground.loadModel(() => experts.refresh());
+  else if (playground.hasExperts) await experts.refresh();
+  if (load.phase === "ready") playground.sendWaiting();
+}
 
 function requestKey() {
   byId("key-button").classList.add("needed");
   if (!getKey() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
 }
 
-byId("key-panel").addEventListener("submit", (event) => {
+byId("key-panel").addEventListener("submit", async (event) => {
   event.preventDefault();
   sessionStorage.setItem(STORED_KEY, byId("key").value.trim());
+  const fault = await api.get("v1/models").then(() => null, (error) => error);
+  byId("key-fault").hidden = fault === null;
+  if (fault) {
+    byId("key-fault").textContent = fault.status === 401 ? "The server does not accept this key." : fault.message;
+    byId("key").select();
+    return;
+  }
   byId("key-button").classList.remove("needed");
   byId("key-panel").hidePopover();
   refreshNow();

@@ -10,6 +10,9 @@ import { summaryNodes } from "./summary.js";
 import { TokenCard } from "./token_card.js";
 
 const TOAST_MS = 1600;
+const END_PX = 48; // so close to the end counts as its end
+const PASSING = new Set([0, 408, 429, 503]); // statuses that another try may not meet
+const UNTIL_READY = new Set(["loading", "engine_dead"]); // codes of a server that becomes ready by itself
 
 /** The text part of the page: the open panel, its running request, and the buttons around it. */
 export class Playground {
@@ -25,6 +28,10 @@ export class Playground {
   #panels;
   #panel;
   #running = null; // AbortController of the running request
+  #send = () => this.run(); // sends the last request again
+  #isWaiting = false; // the last request is sent when the server is ready
+  #isFollowing = true; // the end of the text stays in view
+  #paperTop = 0;
   #toastTimer;
 
   constructor({ api, getKey, expertsSlider, sampling }) {
@@ -32,7 +39,7 @@ export class Playground {
     this.#getKey = getKey;
     this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
-    const run = () => this.run();
+    const run = () => this.#start();
     this.#panels = { completion: new CompletionPanel(this.#display, run), chat: new ChatPanel(this.#display, run) };
     this.#panel = this.#panels.completion;
     this.#listen();
@@ -52,12 +59,15 @@ export class Playground {
 
   /** Sends the request of the open panel and shows the generated text. */
   async run() {
+    this.#isWaiting = false;
     if (this.#running || !this.#sampling.check()) return;
     const request = this.#request();
     if (!request) return this.#panel.focus();
     this.#running = new AbortController();
     byId("failure").hidden = true;
     const view = this.#panel.begin();
+    this.#isFollowing = true;
+    this.#follow();
     this.#showButtons();
     try {
       const meter = await generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
@@ -86,13 +96,27 @@ export class Playground {
   }
 
   #onChunk(view, tokens, routing, meter) {
-    const paper = byId("paper");
-    const isAtEnd = paper.scrollHeight - paper.scrollTop - paper.clientHeight < 48;
     view.add(tokens, routing);
-    if (isAtEnd) paper.scrollTop = paper.scrollHeight;
+    this.#follow();
     const row = routing.at(-1);
     if (row) this.#ring.light(row.at(-1));
     this.#showSummary(meter, null);
+  }
+
+  /** Keeps the end of the text in view, unless the reader has scrolled up. */
+  #follow() {
+    const paper = byId("paper");
+    if (this.#isFollowing) paper.scrollTop = paper.scrollHeight;
+    this.#paperTop = paper.scrollTop;
+  }
+
+  /** Scrolling up leaves the end of the text; reaching the end follows it again. */
+  #onScroll() {
+    const paper = byId("paper");
+    const isAtEnd = paper.scrollHeight - paper.scrollTop - paper.clientHeight < END_PX;
+    if (paper.scrollTop < this.#paperTop) this.#isFollowing = isAtEnd;
+    else if (isAtEnd) this.#isFollowing = true;
+    this.#paperTop = paper.scrollTop;
   }
 
   #showSummary(meter, ending) {
@@ -113,10 +137,29 @@ export class Playground {
   #showFailure(error) {
     const where = error.param ? ` (${error.param})` : "";
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-    byId("failure").replaceChildren(element("b", {}, error.title), element("p", {}, error.message + where + wait));
+    this.#isWaiting = UNTIL_READY.has(error.code);
+    const soon = this.#isWaiting ? " It is sent again as soon as the server is ready." : wait;
+    byId("failure").replaceChildren(element("b", {}, error.title), element("p", {}, error.message + where + soon));
+    if (PASSING.has(error.status)) byId("failure").append(this.#againButton());
     byId("failure").hidden = false;
     byId("failure").scrollIntoView({ block: "nearest" });
     if (error.status === 401) byId("key-panel").showPopover();
+  }
+
+  #againButton() {
+    const button = element("button", { type: "button" }, "Try again");
+    button.addEventListener("click", () => this.#send());
+    return button;
+  }
+
+  /** Sends the request that waits for the server, if there is one. */
+  sendWaiting() {
+    if (this.#isWaiting) this.#send();
+  }
+
+  #hideFailure() {
+    byId("failure").hidden = true;
+    this.#isWaiting = false;
   }
 
   #showButtons() {
@@ -124,6 +167,7 @@ export class Playground {
     byId("run").hidden = isRunning;
     byId("stop").hidden = !isRunning;
     byId("run-name").textContent = this.#panel.name;
+    byId("run-key").textContent = this.#panel === this.#panels.chat ? "⏎" : "Ctrl ⏎";
     byId("again").textContent = this.#panel.repeatLabel;
     byId("again").hidden = isRunning || !this.#panel.canRepeat;
     byId("ring").classList.toggle("running", isRunning);
@@ -135,7 +179,7 @@ export class Playground {
     byId("completion").hidden = name !== "completion";
     byId("chat").hidden = byId("message-row").hidden = name !== "chat";
     byId("summary").replaceChildren();
-    byId("failure").hidden = true;
+    this.#hideFailure();
     this.#showButtons();
     this.#panel.focus();
   }
@@ -155,7 +199,14 @@ export class Playground {
   }
 
   #repeat() {
+    if (this.#running || !this.#panel.canRepeat || !this.#sampling.check()) return;
+    this.#send = () => (this.#panel === this.#panels.chat ? this.#repeat() : this.run()); // Continue has changed the prompt
     this.#panel.prepareRepeat();
+    this.run();
+  }
+
+  #start() {
+    this.#send = () => this.run();
     this.run();
   }
 
@@ -171,8 +222,10 @@ export class Playground {
   #listen() {
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.run();
+      this.#start();
     });
+    for (const id of ["prompt", "message"]) byId(id).addEventListener("input", () => this.#hideFailure());
+    byId("paper").addEventListener("scroll", () => this.#onScroll());
     byId("stop").addEventListener("click", () => this.#running?.abort());
     byId("again").addEventListener("click", () => this.#repeat());
     byId("mode").addEventListener("change", (event) => this.#open(event.target.value));
@@ -181,8 +234,17 @@ export class Playground {
     byId("tint").addEventListener("change", () => this.#repaint());
     byId("layer").addEventListener("input", () => this.#repaint());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.run();
+      if (isSend(event)) {
+        event.preventDefault();
+        this.#start();
+      }
       if (event.key === "Escape") this.#running?.abort();
     });
   }
+}
+
+/** Returns whether a key sends the request: Ctrl+Enter, and in the message field Enter without Shift. */
+function isSend({ key, ctrlKey, metaKey, shiftKey, isComposing, target }) {
+  if (key !== "Enter" || isComposing) return false;
+  return ctrlKey || metaKey || (target.id === "message" && !shiftKey);
 }

@@ -1,5 +1,8 @@
 import { element } from "./dom.js";
 
+let pointer = []; // where the pointer was last seen: text that moves below a resting one opens no card
+window.addEventListener("pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
+
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /**
@@ -16,7 +19,9 @@ export class TokenView {
 
   constructor(display) {
     this.#display = display;
-    this.element.addEventListener("pointerover", (event) => this.#open(event.target));
+    this.element.addEventListener("pointermove", ({ target, clientX, clientY }) => {
+      if (clientX !== pointer[0] || clientY !== pointer[1]) this.#open(target);
+    });
     this.element.addEventListener("click", (event) => this.#open(event.target));
     this.element.addEventListener("pointerleave", () => this.#close());
     this.element.addEventListener("blur", () => this.#close());
@@ -42,6 +47,7 @@ export class TokenView {
       if (this.#tokens[index]) {
         this.#tokens[index].routing = row;
         this.#colour(index);
+        if (index === this.#at) this.#show(index, false); // the card was opened before the experts came
       }
     }
   }
@@ -66,7 +72,7 @@ export class TokenView {
 
   #open(target) {
     const index = this.#spans.indexOf(target);
-    if (index >= 0) this.#show(index, false);
+    if (index >= 0 && index !== this.#at) this.#show(index, false);
   }
 
   #step(event) {

@@ -8,7 +8,7 @@ from server.schemas.batches import CreateBatchRequest
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completion import CompletionRequest
 from server.schemas.conversation import ChatMessage, Conversation
-from server.schemas.embeddings import EmbeddingRequest, ScoreRequest
+from server.schemas.embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 from server.schemas.generation import GenerationRequest, StreamOptions
 from server.schemas.messages import CountTokensRequest, MessagesRequest
 from server.schemas.responses import ResponsesRequest
@@ -27,6 +27,7 @@ __all__ = [
     "EmbeddingRequest",
     "GenerationRequest",
     "MessagesRequest",
+    "RerankRequest",
     "ResponsesRequest",
     "ScoreRequest",
     "StreamOptions",

@@ -1,4 +1,4 @@
-"""Request models of POST /v1/embeddings and POST /v1/score."""
+"""Request models of POST /v1/embeddings, POST /v1/score and POST /v1/rerank."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -64,6 +64,34 @@ class EmbeddingRequest(EmbeddedRequest):
     input: Annotated[list[str] | list[list[int]], prompts_up_to(MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class Document(RequestModel):
+    """A document as an object, as Jina's and Cohere's clients may send it."""
+
+    text: Text
+
+
+class RerankRequest(EmbeddedRequest):
+    """POST /v1/rerank: documents by their similarity to a query, in Jina's shape."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
+        **UNSUPPORTED,
+        "max_chunks_per_doc": (),
+        "max_tokens_per_doc": (),
+        "rank_fields": (),
+    }
+    instead: ClassVar[Mapping[str, str]] = {"messages": "query", "max_tokens_per_doc": "truncate_prompt_tokens"}
+
+    query: Text
+    documents: Annotated[list[Text | Document], Field(min_length=1, max_length=MAX_INPUTS)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = True
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents' texts."""
+        return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
 class ScoreRequest(EmbeddedRequest):

@@ -76,8 +76,8 @@ class Settings(BaseModel):
     )
     embeddings: bool = Field(
         False,
-        description="Answer /v1/embeddings and /v1/score also with a model that was not trained for embeddings, by the "
-        "hidden state of the last token.",
+        description="Answer /v1/embeddings, /v1/score and /v1/rerank also with a model that was not trained for "
+        "embeddings, by the hidden state of the last token.",
     )
     tool_emulation: bool = Field(
         False,

@@ -94,6 +94,11 @@ def state_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "smoe"
 
 
+def is_plain_terminal() -> bool:
+    """Return whether the terminal, if there is one, obeys no control sequences (TERM=dumb)."""
+    return os.environ.get("TERM", "dumb") == "dumb"
+
+
 def inherited_descriptors() -> dict[str, int]:
     """Return the descriptors that systemd or a predecessor has passed to this process, by name.
 

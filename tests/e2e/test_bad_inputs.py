@@ -20,6 +20,7 @@ from tests.e2e.bad_inputs.rows import (
     EVERYWHERE,
     HI,
     MESSAGES,
+    RERANK,
     RESPONSES,
     SCORE,
     TOKENIZE,
@@ -238,6 +239,7 @@ BODY_WITH: dict[str, Callable[[str], Body]] = {
     TOKENIZE.path: lambda text: {"prompt": text},
     EMBEDDINGS.path: lambda text: {"input": text},
     SCORE.path: lambda text: {"text_2": text},
+    RERANK.path: lambda text: {"documents": [text]},
 }
 
 

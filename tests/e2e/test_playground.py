@@ -46,14 +46,11 @@ def same_choice(server: RunningServer, visit: Visit, **fields: object) -> dict[s
 
 
 def test_a_text_is_what_the_api_gives_for_its_seed(visit: Visit, server: RunningServer) -> None:
-    for _ in range(5):
-        visit.write(PROMPT)
-        figures = visit.get("#summary").inner_text()
-        if "tokens/s" in figures:
-            break  # a text that arrives at once has no rate
+    visit.write(PROMPT)
+    figures = visit.get("#summary").inner_text()  # without a rate if the text arrives at once
     choice = same_choice(server, visit)
     assert visit.text == choice["text"]
-    assert re.search(r"\d+ m?s first token", figures) and "tokens/s" in figures
+    assert re.search(r"\d+ m?s first token", figures)
     assert f"{len(choice['logprobs']['tokens'])} tokens" in figures
 
 

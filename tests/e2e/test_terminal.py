@@ -18,16 +18,17 @@ from tests.support.running import MODEL, RunningServer, start_server
 
 COUNT = "Count from 3 to 7."
 TIMEOUT_S = 60.0
+PASTE, PASTED = "\x1b[200~", "\x1b[201~"  # around a pasted text
 UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
 
 
 class Terminal:
     """A chat in a pseudo-terminal."""
 
-    def __init__(self, url: str, state: Path, *flags: str) -> None:
+    def __init__(self, url: str, state: Path, *flags: str, kind: str = "dumb") -> None:
         command = [sys.executable, "-m", "server", "chat", "--url", url, *flags]
         self._fd, slave = pty.openpty()
-        environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
+        environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": kind}
         self.process = subprocess.Popen(
             command,
             stdin=slave,
@@ -63,13 +64,36 @@ class Terminal:
 
 
 @contextmanager
-def chat(server: RunningServer, state: Path, *flags: str) -> Iterator[Terminal]:
-    terminal = Terminal(server.url, state, *flags)
+def chat(server: RunningServer, state: Path, *flags: str, kind: str = "dumb") -> Iterator[Terminal]:
+    terminal = Terminal(server.url, state, *flags, kind=kind)
     try:
-        terminal.expect(f"{MODEL}.*\r\n> ")
+        terminal.expect(rf"{MODEL}.*\r\n(\x1b\[\?2004h)?> ")
         yield terminal
     finally:
         terminal.close()
+
+
+def test_three_pasted_lines_are_one_message(server: RunningServer, tmp_path: Path) -> None:
+    with chat(server, tmp_path, "--stats", "--temperature", "0", kind="xterm") as terminal:
+        terminal.type(f"{PASTE}Count\nfrom 3\nto 7.{PASTED}")
+        terminal.type("\r")
+        shown = terminal.expect(r"\[(no tokens|\d+ \+ .*)\]\r\n\x1b\[\?2004h> ")
+        assert shown.count("\x1b[?2004l") == 1, "one message was read"
+        terminal.type("/quit\r")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_piped_chat_writes_answers_only_and_an_error_to_standard_error(server: RunningServer) -> None:
+    def chat_from_pipe(text: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "server", "chat", "--url", server.url, "--temperature", "0", *flags]
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+    result = chat_from_pipe(f"{COUNT}\n/reset\n{COUNT}\n")
+    expected = "3 4 5 6 7\na new conversation\n3 4 5 6 7\n"
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
+    failed = chat_from_pipe(f"{COUNT}\n", "--max-tokens", "9999")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("smoe: This model's maximum context")
 
 
 def complete(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -148,6 +172,8 @@ def test_a_completion_goes_to_standard_output_and_its_figures_do_not(server: Run
     result = complete("-", "--url", server.url, "--max-tokens", "20", "--temperature", "0", "--stats", stdin="It was")
     assert (result.returncode, result.stdout) == (0, expected + "\n")
     assert "+ 20 tokens" in result.stderr
+    piped = complete("--url", server.url, "--max-tokens", "20", "--temperature", "0", stdin="It was")
+    assert (piped.returncode, piped.stdout) == (0, expected + "\n")
 
 
 def test_the_message_of_a_rejected_request_is_printed(server: RunningServer) -> None:

@@ -16,6 +16,7 @@ from engine.types import SamplingParams as EngineParams
 from model.ops.native.library import NativeLibrary
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, random_model, save_embedding_checkpoint, save_random_checkpoint
+from tests.support.gguf_files import GgufShape, all_of, write_gguf
 
 TOLERANCE = 2e-6
 DENSE = Shape(num_experts=0, seed=5)
@@ -74,6 +75,19 @@ def test_a_mixture_of_experts_embeds_too(tmp_path: Path) -> None:
     oracle: Any = random_model(shape)
     given = prompts(3, 90)
     engine = LocalEngine(tmp_path, threads=1, dtype="float32", max_num_batched_tokens=32)
+    for prompt, embedding in zip(given, engine.embed(given), strict=True):
+        assert embedding == pytest.approx(pooled(oracle.model, prompt), abs=TOLERANCE)
+
+
+def test_a_gguf_file_with_last_token_pooling_embeds(tmp_path: Path) -> None:
+    """Its weights are read by the `gguf` package, and computed by transformers."""
+    shape = GgufShape(dim=64, num_layers=2, hidden_dim=96, num_experts=0, tied=True, fields={"llama.pooling_type": 3})
+    weights = write_gguf(tmp_path / "a.gguf", shape, all_of("F32"))
+    hf_shape = Shape(dim=64, hidden_dim=96, num_experts=0, theta=1e6, tied=True, extra={"rms_norm_eps": 1e-5})
+    oracle: Any = random_model(hf_shape)
+    oracle.load_state_dict({name: torch.from_numpy(weight.copy()) for name, weight in weights.items()}, strict=False)
+    given = prompts(3, 40)
+    engine = LocalEngine(tmp_path / "a.gguf", threads=1, dtype="float32")
     for prompt, embedding in zip(given, engine.embed(given), strict=True):
         assert embedding == pytest.approx(pooled(oracle.model, prompt), abs=TOLERANCE)
 

@@ -120,13 +120,16 @@ KEPT = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_groups_answer_like_their_decoded_weights(name: str, tmp_path: Path) -> None:
-    """The kernels round the activations of each group to int8. The same bits in any batch and with any threads."""
+    """The kernels round the activations of each group to int8, a relative error of 1.2 % at most in each product.
+
+    The same bits in other chunks and with other threads.
+    """
     shape = Shape(dim=64, hidden_dim=64, num_experts=2, vocab_size=104)  # both experts count: no choice can change
     source = save_in_layout(random_model(shape), tmp_path / "a")
     weights = save_quantized(source, tmp_path / "quantized", name)
     save_torch_file({each: weight.float() for each, weight in weights.items()}, source / "model.safetensors")
     found, decoded = prompt_logprobs(tmp_path / "quantized"), prompt_logprobs(source)
-    assert 0 < np.abs(found - decoded).max() < 0.1
+    assert 0 < np.linalg.norm(found - decoded) < 0.03 * np.linalg.norm(decoded - decoded.mean())
     again = prompt_logprobs(tmp_path / "quantized", threads=2, max_num_batched_tokens=7)
     assert np.array_equal(found, again)
     assert f"-{KEPT[name]}-" in LocalEngine(tmp_path / "quantized", **SMALL).fingerprint

@@ -58,9 +58,10 @@ def run_batch(url: str, source: Path, num_lines: int, concurrency: int) -> None:
     """Run the batch as the command does, in this process."""
     output = source.with_suffix(f".{time.time_ns()}")
     with Journal(output) as journal:
-        runner = Runner(sender(Endpoint.parse(url)), journal, Progress(num_lines), lambda _: None)
-        asyncio.run(runner.run(read_lines(source), concurrency))
-        assert len(journal.done) == num_lines and not journal.num_failed
+        progress = Progress(num_lines)
+        runner = Runner(sender(Endpoint.parse(url)), journal, progress, lambda _: None)
+        asyncio.run(runner.run(read_lines(source, is_checked=True), concurrency))
+        assert progress.num_done == num_lines and not progress.num_failed
 
 
 def seconds_of(work: Callable[[], None]) -> tuple[float, float]:

@@ -140,7 +140,9 @@ void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_
                  float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return Bf16Attention(args, block, span_start, prefetch, partials, scratch).run();
+        return Bf16Attention<uint16_t>(args, block, span_start, prefetch, partials, scratch).run();
+    if (args.dtype == BFLOAT16 && args.kv_dtype == INT8 && args.head_dim % 2 == 0)
+        return Bf16Attention<int8_t>(args, block, span_start, prefetch, partials, scratch).run();
 #endif
     with_kv_number(args.kv_dtype, [&](auto number) {
         SpanAttention<decltype(number)>(args, block, span_start, prefetch, partials, scratch).run();

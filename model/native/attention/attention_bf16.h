@@ -1,7 +1,10 @@
-// Attention with pairwise bfloat16 products, for bfloat16 queries and caches on instruction sets that multiply pairs:
-// neighbouring dims for scores, neighbouring positions for values. Included by kernel files only.
+// Attention with pairwise bfloat16 products, for bfloat16 queries and bfloat16 or int8 caches on instruction sets that
+// multiply pairs: neighbouring dims for scores, neighbouring positions for values. Included by kernel files only.
 //
-// Weights are rounded to bfloat16, and l sums the rounded weights, so that they add up to one.
+// An int8 row is its bytes, exact in bfloat16, times its scale: a key's scale multiplies the scores of its position, a
+// value's scale the weights before they are rounded.
+//
+// Weights are rounded to bfloat16. Over bfloat16 caches l sums the rounded weights, so that they add up to one.
 // attention/bf16_dot_products.h states the order of summation.
 #pragma once
 
@@ -17,7 +20,8 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Attention of one row block over one span.
+// Attention of one row block over one span. Number is the type that the caches hold: uint16_t (bfloat16) or int8_t.
+template <class Number>
 class Bf16Attention : SpanSoftmax {
   public:
     Bf16Attention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
@@ -28,13 +32,14 @@ class Bf16Attention : SpanSoftmax {
 
     void run() {
         const Range keys = visible();
-        const KvSpan<uint16_t> cache(args_, block_, span_start_, keys.begin, keys.end);
+        const KvSpan<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
         const Range panels{keys.begin / TILE_WIDTH * TILE_WIDTH, (keys.end + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH};
         const int64_t num_panels = (panels.end - panels.begin) / TILE_WIDTH;
         KvPrefetcher prefetcher(prefetch_, num_panels * (key_squares(TILE_WIDTH, args_.head_dim / 2) + TILE_WIDTH / 2));
         for (int64_t i = 0; i < num_queries_; ++i) load_query(i);
+        if constexpr (IS_SCALED) cache.scales(args_.k_cache, key_scales_), cache.scales(args_.v_cache, value_scales_);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
-            cache.pack_key_pairs<TILE_WIDTH>(first, panel_, prefetcher);
+            cache.template pack_key_pairs<TILE_WIDTH>(first, panel_, prefetcher);
             for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first); });
         }
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels);
@@ -48,6 +53,8 @@ class Bf16Attention : SpanSoftmax {
     }
 
   private:
+    static constexpr bool IS_SCALED = sizeof(Number) == 1;
+
     // Load query i as pairs of dims, zero-padded to the depth of a key panel.
     void load_query(int64_t i) {
         std::memset(queries_ + i * dims_, 0, key_depth() * sizeof(uint32_t));
@@ -70,6 +77,10 @@ class Bf16Attention : SpanSoftmax {
         float* scores = scores_ + i * SPAN + position;
         products_.multiply(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), scale(),
                            {scores, SPAN});
+        if constexpr (IS_SCALED)
+            for (int64_t row = 0; row < rows; ++row)
+                for (int n = 0; n < TILE_WIDTH; n += LANES)
+                    store(scores + row * SPAN + n, load(scores + row * SPAN + n) * load(key_scales_ + position + n));
     }
 
     // Turn the scores of query i into pairs of weights, for all positions of the panels, in place.
@@ -82,10 +93,15 @@ class Bf16Attention : SpanSoftmax {
         for (int64_t j = panels.begin; j < panels.end; j += 2 * LANES) {
             Vec halves[2] = {};
             for (int half = 0; half < 2; ++half)
-                if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin)
+                if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin) {
                     halves[half] = weights(scores, first, seen, largest);
+                    if constexpr (IS_SCALED) {
+                        total += halves[half];
+                        halves[half] *= mask(load(value_scales_ + first), first, seen, 0);
+                    }
+                }
             const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)halves[1], (__m512)halves[0]);
-            total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
+            if constexpr (!IS_SCALED) total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
             std::memcpy(scores + j / 2, &pairs, sizeof pairs);
         }
         partial(i)[1] = sum(total);
@@ -103,7 +119,9 @@ class Bf16Attention : SpanSoftmax {
     const int64_t dims_;       // words per query, and per pair of positions in the value panel
     uint32_t* const queries_;  // [Q, dims]
     float* const scores_;      // [Q, SPAN]
-    uint32_t* const panel_;    // [K/2, TILE_WIDTH] of keys, then [TILE_WIDTH / 2, dims] of values
+    alignas(64) float key_scales_[IS_SCALED ? SPAN : 1];  // of the span's positions
+    alignas(64) float value_scales_[IS_SCALED ? SPAN : 1];
+    uint32_t* const panel_;  // [K/2, TILE_WIDTH] of keys, then [TILE_WIDTH / 2, dims] of values
 };
 
 }  // namespace SMOE_ISA

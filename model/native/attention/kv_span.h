@@ -48,8 +48,9 @@ class KvSpan {
             }
     }
 
-    // Pack the keys as words into panel [K/2, WIDTH]: pairs of neighbouring dims as stored, zero-padded to a multiple
-    // of LANES. For 2-byte numbers and even K.
+#if defined(__AVX512BF16__)
+    // Pack the keys into panel [K/2, WIDTH] of words: bfloat16 pairs of neighbouring dims, zero-padded to a multiple of
+    // LANES. For even K. int8 rows give their bytes, which bfloat16 holds exactly, without their scale.
     template <int WIDTH>
     void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& prefetcher) const {
         const int64_t pairs = args_.head_dim / 2;
@@ -59,11 +60,9 @@ class KvSpan {
                 const int64_t from = first + group;
                 if (from >= begin_ && from + LANES <= end_ && k + LANES <= pairs) {
 #pragma GCC unroll 16
-                    for (int i = 0; i < LANES; ++i) square[i] = load(words(args_.k_cache, from + i) + k);
+                    for (int i = 0; i < LANES; ++i) square[i] = (Vec)all_numbers(args_.k_cache, from + i, 2 * k);
                 } else {
-                    for (int i = 0; i < LANES; ++i)
-                        square[i] =
-                            exists(from + i) ? load_first(words(args_.k_cache, from + i) + k, pairs - k) : Vec{};
+                    for (int i = 0; i < LANES; ++i) square[i] = (Vec)numbers(args_.k_cache, from + i, 2 * k);
                 }
                 transpose(square);
 #pragma GCC unroll 16
@@ -73,7 +72,6 @@ class KvSpan {
             }
     }
 
-#if defined(__AVX512BF16__)
     // Pack values of positions first .. last - 1 (first even) into panel [(last - first + 1) / 2, padded K] of words:
     // pairs of neighbouring positions, the even one in the low half; zeros for absent positions and dims past K.
     void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, KvPrefetcher& prefetcher) const {
@@ -81,12 +79,19 @@ class KvSpan {
         const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
         for (int64_t j = first; j < last; j += 2, panel += stride) {
             for (int64_t k = 0; k < stride; k += 2 * LANES) {
-                const __m512i even = values(j, k), odd = values(j + 1, k);
+                const __m512i even = numbers(args_.v_cache, j, k), odd = numbers(args_.v_cache, j + 1, k);
                 _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
                 _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
             }
             prefetcher.step();
         }
+    }
+
+    // Write the scales of the rows of `cache` at all positions of the span to scales [SPAN]; 0 for absent positions.
+    void scales(const void* cache, float* scales) const {
+        std::memset(scales, 0, SPAN * sizeof(float));
+        for (int64_t j = begin_; j < end_; ++j)
+            std::memcpy(scales + j, static_cast<const char*>(cache) + offsets_[j] + args_.head_dim, sizeof(float));
     }
 #endif
 
@@ -104,10 +109,6 @@ class KvSpan {
   private:
     bool exists(int64_t j) const { return j >= begin_ && j < end_; }
 
-    const float* words(const void* cache, int64_t j) const {
-        return reinterpret_cast<const float*>(static_cast<const char*>(cache) + offsets_[j]);
-    }
-
 #if defined(__AVX512BF16__)
     // Lane order that interleaves two vectors: first lanes 0 .. LANES - 1 of both, then the rest.
     static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
@@ -115,12 +116,32 @@ class KvSpan {
                                            0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f};
     static constexpr uint32_t ZIPPED_HALF = 0x100010;
 
-    // 2-byte numbers k .. k + 2 * LANES - 1 of the values of position j; zeros where absent.
-    __m512i values(int64_t j, int64_t k) const {
+    // Numbers k .. k + 2 * LANES - 1 of the row of position j, as bfloat16; zeros where absent.
+    __m512i numbers(const void* cache, int64_t j, int64_t k) const {
         const int64_t count = exists(j) ? args_.head_dim - k : 0;
         if (count <= 0) return __m512i{};
-        const char* row = static_cast<const char*>(args_.v_cache) + offsets_[j] + k * 2;
-        return _mm512_maskz_loadu_epi16(count >= 2 * LANES ? ~0u : (1u << count) - 1, row);
+        const __mmask32 present = count >= 2 * LANES ? ~0u : (1u << count) - 1;
+        const void* row = row_from(cache, j, k);
+        if constexpr (sizeof(Number) == 1) return widened(_mm256_maskz_loadu_epi8(present, row));
+        return _mm512_maskz_loadu_epi16(present, row);
+    }
+
+    // The same, where all of them are present.
+    __m512i all_numbers(const void* cache, int64_t j, int64_t k) const {
+        const void* row = row_from(cache, j, k);
+        if constexpr (sizeof(Number) == 1) return widened(_mm256_loadu_si256(static_cast<const __m256i*>(row)));
+        return _mm512_loadu_si512(row);
+    }
+
+    const char* row_from(const void* cache, int64_t j, int64_t k) const {
+        return static_cast<const char*>(cache) + offsets_[j] + k * sizeof(Number);
+    }
+
+    // int8 numbers as bfloat16, exactly.
+    static __m512i widened(__m256i bytes) {
+        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+        const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
     }
 #endif
 

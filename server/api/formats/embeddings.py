@@ -1,12 +1,16 @@
-"""Embeddings and scores as JSON."""
+"""Embeddings and scores as JSON, and the fields around them."""
 
 import base64
 import math
 import operator
 import struct
+import time
+from collections.abc import Sequence
 from typing import Literal
 
 import orjson
+
+from server.generation.embedding import Embedder
 
 NUMBER_BYTES = {"float": 24, "base64": 8}  # memory of one number of a reply, from above: as float32 and as JSON
 
@@ -22,6 +26,24 @@ def embedding_entry(index: int, vector: bytes, encoding_format: EncodingFormat) 
 def score_entry(index: int, score: float) -> bytes:
     """Return the JSON of one score."""
     return orjson.dumps({"object": "score", "index": index, "score": score})
+
+
+def ranked(scores: Sequence[float], texts: Sequence[str] | None, top_n: int | None) -> list[dict[str, object]]:
+    """Return the documents by descending score, equal ones by index; at most `top_n`. `texts`: to be repeated."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_n]
+    repeated = {} if texts is None else {index: {"document": {"text": texts[index]}} for index in order}
+    return [{"index": index, "relevance_score": scores[index], **repeated.get(index, {})} for index in order]
+
+
+def reply_fields(prefix: str, embedder: Embedder) -> dict[str, object]:
+    """Return the fields around the entries, after all texts are embedded. `prefix`: of the id."""
+    return {
+        "id": f"{prefix}-{embedder.record.request_id}",
+        "created": int(time.time()),
+        "model": embedder.state.served_name(embedder.request.model),
+        "system_fingerprint": embedder.ready.fingerprint,
+        "usage": embedder.usage,
+    }
 
 
 def cosine(a: bytes, b: bytes) -> float:

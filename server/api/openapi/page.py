@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    ":root{color-scheme:light dark;background:Canvas;color:CanvasText}"  # the page, not only the body's box
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "h2{margin-top:3rem;font:600 1.1rem ui-monospace,monospace}table{border-collapse:collapse;width:100%}"
     "td,th{text-align:left;vertical-align:top;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #8884}"
     "code{font-size:.9em;overflow-wrap:anywhere}"

@@ -75,16 +75,14 @@ MESSAGE = an_object(
     stop_sequence=NULLABLE_STRING,
     usage=an_object(input_tokens=INTEGER, output_tokens=INTEGER, cache_read_input_tokens=INTEGER),
 )
-LISTED = {"id": STRING, "object": one_of("list"), "created": INTEGER, "model": STRING, "system_fingerprint": STRING}
+EMBEDDED = {"id": STRING, "created": INTEGER, "model": STRING, "system_fingerprint": STRING, "usage": USAGE}
 EMBEDDING = an_object(
     object=one_of("embedding"), index=INTEGER, embedding={"type": ["array", "string"], "items": {"type": "number"}}
 )
-EMBEDDINGS = an_object(**LISTED, data=an_array(EMBEDDING), usage=USAGE)
-SCORES = an_object(
-    **LISTED,
-    data=an_array(an_object(object=one_of("score"), index=INTEGER, score={"type": "number"})),
-    usage=USAGE,
-)
+SCORE = an_object(object=one_of("score"), index=INTEGER, score={"type": "number"})
+EMBEDDINGS = an_object(**EMBEDDED, object=one_of("list"), data=an_array(EMBEDDING))
+SCORES = an_object(**EMBEDDED, object=one_of("list"), data=an_array(SCORE))
+RANKING = an_object(**EMBEDDED, results=an_array(an_object(index=INTEGER, relevance_score={"type": "number"})))
 TOKEN_COUNT = an_object(input_tokens=INTEGER)
 MODEL = an_object(
     id=STRING,

@@ -28,11 +28,12 @@ COUNT = Endpoint("/v1/messages/count_tokens", {"model": MODEL, "messages": [HI]}
 TOKENIZE = Endpoint("/tokenize", {"model": MODEL, "prompt": "Hi"}, can_stream=False)
 EMBEDDINGS = Endpoint("/v1/embeddings", {"model": MODEL, "input": "Hi"}, can_stream=False)
 SCORE = Endpoint("/v1/score", {"model": MODEL, "text_1": "Hi", "text_2": "Ho"}, can_stream=False)
+RERANK = Endpoint("/v1/rerank", {"model": MODEL, "query": "Hi", "documents": ["Ho", "Hi"]}, can_stream=False)
 DETOKENIZE = Endpoint("/detokenize", {"model": MODEL, "tokens": [5]}, can_stream=False)
 
 OPENAI = (COMPLETIONS, CHAT)
 GENERATING = (COMPLETIONS, CHAT, RESPONSES, MESSAGES)
-EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, EMBEDDINGS, SCORE, DETOKENIZE)
+EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, EMBEDDINGS, SCORE, RERANK, DETOKENIZE)
 
 
 @dataclass(frozen=True)

@@ -92,3 +92,5 @@ def test_scores_are_the_cosines_of_the_embeddings(served: Served) -> None:
     query = torch.tensor(served.expected(TEXTS[0]))
     expected = [float(query @ torch.tensor(served.expected(text))) for text in TEXTS]
     assert [entry["score"] for entry in reply["data"]] == pytest.approx(expected, abs=TOLERANCE)
+    ranking = httpx.post(f"{served.base_url}/rerank", json={"query": TEXTS[0], "documents": TEXTS}).json()["results"]
+    assert [entry["index"] for entry in ranking] == sorted(range(3), key=lambda index: -expected[index])

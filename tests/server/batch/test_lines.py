@@ -53,3 +53,9 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
     path.write_text((json.dumps(GOOD) + "\n") * 2)
     with pytest.raises(BatchError, match=r"line 2: the custom_id of an earlier line$"):
         list(read_lines(path))
+
+
+def test_a_file_that_was_checked_is_read_without_keeping_its_ids(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps(GOOD) + "\n") * 2)
+    assert [line.custom_id for line in read_lines(path, is_checked=True)] == ["a", "a"]

@@ -1,47 +1,28 @@
-"""POST /v1/embeddings and POST /v1/score: inputs and formats, limits, long lists of inputs, errors."""
+"""POST /v1/embeddings: inputs and formats, limits, long lists of inputs, errors."""
 
 import asyncio
 import base64
 import struct
-from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import pytest
 
 from server.fairness.byte_budget import ByteBudget
 from server.generation.embedding import MAX_PART
-from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine, embedding_of
-from tests.support.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
+from tests.support.embedding_requests import EMBEDDING_MODEL, IDS, TEXT, embedding_engine, post, vector_of
+from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine
+from tests.support.serving import MODEL, check_error, client_of, outcomes, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
-URL, SCORE_URL = "/v1/embeddings", "/v1/score"
-EMBEDDING_MODEL = msgspec.structs.replace(READY, embeds=True, generates=False)
-TEXT = "It is a truth"
-IDS = tokenizer().encode(TEXT)
-
-
-def embedding_engine(*, held: bool = False) -> FakeEngine:
-    engine = FakeEngine(saying("text"), held=held)
-    engine.ready = EMBEDDING_MODEL
-    return engine
-
-
-async def post(engine: FakeEngine, url: str = URL, max_num_queued: int = 1024, **fields: object) -> Any:
-    async with client_of(state_around(engine, max_num_queued=max_num_queued)) as client:
-        return await client.post(url, json={"model": MODEL, **fields})
+URL = "/v1/embeddings"
 
 
 async def embed(engine: FakeEngine, value: object, **fields: object) -> dict[str, Any]:
-    response = await post(engine, input=value, **fields)
+    response = await post(engine, URL, input=value, **fields)
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
-
-
-def vector_of(ids: Sequence[int], length: int = 8) -> list[float]:
-    return list(struct.unpack(f"<{length}f", embedding_of(ids, length)))
 
 
 @pytest.mark.parametrize("value", [TEXT, [TEXT], IDS, [IDS]])
@@ -94,7 +75,7 @@ async def submitted(engine: FakeEngine, count: int, reply: "asyncio.Task[dict[st
 
 
 async def embed_with_queue(engine: FakeEngine, values: list[list[int]], max_num_queued: int) -> dict[str, Any]:
-    response = await post(engine, max_num_queued=max_num_queued, input=values)
+    response = await post(engine, URL, max_num_queued, input=values)
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
@@ -114,14 +95,14 @@ async def test_a_queue_that_fills_up_does_not_refuse_the_rest_of_an_admitted_lis
 async def test_a_full_queue_refuses_a_list() -> None:
     engine = embedding_engine()
     engine.num_waiting = 1024
-    check_error(await post(engine, input=[[5]]), 429, "queue_full")
+    check_error(await post(engine, URL, input=[[5]]), 429, "queue_full")
 
 
 async def test_a_text_that_is_too_long_is_refused_or_truncated() -> None:
     engine = embedding_engine()
     text = "truth " * MAX_MODEL_LEN
-    check_error(await post(engine, input=[TEXT, text]), 400, "context_length_exceeded", "input")
-    check_error(await post(engine, input=[5] * (MAX_MODEL_LEN + 1)), 400, "context_length_exceeded", "input")
+    check_error(await post(engine, URL, input=[TEXT, text]), 400, "context_length_exceeded", "input")
+    check_error(await post(engine, URL, input=[5] * (MAX_MODEL_LEN + 1)), 400, "context_length_exceeded", "input")
     assert not engine.submitted
     await embed(engine, text, truncate_prompt_tokens=-1)
     await embed(engine, text, truncate_prompt_tokens=4)
@@ -161,7 +142,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("fields", "code", "param"), BAD)
 async def test_a_bad_request_gets_one_clear_error(fields: dict[str, Any], code: str, param: str) -> None:
     engine = embedding_engine()
-    response = await post(engine, **fields)
+    response = await post(engine, URL, **fields)
     check_error(response, 400, code, param)
     assert "\n" not in response.json()["error"]["message"] and not engine.submitted
 
@@ -169,7 +150,7 @@ async def test_a_bad_request_gets_one_clear_error(fields: dict[str, Any], code: 
 async def test_a_generation_model_embeds_only_if_the_operator_chose_it() -> None:
     engine = embedding_engine()
     engine.ready = READY
-    response = await post(engine, input="a")
+    response = await post(engine, URL, input="a")
     check_error(response, 400, "embeddings_not_supported", "model")
     assert "--embeddings" in response.json()["error"]["message"]
     state = state_around(engine)
@@ -227,7 +208,7 @@ async def test_each_input_is_accounted_for() -> None:
 
 async def test_an_engine_that_dies_is_an_error() -> None:
     engine = embedding_engine(held=True)
-    reply = asyncio.create_task(post(engine, input=[5]))
+    reply = asyncio.create_task(post(engine, URL, input=[5]))
     await engine.until(lambda: bool(engine.submitted))
     engine.collectors[engine.submitted[0].request_id].fail("gone")
     assert (await reply).status_code == 503
@@ -240,38 +221,3 @@ async def test_deadlines_and_priority_reach_the_engine() -> None:
     assert (request.priority, request.cache_salt) == (3, "s")
     assert request.deadline_s == pytest.approx(request.arrival_s + 9)
     assert request.queue_deadline_s == pytest.approx(request.arrival_s + 4)
-
-
-async def test_scores_are_cosines_of_one_text_with_each_of_several() -> None:
-    engine = embedding_engine()
-    response = await post(engine, SCORE_URL, text_1=TEXT, text_2=[TEXT, "dinner", "comes"])
-    vectors = [vector_of(tokenizer().encode(text)) for text in (TEXT, "dinner", "comes")]
-    expected = [sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors]
-    body = response.json()
-    assert [entry["score"] for entry in body["data"]] == pytest.approx(expected)
-    assert body["data"][0] == {"object": "score", "index": 0, "score": pytest.approx(1)}
-    assert len(engine.submitted) == 4, "the one text is embedded once"
-    assert body["usage"]["prompt_tokens"] == sum(len(request.prompt_token_ids) for request in engine.submitted)
-
-
-async def test_scores_of_pairs() -> None:
-    response = await post(embedding_engine(), SCORE_URL, text_1=["dinner", TEXT], text_2=["dinner", TEXT])
-    assert [entry["score"] for entry in response.json()["data"]] == pytest.approx([1, 1])
-
-
-BAD_SCORES: list[tuple[dict[str, Any], str, str]] = [
-    ({"text_2": "a"}, "missing_required_parameter", "text_1"),
-    ({"text_1": "a"}, "missing_required_parameter", "text_2"),
-    ({"text_1": ["a", "b"], "text_2": "a"}, "invalid_value", "text_1"),
-    ({"text_1": "a", "text_2": []}, "empty_array", "text_2"),
-    ({"text_1": "", "text_2": "a"}, "empty_string", "text_1"),
-    ({"text_1": "a", "text_2": [1, 2]}, "invalid_type", "text_2"),
-    ({"text_1": "a", "text_2": "truth " * 300}, "context_length_exceeded", "text_2"),
-]
-
-
-@pytest.mark.parametrize(("fields", "code", "param"), BAD_SCORES)
-async def test_a_bad_score_request_gets_one_clear_error(fields: dict[str, Any], code: str, param: str) -> None:
-    engine = embedding_engine()
-    check_error(await post(engine, SCORE_URL, **fields), 400, code, param)
-    assert not engine.submitted
