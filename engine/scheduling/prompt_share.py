@@ -6,9 +6,9 @@ prompts get a share of a bounded time, measured in seconds of this machine. Chun
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
 from math import inf
 
+from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_times import StepTimes, StepWork
 
@@ -58,18 +58,19 @@ class PromptShares:
         self.prompt_s = prompt_s
         self.min_positions = min_positions
         self._num_tenants = num_tenants
+        self._unbounded = PromptShare(self.times)
         self._active_s: dict[int, float] = {}  # by tenant: when it had a request
         self._applied_s = 0.0  # when the last step ended
 
-    def open(self, now: float, present: Iterable[int], num_decoding: int) -> PromptShare:
-        """Return the share of the next step. `present`: the tenants that have requests; `num_decoding`: the requests
-        that decode in the step."""
+    def open(self, now: float, fair_share: FairShare, num_decoding: int) -> PromptShare:
+        """Return the share of the next step. `fair_share` knows the tenants that have requests; `num_decoding`: the
+        requests that decode in the step."""
         if self._num_tenants == 1:
-            return PromptShare(self.times)
-        self._active_s.update(dict.fromkeys(present, now))
+            return self._unbounded
+        self._active_s.update(dict.fromkeys(fair_share.present, now))
         num_active = sum(now - active_s <= ACTIVE_S for active_s in self._active_s.values())
         if num_active < 2:
-            return PromptShare(self.times)
+            return self._unbounded
         decoding_s = self.times.predict(StepWork(num_decoding, num_decoding, 0))
         return PromptShare(self.times, max(self.prompt_s, decoding_s) / num_active, self.min_positions)
 

@@ -108,7 +108,7 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """Return the next step's work; empty if nothing can run. Allocates blocks, admits and may preempt requests."""
         decoding, prefilling = self._split_decode_prefill()
-        share = self.prompt_shares.open(now, self.fair_share.present, len(decoding))
+        share = self.prompt_shares.open(now, self.fair_share, len(decoding))
         step = StepPlanBuilder(self.max_num_batched_tokens, share)
         for sequence in decoding:  # at most max_running, so the budget suffices
             if sequence.status is Status.RUNNING:  # not preempted for a sequence before it

@@ -53,7 +53,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
     builder = JobBuilder.from_request(http, request, arrival_s)
     state, texts = builder.state, builder.texts
-    builder.check_queue(1)
+    await builder.check_queue(1)
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)

@@ -1,7 +1,7 @@
 """Commands that take settings of the server as options, generated from the fields of `Settings`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,12 @@ def settings_command(*names: str) -> type[TyperCommand]:
         def get_params(self, ctx: Any) -> list[Any]:
             return [*_parameters(names), *super().get_params(ctx)]
 
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            """Write the settings by group, as docs/configuration.md does, and the command's own options last."""
+            for title, records in _by_group(self.get_params(ctx), ctx).items():
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
         def invoke(self, ctx: Any) -> Any:
             given = {parameter.name: ctx.params.pop(parameter.name) for parameter in _parameters(names)}
             ctx.obj = {name: _plain(value) for name, value in given.items() if value not in (None, [], ())}
@@ -35,6 +41,20 @@ def given_settings(context: typer.Context) -> Mapping[str, Any]:
     """Return the settings that the command line gave, by field name, still as text."""
     given: dict[str, Any] = context.obj
     return given
+
+
+def _by_group(parameters: Sequence[Any], ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return the lines of the help, (flag, text), by the titles of their sections."""
+    from server.settings.flags import setting_flags
+
+    group_of = {flag.name: flag.group for flag in setting_flags()}
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in parameters:
+        if record := parameter.get_help_record(ctx):
+            title = "Arguments" if parameter.param_type_name == "argument" else group_of.get(parameter.name, "Options")
+            name, text = record
+            sections.setdefault(title, []).append((name.removesuffix(" <str>"), text))
+    return {title: sections[title] for title in sorted(sections, key=lambda title: title == "Options")}
 
 
 def _plain(value: object) -> object:

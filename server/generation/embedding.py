@@ -72,9 +72,9 @@ class Embedder:
         """Number of prompts that are in the engine at a time."""
         return max(1, min(MAX_PART, self.state.admission.max_choices_of_request))
 
-    def check_queue(self, num_prompts: int) -> None:
+    async def check_queue(self, num_prompts: int) -> None:
         """Raise ApiError 429 if the queue has no room for the first part, before the texts cost any work."""
-        self.state.check_queue(self.tenant, min(num_prompts, self.part_size))
+        await self.state.check_queue(self.tenant, min(num_prompts, self.part_size))
 
     async def tokenize(self, prompts: Sequence[EmbeddedPrompt], param: str) -> list[list[int]]:
         """Return the token ids of each prompt of the field `param`. Raises ApiError 400 for one that does not fit."""

@@ -88,9 +88,9 @@ class JobBuilder:
         """The model's name as the reply repeats it."""
         return self.state.served_name(self.request.model)
 
-    def check_queue(self, num_prompts: int) -> None:
+    async def check_queue(self, num_prompts: int) -> None:
         """Raise ApiError 429 if the queue has no room for the request, before its texts and jobs cost any work."""
-        self.state.check_queue(self.tenant, num_prompts * self.request.n)
+        await self.state.check_queue(self.tenant, num_prompts * self.request.n)
 
     async def build(self, prompts: Sequence[Prompt], grammar: CompiledGrammar | None = None) -> list[Job]:
         """Return one job per prompt and choice, ordered by prompt, then by choice.

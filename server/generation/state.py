@@ -16,6 +16,7 @@ from server.errors import model_not_found, queue_full, unavailable
 from server.fairness.byte_budget import ByteBudget
 from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
+from server.fairness.refusal_pace import RefusalPace
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.sampling_params import GenerationDefaults
 from server.observability.memory_pressure import MemoryMonitor
@@ -96,6 +97,11 @@ class ServerState:
         return HeavyWork(self.num_tenants)
 
     @cached_property
+    def refusal_pace(self) -> RefusalPace:
+        """Delays refusals."""
+        return RefusalPace(self.num_tenants)
+
+    @cached_property
     def admission(self) -> Admission:
         """Decides which generations are accepted."""
         return Admission(
@@ -108,8 +114,9 @@ class ServerState:
             raise self.admission.unavailable_reason() or unavailable("loading", LOADING_RETRY_S)
         return self.engine.ready, self.texts
 
-    def check_queue(self, tenant: int, num_choices: int = 1) -> None:
-        """Raise ApiError 429 if the queue has no room for the tenant's choices, before a request costs more work.
+    async def check_queue(self, tenant: int, num_choices: int = 1) -> None:
+        """Raise ApiError 429 if the queue has no room for the tenant's choices, before a request costs more work. A
+        tenant that is refused often gets it later.
 
         `num_choices`: 1 before the body is read; the metrics count a request that is refused then as one choice.
         """
@@ -118,6 +125,7 @@ class ServerState:
             return  # other errors, which are raised later
         if not admission.has_room(tenant, num_choices):
             self.metrics.rejected(num_choices)
+            await self.refusal_pace.wait(tenant)
             raise queue_full(admission.retry_after_s(num_choices))
 
     def served_name(self, name: str | None) -> str:

@@ -30,7 +30,7 @@ router = APIRouter()
 async def chat_completions(http: HttpRequest) -> Response:
     """Reply with a message per choice."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ChatCompletionRequest)
     turn = await prepare_chat(http, request, arrival_s)
     return await respond(http, request, turn.generation, turn.reply_format, turn.fields, turn.add_to_headers(headers))

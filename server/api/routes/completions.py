@@ -39,10 +39,10 @@ router = APIRouter()
 async def completions(http: HttpRequest) -> Response:
     """Reply with a text per prompt and choice."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, CompletionRequest)
     builder = JobBuilder.from_request(http, request, arrival_s)
-    builder.check_queue(len(request.prompt))
+    await builder.check_queue(len(request.prompt))
     prompts = await _prompts(request, builder)
     generation = await Generation.prepare(builder, prompts, http.state.record)
     fields = common_fields("cmpl", generation, builder.model_name, builder.ready.fingerprint)

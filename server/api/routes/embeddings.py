@@ -29,10 +29,10 @@ router = APIRouter()
 async def embeddings(http: HttpRequest) -> Response:
     """Reply with a vector of length 1 for each text."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, EmbeddingRequest)
     embedder = Embedder.from_request(http, request, arrival_s, request.dimensions)
-    embedder.check_queue(len(request.input))
+    await embedder.check_queue(len(request.input))
     prompts = await embedder.tokenize(request.input, "input")
     reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES[request.encoding_format])
     entries = await unless_disconnected(http.receive, _entries(embedder, prompts, request))

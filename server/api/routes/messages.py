@@ -47,7 +47,7 @@ router = APIRouter()
 async def messages(http: HttpRequest) -> Response:
     """Reply with a message of content blocks."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, MessagesRequest)
     turn = await prepare_translated(http, request, arrival_s, RENAMED)
     reply = MessagesReply(f"msg_{http.state.request_id}", str(turn.fields["model"]))

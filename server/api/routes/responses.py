@@ -41,7 +41,7 @@ router = APIRouter()
 async def responses(http: HttpRequest) -> Response:
     """Reply with a list of items: a message, or function calls."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ResponsesRequest)
     turn = await prepare_truncated(http, request, arrival_s, RENAMED)
     reply = ResponsesReply(

@@ -30,7 +30,7 @@ router = APIRouter()
 async def score(http: HttpRequest) -> Response:
     """Reply with the cosine of each pair of texts."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ScoreRequest)
     embedder = Embedder.from_request(http, request, arrival_s)
     scores = await _scores(http, embedder, ("text_1", request.text_1), ("text_2", request.text_2))
@@ -50,7 +50,7 @@ async def score(http: HttpRequest) -> Response:
 async def rerank(http: HttpRequest) -> Response:
     """Reply with the documents, the most similar first."""
     arrival_s = time.monotonic()
-    state_of(http).check_queue(tenant_of(http))
+    await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, RerankRequest)
     embedder = Embedder.from_request(http, request, arrival_s)
     scores = await _scores(http, embedder, ("query", [request.query]), ("documents", request.texts))
@@ -64,7 +64,7 @@ async def _scores(
 ) -> list[float]:
     """Return the cosines of the pairs of texts, given with the names of their fields; one first text pairs with all."""
     (first_field, first_texts), (second_field, second_texts) = first, second
-    embedder.check_queue(len(first_texts) + len(second_texts))
+    await embedder.check_queue(len(first_texts) + len(second_texts))
     prompts = await embedder.tokenize(first_texts, first_field), await embedder.tokenize(second_texts, second_field)
     reserve_memory(http, (len(first_texts) + len(second_texts)) * embedder.dimensions * NUMBER_BYTES["base64"])
     return await unless_disconnected(http.receive, _cosines(embedder, *prompts))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from server.settings.flags import setting_flags
-from server.settings.settings import Settings
+from server.settings.settings import GROUPS, Settings
 from tests.support.paths import ROOT
 
 
@@ -48,6 +48,23 @@ def test_help_has_the_flag_and_the_text_of_every_setting() -> None:
         assert f"--{name.replace('_', '-')} " in words
     for flag in setting_flags():
         assert " ".join(flag.help_text.split()).replace("- ", "-") in words.replace("- ", "-")
+
+
+def test_the_flags_of_serve_stand_in_groups_and_its_own_options_last() -> None:
+    lines = smoe("serve", "-h").stdout.splitlines()
+    titles = [line.removesuffix(":") for line in lines if line and not line.startswith((" ", "Usage"))]
+    assert titles == ["Arguments", *GROUPS.values(), "Options"]
+    assert not [line for line in lines if "<str>" in line or "--rope-theta SECONDS" in line], "words, no Python types"
+    flags = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("  --")}
+    groups = {flag.flag: flag.group for flag in setting_flags() if flag.name != "model"}
+    for flag, group in groups.items():
+        above = [line.removesuffix(":") for line in lines[: flags[flag]] if line.removesuffix(":") in titles]
+        assert above[-1] == group, flag
+
+
+def test_the_short_flags_are_the_usual_ones() -> None:
+    assert smoe("-V").stdout == smoe("--version").stdout != ""
+    assert smoe("bench", "serve", "-h").stdout.startswith("Usage: smoe bench serve ")
 
 
 COMMANDS = (

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.fairness.refusal_pace import FREE_PER_S, RefusalPace
 from server.tokenizer.detokenizer import Detokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, app_around, client_of, outcomes, saying, state_around
@@ -147,3 +148,33 @@ async def test_choices_without_a_place_are_refused_before_their_texts_and_jobs_a
             refused(await client.post(path, json={**body, "n": 3}), 429, "queue_full")
     assert outcomes(state) == {"received": 3, "rejected": 3}
     assert len(caplog.records) == 1
+
+
+async def test_refusals_of_a_key_that_does_not_wait_are_delayed_and_the_other_key_is_served() -> None:
+    """Held by an event: the seventeenth refusal in a second waits, while the other key's request is answered."""
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine, max_num_queued=8)
+    state.num_tenants = 2
+    delayed, may_go = asyncio.Event(), asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        delayed.set()
+        await may_go.wait()
+
+    state.refusal_pace = RefusalPace(2, clock=lambda: 0.0, sleep=sleep)
+    for number in range(7):
+        state.admission.add(1000 + number, tenant=0, num_tokens=1)
+    transport = httpx.ASGITransport(app_around(state, api_keys=("one", "two")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://smoe") as client:
+
+        async def post(key: str) -> httpx.Response:
+            return await client.post("/v1/completions", json=COMPLETION, headers={"authorization": f"Bearer {key}"})
+
+        for _ in range(FREE_PER_S):
+            refused(await post("one"), 429, "queue_full")
+        late = asyncio.create_task(post("one"))
+        await delayed.wait()
+        assert (await post("two")).status_code == 200
+        assert not late.done()
+        may_go.set()
+        refused(await late, 429, "queue_full")

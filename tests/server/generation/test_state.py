@@ -33,12 +33,13 @@ def test_without_a_model_or_its_texts_nothing_is_served() -> None:
     assert (caught.value.status, caught.value.code) == (503, "loading")
 
 
-def test_a_full_queue_is_refused_and_counted() -> None:
+@pytest.mark.anyio
+async def test_a_full_queue_is_refused_and_counted() -> None:
     engine = FakeEngine(saying("a"))
     state = state_around(engine, max_num_queued=2)
-    state.check_queue(0)
+    await state.check_queue(0)
     engine.num_waiting = 2
     with pytest.raises(ApiError) as caught:
-        state.check_queue(0)
+        await state.check_queue(0)
     assert caught.value.code == "queue_full"
     assert outcomes(state) == {"received": 1, "rejected": 1}
