@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import httpx
@@ -137,10 +138,16 @@ def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None
             reply.read()
         httpx.get(f"{server.url}/health")
         httpx.get(f"{server.url}/metrics")
+        assert httpx.get(f"{server.url}/no/such/url").status_code == 404
+        with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0)) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            assert b" 400 " in connection.recv(4096)
         server.process.terminate()
         assert server.exit_code() == 0
         assert server.process.stderr is not None
-        [line] = [line for line in server.process.stderr.read().splitlines() if "was blocked" not in line]
+        lines = [line for line in server.process.stderr.read().splitlines() if "was blocked" not in line]
+    line, unknown_url, malformed = lines
+    assert "path=/no/such/url status=404" in unknown_url and "status=400 outcome=rejected" in malformed
     assert "outcome=length" in line
     assert "generation_tokens=50" in line
     assert "It was" not in line
