@@ -62,6 +62,7 @@ class Runner:
         self._send = send
         self._reading = asyncio.Lock()
         self._read: deque[BatchLine] = deque()
+        self._reading_ahead: asyncio.Task[list[BatchLine]] | None = None
         self._journal = journal
         self._progress = progress
         self._on_progress = on_progress
@@ -75,9 +76,13 @@ class Runner:
         Raises BatchError if the server is gone for GIVE_UP_S, OSError if an answer cannot be written.
         """
         open_lines = (line for line in lines if line.custom_id not in self._journal.done)
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(concurrency):
-                workers.create_task(self._work(open_lines))
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(concurrency):
+                    workers.create_task(self._work(open_lines))
+        finally:
+            if self._reading_ahead is not None:
+                self._reading_ahead.cancel()
 
     async def _work(self, lines: Iterator[BatchLine]) -> None:
         while (line := await self._next(lines)) is not None:
@@ -88,10 +93,11 @@ class Runner:
             self._on_progress(self._progress)
 
     async def _next(self, lines: Iterator[BatchLine]) -> BatchLine | None:
-        """Read lines in a thread, some at a time: the event loop goes on while long lines are parsed."""
+        """Return the next line. Lines are read ahead in a thread: no request waits while long lines are parsed."""
         async with self._reading:
             if not self._read:
-                self._read.extend(await asyncio.to_thread(lambda: list(islice(lines, LINES_AT_A_TIME))))
+                self._read.extend(await (self._reading_ahead or _read_some(lines)))
+                self._reading_ahead = asyncio.create_task(_read_some(lines)) if self._read else None
             return self._read.popleft() if self._read else None
 
     async def _answer(self, line: BatchLine) -> Answer:
@@ -109,6 +115,10 @@ class Runner:
                     raise BatchError(f"{error}, for {GIVE_UP_S:g} s") from None
             await asyncio.sleep(min(wait_s, MAX_WAIT_S))
             wait_s *= 2
+
+
+async def _read_some(lines: Iterator[BatchLine]) -> list[BatchLine]:
+    return await asyncio.to_thread(lambda: list(islice(lines, LINES_AT_A_TIME)))
 
 
 def _output_line(line: BatchLine, answer: Answer) -> dict[str, object]:

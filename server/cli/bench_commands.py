@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from server.cli.errors import report_error
+from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
 
 app = typer.Typer(name="bench", help="Measure a server, the kernels, or whole steps.", no_args_is_help=True)
@@ -22,7 +23,7 @@ ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", 
 STEP_SETTINGS = ("sliding_window", "enforce_eager", "async_scheduling")
 
 
-@app.command("serve")
+@app.command("serve", cls=WordsCommand)
 def serve_command(
     url: Annotated[
         str, typer.Argument(help="URL of the server, with or without /v1.", metavar="URL")
@@ -113,7 +114,7 @@ def _serve(given: dict[str, Any]) -> int:
     return 1 if any(run["errors"] for run in result["runs"]) else 0
 
 
-@app.command("chart")
+@app.command("chart", cls=WordsCommand)
 def chart_command(
     results: Annotated[
         list[Path], typer.Argument(help="Files with the output of `smoe bench serve --json`, one per server.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.errors import EXIT_CODE, INTERRUPTED, report_error
+from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
 from server.cli.terminal_text import escape_controls, write_text
 
@@ -37,9 +38,9 @@ USAGE_IN_EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
-    app.command("chat")(chat_command)
-    app.command("complete")(complete_command)
-    app.command("run-batch")(run_batch_command)
+    app.command("chat", cls=WordsCommand)(chat_command)
+    app.command("complete", cls=WordsCommand)(complete_command)
+    app.command("run-batch", cls=WordsCommand)(run_batch_command)
     app.command("doctor", cls=settings_command("model", "rope_theta"))(doctor_command)
 
 

@@ -9,9 +9,15 @@ import typer
 
 from server.cli import bench_commands, client_commands, completion
 from server.cli.errors import INTERRUPTED, report_error
+from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
 
-app = typer.Typer(name="smoe", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="smoe",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of all subcommands too
+)
 app.add_typer(bench_commands.app)
 client_commands.add_to(app)
 
@@ -31,7 +37,7 @@ def _show_version(is_given: bool) -> None:
 @app.callback()
 def smoe(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Serve Mixtral, Mistral's sparse mixture-of-experts model, over an OpenAI-style API.
@@ -94,7 +100,7 @@ def plan_command(
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
-@app.command("models")
+@app.command("models", cls=WordsCommand)
 def models_command(
     memory: Annotated[
         str | None,

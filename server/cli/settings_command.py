@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from server.cli.help_text import WordsCommand
+
 if TYPE_CHECKING:
     from server.settings.flags import SettingFlag
 
@@ -19,9 +21,18 @@ def settings_command(*names: str) -> type[TyperCommand]:
     command is run or its help is shown: `smoe --help` need not import pydantic.
     """
 
-    class SettingsCommand(TyperCommand):
+    class SettingsCommand(WordsCommand):
         def get_params(self, ctx: Any) -> list[Any]:
             return [*_parameters(names), *super().get_params(ctx)]
+
+        def sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+            found = super().sections(ctx)  # the command's own options come last
+            return {title: found[title] for title in sorted(found, key=lambda title: title == "Options")}
+
+        def title_of(self, parameter: Any) -> str:
+            """Return the setting's group, as in docs/configuration.md."""
+            title = super().title_of(parameter)
+            return title if title == "Arguments" else _groups().get(parameter.name, title)
 
         def invoke(self, ctx: Any) -> Any:
             given = {parameter.name: ctx.params.pop(parameter.name) for parameter in _parameters(names)}
@@ -35,6 +46,14 @@ def given_settings(context: typer.Context) -> Mapping[str, Any]:
     """Return the settings that the command line gave, by field name, still as text."""
     given: dict[str, Any] = context.obj
     return given
+
+
+@cache
+def _groups() -> dict[str, str]:
+    """Return the title of each setting's group."""
+    from server.settings.flags import setting_flags
+
+    return {flag.name: flag.group for flag in setting_flags()}
 
 
 def _plain(value: object) -> object:

@@ -61,7 +61,7 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
     rng = np.random.default_rng(shape.seed)
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shape.tensors_per_part)
     for key, value in (usual_fields(shape) | dict(shape.fields)).items():
-        _add_field(writer, key, value)
+        add_field(writer, key, value)
     expected: dict[str, Floats] = {}
     for name, size, targets in _tensors(shape):
         if len(size) < 3:
@@ -76,7 +76,7 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
         else:
             for one, (raw, _) in zip(names, experts, strict=True):
                 writer.add_tensor(one, raw, raw_dtype=type_of(one))
-    _write(writer)
+    finish(writer)
     return _in_rotary_order(expected, shape)
 
 
@@ -99,8 +99,8 @@ def write_fields(path: Path, fields: Mapping[str, Any]) -> Path:
     """Write a file without tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in fields.items():
-        _add_field(writer, key, value)
-    _write(writer)
+        add_field(writer, key, value)
+    finish(writer)
     return path
 
 
@@ -181,14 +181,16 @@ def _in_rotary_order(weights: dict[str, Floats], shape: GgufShape) -> dict[str, 
     return weights
 
 
-def _write(writer: gguf.GGUFWriter) -> None:
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write everything that was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Add a field by its value's type: integers as uint32, floats as float32; None adds nothing."""
     adders: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
         int: writer.add_uint32,

@@ -44,7 +44,7 @@ class Domain:
 
 def load_domains() -> list[Domain]:
     """Load all three domains. Raises FileNotFoundError with the name of a missing Debian package."""
-    return [_austen(), _scripture(), _python()]
+    return [_austen(), _scripture(), load_python()]
 
 
 def _austen() -> Domain:
@@ -118,7 +118,8 @@ def _scripture() -> Domain:
     return Domain("scripture", train, held_out)
 
 
-def _python() -> Domain:
+def load_python() -> Domain:
+    """Load the source files of the standard library, which need no Debian package."""
     root = Path(sysconfig.get_paths()["stdlib"])
     train: list[str] = []
     held_out: list[str] = []

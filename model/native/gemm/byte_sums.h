@@ -16,11 +16,13 @@ constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 
 constexpr bool SUMS_OF_16_BITS = false;
 #endif
 
+constexpr int MANY_UNITS = 64;  // as many as any block has
+
 // Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
 template <int MAX_W>
 struct ByteSum {
     // Units that fit into 16 bits; elsewhere any number fits.
-    static constexpr int CAPACITY = SUMS_OF_16_BITS ? 32767 / (2 * 127 * MAX_W) : 8;
+    static constexpr int CAPACITY = SUMS_OF_16_BITS ? 32767 / (2 * 127 * MAX_W) : MANY_UNITS;
 
     Words sum = {};
 
@@ -41,7 +43,7 @@ struct ByteSum {
 // Sum of the products of bytes w, stored as q + 128 and prepared by Int8Unit, and signed bytes x. Where
 // Int8Unit::IS_BIASED the sum is that of (q + 128) x.
 struct BiasedByteSum {
-    static constexpr int CAPACITY = 8;
+    static constexpr int CAPACITY = MANY_UNITS;
 
     Words sum = {};
 
@@ -85,13 +87,43 @@ inline Words add_unscaled(Words total, Words sum) {
     return total + sum;
 }
 
+// Return the bits of low where the mask is set, with those of high where `high_mask` is; the masks have no common bits.
+inline Words merge(Words low, uint32_t mask, Words high, uint32_t high_mask) {
+#if defined(__AVX512F__)
+    const auto select = (__m512i)broadcast_word(mask);  // two operations instead of three
+    return (Words)_mm512_ternarylogic_epi32(select, (__m512i)low, (__m512i)high, 0xca) & (mask | high_mask);
+#else
+    return (low & mask) | (high & high_mask);
+#endif
+}
+
+// Return words shifted by `places` bits to the left, or to the right if it is negative.
+template <int places>
+inline Words shift_left(Words words) {
+    if constexpr (places >= 0) return words << places;
+    return words >> -places;
+}
+
+// Load the words at p; if they are read for the FIRST time, fetch those DISTANCE words later.
+template <int DISTANCE, bool FIRST>
+inline Words load_ahead(const uint32_t* p) {
+    if constexpr (FIRST) __builtin_prefetch(p + DISTANCE);
+    return load_words(p);
+}
+
 // Load two signed bytes per lane as 16-bit integers.
 inline Words load_byte_pairs(const void* p) {
+#if defined(__AVX512BW__)
+    return (Words)_mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#else
     typedef int8_t SmallPairs __attribute__((vector_size(LANES * 2)));
     typedef int16_t Pairs __attribute__((vector_size(LANES * 4)));
     SmallPairs bytes;
     std::memcpy(&bytes, p, sizeof bytes);
     return (Words) __builtin_convertvector(bytes, Pairs);
+#endif
 }
 
 }  // namespace SMOE_ISA

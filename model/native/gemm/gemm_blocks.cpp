@@ -10,7 +10,7 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-using Add = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int column, int blocks, float* out);
+using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
 
 // Table of functions for 1, 2, .. MAX_ROWS rows.
 template <class Kernel, int... ROWS>
@@ -25,8 +25,9 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
     const BlockLayout& layout = block_layout(format);
     const int64_t num_blocks = K / layout.numbers;
     std::fill(out, out + rows * PANEL, 0.0f);
-    for (int first = 0; first < rows; first += Kernel::MAX_ROWS) {
-        const int count = std::min(Kernel::MAX_ROWS, rows - first);
+    for (int first = 0, count; first < rows; first += count) {
+        const int left = rows - first;
+        count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 12 rows: 6 + 6, not 8 + 4
         const Add add = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
         for (int64_t block = 0; block < num_blocks; block += Kernel::BLOCKS) {
             const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks - block));

@@ -6,8 +6,8 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Numbers of 4 bits: unit u of the lower half of a group is in the low half bytes of word u, the others in the high
-// ones.
+// Numbers of 4 bits: unit i of a group's first half is in the low half bytes of word i, that of the second half in the
+// high ones.
 template <int FORMAT>
 struct GroupsOf4 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
@@ -17,9 +17,10 @@ struct GroupsOf4 {
 
     static inline Words total(Words total, Words part) { return add_unscaled(total, part); }
 
-    static inline Words unit(const uint32_t* block, int u) {
-        const Words word = load_words(block + UNITS_AT + u % (UNITS / 2) * PANEL);
-        return (u < UNITS / 2 ? word : word >> 4) & 0x0f0f0f0fu;
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        return load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
     }
 };
 
@@ -33,8 +34,10 @@ struct GroupsOf8 {
 
     static inline Words total(Words total, Words part) { return total + part; }
 
-    static inline Words unit(const uint32_t* block, int u) {
-        return Int8Unit::prepare(load_words(block + UNITS_AT + u * PANEL));
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (UNITS / 2 * HALF + i) * PANEL));
     }
 };
 

@@ -2,6 +2,8 @@
 // gemm/gemm_blocks.cpp only.
 #pragma once
 
+#include <utility>
+
 #include "gemm/block_formats.h"
 #include "gemm/byte_sums.h"
 #include "gemm/iq4_values.h"
@@ -11,8 +13,11 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// A format says how to read a unit, and what a block's sum I adds to y / s: value(I, first word of the row, columns),
-// with Columns the scales of LANES outputs.
+// A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
+// first word of the row, columns), with Columns the scales of LANES outputs.
+
+// Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
+constexpr int blocks_per_call(int units) { return 64 / units; }
 
 inline const uint16_t* halves_of(const uint32_t* block) { return reinterpret_cast<const uint16_t*>(block); }
 
@@ -23,6 +28,7 @@ struct Gguf32 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int PLANE_AT = MIN ? PANEL : PANEL / 2;  // after d, m
     static constexpr int UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
+    static constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
 
     using Sum = ByteSum<PLANE ? 31 : 15>;
     struct Columns {
@@ -41,17 +47,17 @@ struct Gguf32 {
 
     static inline Words total(Words total, Words part) { return add_unscaled(total, part); }
 
-    static inline Words unit(const uint32_t* block, int u) {
-        const Words word = load_words(block + UNITS_AT + u % 4 * PANEL);
-        const Words low = (u < 4 ? word : word >> 4) & 0x0f0f0f0fu;
-        if constexpr (!PLANE) return low;
-        return low | (load_words(block + PLANE_AT) >> u & 0x01010101u) << 4;
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const Words low = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF;
+        if constexpr (!PLANE) return low & 0x0f0f0f0fu;
+        return merge(low, 0x0f0f0f0fu, load_words(block + PLANE_AT) >> (4 * HALF + i) << 4, 0x10101010u);
     }
 };
 
 // Bytes q + 128, as in int8.
 struct GgufQ8 {
-    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words;
+    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
 
     using Sum = BiasedByteSum;
     struct Columns {
@@ -68,8 +74,10 @@ struct GgufQ8 {
 
     static inline Words total(Words total, Words part) { return total + part; }
 
-    static inline Words unit(const uint32_t* block, int u) {
-        return Int8Unit::prepare(load_words(block + PANEL / 2 + u * PANEL));
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (4 * HALF + i) * PANEL));
     }
 };
 
@@ -77,22 +85,23 @@ struct GgufQ8 {
 struct GgufIq4 : GgufQ8 {
     static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words;
 
-    static inline Words unit(const uint32_t* block, int u) {
-        const Words word = load_words(block + PANEL / 2 + u % 4 * PANEL);
-        return Int8Unit::prepare(look_up(IQ4_VALUES, (u < 4 ? word : word >> 4) & 0x0f0f0f0fu));
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        const Words word = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL);
+        return Int8Unit::prepare(look_up(IQ4_VALUES, word >> 4 * HALF & 0x0f0f0f0fu));
     }
 };
 
 template <class Format>
 struct SmallBlocks {
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
-    // Per call of add(): few enough to stay in the first-level cache for all columns.
-    static constexpr int BLOCKS = 64 / Format::UNITS;
+    static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
     static constexpr int ROW_WORDS = Format::UNITS + 2;
 
     // Add the products of `blocks` blocks to out[ROWS][COLUMNS of PANEL].
     template <int ROWS>
-    static void add(const uint32_t* x, int stride, const uint32_t* panel, int column, int blocks, float* out) {
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out) {
         Vec totals[ROWS][2];
 #pragma GCC unroll 6
         for (int m = 0; m < ROWS; ++m) {
@@ -112,11 +121,19 @@ struct SmallBlocks {
     }
 
   private:
+    // Units between two reductions of sums, and units of a loop: all in one half of the block.
+    static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static constexpr int RUN = std::min(Format::UNITS / 2, CHUNK);
+
     template <int ROWS>
-    static inline void add_block(Vec (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* block,
-                                 int column) {
+    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                        const uint32_t* block, int column) {
         Words sums[ROWS][2] = {};
-        add_units(sums, x + stride, stride, block + column);
+        typename Format::Sum parts[ROWS][2] = {};
+        for (int at = 0; at < Format::UNITS_AT; at += LANES)
+            __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
+        add_units(sums, parts, x + stride, stride, block + column,
+                  std::make_integer_sequence<int, Format::UNITS / RUN>());
         const auto columns0 = Format::columns(block, column), columns1 = Format::columns(block, column + LANES);
         const uint32_t* scales = x + (Format::UNITS + 1) * stride;
 #pragma GCC unroll 6
@@ -127,34 +144,37 @@ struct SmallBlocks {
         }
     }
 
-    // Fetch word `at` of the block that follows `BLOCKS` blocks later.
-    static inline void prefetch(const uint32_t* block, int at) {
-        if (at >= Format::PANEL_WORDS) return;
-        __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
-        if constexpr (LANES == 16) __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at + LANES);
+    template <int ROWS, int... RUNS>
+    [[gnu::always_inline]] static inline void add_units(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
+                                                        const uint32_t* x, int64_t stride, const uint32_t* block,
+                                                        std::integer_sequence<int, RUNS...>) {
+        (add_run<RUNS>(sums, parts, x + RUNS * RUN * stride, stride, block), ...);
     }
 
-    template <int ROWS>
-    static inline void add_units(Words (&sums)[ROWS][2], const uint32_t* x, int stride, const uint32_t* block) {
-        constexpr int CHUNK = Format::Sum::CAPACITY;
-#pragma GCC unroll 4
-        for (int first = 0; first < Format::UNITS; first += CHUNK) {
-            typename Format::Sum parts[ROWS][2];
-#pragma GCC unroll 8
-            for (int u = first; u < first + CHUNK; ++u) {
-                prefetch(block, u * PANEL);
-                const Words w0 = Format::unit(block, u), w1 = Format::unit(block + LANES, u);
+    // parts += the products of a run of units; at the end of a chunk they are added to the sums.
+    template <int INDEX, int ROWS>
+    [[gnu::always_inline]] static inline void add_run(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
+                                                      const uint32_t* x, int64_t stride, const uint32_t* block) {
+        constexpr int HALF = INDEX * RUN / (Format::UNITS / 2), FIRST = INDEX * RUN % (Format::UNITS / 2);
+// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+#pragma GCC unroll 1
+        for (int i = FIRST; i < FIRST + RUN; ++i) {
+            const Words w0 = Format::template unit<HALF>(block, i);
+            const Words w1 = Format::template unit<HALF>(block + LANES, i);
 #pragma GCC unroll 6
-                for (int m = 0; m < ROWS; ++m) {
-                    const Words row = broadcast_word(x[u * stride + m]);
-                    parts[m][0].add(row, w0);
-                    parts[m][1].add(row, w1);
-                }
+            for (int m = 0; m < ROWS; ++m) {
+                const Words row = broadcast_word(x[m]);
+                parts[m][0].add(row, w0);
+                parts[m][1].add(row, w1);
             }
+            x += stride;
+        }
+        if constexpr ((INDEX + 1) * RUN % CHUNK == 0) {
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 sums[m][0] = Format::total(sums[m][0], parts[m][0].sum);
                 sums[m][1] = Format::total(sums[m][1], parts[m][1].sum);
+                parts[m][0] = parts[m][1] = {};
             }
         }
     }

@@ -4,6 +4,8 @@
 // (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16.
 #pragma once
 
+#include <utility>
+
 #include "gemm/block_formats.h"
 #include "gemm/byte_sums.h"
 #include "gemm/iq4_values.h"
@@ -12,13 +14,6 @@
 
 namespace smoe {
 namespace SMOE_ISA {
-
-// Load the words at p; fetch those of the next block.
-template <int PANEL_WORDS>
-inline Words load_ahead(const uint32_t* p) {
-    __builtin_prefetch(p + PANEL_WORDS);
-    return load_words(p);
-}
 
 // What most formats have in common: scales and minima are pairs of bytes as they lie.
 struct SuperblockFormat {
@@ -46,9 +41,10 @@ struct Q4KBlock : SuperblockFormat {
 
     using Sum = ByteSum<15>;
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
-        return load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair * UNITS + i) * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        return load_ahead<PANEL_WORDS, HALF == 0>(block + UNITS_AT + (PAIR * UNITS + i) * PANEL) >> 4 * HALF &
+               0x0f0f0f0fu;
     }
 };
 
@@ -61,11 +57,11 @@ struct Q5KBlock : SuperblockFormat {
 
     using Sum = ByteSum<31>;
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
-        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair * UNITS + i) * PANEL);
-        const Words high = load_words(block + PLANE_AT + i * PANEL) >> (2 * pair + HALF);
-        return (low >> 4 * HALF & 0x0f0f0f0fu) | (high & 0x01010101u) << 4;
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const Words low = load_ahead<PANEL_WORDS, HALF == 0>(block + UNITS_AT + (PAIR * UNITS + i) * PANEL);
+        const Words plane = load_ahead<PANEL_WORDS, PAIR + HALF == 0>(block + PLANE_AT + i * PANEL);
+        return merge(low >> 4 * HALF, 0x0f0f0f0fu, shift_left<4 - (2 * PAIR + HALF)>(plane), 0x10101010u);
     }
 };
 
@@ -80,12 +76,13 @@ struct Q6KBlock : SuperblockFormat {
 
     using Sum = ByteSum<63>;
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
-        const int half_block = pair / 4, r = pair % 4, u = HALF * UNITS + i;
-        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (half_block * 16 + r % 2 * 8 + u) * PANEL);
-        const Words high = load_words(block + PLANE_AT + (half_block * 8 + u) * PANEL);
-        return (low >> r / 2 * 4 & 0x0f0f0f0fu) | (high >> 2 * r & 0x03030303u) << 4;
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int HALF_BLOCK = PAIR / 4, R = PAIR % 4;
+        const int u = HALF * UNITS + i;
+        const Words low = load_ahead < PANEL_WORDS, R<2>(block + UNITS_AT + (HALF_BLOCK * 16 + R % 2 * 8 + u) * PANEL);
+        const Words plane = load_ahead<PANEL_WORDS, R == 0>(block + PLANE_AT + (HALF_BLOCK * 8 + u) * PANEL);
+        return merge(low >> R / 2 * 4, 0x0f0f0f0fu, shift_left<4 - 2 * R>(plane), 0x30303030u);
     }
 };
 
@@ -101,10 +98,10 @@ struct Q2KBlock : SuperblockFormat {
     static inline Words scale_pairs(Words pairs) { return pairs & 0x000f000fu; }
     static inline Words min_pairs(Words pairs) { return pairs >> 4 & 0x000f000fu; }
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
-        const int word = pair / 4 * 8 + HALF * UNITS + i;
-        return load_ahead<PANEL_WORDS>(block + UNITS_AT + word * PANEL) >> pair % 4 * 2 & 0x03030303u;
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const int word = PAIR / 4 * 8 + HALF * UNITS + i;
+        return load_ahead<PANEL_WORDS, PAIR % 4 == 0>(block + UNITS_AT + word * PANEL) >> PAIR % 4 * 2 & 0x03030303u;
     }
 };
 
@@ -119,12 +116,12 @@ struct Q3KBlock : SuperblockFormat {
 
     using Sum = ByteSum<7>;
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
         const int word = HALF * UNITS + i;
-        const Words low = load_ahead<PANEL_WORDS>(block + UNITS_AT + (pair / 4 * 8 + word) * PANEL);
-        const Words high = load_words(block + PLANE_AT + word * PANEL);
-        return (low >> pair % 4 * 2 & 0x03030303u) | (high >> pair & 0x01010101u) << 2;
+        const Words low = load_ahead<PANEL_WORDS, PAIR % 4 == 0>(block + UNITS_AT + (PAIR / 4 * 8 + word) * PANEL);
+        const Words plane = load_ahead<PANEL_WORDS, PAIR == 0>(block + PLANE_AT + word * PANEL);
+        return merge(low >> PAIR % 4 * 2, 0x03030303u, shift_left<2 - PAIR>(plane), 0x04040404u);
     }
 };
 
@@ -146,62 +143,72 @@ struct Iq4XsBlock : SuperblockFormat {
 
     static inline Words add(Words total, Words sum, Words factor) { return total + sum * factor; }
 
-    template <int HALF>
-    static inline Words unit(const uint32_t* block, int pair, int i) {
-        const int word = (pair * 2 + HALF) * 4 + i % 4;
-        const Words indices = load_ahead<PANEL_WORDS>(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const int word = (PAIR * 2 + HALF) * 4 + i % 4;
+        const Words indices = load_ahead<PANEL_WORDS, true>(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
         return Int8Unit::prepare(look_up(IQ4_VALUES, indices & 0x0f0f0f0fu));
     }
 };
 
 template <class Format>
 struct Superblocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
 
     // Add the products of one block to out[ROWS][COLUMNS of PANEL].
     template <int ROWS>
-    static void add(const uint32_t* x, int stride, const uint32_t* panel, int column, int, float* out) {
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int, float* out) {
         Words totals[ROWS][2] = {};
-        const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + column;
-        const uint32_t* units = x;
-        for (int pair = 0; pair < Format::PAIRS; ++pair) {
-            __builtin_prefetch(scales + 2 * Format::PANEL_WORDS);
-            const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
-            const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
-            add_group<0>(totals, units, stride, panel + column, pair, Format::template factor<0>(pairs0),
-                         Format::template factor<0>(pairs1));
-            units += Format::UNITS * stride;
-            add_group<1>(totals, units, stride, panel + column, pair, Format::template factor<1>(pairs0),
-                         Format::template factor<1>(pairs1));
-            units += Format::UNITS * stride;
-            scales += PANEL;
-        }
-        finish(totals, units, stride, panel, column, out);
+        add_pairs_of_groups(totals, x, stride, panel, column, std::make_integer_sequence<int, Format::PAIRS>());
+        finish(totals, x + 64 * stride, stride, panel, column, out);
     }
 
   private:
+    template <int ROWS, int... PAIRS>
+    [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][2], const uint32_t* x,
+                                                                  int64_t stride, const uint32_t* panel, int column,
+                                                                  std::integer_sequence<int, PAIRS...>) {
+        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, stride, panel, column), ...);
+    }
+
+    // totals += the products of two groups times their scales.
+    template <int PAIR, int ROWS>
+    [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                       const uint32_t* panel, int column) {
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
+        __builtin_prefetch(scales + 2 * Format::PANEL_WORDS);
+        const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
+        const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
+        add_group<PAIR, 0>(totals, x, stride, panel + column, Format::template factor<0>(pairs0),
+                           Format::template factor<0>(pairs1));
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, stride, panel + column,
+                           Format::template factor<1>(pairs0), Format::template factor<1>(pairs1));
+    }
+
     // totals += factor * (sum of the products of a pair's group HALF).
-    template <int HALF, int ROWS>
-    static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* block,
-                                 int pair, Words factor0, Words factor1) {
+    template <int PAIR, int HALF, int ROWS>
+    [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                        const uint32_t* block, Words factor0, Words factor1) {
         constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
 #pragma GCC unroll 4
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             typename Format::Sum sums[ROWS][2];
-#pragma GCC unroll 8
+// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+#pragma GCC unroll 1
             for (int i = first; i < first + CHUNK; ++i) {
-                const Words w0 = Format::template unit<HALF>(block, pair, i);
-                const Words w1 = Format::template unit<HALF>(block + LANES, pair, i);
-#pragma GCC unroll 6
+                const Words w0 = Format::template unit<PAIR, HALF>(block, i);
+                const Words w1 = Format::template unit<PAIR, HALF>(block + LANES, i);
+#pragma GCC unroll 8
                 for (int m = 0; m < ROWS; ++m) {
-                    const Words row = broadcast_word(x[i * stride + m]);
+                    const Words row = broadcast_word(x[m]);
                     sums[m][0].add(row, w0);
                     sums[m][1].add(row, w1);
                 }
+                x += stride;
             }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int m = 0; m < ROWS; ++m) {
                 totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
                 totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
@@ -211,14 +218,14 @@ struct Superblocks {
 
     // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
     template <int ROWS>
-    static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* panel,
-                              int column, float* out) {
+    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                     const uint32_t* panel, int column, float* out) {
         Words mins[ROWS][2] = {};
         const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
         for (int pair = 0; pair < Format::PAIRS; ++pair) {
             const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
             const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int m = 0; m < ROWS; ++m) {
                 const Words sums = broadcast_word(x[m]);
                 mins[m][0] = add_pairs(mins[m][0], pair0, sums);
@@ -232,7 +239,7 @@ struct Superblocks {
         for (int part = 0; part < 2; ++part, d += LANES) {
             const Vec scale = load_float16(d);
             const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int m = 0; m < ROWS; ++m) {
                 float* to = out + m * PANEL + column + part * LANES;
                 const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);

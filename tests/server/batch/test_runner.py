@@ -2,18 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.batch import runner
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
 from server.batch.runner import GIVE_UP_S, Progress, Runner
 from server.bench.http_client import Endpoint
 from server.cli.run_batch import sender
+from tests.support.conditions import until
 from tests.support.fake_engine import FakeEngine
 from tests.support.running import free_port
 from tests.support.serving import MODEL, listening, saying, state_around
@@ -25,11 +27,11 @@ def line(name: str, **body: Any) -> BatchLine:
     return BatchLine(name, "/v1/completions", {"model": MODEL, "prompt": name, **body})
 
 
-async def run(url: str, out: Path, lines: list[BatchLine], concurrency: int = 4, **options: Any) -> Progress:
+async def run(url: str, out: Path, lines: Iterable[BatchLine], concurrency: int = 4, **options: Any) -> Progress:
     with Journal(out) as journal:
-        progress = Progress(len(lines), len(journal.done))
-        runner = Runner(sender(Endpoint.parse(url)), journal, progress, lambda _: None, first_wait_s=0.001, **options)
-        await runner.run(lines, concurrency)
+        progress = Progress(0, len(journal.done))
+        batch = Runner(sender(Endpoint.parse(url)), journal, progress, lambda _: None, first_wait_s=0.001, **options)
+        await batch.run(lines, concurrency)
     return progress
 
 
@@ -51,6 +53,27 @@ async def test_each_line_is_answered_once_and_later_runs_send_only_the_rest(tmp_
     assert found["3"]["response"]["status_code"] == 200 and found["3"]["error"] is None
     assert found["3"]["response"]["body"]["choices"][0]["text"] == " fine"
     assert found["3"]["response"]["request_id"]
+
+
+async def test_lines_are_read_while_requests_run_and_no_further_than_twice_the_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "LINES_AT_A_TIME", 2)
+    read: list[str] = []
+
+    def lines() -> Iterator[BatchLine]:
+        for number in range(9):
+            read.append(str(number))
+            yield line(str(number))
+
+    engine = FakeEngine(saying("fine"), held=True)
+    async with listening(state_around(engine)) as url:
+        task = asyncio.create_task(run(url, tmp_path / "out.jsonl", lines(), 1))
+        await engine.until(lambda: len(engine.submitted) == 1)
+        await until(lambda: len(read) == 4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(read) == 4
 
 
 async def test_an_error_is_an_answer(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """The command as a process: help, version, and one line for each error."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from server.settings.flags import setting_flags
-from server.settings.settings import Settings
+from server.settings.settings import GROUPS, Settings
 from tests.support.paths import ROOT
 
 
@@ -50,8 +51,25 @@ def test_help_has_the_flag_and_the_text_of_every_setting() -> None:
         assert " ".join(flag.help_text.split()).replace("- ", "-") in words.replace("- ", "-")
 
 
+def test_the_flags_of_serve_stand_in_groups_and_its_own_options_last() -> None:
+    lines = smoe("serve", "-h").stdout.splitlines()
+    titles = [line.removesuffix(":") for line in lines if line and not line.startswith((" ", "Usage"))]
+    assert titles == ["Arguments", *GROUPS.values(), "Options"]
+    assert not [line for line in lines if "--rope-theta SECONDS" in line]
+    flags = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("  --")}
+    groups = {flag.flag: flag.group for flag in setting_flags() if flag.name != "model"}
+    for flag, group in groups.items():
+        above = [line.removesuffix(":") for line in lines[: flags[flag]] if line.removesuffix(":") in titles]
+        assert above[-1] == group, flag
+
+
+def test_the_short_flags_are_the_usual_ones() -> None:
+    assert smoe("-V").stdout == smoe("--version").stdout != ""
+    assert smoe("bench", "serve", "-h").stdout.startswith("Usage: smoe bench serve ")
+
+
 COMMANDS = (
-    "serve", "plan", "models", "experts", "chat", "complete", "doctor",
+    "serve", "plan", "models", "experts", "chat", "complete", "run-batch", "doctor",
     "bench serve", "bench chart", "bench kernels", "bench engine",
 )  # fmt: skip
 
@@ -61,6 +79,7 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
     result = smoe(*command.split(), "--help")
     assert result.returncode == 0
     assert f"\n  smoe {command} " in result.stdout
+    assert not re.search(r"<(str|int|float|path)>", result.stdout), "values are named in words"
 
 
 @pytest.mark.parametrize(
