@@ -76,7 +76,7 @@ def test_tied_weights_start_with_and_without_a_head(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ({"max_model_len": 10_000}, "--max-model-len 1024 fits"),
+        ({"max_model_len": 10_000}, "model's context of 1024; --max-model-len 128 fits"),  # what 8 blocks hold
         (
             {"max_model_len": 1000},
             "--max-model-len 1",
