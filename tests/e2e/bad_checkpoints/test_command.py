@@ -34,12 +34,15 @@ def test_the_command_ends_with_code_2_and_one_line(good: Path, tmp_path: Path) -
         (path / file).write_bytes(content)
         return path
 
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "config-only"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "config-only" / "config.json").write_text("{}")
     free, small_pool = ("--port", "0"), ("--port", "0", "--kv-cache-memory-bytes", "1000", "--threads", "1")
     with taken_port() as port:
         starts: list[tuple[str, tuple[Any, ...], dict[str, str]]] = [
             ("no such file or directory", (tmp_path / "none",), {}),
-            ("no tokenizer", (tmp_path / "empty", "--host", "0.0.0.0", *free), {}),
+            ("has no model", (tmp_path / "empty", *free), {}),
+            ("no tokenizer", (tmp_path / "config-only", "--host", "0.0.0.0", *free), {}),
             (f"{WEIGHTS} is damaged", (changed("weights", WEIGHTS, b"\x01" * 99), *free), {}),
             (f"{TOKENIZER}", (changed("tokenizer", TOKENIZER, b"\xff" * 99), *free), {}),
             ("template", (changed("template", TOKENIZER_CONFIG, b'{"chat_template": "{{ 1 / 0 }}"}'), *free), {}),
