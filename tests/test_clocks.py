@@ -9,6 +9,7 @@ from tests.test_layering import module_name, product_files
 
 DATES_FOR_PEOPLE = {
     "server.lifecycle.serve",  # `created` of the models
+    "server.api.formats.embeddings",
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.expert_stats",  # `since` of a report
     "server.batch.store",  # `created_at` and others of files and batches; a batch expires by them, also across restarts

@@ -93,7 +93,8 @@ class EngineProcessHandle:
             )
             on_error.pop_all()
         await loop.connect_read_pipe(StderrLog, log_reader)
-        self._transport, _ = await loop.create_connection(lambda: _EngineProtocol(self._receive, self.fail), sock=ours)
+        protocol = _EngineProtocol(self._receive, self.fail, ours.dup())
+        self._transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
         self.send(message)
         if self._is_dead:  # `fail` or `end` was called while the process was starting
@@ -147,9 +148,13 @@ class EngineProcessHandle:
 class _EngineProtocol(asyncio.Protocol):
     """Splits the bytes from the engine into messages."""
 
-    def __init__(self, receive: Callable[[FromEngine], None], fail: Callable[[ProcessExit], None]) -> None:
+    def __init__(
+        self, receive: Callable[[FromEngine], None], fail: Callable[[ProcessExit], None], unread: socket.socket
+    ) -> None:
+        """`unread`: a duplicate of the connection's socket, which connection_lost() reads once more and closes."""
         self._receive = receive
         self._fail = fail
+        self._unread = unread
         self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         self._transport: asyncio.Transport
         self._num_turn_bytes = 0  # read in this iteration of the event loop
@@ -183,6 +188,9 @@ class _EngineProtocol(asyncio.Protocol):
             self._receive(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Decode first what the engine sent before its end: a write that fails ends the connection without reading."""
+        with self._unread, contextlib.suppress(OSError):
+            self._decode(self._unread.recv(MAX_TURN_BYTES, socket.MSG_DONTWAIT))  # more than its buffer holds
         self._fail(ProcessExit("the engine process is gone"))
 
 

@@ -58,7 +58,7 @@ def test_every_request_ends_once(run: int, tmp_path: Path) -> None:
         assert server.process.stderr is not None
         log = server.process.stderr.read()
     assert set(endings) <= allowed(faults), Counter(endings)
-    outcomes = Counter(re.findall(r"request_id=(client-\d+) outcome", log))
+    outcomes = Counter(re.findall(r"request finished request_id=(client-\d+) .*outcome=", log))
     assert set(outcomes.values()) == {1}, "a request has two outcomes"
     assert server.exit_code() in ({0, 1} if {KILL, OTHER_CHECKPOINT} <= faults else {0})
 

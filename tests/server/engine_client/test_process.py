@@ -2,10 +2,12 @@
 
 import asyncio
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+import uvloop
 
 from engine.config import EngineConfig
 from engine.messages import FromEngine, PrefillStarted, Start, encode_frame
@@ -94,7 +96,8 @@ def test_reading_pauses_for_a_turn_of_the_event_loop_after_many_bytes() -> None:
 
     async def scenario() -> None:
         received: list[FromEngine] = []
-        protocol, transport = _EngineProtocol(received.append, lambda reason: None), Transport()
+        unread, transport = socket.socket(), Transport()
+        protocol = _EngineProtocol(received.append, lambda reason: None, unread)
         protocol.connection_made(transport)
         frame = encode_frame(PrefillStarted(list(range(1000))))
         frames = frame * (MAX_TURN_BYTES // len(frame))
@@ -105,5 +108,26 @@ def test_reading_pauses_for_a_turn_of_the_event_loop_after_many_bytes() -> None:
         await asyncio.sleep(0)
         assert transport.calls == ["pause", "resume"]
         assert len(received) == MAX_TURN_BYTES // len(frame) + 1
+        unread.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_a_process_sent_before_its_end_arrives_although_a_write_fails_first(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def scenario() -> None:
+        received: list[FromEngine] = []
+        ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair()
+        protocol = _EngineProtocol(received.append, ended.set_result, ours.dup())
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: protocol, sock=ours)
+        theirs.sendall(encode_frame(PrefillStarted([7])))
+        theirs.close()
+        transport.write(b"to nobody")
+        assert (await ended).message == "the engine process is gone"
+        assert received == [PrefillStarted([7])]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scenario())

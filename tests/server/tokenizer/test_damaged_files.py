@@ -226,6 +226,7 @@ def test_a_control_token_of_one_character_never_comes_from_plain_text(tmp_path: 
 )
 def test_the_command_exits_with_2_and_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     write_files(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # so that the folder is a model's
     (tmp_path / name).write_bytes(content)
     refused = smoe("serve", str(tmp_path), "--port", "0")
     assert refused.returncode == 2

@@ -17,6 +17,7 @@ from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 from tests.simulator.order_check import OrderCheck
 from tests.simulator.record import Record
+from tests.simulator.share_check import ShareCheck
 from tests.simulator.system.engines import Plan, built_engine
 from tests.simulator.system.link import Pipe, ServerEnd
 from tests.simulator.system.truth import Life, Truth
@@ -210,6 +211,8 @@ class EngineHost:
         if how == "fails":
             raise CheckpointError("the checkpoint is damaged")
         self.engine = built_engine(self, config)
+        self._shares = ShareCheck(self.engine.scheduler, may_lack_blocks=False)
+        self.engine.scheduler.plan = self._shares.plan  # type: ignore[method-assign]
         self.engine.step, self.engine.add = self._step, self._add  # type: ignore[method-assign]
         self.engine.abort = self._abort  # type: ignore[method-assign]
         self.life.was_ready = True
@@ -252,7 +255,7 @@ class EngineHost:
         order = OrderCheck(self.engine.scheduler, self.records, self.plan.setup, self._num_steps)
         self._num_steps += 1
         step = Engine.step(self.engine)
-        order.check(self.launched)
+        order.check(self.launched, self._shares.spent)
         self._check_slots()
         self.launched = []
         self.truth.count("steps")
