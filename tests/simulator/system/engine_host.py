@@ -79,6 +79,7 @@ class EngineHost:
         self.records: dict[int, Record] = {}
         self.launched: list[Any] = []
         self._heartbeat = heartbeat
+        self._unsent_ids: set[int] = set()  # requests of which the last steps gave an output
         self._num_steps = 0
         self._to_server: Pipe | None = None
         self._greenlet = HostGreenlet(self._main)
@@ -196,6 +197,8 @@ class EngineHost:
             self._to_server.send(sent[: self.rng.randrange(len(sent))])
             self.die("a cut message")
         self._to_server.send(sent)
+        self.life.output_ids |= self._unsent_ids
+        self._unsent_ids = set()
 
     # Loading and stepping
 
@@ -259,5 +262,5 @@ class EngineHost:
         self._check_slots()
         self.launched = []
         self.truth.count("steps")
-        self.life.output_ids |= {output.request_id for output in step.outputs}
+        self._unsent_ids |= {output.request_id for output in step.outputs}
         return step
