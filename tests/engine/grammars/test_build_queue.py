@@ -187,7 +187,7 @@ def test_builds_beyond_the_limit_wait_until_a_request_with_a_parser_ends() -> No
 
 def _pop(queue: GrammarQueue, count: int) -> list[CompiledRequest]:
     """Return the next `count` compiled requests, and fail if there are more."""
-    popped: list[CompiledRequest] = []
+    popped = queue.pop_completed()  # gives places to builds
     while len(popped) < count:
         queue.wait(60)
         popped += queue.pop_completed()
