@@ -20,7 +20,7 @@ ACTIVE_S = 1.0  # a tenant counts as active so long after its last request
 
 
 class PromptShare:
-    """What is left of one step for the prompts of each tenant."""
+    """Time that is left of one step for the prompts of each tenant."""
 
     def __init__(self, times: StepTimes, share_s: float = inf, min_positions: int = MIN_POSITIONS) -> None:
         """`share_s`: seconds for each tenant. `min_positions`: its first chunk may be so long whatever it takes."""

@@ -75,7 +75,7 @@ class PackedMatrix:
 
     @property
     def has_order(self) -> bool:
-        """Whether headers let the inputs belong to groups out of order (act-order)."""
+        """True if the headers let inputs belong to groups out of order (act-order)."""
         is_ordered = self.encoding.is_ordered and "weight_g_idx" not in self.parts
         return not is_ordered and self.encoding.group_size not in (0, self.shape[1])
 

@@ -18,7 +18,7 @@ MIN_ERROR_STATUS = 400
 
 @dataclass
 class RequestRecord:
-    """What the log says about one HTTP request. Its choices are added as they end."""
+    """Content of the log's line about one HTTP request. Its choices are added as they end."""
 
     request_id: str
     method: str = ""

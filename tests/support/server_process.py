@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.support.child_processes import engine_pid_of
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
@@ -86,8 +87,19 @@ def running(
     try:
         yield Server(process)
     finally:
+        family = _descendants(process.pid)  # a server that has taken over outlives the first process if that is killed
         process.kill()
+        for descendant in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                descendant.kill()
         process.communicate(timeout=30)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def events(lines: Iterator[str]) -> list[str]:
