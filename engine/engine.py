@@ -12,7 +12,7 @@ from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget
 from engine.grammars.matcher import GrammarCompiler
-from engine.grammars.parser_limits import parser_limits
+from engine.grammars.parser_limits import max_parsers
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import StepPlan
@@ -53,7 +53,7 @@ class Engine:
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
-            _compiler(vocabulary, loaded) if vocabulary else None, parser_limits(memory_limit_bytes())
+            _compiler(vocabulary, loaded) if vocabulary else None, max_parsers(memory_limit_bytes())
         )
 
     @classmethod

@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 from engine.errors import GrammarError
 from engine.grammars.fair_thread import FairThread
 from engine.grammars.matcher import BuiltGrammar, GrammarCompiler, GrammarMatcher
-from engine.grammars.parser_limits import ParserLimits
 from engine.grammars.parser_places import ParserPlaces
 from engine.types import Request
 
@@ -35,12 +34,11 @@ class GrammarQueue:
     docs/decisions/0029-grammars-in-the-sandbox.md.
     """
 
-    def __init__(self, compiler: GrammarCompiler | None, limits: ParserLimits) -> None:
-        """Without a compiler, every grammar is an error. `limits`: builds beyond them wait until a request ends."""
+    def __init__(self, compiler: GrammarCompiler | None, num_parsers: int) -> None:
+        """Without a compiler, every grammar is an error. `num_parsers`: builds beyond it wait until a request ends."""
         self._compiler = compiler
-        thread = FairThread("grammar")
-        self._places = ParserPlaces(limits.num_requests, thread)
-        self._own_places = ParserPlaces(limits.num_choices, thread)
+        self._thread = FairThread("grammar")
+        self._places = ParserPlaces(num_parsers, self._thread)
         self._pending: dict[int, tuple[Request, Future[BuiltGrammar | str]]] = {}
         self._canceled: dict[int, Future[BuiltGrammar | str]] = {}  # the thread still works on these
         self._builds: WeakValueDictionary[tuple[int, str], Future[BuiltGrammar | str]] = WeakValueDictionary()
@@ -83,7 +81,6 @@ class GrammarQueue:
     def pop_completed(self) -> list[CompiledRequest]:
         """Remove and return the requests whose grammar is built or cannot be, in order of arrival."""
         self._places.give_out()
-        self._own_places.give_out()
         done = [(request, build) for request, build in self._pending.values() if build.done()]
         for request, _ in done:
             del self._pending[request.request_id]
@@ -93,7 +90,7 @@ class GrammarQueue:
         built = build.result()
         if isinstance(built, str):
             return CompiledRequest(request, None, built)
-        matcher = built.matcher(partial(self._own_places.submit, request.tenant))
+        matcher = built.matcher(partial(self._thread.submit, request.tenant))
         matcher.keeps_alive = build  # other choices of the request may still arrive, and find it
         return CompiledRequest(request, matcher)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence as Ids
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import llguidance
 
@@ -27,16 +26,8 @@ LIMITS = llguidance.LLParserLimits(
 )
 SILENT = 0
 
-
-class HeldParser(NamedTuple):
-    """A parser, with what must live as long as it does: its place among the parsers (parser_places.py)."""
-
-    parser: llguidance.LLMatcher
-    place: object
-
-
-RunInThread = Callable[[Callable[[object], HeldParser]], "Future[HeldParser]"]
-Replay = Callable[[Ids[int]], "Future[HeldParser]"]
+RunInThread = Callable[[Callable[[], llguidance.LLMatcher]], "Future[llguidance.LLMatcher]"]
+Replay = Callable[[Ids[int]], "Future[llguidance.LLMatcher]"]
 
 
 class GrammarCompiler:
@@ -57,7 +48,7 @@ class GrammarCompiler:
         """
         parser = self.parser(grammar)
         GrammarMatcher(parser).bitmask((), 0)
-        return BuiltGrammar(self, grammar, HeldParser(parser, place))
+        return BuiltGrammar(self, grammar, parser, place)
 
     def matcher(self, grammar: str) -> "GrammarMatcher":
         """Return a matcher that shares nothing, at the start of its text. Raises GrammarError."""
@@ -93,26 +84,28 @@ class BuiltGrammar:
     cost the others nothing, but count against their limit on states too.
     """
 
-    def __init__(self, compiler: GrammarCompiler, grammar: str, held: HeldParser) -> None:
+    def __init__(
+        self, compiler: GrammarCompiler, grammar: str, parser: llguidance.LLMatcher, place: object = None
+    ) -> None:
         self._compiler = compiler
         self._grammar = grammar
-        self._held = held  # its parser stays at the start of its text
+        self._parser = parser  # stays at the start of its text
+        self._place = place  # among the parsers that may live (parser_places.py)
 
     def matcher(self, run: RunInThread) -> "GrammarMatcher":
-        """Return a matcher at the start of its text. `run` starts work that is too long for a step, and gives a place
-        to the parser that it makes."""
-        return GrammarMatcher(self._held.parser.deep_copy(), partial(self._start_replay, run))
+        """Return a matcher at the start of its text. `run` starts work that is too long for a step."""
+        return GrammarMatcher(self._parser.deep_copy(), partial(self._start_replay, run))
 
-    def _start_replay(self, run: RunInThread, token_ids: Ids[int]) -> "Future[HeldParser]":
+    def _start_replay(self, run: RunInThread, token_ids: Ids[int]) -> "Future[llguidance.LLMatcher]":
         return run(partial(self._replay, token_ids))
 
-    def _replay(self, token_ids: Ids[int], place: object) -> HeldParser:
+    def _replay(self, token_ids: Ids[int]) -> llguidance.LLMatcher:
         """Build a parser that shares nothing and take it through a text, with each mask on the way."""
         parser = self._compiler.parser(self._grammar)
         for token_id in token_ids:
             parser.compute_bitmask()
             parser.consume_tokens([token_id])
-        return HeldParser(parser, place)
+        return parser
 
 
 class GrammarMatcher:
@@ -127,8 +120,7 @@ class GrammarMatcher:
         self._parser = parser
         self._num_consumed = 0
         self._replay = replay
-        self._own_parser: Future[HeldParser] | None = None
-        self._place: object = None  # of its own parser
+        self._own_parser: Future[llguidance.LLMatcher] | None = None
         self._mask: tuple[int, bytes] | None = None  # number of tokens, and the mask behind them
         self.keeps_alive: object = None  # what the queue finds the build by, while a text needs it
 
@@ -154,7 +146,7 @@ class GrammarMatcher:
         if mask is not None:
             return mask
         assert self._own_parser is not None
-        (self._parser, self._place), self._own_parser = self._result_of(self._own_parser), None
+        self._parser, self._own_parser = self._result_of(self._own_parser), None
         self._num_consumed = len(token_ids) - start
         return self._next_mask(token_ids, start)
 
@@ -188,7 +180,7 @@ class GrammarMatcher:
         self._mask = num_tokens, mask
         return mask
 
-    def _result_of(self, parser: "Future[HeldParser]") -> HeldParser:
+    def _result_of(self, parser: "Future[llguidance.LLMatcher]") -> llguidance.LLMatcher:
         """Return the parser once it is built. Raises GrammarError if it cannot be."""
         with _panics_as_errors():
             return parser.result()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.capacity.host_resources import format_bytes, memory_limit_bytes
-from engine.grammars.parser_limits import parser_limits
+from engine.grammars.parser_limits import PARSER_BYTES, max_parsers
 from server.sandbox.job import limits_within
 from server.sandbox.pool import NUM_WORKERS
 from server.settings.settings import Settings
@@ -54,7 +54,7 @@ def budgets(settings: Settings) -> list[Budget]:
         Budget("request bodies", request_memory, "--request-memory-bytes", "503 request_memory_full"),
         Budget("waiting tokens", queued_tokens(settings) * ID_BYTES, "--max-num-queued-tokens", "429 queue_full"),
         Budget("constraints", MAX_CONSTRAINT_IDS * CONSTRAINT_BYTES, "", "429 constraints_full"),
-        Budget("grammars", parser_limits(memory_limit_bytes()).num_bytes, "", "they wait for their turn"),
+        Budget("grammars", max_parsers(memory_limit_bytes()) * PARSER_BYTES, "", "they wait for their turn"),
         Budget("choices", num_choices * CHOICE_BYTES, "--max-num-queued-reqs", "429 queue_full"),
         Budget("sandbox", NUM_WORKERS * limits_within(memory_limit_bytes()).memory_bytes, "", "400"),
         Budget("replies", request_memory, "--request-memory-bytes", "429 reply_memory_full"),

@@ -19,7 +19,6 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import PeerClosedError
 from engine.grammars.build_queue import GrammarQueue
-from engine.grammars.parser_limits import ParserLimits
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -177,7 +176,7 @@ def test_an_abort_is_confirmed_only_when_the_requests_grammar_is_no_longer_compi
     """The engine is idle when the compilation ends."""
     compiler = SlowCompiler()
     engine = LocalEngine(DEMO, dtype="float32", threads=1)._engine
-    engine._grammars = GrammarQueue(compiler, ParserLimits(9, 9))  # type: ignore[arg-type]
+    engine._grammars = GrammarQueue(compiler, 9)  # type: ignore[arg-type]
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(TIMEOUT_S)

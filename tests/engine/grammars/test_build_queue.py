@@ -7,7 +7,6 @@ from typing import Any
 
 from engine.errors import GrammarError
 from engine.grammars.build_queue import UNUSABLE, CompiledRequest, GrammarQueue
-from engine.grammars.parser_limits import ParserLimits
 from engine.types import Request, SamplingParams
 
 
@@ -59,7 +58,7 @@ def wait_for_all(queue: GrammarQueue) -> None:
 
 
 def queue_with(compiler: Any, num_requests: int = 99) -> GrammarQueue:
-    return GrammarQueue(compiler, ParserLimits(num_requests, 1))
+    return GrammarQueue(compiler, num_requests)
 
 
 def test_requests_come_out_in_order_of_arrival_with_a_matcher_or_an_error() -> None:

@@ -1,19 +1,19 @@
-"""engine/grammars/parser_limits.py: bounds on parsers from the memory limit."""
+"""engine/grammars/parser_limits.py: the bound on parsers from the memory limit."""
 
 import pytest
 
-from engine.grammars.parser_limits import DEFAULT_BYTES, SHARE_OF_LIMIT, parser_limits
+from engine.grammars.parser_limits import DEFAULT_BYTES, PARSER_BYTES, SHARE_OF_LIMIT, max_parsers
 
 GIB = 1 << 30
 
 
 @pytest.mark.parametrize("gib", [0.1, 0.6, 1, 2, 24, 1000])
-def test_parsers_take_at_most_their_share_of_the_memory_and_one_of_each_kind_may_live(gib: float) -> None:
-    limits = parser_limits(int(gib * GIB))
-    assert limits.num_requests >= 1 and limits.num_choices >= 1
-    assert limits.num_bytes <= max(gib * GIB / SHARE_OF_LIMIT, parser_limits(0).num_bytes)
-    assert limits.num_bytes > 0.9 * gib * GIB / SHARE_OF_LIMIT - parser_limits(0).num_bytes
+def test_parsers_take_at_most_their_share_of_the_memory_and_one_may_live(gib: float) -> None:
+    count = max_parsers(int(gib * GIB))
+    assert count >= 1
+    assert count == 1 or count * PARSER_BYTES <= gib * GIB / SHARE_OF_LIMIT
+    assert (count + 1) * PARSER_BYTES > gib * GIB / SHARE_OF_LIMIT
 
 
 def test_without_a_known_limit_they_have_a_fixed_share() -> None:
-    assert parser_limits(None) == parser_limits(DEFAULT_BYTES * SHARE_OF_LIMIT)
+    assert max_parsers(None) == max_parsers(DEFAULT_BYTES * SHARE_OF_LIMIT)
