@@ -1,6 +1,7 @@
 """`smoe chat`: a conversation with a running server."""
 
 import readline
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class ChatSession:
         self._initial_messages = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = list(self._initial_messages)
         self._write = write
+        self._session_id = new_session_id()
         self._last_answer: StreamedAnswer | None = None
         self.has_failed = False  # a request has failed
         self._commands: dict[str, Callable[[], str]] = {
@@ -65,7 +67,7 @@ class ChatSession:
         options = {"include_usage": True, "continuous_usage_stats": True}
         fields = {**self._fields, "model": self._model, "messages": messages, "stream_options": options}
         try:
-            answer = read_answer(self._client.stream("/v1/chat/completions", fields), self._write)
+            answer = read_answer(self._client.stream("/v1/chat/completions", fields, self._headers), self._write)
         except ApiError as error:
             self.has_failed = True
             self._write("\n" if sys.stdin.isatty() else "")
@@ -78,6 +80,11 @@ class ChatSession:
         if with_stats:
             self._write(f"[{answer.figures}]\n")
 
+    @property
+    def _headers(self) -> dict[str, str]:
+        """Headers that name the conversation, so that a proxy sends all of it to one replica and its prefix cache."""
+        return {"X-Session-Id": self._session_id}
+
     def _stats(self) -> str:
         return self._last_answer.figures if self._last_answer else "no answer yet"
 
@@ -89,7 +96,13 @@ class ChatSession:
 
     def _reset(self) -> str:
         self._messages = list(self._initial_messages)
+        self._session_id = new_session_id()
         return "a new conversation"
+
+
+def new_session_id() -> str:
+    """Return a random name of one conversation."""
+    return secrets.token_hex(16)
 
 
 def served_model(client: ApiClient) -> str:

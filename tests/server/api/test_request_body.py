@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.api import request_body
-from server.api.request_body import unknown_params
+from server.api.request_body import IGNORED_PARAMS_HEADER, unknown_params
 from server.errors import CONTEXT_LENGTH_EXCEEDED
 from server.schemas import (
     ChatCompletionRequest,
@@ -99,6 +99,38 @@ async def test_an_ignored_field_is_named_and_with_strict_params_rejected() -> No
         rejected = await client.post("/v1/messages", json=body)
     assert (accepted.status_code, accepted.headers["x-smoe-ignored-params"]) == (200, "messages[].content[].is_error")
     assert rejected.status_code == 400
+
+
+ADDED_BY_ROUTERS = {
+    "no_stop_trim": False,
+    "return_hidden_states": False,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "include_reasoning": None,
+}
+
+
+async def test_what_routers_add_to_a_body_passes_strict_params() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    state.strict_params = True
+    async with client_of(state) as client:
+        chat = await client.post("/v1/chat/completions", json={"messages": [HELLO], **ADDED_BY_ROUTERS})
+        completion = await client.post("/v1/completions", json={"prompt": "a", **ADDED_BY_ROUTERS})
+    assert (chat.status_code, completion.status_code) == (200, 200)
+    assert IGNORED_PARAMS_HEADER not in {**chat.headers, **completion.headers}
+
+
+@pytest.mark.parametrize("extra", [{"no_stop_trim": True}, {"return_hidden_states": True}, {"stream_reasoning": 0}])
+async def test_a_routers_field_that_asks_for_something_is_named_and_with_strict_params_rejected(
+    extra: dict[str, Any],
+) -> None:
+    state = state_around(FakeEngine(saying("a")))
+    async with client_of(state) as client:
+        accepted = await client.post("/v1/completions", json={"prompt": "a", **extra})
+        state.strict_params = True
+        rejected = await client.post("/v1/completions", json={"prompt": "a", **extra})
+    assert accepted.headers[IGNORED_PARAMS_HEADER] == next(iter(extra))
+    assert (rejected.status_code, rejected.json()["error"]["param"]) == (400, next(iter(extra)))
 
 
 @pytest.mark.parametrize(("num_ids", "in_thread"), [(1, False), (300_000, True)])
