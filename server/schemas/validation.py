@@ -49,6 +49,7 @@ class RequestModel(BaseModel):
     # Fields that proxies add to requests, each with the values that ask for nothing: not reported as ignored.
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+    turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
 
     @property
     def ignored_parts(self) -> list[str]:
@@ -59,7 +60,9 @@ class RequestModel(BaseModel):
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
         """Drop null members, which OpenAI's clients send for absent fields."""
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {key: item for key, item in value.items() if item is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
