@@ -45,6 +45,7 @@ SLOW = (
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_terminal_text.py",
+    "tests/server/cli/test_wrong_inputs.py",
     "tests/server/engine_client/test_supervisor.py",
     "tests/server/http/test_acceptor.py",
     "tests/server/http/test_bad_requests.py",
