@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
 # compare whole models. `pytest --durations 20` finds new ones.
 SLOW = (
+    "tests/deploy/envoy",
     "tests/e2e",
     "tests/engine/bench",
     "tests/engine/execution/test_fault_isolation.py",
@@ -44,6 +45,7 @@ SLOW = (
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_terminal_text.py",
+    "tests/server/cli/test_wrong_inputs.py",
     "tests/server/engine_client/test_supervisor.py",
     "tests/server/http/test_acceptor.py",
     "tests/server/http/test_bad_requests.py",
