@@ -58,6 +58,7 @@ SLOW = (
     "tests/server/lifecycle/test_sandbox_of_the_server.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
+    "tests/server/lifecycle/test_trace_export.py",
     "tests/server/sandbox/test_pool.py",
     "tests/server/structured_output/test_constraints.py",
     "tests/server/structured_output/test_grammar_bombs.py",
