@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "gemm/gemm_int8.h"
-#include "simd/vnni.h"
+#include "simd/integer_dot_products.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -28,7 +28,7 @@ struct ByteSum {
     Words sum = {};
 
     inline void add(Words x, Words w) {
-#if SMOE_VNNI
+#if SMOE_DOT_BYTES
         sum = dot_bytes(sum, w, x);
 #elif defined(__AVX512BW__)
         sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));

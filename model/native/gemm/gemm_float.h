@@ -9,13 +9,19 @@ namespace SMOE_ISA {
 
 // Columns computed in one pass over k, and rows for which one pass computes all columns.
 constexpr int COLUMNS = 2 * LANES;
-constexpr int MAX_ROWS_IN_ONE_PASS = LANES == 8 ? 2 : 0;
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS_IN_ONE_PASS = 0;  // two vectors are all columns
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
+constexpr int MAX_ROWS_IN_ONE_PASS = 2;
+#else
+constexpr int MAX_ROWS_IN_ONE_PASS = 0;
+#endif
 
 // With few rows the panel comes from memory: fetch what the loop reads some kilobytes later. The first pass fetches for
 // all.
 template <int VECTORS>
 inline void prefetch_panel(const uint32_t* w, int column) {
-    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES == 8 ? 2048 : 1024, LINE = 16;  // words
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
     if (column) return;
 #pragma GCC unroll 2
     for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
@@ -83,7 +89,7 @@ template <int ROWS, int VECTORS>
 inline void store_sums(float* out, int column, const Vec (&sums)[ROWS][VECTORS]) {
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, sums[m][part]);
 }
 

@@ -10,7 +10,7 @@ namespace SMOE_ISA {
 struct GroupSum {
     Words sum;
 
-#if SMOE_VNNI
+#if SMOE_DOT_BYTES
     static inline GroupSum zero() { return {Words{}}; }
     inline void add(Words x, Words w) { sum = dot_bytes(sum, w, x); }
     inline Words total() const { return sum; }
@@ -48,7 +48,7 @@ struct Int4Block {
         }
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int part = 0; part < VECTORS; ++part) totals[m][part] *= broadcast(float_of(x[m]));
         store_sums(out, column, totals);
     }
@@ -60,7 +60,7 @@ struct Int4Block {
         GroupSum sums[ROWS][VECTORS];
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int part = 0; part < VECTORS; ++part) sums[m][part] = GroupSum::zero();
         const uint32_t *w = panel + PANEL / 2, *units = x + stride;
         prefetch_panel<VECTORS>(panel, column);
@@ -72,12 +72,12 @@ struct Int4Block {
             w += PANEL;
         }
         const auto* scales = reinterpret_cast<const uint16_t*>(panel) + column;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int part = 0; part < VECTORS; ++part) {
             const Vec scale = load(scales + part * LANES);
 #pragma GCC unroll 12
             for (int m = 0; m < ROWS; ++m)
-                totals[m][part] = fma(to_float(sums[m][part].total() + broadcast_word(x[m])), scale, totals[m][part]);
+                totals[m][part] += to_float(sums[m][part].total() + broadcast_word(x[m])) * scale;
         }
     }
 

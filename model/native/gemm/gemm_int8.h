@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gemm/gemm_float.h"
-#include "simd/vnni.h"
+#include "simd/integer_dot_products.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -10,12 +10,17 @@ namespace SMOE_ISA {
 inline Vec to_float(Words sums) { return __builtin_convertvector((Ints)sums, Vec); }
 
 // Dot product of four bytes of x with the four bytes of each lane of w, stored as q + 128. Without VNNI no instruction
-// multiplies full-range bytes without saturation, so there the operand is q or its magnitude.
+// of x86 multiplies full-range bytes without saturation, so there the operand is q or its magnitude; on ARM it is q.
 struct Int8Unit {
 #if SMOE_VNNI
     static constexpr bool IS_BIASED = true;
 
     static inline Words prepare(Words w) { return w; }
+    static inline Words add(Words sums, Words x, Words w) { return dot_bytes(sums, w, x); }
+#elif SMOE_DOT_BYTES
+    static constexpr bool IS_BIASED = false;
+
+    static inline Words prepare(Words w) { return w ^ 0x80808080u; }
     static inline Words add(Words sums, Words x, Words w) { return dot_bytes(sums, w, x); }
 #elif defined(__AVX512BW__)
     static constexpr bool IS_BIASED = false;
@@ -50,7 +55,7 @@ struct Int8Unit {
 };
 
 struct Int8Block {
-    static constexpr int MAX_ROWS = LANES == 16 ? 12 : SMOE_VNNI ? 6 : 4;
+    static constexpr int MAX_ROWS = LANES == 16 ? 12 : SMOE_DOT_BYTES ? 6 : 4;
 
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
@@ -65,7 +70,7 @@ struct Int8Block {
         }
         x += stride;
         Vec products[ROWS][VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int part = 0; part < VECTORS; ++part) {
             const Vec scale = from_bits(load_words(panel + column + part * LANES));
 #pragma GCC unroll 12

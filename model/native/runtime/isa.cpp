@@ -5,6 +5,13 @@
 #include <unistd.h>
 #endif
 
+#if SMOE_ARM && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif SMOE_ARM && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace smoe {
 
 #if SMOE_X86
@@ -24,8 +31,29 @@ bool tiles_permitted() {
 }  // namespace
 #endif
 
+#if SMOE_ARM
+namespace {
+
+bool multiplies_bytes() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+#endif
+
 bool isa_available(int isa) {
     if (isa == PORTABLE) return true;
+#if SMOE_ARM
+    if (isa == NEON) return multiplies_bytes();
+#endif
 #if SMOE_X86
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

@@ -7,6 +7,12 @@
 #define SMOE_X86 0
 #endif
 
+#if defined(__aarch64__)
+#define SMOE_ARM 1
+#else
+#define SMOE_ARM 0
+#endif
+
 // Declare a kernel in every instruction set's namespace.
 #if SMOE_X86
 #define SMOE_PER_ISA(...)  \
@@ -40,6 +46,15 @@
      : (isa) == ::smoe::AVXVNNI    ? avxvnni::__VA_ARGS__    \
      : (isa) == ::smoe::AVX2       ? avx2::__VA_ARGS__       \
                                    : portable::__VA_ARGS__)
+#elif SMOE_ARM
+#define SMOE_PER_ISA(...) \
+    namespace portable {  \
+    __VA_ARGS__;          \
+    }                     \
+    namespace neon {      \
+    __VA_ARGS__;          \
+    }
+#define SMOE_CALL(isa, ...) ((isa) == ::smoe::NEON ? neon::__VA_ARGS__ : portable::__VA_ARGS__)
 #else
 #define SMOE_PER_ISA(...) \
     namespace portable {  \
@@ -50,8 +65,8 @@
 
 namespace smoe {
 
-// In order of preference: the last that is available is the fastest.
-enum Isa { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, AVX512VNNI = 4, AVX512BF16 = 5, AMX = 6 };
+// In order of preference: the last that is available is the fastest. NEON: of ARM, with dot products of bytes.
+enum Isa { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, AVX512VNNI = 4, AVX512BF16 = 5, AMX = 6, NEON = 7 };
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: KV caches and weights; INT4: weights
 
 // True if the library contains the kernels and both the CPU and the operating system support them.

@@ -23,6 +23,8 @@ uint64_t index_of(uint64_t ticket) { return ticket & 0xffffffffu; }
 void pause() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");  // a spinning core waits as long as with x86's pause; "yield" returns at once
 #endif
 }
 

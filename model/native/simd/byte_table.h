@@ -16,6 +16,8 @@ inline Words look_up(const uint8_t (&table)[16], Words indices) {
 #else
     return (Words)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), (__m256i)indices);
 #endif
+#elif defined(__aarch64__)
+    return (Words)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)indices);
 #else
     uint8_t bytes[sizeof(Words)];
     std::memcpy(bytes, &indices, sizeof bytes);

@@ -14,7 +14,7 @@ from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkAr
 ABI_VERSION = 10
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)

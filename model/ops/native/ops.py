@@ -24,7 +24,7 @@ from model.ops.quantization import Quantization
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
-NUMERICS = 3  # incremented when a kernel's bits change
+NUMERICS = 4  # incremented when a kernel's bits change
 
 
 @dataclass(frozen=True)

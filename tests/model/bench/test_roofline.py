@@ -31,7 +31,7 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
     """Full strides are summed as 32-bit words, the bytes behind the last one singly."""
     buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
     for ops in native_ops():
-        stride = 8 * {"portable": 16, "avx2": 32, "avxvnni": 32}.get(ops.isa, 64)
+        stride = 8 * {"portable": 16, "neon": 16, "avx2": 32, "avxvnni": 32}.get(ops.isa, 64)
         whole = num_bytes // stride * stride
         array = buffer.numpy()
         expected = int(array[:whole].view(np.uint32).sum(dtype=np.uint64)) + int(array[whole:].sum(dtype=np.uint64))
@@ -40,7 +40,7 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
 
 def test_peaks_count_the_operations_of_all_threads() -> None:
     """16 tasks per thread, each with 12 chains of two operations per number in a register, or with tile products."""
-    vectors = dict.fromkeys(ISAS, 16) | {"portable": 4, "avx2": 8, "avxvnni": 8}  # numbers in a register
+    vectors = dict.fromkeys(ISAS, 16) | {"portable": 4, "neon": 4, "avx2": 8, "avxvnni": 8}  # numbers in a register
     for ops in native_ops():
         in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2
         in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32}.get(ops.isa, in_float32)

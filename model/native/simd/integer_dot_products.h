@@ -1,5 +1,7 @@
-// Dot products of integers in one instruction: VNNI. SMOE_VNNI says whether the instruction set has it. Included by
-// kernel files only.
+// Dot products of integers in one instruction. Included by kernel files only.
+//
+// SMOE_VNNI: the instruction set multiplies unsigned bytes by signed ones (x86). SMOE_DOT_BYTES: it has dot_bytes at
+// all; without VNNI (ARM) both operands are signed.
 #pragma once
 
 #include "simd/vec.h"
@@ -10,19 +12,32 @@
 #define SMOE_VNNI 0
 #endif
 
+#if SMOE_VNNI || defined(__ARM_FEATURE_DOTPROD)
+#define SMOE_DOT_BYTES 1
+#else
+#define SMOE_DOT_BYTES 0
+#endif
+
 namespace smoe {
 namespace SMOE_ISA {
 
-#if SMOE_VNNI
+#if SMOE_DOT_BYTES
 
-// Return sums + the products of four unsigned bytes of w and four signed bytes of x per lane.
+// Return sums + the products of four bytes of w and four signed bytes of x per lane. Bytes of w: unsigned with VNNI,
+// else signed.
 inline Words dot_bytes(Words sums, Words w, Words x) {
 #if defined(__AVX512VNNI__)
     return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
-#else
+#elif defined(__AVXVNNI__)
     return (Words)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)w, (__m256i)x);
+#else
+    return (Words)vdotq_s32((int32x4_t)sums, (int8x16_t)w, (int8x16_t)x);
 #endif
 }
+
+#endif
+
+#if SMOE_VNNI
 
 // Return sums + the products of two signed 16-bit integers per lane.
 inline Words dot_pairs(Words sums, Words a, Words b) {
