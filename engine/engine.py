@@ -53,7 +53,9 @@ class Engine:
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
-            _compiler(vocabulary, loaded) if vocabulary else None, max_parsers(memory_limit_bytes())
+            _compiler(vocabulary, loaded) if vocabulary else None,
+            max_parsers(memory_limit_bytes()),
+            config.num_tenants,
         )
 
     @classmethod

@@ -5,8 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.paths import ROOT
+
+settings.register_profile("no deadline", deadline=None)  # an example takes long on a busy machine
+settings.load_profile("no deadline")
 
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
 # compare whole models. `pytest --durations 20` finds new ones.
