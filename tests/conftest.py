@@ -45,6 +45,7 @@ SLOW = (
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
+    "tests/server/cli/bench",
     "tests/server/cli/test_doctor.py",
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
