@@ -1,5 +1,6 @@
 """Hand-made bugs: small changes of the product's source that tests.simulator.mutations applies."""
 
+from tests.simulator.bugs_in_drafts import DRAFT_BUGS
 from tests.simulator.bugs_in_execution import EXECUTION_BUGS
 from tests.simulator.bugs_in_scheduling import SCHEDULING_BUGS
 
@@ -18,4 +19,4 @@ FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds 
     "embeddings of a step's first half are lost": 221,
 }
 
-MUTATIONS = [*SCHEDULING_BUGS, *EXECUTION_BUGS]
+MUTATIONS = [*SCHEDULING_BUGS, *EXECUTION_BUGS, *DRAFT_BUGS]
