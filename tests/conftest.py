@@ -41,7 +41,7 @@ SLOW = (
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
     "tests/server/cli/test_doctor.py",
-    "tests/server/cli/test_experts.py",
+    "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_terminal_text.py",
     "tests/server/engine_client/test_supervisor.py",

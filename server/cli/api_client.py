@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # the server sends a keep-alive comment every 10 s while a stream waits
+NO_HEADERS: Mapping[str, str] = {}
 CLOSED_EARLY = "the connection was closed before the answer was complete"
 
 
@@ -39,13 +40,15 @@ class ApiClient:
         with self._request("GET", path, None) as response:
             return json.loads(response.read())
 
-    def stream(self, path: str, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] = NO_HEADERS
+    ) -> Iterator[dict[str, Any]]:
         """Yield the chunks of a streamed response. Closing the generator aborts the request on the server.
 
         Raises ApiError, also between chunks.
         """
         body = json.dumps({**fields, "stream": True}).encode()
-        with self._request("POST", path, body) as response:
+        with self._request("POST", path, body, headers) as response:
             for line in response:
                 if line.startswith(b"data: "):
                     if line.strip() == b"data: [DONE]":
@@ -54,9 +57,11 @@ class ApiClient:
         raise ApiError(CLOSED_EARLY)
 
     @contextmanager
-    def _request(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+    def _request(
+        self, method: str, path: str, body: bytes | None, extra: Mapping[str, str] = NO_HEADERS
+    ) -> Iterator[http.client.HTTPResponse]:
         """Send a request and yield its response. Faults of the connection, also inside the block, become ApiError."""
-        headers = {"Content-Type": "application/json", **self._authorization}
+        headers = {"Content-Type": "application/json", **self._authorization, **extra}
         with closing(self._connect()) as connection:
             try:
                 connection.request(method, self._root + path, body, headers)

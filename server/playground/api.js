@@ -29,6 +29,7 @@ export class ApiError extends Error {
 
 export class Api {
   #getKey;
+  #sessionId = randomName(); // names this page to proxies, which keep its requests on one replica and its prefix cache
 
   /** `getKey` returns the API key to send, or "" to send none. */
   constructor(getKey) {
@@ -42,7 +43,8 @@ export class Api {
 
   /** Like `get`; `body` is JSON text. If `signal` aborts, the browser's AbortError is thrown. */
   post(path, body, signal) {
-    return this.#fetch(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
+    const headers = { "content-type": "application/json", "x-session-id": this.#sessionId };
+    return this.#fetch(path, { method: "POST", body, signal, headers });
   }
 
   async #fetch(path, init) {
@@ -58,6 +60,11 @@ export class Api {
     if (!response.ok) throw await errorFromResponse(response);
     return response;
   }
+}
+
+/** Returns 32 random hexadecimal digits. (crypto.randomUUID exists only on secure origins.) */
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function errorFromResponse(response) {

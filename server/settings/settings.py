@@ -239,7 +239,7 @@ class Settings(BaseModel):
     metrics_compat: Literal["vllm", "none"] = Field(
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
-    metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    metrics_auth: bool = Field(False, description="Require an API key for /metrics and /metrics/load too.")
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )
