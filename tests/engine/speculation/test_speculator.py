@@ -8,6 +8,7 @@ import pytest
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import MAX_DRAFTED, Candidate, Speculator, StepTime
 from engine.types import Request, SamplingParams
+from tests.support.guessing_drafter import EagerDrafter
 
 SHAPE = time_shape(8, 2)
 
@@ -126,3 +127,21 @@ def test_drafts_never_exceed_what_the_step_has_room_for() -> None:
         drafts = speculator.choose(candidates, 8, room)
         assert sum(map(len, drafts)) <= room and max(map(len, drafts)) <= 3
     assert any(drafts)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_draft_has_only_tokens_of_its_own_request(seed: int) -> None:
+    """Five requests share all of their tokens but one each, which they have between the same fragments: text of another
+    request, whatever tenant it has, would often continue a request's better, and would bring the other's token."""
+    rng = random.Random(seed)
+    fragments = [[rng.randrange(50) for _ in range(rng.randint(3, 9))] for _ in range(4)]
+    secrets = range(1000, 1005)
+    texts = [[t for _ in range(60) for t in (*rng.choice(fragments), secret)] for secret in secrets]
+    drafter, seen = EagerDrafter(), 0
+    sources = [drafter.source(_request(i, text[:40]), ()) for i, text in enumerate(texts)]
+    for length in range(40, 200):
+        candidates = [Candidate(s, text[:length], 16) for s, text in zip(sources, texts, strict=True)]
+        for index, draft in enumerate(drafter.choose(candidates, 5, 1000)):
+            assert not set(draft) & set(secrets) - {secrets[index]}
+            seen += secrets[index] in draft
+    assert seen > 300
