@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
 # compare whole models. `pytest --durations 20` finds new ones.
 SLOW = (
+    "tests/deploy/envoy",
     "tests/e2e",
     "tests/engine/bench",
     "tests/engine/execution/test_fault_isolation.py",

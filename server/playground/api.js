@@ -43,13 +43,12 @@ export class Api {
 
   /** Like `get`; `body` is JSON text. If `signal` aborts, the browser's AbortError is thrown. */
   post(path, body, signal) {
-    const headers = { "content-type": "application/json", "x-session-id": this.#sessionId };
-    return this.#fetch(path, { method: "POST", body, signal, headers });
+    return this.#fetch(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
   }
 
   async #fetch(path, init) {
     const key = this.#getKey();
-    const headers = { ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const headers = { "x-session-id": this.#sessionId, ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
     let response;
     try {
       response = await fetch(path, { ...init, headers, cache: "no-store" });
