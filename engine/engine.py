@@ -16,6 +16,7 @@ from engine.grammars.parser_limits import max_parsers
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import NO_DRAFTS, DraftCounts, StepPlan
+from engine.speculation.draft_source import MAX_TOKEN_ID
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import Speculator
 from engine.startup.loading import LoadedModel, ProgressCallback, load
@@ -52,7 +53,8 @@ class Engine:
         on_gpu = loaded.device.type != "cpu"
         is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
-        can_draft = loaded.backend == "native" and not is_asynchronous
+        has_equal_bits = loaded.backend == "native"
+        can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID
         drafter = _speculator(loaded) if can_draft and config.speculation == "auto" else None
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
         self._masks = MaskBudget()
@@ -201,6 +203,9 @@ def _check_ids(request: Request, vocab_size: int) -> None:
     ids = request.prompt_token_ids
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise RequestRejectedError(f"the prompt has token ids outside of the model's 0 to {vocab_size - 1}")
+    predicted = request.prediction_token_ids
+    if predicted and not 0 <= min(predicted) <= max(predicted) < vocab_size:
+        raise RequestRejectedError(f"the prediction has token ids outside of the model's 0 to {vocab_size - 1}")
 
 
 def _check_embedding(request: Request, dim: int) -> None:

@@ -62,9 +62,10 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def num_carried_ids(request: Request) -> int:
-    """Return the number of token ids that are sent to the engine for one choice: its prompt and its constraints."""
+    """Return the number of token ids that are sent to the engine for a choice: prompt, prediction and constraints."""
     params = request.params
-    return len(request.prompt_token_ids) + params.constraints.num_ids + len(params.stop_token_ids)
+    num_texts = len(request.prompt_token_ids) + len(request.prediction_token_ids)
+    return num_texts + params.constraints.num_ids + len(params.stop_token_ids)
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

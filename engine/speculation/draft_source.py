@@ -12,6 +12,7 @@ from engine.speculation.acceptance import AcceptanceRates, Evidence
 MATCH_LENS = (2, 4, 8, 16)  # numbers of last tokens that are looked for
 MAX_MATCHES = 4  # places that vote for the next token, the latest first
 MAX_DRAFT = 16  # tokens
+MAX_TOKEN_ID = 0x10FFFF  # the largest code of a character
 MIN_LEFT = 8  # tokens left of a proposal that was right so far, from which on no other place is looked for
 
 
