@@ -36,7 +36,7 @@ comma := ,
 
 # Tests that need a program which is absent here are left out, and a line says so.
 LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
-    $(if $(shell command -v chromium),,browser))
+    $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize))
 unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
 ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
 FAST := $(call unless,slow $(LEFT_OUT))

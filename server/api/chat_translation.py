@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, EventReply
+from server.api.formats.reply import chunks_in_turns
 from server.errors import ApiError
 from server.generation.choice import Delta, merge_deltas
 from server.generation.state import state_of, tenant_of
@@ -91,9 +92,8 @@ async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[byte
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
-            for delta in deltas:
-                for choice, _ in turn.reply_format.chunks(delta):
-                    events += reply.chunk(choice)
+            for choice, _ in await chunks_in_turns(deltas, turn.reply_format, turn.generation):
+                events += reply.chunk(choice)
             if events or not deltas:
                 yield list(map(named_event, events))
     yield list(map(named_event, reply.end(turn.generation.final_usage())))

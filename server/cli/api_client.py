@@ -17,6 +17,10 @@ class ApiError(Exception):
     """A request that failed. One line for the user."""
 
 
+class NoServerError(ApiError):
+    """Nothing answers at the address."""
+
+
 class ApiClient:
     """Client of the server at a URL, with or without /v1 at its end."""
 
@@ -81,7 +85,7 @@ class ApiClient:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ApiError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
+            raise NoServerError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
 

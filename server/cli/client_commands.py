@@ -64,7 +64,7 @@ def chat_command(
     \b
     smoe chat --system "Answer in one sentence." --temperature 0.7
     """
-    from server.cli.api_client import ApiError
+    from server.cli.api_client import ApiError, NoServerError
 
     fields = without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
@@ -72,6 +72,8 @@ def chat_command(
     try:
         client = client_of(url, api_key)
         raise typer.Exit(chat_with(client, fields, system, with_stats=stats))
+    except NoServerError as error:
+        raise typer.Exit(report_error(NoServerError(f"{error}, or do both with `smoe run`"))) from None
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
 

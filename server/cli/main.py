@@ -12,6 +12,7 @@ from server.cli.errors import INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
 from server.cli.run import command as run
 from server.cli.settings_command import given_settings, settings_command
+from server.cli.top import command as top
 
 app = typer.Typer(
     name="smoe",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_commands.app)
 run.add_to(app)
+top.add_to(app)
 client_commands.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
@@ -49,6 +51,7 @@ def smoe(
     smoe serve                                        # serve it for other programs
     smoe serve /models/Mixtral-8x7B-Instruct-v0.1     # a directory in Hugging Face's layout
     smoe chat                                         # talk to the running server
+    smoe top                                          # watch it
     smoe --install-completion bash                    # complete commands and flags in this shell
     """
 

@@ -49,12 +49,14 @@ from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
+from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.observability.throughput_log import ThroughputLog
 from server.sandbox.errors import SandboxError
 from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
@@ -115,7 +117,8 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
-        self._access_log = AccessLog()
+        self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION)
+        self._access_log = AccessLog(listener=self._tracing)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
             engine,
@@ -174,6 +177,7 @@ class Server:
         if watch is not None:
             watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
+        probes.append(loop.create_task(ThroughputLog(self._metrics.recent).run()))
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
         async with self._http_server():
@@ -183,6 +187,8 @@ class Server:
         self._reload.close()
         if watch is not None:
             watch.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self.is_handed_over:
             hold_signals()
         for probe in probes:

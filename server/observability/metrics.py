@@ -11,6 +11,7 @@ from server.observability.expert_load import ExpertLoad
 from server.observability.exposition import Exposition
 from server.observability.load import Load
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
+from server.observability.recent_load import RecentLoad
 from server.observability.vllm_families import VllmFamilies
 
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -35,6 +36,7 @@ class Metrics:
         self._server = ServerFamilies()
         self._stats = StepStats()
         self._experts = ExpertLoad(clock)
+        self.recent = RecentLoad(clock)
         self._num_open = 0
         self._block_size = 0  # of the KV cache; 0 until an engine is ready
         self._vllm = VllmFamilies()
@@ -99,6 +101,7 @@ class Metrics:
         """Count one engine step."""
         self._stats = stats
         self._vllm.record_step(stats)
+        self.recent.add_step(stats)
         families = self._engine
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import ApiError
-from server.schemas.constraint_spellings import all_done_by, refused_spellings
+from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.message_blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
@@ -148,6 +148,14 @@ class CountTokensRequest(PromptFields):
 
 class MessagesRequest(PromptFields, TranslatedRequest):
     """POST /v1/messages."""
+
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
+        "format": "output_config.format",
+        "limit": "max_tokens",
+        "stop": "stop_sequences",
+        "tools": "tool_choice",
+        "time": "timeout_s",
+    }
 
     max_tokens: Annotated[int, Field(ge=1)]
     stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = Field(default_factory=list)

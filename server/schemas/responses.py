@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import invalid_value
-from server.schemas.constraint_spellings import all_done_by, refused_spellings
+from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_LOGPROBS, Name
 from server.schemas.response_items import Items
 from server.schemas.response_tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
@@ -60,6 +60,12 @@ class ResponsesRequest(TranslatedRequest):
         **refused_spellings(),
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("text.format", refused_spellings())
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
+        "format": "text.format",
+        "limit": "max_output_tokens",
+        "tools": "tool_choice",
+        "time": "timeout_s",
+    }
 
     turns_field: ClassVar[str | None] = "input"
 

@@ -203,6 +203,9 @@ def _one_line(
     name = str(errors[0]["loc"][0])
     source = _origin(name, flags, variables, f"{config_file}: {name}")
     fault = describe([other for other in errors if other["loc"][:1] == (name,)])
+    if name not in Settings.model_fields:
+        close = difflib.get_close_matches(name, Settings.model_fields, 1)
+        return f"{source}: {fault}" + (f"; did you mean {close[0]}?" if close else "")
     return f"{source}: {fault}{_kubernetes_hint('' if name in flags else variables.get(name, ''))}"
 
 

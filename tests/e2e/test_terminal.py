@@ -25,14 +25,16 @@ UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
 
 
 class Terminal:
-    """A chat in a pseudo-terminal."""
+    """A command in a pseudo-terminal."""
 
-    def __init__(self, url: str, state: Path, *flags: str, kind: str = "dumb", **variables: str) -> None:
-        command = [sys.executable, "-m", "server", "chat", "--url", url, *flags]
+    def __init__(
+        self, url: str, state: Path, *flags: str, kind: str = "dumb", command: str = "chat", **variables: str
+    ) -> None:
+        arguments = [sys.executable, "-m", "server", command, "--url", url, *flags]
         self._fd, slave = pty.openpty()
         environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": kind, "NO_COLOR": "1"} | variables
         self.process = subprocess.Popen(
-            command,
+            arguments,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -250,3 +252,32 @@ def test_run_of_a_model_that_cannot_be_served_says_why_in_one_line(tmp_path: Pat
         output, errors = running.communicate(timeout=TIMEOUT_S)
     assert (running.returncode, output) == (2, "")
     assert errors == "smoe: /no/where: no such file or directory; `smoe models` lists what is on this machine\n"
+
+
+def top(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "top", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_top_prints_one_reading_into_a_pipe(server: RunningServer) -> None:
+    result = top("--url", server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{MODEL}  ready\n") and "\x1b" not in result.stdout
+    assert all(f"\n{name} " in result.stdout for name in ("requests", "answers", "KV cache", "first token"))
+
+
+def test_top_without_a_server_is_one_line() -> None:
+    result = top("--url", f"127.0.0.1:{free_port()}")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_top_redraws_on_a_terminal_until_ctrl_c(server: RunningServer, tmp_path: Path) -> None:
+    terminal = Terminal(server.url, tmp_path, kind="xterm", command="top")
+    try:
+        for _ in range(2):
+            terminal.expect(rf"\x1b\[H{MODEL}  ready")
+        terminal.process.send_signal(SIGINT)
+        terminal.expect(r"\x1b\[\?1049l")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    finally:
+        terminal.close()
