@@ -59,7 +59,9 @@ class Engine:
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
-            _compiler(vocabulary, loaded) if vocabulary else None, max_parsers(memory_limit_bytes())
+            _compiler(vocabulary, loaded) if vocabulary else None,
+            max_parsers(memory_limit_bytes()),
+            config.num_tenants,
         )
 
     @classmethod
