@@ -89,7 +89,6 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     `budgets`: summary of the memory for requests. `seconds`: duration of the whole start.
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
-    num_tokens = ready.num_blocks * ready.block_size
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
@@ -98,8 +97,8 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
         f"memory    weights {size(ready.weight_bytes)}, KV cache {size(ready.kv_cache_bytes)}",
-        f"capacity  {num_tokens:,} tokens of {size(ready.kv_bytes_per_token)}{_window(ready)}: "
-        f"room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
+        f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
+        f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",
         f"serving   {model_id} at {url} after {seconds:.1f} s ({_phases(ready)}); open it in a browser, or send a "
         "request; Ctrl-C ends it after the running requests",

@@ -1,13 +1,13 @@
 import { ApiError } from "./api.js";
-import { ChatPanel } from "./chat.js";
+import { ChatPanel } from "./text/chat.js";
 import { copy } from "./clipboard.js";
-import { CompletionPanel } from "./completion.js";
+import { CompletionPanel } from "./text/completion.js";
 import { byId, element } from "./dom.js";
-import { generate } from "./generation.js";
-import { Ring } from "./ring.js";
-import { asCurl, asPython } from "./snippets.js";
-import { summaryNodes } from "./summary.js";
-import { TokenCard } from "./token_card.js";
+import { generate } from "./text/generation.js";
+import { Ring } from "./inside/ring.js";
+import { asCurl, asPython } from "./text/snippets.js";
+import { summaryNodes } from "./text/summary.js";
+import { TokenCard } from "./text/token_card.js";
 
 const TOAST_MS = 1600;
 const END_PX = 48; // so close to the end counts as its end

@@ -164,7 +164,7 @@ def test_a_wrong_key_is_named_and_the_panel_stays_open(visit: Visit) -> None:
 
 
 VIEW = """async () => {
-  const { TokenView } = await import("/playground/token_view.js");
+  const { TokenView } = await import("/playground/text/token_view.js");
   const shown = [];
   const card = { show: (token) => shown.push(token.routing ?? null), hide: () => {} };
   const view = new TokenView({ card, numExperts: 2, layer: 0 });
@@ -204,7 +204,7 @@ def test_the_description_of_the_api_is_dark_on_a_dark_desktop(browser: Browser, 
 
 
 RATE = """async () => {
-  const { generate } = await import("/playground/generation.js");
+  const { generate } = await import("/playground/text/generation.js");
   const rateOf = async (packets) => {
     let now = 0;
     performance.now = () => now;

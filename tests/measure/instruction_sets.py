@@ -1,7 +1,7 @@
 """python -m tests.measure.instruction_sets [--isa NAME ..] [--rounds N]
 
-Time one expert of 1024 x 10240 (31 M weights) on one thread, with each instruction set of this machine: 1, 2, 16 and 256
-rows, in bfloat16, int8 and int4. The sets take turns in each round; a cell is the least CPU time of all rounds.
+Time one expert of 1024 x 10240 (31 M weights) on one thread with each instruction set of this machine: 1, 2, 16 and
+256 rows, in bfloat16, int8 and int4. The sets take turns in each round; a cell is the least CPU time of all rounds.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-import { element } from "./dom.js";
+import { element } from "../dom.js";
 
 let pointer = []; // where the pointer was last seen: text that moves below a resting one opens no card
 window.addEventListener("pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
