@@ -52,6 +52,16 @@ export class TokenView {
     }
   }
 
+  /** The token at `index` by itself; undefined before it has arrived. */
+  spelledAt(index) {
+    return this.#tokens[index]?.spelled;
+  }
+
+  /** Adds a class to a token. */
+  mark(index, className) {
+    this.#spans[index].classList.add(className);
+  }
+
   /** Colours the tokens again after the layer has changed. */
   repaint() {
     this.#tokens.forEach((_, index) => this.#colour(index));
