@@ -25,6 +25,7 @@ _NESTED_FIELDS = frozenset(
         "messages",
         "metadata",
         "output_config",
+        "prediction",
         "response_format",
         "stream_options",
         "structured_outputs",
