@@ -27,6 +27,7 @@ SLOW = (
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",
+    "tests/engine/test_speculation.py",
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/gguf/test_tensors.py",
     "tests/model/checkpoint/quantized/test_matrices.py",
