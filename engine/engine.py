@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
 from engine.execution.step_pipeline import StepPipeline
@@ -17,7 +18,6 @@ from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel, ProgressCallback, load
-from engine.startup.token_budget import make_scheduler
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received
