@@ -211,6 +211,11 @@ class Settings(BaseModel):
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
+    speculation: Literal["auto", "off"] = Field(
+        "off",
+        description="On a CPU, guess the next tokens from the request's own text where this is faster, and verify them "
+        "in one step. The tokens are the same.",
+    )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
     )
