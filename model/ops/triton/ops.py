@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+from model.group import ALONE, Group
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_tiling
@@ -97,11 +98,13 @@ class TritonOps:
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
+    def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE) -> Tensor:
+        assert group is ALONE, "a GPU computes a whole network"
         tiling = self._tiling(len(x), weights.w2)
         return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
 
-    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Tensor:
+    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+        assert group is ALONE, "a GPU computes a whole network"
         rows_per_expert = len(x) * request.expert_ids.shape[1] // len(weights.gate)
         tiling = self._tiling(2 * rows_per_expert, weights.experts.w2)  # twice the mean: loads are uneven
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
