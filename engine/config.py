@@ -15,7 +15,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
     deterministic: bool = False  # on a GPU: a row's bits do not depend on the batch (on a CPU native's never do)
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = "auto"  # native backend; auto: fastest
+    # Of the native backend; auto: the fastest.
+    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head

@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
 # compare whole models. `pytest --durations 20` finds new ones.
 SLOW = (
+    "tests/deploy/envoy",
     "tests/e2e",
     "tests/engine/bench",
     "tests/engine/execution/test_fault_isolation.py",
@@ -33,6 +34,7 @@ SLOW = (
     "tests/model/ops/triton/test_interpreted.py",
     "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",
+    "tests/model/test_tensor_parallel.py",
     "tests/noninterference",
     "tests/server/api/test_claude_code_requests.py",
     "tests/server/api/test_codex_requests.py",
@@ -41,9 +43,10 @@ SLOW = (
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
     "tests/server/cli/test_doctor.py",
-    "tests/server/cli/test_experts.py",
+    "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_terminal_text.py",
+    "tests/server/cli/test_wrong_inputs.py",
     "tests/server/engine_client/test_supervisor.py",
     "tests/server/http/test_acceptor.py",
     "tests/server/http/test_bad_requests.py",

@@ -33,6 +33,7 @@ FOREIGN_FLAGS = {
     *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
+    *("--from-literal",),  # kubectl
 }
 FOREIGN_VARIABLES = {"SMOE_CONFIG", "SMOE_URL"}  # no fields of Settings: the file itself, and a variable of tests
 

@@ -51,7 +51,7 @@ class ChatTurn:
 
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
-    builder = JobBuilder.from_request(http, request, arrival_s)
+    builder = await JobBuilder.from_request(http, request, arrival_s)
     state, texts = builder.state, builder.texts
     await builder.check_queue(1)
     use = resolve_tool_use(request)

@@ -20,7 +20,7 @@ from server.http.error_response import send_error
 from server.observability.access_log import AccessLog, RequestRecord
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-METRICS_PATH = "/metrics"
+METRICS_PATHS = frozenset({"/metrics", "/metrics/load"})
 MAX_REQUEST_ID_LENGTH = 128
 
 
@@ -47,7 +47,7 @@ def with_middleware(
     """
     app = BodyLimit(app, max_body_bytes, request_memory)
     if api_keys:
-        open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
+        open_paths = OPEN_PATHS | open_paths | (frozenset() if metrics_auth else METRICS_PATHS)
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
     if allowed_origins:
         app = CORSMiddleware(
@@ -69,7 +69,7 @@ def with_middleware(
             app,
             accepted_hosts,
             health_paths=with_prefix(OPEN_PATHS, root_path),
-            metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
+            metrics_paths=with_prefix(METRICS_PATHS, root_path),
         )
     counted = RequestMetrics(HttpVersions(outermost(app)), on_http)
     return RootPath(RequestIds(counted, access_log or AccessLog(), with_prefix(OPEN_PATHS, root_path)), root_path)

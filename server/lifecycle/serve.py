@@ -55,6 +55,7 @@ from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.observability.throughput_log import ThroughputLog
 from server.sandbox.errors import SandboxError
 from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
@@ -174,6 +175,7 @@ class Server:
         if watch is not None:
             watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
+        probes.append(loop.create_task(ThroughputLog(self._metrics.recent).run()))
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
         async with self._http_server():

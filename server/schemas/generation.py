@@ -34,6 +34,15 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     **OTHER_SPELLINGS,
 }
 
+# Fields that routers for several servers (SGLang's, vLLM's) add to every body, with the values that ask for nothing.
+HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
+    "include_reasoning": (False, True),  # a Mixtral has no reasoning to include or to separate
+    "no_stop_trim": (False,),
+    "return_hidden_states": (False,),
+    "separate_reasoning": (False, True),
+    "stream_reasoning": (False, True),
+}
+
 
 def _one_or_many(value: object) -> object:
     return text_or_list(value, str)
@@ -67,6 +76,7 @@ class GenerationRequest(StructuredFields):
     """Common fields of completions and chat. None: absent; the default of the checkpoint or of the server applies."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     instead: ClassVar[Mapping[str, str]] = fields_of_chat(OTHER_SPELLINGS)
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
 

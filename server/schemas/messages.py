@@ -86,6 +86,8 @@ class PromptFields(RequestModel):
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("output_config.format", refused_spellings("output_config"))
 
+    turns_field: ClassVar[str | None] = "messages"
+
     messages: Turns
     system: Text | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)

@@ -61,6 +61,8 @@ class ResponsesRequest(TranslatedRequest):
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("text.format", refused_spellings())
 
+    turns_field: ClassVar[str | None] = "input"
+
     input: Items
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None

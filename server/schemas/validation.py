@@ -46,7 +46,10 @@ class RequestModel(BaseModel):
 
     # Fields that this server does not support, each with the values that have no effect and are accepted.
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
+    # Fields that proxies add to requests, each with the values that ask for nothing: not reported as ignored.
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+    turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
 
     @property
     def ignored_parts(self) -> list[str]:
@@ -57,7 +60,9 @@ class RequestModel(BaseModel):
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
         """Drop null members, which OpenAI's clients send for absent fields."""
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {key: item for key, item in value.items() if item is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -93,7 +98,8 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    return fit_for_header(body.keys() - known)
+    idle = {name for name, values in model_class.harmless.items() if _is_one_of(body.get(name), values)}
+    return fit_for_header(body.keys() - known - idle)
 
 
 def fit_for_header(names: Iterable[str]) -> list[str]:
@@ -114,8 +120,13 @@ def is_printable(name: str) -> bool:
 def _reject_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
     for name, harmless in model_class.unsupported.items():
         value = body.get(name)
-        if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
+        if not _is_one_of(value, harmless):
             raise unsupported_parameter(name if path is None else f"{path}.{name}", _hint(model_class, name))
+
+
+def _is_one_of(value: JsonValue, harmless: Iterable[JsonValue]) -> bool:
+    """Return whether a value is null or equal to one of these, types included: 0 is not false."""
+    return value is None or any(type(value) is type(item) and value == item for item in harmless)
 
 
 def _hint(model_class: type[RequestModel], name: str) -> str | None:

@@ -166,7 +166,7 @@ class Settings(BaseModel):
     deterministic: bool = Field(
         False, description="On a GPU, compute the same bits for a request in any batch. A CPU always does."
     )
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = Field(
+    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = Field(
         "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
@@ -239,7 +239,7 @@ class Settings(BaseModel):
     metrics_compat: Literal["vllm", "none"] = Field(
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
-    metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    metrics_auth: bool = Field(False, description="Require an API key for /metrics and /metrics/load too.")
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )

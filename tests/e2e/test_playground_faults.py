@@ -1,6 +1,7 @@
 """The playground when something fails, and while text streams: replies of the API are scripted in the browser."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,3 +230,21 @@ RATE = """async () => {
 
 def test_a_rate_counts_the_tokens_after_the_first_packet_and_needs_time_between_packets(visit: Visit) -> None:
     assert visit.page.evaluate(RATE) == [[40, None], [40, None], [40, 10]]
+
+
+def test_all_requests_of_a_page_have_one_session_id_and_another_page_has_another(visit: Visit) -> None:
+    ids: list[str] = []
+
+    def record(route: Route) -> None:
+        ids.append(route.request.headers["x-session-id"])
+        replying("one", "two")(route)
+
+    script(visit, CHAT, record)
+    for _ in range(2):
+        visit.choose("mode", "chat")
+        for message in ("a", "b"):
+            say(visit, message)
+            visit.wait_until_finished()
+        visit.page.reload()
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert all(re.fullmatch("[0-9a-f]{32}", session_id) for session_id in ids)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from server.cli import expert_measurement
-from server.cli.expert_report import shares
+from server.cli.experts import measurement
+from server.cli.experts.report import shares
 from server.cli.main import app
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
@@ -61,8 +61,8 @@ def test_counts_are_those_of_each_text_alone(engine: LocalEngine, files: list[st
 def test_the_sweep_has_perplexity_and_speed_for_every_number_of_experts(
     engine: LocalEngine, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_measurement, "ROUNDS", 1)
-    monkeypatch.setattr(expert_measurement, "WINDOW_TOKENS", 20)
+    monkeypatch.setattr(measurement, "ROUNDS", 1)
+    monkeypatch.setattr(measurement, "WINDOW_TOKENS", 20)
     result = _command(*files, "--dial", "--json", "--tokens", "50", "--png", str(tmp_path / "dial.png"))
     assert result.exit_code == 0, result.output
     points: list[dict[str, Any]] = json.loads(result.stdout)["dial"]

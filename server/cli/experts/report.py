@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from server.cli.expert_measurement import ExpertTextError, SweepPoint
+from server.cli.experts.measurement import ExpertTextError, SweepPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """Measurements of `smoe experts`: experts by text, and quality and speed by the number of experts per token.
 
-Runs an engine process. `expert_report` formats the figures.
+Runs an engine process. `report` formats the figures.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
 import json
 
-from server.cli.expert_measurement import SweepPoint
-from server.cli.expert_report import count_json, count_table, sweep_table
+from server.cli.experts.measurement import SweepPoint
+from server.cli.experts.report import count_json, count_table, sweep_table
 
 
 def test_the_table_marks_the_expert_with_most_tokens_of_each_text() -> None:

@@ -8,9 +8,9 @@ import typer
 import uvloop
 
 from engine.config import EngineConfig
-from server.cli import expert_measurement, expert_report
 from server.cli.errors import report_error
-from server.cli.expert_measurement import ExpertTextError
+from server.cli.experts import measurement, report
+from server.cli.experts.measurement import ExpertTextError
 from server.cli.settings_of_command import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
@@ -27,10 +27,10 @@ def run(
     """
     try:
         if png is not None:
-            expert_report.check_drawable()
+            report.check_drawable()
         settings = load_settings(flags)
         model_dir = locate_model(settings.model, model_stores())
-        texts = expert_measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
+        texts = measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)
         config = engine_config(settings, model_dir)
         measure = _sweep_experts_per_token if sweep else _count
         output = measure(config, texts, as_json, png)
@@ -40,17 +40,17 @@ def run(
     return 0
 
 
-def _count(config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None) -> str:
-    counts = uvloop.run(expert_measurement.count(config, texts))
+def _count(config: EngineConfig, texts: Sequence[measurement.Text], as_json: bool, png: Path | None) -> str:
+    counts = uvloop.run(measurement.count(config, texts))
     if png is not None:
-        expert_report.draw_counts(counts, png)
-    return expert_report.count_json(counts) if as_json else expert_report.count_table(counts)
+        report.draw_counts(counts, png)
+    return report.count_json(counts) if as_json else report.count_table(counts)
 
 
 def _sweep_experts_per_token(
-    config: EngineConfig, texts: Sequence[expert_measurement.Text], as_json: bool, png: Path | None
+    config: EngineConfig, texts: Sequence[measurement.Text], as_json: bool, png: Path | None
 ) -> str:
-    points = uvloop.run(expert_measurement.sweep_experts_per_token(config, texts))
+    points = uvloop.run(measurement.sweep_experts_per_token(config, texts))
     if png is not None:
-        expert_report.draw_sweep(points, png)
-    return expert_report.sweep_json(points) if as_json else expert_report.sweep_table(points)
+        report.draw_sweep(points, png)
+    return report.sweep_json(points) if as_json else report.sweep_table(points)
