@@ -14,6 +14,7 @@ SLOW = (
     "tests/deploy/envoy",
     "tests/e2e",
     "tests/engine/bench",
+    "tests/engine/distributed/test_ranks.py",
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
     "tests/engine/execution/test_no_device_reads.py",

@@ -169,8 +169,13 @@ class Settings(BaseModel):
     isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = Field(
         "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
-    threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
-        None, description="CPU threads of the engine."
+    threads: Annotated[PositiveInt | None, DefaultText("one per core, divided among the ranks")] = Field(
+        None, description="CPU threads of the engine; of each rank with --tensor-parallel-size."
+    )
+    tensor_parallel_size: PositiveInt = Field(
+        1,
+        description="Processes (ranks) on this host's CPUs that share the model, each with a part of every matrix, its "
+        "own memory and threads. The tokens are the same. Must divide the model's KV heads.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of weights and activations; auto uses the checkpoint's."
