@@ -3,14 +3,13 @@
 import asyncio
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
-import pytest
 
 from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
 from tests.support.conditions import until
@@ -24,6 +23,12 @@ def _rank(server: RunningServer) -> psutil.Process:
     """Return the process of rank 1: the engine's child."""
     [rank] = [child for child in psutil.Process(server.engine_pid).children() if "engine.rank" in child.cmdline()]
     return rank
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 async def _answers(server: RunningServer, bodies: list[dict[str, object]]) -> list[Answer]:
@@ -67,23 +72,16 @@ def test_a_killed_rank_ends_streams_and_the_server_is_ready_again_without_what_w
                 assert answer.token_ids == whole[: len(answer.token_ids)]
                 assert answer.error is not None or len(answer.token_ids) == len(whole)
                 late_s += [answer.ended_s - killed_s] if answer.error else []
-            assert not any(process.is_running() for process in processes), "a process outlived its group"
+            assert not any(map(_is_alive, processes)), "a process outlived its group"
         assert "rank 1 was killed by signal 9: the engine ends" in ranks.log.read_text()
         last = [psutil.Process(ranks.engine_pid), _rank(ranks)]
-    asyncio.run(until(lambda: not any(process.is_running() for process in last)))
+    asyncio.run(until(lambda: not any(map(_is_alive, last))))
     sys.stdout.write(f"{2 * scale} kills: {len(late_s)} streams cut, the last after {max(late_s, default=0):.2f} s\n")
 
 
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (("--tensor-parallel-size", "4"), r"--tensor-parallel-size 4: the model has 2 KV heads, .*; 1, 2 can"),
-        (("--tensor-parallel-size", "0"), r"--tensor-parallel-size: .*greater than"),
-    ],
-)
-def test_a_number_of_ranks_that_cannot_work_is_one_line(flags: tuple[str, ...], line: str) -> None:
-    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--device", "cpu", *flags]
+def test_a_number_of_ranks_that_cannot_work_is_one_line() -> None:
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--device", "cpu", "--tensor-parallel-size", "4"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 2
-    [error] = [text for text in ran.stderr.splitlines() if "error" in text.lower() or "--tensor" in text]
-    assert re.search(line, error), error
+    [line] = [line for line in ran.stderr.splitlines() if "--tensor-parallel-size" in line]
+    assert line.endswith("the model has 2 KV heads, which 4 ranks cannot share equally; 1, 2 can"), line

@@ -12,6 +12,7 @@ import msgspec
 import psutil
 import pytest
 
+from engine.capacity.checkpoint_files import write_manifest
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from engine.distributed import ranks as ranks_module
@@ -128,6 +129,7 @@ def test_a_fault_in_the_part_of_another_rank_is_told_in_one_line_and_leaves_no_p
     model = save_random_checkpoint(Shape(dim=64, hidden_dim=64, vocab_size=128), tmp_path / "bad")
     model.lm_head.weight.data[-1, 0] = float("nan")  # type: ignore[union-attr,operator,index]
     model.save_pretrained(tmp_path / "bad")  # type: ignore[operator]
+    write_manifest(tmp_path / "bad")
     config = msgspec.structs.replace(CONFIG, model=str(tmp_path / "bad"), verify=True)
     with pytest.raises((CheckpointError, EngineConfigError), match=r"lm_head.weight contains NaN or Inf$"):
         Engine.load(config)
