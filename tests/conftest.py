@@ -5,8 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.paths import ROOT
+
+settings.register_profile("no deadline", deadline=None)  # an example takes long on a busy machine
+settings.load_profile("no deadline")
 
 # Folders and files whose tests `make test-fast` leaves out: they start servers, browsers, compilers or interpreters, or
 # compare whole models. `pytest --durations 20` finds new ones.
@@ -24,6 +28,7 @@ SLOW = (
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",
+    "tests/engine/test_speculation.py",
     "tests/engine/test_stored_formats.py",
     "tests/model/checkpoint/gguf/test_tensors.py",
     "tests/model/checkpoint/quantized/test_matrices.py",
@@ -43,6 +48,7 @@ SLOW = (
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
+    "tests/server/cli/bench",
     "tests/server/cli/test_doctor.py",
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
@@ -59,6 +65,7 @@ SLOW = (
     "tests/server/lifecycle/test_sandbox_of_the_server.py",
     "tests/server/lifecycle/test_serve.py",
     "tests/server/lifecycle/test_serve_until_exit.py",
+    "tests/server/lifecycle/test_trace_export.py",
     "tests/server/sandbox/test_pool.py",
     "tests/server/structured_output/test_constraints.py",
     "tests/server/structured_output/test_grammar_bombs.py",

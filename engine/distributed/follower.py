@@ -26,7 +26,9 @@ class Follower:
             dtype = served_kv_dtype(self._config, self._model.config)
             self._pool = KvPool(own, int.from_bytes(payload, "little"), self._config.block_size, dtype, CPU)
         assert self._pool is not None, "the pool comes before the first step"
-        if kind is PacketKind.ZERO:
+        if kind is PacketKind.ZERO_BLOCKS:
             self._pool.zero_blocks(torch.frombuffer(payload, dtype=torch.int64))
+        elif kind is PacketKind.ZERO_SLOTS:
+            self._pool.zero_slots(torch.frombuffer(payload, dtype=torch.int64))
         elif kind is PacketKind.STEP:
             self._model.forward(decode_step(payload, self._model.config), self._pool)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from engine.distributed.packets import PacketKind
 from engine.distributed.ranks import Ranks
 from engine.errors import FatalEngineError
 from model.forward_batch import ForwardBatch
@@ -40,5 +41,10 @@ class LeadingKvPool(KvPool):
 
     def zero_blocks(self, block_ids: Tensor) -> None:
         """Fill these blocks with zeros on every rank."""
-        self._ranks.zero_blocks(block_ids.numpy().tobytes())
+        self._ranks.fill_with_zeros(PacketKind.ZERO_BLOCKS, block_ids.numpy().tobytes())
         super().zero_blocks(block_ids)
+
+    def zero_slots(self, slots: Tensor) -> None:
+        """Fill these slots with zeros on every rank."""
+        self._ranks.fill_with_zeros(PacketKind.ZERO_SLOTS, slots.numpy().tobytes())
+        super().zero_slots(slots)

@@ -28,8 +28,9 @@ class PacketKind(IntEnum):
     LOADED = 2  # from a rank: it has loaded everything
     FAILED = 3  # from a rank: an error in the checkpoint, as text
     POOL = 4  # to a rank: number of KV blocks, with the null block
-    ZERO = 5  # to a rank: ids of blocks to fill with zeros, int64
+    ZERO_BLOCKS = 5  # to a rank: ids of blocks to fill with zeros, int64
     STEP = 6  # to a rank: a step
+    ZERO_SLOTS = 7  # to a rank: slots to fill with zeros, int64
 
 
 def send_packet(connection: socket.socket, kind: PacketKind, payload: bytes = b"") -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 import msgspec
 
@@ -101,9 +102,9 @@ class Ranks:
         """Let each rank create its part of a KV pool of `num_blocks` blocks, the null block included."""
         self._tell(PacketKind.POOL, num_blocks.to_bytes(8, "little"))
 
-    def zero_blocks(self, content: bytes) -> None:
-        """Let each rank fill blocks with zeros: their ids, int64."""
-        self._tell(PacketKind.ZERO, content)
+    def fill_with_zeros(self, kind: Literal[PacketKind.ZERO_BLOCKS, PacketKind.ZERO_SLOTS], indices: bytes) -> None:
+        """Let each rank fill blocks or slots with zeros; `indices` are int64."""
+        self._tell(kind, indices)
 
     def start_step(self, batch: ForwardBatch) -> None:
         """Let each rank compute its part of a step; this process must compute its own next."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli import bench_commands, client_commands, completion
+from server.cli import client_commands, completion
+from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
 from server.cli.run import command as run

@@ -22,6 +22,7 @@ from server.observability.access_log import AccessLog, RequestRecord
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 METRICS_PATHS = frozenset({"/metrics", "/metrics/load"})
 MAX_REQUEST_ID_LENGTH = 128
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 
 
 def with_middleware(
@@ -122,10 +123,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = valid_request_id(Headers(scope=scope).get("x-request-id")) or secrets.token_hex(16)
+        received = Headers(scope=scope)
+        request_id = valid_request_id(received.get("x-request-id")) or secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         client = scope.get("client")
         record = RequestRecord(request_id, scope["method"], scope["path"], client[0] if client else None)
+        record.trace_headers = {name: received[name] for name in TRACE_HEADERS if name in received}
         scope["state"]["record"] = record
         status: int | None = None
 
@@ -143,6 +146,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            record.route = getattr(scope.get("route"), "path", None)
             self._access_log.request_ended(record, status, is_probe=record.path in self._probes)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, Names, RootPath
+from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, HttpUrl, Names, RootPath
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -216,6 +216,11 @@ class Settings(BaseModel):
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
+    speculation: Literal["auto", "off"] = Field(
+        "off",
+        description="On a CPU, guess the next tokens from the request's own text where this is faster, and verify them "
+        "in one step. The tokens are the same.",
+    )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
     )
@@ -245,6 +250,11 @@ class Settings(BaseModel):
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
     metrics_auth: bool = Field(False, description="Require an API key for /metrics and /metrics/load too.")
+    otlp_traces_endpoint: HttpUrl | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318) that gets a "
+        "trace of each request, never its text. Needs the extra otel.",
+    )
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )

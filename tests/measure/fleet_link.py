@@ -52,7 +52,13 @@ def ip(*words: str) -> None:
 def server_in(name: str, address: str, checkpoint: Path) -> Iterator[None]:
     """Run a server in the namespace."""
     flags = {"model": str(checkpoint), "host": address, "port": str(PORT), "served_model_name": "m"}
-    program = [sys.executable, str(FAKE_ENGINE_SERVER), "hold", *(f"{key}={value}" for key, value in flags.items())]
+    program = [
+        sys.executable,
+        "-P",
+        str(FAKE_ENGINE_SERVER),
+        "hold",
+        *(f"{key}={value}" for key, value in flags.items()),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         ["ip", "netns", "exec", name, *program], env=environment, stderr=subprocess.DEVNULL, start_new_session=True

@@ -1,4 +1,4 @@
-"""`smoe bench serve`, `chart`, `kernels` and `engine`. Each imports what it needs when it runs."""
+"""`smoe bench`: all commands but `compare`, which is beside. Each imports what it needs when it runs."""
 
 import json
 import sys
@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from server.cli.bench.compare import compare_command
 from server.cli.errors import report_error
 from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
 
 app = typer.Typer(name="bench", help="Measure a server, the kernels, or whole steps.", no_args_is_help=True)
+
+app.command("compare", cls=WordsCommand)(compare_command)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PlotFlag = Annotated[
