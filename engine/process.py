@@ -208,7 +208,6 @@ def closing_ranks(ranks: Ranks | None) -> Iterator[None]:
 
 
 def _exit_without_rank(death: str) -> None:
-    log.error("%s: the engine ends", death)
     os._exit(CRASH)
 
 

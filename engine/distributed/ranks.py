@@ -148,6 +148,7 @@ class Ranks:
         if not self._is_closing:
             rank = ranks[gone[0][0]]
             self.death = f"rank {rank} {self._wait(rank)}"
+            log.error("%s: the engine ends", self.death)
             self._group.end()
             self.on_death(self.death)
 
