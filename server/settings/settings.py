@@ -169,8 +169,9 @@ class Settings(BaseModel):
     isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = Field(
         "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
-    threads: Annotated[PositiveInt | None, DefaultText("one per core, divided among the ranks")] = Field(
-        None, description="CPU threads of the engine; of each rank with --tensor-parallel-size."
+    threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
+        None,
+        description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by default.",
     )
     tensor_parallel_size: PositiveInt = Field(
         1,
