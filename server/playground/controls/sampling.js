@@ -1,4 +1,4 @@
-import { element } from "./dom.js";
+import { element } from "../dom.js";
 
 /** Sliders by field. `rest` is the position of an untouched slider, which is shown but not sent. */
 const SLIDERS = [

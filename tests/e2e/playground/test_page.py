@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import PHONE, Visit, abort, chromium, visiting
+from tests.support.browser import PHONE, Visit, abort, visiting
 from tests.support.paths import FAKE_ENGINE_SERVER
 from tests.support.ports import free_port
 from tests.support.running import MODEL, RunningServer, start_server, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser, server: RunningServer) -> Iterator[Visit]:
-    with visiting(browser, server.url) as page:
-        page.get("#heat td").first.wait_for()
-        yield page
 
 
 def same_choice(server: RunningServer, visit: Visit, **fields: object) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-import { element } from "./dom.js";
-import { percent, visible } from "./words.js";
+import { element } from "../dom.js";
+import { percent, visible } from "../words.js";
 
 const GAP_PX = 8;
 

@@ -1,4 +1,4 @@
-import { ApiError } from "./api.js";
+import { ApiError } from "../api.js";
 import { eventData } from "./events.js";
 import { parseTokens } from "./tokens.js";
 

@@ -1,4 +1,4 @@
-import { element } from "./dom.js";
+import { element } from "../dom.js";
 
 /** Slider for the experts per token, drawn as pips. `value` is undefined while it is at the model's own number. */
 export class ExpertsSlider {

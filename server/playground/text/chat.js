@@ -1,4 +1,4 @@
-import { byId, element } from "./dom.js";
+import { byId, element } from "../dom.js";
 import { chatRequest } from "./request.js";
 import { TokenView } from "./token_view.js";
 

@@ -1,5 +1,5 @@
-import { byId, element } from "./dom.js";
-import { percent, visible } from "./words.js";
+import { byId, element } from "../dom.js";
+import { percent, visible } from "../words.js";
 
 const FULL_HEAT = 4; // the hottest colour: this many times the even share
 

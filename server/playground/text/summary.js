@@ -1,5 +1,5 @@
-import { element } from "./dom.js";
-import { milliseconds, formatRate, abbreviate } from "./words.js";
+import { element } from "../dom.js";
+import { milliseconds, formatRate, abbreviate } from "../words.js";
 
 /** Returns a generation's figures as nodes. `ending` is null while it runs. `onSeed` gets the seed to use it again. */
 export function summaryNodes(meter, ending, onSeed) {

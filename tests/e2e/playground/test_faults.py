@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from tests.support.browser import Visit, abort, chromium, visiting
+from tests.support.browser import Visit, abort, visiting
 from tests.support.running import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -16,19 +15,6 @@ CHAT, COMPLETIONS = "**/v1/chat/completions", "**/v1/completions"
 SEED = 7
 HAS_MOVED = "paper => paper.scrollHeight > 2 * paper.clientHeight"
 TO_END = "paper => paper.scrollHeight - paper.scrollTop - paper.clientHeight"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser, server: RunningServer) -> Iterator[Visit]:
-    with visiting(browser, server.url, statuses=(401, 503)) as page:
-        page.get("#heat td").first.wait_for()
-        yield page
 
 
 def replying(*texts: str) -> Any:
@@ -164,7 +150,7 @@ def test_a_wrong_key_is_named_and_the_panel_stays_open(visit: Visit) -> None:
 
 
 VIEW = """async () => {
-  const { TokenView } = await import("/playground/token_view.js");
+  const { TokenView } = await import("/playground/text/token_view.js");
   const shown = [];
   const card = { show: (token) => shown.push(token.routing ?? null), hide: () => {} };
   const view = new TokenView({ card, numExperts: 2, layer: 0 });
@@ -204,7 +190,7 @@ def test_the_description_of_the_api_is_dark_on_a_dark_desktop(browser: Browser, 
 
 
 RATE = """async () => {
-  const { generate } = await import("/playground/generation.js");
+  const { generate } = await import("/playground/text/generation.js");
   const rateOf = async (packets) => {
     let now = 0;
     performance.now = () => now;

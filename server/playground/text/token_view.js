@@ -1,4 +1,4 @@
-import { element } from "./dom.js";
+import { element } from "../dom.js";
 
 let pointer = []; // where the pointer was last seen: text that moves below a resting one opens no card
 window.addEventListener("pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
@@ -50,6 +50,16 @@ export class TokenView {
         if (index === this.#at) this.#show(index, false); // the card was opened before the experts came
       }
     }
+  }
+
+  /** The token at `index` by itself; undefined before it has arrived. */
+  spelledAt(index) {
+    return this.#tokens[index]?.spelled;
+  }
+
+  /** Adds a class to a token. */
+  mark(index, className) {
+    this.#spans[index].classList.add(className);
   }
 
   /** Colours the tokens again after the layer has changed. */

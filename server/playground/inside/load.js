@@ -1,5 +1,5 @@
-import { byId, element } from "./dom.js";
-import { formatRate, percent } from "./words.js";
+import { byId, element } from "../dom.js";
+import { formatRate, percent } from "../words.js";
 
 const PHASES = {
   ready: "ready",
