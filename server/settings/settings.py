@@ -171,7 +171,8 @@ class Settings(BaseModel):
     )
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
         None,
-        description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by default.",
+        description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by "
+        "default.",
     )
     tensor_parallel_size: PositiveInt = Field(
         1,
