@@ -79,7 +79,10 @@ def serve_command(
     raise typer.Exit(serve.print_config(flags, config) if print_config else serve.run(flags, config, started_s))
 
 
-@app.command("plan", cls=settings_command("model", "rope_theta", "max_model_len", "dtype", "quantization"))
+@app.command(
+    "plan",
+    cls=settings_command("model", "rope_theta", "max_model_len", "dtype", "quantization", "tensor_parallel_size"),
+)
 def plan_command(
     context: typer.Context,
     memory: Annotated[
