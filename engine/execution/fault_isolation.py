@@ -50,14 +50,14 @@ def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
 
 
 def _fault_of(error: Exception) -> StepFault:
+    if isinstance(error, FatalEngineError):
+        raise error
     text = str(error)
     summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return StepFault("memory", summary, "")
     if isinstance(error, torch.AcceleratorError) or any(words in text for words in DEVICE_LOST):
         raise FatalEngineError(f"the device is lost: {summary}") from error
-    if isinstance(error, FatalEngineError):
-        raise error
     return StepFault("other", summary, "".join(traceback.format_exception(error)))
 
 

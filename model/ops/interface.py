@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+from model.group import ALONE, Group
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
@@ -94,18 +95,31 @@ class Ops(Protocol):
         Position i sees positions i - window + 1 .. i; no slot outside of that range is read.
         """
 
-    def ffn(self, x: Tensor, weights: PackedWeights) -> Pending:
-        """Compute a dense FFN: [T, D] -> [T, D]."""
+    def ffn(self, x: Tensor, weights: PackedWeights, group: Group = ALONE) -> Pending:
+        """Compute a dense FFN: [T, D] -> [T, D].
 
-    def moe(self, x: Tensor, weights: PackedWeights, request: RoutingRequest) -> Pending:
+        In a group w1 and w3 have some of the F outputs, and w2 some of D: those of model/cut.py, by panels. The hidden
+        rows are gathered, and the result has the rank's columns of D.
+        """
+
+    def moe(self, x: Tensor, weights: PackedWeights, request: RoutingRequest, group: Group = ALONE) -> Pending:
         """Sum weight times output over each row's k experts: [T, D] -> [T, D]. Writes request.expert_ids.
+
+        In a group the experts are cut as in ffn, and the gate is whole.
 
         The k experts are those with the largest gate logits among the experts that are switched on, ties to the lower
         id; the weights are the softmax over these k logits (Jiang et al. 2024, section 2.1).
         """
 
     def add_norm_moe(
-        self, x: Tensor, pending: Pending, norm: Tensor, eps: float, weights: PackedWeights, request: RoutingRequest
+        self,
+        x: Tensor,
+        pending: Pending,
+        norm: Tensor,
+        eps: float,
+        weights: PackedWeights,
+        request: RoutingRequest,
+        group: Group = ALONE,
     ) -> tuple[Tensor, Pending]:
         """Return x + pending [T, D], and the moe of its rms_norm, [T, D]: a backend may do norm and gate at once."""
 

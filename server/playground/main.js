@@ -19,7 +19,7 @@ const api = new Api(getKey);
 const expertsSlider = new ExpertsSlider(byId("experts-slider"));
 const experts = new ExpertMap(api);
 const load = new ServerLoad(api);
-const playground = new Playground({ api, getKey, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
+const playground = new Playground({ api, getKey, experts, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
 /** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {

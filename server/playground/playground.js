@@ -35,8 +35,9 @@ export class Playground {
   #paperTop = 0;
   #toastTimer;
 
-  constructor({ api, getKey, expertsSlider, sampling }) {
+  constructor({ api, getKey, experts, expertsSlider, sampling }) {
     this.#api = api;
+    this.#display.map = experts;
     this.#getKey = getKey;
     this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
@@ -103,6 +104,8 @@ export class Playground {
   #requests() {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
     if (this.#expertsSlider.value !== undefined) sampling.experts_per_token = this.#expertsSlider.value;
+    const mask = this.#display.map.mask;
+    if (mask) sampling.expert_mask = mask;
     if (this.#panel.requests) return this.#panel.requests(this.#model, sampling);
     const request = this.#panel.request(this.#model, sampling);
     return request && [request];
@@ -232,7 +235,14 @@ export class Playground {
     for (const panel of Object.values(this.#panels)) for (const view of panel.views) view.repaint();
   }
 
+  /** Dims the tokens that did not take an expert, {layer, expert}; null dims none. */
+  #dim(place) {
+    for (const view of this.#panel.views) view.dim(place);
+  }
+
   #listen() {
+    byId("heat").addEventListener("expert-hover", ({ detail }) => this.#dim(detail));
+    byId("heat").addEventListener("expert-switch", () => (this.#panel === this.#panels.chat ? this.#repeat() : this.#start()));
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#start();

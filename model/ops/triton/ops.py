@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
+from model.group import ALONE, Group
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_splits, choose_tiling
@@ -103,18 +104,28 @@ class TritonOps:
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: TritonExperts) -> Pending:
+    def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE) -> Pending:
+        assert group is ALONE, "a GPU computes a whole network"
         tiling = self._tiling(len(x), weights.w2)
         return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
 
-    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Pending:
+    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest, group: Group = ALONE) -> Pending:
+        assert group is ALONE, "a GPU computes a whole network"
         tiling = self._expert_tiling(weights, request)
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
         return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic)  # [T, D]
 
     def add_norm_moe(
-        self, x: Tensor, pending: Pending, norm: Tensor, eps: float, weights: TritonMoe, request: RoutingRequest
+        self,
+        x: Tensor,
+        pending: Pending,
+        norm: Tensor,
+        eps: float,
+        weights: TritonMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
     ) -> tuple[Tensor, Pending]:
+        assert group is ALONE, "a GPU computes a whole network"
         tiling = self._expert_tiling(weights, request)
         total, normed, shares = add_norm_gate(self._launch, x, pending, norm, eps, weights.gate, request)
         routing = gather_tiles(self._launch, request.expert_ids, shares, len(weights.gate), tiling.rows)

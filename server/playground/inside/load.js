@@ -1,5 +1,14 @@
 import { byId, element } from "../dom.js";
-import { formatRate, percent } from "../words.js";
+import { formatRate, milliseconds, percent } from "../words.js";
+import { sparkline } from "./sparkline.js";
+
+/** Figures with their history: the column of GET /load/recent, and how a value is written. */
+const HISTORIES = [
+  ["KV cache", "kv_usage", percent],
+  ["Tokens/s", "generated_tokens_per_s", formatRate],
+  ["Step", "step_ms", milliseconds],
+  ["First token", "ttft_p50_ms", milliseconds],
+];
 
 const PHASES = {
   ready: "ready",
@@ -11,34 +20,42 @@ const PHASES = {
   unreachable: "cannot be reached",
 };
 
-/** Panel of the server's state: health, requests, KV cache and tokens per second. */
+/** Panel of the server's state: health, requests, and two minutes of KV cache, tokens per second and times. */
 export class ServerLoad {
   phase = "loading"; // of the last reading; "unreachable" without an answer
   #api;
   #health = byId("health");
   #values = {};
-  #last = null; // {positions, ms} of the last reading
+  #lines = {};
 
   constructor(api) {
     this.#api = api;
-    for (const name of ["Running", "Waiting", "KV cache", "Tokens/s"]) {
-      this.#values[name] = element("dd", {}, "–");
-      byId("load").append(element("div", {}, element("dt", {}, name), this.#values[name]));
-    }
-    this.#values["KV cache"].className = "gauge";
+    for (const name of ["Running", "Waiting"]) this.#add(name);
+    for (const [name] of HISTORIES) this.#add(name, (this.#lines[name] = sparkline()));
   }
 
-  /** Reads health and metrics and shows them. Throws ApiError if the metrics need a key. */
+  #add(name, ...more) {
+    this.#values[name] = element("dd", {}, "–");
+    byId("load").append(element("div", {}, element("dt", {}, name), this.#values[name], ...more.map((line) => line.element)));
+  }
+
+  /** Reads health and load and shows them. Throws ApiError if they need a key. */
   async refresh() {
     this.#showHealth(await this.#readHealth());
     if (this.phase === "unreachable") return this.#clear();
-    const samples = sampleValues(await (await this.#api.get("metrics")).text());
-    const used = samples.get("smoe_kv_cache_usage_ratio") ?? 0;
-    this.#showValue("Running", samples.get("smoe_requests_running") ?? 0);
-    this.#showValue("Waiting", samples.get("smoe_requests_waiting") ?? 0);
-    this.#showValue("KV cache", percent(used));
-    this.#values["KV cache"].style.setProperty("--share", used);
-    return this.#showRate(samples.get("smoe_step_tokens_sum") ?? 0);
+    const [now, recent] = await Promise.all(["load", "load/recent?interval=2"].map((path) => this.#read(path)));
+    this.#values.Running.textContent = now.running;
+    this.#values.Waiting.textContent = now.waiting;
+    for (const [name, column, format] of HISTORIES) {
+      const newest = recent[column].at(-1);
+      this.#values[name].textContent = newest === null ? "–" : format(newest);
+      this.#lines[name].draw(recent[column]);
+    }
+    return undefined;
+  }
+
+  async #read(path) {
+    return (await this.#api.get(path)).json();
   }
 
   async #readHealth() {
@@ -61,26 +78,6 @@ export class ServerLoad {
 
   #clear() {
     for (const value of Object.values(this.#values)) value.textContent = "–";
-    this.#values["KV cache"].style.setProperty("--share", 0);
-    this.#last = null;
+    for (const line of Object.values(this.#lines)) line.draw([]);
   }
-
-  #showValue(name, value) {
-    this.#values[name].textContent = value;
-  }
-
-  /** Shows the tokens computed per second since the last reading, including prompts. */
-  #showRate(positions) {
-    const ms = performance.now();
-    if (this.#last && positions >= this.#last.positions) {
-      this.#showValue("Tokens/s", formatRate((1000 * (positions - this.#last.positions)) / (ms - this.#last.ms)));
-    }
-    this.#last = { positions, ms };
-  }
-}
-
-/** Maps names to values of Prometheus's text format. A name with several samples maps to the last one. */
-function sampleValues(text) {
-  const lines = text.split("\n").filter((line) => line && !line.startsWith("#"));
-  return new Map(lines.map((line) => [line.split(/[{ ]/, 1)[0], Number(line.slice(line.lastIndexOf(" ")))]));
 }

@@ -67,6 +67,14 @@ export class TokenView {
     this.#tokens.forEach((_, index) => this.#colour(index));
   }
 
+  /** Dims the tokens that did not take an expert, {layer, expert}; null dims none. */
+  dim(place) {
+    this.#tokens.forEach(({ routing }, index) => {
+      const isDimmed = place !== null && routing !== undefined && !routing[place.layer].includes(place.expert);
+      this.#spans[index].classList.toggle("dimmed", isDimmed);
+    });
+  }
+
   #span(token) {
     const span = element("span", { className: "t" }, token.text);
     if (token.logprob !== null) span.style.setProperty("--surprise", Math.min(1, -token.logprob / 5));
@@ -97,12 +105,14 @@ export class TokenView {
     this.#at = index;
     this.#spans[index].classList.add("at");
     if (isSpoken) this.#spans[index].scrollIntoView({ block: "nearest" });
+    this.#display.map?.showPath(this.#tokens[index].routing ?? null);
     this.#display.card.show(this.#tokens[index], this.#spans[index], this.#display.numExperts, { isSpoken });
   }
 
   #close() {
     this.#spans[this.#at]?.classList.remove("at");
     this.#at = -1;
+    this.#display.map?.showPath(null);
     this.#display.card.hide();
   }
 }
