@@ -21,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
+    tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None  # None: about 0.5 s of work on a CPU (measured at start), 2,048 on a GPU
@@ -29,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None  # usable blocks; overrides kv_cache_memory_bytes
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
+    speculation: Literal["auto", "off"] = "off"  # auto: draft tokens where this is faster; needs equal bits, so native
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     enforce_eager: bool = False  # on a GPU: launch every kernel by itself, without CUDA graphs
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival

@@ -14,13 +14,16 @@ if __name__ == "__main__":
 
 import gc
 import logging
+import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
+from engine.distributed.ranks import Ranks
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import COUNT_INTERVAL_S
@@ -100,8 +103,9 @@ class EngineProcess:
             if are_assertions_off():
                 raise EngineConfigError(NO_ASSERTIONS)
             engine, early = self._start()
-            self.channel.send(ready_message(engine.config, engine.loaded))
-            self._serve(engine, early)
+            with closing_ranks(engine.loaded.ranks):
+                self.channel.send(ready_message(engine.config, engine.loaded))
+                self._serve(engine, early)
         except PeerClosedError:
             return 0
         except (CheckpointError, EngineConfigError) as error:
@@ -186,6 +190,25 @@ class EngineProcess:
         start_s = time.monotonic()
         report = engine.experts.reset() if query.reset else engine.experts.report(query.window_s)
         self.channel.send(ExpertsReply(query.query_id, report, time.monotonic() - start_s))
+
+
+@contextmanager
+def closing_ranks(ranks: Ranks | None) -> Iterator[None]:
+    """End the other ranks with the block, and this process when one of them is gone, even while it computes."""
+    if ranks is None:
+        yield
+        return
+    ranks.on_death = _exit_without_rank
+    if ranks.death:  # before it was set
+        _exit_without_rank(ranks.death)
+    try:
+        yield
+    finally:
+        ranks.close()
+
+
+def _exit_without_rank(death: str) -> None:
+    os._exit(CRASH)
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 Shape letters as in model/mixtral.py.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 from model.block_slices import SliceReader
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.rank_parts import RankParts
 from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
 from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
+from model.group import ALONE, Group
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
 from model.ops.weights import BlockMatrix, BlockStream, Weight
@@ -31,12 +34,14 @@ def load_model(
     ops: Ops,
     on_progress: Callable[[int, int], None],
     *,
+    group: Group = ALONE,
     check_values: bool = False,
     num_threads: int = 1,
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
-    Weights in blocks that `ops` multiplies stay in them.
+    Weights in blocks that `ops` multiplies stay in them. A rank of a `group` reads and packs only the rows of its part;
+    of a matrix that several tensors encode (AWQ, GPTQ and others) it reads all and packs its part.
 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, GGUF's blocks in slices, so that the peak is one copy of the weights and one tensor or
@@ -45,10 +50,11 @@ def load_model(
     """
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
+    parts = RankParts(stored, config.num_kv_heads, group.cut)
     source = TensorReader(
-        stored, in_blocks, dtype, device, on_progress, check_values=check_values, num_threads=num_threads
+        parts, in_blocks, dtype, device, on_progress, check_values=check_values, num_threads=num_threads
     )
-    return Mixtral(config, _build(config, source, ops), ops)
+    return Mixtral(config, _build(config, source, ops), ops, group)
 
 
 class TensorReader:
@@ -56,7 +62,7 @@ class TensorReader:
 
     def __init__(
         self,
-        stored: Mapping[str, StoredWeight],
+        parts: RankParts,
         in_blocks: Collection[str],
         dtype: torch.dtype,
         device: torch.device,
@@ -65,7 +71,7 @@ class TensorReader:
         check_values: bool,
         num_threads: int,
     ) -> None:
-        self._stored = stored
+        self._parts = parts
         self._in_blocks = in_blocks
         self._slices = SliceReader()
         self._check_values = check_values
@@ -74,16 +80,18 @@ class TensorReader:
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
-        self._total_bytes = sum(tensor.num_bytes for tensor in stored.values())
-        if HEAD in in_blocks and HEAD not in stored:
-            self._total_bytes += stored[EMBEDDING].num_bytes  # read again, as the head
+        self._total_bytes = parts.num_bytes()
+        if HEAD in in_blocks and HEAD not in parts:
+            self._total_bytes += parts.part(HEAD).num_bytes  # the embedding is read again, as the head
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._parts
 
     def read(self, name: str) -> Tensor:
-        """Read a whole tensor."""
-        return self._read(name, 0, self._stored[name].shape[0])
+        """Read a tensor; of a matrix that is cut the rank's rows."""
+        tensor = self._parts.part(name)
+        rows = self._parts.rows(name)
+        return self._read(tensor, rows if isinstance(tensor, PackedMatrix) else range(len(rows)))
 
     def read_matrix(self, name: str) -> Weight:
         """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
@@ -91,28 +99,35 @@ class TensorReader:
 
     def read_head(self, embedding: Tensor) -> Weight:
         """Read the output head. A stored one takes precedence over tying, as in transformers."""
-        return self.read_matrix(HEAD) if HEAD in self._stored or HEAD in self._in_blocks else embedding
+        if HEAD in self._parts or HEAD in self._in_blocks:
+            return self.read_matrix(HEAD)
+        rows = self._parts.rows(HEAD)
+        return embedding if len(rows) == len(embedding) else embedding[rows.start : rows.stop]
 
-    def read_entry(self, name: str, index: int) -> Tensor:
-        """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
-        return self._read(name, index, 1)[0]
+    def read_entry(self, name: str, index: int, matrix: int = 0, num_matrices: int = 1) -> Tensor:
+        """Read one expert's matrix of a fused tensor: [E, num_matrices * O, D] -> [O, D], or the rank's rows of it."""
+        tensor = self._parts.entry(name, index, matrix, num_matrices)
+        return self._read(tensor, range(tensor.shape[0]))
 
-    def _read(self, name: str, first: int, count: int) -> Tensor:
-        tensor = self._stored[name]
-        weight = read_weight(tensor, self._dtype, first, count, self._num_threads).to(self._device, self._dtype)
+    def _read(self, tensor: StoredWeight, rows: range) -> Tensor:
+        weight = read_weight(tensor, self._dtype, rows.start, len(rows), self._num_threads)
+        weight = weight.to(self._device, self._dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
-        self._count(tensor.num_bytes * count // tensor.shape[0])
+        self._count(tensor.num_bytes)
         return weight
 
     def _read_blocks(self, name: str) -> BlockMatrix | BlockStream:
-        tensor = self._stored.get(name) or self._stored[EMBEDDING]
+        tensor = self._parts.part(name)
         if isinstance(tensor, StoredTensor) and not tensor.interleaved_heads and not self._check_values:
             return BlockStream(tensor.dtype, (tensor.shape[0], tensor.shape[1]), self._stream(tensor))
         if isinstance(tensor, PackedMatrix):
             if self._check_values:
                 _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._num_threads))
             matrix = read_group_matrix(tensor, tensor.dtype, self._num_threads)
+            rows = self._parts.rows(name)
+            if len(rows) < len(matrix.blocks):
+                matrix = replace(matrix, blocks=matrix.blocks[rows.start : rows.stop].clone())
         else:
             matrix = read_block_matrix(tensor)
             if self._check_values:
@@ -174,9 +189,6 @@ def _classic_experts(config: ModelConfig, source: TensorReader, prefix: str) -> 
 def _fused_experts(config: ModelConfig, source: TensorReader, prefix: str) -> Iterator[FfnWeights]:
     for expert in range(config.num_experts):
         w13, w2 = prefix + FUSED_W13, prefix + FUSED_W2
-        yield _split_w13(source.read_entry(w13, expert), source.read_entry(w2, expert))
-
-
-def _split_w13(w13: Tensor, w2: Tensor) -> FfnWeights:
-    w1, w3 = w13.chunk(2)
-    return FfnWeights(w1, w3, w2)
+        yield FfnWeights(
+            source.read_entry(w13, expert, 0, 2), source.read_entry(w13, expert, 1, 2), source.read_entry(w2, expert)
+        )

@@ -5,6 +5,7 @@ Each layer computes
     x = x + Attention(RMSNorm(x))
     x = x + FFN(RMSNorm(x))          one FFN, or the weighted sum of the k experts that the gate chooses for the token
 
+An output that is still to be added to x is `pending`: the next norm adds it, so that a backend can do both at once.
 `Mixtral.forward` runs one step: it takes the new rows of many sequences at once and finds the earlier positions of each
 sequence in the KV pool. The operations themselves (`self.ops`) belong to a backend: model/ops/interface.py
 describes each one, model/ops/reference/ops.py defines it in plain torch.
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.cut import PANEL
 from model.forward_batch import ForwardBatch, Routing
+from model.group import ALONE, Group
 from model.kv_pool import KvPool
-from model.ops.interface import BatchMetadata, Ops, PackedWeights, RoutingRequest
+from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ class MixtralWeights:
 
 
 class Mixtral:
-    """The network: config, weights and backend. It keeps no state between steps."""
+    """The network: config, weights and backend. It keeps no state between steps.
 
-    def __init__(self, config: ModelConfig, weights: MixtralWeights, ops: Ops) -> None:
-        self.config = config
+    As a rank of a group it has a part of the outputs of every matrix (model/cut.py), and a KV pool with its own heads.
+    """
+
+    def __init__(self, config: ModelConfig, weights: MixtralWeights, ops: Ops, group: Group = ALONE) -> None:
+        self.config = config  # of the whole network
         self.weights = weights
         self.ops = ops
+        self.group = group
         self.on_layer: Callable[[], None] = lambda: None  # called after each layer, as a sign of progress
 
     @torch.no_grad()
@@ -64,33 +71,46 @@ class Mixtral:
         """
         eps = self.config.norm_eps
         requests = self._routing_requests(batch)
-        metadata = self.ops.prepare_batch(self.config, batch, kv_pool.block_size)
+        metadata = self.ops.prepare_batch(self.group.cut.with_own_heads(self.config), batch, kv_pool.block_size)
+        layers = self.weights.layers
+        norms = [*(layer.attention_norm for layer in layers), self.weights.norm]
         x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
-        for layer, k_cache, v_cache, request in zip(self.weights.layers, kv_pool.k, kv_pool.v, requests, strict=True):
-            x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, metadata)
-            x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, request)  # [T, D]
+        normed = self.ops.rms_norm(x, norms[0], eps)
+        steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
+        for layer, k_cache, v_cache, request, norm_behind in steps:
+            pending = self._attention(normed, layer, k_cache, v_cache, metadata)
+            x, pending = self._feed_forward(x, pending, layer, request)
+            x, normed = self.ops.add_rms_norm(x, pending, norm_behind, eps)  # [T, D] each
             self.on_layer()
         if batch.finite is not None:  # a NaN or Inf in K, V or an expert makes the row's residual sum NaN or Inf too
             torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
         if batch.hidden is not None:
-            rows = x.index_select(0, batch.hidden.rows)
-            batch.hidden.states.copy_(self.ops.rms_norm(rows, self.weights.norm, eps))  # [P, D]
-        return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
+            batch.hidden.states.copy_(normed.index_select(0, batch.hidden.rows))  # [P, D]
+        logits = self.ops.logits(normed, batch.logit_rows, self.weights.head)
+        return self.group.gather(logits, self.config.vocab_size, PANEL)  # [N, V]
 
     def _attention(
         self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata
-    ) -> Tensor:
+    ) -> Pending:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
-        attended = self.ops.attention(q, k_cache, v_cache, metadata)  # [T, H * K]
-        return self.ops.linear(attended, layer.output)  # [T, D]
+        attended = self.ops.attention(q, k_cache, v_cache, metadata)
+        width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
+        attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
+        return self.group.gather(self.ops.linear(attended, layer.output), self.config.dim, PANEL)  # [T, D]
 
-    def _feed_forward(self, x: Tensor, layer: LayerWeights, request: RoutingRequest | None) -> Tensor:
-        """Sparse mixture of experts (dense if k = E), or the single SwiGLU FFN of a network without experts."""
-        if request is None:
-            return self.ops.ffn(x, layer.ffn)  # [T, D]
-        return self.ops.moe(x, layer.ffn, request)  # [T, D]
+    def _feed_forward(
+        self, x: Tensor, pending: Pending, layer: LayerWeights, request: RoutingRequest | None
+    ) -> tuple[Tensor, Pending]:
+        """Add attention's output to x, then apply the sparse mixture of experts (dense if k = E), or the single FFN."""
+        norm, eps, group = layer.ffn_norm, self.config.norm_eps, self.group
+        if request is not None:
+            x, y = self.ops.add_norm_moe(x, pending, norm, eps, layer.ffn, request, group)
+        else:
+            x, normed = self.ops.add_rms_norm(x, pending, norm, eps)
+            y = self.ops.ffn(normed, layer.ffn, group)
+        return x, group.gather(y, self.config.dim, PANEL)
 
     def _routing_requests(self, batch: ForwardBatch) -> Sequence[RoutingRequest | None]:
         """Return one RoutingRequest per layer, or None for each layer of a network without experts."""

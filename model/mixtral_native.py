@@ -10,9 +10,11 @@ import weakref
 import torch
 from torch import Tensor
 
+from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
+from model.ops.native.group import handle_of
 from model.ops.native.ops import NativeOps, inverse_frequencies
 from model.ops.native.packed_weights import DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
@@ -22,7 +24,7 @@ class NativeMixtral(Mixtral):
     """Network over NativeOps; each of its matrices may have a format of its own."""
 
     def __init__(self, model: Mixtral, ops: NativeOps) -> None:
-        super().__init__(model.config, model.weights, ops)
+        super().__init__(model.config, model.weights, ops, model.group)
         self._native = ops
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
@@ -58,7 +60,7 @@ class NativeMixtral(Mixtral):
         return logits  # [N, V]
 
     def _arguments(self, pool: KvPool) -> NetworkArguments:
-        config, weights = self.config, self.weights
+        config, weights, cut = self.config, self.weights, self.group.cut
         experts = _experts(weights.layers[0])
         layers = (LayerArguments * len(weights.layers))(
             *(_layer_arguments(layer, k, v) for layer, k, v in zip(weights.layers, pool.k, pool.v, strict=True))
@@ -71,12 +73,18 @@ class NativeMixtral(Mixtral):
             D=config.dim,
             F=experts.hidden_dim,
             E=experts.num_experts,
-            H=config.num_heads,
-            G=config.num_kv_heads,
+            H=config.num_heads // cut.size,
+            G=config.num_kv_heads // cut.size,
             K=config.head_dim,
             L=len(layers),
             block_size=pool.block_size,
             window=config.window or 0,
+            all_H=config.num_heads,
+            first_H=cut.heads(config).start,
+            first_V=cut.part(config.vocab_size, PANEL).start,
+            first_D=cut.part(config.dim, PANEL).start,
+            first_F=cut.part(experts.hidden_dim, PANEL).start,
+            group=handle_of(self.group),
             embedding=weights.embedding.data_ptr(),
             norm=weights.norm.data_ptr(),
             head=weights.head.arguments,

@@ -29,7 +29,7 @@ FOREIGN_FLAGS = {
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
-    *("--count",),  # python -m tests.measure.noninterference
+    *("--count", "--seconds"),  # python -m tests.measure.noninterference, tests.measure.attacks
     *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server

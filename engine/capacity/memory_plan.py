@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.rank_limits import check_ranks
 from engine.capacity.sizing import (
     BLOCKS,
     ELEMENT_BYTES,
@@ -31,8 +32,10 @@ from model.checkpoint.weight_sizes import (
     kept_in_blocks,
     name_of_blocks,
     weight_bytes,
+    weight_bytes_of_ranks,
 )
 from model.config import ModelConfig
+from model.cut import all_cuts
 from model.kv_format import KvDtype
 
 WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
@@ -55,7 +58,8 @@ class MemoryPlan:
     config: EngineConfig
     stored_bytes: int  # of the weights, in the checkpoint's files
     parameters: dict[str, int]  # by part of the network
-    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part
+    part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part; of all ranks together
+    rank_weight_bytes: int  # served, of the rank with the largest part
     weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
     kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
     memory_bytes: int  # for weights, KV cache and activations
@@ -127,6 +131,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         model, warnings = read_config(
             Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
         )
+        check_ranks(config, model, config.device)
         stored = read_stored_weights(Path(config.model), model)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
@@ -134,7 +139,15 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     block_formats = PACKED_BLOCKS if _is_native(config) and config.quantization == "none" else ()
     kept = kept_in_blocks(stored, block_formats)
     own_kind = weight_kind(config, model, is_in_blocks=bool(kept))
-    part_bytes = {kind: weight_bytes(stored, *_element_format(kind, dtype)) for kind in {*WEIGHT_KINDS, own_kind}}
+    size, num_kv_heads = config.tensor_parallel_size, model.num_kv_heads
+    part_bytes = {
+        kind: weight_bytes_of_ranks(stored, *_element_format(kind, dtype), size, num_kv_heads)
+        for kind in {*WEIGHT_KINDS, own_kind}
+    }
+    of_ranks = [
+        sum(weight_bytes(stored, *_element_format(own_kind, dtype), cut, num_kv_heads).values())
+        for cut in all_cuts(size)
+    ]
     total_bytes = sum(part_bytes[own_kind].values())
     limits, unfit_reason = None, ""
     try:
@@ -147,6 +160,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
         part_bytes=part_bytes,
+        rank_weight_bytes=max(of_ranks),
         weight_kind=own_kind,
         kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,

@@ -50,22 +50,24 @@ def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
 
 
 def _fault_of(error: Exception) -> StepFault:
+    if isinstance(error, FatalEngineError):
+        raise error
     text = str(error)
     summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return StepFault("memory", summary, "")
     if isinstance(error, torch.AcceleratorError) or any(words in text for words in DEVICE_LOST):
         raise FatalEngineError(f"the device is lost: {summary}") from error
-    if isinstance(error, FatalEngineError):
-        raise error
     return StepFault("other", summary, "".join(traceback.format_exception(error)))
 
 
 def isolate_faults(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: StepFault) -> StepResult:
     """Compute the parts of a plan that failed as a whole with `fault`. `run` computes a plan and waits for it.
 
-    Every request that could not be computed has a RowFailed in the result. Raises FatalEngineError.
+    The parts have no drafts. Every request that could not be computed has a RowFailed in the result. Raises
+    FatalEngineError.
     """
+    plan = replace(plan, chunks=tuple(chunk.without_draft() for chunk in plan.chunks))
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
     isolation = _FaultIsolation(run)
     return isolation.run_halves(plan, fault) if _halves(plan, fault)[1] else isolation.run(plan)

@@ -1,14 +1,17 @@
 """Load a model: device, dtype, weights, KV pool, token budget."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 
 from engine.capacity.host_resources import num_cores
+from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
@@ -22,6 +25,8 @@ from engine.capacity.sizing import (
 )
 from engine.capacity.smaller_plans import smaller_weights
 from engine.config import EngineConfig
+from engine.distributed.leader import LeadingKvPool, LeadingMixtral
+from engine.distributed.ranks import Ranks, group_of
 from engine.errors import EngineConfigError
 from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
@@ -35,17 +40,17 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
-from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks
-from model.checkpoint.weight_sizes import weight_bytes as weight_bytes_by_part
+from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks, weight_bytes_of_ranks
 from model.config import ModelConfig
 from model.dummy_weights import random_model
+from model.group import Group
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.loader import load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
-from model.ops.interface import packed_bytes
+from model.ops.interface import Ops, packed_bytes
 from model.ops.native.ops import NativeOps
 from model.profile_step import run_profile_steps
 
@@ -74,6 +79,7 @@ class LoadedModel:
     kv_block_bytes: int
     phase_seconds: dict[str, float]
     warnings: tuple[str, ...]
+    ranks: Ranks | None = None  # the other processes that compute this model
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
@@ -87,34 +93,85 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     if config.verify:
         verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
+    check_ranks(config, model_config, device.type)
+    warnings += rank_warnings(config)
+    config = with_rank_threads(config)
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
     backend = choose_backend(config, device, dtype, heartbeat)
     block_formats = backend.ops.block_formats
-    weight_bytes = sum(weight_bytes_by_part(stored, dtype.itemsize, config.quantization, block_formats).values())
-    memory = memory_of(device)
+    by_part = weight_bytes_of_ranks(
+        stored,
+        dtype.itemsize,
+        config.quantization,
+        block_formats,
+        config.tensor_parallel_size,
+        model_config.num_kv_heads,
+    )
+    weight_bytes = sum(by_part.values())
     kept = kept_in_blocks(stored, block_formats)
     _check_weights_fit(config, device, weight_bytes, weight_kind(config, model_config, is_in_blocks=bool(kept)))
     if kept:
         backend = backend.with_blocks(name_of_blocks(stored, kept))
     warnings += decoding_warnings(stored, config.quantization, block_formats)
-    with explain_out_of_memory(config, "the weights are loaded", memory):
-        model = load_model(
+    with _started_ranks(config, model_config) as ranks:
+        model = _load_weights(
+            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
+        )
+        if ranks is not None:
+            ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
+        if identify(stored.values()) != identity:
+            raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
+        if heartbeat is not None:
+            model.on_layer = heartbeat.beat
+        weights_s = time.monotonic() - start
+        return _assemble(
+            config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks
+        )
+
+
+@contextmanager
+def _started_ranks(config: EngineConfig, model: ModelConfig) -> Iterator[Ranks | None]:
+    """Start the processes of the other ranks, if there are any. An exception in the block ends them."""
+    ranks = Ranks(config, model) if config.tensor_parallel_size > 1 else None
+    try:
+        yield ranks
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+
+
+def load_rank(config: EngineConfig, model_config: ModelConfig, group: Group, on_tensor: Callable[[], None]) -> Mixtral:
+    """Load the part of one rank, which is not the first. Raises CheckpointError and EngineConfigError."""
+    device, dtype = torch.device("cpu"), DTYPES[served_dtype(config, model_config)]
+    backend = choose_backend(config, device, dtype)
+    model = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
+    assert isinstance(backend.ops, NativeOps), "rank 0 has checked the backend"
+    return NativeMixtral(model, backend.ops)
+
+
+def _load_weights(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    ops: Ops,
+    group: Group,
+    on_progress: Callable[[int, int], None],
+) -> Mixtral:
+    with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
+        return load_model(
             Path(config.model),
             model_config,
             dtype,
             device,
-            backend.ops,
-            lambda done, total: on_progress("weights", done, total),
+            ops,
+            on_progress,
+            group=group,
             check_values=config.verify,
             num_threads=config.threads or num_cores(),
         )
-    if identify(stored.values()) != identity:
-        raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
-    if heartbeat is not None:
-        model.on_layer = heartbeat.beat
-    weights_s = time.monotonic() - start
-    return _assemble(config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress)
 
 
 def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes: int, kind: str) -> None:
@@ -132,6 +189,8 @@ def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
 
     Raises EngineConfigError.
     """
+    if config.tensor_parallel_size > 1:
+        raise EngineConfigError("several ranks need a checkpoint: random weights are not divided among them")
     start = time.monotonic()
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     backend = choose_backend(config, device, dtype)
@@ -161,10 +220,13 @@ def _assemble(
     weights_s: float,
     warnings: list[str],
     on_progress: ProgressCallback,
+    ranks: Ranks | None = None,
 ) -> LoadedModel:
     """Add a KV pool in the free memory and a measured token budget to a loaded network."""
     if isinstance(backend.ops, NativeOps):
         model = NativeMixtral(model, backend.ops)
+    if ranks is not None:
+        model = LeadingMixtral(model, ranks)
     model_config, memory = model.config, memory_of(device)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
@@ -179,7 +241,7 @@ def _assemble(
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
-        kv_pool = KvPool(model_config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
+        kv_pool = _create_pool(model, limits.num_blocks + 1, config.block_size, kv_dtype, device, ranks)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if backend.name == "triton":
@@ -204,7 +266,16 @@ def _assemble(
         kv_block_bytes=kv_block_bytes(config, model_config),
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
+        ranks=ranks,
     )
+
+
+def _create_pool(
+    model: Mixtral, num_blocks: int, block_size: int, dtype: KvDtype, device: torch.device, ranks: Ranks | None
+) -> KvPool:
+    if ranks is not None:
+        return LeadingKvPool(model, ranks, num_blocks, block_size, dtype)
+    return KvPool(model.config, num_blocks, block_size, dtype, device)
 
 
 def _captured(

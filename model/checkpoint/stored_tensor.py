@@ -5,7 +5,7 @@ reads the bytes and decodes them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +23,19 @@ class StoredTensor:
     # Heads whose rows alternate between the two halves of a rotary pair: 0, K/2, 1, K/2 + 1, ... (in GGUF, and in
     # Mistral's own layout). 0: the rows have the network's order.
     interleaved_heads: int = 0
+
+
+def rows_of(tensor: StoredTensor, rows: range) -> StoredTensor:
+    """Return the part of a matrix with these rows; of interleaved heads whole ones."""
+    num_rows, *row_shape = tensor.shape
+    row_bytes = tensor.num_bytes // num_rows
+    return replace(
+        tensor,
+        shape=(len(rows), *row_shape),
+        start=tensor.start + rows.start * row_bytes,
+        num_bytes=len(rows) * row_bytes,
+        interleaved_heads=tensor.interleaved_heads * len(rows) // num_rows,
+    )
 
 
 # Kind of encoding -> block format of its groups: scale * (code - zero), or scale * code + minimum.

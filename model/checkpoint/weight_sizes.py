@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from model.checkpoint.gguf.block_types import BY_NAME
+from model.checkpoint.rank_parts import rank_shape
 from model.checkpoint.stored_tensor import PackedMatrix, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, part_of
+from model.cut import WHOLE, Cut, all_cuts
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
 GROUP = 32  # inputs that share an int4 scale
@@ -29,8 +31,11 @@ def weight_bytes(
     element_bytes: int,
     quantization: str,
     block_formats: Collection[str] = (),
+    cut: Cut = WHOLE,
+    num_kv_heads: int = 1,
 ) -> dict[str, int]:
     """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
+    With a `cut`, only those of that rank.
 
     `block_formats`: of the weights that stay in the blocks of a GGUF file. A tied head takes 0 bytes in the compute
     dtype; else it is a copy of the embedding.
@@ -38,16 +43,34 @@ def weight_bytes(
     sizes = dict.fromkeys(PARTS, 0)
     in_blocks = kept_in_blocks(stored, block_formats)
     for name, tensor in stored.items():
-        part = part_of(name)
+        part, shape = part_of(name), rank_shape(name, tensor.shape, num_kv_heads, cut)
         if name in in_blocks:
-            sizes[part] += _packed_bytes(tensor)
+            sizes[part] += _packed_bytes(tensor, shape)
         else:
-            sizes[part] += _tensor_bytes(tensor.shape, part, element_bytes, quantization)
-    if HEAD not in stored and HEAD in in_blocks:
-        sizes["head"] = _packed_bytes(stored[EMBEDDING])
-    elif HEAD not in stored and quantization != "none":
-        sizes["head"] = _tensor_bytes(stored[EMBEDDING].shape, "head", element_bytes, quantization)
+            sizes[part] += _tensor_bytes(shape, part, element_bytes, quantization)
+    if HEAD not in stored:
+        shape = rank_shape(HEAD, stored[EMBEDDING].shape, num_kv_heads, cut)
+        if HEAD in in_blocks:
+            sizes["head"] = _packed_bytes(stored[EMBEDDING], shape)
+        elif quantization != "none":
+            sizes["head"] = _tensor_bytes(shape, "head", element_bytes, quantization)
     return sizes
+
+
+def weight_bytes_of_ranks(
+    stored: Mapping[str, StoredWeight],
+    element_bytes: int,
+    quantization: str,
+    block_formats: Collection[str],
+    size: int,
+    num_kv_heads: int,
+) -> dict[str, int]:
+    """Return the bytes of each of PARTS on all `size` ranks together: each has the parts that are not cut."""
+    total = dict.fromkeys(PARTS, 0)
+    for cut in all_cuts(size):
+        for part, count in weight_bytes(stored, element_bytes, quantization, block_formats, cut, num_kv_heads).items():
+            total[part] += count
+    return total
 
 
 def kept_in_blocks(stored: Mapping[str, StoredWeight], block_formats: Collection[str]) -> set[str]:
@@ -75,11 +98,11 @@ def _group(name: str) -> str:
     return EXPERT.sub(r"\1*\2", name)
 
 
-def _packed_bytes(weight: StoredWeight) -> int:
+def _packed_bytes(weight: StoredWeight, shape: tuple[int, ...]) -> int:
     block_len = BY_NAME[weight.dtype].block_len if weight.dtype in BY_NAME else int(weight.dtype.rpartition("_G")[2])
     has_order = isinstance(weight, PackedMatrix) and weight.has_order
-    order_bytes = ORDER_BYTES * weight.shape[1] if has_order else 0
-    return math.prod(weight.shape) // block_len * PACKED_BLOCKS[weight.dtype] + order_bytes
+    order_bytes = ORDER_BYTES * shape[1] if has_order else 0
+    return math.prod(shape) // block_len * PACKED_BLOCKS[weight.dtype] + order_bytes
 
 
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:

@@ -7,8 +7,8 @@
  * groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24 AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27
  * AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 the same with AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same
  * with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with dot products of bytes. For a given isa, every row's
- * result depends on that row alone. Functions that return int return 0, or 1 if an allocation failed. Shape letters:
- * model/ops/interface.py; matrices are row-major and contiguous.
+ * result depends on that row alone. Functions that return int return 0, 1 if an allocation failed, or 2 if the group has
+ * ended. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -21,7 +21,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 10
+#define SMOE_ABI_VERSION 11
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,6 +50,21 @@ SMOE_API void smoe_pack(smoe_pool*, int isa, int dtype, int format, const void* 
 SMOE_API void smoe_pack_blocks(smoe_pool*, int format, const void* rows, void* packed, int64_t stride, int64_t O,
                                int64_t K);
 
+/* Ranks that share a network: each has a part of every matrix's outputs, and gathers join their results. NULL: one rank
+ * has all. `memory`: smoe_group_bytes() bytes that all ranks map, aligned to 64, zeros before the first rank uses it.
+ * No gathered row may be larger than buffer_bytes. */
+typedef struct smoe_group smoe_group;
+SMOE_API int64_t smoe_group_bytes(int size, int64_t buffer_bytes);
+SMOE_API smoe_group* smoe_group_create(void* memory, int rank, int size, int64_t buffer_bytes);
+SMOE_API void smoe_group_destroy(smoe_group*);
+/* whole [T, whole_bytes] from each rank's part [T, part_bytes], which begins at first_byte of a row. */
+SMOE_API int smoe_group_gather(smoe_group*, const void* part, void* whole, int64_t T, int64_t whole_bytes,
+                               int64_t first_byte, int64_t part_bytes);
+/* Let all gathers of all ranks fail from now on; any thread may call it. */
+SMOE_API void smoe_group_end(smoe_group*);
+/* Number of gathers, in pieces of the buffer's size, that a rank has reached, modulo 2^32. */
+SMOE_API uint32_t smoe_group_arrivals(const smoe_group*, int rank);
+
 /* A packed matrix: `stride` bytes from one panel of 32 outputs to the next. order [K]: number i of an output is
  * multiplied by x[order[i]]; in groups only, elsewhere NULL, which means in order. */
 typedef struct {
@@ -66,15 +81,16 @@ typedef struct {
  * wide_output is set. */
 SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const smoe_matrix* matrices,
                          int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output);
-/* y[T, D] = w2(silu(w1 x) * (w3 x)). */
+/* y[T, D] = w2(silu(w1 x) * (w3 x)). In a group w1 and w3 have the outputs of F from first_F on, and w2 some of D,
+ * which are the columns of y. */
 SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const smoe_expert*, void* y, int64_t T, int64_t D,
-                      int64_t F);
+                      int64_t F, smoe_group*, int64_t first_F);
 /* gate [E, D] float32; experts [E], in which each of the three matrices has one format. experts_per_token [T], each
  * 1 .. max_k; allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is
- * written: ids by descending gate logit, then -1. */
+ * written: ids by descending gate logit, then -1. The group is as in smoe_ffn. */
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts,
                       void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
-                      int64_t D, int64_t F, int64_t E, int64_t max_k);
+                      int64_t D, int64_t F, int64_t E, int64_t max_k, smoe_group*, int64_t first_F);
 /* Routing only: write the expert_ids that smoe_moe would write. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
@@ -100,7 +116,9 @@ SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const 
                             const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
                             int64_t K, int64_t window);
 
-/* A whole network, for smoe_forward: the functions above in one call. */
+/* A whole network, for smoe_forward: the functions above in one call. In a group V, D and F are the whole sizes, of
+ * which this rank's matrices have the outputs from first_V, first_D and first_F on; H and G are this rank's heads, from
+ * head first_H of all_H on. */
 typedef struct {
     const void *attention_norm, *ffn_norm;
     const smoe_matrix *qkv, *output;
@@ -114,6 +132,8 @@ typedef struct {
     float eps;
     int64_t V, D, F, E, H, G, K, L; /* L layers */
     int64_t block_size, window;     /* window 0: none */
+    int64_t all_H, first_H, first_V, first_D, first_F;
+    smoe_group* group; /* NULL: one rank */
     const void *embedding, *norm;
     const smoe_matrix* head;
     const float* inverse_frequency; /* [K/2] */

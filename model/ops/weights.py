@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from model.cut import PANEL
+
 # Block format -> numbers and bytes of a block: types of GGUF files (llama.cpp, ggml-common.h), and groups with zero
 # points (INT4, INT8) or minima (AFFINE4, AFFINE8; model/native/gemm/block_formats.h). The order is that of the native
 # library's codes.
@@ -36,7 +38,7 @@ BLOCK_SIZES = {
     "AFFINE8_G64": (64, 72),
     "AFFINE8_G128": (128, 136),
 }
-SLICE_ROWS = 32  # rows are packed by as many
+SLICE_ROWS = PANEL  # rows are packed by as many
 
 
 @dataclass(frozen=True)

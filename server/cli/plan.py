@@ -73,7 +73,9 @@ class PlanReport:
         length = ["--max-model-len", str(plan.limits.max_model_len)]
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
-        return ["smoe", "serve", *named, *theta, *weights, *length, *size]
+        ranks = plan.config.tensor_parallel_size
+        shared = [] if ranks == 1 else ["--tensor-parallel-size", str(ranks)]
+        return ["smoe", "serve", *named, *theta, *weights, *shared, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -128,6 +130,8 @@ def to_json(report: PlanReport) -> str:
         "parameters": plan.parameters,
         "dtype": plan.dtype,
         "weight_bytes": plan.weight_bytes,
+        "tensor_parallel_size": plan.config.tensor_parallel_size,
+        "rank_weight_bytes": plan.rank_weight_bytes,
         "quantization": plan.config.quantization,
         "kept_formats": plan.kept_formats,
         "weight_bytes_float32": plan.total_bytes("float32"),
@@ -212,6 +216,11 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
         f"memory {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.weight_bytes)} + "
         f"KV cache {format_bytes(plan.kv_cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
     )
+    if (ranks := plan.config.tensor_parallel_size) > 1:
+        yield (
+            f"{ranks} ranks: each holds at most {format_bytes(plan.rank_weight_bytes)} of the weights and "
+            f"{format_bytes(plan.kv_cache_bytes // ranks)} of the KV cache"
+        )
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
         yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"

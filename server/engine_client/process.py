@@ -26,6 +26,7 @@ logger = logging.getLogger("smoe.engine")
 
 ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
 MAX_TURN_BYTES = 1 << 19  # read from the engine in one iteration of the event loop: about 10 ms to decode
+RANKS_GRACE_S = 5.0  # for the engine's own processes to end after it: the next engine needs their memory
 EXIT_GRACE_S = 1.0  # to read what a process wrote to the socket before it exited
 
 
@@ -56,6 +57,7 @@ class EngineProcessHandle:
         self._transport: asyncio.Transport | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_dead = False
+        self._log = StderrLog()
 
     @property
     def pid(self) -> int | None:
@@ -92,7 +94,7 @@ class EngineProcessHandle:
                 start_new_session=True,
             )
             on_error.pop_all()
-        await loop.connect_read_pipe(StderrLog, log_reader)
+        await loop.connect_read_pipe(lambda: self._log, log_reader)
         protocol = _EngineProtocol(self._receive, self.fail, ours.dup())
         self._transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
@@ -128,6 +130,12 @@ class EngineProcessHandle:
                 self._process.send_signal(signal.SIGKILL)
             await asyncio.shield(self._watcher)  # a cancelled restart must not cancel the watcher
         return _describe_exit(self._process.returncode or 0)
+
+    async def wait_for_ranks(self) -> None:
+        """After end(): wait, for RANKS_GRACE_S at most, until the processes that the engine started are gone too. All
+        of them have its standard error."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._log.closed.wait(), RANKS_GRACE_S)
 
     def _receive(self, message: FromEngine) -> None:
         if self._is_dead:

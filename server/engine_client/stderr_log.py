@@ -20,6 +20,7 @@ class StderrLog(asyncio.Protocol):
     """
 
     def __init__(self) -> None:
+        self.closed = asyncio.Event()  # set once every process that writes to it has ended
         self._rest = b""
         self._level = logging.WARNING
         self._logger = logging.getLogger("smoe.engine")
@@ -33,6 +34,7 @@ class StderrLog(asyncio.Protocol):
             self._log(line)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
         if self._rest:
             self._log(self._rest)
 

@@ -153,8 +153,9 @@ class EngineSupervisor:
         self._ready_s = None
 
     async def _restart(self, previous: EngineProcessHandle, delay_s: float) -> None:
-        """Start the next process after the previous one has exited, because it needs that one's memory."""
+        """Start the next process after the previous one and its ranks have exited: it needs their memory."""
         logger.info("the engine process %s", await previous.end())
+        await previous.wait_for_ranks()
         await asyncio.sleep(delay_s)
         self._process = self._new_process()
         self._events.on_restart()

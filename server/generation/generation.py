@@ -25,6 +25,7 @@ from server.generation.account import RequestAccount
 from server.generation.admission import GONE_RETRY_S, LOADING_RETRY_S
 from server.generation.choice import Delta
 from server.generation.jobs import Job, JobBuilder
+from server.generation.prediction import PredictionTally
 from server.generation.prompt import Prompt
 from server.generation.reply_size import reply_bytes
 from server.generation.state import OutputStream, ServerState
@@ -55,6 +56,11 @@ class Generation:
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
+        self._predictions = {
+            job.request.request_id: PredictionTally(job.request.prediction_token_ids)
+            for job in jobs
+            if job.request.prediction_token_ids
+        }
 
     @classmethod
     async def prepare(
@@ -106,6 +112,12 @@ class Generation:
     def final_usage(self) -> Usage:
         """Return the usage after `deltas` has ended."""
         usage = self.usage()
+        if self._predictions:
+            tallies = self._predictions.values()
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(tally.num_accepted for tally in tallies),
+                "rejected_prediction_tokens": sum(tally.num_rejected for tally in tallies),
+            }
         return usage if self._tally is None else {**usage, "expert_tokens": self._tally.tokens()}
 
     async def next_turn(self) -> None:
@@ -227,8 +239,10 @@ class Generation:
         self._admission.remove(output.request_id)
         choice = self._jobs[output.request_id].choice
         account = self._accounts[output.request_id]
-        num_routed = choice.num_routed
+        num_tokens, num_routed = choice.num_tokens, choice.num_routed
         delta = choice.push(output)
+        if output.request_id in self._predictions:
+            self._predictions[output.request_id].push(output.token_ids[: choice.num_tokens - num_tokens])
         if self._tally is not None:
             if output.expert_prompt_tokens is not None:
                 self._tally.add_prompt(output.expert_prompt_tokens)

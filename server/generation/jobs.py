@@ -108,7 +108,7 @@ class JobBuilder:
         """
         limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
-        self._check_num_choices([len(prompt.token_ids) for prompt in prompts], grammar)
+        self._check_num_choices([len(prompt.token_ids) + len(prompt.prediction_ids) for prompt in prompts], grammar)
         check_experts(self.request, self.ready)
         ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
         places = itertools.product(range(len(prompts)), range(self.request.n))
@@ -182,6 +182,7 @@ class JobBuilder:
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,
+            prediction_token_ids=list(slot.prompt.prediction_ids),
             group=slot.group,
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,

@@ -150,6 +150,7 @@ class Server:
             listener,
             report,
             timeout_s=settings.reload_timeout,
+            first_process_fd=inherited.first_process_fd,
             hand_over=self._hand_over,
             on_hangup=self._shutdown.on_signal,
         )
@@ -170,6 +171,8 @@ class Server:
             loop.add_signal_handler(signum, self._on_signal, signum)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        if self._inherited.first_process_fd is not None:
+            loop.add_reader(self._inherited.first_process_fd, self._on_first_process_gone)
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
@@ -203,6 +206,17 @@ class Server:
     def _on_sighup(self) -> None:
         if self._reload.is_handed_over or not self._shutdown.is_requested:
             self._reload.on_signal()
+
+    def _on_first_process_gone(self) -> None:
+        """Free the port and drain: whoever started the server saw it end, and may start another one."""
+        assert self._inherited.first_process_fd is not None
+        asyncio.get_running_loop().remove_reader(self._inherited.first_process_fd)
+        if self._http is not None and self._state.texts is not None:
+            self._http.stop_accepting()
+            with contextlib.suppress(OSError):  # another process has done it
+                self._listener.shutdown(socket.SHUT_RDWR)
+        self._report.line("stopping: the first process of this server was killed")
+        self._shutdown.on_signal(signal.SIGTERM)
 
     async def _hand_over(self) -> None:
         """Accept nothing more, close idle connections, drain the others."""

@@ -109,6 +109,8 @@ class Metrics:
         families.prefix_queries.inc(stats.num_prefix_queries)
         families.prefix_hits.inc(stats.num_prefix_hits)
         families.preemptions.inc(stats.num_preemptions)
+        families.drafted.inc(stats.num_drafted_tokens)
+        families.accepted.inc(stats.num_accepted_tokens)
         families.window_blocks_freed.inc(stats.num_window_blocks_freed)
         if stats.expert_tokens is not None:
             self._record_experts(stats.expert_tokens)

@@ -1,13 +1,13 @@
 import { Api } from "./api.js";
 import { byId } from "./dom.js";
-import { ExpertsSlider } from "./experts_slider.js";
-import { ExpertMap } from "./experts.js";
-import { ServerLoad } from "./load.js";
+import { ExpertsSlider } from "./controls/experts_slider.js";
+import { ExpertMap } from "./inside/experts.js";
+import { ServerLoad } from "./inside/load.js";
 import { Playground } from "./playground.js";
-import { pollWhileVisible } from "./poll.js";
-import { Sampling } from "./sampling.js";
-import { themeButton } from "./theme.js";
-import { viewButtons } from "./views.js";
+import { pollWhileVisible } from "./inside/poll.js";
+import { Sampling } from "./controls/sampling.js";
+import { themeButton } from "./controls/theme.js";
+import { viewButtons } from "./controls/views.js";
 
 const POLL_MS = 2000;
 const STORED_KEY = "smoe-api-key";
@@ -19,7 +19,7 @@ const api = new Api(getKey);
 const expertsSlider = new ExpertsSlider(byId("experts-slider"));
 const experts = new ExpertMap(api);
 const load = new ServerLoad(api);
-const playground = new Playground({ api, getKey, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
+const playground = new Playground({ api, getKey, experts, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
 /** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {

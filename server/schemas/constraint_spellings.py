@@ -67,7 +67,7 @@ def fields_of_chat(spellings: Iterable[str]) -> dict[str, str]:
     return {name: OF_CHAT.get(name, "response_format") for name in spellings}
 
 
-Kind = Literal["format", "limit", "minimum", "stop", "tokens", "tools", "time", "members"]
+Kind = Literal["format", "arguments", "limit", "minimum", "stop", "tokens", "tools", "time", "members"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ _NAMES: Mapping[Kind, tuple[str, tuple[JsonValue, ...]]] = {
         "structured_output text_format " + " ".join(SPELLINGS.keys() - {"function_call", "stop_regex"}),
         ({}, "", "text", {"type": "text"}, False),
     ),
+    "arguments": ("input_schema parameters_json_schema", ({},)),  # of a tool
     "limit": (
-        "max_completion_tokens max_gen_len max_gen_toks max_length max_new_tokens max_output_tokens max_tokens "
+        "max_completion_tokens max_gen_len max_length max_new_tokens max_output_tokens max_tokens "
         "max_tokens_to_sample n_predict num_predict",
         (-1,),
     ),

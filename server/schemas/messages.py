@@ -11,7 +11,7 @@ from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.message_blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, named_parts
+from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
 
 CLIENT_TOOL = "custom"  # the type of a tool that the request itself describes
 
@@ -70,8 +70,11 @@ class OutputFormat(RequestModel):
     json_schema: dict[str, JsonValue] = Field(alias="schema")
 
 
-class OutputConfig(RequestModel):
+class OutputConfig(ConstrainingObject):
     """Options of the output. All but the format have no effect, and are named as unknown fields."""
+
+    path: ClassVar[str] = "output_config"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"format": "format"}
 
     format: OutputFormat | None = None
 

@@ -12,7 +12,7 @@ from server.schemas.response_items import Items
 from server.schemas.response_tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, named_parts
+from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
 
 MAX_INCLUDED = 16
 MAX_METADATA = 16
@@ -42,8 +42,11 @@ class TextFormat(RequestModel):
         return {"type": "json_schema", "json_schema": schema}
 
 
-class TextConfig(RequestModel):
+class TextConfig(ConstrainingObject):
     """Options of the text output."""
+
+    path: ClassVar[str] = "text"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"format": "format"}
 
     format: TextFormat | None = None
 

@@ -25,6 +25,7 @@ _NESTED_FIELDS = frozenset(
         "messages",
         "metadata",
         "output_config",
+        "prediction",
         "response_format",
         "stream_options",
         "structured_outputs",
@@ -85,6 +86,24 @@ def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
         return schema
     described: JsonSchemaValue = {key: schema.pop(key) for key in ("default", "description") if key in schema}
     return {"anyOf": [schema, {"type": "null"}], **described}
+
+
+class ConstrainingObject(RequestModel):
+    """Base of objects inside a request that have a constraint: rejects it under the names of other APIs."""
+
+    path: ClassVar[str]  # of the object in the request
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_other_names(cls, value: object) -> object:
+        if not isinstance(value, dict) or cls.constraint_fields is None:
+            return value
+        for name in sorted(value.keys() - cls.model_fields.keys()):
+            kind = _constrains(name, value[name])
+            instead = None if kind is None else cls.constraint_fields.get(kind)
+            if instead is not None and value[name] != value.get(instead):
+                raise _elsewhere(f"{cls.path}.{name}", f"Send '{cls.path}.{instead}' instead.")
+        return value
 
 
 Model = TypeVar("Model", bound=RequestModel)

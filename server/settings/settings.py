@@ -170,7 +170,14 @@ class Settings(BaseModel):
         "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
-        None, description="CPU threads of the engine."
+        None,
+        description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by "
+        "default.",
+    )
+    tensor_parallel_size: PositiveInt = Field(
+        1,
+        description="Processes (ranks) on this host's CPUs that share the model, each with a part of every matrix, its "
+        "own memory and threads. The tokens are the same. Must divide the model's KV heads.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of weights and activations; auto uses the checkpoint's."
@@ -210,6 +217,11 @@ class Settings(BaseModel):
     )
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
+    )
+    speculation: Literal["auto", "off"] = Field(
+        "off",
+        description="On a CPU, guess the next tokens from the request's own text where this is faster, and verify them "
+        "in one step. The tokens are the same.",
     )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."

@@ -25,6 +25,7 @@ KUBERNETES = re.compile(
 MIN_BYTES_WITHOUT_UNIT = 1 << 20
 ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
+FIRST_PROCESS_NAME = "smoe-first-process"  # name of a descriptor of the process whose id the server has for others
 
 
 class SettingsError(Exception):

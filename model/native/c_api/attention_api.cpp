@@ -199,7 +199,7 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
 int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
                            void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
                            int64_t T, int64_t H, int64_t G, int64_t K) {
-    return catch_bad_alloc([&] {
+    return catch_errors([&] {
         void* rotated = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
         const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, rotated, H, G, K};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
@@ -212,6 +212,6 @@ int smoe_attention(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void
                    const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
                    int64_t K, int64_t window) {
     const AttentionArgs args{dtype, kv_dtype, q, k_cache, v_cache, out, block_tables, M, block_size, H, G, K, window};
-    return catch_bad_alloc(
+    return catch_errors(
         [&] { Attention(pool_of(pool), isa, args, make_row_blocks(args, query_start, context_len, S)).run(); });
 }

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "gemm/gemm.h"
+#include "group/group.h"
 #include "moe/experts.h"
 #include "runtime/thread_pool.h"
 #include "smoe_native.h"
@@ -12,6 +13,8 @@
 namespace smoe {
 
 inline Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
+
+inline Group* group_of(smoe_group* group) { return reinterpret_cast<Group*>(group); }
 
 inline Matrix matrix_of(const smoe_matrix& matrix) {
     return {static_cast<int>(matrix.format), static_cast<const uint32_t*>(matrix.panels), matrix.outputs,
@@ -33,14 +36,16 @@ void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body
                       [&](int64_t task) { body(task * piece, std::min(num_rows, (task + 1) * piece)); });
 }
 
-// Run the call and return 0, or 1 if an allocation failed.
+// Run the call and return 0, 1 if an allocation failed, or 2 if the group has ended.
 template <class Call>
-int catch_bad_alloc(Call&& call) {
+int catch_errors(Call&& call) {
     try {
         call();
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
+    } catch (const GroupEnded&) {
+        return 2;
     }
 }
 

@@ -1,4 +1,5 @@
 // All layers of a step in one call: the same sequence as model/mixtral.py, over the functions of the C interface.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -21,11 +22,12 @@ class Activations {
         y_ = reserve(T * network.D * item_);
         qkv_ = reserve(T * heads * network.K * item_);
         q_ = reserve(T * network.H * network.K * item_);
-        attended_ = reserve(T * network.H * network.K * item_);
+        attended_ = reserve(T * network.all_H * network.K * item_);
         cos_ = reserve(T * network.K / 2 * sizeof(float));
         sin_ = reserve(T * network.K / 2 * sizeof(float));
         last_x_ = reserve(step.N * network.D * item_);
         last_normed_ = reserve(step.N * network.D * item_);
+        part_ = network.group ? reserve(largest_part(network, step)) : size_;
     }
 
     void place(Pool& pool) { memory_ = pool.activations(size_); }
@@ -35,14 +37,20 @@ class Activations {
     std::byte* y() const { return memory_ + y_; }                // [T, D] output of attention or FFN, added to x
     std::byte* qkv() const { return memory_ + qkv_; }            // [T, (H + 2G) * K]
     std::byte* q() const { return memory_ + q_; }                // [T, H, K]
-    std::byte* attended() const { return memory_ + attended_; }  // [T, H * K]
+    std::byte* attended() const { return memory_ + attended_; }  // [T, all_H * K]
     float* cos() const { return reinterpret_cast<float*>(memory_ + cos_); }  // [T, K/2]
     float* sin() const { return reinterpret_cast<float*>(memory_ + sin_); }  // [T, K/2]
     std::byte* last_x() const { return memory_ + last_x_; }                  // [N, D] rows of x that need logits
     std::byte* last_normed() const { return memory_ + last_normed_; }        // [N, D]
+    std::byte* part() const { return memory_ + part_; }  // in a group: this rank's columns of what is gathered
     int64_t item() const { return item_; }
 
   private:
+    int64_t largest_part(const smoe_network& network, const smoe_step& step) const {
+        const int64_t rows = std::max(network.D, network.H * network.K);
+        return std::max<int64_t>(step.T * rows * item_, step.N * network.head->outputs * sizeof(float));
+    }
+
     size_t reserve(int64_t bytes) {
         const size_t offset = size_;
         size_ += ceil_div(bytes, LINE) * LINE;
@@ -51,11 +59,11 @@ class Activations {
 
     const int64_t item_;  // bytes per number
     size_t size_ = 0;
-    size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_;
+    size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_, part_;
     std::byte* memory_ = nullptr;
 };
 
-// Executes one call of smoe_forward. Its functions return 0, or 1 if an allocation failed.
+// Executes one call of smoe_forward. Throws std::bad_alloc and GroupEnded.
 class Forward {
   public:
     Forward(smoe_pool* pool, int isa, const smoe_network& network, const smoe_step& step)
@@ -63,21 +71,21 @@ class Forward {
         at_.place(pool_of(pool));
     }
 
-    int run() {
+    void run() {
         gather(network_.embedding, step_.token_ids, step_.T, at_.x());
         smoe_rotary_angles(pool_, isa_, step_.positions, network_.inverse_frequency, at_.cos(), at_.sin(), step_.T,
                            network_.K);
         norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
         for (int64_t index = 0; index < network_.L; ++index) {
             const smoe_layer& layer = network_.layers[index];
-            if (attention(layer)) return 1;
+            attend(layer);
             add_and_norm(layer.ffn_norm);
             if (index + 1 == network_.L) break;
-            if (feed_forward(layer, at_.normed(), step_.T, choices(index))) return 1;
+            feed_forward(layer, at_.normed(), step_.T, choices(index));
             add_and_norm(network_.layers[index + 1].attention_norm);
         }
         if (step_.finite) write_finite_flags();
-        return step_.N ? logits() : route_last_layer();
+        step_.N ? compute_logits() : route_last_layer();
     }
 
   private:
@@ -110,31 +118,60 @@ class Forward {
                           network_.eps);
     }
 
-    // y = Attention(normed).
-    int attention(const smoe_layer& layer) const {
-        const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
-        const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
-        return linear(at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false) ||
-               smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
-                                      at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
-               smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
-                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
-                              network_.block_size, H, G, K, network_.window) ||
-               linear(at_.attended(), layer.output, 1, at_.y(), T, H * K, false);
+    // Turn the error code of a function of the C interface into an exception.
+    static void check(int error) {
+        if (error == 2) throw GroupEnded{};
+        if (error) throw std::bad_alloc{};
     }
 
-    int linear(const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows, int64_t K,
-               bool wide) const {
-        return smoe_linear(pool_, isa_, network_.dtype, x, matrices, count, y, num_rows, K, wide);
+    // y = Attention(normed).
+    void attend(const smoe_layer& layer) const {
+        const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
+        const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
+        linear(at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
+        check(smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
+                                     at_.cos(), at_.sin(), step_.slots, T, H, G, K));
+        std::byte* out = part_or(at_.attended());
+        check(smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
+                             step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
+                             network_.block_size, H, G, K, network_.window));
+        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.item());
+        linear(at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false);
+        gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs}, at_.item());
+    }
+
+    void linear(const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows, int64_t K,
+                bool wide) const {
+        check(smoe_linear(pool_, isa_, network_.dtype, x, matrices, count, y, num_rows, K, wide));
+    }
+
+    // Return where to compute columns that gather_columns() joins in `whole`.
+    std::byte* part_or(void* whole) const { return network_.group ? at_.part() : static_cast<std::byte*>(whole); }
+
+    // Columns of a rank: `count` from `first` of `all`.
+    struct Columns {
+        int64_t all, first, count;
+    };
+
+    // whole [num_rows, all] from each rank's part(); one column has `bytes` bytes. Nothing to do without a group.
+    void gather_columns(void* whole, int64_t num_rows, const Columns& columns, int64_t bytes) const {
+        if (!network_.group) return;
+        group_of(network_.group)
+            ->gather(at_.part(), whole, num_rows, {columns.all * bytes, columns.first * bytes, columns.count * bytes});
     }
 
     // y = FFN(normed) for num_rows rows.
-    int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
-        const int64_t D = network_.D, F = network_.F;
-        if (!layer.gate) return smoe_ffn(pool_, isa_, network_.dtype, normed, layer.experts, at_.y(), num_rows, D, F);
-        return smoe_moe(pool_, isa_, network_.dtype, normed, layer.gate, layer.experts, at_.y(),
-                        choices.experts_per_token, choices.allowed, choices.expert_ids, num_rows, D, F, network_.E,
-                        step_.max_k);
+    void feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
+        const int64_t D = network_.D, F = network_.F, first_F = network_.first_F;
+        std::byte* y = part_or(at_.y());
+        if (layer.gate)
+            check(smoe_moe(pool_, isa_, network_.dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
+                           choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k, network_.group,
+                           first_F));
+        else
+            check(smoe_ffn(pool_, isa_, network_.dtype, normed, layer.experts, y, num_rows, D, F, network_.group,
+                           first_F));
+        gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs}, at_.item());
     }
 
     // Set step.finite: a NaN or infinity in K, V or an expert propagates to the row's sum.
@@ -157,12 +194,12 @@ class Forward {
 
     // After the last layer's attention only rows with logits are used, so experts of other rows are not computed. Their
     // expert ids are still reported.
-    int route_last_layer() const {
+    void route_last_layer() const {
         const int64_t last = network_.L - 1;
-        if (!network_.layers[last].gate) return 0;
+        if (!network_.layers[last].gate) return;
         const Choices all = choices(last);
-        return smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
-                          all.allowed, all.expert_ids, step_.T, network_.D, network_.E, step_.max_k);
+        check(smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
+                         all.allowed, all.expert_ids, step_.T, network_.D, network_.E, step_.max_k));
     }
 
     // Routing options of logit_rows for the last layer, with memory for their expert ids.
@@ -184,20 +221,22 @@ class Forward {
     };
 
     // Compute the last layer's FFN, the final norm and the head for the rows that need logits.
-    int logits() const {
+    void compute_logits() const {
         const int64_t N = step_.N;
         const smoe_layer& layer = network_.layers[network_.L - 1];
         gather(at_.x(), step_.logit_rows, N, at_.last_x());
         gather(at_.normed(), step_.logit_rows, N, at_.last_normed());
         if (layer.gate) {
             LastChoices last(choices(network_.L - 1), step_, network_.E);
-            if (route_last_layer() || feed_forward(layer, at_.last_normed(), N, last.choices())) return 1;
-        } else if (feed_forward(layer, at_.last_normed(), N, {})) {
-            return 1;
+            route_last_layer();
+            feed_forward(layer, at_.last_normed(), N, last.choices());
+        } else {
+            feed_forward(layer, at_.last_normed(), N, {});
         }
         smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(), N,
                           network_.D, network_.eps);
-        return linear(at_.last_normed(), network_.head, 1, step_.logits, N, network_.D, true);
+        linear(at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D, true);
+        gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs}, sizeof(float));
     }
 
     smoe_pool* const pool_;
@@ -213,7 +252,5 @@ class Forward {
 using namespace smoe;
 
 int smoe_forward(smoe_pool* pool, int isa, const smoe_network* network, const smoe_step* step) {
-    int result = 0;
-    const int no_memory = catch_bad_alloc([&] { result = Forward(pool, isa, *network, *step).run(); });
-    return no_memory || result;
+    return catch_errors([&] { Forward(pool, isa, *network, *step).run(); });
 }

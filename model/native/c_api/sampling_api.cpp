@@ -9,7 +9,7 @@
 using namespace smoe;
 
 int smoe_sample(smoe_pool* handle, int isa, const smoe_sampling* args) {
-    return catch_bad_alloc([&] {
+    return catch_errors([&] {
         Pool& pool = pool_of(handle);
         const int64_t bytes = sampling_memory_bytes(args->V), workers = std::min<int64_t>(pool.threads(), args->N);
         std::byte* scratch = pool.scratch(workers * bytes);

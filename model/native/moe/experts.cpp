@@ -44,7 +44,8 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
 }
 
 // Store the sums to panel `panel` of rows [.., O].
-void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O, float* rows) {
+template <class T>
+void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O, T* rows) {
     const int64_t columns = std::min<int64_t>(PANEL, O - panel * PANEL);
     for (int m = 0; m < tile.rows; ++m)
         store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
@@ -64,7 +65,7 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
     const int64_t words1 = row_words(format1, D), words3 = row_words(format3, D);
     const int64_t pair_words = panel_words(format1, D) + panel_words(format3, D);
     for_each_product<Microkernel>(
-        pool, tiles, ceil_div(weights.F, PANEL), pair_words, [&](auto& by, const Tile& tile, int64_t panel) {
+        pool, tiles, ceil_div(weights.num_hidden(), PANEL), pair_words, [&](auto& by, const Tile& tile, int64_t panel) {
             alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
             const Expert& expert = weights[tile.expert];
             by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a);
@@ -74,17 +75,17 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
         });
 }
 
-// y [P, D] = w2 hidden, in float32.
+// y [P, num_outputs()] = w2 hidden, in float32.
 void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles, float* y) {
     const int format = weights[0].w2.format;
-    const int64_t words = row_words(format, weights.F);
-    for_each_product<Microkernel>(pool, tiles, ceil_div(weights.D, PANEL), panel_words(format, weights.F),
+    const int64_t words = row_words(format, weights.F), num_outputs = weights.num_outputs();
+    for_each_product<Microkernel>(pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F),
                                   [&](auto& by, const Tile& tile, int64_t panel) {
                                       alignas(64) float sums[MAX_TILE_ROWS * PANEL];
                                       const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
                                       by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F,
                                                   sums);
-                                      store_columns(sums, tile, panel, weights.D, y);
+                                      store_columns(sums, tile, panel, num_outputs, y);
                                   });
 }
 
@@ -103,16 +104,37 @@ Orders orders_of(const Experts& weights, Matrix Expert::* matrix) {
     return orders;
 }
 
-// Collect whole rows in float32 first, because a row's scale depends on all of its numbers.
-void quantize_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs, float* rows,
-                     uint32_t* hidden) {
-    gate_up_gemm(pool, x, weights, pairs.tiles, [=, &weights](const Tile& tile, int64_t panel, const float* sums) {
-        store_columns(sums, tile, panel, weights.F, rows);
+// Compute hidden rows [P, F] of type T; in a group `part` [P, num_hidden()] holds this rank's columns first.
+template <class T>
+void collect_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs, T* rows, T* part) {
+    T* own = weights.group ? part : rows;
+    const int64_t num_hidden = weights.num_hidden();
+    gate_up_gemm(pool, x, weights, pairs.tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
+        store_columns(sums, tile, panel, num_hidden, own);
     });
+    if (!weights.group) return;
+    const int64_t item = sizeof(T), num_rows = static_cast<int64_t>(pairs.rows.size());
+    weights.group->gather(own, rows, num_rows, {weights.F * item, weights.first_F * item, num_hidden * item});
+}
+
+// Memory of hidden rows before they are packed.
+struct HiddenRows {
+    float *whole, *part;  // [P, F] and, in a group, [P, num_hidden()]; bfloat16 numbers take half of it
+};
+
+// Pack whole rows: a quantized row's scale depends on all of its numbers, and in a group other ranks have some.
+void pack_whole_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weights, const Pairs& pairs,
+                       const HiddenRows& rows, uint32_t* hidden) {
+    const int format = weights[0].w2.format, row_dtype = is_quantized(format) ? FLOAT32 : dtype;
+    if (row_dtype == FLOAT32)
+        collect_hidden(pool, x, weights, pairs, rows.whole, rows.part);
+    else
+        collect_hidden(pool, x, weights, pairs, reinterpret_cast<uint16_t*>(rows.whole),
+                       reinterpret_cast<uint16_t*>(rows.part));
     std::vector<int32_t> in_order(pairs.rows.size());
     std::iota(in_order.begin(), in_order.end(), 0);
     const Orders orders = orders_of(weights, &Expert::w2);
-    pack_rows(pool, FLOAT32, weights[0].w2.format, rows, in_order, pairs.tiles, weights.F, orders, hidden);
+    pack_rows(pool, row_dtype, format, rows.whole, in_order, pairs.tiles, weights.F, orders, hidden);
 }
 
 }  // namespace
@@ -125,14 +147,17 @@ const float* multiply_experts(Pool& pool, int dtype, const void* x, const Expert
     const bool is_shared = format3 == format1 && orders3 == orders1;
     const int64_t x3_words = is_shared ? 0 : P * packing_words(format3, weights.D);
     const int64_t hidden_words = P * packing_words(format2, weights.F);
-    const int64_t num_floats = P * std::max(weights.D, is_quantized(format2) ? weights.F : 0);
-    auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch((x1_words + x3_words + hidden_words + num_floats) * 4));
+    const bool in_whole_rows = is_quantized(format2) || weights.group;
+    const int64_t num_floats = P * std::max(weights.num_outputs(), in_whole_rows ? weights.F : 0);
+    const int64_t part_floats = weights.group ? P * weights.num_hidden() : 0;
+    const int64_t num_words = x1_words + x3_words + hidden_words + num_floats + part_floats;
+    auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch(num_words * 4));
     uint32_t *x3 = x3_words ? x1 + x1_words : x1, *hidden = x1 + x1_words + x3_words;
     auto* floats = reinterpret_cast<float*>(hidden + hidden_words);
     pack_rows(pool, dtype, format1, x, pairs.rows, pairs.tiles, weights.D, orders1, x1);
     if (x3_words) pack_rows(pool, dtype, format3, x, pairs.rows, pairs.tiles, weights.D, orders3, x3);
-    if (is_quantized(format2))
-        quantize_hidden(pool, {x1, x3}, weights, pairs, floats, hidden);
+    if (in_whole_rows)
+        pack_whole_hidden(pool, dtype, {x1, x3}, weights, pairs, {floats, floats + num_floats}, hidden);
     else
         pack_hidden(pool, dtype, {x1, x3}, weights, pairs.tiles, hidden);
     down_gemm(pool, hidden, weights, pairs.tiles, floats);

@@ -108,7 +108,7 @@ int max_rows(const Expert& expert) {
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
     const Pairs pairs = sort_pairs(choice, weights.E, max_rows(weights[0]));
     const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
-    combine(pool, dtype, outputs, choice, pairs, weights.D, y);
+    combine(pool, dtype, outputs, choice, pairs, weights.num_outputs(), y);
 }
 
 }  // namespace

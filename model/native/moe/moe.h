@@ -7,7 +7,7 @@
 
 namespace smoe {
 
-// Dense FFN: one expert for all rows.
+// Dense FFN: one expert for all rows. y [T, num_outputs()], for moe too.
 SMOE_PER_ISA(void ffn(Pool& pool, int dtype, const void* x, const Experts& weights, void* y, int64_t T))
 // Mixture of experts; gate [E, D]. The outputs of a row's k experts are summed in float32, by ascending id.
 SMOE_PER_ISA(void moe(Pool& pool, int dtype, const void* x, const float* gate, const Experts& weights, void* y,

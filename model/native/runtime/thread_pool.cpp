@@ -3,44 +3,16 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include <chrono>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "runtime/spin.h"
 
 namespace smoe {
 namespace {
 
 constexpr uint64_t CLOSED = 0xffffffffu;
-// Long enough to bridge the gap between two calls of one step; short enough to yield the core to other processes.
-constexpr auto SPIN_TIME = std::chrono::microseconds(50);
 constexpr size_t ALIGNMENT = 64;
 
 uint64_t job_of(uint64_t ticket) { return ticket >> 32; }
 uint64_t index_of(uint64_t ticket) { return ticket & 0xffffffffu; }
-
-void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb");  // a spinning core waits as long as with x86's pause; "yield" returns at once
-#endif
-}
-
-// Spin until the condition holds; return false after SPIN_TIME.
-template <class Condition>
-bool spin(Condition condition) {
-    const auto end = std::chrono::steady_clock::now() + SPIN_TIME;
-    do {
-        for (int i = 0; i < 32; ++i) {
-            if (condition()) return true;
-            pause();
-        }
-        std::this_thread::yield();
-    } while (std::chrono::steady_clock::now() < end);
-    return condition();
-}
 
 // One thread writes, so a plain load and store lose no count and no other core waits for the cache line.
 void beat(std::atomic<uint64_t>* heartbeat) {

@@ -11,7 +11,7 @@ from pathlib import Path
 from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
@@ -28,10 +28,19 @@ _SIGNATURES = {
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int)),
-    "smoe_ffn": (c_int, (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3)),
+    "smoe_group_bytes": (c_int64, (c_int, c_int64)),
+    "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
+    "smoe_group_destroy": (None, (c_void_p,)),
+    "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 4)),
+    "smoe_group_end": (None, (c_void_p,)),
+    "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
+    "smoe_ffn": (
+        c_int,
+        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64),
+    ),
     "smoe_moe": (
         c_int,
-        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5),
+        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),

@@ -7,15 +7,18 @@ model/ops/interface.py.
 """
 
 from collections.abc import Iterable
-from ctypes import c_uint64
+from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.cut import PANEL
 from model.forward_batch import ForwardBatch
+from model.group import ALONE, Group, GroupEndedError
 from model.ops.interface import FfnWeights, RoutingRequest
+from model.ops.native.group import handle_of
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import BLOCK_FORMATS, DTYPES, NativeExperts, NativeLinear, NativeMoe, WeightPacker
 from model.ops.native.sampling import sampling_arguments
@@ -25,6 +28,7 @@ from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
 NUMERICS = 4  # incremented when a kernel's bits change
+ENDED = 2  # result of a library function after the end of its group
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class NativeOps:
         self._call.smoe_rms_norm(self._pool, self._isa, DTYPES[x.dtype], *addresses, *x.shape, eps)
         return y  # [T, D]
 
+    def add_rms_norm(self, x: Tensor, pending: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + pending
+        return total, self.rms_norm(total, weight, eps)  # [T, D] each
+
     def linear(self, x: Tensor, weight: NativeLinear) -> Tensor:
         return self._multiply(x, weight, x.dtype)  # [T, O]
 
@@ -132,23 +140,40 @@ class NativeOps:
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: NativeExperts) -> Tensor:
-        y = torch.empty_like(x)
+    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE) -> Tensor:
+        y = x.new_empty(len(x), weights.num_outputs)
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
-        check(self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *arguments))
+        check(
+            self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *arguments, *_group_arguments(group, weights))
+        )
         return y  # [T, D]
 
-    def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest) -> Tensor:
-        y, experts = torch.empty_like(x), weights.experts
+    def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+        experts = weights.experts
+        y = x.new_empty(len(x), experts.num_outputs)
         addresses = x.data_ptr(), weights.gate.data_ptr(), experts.arguments, y.data_ptr()
         allowed = None if request.allowed is None else request.allowed.data_ptr()
         routing = request.experts_per_token.data_ptr(), allowed, request.expert_ids.data_ptr()
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, request.expert_ids.shape[1]
-        check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *routing, *sizes))
+        arguments = *addresses, *routing, *sizes, *_group_arguments(group, experts)
+        check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *arguments))
         return y  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
-        return self._multiply(self.rms_norm(x.index_select(0, rows), norm, eps), head, torch.float32)  # [N, V]
+    def add_norm_moe(
+        self,
+        x: Tensor,
+        pending: Tensor,
+        norm: Tensor,
+        eps: float,
+        weights: NativeMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+    ) -> tuple[Tensor, Tensor]:
+        total, normed = self.add_rms_norm(x, pending, norm, eps)
+        return total, self.moe(normed, weights, request, group)  # [T, D] each
+
+    def logits(self, x: Tensor, rows: Tensor, head: NativeLinear) -> Tensor:
+        return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         num_rows, count = len(logits), max(0, rows.max_logprobs)
@@ -193,7 +218,14 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / powers
 
 
+def _group_arguments(group: Group, experts: NativeExperts) -> tuple[c_void_p | None, int]:
+    """Return the group and the first of the rank's hidden columns."""
+    return handle_of(group), group.cut.part(experts.hidden_dim, PANEL).start
+
+
 def check(result: int) -> None:
-    """Raise MemoryError if a library function returned nonzero, its sign of too little memory."""
+    """Raise GroupEndedError if a library function returned 2, and MemoryError if it returned 1."""
+    if result == ENDED:
+        raise GroupEndedError
     if result:
         raise MemoryError("not enough memory for the intermediate results of a step")

@@ -68,8 +68,10 @@ class NativeExperts:
     panel_sizes: tuple[int, int, int]  # bytes of a panel of w1, w3 and w2
     orders: list[tuple[Order, Order, Order]]  # [E] of w1, w3 and w2; w3's is w1's if they are equal
     num_experts: int
-    dim: int
-    hidden_dim: int
+    dim: int  # inputs of w1 and w3
+    hidden_dim: int  # inputs of w2
+    num_hidden: int  # outputs of w1 and w3: hidden_dim, or a rank's part
+    num_outputs: int  # outputs of w2: dim, or a rank's part
 
     def matrices(self, expert: int) -> tuple[NativeMatrix, NativeMatrix, NativeMatrix]:
         """Return views of one expert's w1, w3 and w2."""
@@ -77,9 +79,9 @@ class NativeExperts:
         (size1, size3, size2), (format1, format3, format2) = self.panel_sizes, self.formats
         order1, order3, order2 = self.orders[expert]
         return (
-            NativeMatrix(w13, self.hidden_dim, size1 + size3, format1, order1),
-            NativeMatrix(w13[size1:], self.hidden_dim, size1 + size3, format3, order3),
-            NativeMatrix(w2, self.dim, size2, format2, order2),
+            NativeMatrix(w13, self.num_hidden, size1 + size3, format1, order1),
+            NativeMatrix(w13[size1:], self.num_hidden, size1 + size3, format3, order3),
+            NativeMatrix(w2, self.num_outputs, size2, format2, order2),
         )
 
     @cached_property
@@ -140,14 +142,16 @@ class WeightPacker:
         return packed
 
     def _allocate(self, num_experts: int, first: FfnWeights) -> NativeExperts:
-        weights, (hidden_dim, dim) = (first.w1, first.w3, first.w2), first.w1.shape
+        weights = first.w1, first.w3, first.w2
+        (num_hidden, dim), (num_outputs, hidden_dim) = first.w1.shape, first.w2.shape
         format1, format3, format2 = map(self._format, weights)
         size1, size3, size2 = (self._call.smoe_panel_size(self._format(each), each.shape[1]) for each in weights)
-        w13 = empty(num_experts * -(-hidden_dim // PANEL) * (size1 + size3), torch.uint8)
-        w2 = empty(num_experts * -(-dim // PANEL) * size2, torch.uint8)
+        w13 = empty(num_experts * -(-num_hidden // PANEL) * (size1 + size3), torch.uint8)
+        w2 = empty(num_experts * -(-num_outputs // PANEL) * size2, torch.uint8)
         formats, sizes = (format1, format3, format2), (size1, size3, size2)
         orders: list[tuple[Order, Order, Order]] = [(None, None, None)] * num_experts
-        return NativeExperts(w13, w2, formats, sizes, orders, num_experts, dim, hidden_dim)
+        shape = dim, hidden_dim, num_hidden, num_outputs
+        return NativeExperts(w13, w2, formats, sizes, orders, num_experts, *shape)
 
     def _pack(self, weight: Weight, to: NativeMatrix) -> None:
         if isinstance(weight, Tensor):

@@ -43,6 +43,8 @@ class NetworkArguments(ctypes.Structure):
         *((name, c_int) for name in ("dtype", "kv_dtype")),
         ("eps", c_float),
         *((name, c_int64) for name in ("V", "D", "F", "E", "H", "G", "K", "L", "block_size", "window")),
+        *((name, c_int64) for name in ("all_H", "first_H", "first_V", "first_D", "first_F")),
+        ("group", c_void_p),
         *((name, c_void_p) for name in ("embedding", "norm")),
         ("head", POINTER(MatrixArguments)),
         ("inverse_frequency", c_void_p),

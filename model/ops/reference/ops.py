@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.cut import PANEL
 from model.forward_batch import ForwardBatch
+from model.group import ALONE, Group
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
@@ -86,6 +88,10 @@ class ReferenceOps:
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)  # [T, 1]
         return weight * (wide * scale).to(x.dtype)  # [T, D]
 
+    def add_rms_norm(self, x: Tensor, pending: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + pending
+        return total, self.rms_norm(total, weight, eps)  # [T, D] each
+
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         return product(x, weight).to(x.dtype)  # [T, O]
 
@@ -101,27 +107,47 @@ class ReferenceOps:
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
         return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), metadata.attention)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: ReferenceFfn) -> Tensor:
+    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
-        return product(F.silu(w1) * w3, weights.w2).to(x.dtype)  # [T, D]
+        hidden = group.gather(F.silu(w1) * w3, num_inputs(weights.w2), PANEL)  # [T, F]
+        return product(hidden, weights.w2).to(x.dtype)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest) -> Tensor:
+    def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
         num_experts = len(weights.experts)
         expert_ids, share = route(F.linear(x.float(), weights.gate), request)  # [T, Kmax] each
         experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
         parts = x[order // expert_ids.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
-        outputs = [self.ffn(part, expert) for part, expert in zip(parts, weights.experts, strict=True) if len(part)]
-        by_pair = torch.zeros(len(experts), x.shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
+        by_expert = zip(parts, weights.experts, strict=True)
+        outputs = [self.ffn(part, expert, group) for part, expert in by_expert if len(part)]
+        by_pair = torch.zeros(len(experts), outputs[0].shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
         by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
-        return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+    def add_norm_moe(
+        self,
+        x: Tensor,
+        pending: Tensor,
+        norm: Tensor,
+        eps: float,
+        weights: ReferenceMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+    ) -> tuple[Tensor, Tensor]:
+        total, normed = self.add_rms_norm(x, pending, norm, eps)
+        return total, self.moe(normed, weights, request, group)  # [T, D] each
+
+    def logits(self, x: Tensor, rows: Tensor, head: Matrix) -> Tensor:
+        return product(x[rows], head).float()  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(logits, rows)
+
+
+def num_inputs(weight: Matrix) -> int:
+    """Return D of a matrix [O, D]."""
+    return weight.shape[1] if isinstance(weight, Tensor) else weight.num_inputs
 
 
 def product(x: Tensor, weight: Matrix) -> Tensor:

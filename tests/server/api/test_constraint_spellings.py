@@ -190,7 +190,7 @@ OTHER_NAMES: list[tuple[str, Any]] = [
     *[("stop_sequence", ["x"]), ("banned_tokens", ["x"]), ("stop_words", ["x"])],  # KoboldCpp, TensorRT-LLM
     *[("banned_strings", ["x"]), ("allowed_tokens", [5]), ("regex_pattern", "a"), ("grammar_string", GBNF)],  # TabbyAPI
     *[("custom_token_bans", "5"), ("ban_eos_token", True), ("stopping_strings", ["x"])],  # text-generation-webui
-    *[("strict_tools", True), ("jsonschema", SCHEMA), ("max_gen_len", 3), ("max_gen_toks", 3)],  # Cohere, Llama
+    *[("strict_tools", True), ("jsonschema", SCHEMA), ("max_gen_len", 3)],  # Cohere, Llama
     *[("generationConfig", {"responseSchema": SCHEMA}), ("generationConfig", {"maxOutputTokens": 3})],  # Gemini
     *[("toolConfig", {"functionCallingConfig": {"mode": "ANY"}}), ("inferenceConfig", {"maxTokens": 3})],  # Bedrock
     *[("responseFormat", OPENAI), ("toolChoice", "required"), ("structuredOutputs", {"json": SCHEMA})],  # AI SDK
@@ -262,4 +262,54 @@ def test_the_error_for_another_apis_name_says_what_to_send(path: str, name: str,
     ],
 )
 def test_values_that_ask_for_nothing_or_repeat_the_own_field_are_accepted(path: str, fields: dict[str, Any]) -> None:
+    validate(MODELS[path], {**BASE[path], **fields})
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        *[
+            (RESPONSES, {"text": {name: SCHEMA}}, f"text.{name}")
+            for name in ("json_schema", "schema", "response_format")
+        ],
+        *[(RESPONSES, {"text": {name: GBNF}}, f"text.{name}") for name in ("regex", "grammar")],
+        *[(MESSAGES, {"output_config": {name: SCHEMA}}, f"output_config.{name}") for name in ("schema", "jsonSchema")],
+        *[
+            (
+                CHAT,
+                {"tools": [{"type": "function", "function": {"name": "f", name: SCHEMA}}]},
+                f"tools[].function.{name}",
+            )
+            for name in ("input_schema", "inputSchema", "parametersJsonSchema")
+        ],
+        (RESPONSES, {"tools": [{"type": "function", "name": "f", "input_schema": SCHEMA}]}, "tools[].input_schema"),
+        (
+            CHAT,
+            {
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "f"}, "disable_parallel_tool_use": True},
+            },
+            "tool_choice.disable_parallel_tool_use",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_constraint_inside_an_object_under_another_apis_name_is_refused(
+    path: str, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(MODELS[path], {**BASE[path], **fields})
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (RESPONSES, {"text": {"verbosity": "low"}}),
+        (MESSAGES, {"output_config": {"effort": "high"}}),
+        (CHAT, {"tools": [{"type": "function", "function": {**FUNCTION, "output_schema": SCHEMA}}]}),
+        (RESPONSES, {"tools": [{"type": "function", **FUNCTION, "output_schema": SCHEMA, "input_schema": SCHEMA}]}),
+    ],
+)
+def test_members_that_constrain_nothing_are_accepted(path: str, fields: dict[str, Any]) -> None:
     validate(MODELS[path], {**BASE[path], **fields})

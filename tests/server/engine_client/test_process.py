@@ -1,16 +1,19 @@
 """server/engine_client/process.py: the exit of a process is reported once, in words."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import uvloop
 
 from engine.config import EngineConfig
 from engine.messages import FromEngine, PrefillStarted, Start, encode_frame
+from server.engine_client import process
 from server.engine_client.process import (
     MAX_TURN_BYTES,
     EngineProcessHandle,
@@ -73,6 +76,33 @@ def test_a_handle_that_was_never_started_can_be_ended() -> None:
         assert await handle_of(("/nowhere",), []).end() == "was never started"
 
     run(scenario)
+
+
+def test_processes_that_the_engine_started_are_waited_for_by_their_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cat` stands for a rank that takes time to give back its memory: it ends when the test kills it."""
+    monkeypatch.setattr(process, "RANKS_GRACE_S", 1000.0)
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    code = (
+        "import pathlib, subprocess, sys; pipe, pid = map(pathlib.Path, sys.argv[1:3]);"
+        "pid.write_text(str(subprocess.Popen(['cat', pipe], stdout=subprocess.DEVNULL).pid))"
+    )
+
+    async def scenario() -> None:
+        handle = handle_of((sys.executable, "-c", code, str(tmp_path / "pipe"), str(tmp_path / "pid")), [])
+        await handle.start(START)
+        await handle.end(grace_s=25.0)
+        waiting = asyncio.create_task(handle.wait_for_ranks())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        await waiting
+
+    run(scenario)
+    os.close(pipe)
 
 
 def test_the_engine_module_lies_below_the_package_root() -> None:

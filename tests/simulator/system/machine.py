@@ -106,7 +106,9 @@ class Machine(VirtualLoop):
     async def connect_read_pipe(self, protocol_factory: Any, pipe: Any) -> Any:
         """Close the pipe: simulated processes write nothing to standard error."""
         pipe.close()
-        return None, protocol_factory()
+        protocol = protocol_factory()
+        protocol.connection_lost(None)
+        return None, protocol
 
     async def create_connection(self, protocol_factory: Any, *arguments: Any, **options: Any) -> Any:
         options["sock"].close()

@@ -1,0 +1,40 @@
+"""Which settings several ranks work with. Imports no torch."""
+
+import msgspec
+
+from engine.capacity.host_resources import num_cores
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from model.config import ModelConfig
+from model.cut import why_not_divisible
+
+FLAG = "--tensor-parallel-size"
+
+
+def check_ranks(config: EngineConfig, model: ModelConfig, device: str) -> None:
+    """Raise EngineConfigError if this network cannot be computed by so many ranks on `device`: cpu, cuda or auto."""
+    size = config.tensor_parallel_size
+    if size == 1:
+        return
+    if device == "cuda":
+        raise EngineConfigError(f"{FLAG} {size}: several ranks run on CPUs only; add --device cpu")
+    if config.backend not in ("auto", "native"):
+        raise EngineConfigError(f"{FLAG} {size}: several ranks need the native backend, not {config.backend}")
+    if reason := why_not_divisible(model, size):
+        raise EngineConfigError(f"{FLAG} {size}: the model {reason}")
+
+
+def with_rank_threads(config: EngineConfig) -> EngineConfig:
+    """Return the config with the threads of each rank, if there are several: an equal share of the cores."""
+    if config.tensor_parallel_size == 1 or config.threads is not None:
+        return config
+    return msgspec.structs.replace(config, threads=max(1, num_cores() // config.tensor_parallel_size))
+
+
+def rank_warnings(config: EngineConfig) -> list[str]:
+    """Return a line if the ranks have more threads than there are cores: they wait for each other several times a
+    layer, and a rank without a core keeps all others waiting."""
+    size, threads, cores = config.tensor_parallel_size, with_rank_threads(config).threads, num_cores()
+    if size == 1 or threads is None or size * threads <= cores:
+        return []
+    return [f"{size} ranks of {threads} threads share {cores} cores: steps are much slower than with a core for each"]

@@ -1,0 +1,50 @@
+"""Rank 0: it tells the other ranks each step, and then computes its own part."""
+
+import torch
+from torch import Tensor
+
+from engine.distributed.packets import PacketKind
+from engine.distributed.ranks import Ranks
+from engine.errors import FatalEngineError
+from model.forward_batch import ForwardBatch
+from model.kv_format import KvDtype
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+
+
+class LeadingMixtral(Mixtral):
+    """The network of rank 0. Once a step is told it has to be computed: others wait for this rank in a gather."""
+
+    def __init__(self, model: Mixtral, ranks: Ranks) -> None:
+        super().__init__(model.config, model.weights, model.ops, model.group)
+        self._model = model
+        self._ranks = ranks
+
+    def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
+        """Compute one step with the other ranks. Raises FatalEngineError, whatever the fault."""
+        self._ranks.start_step(batch)
+        try:
+            return self._model.forward(batch, kv_pool)
+        except Exception as error:
+            reason = self._ranks.death or f"rank 0 failed in a step: {type(error).__name__}: {error}"
+            raise FatalEngineError(reason) from error
+
+
+class LeadingKvPool(KvPool):
+    """The KV pool of rank 0, with its own heads. Creating it creates those of the other ranks."""
+
+    def __init__(self, model: Mixtral, ranks: Ranks, num_blocks: int, block_size: int, dtype: KvDtype) -> None:
+        ranks.create_pools(num_blocks)
+        config = model.group.cut.with_own_heads(model.config)
+        super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"))
+        self._ranks = ranks
+
+    def zero_blocks(self, block_ids: Tensor) -> None:
+        """Fill these blocks with zeros on every rank."""
+        self._ranks.fill_with_zeros(PacketKind.ZERO_BLOCKS, block_ids.numpy().tobytes())
+        super().zero_blocks(block_ids)
+
+    def zero_slots(self, slots: Tensor) -> None:
+        """Fill these slots with zeros on every rank."""
+        self._ranks.fill_with_zeros(PacketKind.ZERO_SLOTS, slots.numpy().tobytes())
+        super().zero_slots(slots)
