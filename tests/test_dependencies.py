@@ -71,6 +71,12 @@ def test_the_image_installs_allowed_versions_of_all_dependencies_by_hash() -> No
     assert "--require-hashes -r requirements.lock" in (ROOT / "Dockerfile").read_text()
 
 
+def test_the_image_for_gpus_has_the_c_compiler_that_triton_needs() -> None:
+    """In its last stage, which is what runs; the official Python image has Python.h."""
+    last_stage = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.search(r"!= cpu \]; then.*apt-get install .*gcc libc6-dev", last_stage, re.DOTALL)
+
+
 def test_every_imported_package_is_declared() -> None:
     """A package that comes along with another one may leave with it, and has no lower bound."""
     declared = {canonicalize_name(requirement.name) for requirement in runtime_requirements()}

@@ -15,6 +15,7 @@ from engine.types import Request
 
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
 MAX_DRAFTED = 64  # tokens of all requests in one step
+MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
 STEPS_PER_PLAIN = 32  # one of so many steps has no drafts, so that the time without them stays known
 
 
@@ -75,6 +76,8 @@ class Speculator:
 
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
         """
+        if num_rows > MAX_REQUESTS:
+            return [()] * len(candidates)
         drafts = [candidate.source.propose(candidate.token_ids, candidate.max_len) for candidate in candidates]
         lengths = [0] * len(drafts)
         is_turn = self._num_drafted_steps < STEPS_PER_PLAIN - 1

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,3 +88,17 @@ def test_the_table_shows_stages_then_their_rows() -> None:
     text = table([Result("env", "ok", 1.25), Result("ops", "failed", 2.0, "1: x", [{"case": "x", "error": 0.123456}])])
     assert text.splitlines()[1:3] == ["env          ok            1.2  ", "ops          failed        2.0  1: x"]
     assert text.splitlines()[-1] == "  case x  error 0.1235"
+
+
+def test_its_stages_need_only_torch_triton_numpy_and_safetensors() -> None:
+    """They are imported while every other package of the server and its tests is absent."""
+    absent = "msgspec llguidance transformers tokenizers fastapi pydantic uvicorn jinja2 httpx psutil hypothesis pytest"
+    modules = {spec.function.partition(":")[0] for name, spec in STAGES.items() if name != "parity"}
+    program = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({absent.split()!r}))  # importing one of them raises ModuleNotFoundError
+for name in {sorted(modules)!r}:
+    importlib.import_module(name)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -1,14 +1,16 @@
 """Sampling kernels give the tokens, histories and log probabilities of the reference backend."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton import sampling
+from model.ops.triton.launch import launch_on_device
 from model.ops.triton.ops import TritonOps
-from model.sampling_batch import Status
+from model.sampling_batch import FloatParam, IntParam, Status
 from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 
@@ -26,3 +28,34 @@ def test_the_same_tokens_as_the_definition(vocab_size: int, scale: int, monkeypa
         assert torch.equal(history, expected_history), trial
         statuses |= set(got.status.tolist())
     assert Status.DONE in statuses
+
+
+def test_rows_that_score_a_token_draw_none() -> None:
+    """Their tokens are given, so that the kernel returns at once. Other rows of the batch draw as before."""
+    rng = random.Random(0)
+    rows = random_rows(rng, 50)
+    rows.int_params[:, IntParam.TARGET] = torch.tensor([-1, 3, 3, -1, 3])
+    rows.float_params[:, FloatParam.TEMPERATURE] = 0.0
+    logits = torch.zeros(5, 50)
+    logits[:, 7] = 1.0
+    assert sampling._draw(launch_on_device, logits, rows).tolist() == [7, 0, 0, 7, 0]
+
+
+@pytest.mark.parametrize("column", [IntParam.TOP_K, FloatParam.TOP_P], ids=["top_k", "top_p"])
+def test_more_equal_logits_than_the_search_gathers(
+    column: IntParam | FloatParam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts cannot separate them: the first ones by id are kept, as the definition says."""
+    monkeypatch.setattr(sampling, "BLOCK", 16)
+    rows = random_rows(random.Random(1), 90)
+    rows.int_params[:, IntParam.TARGET], rows.int_params[:, IntParam.TOP_K] = -1, 0
+    rows.float_params[:, FloatParam.TOP_P], rows.float_params[:, FloatParam.MIN_P] = 1.0, 0.0
+    rows.float_params[:, FloatParam.TEMPERATURE] = torch.tensor([1.0, 0.3, 1.7, 1.0, 2.0])
+    params = rows.int_params if isinstance(column, IntParam) else rows.float_params
+    params[:, column] = 5 if isinstance(column, IntParam) else 0.4
+    logits = torch.zeros(5, 90)
+    logits[1:, 80] = torch.tensor([1.0, -1.0, 1e30, -1e30])
+    rows = replace(rows, masks=None, bias_ids=rows.bias_ids[:0], bias_values=rows.bias_values[:0], has_penalties=False)
+    expected, _ = sampled_by(ReferenceOps(), logits, rows)
+    got, _ = sampled_by(TritonOps(torch.float32), logits, rows)
+    assert torch.equal(got.token_ids, expected.token_ids)

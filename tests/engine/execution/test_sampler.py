@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from engine.execution.decode_batch import LogitRows
+from engine.execution.draft_rows import DraftRows
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.row_constraints import Int32s, RowConstraints
 from engine.execution.sampler import PromptLogprobs, Sampler
 from engine.scheduling.sequence import Sequence
-from engine.scheduling.step_plan import RowFailed, Sampled
+from engine.scheduling.step_plan import Chunk, RowFailed, Sampled
 from engine.types import Request
 from model.ops.interface import Ops
 from model.ops.native.library import NativeLibrary
@@ -270,3 +272,31 @@ def test_fixed_constraints_are_prepared_once_and_hold_in_later_steps(ops: Ops, m
         assert isinstance(outcome, Sampled) and outcome.token_id == 8
         row.token_ids.append(8)
     assert prepared == [0, 1]  # min_tokens ends at the second token
+
+
+def test_rows_behind_drafted_tokens_sample_as_if_these_were_known(ops: Ops) -> None:
+    """Each row of a draft gives the token of a request that has the tokens before it. The drafted tokens stay where
+    they are, and the request beside it gets its token as always."""
+    draft = (7, 8, 7)
+    fields: dict[str, Any] = {"temperature": 0.9, "frequency_penalty": 1.5, "repetition_penalty": 1.4, "min_tokens": 3}
+    bad_words = tuple((8, token_id) for token_id in range(VOCAB) if token_id not in (10, 11))
+    drafting, plain = (sequence(seed=seed, bad_words=bad_words, **fields) for seed in (1, 2))
+    logits = random_logits(3, rows=5)
+    requests = PersistentBatch(2, 100, 16, VOCAB, torch.device("cpu"))
+    rows = requests.update([drafting, plain])
+    num_tokens = len(drafting.token_ids)
+    chunks = [Chunk(drafting, num_tokens - 1, 4, True, False, draft), Chunk(plain, num_tokens - 1, 1, True, False)]
+    requests.write_drafts(chunks, rows)
+    positions = np.array([*range(num_tokens - 1, num_tokens + 3), num_tokens - 1])
+    owners = [drafting] * 4 + [plain]
+    logit_rows = LogitRows(owners, rows[[0, 0, 0, 0, 1]], positions, 5, (DraftRows(0, draft),))
+    sampler = Sampler(ops, requests, (EOS,))
+    pending = sampler.launch(logits, logit_rows)
+    token_ids = pending.results.lists()[0]
+    assert requests.tokens[rows[0], num_tokens : num_tokens + 4].tolist() == [*draft, 0]
+    assert requests.tokens[rows[1], num_tokens] == token_ids[4]
+    for place in range(5):
+        alone = sequence(seed=2 if place == 4 else 1, bad_words=bad_words, **fields)
+        alone.token_ids += draft[:place] if place < 4 else ()
+        [outcome] = sample(ops, logits[place : place + 1], [alone])
+        assert isinstance(outcome, Sampled) and outcome.token_id == token_ids[place], place

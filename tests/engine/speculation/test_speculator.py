@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.speculation.draft_source import DraftSource
 from engine.speculation.row_times import time_shape
-from engine.speculation.speculator import MAX_DRAFTED, Candidate, Speculator, StepTime
+from engine.speculation.speculator import MAX_DRAFTED, MAX_REQUESTS, Candidate, Speculator, StepTime
 from engine.types import Request, SamplingParams
 from tests.support.guessing_drafter import EagerDrafter
 
@@ -116,6 +117,18 @@ def test_nothing_is_drafted_before_a_step_without_drafts_was_measured() -> None:
     tokens = [1, 2, 3, 1, 2]
     candidate = Candidate(speculator.source(_request(0, tokens), ()), tokens, 10)
     assert speculator.choose([candidate], 1, 100) == [()]
+
+
+@pytest.mark.parametrize(("num_requests", "is_searched"), [(MAX_REQUESTS, True), (MAX_REQUESTS + 1, False)])
+def test_beside_very_many_requests_no_text_is_searched(
+    num_requests: int, is_searched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr(DraftSource, "propose", lambda _, token_ids, max_len: searched.append(len(token_ids)))
+    speculator = Speculator(SHAPE)
+    candidate = Candidate(speculator.source(_request(0, [1, 2]), ()), [1, 2, 3], 10)
+    assert speculator.choose([candidate], num_requests, 100) == [()]
+    assert searched == [3] * is_searched
 
 
 def test_drafts_never_exceed_what_the_step_has_room_for() -> None:

@@ -41,6 +41,13 @@ def test_the_pool_gets_what_is_left_beside_a_full_step(monkeypatch: pytest.Monke
     assert CudaMemory(CUDA).bytes_left_after(gpu.step) == 700 - 200
 
 
+def test_graphs_keep_the_memory_that_is_missing_while_they_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch)
+    free = iter((700, 450))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 1000))
+    assert CudaMemory(CUDA).bytes_kept_by(lambda: "graphs") == 250
+
+
 def test_on_a_cpu_no_step_is_run_to_size_the_pool() -> None:
     def step() -> None:
         raise AssertionError("run")

@@ -1,5 +1,7 @@
 """Loading rejects a KV cache that does not fit, and files that change meanwhile."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import loading
+from engine.startup.backend import Backend
 from model.checkpoint.errors import CheckpointError
+from model.mixtral_cuda_graphs import GraphedMixtral
+from model.ops.reference.ops import ReferenceOps
 from smoe import LocalEngine
+from tests.support.attention_cases import Heads
 from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.paths import DEMO
 
@@ -34,3 +40,51 @@ def test_files_that_are_replaced_while_they_are_loaded_are_refused(
     monkeypatch.setattr(loading, "load_model", replace_and_load)
     with pytest.raises(CheckpointError, match="replaced while they were loaded"):
         LocalEngine(tmp_path, threads=1, num_kv_blocks=40, max_num_batched_tokens=32)
+
+
+class FakeGpuMemory:
+    """Memory of a GPU of 9 MB: graphs keep 1 MB. Notes in which order it is asked."""
+
+    pool_share = 1.0
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def free_bytes(self) -> int:
+        return 9_000_000
+
+    def bytes_left_after(self, largest_steps: Callable[[], None]) -> int:
+        self.events.append("steps")
+        return 9_000_000
+
+    def bytes_kept_by(self, build: Callable[[], object]) -> int:
+        build()
+        self.events.append("graphs")
+        return 1_000_000
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_graphs_are_captured_before_the_kv_pool_is_sized_and_not_at_all_if_eager(
+    monkeypatch: pytest.MonkeyPatch, enforce_eager: bool
+) -> None:
+    """The reference backend takes the place of Triton's: only who captures, and when, is tested."""
+    memory, captured = FakeGpuMemory(), list[int]()
+
+    class Recorder:
+        def record(self, work: Callable[[], object]) -> Callable[[], object]:
+            captured.append(1)
+            return work
+
+    backend = Backend(ReferenceOps(), "triton", "triton", "none")
+    monkeypatch.setattr(loading, "choose_backend", lambda *arguments: backend)
+    monkeypatch.setattr(loading, "memory_of", lambda device: memory)
+    monkeypatch.setattr(loading, "CudaRecorder", Recorder)
+    shape = replace(Heads(4, 2, 16).config, num_layers=2)
+    config = EngineConfig(
+        model="", device="cpu", max_num_seqs=4, max_num_batched_tokens=32, enforce_eager=enforce_eager
+    )
+    loaded = loading.load_random(config, shape)
+    assert memory.events == ["steps", "graphs"]
+    assert loaded.limits.num_blocks + 1 == 8_000_000 // loaded.kv_block_bytes
+    assert len(captured) == (0 if enforce_eager else 2 * 3)  # 1, 2 and 4 rows, over the trial's pool and the real one
+    assert isinstance(loaded.runner.model, GraphedMixtral) is not enforce_eager
