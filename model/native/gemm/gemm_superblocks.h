@@ -43,8 +43,7 @@ struct Q4KBlock : SuperblockFormat {
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        return load_ahead<PANEL_WORDS, HALF == 0>(block + UNITS_AT + (PAIR * UNITS + i) * PANEL) >> 4 * HALF &
-               0x0f0f0f0fu;
+        return load_words(block + UNITS_AT + (PAIR * UNITS + i) * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
     }
 };
 
@@ -59,8 +58,8 @@ struct Q5KBlock : SuperblockFormat {
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        const Words low = load_ahead<PANEL_WORDS, HALF == 0>(block + UNITS_AT + (PAIR * UNITS + i) * PANEL);
-        const Words plane = load_ahead<PANEL_WORDS, PAIR + HALF == 0>(block + PLANE_AT + i * PANEL);
+        const Words low = load_words(block + UNITS_AT + (PAIR * UNITS + i) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + i * PANEL);
         return merge(low >> 4 * HALF, 0x0f0f0f0fu, shift_left<4 - (2 * PAIR + HALF)>(plane), 0x10101010u);
     }
 };
@@ -80,8 +79,8 @@ struct Q6KBlock : SuperblockFormat {
     static inline Words unit(const uint32_t* block, int i) {
         constexpr int HALF_BLOCK = PAIR / 4, R = PAIR % 4;
         const int u = HALF * UNITS + i;
-        const Words low = load_ahead < PANEL_WORDS, R<2>(block + UNITS_AT + (HALF_BLOCK * 16 + R % 2 * 8 + u) * PANEL);
-        const Words plane = load_ahead<PANEL_WORDS, R == 0>(block + PLANE_AT + (HALF_BLOCK * 8 + u) * PANEL);
+        const Words low = load_words(block + UNITS_AT + (HALF_BLOCK * 16 + R % 2 * 8 + u) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + (HALF_BLOCK * 8 + u) * PANEL);
         return merge(low >> R / 2 * 4, 0x0f0f0f0fu, shift_left<4 - 2 * R>(plane), 0x30303030u);
     }
 };
@@ -101,7 +100,7 @@ struct Q2KBlock : SuperblockFormat {
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
         const int word = PAIR / 4 * 8 + HALF * UNITS + i;
-        return load_ahead<PANEL_WORDS, PAIR % 4 == 0>(block + UNITS_AT + word * PANEL) >> PAIR % 4 * 2 & 0x03030303u;
+        return load_words(block + UNITS_AT + word * PANEL) >> PAIR % 4 * 2 & 0x03030303u;
     }
 };
 
@@ -119,8 +118,8 @@ struct Q3KBlock : SuperblockFormat {
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
         const int word = HALF * UNITS + i;
-        const Words low = load_ahead<PANEL_WORDS, PAIR % 4 == 0>(block + UNITS_AT + (PAIR / 4 * 8 + word) * PANEL);
-        const Words plane = load_ahead<PANEL_WORDS, PAIR == 0>(block + PLANE_AT + word * PANEL);
+        const Words low = load_words(block + UNITS_AT + (PAIR / 4 * 8 + word) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + word * PANEL);
         return merge(low >> PAIR % 4 * 2, 0x03030303u, shift_left<2 - PAIR>(plane), 0x04040404u);
     }
 };
@@ -146,7 +145,7 @@ struct Iq4XsBlock : SuperblockFormat {
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
         const int word = (PAIR * 2 + HALF) * 4 + i % 4;
-        const Words indices = load_ahead<PANEL_WORDS, true>(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
+        const Words indices = load_words(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
         return Int8Unit::prepare(look_up(IQ4_VALUES, indices & 0x0f0f0f0fu));
     }
 };
@@ -156,6 +155,10 @@ struct Superblocks {
     static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
+    // Memory is read at an even rate, a line with each unit: in bursts, or from much farther, a row loses up to a fifth
+    // of the bandwidth (decision 53).
+    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 112 * LINE_WORDS;
+    static constexpr int GROUP_LINES = (Format::PANEL_WORDS / LINE_WORDS + 2 * Format::PAIRS - 1) / (2 * Format::PAIRS);
 
     // Add the products of one block to out[ROWS][COLUMNS of PANEL].
     template <int ROWS>
@@ -178,7 +181,6 @@ struct Superblocks {
     [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
                                                        const uint32_t* panel, int column) {
         const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
-        __builtin_prefetch(scales + 2 * Format::PANEL_WORDS);
         const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
         const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
         add_group<PAIR, 0>(totals, x, stride, panel + column, Format::template factor<0>(pairs0),
@@ -192,12 +194,16 @@ struct Superblocks {
     [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
                                                         const uint32_t* block, Words factor0, Words factor1) {
         constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+        const uint32_t* ahead = block + WORDS_AHEAD + (2 * PAIR + HALF) * GROUP_LINES * LINE_WORDS;
+#pragma GCC unroll 4
+        for (int line = Format::UNITS; line < GROUP_LINES; ++line) __builtin_prefetch(ahead + line * LINE_WORDS);
 #pragma GCC unroll 4
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             typename Format::Sum sums[ROWS][2];
 // A loop: unrolled, GCC computes all addresses first and keeps them in memory.
 #pragma GCC unroll 1
             for (int i = first; i < first + CHUNK; ++i) {
+                __builtin_prefetch(ahead + i * LINE_WORDS);
                 const Words w0 = Format::template unit<PAIR, HALF>(block, i);
                 const Words w1 = Format::template unit<PAIR, HALF>(block + LANES, i);
 #pragma GCC unroll 8
