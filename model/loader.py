@@ -36,7 +36,7 @@ def load_model(
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
-    Weights in blocks that `ops` multiplies stay in them.
+    Weights in blocks that `ops` multiplies stay in them; norms, and so the sums between layers, are then float32.
 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, GGUF's blocks in slices, so that the peak is one copy of the weights and one tensor or
@@ -71,6 +71,7 @@ class TensorReader:
         self._check_values = check_values
         self._num_threads = num_threads
         self._dtype = dtype
+        self._residual_dtype = torch.float32 if in_blocks else dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
@@ -83,7 +84,11 @@ class TensorReader:
 
     def read(self, name: str) -> Tensor:
         """Read a whole tensor."""
-        return self._read(name, 0, self._stored[name].shape[0])
+        return self._read(name, 0, self._stored[name].shape[0], self._dtype)
+
+    def read_norm(self, name: str) -> Tensor:
+        """Read the weights of a norm, in the dtype of the sums between layers."""
+        return self._read(name, 0, self._stored[name].shape[0], self._residual_dtype)
 
     def read_matrix(self, name: str) -> Weight:
         """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
@@ -95,11 +100,11 @@ class TensorReader:
 
     def read_entry(self, name: str, index: int) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, O, D] -> [O, D]."""
-        return self._read(name, index, 1)[0]
+        return self._read(name, index, 1, self._dtype)[0]
 
-    def _read(self, name: str, first: int, count: int) -> Tensor:
+    def _read(self, name: str, first: int, count: int, dtype: torch.dtype) -> Tensor:
         tensor = self._stored[name]
-        weight = read_weight(tensor, self._dtype, first, count, self._num_threads).to(self._device, self._dtype)
+        weight = read_weight(tensor, dtype, first, count, self._num_threads).to(self._device, dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
         self._count(tensor.num_bytes * count // tensor.shape[0])
@@ -140,17 +145,17 @@ def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
 def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
-    norm = source.read(NORM)
+    norm = source.read_norm(NORM)
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
     return LayerWeights(
-        attention_norm=source.read(prefix + "input_layernorm.weight"),
+        attention_norm=source.read_norm(prefix + "input_layernorm.weight"),
         qkv=ops.pack_linear(*(source.read_matrix(f"{attention}{name}_proj.weight") for name in "qkv")),
         output=ops.pack_linear(source.read_matrix(attention + "o_proj.weight")),
-        ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
+        ffn_norm=source.read_norm(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),
     )
 

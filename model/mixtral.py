@@ -42,7 +42,7 @@ class MixtralWeights:
 
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
-    norm: Tensor  # [D]
+    norm: Tensor  # [D] in the dtype of residuals: the embedding's, or float32
     head: PackedWeights  # D -> V
 
 
@@ -65,7 +65,7 @@ class Mixtral:
         eps = self.config.norm_eps
         requests = self._routing_requests(batch)
         metadata = self.ops.prepare_batch(self.config, batch, kv_pool.block_size)
-        x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
+        x = self.ops.embed(batch.token_ids, self.weights.embedding).to(self.weights.norm.dtype)  # [T, D]
         for layer, k_cache, v_cache, request in zip(self.weights.layers, kv_pool.k, kv_pool.v, requests, strict=True):
             x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, metadata)
             x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, request)  # [T, D]
@@ -83,8 +83,8 @@ class Mixtral:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
-        attended = self.ops.attention(q, k_cache, v_cache, metadata)  # [T, H * K]
-        return self.ops.linear(attended, layer.output)  # [T, D]
+        attended = self.ops.attention(q.to(self.weights.embedding.dtype), k_cache, v_cache, metadata)  # [T, H * K]
+        return self.ops.linear(attended.to(x.dtype), layer.output)  # [T, D]
 
     def _feed_forward(self, x: Tensor, layer: LayerWeights, request: RoutingRequest | None) -> Tensor:
         """Sparse mixture of experts (dense if k = E), or the single SwiGLU FFN of a network without experts."""

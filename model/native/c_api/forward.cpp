@@ -14,14 +14,14 @@ constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
   public:
-    Activations(const smoe_network& network, const smoe_step& step) : item_(network.dtype == FLOAT32 ? 4 : 2) {
-        const int64_t T = step.T, heads = network.H + 2 * network.G;
+    Activations(const smoe_network& network, const smoe_step& step) : item_(item_of(network.residual_dtype)) {
+        const int64_t T = step.T, heads = network.H + 2 * network.G, attention_item = item_of(network.dtype);
         x_ = reserve(T * network.D * item_);
         normed_ = reserve(T * network.D * item_);
         y_ = reserve(T * network.D * item_);
         qkv_ = reserve(T * heads * network.K * item_);
-        q_ = reserve(T * network.H * network.K * item_);
-        attended_ = reserve(T * network.H * network.K * item_);
+        q_ = reserve(T * network.H * network.K * attention_item);
+        attended_ = reserve(T * network.H * network.K * attention_item);
         cos_ = reserve(T * network.K / 2 * sizeof(float));
         sin_ = reserve(T * network.K / 2 * sizeof(float));
         last_x_ = reserve(step.N * network.D * item_);
@@ -42,6 +42,8 @@ class Activations {
     std::byte* last_normed() const { return memory_ + last_normed_; }        // [N, D]
     int64_t item() const { return item_; }
 
+    static int64_t item_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
   private:
     size_t reserve(int64_t bytes) {
         const size_t offset = size_;
@@ -49,7 +51,7 @@ class Activations {
         return offset;
     }
 
-    const int64_t item_;  // bytes per number
+    const int64_t item_;  // bytes per number, except in q and attended
     size_t size_ = 0;
     size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_;
     std::byte* memory_ = nullptr;
@@ -64,7 +66,7 @@ class Forward {
     }
 
     int run() {
-        gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        embed();
         smoe_rotary_angles(pool_, isa_, step_.positions, network_.inverse_frequency, at_.cos(), at_.sin(), step_.T,
                            network_.K);
         norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
@@ -93,7 +95,18 @@ class Forward {
                 step_.expert_ids + layer * step_.T * step_.max_k};
     }
 
-    // Copy rows ids[0] .. of a table [.., D].
+    // x = embeddings of the tokens.
+    void embed() const {
+        if (network_.dtype == network_.residual_dtype)
+            return gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        const auto* table = static_cast<const uint16_t*>(network_.embedding);
+        auto* words = reinterpret_cast<uint32_t*>(at_.x());  // a float32 is a bfloat16 and 16 zero bits
+        for (int64_t row = 0; row < step_.T; ++row)
+            for (int64_t d = 0; d < network_.D; ++d)
+                *words++ = uint32_t{table[step_.token_ids[row] * network_.D + d]} << 16;
+    }
+
+    // Copy rows ids[0] .. of a table [.., D] in residual_dtype.
     void gather(const void* table, const int64_t* ids, int64_t num_rows, std::byte* rows) const {
         const size_t row_bytes = network_.D * at_.item();
         for (int64_t row = 0; row < num_rows; ++row)
@@ -101,40 +114,40 @@ class Forward {
     }
 
     void norm(const void* x, const void* weight, void* normed, int64_t num_rows) const {
-        smoe_rms_norm(pool_, isa_, network_.dtype, x, weight, normed, num_rows, network_.D, network_.eps);
+        smoe_rms_norm(pool_, isa_, network_.residual_dtype, x, weight, normed, num_rows, network_.D, network_.eps);
     }
 
     // x += y, normed = RMSNorm(x).
     void add_and_norm(const void* weight) const {
-        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.x(), at_.y(), weight, at_.normed(), step_.T, network_.D,
-                          network_.eps);
+        smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.x(), at_.y(), weight, at_.normed(), step_.T,
+                          network_.D, network_.eps);
     }
 
     // y = Attention(normed).
     int attention(const smoe_layer& layer) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
-        const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
-        return linear(at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false) ||
-               smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
-                                      at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
+        const int dtype = network_.dtype, residual_dtype = network_.residual_dtype, kv_dtype = network_.kv_dtype;
+        return linear(residual_dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false) ||
+               smoe_rope_and_store_kv(pool_, isa_, residual_dtype, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
+                                      layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K) ||
                smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, at_.attended(),
                               step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                               network_.block_size, H, G, K, network_.window) ||
-               linear(at_.attended(), layer.output, 1, at_.y(), T, H * K, false);
+               linear(dtype, at_.attended(), layer.output, 1, at_.y(), T, H * K, residual_dtype == FLOAT32);
     }
 
-    int linear(const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows, int64_t K,
-               bool wide) const {
-        return smoe_linear(pool_, isa_, network_.dtype, x, matrices, count, y, num_rows, K, wide);
+    int linear(int dtype, const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows,
+               int64_t K, bool wide) const {
+        return smoe_linear(pool_, isa_, dtype, x, matrices, count, y, num_rows, K, wide);
     }
 
     // y = FFN(normed) for num_rows rows.
     int feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
         const int64_t D = network_.D, F = network_.F;
-        if (!layer.gate) return smoe_ffn(pool_, isa_, network_.dtype, normed, layer.experts, at_.y(), num_rows, D, F);
-        return smoe_moe(pool_, isa_, network_.dtype, normed, layer.gate, layer.experts, at_.y(),
-                        choices.experts_per_token, choices.allowed, choices.expert_ids, num_rows, D, F, network_.E,
-                        step_.max_k);
+        const int dtype = network_.residual_dtype;
+        if (!layer.gate) return smoe_ffn(pool_, isa_, dtype, normed, layer.experts, at_.y(), num_rows, D, F);
+        return smoe_moe(pool_, isa_, dtype, normed, layer.gate, layer.experts, at_.y(), choices.experts_per_token,
+                        choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k);
     }
 
     // Set step.finite: a NaN or infinity in K, V or an expert propagates to the row's sum.
@@ -161,8 +174,9 @@ class Forward {
         const int64_t last = network_.L - 1;
         if (!network_.layers[last].gate) return 0;
         const Choices all = choices(last);
-        return smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
-                          all.allowed, all.expert_ids, step_.T, network_.D, network_.E, step_.max_k);
+        return smoe_route(pool_, isa_, network_.residual_dtype, at_.normed(), network_.layers[last].gate,
+                          all.experts_per_token, all.allowed, all.expert_ids, step_.T, network_.D, network_.E,
+                          step_.max_k);
     }
 
     // Routing options of logit_rows for the last layer, with memory for their expert ids.
@@ -195,9 +209,9 @@ class Forward {
         } else if (feed_forward(layer, at_.last_normed(), N, {})) {
             return 1;
         }
-        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(), N,
-                          network_.D, network_.eps);
-        return linear(at_.last_normed(), network_.head, 1, step_.logits, N, network_.D, true);
+        smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(),
+                          N, network_.D, network_.eps);
+        return linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, step_.logits, N, network_.D, true);
     }
 
     smoe_pool* const pool_;

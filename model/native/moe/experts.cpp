@@ -88,9 +88,10 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
                                   });
 }
 
-// Pack hidden rows into tiles of x's dtype, panel by panel.
-void pack_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
+// Pack hidden rows into tiles in w2's format, panel by panel.
+void pack_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
+    const int dtype = weights[0].w2.format;
     const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
     gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
         store_words(dtype, sums, tile.rows, panel, depth, hidden + tile.first_row * words);
@@ -120,11 +121,11 @@ void quantize_hidden(Pool& pool, const PackedRows& x, const Experts& weights, co
 const float* multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Pairs& pairs) {
     const auto P = static_cast<int64_t>(pairs.rows.size());
     const int format1 = weights[0].w1.format, format3 = weights[0].w3.format, format2 = weights[0].w2.format;
-    const int64_t x1_words = P * packing_words(format1, weights.D);
+    const int64_t x1_words = P * packing_words(dtype, format1, weights.D);
     const Orders orders1 = orders_of(weights, &Expert::w1), orders3 = orders_of(weights, &Expert::w3);
     const bool is_shared = format3 == format1 && orders3 == orders1;
-    const int64_t x3_words = is_shared ? 0 : P * packing_words(format3, weights.D);
-    const int64_t hidden_words = P * packing_words(format2, weights.F);
+    const int64_t x3_words = is_shared ? 0 : P * packing_words(dtype, format3, weights.D);
+    const int64_t hidden_words = P * row_words(format2, weights.F) * (is_quantized(format2) ? 2 : 1);
     const int64_t num_floats = P * std::max(weights.D, is_quantized(format2) ? weights.F : 0);
     auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch((x1_words + x3_words + hidden_words + num_floats) * 4));
     uint32_t *x3 = x3_words ? x1 + x1_words : x1, *hidden = x1 + x1_words + x3_words;
@@ -134,7 +135,7 @@ const float* multiply_experts(Pool& pool, int dtype, const void* x, const Expert
     if (is_quantized(format2))
         quantize_hidden(pool, {x1, x3}, weights, pairs, floats, hidden);
     else
-        pack_hidden(pool, dtype, {x1, x3}, weights, pairs.tiles, hidden);
+        pack_hidden(pool, {x1, x3}, weights, pairs.tiles, hidden);
     down_gemm(pool, hidden, weights, pairs.tiles, floats);
     return floats;
 }
