@@ -4,8 +4,10 @@
 
 BIN is the folder of llama-perplexity. Without --text it uses the Python files that the bundled model was not trained
 on. Prints, per file, the perplexity of the same text by the same rule (windows of 256 tokens that start with <s>, the
-second half counts), and the root mean square distance of log probabilities from those of the decoded weights in
-float32. llama-perplexity writes log probabilities in steps of 0.0002; both sides leave out those near its lower limit.
+second half counts), and the distance of log probabilities from those of the decoded weights in float32: their root
+mean square, which the few tokens decide that are sent to other experts, and the median over positions of each
+position's. llama-perplexity writes log probabilities in steps of 0.0002; both sides leave out those near its lower
+limit.
 """
 
 import argparse
@@ -57,17 +59,17 @@ class Score:
     num_positions: int = 0
     squares: float = 0.0
     num_logprobs: int = 0
-    distances: list[float] = field(default_factory=list)  # root mean square of each chunk
+    distances: list[float] = field(default_factory=list)  # root mean square of each position
 
     def add(self, ours: Tensor, exact: Tensor, token_ids: Tensor) -> None:
         """Add log probabilities [T, V], those of the decoded weights, and the actual next tokens [T]."""
         near = exact > exact.max(-1, keepdim=True).values - CLIPPED_NATS
-        squares = ((ours - exact)[near] ** 2).double()
+        squares = torch.where(near, ours - exact, 0.0).double() ** 2  # [T, V]
         self.nats -= float(ours.gather(-1, token_ids[:, None]).double().sum())
         self.num_positions += len(token_ids)
         self.squares += float(squares.sum())
         self.num_logprobs += int(near.sum())
-        self.distances.append(float(squares.mean().sqrt()))
+        self.distances += (squares.sum(-1) / near.sum(-1)).sqrt().tolist()
 
     @property
     def perplexity(self) -> float:
@@ -76,6 +78,10 @@ class Score:
     @property
     def distance(self) -> float:
         return float((self.squares / self.num_logprobs) ** 0.5)
+
+    @property
+    def median_distance(self) -> float:
+        return float(np.median(self.distances))
 
 
 def run_llama_perplexity(folder: Path, file: Path, text: Path, num_chunks: int) -> tuple[float, SavedLogits]:
@@ -153,7 +159,9 @@ def row(file: Path, printed: float, scores: dict[str, Score]) -> str:
         cells.append(f"{scores[name].perplexity:.4f} ({100 * (scores[name].perplexity / printed - 1):+.3f} %)")
     cells.append(f"{theirs.distance:.4f}")
     for name in ("bfloat16", "float32"):
-        cells.append(f"{scores[name].distance:.4f} ({scores[name].distance / theirs.distance:.2f} x)")
+        ratio = scores[name].distance / theirs.distance
+        of_median = scores[name].median_distance / theirs.median_distance
+        cells.append(f"{scores[name].distance:.4f} ({ratio:.2f} x, median {of_median:.2f} x)")
     return f"| {' | '.join(cells)} |"
 
 
