@@ -36,19 +36,22 @@ comma := ,
 
 # Tests that need a program which is absent here are left out, and a line says so.
 LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
-    $(if $(shell command -v chromium),,browser))
+    $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize))
 unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
 ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
 FAST := $(call unless,slow $(LEFT_OUT))
 NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-full test-agents check fuzz lock clean
+.PHONY: help install run serve test test-fast test-full test-agents check fuzz lock clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(INSTALLED)  ## build .venv with the smoe command in it
+
+run: $(INSTALLED)  ## install, then chat with the bundled model in this terminal
+	exec $(BIN)/smoe run
 
 serve: $(INSTALLED)  ## install, then serve the bundled model on 127.0.0.1:8000
 	exec $(BIN)/smoe serve

@@ -15,7 +15,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
     deterministic: bool = False  # on a GPU: a row's bits do not depend on the batch (on a CPU native's never do)
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = "auto"  # native backend; auto: fastest
+    # Of the native backend; auto: the fastest.
+    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
@@ -28,6 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None  # usable blocks; overrides kv_cache_memory_bytes
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
+    speculation: Literal["auto", "off"] = "off"  # auto: draft tokens where this is faster; needs equal bits, so native
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     enforce_eager: bool = False  # on a GPU: launch every kernel by itself, without CUDA graphs
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival

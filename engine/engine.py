@@ -15,7 +15,10 @@ from engine.grammars.matcher import GrammarCompiler
 from engine.grammars.parser_limits import max_parsers
 from engine.heartbeat import Heartbeat
 from engine.scheduling.sequence import Matcher
-from engine.scheduling.step_plan import StepPlan
+from engine.scheduling.step_plan import NO_DRAFTS, DraftCounts, StepPlan
+from engine.speculation.draft_source import MAX_TOKEN_ID
+from engine.speculation.row_times import time_shape
+from engine.speculation.speculator import Speculator
 from engine.startup.loading import LoadedModel, ProgressCallback, load
 from engine.startup.token_budget import make_scheduler
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
@@ -43,7 +46,6 @@ class Engine:
         self.experts = loaded.runner.experts
         self.experts.pop_new_counts()  # drop the counts of the warm-up
         self.experts.reset()
-        self.scheduler = make_scheduler(config, loaded.config, loaded.limits)
         self.on_prefill_start: Callable[[list[int]], None] = lambda request_ids: None  # called before a step
         self._clock = clock
         self._expert_layout = _expert_layout(loaded)
@@ -51,9 +53,15 @@ class Engine:
         on_gpu = loaded.device.type != "cpu"
         is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
+        has_equal_bits = loaded.backend == "native"
+        can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID
+        drafter = _speculator(loaded) if can_draft and config.speculation == "auto" else None
+        self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
-            _compiler(vocabulary, loaded) if vocabulary else None, max_parsers(memory_limit_bytes())
+            _compiler(vocabulary, loaded) if vocabulary else None,
+            max_parsers(memory_limit_bytes()),
+            config.num_tenants,
         )
 
     @classmethod
@@ -144,12 +152,15 @@ class Engine:
         results = self._pipeline.advance(plan)
         end = self._clock()
         outputs = self._take_rejected() + expired
+        drafts = NO_DRAFTS
         for completed, result in results:
             outputs += self.scheduler.apply(completed, result, end)
+            drafts = drafts.plus(completed, result)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         freed = self.scheduler.block_manager.num_window_blocks_freed - freed_before
-        return StepOutput(outputs, self._stats(plan, end - start, freed, self.experts.pop_due_counts(), outputs))
+        stats = self._stats(plan, end - start, freed, self.experts.pop_due_counts(), outputs, drafts)
+        return StepOutput(outputs, stats)
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -166,6 +177,7 @@ class Engine:
         freed: int,
         expert_tokens: list[list[int]] | None,
         outputs: Sequence[RequestOutput] = (),
+        drafts: DraftCounts = NO_DRAFTS,
     ) -> StepStats:
         pool = self.scheduler.block_manager.pool
         return StepStats(
@@ -175,13 +187,15 @@ class Engine:
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,
             step_s=step_s,
-            num_tokens=plan.num_tokens,
+            num_tokens=plan.num_tokens - plan.num_drafted + drafts.num_accepted,
             num_prefill_tokens=sum(chunk.length for chunk in plan.chunks if chunk.is_prefill),
             num_prefix_queries=plan.num_prefix_queries,
             num_prefix_hits=plan.num_prefix_hits,
             num_preemptions=plan.num_preemptions,
             num_window_blocks_freed=freed,
             num_generated_tokens=sum(len(output.token_ids) for output in outputs),
+            num_drafted_tokens=drafts.num_drafted,
+            num_accepted_tokens=drafts.num_accepted,
             expert_tokens=expert_tokens,
         )
 
@@ -191,6 +205,9 @@ def _check_ids(request: Request, vocab_size: int) -> None:
     ids = request.prompt_token_ids
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise RequestRejectedError(f"the prompt has token ids outside of the model's 0 to {vocab_size - 1}")
+    predicted = request.prediction_token_ids
+    if predicted and not 0 <= min(predicted) <= max(predicted) < vocab_size:
+        raise RequestRejectedError(f"the prediction has token ids outside of the model's 0 to {vocab_size - 1}")
 
 
 def _check_embedding(request: Request, dim: int) -> None:
@@ -206,6 +223,10 @@ def _check_embedding(request: Request, dim: int) -> None:
 def _expert_layout(loaded: LoadedModel) -> ExpertLayout:
     model = loaded.config
     return ExpertLayout(model.num_layers, model.num_experts, model.experts_per_token)
+
+
+def _speculator(loaded: LoadedModel) -> Speculator:
+    return Speculator(time_shape(loaded.config.num_experts, loaded.config.experts_per_token))
 
 
 def _compiler(vocabulary: Vocabulary, loaded: LoadedModel) -> GrammarCompiler:

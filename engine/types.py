@@ -58,12 +58,14 @@ class Request(msgspec.Struct, frozen=True):
     overhead_tokens: int = 0  # of the tenant's work outside the engine, in prompt tokens that would cost as much
     tenant: int = 0  # running slots are shared among tenants by the service they received
     embedding_len: int | None = None  # numbers of the prompt's embedding; needs max_tokens 0. None: no embedding
+    prediction_token_ids: list[int] = []  # text that the completion probably resembles; changes no token
 
 
 def num_carried_ids(request: Request) -> int:
-    """Return the number of token ids that are sent to the engine for one choice: its prompt and its constraints."""
+    """Return the number of token ids that are sent to the engine for a choice: prompt, prediction and constraints."""
     params = request.params
-    return len(request.prompt_token_ids) + params.constraints.num_ids + len(params.stop_token_ids)
+    num_texts = len(request.prompt_token_ids) + len(request.prediction_token_ids)
+    return num_texts + params.constraints.num_ids + len(params.stop_token_ids)
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
@@ -117,13 +119,15 @@ class StepStats(msgspec.Struct, frozen=True):
     num_blocks_cached: int = 0  # free, but still found as a prefix
     num_blocks_total: int = 0  # without the null block
     step_s: float = 0.0
-    num_tokens: int = 0  # positions computed in this step
+    num_tokens: int = 0  # positions computed in this step, without those of wrong drafted tokens
     num_prefill_tokens: int = 0  # positions of prompts, and recomputed ones
     num_prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     num_prefix_hits: int = 0  # prompt tokens found there
     num_preemptions: int = 0
     num_window_blocks_freed: int = 0
     num_generated_tokens: int = 0  # in the step's outputs
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0  # of the drafted ones: those that the model sampled too
     expert_tokens: list[list[int]] | None = None  # [layers][experts], new since the last report, a few times a second
 
 

@@ -36,6 +36,11 @@ class KvPool:
         self.k.index_fill_(1, block_ids, 0)
         self.v.index_fill_(1, block_ids, 0)
 
+    def zero_slots(self, slots: Tensor) -> None:
+        """Fill these slots, block_id * block_size + offset, int64 on the pool's device, with zeros in every layer."""
+        self.k.flatten(1, 2).index_fill_(1, slots, 0)
+        self.v.flatten(1, 2).index_fill_(1, slots, 0)
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":

@@ -22,7 +22,9 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 # A string without a closing quote matches up to the end of the text. Otherwise each quote in it would be tried as a
 # start, which takes quadratic time.
 _STRING_OR_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+["\\]?|[\[{]++|[\]}]++', re.DOTALL)
-_SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")  # an escaped surrogate, or a long integer
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_INTEGER = b"0" * 19  # any so long run of digits, in the bytes that the table above gives
 _SURROGATE = re.compile("[\ud800-\udfff]")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names that may be repeated in errors and headers
 
@@ -35,8 +37,9 @@ def parse_object(body: bytes) -> dict[str, JsonValue]:
     """
     text = _text(body)
     check_nesting(text)
-    parsed = _parse(text)
-    if _SUSPECT.search(text):
+    has_long_integer = _LONG_INTEGER in body.translate(_DIGITS_AS_ZEROS)
+    parsed = _parse(text, _checking_decoder if has_long_integer else _decoder)
+    if has_long_integer or (b"\\u" in body and _ESCAPED_SURROGATE.search(body)):
         _check_leaves(parsed, None)
     if not isinstance(parsed, dict):
         raise invalid_type("The body must be a JSON object.")
@@ -57,6 +60,8 @@ def _text(body: bytes) -> str:
 
 def check_nesting(text: str) -> None:
     """Count brackets outside strings, so that the recursive parser never sees a deep document. Raises ApiError 400."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return  # not deep, wherever they are: a long list of numbers is not searched for strings
     depth = num_containers = 0
     for match in _STRING_OR_BRACKETS.finditer(text):
         run = match.group()
@@ -71,9 +76,9 @@ def check_nesting(text: str) -> None:
             depth -= len(run)
 
 
-def _parse(text: str) -> JsonValue:
+def _parse(text: str, decoder: json.JSONDecoder) -> JsonValue:
     try:
-        parsed: JsonValue = _decoder.decode(text)
+        parsed: JsonValue = decoder.decode(text)
     except json.JSONDecodeError as error:
         raise invalid_json(f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from None
     return parsed
@@ -110,7 +115,9 @@ def _no_constant(_name: str) -> Never:
     raise invalid_json("The body has NaN or Infinity, which are not JSON.")
 
 
-_decoder = json.JSONDecoder(
+# Integers of up to 18 digits fit into 64 bits: a call for each would take most of the time of a list of token ids.
+_decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant)
+_checking_decoder = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_int=_int64, parse_float=_finite, parse_constant=_no_constant
 )
 

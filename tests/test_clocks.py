@@ -13,6 +13,7 @@ DATES_FOR_PEOPLE = {
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.expert_stats",  # `since` of a report
     "server.batch.store",  # `created_at` and others of files and batches; a batch expires by them, also across restarts
+    "server.observability.tracing",  # spans have Unix times
     "server.chat.jinja_sandbox",  # the date that a chat template writes into a prompt
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}

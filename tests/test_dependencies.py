@@ -14,7 +14,7 @@ from tests.test_layering import LAYERS, import_graph
 
 LOCK = ROOT / "deploy" / "requirements.lock"
 OURS = {*LAYERS, "smoe"}
-OPTIONAL = {"triton", "matplotlib", "transformers"}  # extras
+OPTIONAL = {"triton", "matplotlib", "psutil", "transformers", "opentelemetry"}  # extras
 PINNED = {"pydantic_core"}  # each version of pydantic needs one version of it
 
 FIRST_FIXED = {

@@ -29,10 +29,11 @@ FOREIGN_FLAGS = {
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
-    *("--count",),  # python -m tests.measure.noninterference
+    *("--count", "--seconds"),  # python -m tests.measure.noninterference, tests.measure.attacks
     *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
+    *("--from-literal",),  # kubectl
 }
 FOREIGN_VARIABLES = {"SMOE_CONFIG", "SMOE_URL"}  # no fields of Settings: the file itself, and a variable of tests
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from engine.execution.device_transfer import to_device
+from engine.execution.draft_rows import DraftRows
 from engine.execution.expert_routing import build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.sequence import Sequence
@@ -18,13 +19,15 @@ from model.forward_batch import ForwardBatch, Routing
 class LogitRows:
     """The rows of the logits: first the sampled rows, then those that score the next prompt token.
 
-    Two steps share `rows`, the same object, only if they sample all rows of the same sequences and score none.
+    A chunk with a draft of m tokens has m + 1 sampled rows, one after the other. Two steps share `rows`, the same
+    object, only if they sample one row of each of the same sequences and score none.
     """
 
     sequences: list[Sequence]  # N, the owner of each row
     rows: Int64s  # [N] row of each owner in PersistentBatch
     positions: Int64s  # [N] absolute; each row predicts the next token
     num_sampled: int
+    drafted: tuple[DraftRows, ...] = ()
 
 
 class DecodeBatch:

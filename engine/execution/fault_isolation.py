@@ -64,8 +64,10 @@ def _fault_of(error: Exception) -> StepFault:
 def isolate_faults(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: StepFault) -> StepResult:
     """Compute the parts of a plan that failed as a whole with `fault`. `run` computes a plan and waits for it.
 
-    Every request that could not be computed has a RowFailed in the result. Raises FatalEngineError.
+    The parts have no drafts. Every request that could not be computed has a RowFailed in the result. Raises
+    FatalEngineError.
     """
+    plan = replace(plan, chunks=tuple(chunk.without_draft() for chunk in plan.chunks))
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
     isolation = _FaultIsolation(run)
     return isolation.run_halves(plan, fault) if _halves(plan, fault)[1] else isolation.run(plan)

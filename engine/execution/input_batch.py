@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.execution.decode_batch import DecodeBatch, LogitRows
 from engine.execution.device_transfer import to_device
+from engine.execution.draft_rows import DraftRows
 from engine.execution.expert_routing import build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import Chunk, StepPlan
@@ -37,8 +38,10 @@ class BatchBuilder:
 
     def build(self, plan: StepPlan) -> InputBatch:
         """Build the input of a plan: its chunks in order, positions ascending within each."""
-        sequences, chunk_starts, lengths, samples, _ = zip(*plan.chunks, strict=True)  # the fields of Chunk
+        sequences, chunk_starts, lengths, samples, _, drafts = zip(*plan.chunks, strict=True)  # the fields of Chunk
         rows = self._requests.update(list(sequences))
+        if any(drafts) or self._requests.has_drafts:
+            self._requests.write_drafts(plan.chunks, rows)
         starts = np.array(chunk_starts, dtype=np.int64)
         if max(lengths) > 1 or not all(samples):
             return build_batch(plan.chunks, rows, starts, np.array(lengths), self._requests, self._model)
@@ -62,7 +65,7 @@ def build_batch(
     tables, device_tables = requests.tables_of(rows)
     owners = np.repeat(np.arange(len(chunks)), lengths)
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    logit_rows, indices = _logit_rows(chunks, requests.scores_prompt, rows, starts, query_start)
+    logit_rows, indices = _logit_rows(chunks, requests.scores_prompt, rows, query_start)
     forward = ForwardBatch(
         token_ids=requests.tokens_at(rows[owners], positions),
         positions=to_device(positions, device),
@@ -85,23 +88,37 @@ def _logit_rows(
     chunks: tuple[Chunk, ...],
     scores_prompt: Flags,
     rows: Int64s,
-    starts: Int64s,
     query_start: Int64s,
 ) -> tuple[LogitRows, Int64s]:
     """Return the rows that need logits, and their indices among the T rows: first the sampled, then the scored ones."""
-    sampled = np.array([chunk.samples for chunk in chunks]).nonzero()[0]
+    sampled = [(index, position) for index, chunk in enumerate(chunks) for position in _sampling_positions(chunk)]
     scored = [
         (index, position)
         for index in scores_prompt[rows].nonzero()[0].tolist()
         for position in _scoring_positions(chunks[index])
     ]
-    scored_rows = np.array(scored, dtype=np.int64).reshape(-1, 2)
-    owners = np.concatenate((sampled, scored_rows[:, 0]))
-    last = starts[sampled] + (query_start[1:] - query_start[:-1])[sampled] - 1
-    positions = np.concatenate((last, scored_rows[:, 1]))
+    owners, positions = np.array(sampled + scored, dtype=np.int64).reshape(-1, 2).T
+    starts = np.array([chunk.start for chunk in chunks])
     indices = query_start[owners] + positions - starts[owners]
     sequences = [chunks[index].sequence for index in owners.tolist()]
-    return LogitRows(sequences, rows[owners], positions, len(sampled)), indices
+    logit_rows = LogitRows(sequences, rows[owners], np.ascontiguousarray(positions), len(sampled), _draft_rows(chunks))
+    return logit_rows, indices
+
+
+def _sampling_positions(chunk: Chunk) -> range:
+    """Positions of the chunk that sample a token: the last known one, and those of its draft."""
+    end = chunk.start + chunk.length
+    return range(end - len(chunk.draft) - 1, end) if chunk.samples else range(0)
+
+
+def _draft_rows(chunks: tuple[Chunk, ...]) -> tuple[DraftRows, ...]:
+    found = []
+    first = 0
+    for chunk in chunks:
+        if chunk.draft:
+            found.append(DraftRows(first, chunk.draft))
+        first += chunk.samples + len(chunk.draft)
+    return tuple(found)
 
 
 def _scoring_positions(chunk: Chunk) -> range:

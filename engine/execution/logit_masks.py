@@ -31,9 +31,18 @@ class LogitMasks:
         self._masks: list[Mask] = []
         self.failed: dict[int, RowFailed] = {}  # by request id: the grammar failed
 
-    def add(self, sequence: Sequence, constraints: RowConstraints, num_generated: int, int_params: Int64s) -> None:
-        """Add the next row's biases and mask; write their indices into its `int_params`."""
-        ids, values = constraints.biases(sequence.generated_ids, num_generated, self._eos_ids)
+    def add(
+        self,
+        sequence: Sequence,
+        constraints: RowConstraints,
+        num_generated: int,
+        int_params: Int64s,
+        guessed: tuple[int, ...] = (),
+    ) -> None:
+        """Add the next row's biases and mask; write their indices into its `int_params`.
+
+        `guessed`: drafted tokens between the generated ones and the row's, which `num_generated` counts too."""
+        ids, values = constraints.biases([*sequence.generated_ids, *guessed], num_generated, self._eos_ids)
         first = self._num_biases
         self._ids.append(ids)
         self._values.append(values)

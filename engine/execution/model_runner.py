@@ -1,20 +1,31 @@
 """Run one step plan through the model and the sampler. Scheduling and tensors meet only here."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
 from engine.execution.expert_routing import copy_expert_ids, expert_choices
 from engine.execution.expert_stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
-from engine.execution.sampler import NOT_FINITE, Outcomes, PendingSamples, Sampler
-from engine.scheduling.step_plan import StepPlan, StepResult
+from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, PendingSamples, Sampler
+from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
+
+
+class Routed(NamedTuple):
+    """Tokens of a step's rows [T], and the experts that computed them [L, T, K]."""
+
+    token_ids: Tensor
+    expert_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class InFlightStep:
     expert_ids: HostCopy | None  # None if no request reports experts
     finite: HostCopy | None  # per position, True if its hidden state is finite; None if all positions have logits
     embeddings: PendingEmbeddings | None  # None if no prompt to embed is complete
+    uncounted: Routed | None = None  # rows whose experts are counted once it is known which of them count
 
 
 class ModelRunner:
@@ -67,21 +79,52 @@ class ModelRunner:
             hidden = hidden_rows(plan.chunks, self.model.config.dim, finite.device)
             forward = replace(forward, finite=finite, hidden=hidden)
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
-        if forward.routing is not None:
-            self.experts.record(forward.token_ids, forward.routing.expert_ids)
+        routed = None if forward.routing is None else Routed(forward.token_ids, forward.routing.expert_ids)
+        if routed is not None and not batch.logits.drafted:
+            self.experts.record(*routed)
         sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
         expert_ids = copy_expert_ids(plan.chunks, forward.routing)
         embeddings = copy_states(plan.chunks, forward.hidden)
-        return InFlightStep(plan, sampling, expert_ids, None if finite is None else HostCopy([finite]), embeddings)
+        copied = None if finite is None else HostCopy([finite])
+        return InFlightStep(plan, sampling, expert_ids, copied, embeddings, routed if batch.logits.drafted else None)
 
     def finish(self, step: InFlightStep) -> StepResult:
         """Wait for a step and return its results."""
-        outcomes, scores = ({}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
+        outcomes, scores, behind = ({}, {}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
         if step.finite is not None:
             outcomes |= _not_finite(step.plan, step.finite.lists()[0])
         embeddings, failed = finish_embeddings(step.embeddings)
         outcomes |= dict.fromkeys(failed, NOT_FINITE)
-        return StepResult(outcomes, scores, expert_choices(step.plan.chunks, step.expert_ids), embeddings)
+        choices = expert_choices(step.plan.chunks, step.expert_ids)
+        spoiled = [c for c in step.plan.chunks if c.draft and outcomes.get(c.sequence.request_id) is NOT_FINITE]
+        if step.uncounted is not None:
+            self._count_kept(step.plan, step.uncounted, behind, {chunk.sequence.request_id for chunk in spoiled})
+        if spoiled:
+            again = self._run_without_drafts(spoiled)
+            outcomes, choices = outcomes | again.sampled, choices | again.expert_choices
+            behind = {i: tokens for i, tokens in behind.items() if i not in again.sampled}
+        return StepResult(outcomes, scores, choices, embeddings, behind)
+
+    def _count_kept(self, plan: StepPlan, routed: Routed, behind: BehindDrafts, spoiled: set[int]) -> None:
+        """Count the experts of the rows of known and of accepted tokens."""
+        rows = to_device(kept_rows(plan.chunks, behind, spoiled), self.requests.device)
+        self.experts.record(routed.token_ids[rows], routed.expert_ids[:, rows])
+
+    def _run_without_drafts(self, spoiled: list[Chunk]) -> StepResult:
+        """Compute the known tokens of these chunks again. A drafted token that gave NaN or Inf may have spoiled its
+        request's other rows, and would spoil later ones: attention multiplies masked positions by 0."""
+        self.kv_pool.zero_slots(to_device(_draft_slots(spoiled, self.requests.block_size), self.requests.device))
+        return self.run(StepPlan(tuple(chunk.without_draft() for chunk in spoiled)))
+
+
+def _draft_slots(chunks: list[Chunk], block_size: int) -> NDArray[np.int64]:
+    """Return block_id * block_size + offset of each position with a drafted token."""
+    slots = []
+    for chunk in chunks:
+        end, table = chunk.start + chunk.length, chunk.sequence.block_table
+        positions = range(end - len(chunk.draft), end)
+        slots += [table[position // block_size] * block_size + position % block_size for position in positions]
+    return np.array(slots, dtype=np.int64)
 
 
 def _not_finite(plan: StepPlan, finite: list[bool]) -> Outcomes:

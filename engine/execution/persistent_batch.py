@@ -6,6 +6,7 @@ knows the tokens of the step in flight.
 Letters: R rows, L tokens of the longest request, M blocks of it, V vocabulary.
 """
 
+from collections.abc import Sequence as SequenceOf
 from operator import attrgetter
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from engine.execution.device_transfer import to_device
 from engine.execution.row_constraints import RowConstraints
 from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.step_plan import Chunk
 from engine.token_constraints import NO_CONSTRAINTS
 from model.sampling_batch import FloatParam, IntParam
 
@@ -50,6 +52,7 @@ class PersistentBatch:
         self._written: list[BlocksState] = [(0, 0, 0)] * num_rows  # contents of each row of block_tables
         self._row_of: dict[Sequence, int] = {}
         self._free = list(range(num_rows))
+        self._drafted_rows: set[int] = set()  # rows with tokens that may be wrong, or may lack the newest ones
         self._last: list[Sequence] = []
         self._last_rows = np.zeros(0, dtype=np.int64)
         self._last_states: list[BlocksState] = []  # of these sequences
@@ -105,6 +108,25 @@ class PersistentBatch:
         if num_evicted != evicted:
             self.block_tables[row, :num_evicted] = 0
         self._written[row] = state
+
+    @property
+    def has_drafts(self) -> bool:
+        """True if write_drafts() must see the next step."""
+        return bool(self._drafted_rows)
+
+    def write_drafts(self, chunks: SequenceOf[Chunk], rows: Int64s) -> None:
+        """Write each draft behind its request's tokens. The sampler writes no token of such a row: the request's next
+        step finds the tokens that its host accepted."""
+        for chunk, row in zip(chunks, rows.tolist(), strict=True):
+            if not chunk.draft and row not in self._drafted_rows:
+                continue
+            ids = np.array([*chunk.sequence.token_ids[chunk.start :], *chunk.draft], dtype=np.int32)
+            self.tokens[row, chunk.start : chunk.start + len(ids)] = to_device(ids, self.device)
+            (self._drafted_rows.add if chunk.draft else self._drafted_rows.discard)(row)
+
+    def write_sampled(self, rows: Int64s, positions: Int64s, token_ids: torch.Tensor) -> None:
+        """Write sampled tokens [N] at these positions of these rows, [N] each, without waiting for the device."""
+        self.tokens[to_device(rows, self.device), to_device(positions, self.device)] = token_ids.int()
 
     def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
         """Return the block tables of the rows that update() returned last, [S, M], padded with 0: on the host and on

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.draft_rows import count_accepted
 from engine.execution.logit_masks import LogitMasks
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import RowFailed, Sampled
@@ -22,6 +23,7 @@ NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
 Outcomes = dict[int, Sampled | RowFailed]
 PromptLogprobs = dict[int, list[TokenLogprobs]]
+BehindDrafts = dict[int, list[Sampled]]  # as in StepResult
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,20 @@ class Sampler:
         """Sample logits [N, V] float32, one row for each of `rows`, without waiting for the device."""
         sampling_rows, num_logprobs, failed = self._fill(rows)
         sampled = self._ops.sample(logits, sampling_rows)
+        if rows.drafted:
+            self._write_undrafted(rows, sampled.token_ids)
         results = [sampled.token_ids, sampled.status]
         if sampling_rows.max_logprobs >= 0:
             results += [sampled.logprob, sampled.top_ids, sampled.top_logprobs]
         return PendingSamples(rows, num_logprobs, failed, HostCopy(results))
+
+    def _write_undrafted(self, rows: LogitRows, token_ids: Tensor) -> None:
+        """Append the sampled tokens to the requests without drafts. Of the others the host decides which ones count."""
+        drafted = {row for chunk in rows.drafted for row in chunk.rows}
+        plain = np.array([row for row in range(rows.num_sampled) if row not in drafted], dtype=np.int64)
+        if len(plain):
+            new = token_ids[to_device(plain, self._requests.device)]
+            self._requests.write_sampled(rows.rows[plain], rows.positions[plain] + 1, new)
 
     def _fill(self, rows: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
         kept = self._kept
@@ -74,6 +86,8 @@ class Sampler:
         requests, device = self._requests, self._requests.device
         float_params, int_params = requests.float_params[rows.rows], requests.int_params[rows.rows]
         int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
+        if rows.drafted:
+            int_params[:, IntParam.HISTORY_ROW] = np.arange(len(rows.rows))
         self._fill_scores(rows, int_params)
         masks = LogitMasks(requests.vocab_size, self._eos_token_ids)
         are_fixed = self._fill_constraints(rows, int_params, masks)
@@ -91,17 +105,19 @@ class Sampler:
             has_penalties=bool(penalties.any()),
         )
         filled = _KeptRows(rows.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
-        self._kept = filled if rows.num_sampled == len(int_params) and are_fixed else None
+        is_kept = rows.num_sampled == len(int_params) and are_fixed and not rows.drafted
+        self._kept = filled if is_kept else None
         return self._current(filled, rows), filled.num_logprobs, masks.failed
 
     def _fill_constraints(self, rows: LogitRows, int_params: Int64s, masks: LogitMasks) -> bool:
         """Add the constrained rows to `masks`; return True if all of these are the same in the next step."""
         requests, are_fixed = self._requests, True
+        guessed = {row: chunk.draft[: row - chunk.first] for chunk in rows.drafted for row in chunk.rows}
         for index in requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist():
             sequence, constraints = rows.sequences[index], requests.constraints[rows.rows[index]]
             assert constraints is not None
             num_generated = int(rows.positions[index]) + 1 - sequence.num_prompt_tokens
-            masks.add(sequence, constraints, num_generated, int_params[index])
+            masks.add(sequence, constraints, num_generated, int_params[index], guessed.get(index, ()))
             are_fixed = are_fixed and sequence.matcher is None and constraints.is_fixed(num_generated)
         return are_fixed
 
@@ -110,9 +126,19 @@ class Sampler:
         current, device = kept.on_device, self._requests.device
         if device.type != "cpu":
             current = replace(current, int_params=to_device(kept.int_params, device))
+        if rows.drafted:
+            return replace(current, history=self._histories(rows, current.has_penalties))
         if current.has_penalties:
             current = replace(current, history=self._requests.tokens[:, : int(rows.positions.max()) + 2])
         return current
+
+    def _histories(self, rows: LogitRows, are_read: bool) -> Tensor:
+        """Return a history for each row. In a shared one each row of a draft would write its token where the next row
+        reads the drafted one."""
+        tokens, width = self._requests.tokens, int(rows.positions.max()) + 2
+        if not are_read:
+            return tokens.new_empty(len(rows.rows), width)
+        return tokens[:, :width].index_select(0, to_device(rows.rows, self._requests.device))
 
     @staticmethod
     def _fill_scores(rows: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
@@ -121,7 +147,7 @@ class Sampler:
             int_params[index, IntParam.TARGET] = token_ids[int(rows.positions[index]) + 1]
             int_params[index, IntParam.NUM_LOGPROBS] = max(0, int_params[index, IntParam.NUM_LOGPROBS])
 
-    def finish(self, pending: PendingSamples) -> tuple[Outcomes, PromptLogprobs]:
+    def finish(self, pending: PendingSamples) -> tuple[Outcomes, PromptLogprobs, BehindDrafts]:
         """Wait for the device and return the results. A row without a token fails only its own request."""
         rows = pending.rows
         ids = [sequence.request_id for sequence in rows.sequences]
@@ -140,7 +166,24 @@ class Sampler:
         for request_id, failure in pending.failed.items():
             if outcomes[request_id] is not NOT_FINITE:
                 outcomes[request_id] = failure
-        return outcomes, scores
+        behind = _accept_drafts(rows, outcomes, list(map(Sampled, token_ids, logprobs)), status)
+        return outcomes, scores, behind
+
+
+def _accept_drafts(rows: LogitRows, outcomes: Outcomes, sampled: list[Sampled], status: list[int]) -> BehindDrafts:
+    """Return the tokens behind the accepted drafted ones, and correct the outcomes of requests with drafts: what a
+    row behind a wrong token gave does not count. Only NOT_FINITE stays, because it may have spoiled the other rows."""
+    behind: BehindDrafts = {}
+    token_ids = [token.token_id for token in sampled] if rows.drafted else []
+    for drafted in rows.drafted:
+        request_id, first = rows.sequences[drafted.first].request_id, drafted.first
+        if any(status[row] == Status.NOT_FINITE for row in drafted.rows):
+            outcomes[request_id] = NOT_FINITE
+            continue
+        outcomes[request_id] = NO_TOKEN if status[first] == Status.NO_TOKEN else sampled[first]
+        count = count_accepted(drafted, token_ids, status) if status[first] == Status.DONE else 0
+        behind[request_id] = sampled[first + 1 : first + 1 + count]
+    return behind
 
 
 def _logprobs(

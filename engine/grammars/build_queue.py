@@ -34,11 +34,11 @@ class GrammarQueue:
     docs/decisions/0029-grammars-in-the-sandbox.md.
     """
 
-    def __init__(self, compiler: GrammarCompiler | None, num_parsers: int) -> None:
+    def __init__(self, compiler: GrammarCompiler | None, num_parsers: int, num_tenants: int = 1) -> None:
         """Without a compiler, every grammar is an error. `num_parsers`: builds beyond it wait until a request ends."""
         self._compiler = compiler
         self._thread = FairThread("grammar")
-        self._places = ParserPlaces(num_parsers, self._thread)
+        self._places = ParserPlaces(num_parsers, self._thread, num_tenants)
         self._pending: dict[int, tuple[Request, Future[BuiltGrammar | str]]] = {}
         self._canceled: dict[int, Future[BuiltGrammar | str]] = {}  # the thread still works on these
         self._builds: WeakValueDictionary[tuple[int, str], Future[BuiltGrammar | str]] = WeakValueDictionary()

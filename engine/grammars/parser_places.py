@@ -5,7 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from engine.config import max_slots_per_tenant
 from engine.grammars.fair_thread import FairThread
+
+MIN_FIRST_PLACES = 3  # so many tenants get a place at once, or half as many as there are places if that is more
 
 T = TypeVar("T")
 
@@ -25,21 +28,23 @@ class ParserPlaces:
     """Runs work that makes parsers on a thread, as long as there is a place for each. Only one thread may call it.
 
     A free place goes to the waiting tenant that holds the fewest. Where there are several tenants, none holds more than
-    seven of eight, so that another one does not wait for the end of a text.
+    seven of eight, and places are kept for tenants that hold none, so that these do not wait for the end of a text.
     """
 
-    def __init__(self, num_places: int, thread: FairThread) -> None:
+    def __init__(self, num_places: int, thread: FairThread, num_tenants: int = 1) -> None:
+        """`num_tenants`: of the server, whether they send grammars or not."""
         self._num_places = num_places
         self._thread = thread
+        self._num_tenants = num_tenants
+        self._most_per_tenant = max_slots_per_tenant(num_places) if num_tenants > 1 else num_places
+        self._num_first_places = min(num_places, num_tenants, max(MIN_FIRST_PLACES, num_places // 2))
         self._held: Counter[int] = Counter()
         self._freed: deque[int] = deque()
-        self._tenants: set[int] = set()
         self._waiting: dict[int, deque[tuple[Future[object], Callable[[Place], object]]]] = {}
 
     def submit(self, tenant: int, work: Callable[[Place], T]) -> "Future[T]":
         """Queue work, which gets its place. The future can be cancelled until the work starts."""
         future: Future[T] = Future()
-        self._tenants.add(tenant)
         self._waiting.setdefault(tenant, deque()).append((future, work))  # type: ignore[arg-type]
         self.give_out()
         return future
@@ -58,11 +63,15 @@ class ParserPlaces:
 
     def _next_tenant(self) -> int | None:
         """Return whose work is next, None if there is no place for any."""
-        kept_free = max(1, self._num_places // 8) if len(self._tenants) > 1 and self._num_places > 1 else 0
-        may_start = [tenant for tenant in self._waiting if self._held[tenant] < self._num_places - kept_free]
-        if not may_start or self._held.total() >= self._num_places:
-            return None
-        return min(may_start, key=lambda tenant: self._held[tenant])
+        num_free = self._num_places - self._held.total()
+        num_holders = sum(count > 0 for count in self._held.values())
+        has_more = num_free > max(0, self._num_first_places - num_holders)  # than what is kept for first places
+        may_start = [
+            tenant
+            for tenant in self._waiting
+            if not self._held[tenant] or (has_more and self._held[tenant] < self._most_per_tenant)
+        ]
+        return min(may_start, key=lambda tenant: self._held[tenant]) if may_start and num_free > 0 else None
 
     def _start(self, tenant: int, future: "Future[object]", work: Callable[[Place], object]) -> None:
         place = Place(tenant, self._freed)

@@ -81,6 +81,19 @@ class BlockManager:
                 available += missing * size
         return min(num_positions, available)
 
+    def allocate_draft(self, sequence: Sequence, num_drafted: int, num_kept_free: int) -> int:
+        """Allocate blocks for a draft behind the next position, but leave `num_kept_free` blocks free. They stay the
+        sequence's when the draft is wrong: it needs them next.
+
+        Return the number of drafted positions that have blocks now.
+        """
+        size = self._block_size
+        available = len(sequence.block_table) * size - sequence.num_scheduled - 1
+        missing = min(ceil_div(max(0, num_drafted - available), size), max(0, self.pool.num_free - num_kept_free))
+        if missing:
+            sequence.block_table += self.pool.allocate(missing)
+        return min(num_drafted, available + missing * size)
+
     def commit(self, sequence: Sequence) -> None:
         """Cache full blocks and free blocks that left the window. Call it after positions were computed."""
         if self.prefix_caching and sequence.num_computed // self._block_size > sequence.num_cached_blocks:

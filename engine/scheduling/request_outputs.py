@@ -1,5 +1,7 @@
 """Build the outputs of a request after a step, and detect its end. Pure functions of the sequence."""
 
+from collections.abc import Sequence as SequenceOf
+
 import msgspec
 
 from engine.scheduling.sequence import Sequence
@@ -8,14 +10,13 @@ from engine.types import FinishReason, RequestOutput
 
 
 def finish_reason(
-    sequence: Sequence, token_id: int, eos_token_ids: frozenset[int]
+    sequence: Sequence, token_id: int, num_generated: int, eos_token_ids: frozenset[int]
 ) -> tuple[FinishReason | None, int | None]:
     """Return the finish reason, None if the sequence continues, and the end or stop token that finished it.
 
-    `token_id`: the token that was just appended.
+    `token_id`: the last of `num_generated` tokens.
     """
     params = sequence.request.params
-    num_generated = sequence.num_generated
     is_end_token = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
     if is_end_token and num_generated > params.min_tokens:
         return "stop", token_id
@@ -24,12 +25,12 @@ def finish_reason(
     return None, None
 
 
-def progress_output(sequence: Sequence, sampled: Sampled | None) -> RequestOutput:
-    """Return the new token and everything collected since the last output."""
+def progress_output(sequence: Sequence, sampled: SequenceOf[Sampled]) -> RequestOutput:
+    """Return the new tokens, which the sequence has already, and everything collected since the last output."""
     request, params, experts = sequence.request, sequence.request.params, sequence.experts
-    is_first = sequence.num_generated == (1 if sampled else 0)
-    token_ids = [sampled.token_id] if sampled else []
-    logprobs = [sampled.logprobs] if sampled and sampled.logprobs else None
+    is_first = sequence.num_generated == len(sampled)
+    token_ids = [token.token_id for token in sampled]
+    logprobs = [token.logprobs for token in sampled if token.logprobs] or None
     if not is_first and not experts:  # nearly all outputs: the checks below are not needed
         return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
     return RequestOutput(
@@ -48,7 +49,7 @@ def final_output(
     reason: FinishReason,
     now: float,
     *,
-    sampled: Sampled | None = None,
+    sampled: SequenceOf[Sampled] = (),
     stop_token_id: int | None = None,
     embedding: bytes | None = None,
 ) -> RequestOutput:

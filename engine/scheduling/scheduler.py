@@ -20,6 +20,7 @@ from engine.scheduling.sequence import Matcher, Sequence, Status
 from engine.scheduling.step_commit import StepCommitter
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.scheduling.step_plan_builder import StepPlanBuilder
+from engine.speculation.speculator import Candidate, Drafter, StepTime
 from engine.types import Request, RequestOutput
 
 
@@ -48,12 +49,14 @@ class Scheduler:
         num_experts: int = 0,
         num_tenants: int = 1,
         share_prefix_cache: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
         """`num_tenants`: with more than one, no tenant may take all running slots, so that the first request of another
         tenant finds one free, no tenant finds another's blocks in the prefix cache, and prompts take a bounded time of
         a step while several tenants are active (engine/scheduling/prompt_share.py).
         `by_priority`: if False, requests run in order of arrival, whatever their priority and tenant.
         `share_prefix_cache`: if True, tenants find each other's blocks.
+        `drafter`: chooses drafts for requests that decode; None: no request drafts.
         """
         self.block_manager = block_manager
         self.max_running = min(max_num_seqs, max_num_batched_tokens)  # so that every running request gets its token
@@ -64,8 +67,10 @@ class Scheduler:
         self.has_cache_per_tenant = num_tenants > 1 and not share_prefix_cache
         self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if num_tenants > 1 else self.max_running)
         self.prompt_shares = PromptShares(num_tenants)
+        self.drafter = drafter
+        self._eos_token_ids = frozenset(eos_token_ids)
         self.requests = ActiveRequests(block_manager, self.fair_share)
-        self._committer = StepCommitter(self.requests, block_manager, self.fair_share, frozenset(eos_token_ids))
+        self._committer = StepCommitter(self.requests, block_manager, self.fair_share, self._eos_token_ids)
         self._num_arrivals = 0
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
@@ -79,6 +84,9 @@ class Scheduler:
         sequence.cache_tenant = request.tenant if self.has_cache_per_tenant else None
         if request.expert_usage or request.expert_routing:
             sequence.experts = ExpertUsage(request, self.num_experts)
+        if self.drafter is not None and sequence.max_generated > 1 and matcher is None:
+            ends = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else self._eos_token_ids)
+            sequence.drafts = self.drafter.source(request, ends)
         self.requests.add(sequence)
 
     def abort(self, request_id: int) -> bool:
@@ -118,6 +126,8 @@ class Scheduler:
                 self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
+        if self.drafter is not None and not step.has_prefill:
+            self._add_drafts(step, self.drafter)
         return step.build(self.block_manager.take_blocks_to_zero() if step.chunks else (), now)
 
     def _split_decode_prefill(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -178,9 +188,29 @@ class Scheduler:
             self.fair_share.charge(sequence.tenant, prompt_cost(sequence.request, num_new))
         self._schedule(step, sequence, sequence.num_to_schedule)
 
+    def _add_drafts(self, step: StepPlanBuilder, drafter: Drafter) -> None:
+        """Add drafts to requests that decode, within the budget and the blocks that no running request needs next.
+
+        A draft waits for the token in flight, if there is one.
+        """
+        sequences = [s for chunk in step.chunks.values() if (s := chunk.sequence).drafts and not s.num_pending_tokens]
+        candidates = [
+            Candidate(s.drafts, s.token_ids, s.max_generated - s.num_generated - 1) for s in sequences if s.drafts
+        ]
+        drafts = drafter.choose(candidates, len(step.chunks), step.budget)
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            if draft:
+                num_running = len(self.requests.running)
+                length = self.block_manager.allocate_draft(sequence, len(draft), num_running)
+                step.add_draft(sequence, draft[:length])
+
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         """Apply a step's results and return the outputs of its requests. Each plan is applied once, in order."""
         self.prompt_shares.record(plan.work, plan.planned_s, now)
+        if self.drafter is not None and plan.chunks and not any(chunk.is_prefill for chunk in plan.chunks):
+            num_accepted = sum(map(len, result.behind_drafts.values()))
+            step = StepTime(len(plan.chunks), plan.num_tokens, num_accepted, max(0.0, now - plan.planned_s))
+            self.drafter.record(step)
         return self._committer.apply(plan, result, now)
 
 

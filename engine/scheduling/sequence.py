@@ -7,6 +7,7 @@ from typing import Protocol
 from engine.scheduling.block_hash import BlockHash, child_hash, root_hash
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.request_cost import output_cost
+from engine.speculation.draft_source import DraftSource
 from engine.types import Request, Timing, TokenLogprobs
 
 
@@ -59,6 +60,7 @@ class Sequence:
         self.num_cached_blocks = 0  # leading blocks that were offered to the prefix index
         self.num_cached_tokens = 0  # prompt tokens taken from the prefix cache when first scheduled
         self.num_preemptions = 0
+        self.drafts: DraftSource | None = None  # None: the request drafts nothing
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.experts: ExpertUsage | None = None  # None unless the request reports experts
         self.first_scheduled_s: float | None = None
@@ -83,14 +85,15 @@ class Sequence:
         """Positions still to be scheduled before the next token can be sampled.
 
         0 if the last token is already in flight, if the next one cannot be sampled before that token is known, or if
-        the mask for it is computed in a later step.
+        the mask for it is computed in a later step. While a draft is in flight, more positions are scheduled than there
+        are tokens; how many of them count is known when its step is applied.
         """
         if self.waits_for_mask:
             return 0
         pending, length = self.num_pending_tokens, len(self.token_ids)
         if pending and (self.needs_last_token or length - self.num_prompt_tokens + pending >= self.max_generated):
             return 0
-        return length + pending - self.num_scheduled
+        return max(0, length + pending - self.num_scheduled)
 
     @property
     def reads_prefix_cache(self) -> bool:

@@ -8,7 +8,7 @@ from engine.scheduling.fairness import FairShare
 from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.types import RequestOutput
+from engine.types import FinishReason, RequestOutput
 
 RESULT_FAILED = "the engine failed while processing this request's results"
 
@@ -66,30 +66,56 @@ class StepCommitter:
         self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float
     ) -> RequestOutput | None:
         sequence = chunk.sequence
-        if sequence.experts and sequence.request_id in result.expert_choices:
-            sequence.experts.add(chunk.start, result.expert_choices[sequence.request_id])
-        sequence.num_computed += chunk.length
-        self._block_manager.commit(sequence)
-        if result.prompt_logprobs:
-            sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
-        if outcome is not None:
-            return self._append(sequence, outcome, now)
+        tokens = [] if outcome is None else [outcome]
+        num_positions = chunk.length
+        if chunk.draft:
+            tokens = self._until_end(sequence, tokens + result.behind_drafts.get(sequence.request_id, []))
+            num_positions -= len(chunk.draft) - (len(tokens) - 1)
+        self._commit_positions(chunk, num_positions, tokens, result)
+        if tokens:
+            return self._finish_or_continue(sequence, tokens, now)
         if not sequence.request.params.max_tokens and sequence.num_computed == sequence.num_prompt_tokens:
             self._requests.end(sequence)
             embedding = result.embeddings.get(sequence.request_id)
             return final_output(sequence, "length" if embedding is None else "stop", now, embedding=embedding)
         return None
 
-    def _append(self, sequence: Sequence, sampled: Sampled, now: float) -> RequestOutput:
-        sequence.token_ids.append(sampled.token_id)
-        self._fair_share.charge(sequence.tenant, sequence.output_cost)
+    def _commit_positions(self, chunk: Chunk, num_positions: int, tokens: list[Sampled], result: StepResult) -> None:
+        """Count the chunk's first `num_positions` as computed, and append the tokens that its rows sampled. The other
+        positions hold drafted tokens that were wrong: they are computed again."""
+        sequence = chunk.sequence
+        if sequence.experts and sequence.request_id in result.expert_choices:
+            choices = result.expert_choices[sequence.request_id]
+            sequence.experts.add(chunk.start, [layer[:num_positions] for layer in choices])
+        sequence.token_ids += [token.token_id for token in tokens]
+        sequence.num_computed += num_positions
+        sequence.num_scheduled -= chunk.length - num_positions
+        self._block_manager.commit(sequence)
+        if result.prompt_logprobs:
+            sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
+
+    def _until_end(self, sequence: Sequence, tokens: list[Sampled]) -> list[Sampled]:
+        """Return the tokens up to the one that ends the sequence."""
+        for count, token in enumerate(tokens, 1):
+            if self._finish_reason(sequence, token.token_id, sequence.num_generated + count)[0] is not None:
+                return tokens[:count]
+        return tokens
+
+    def _finish_or_continue(self, sequence: Sequence, tokens: list[Sampled], now: float) -> RequestOutput:
+        """Return the output of the tokens that were just appended, and end the sequence with the last one."""
+        self._fair_share.charge(sequence.tenant, sequence.output_cost * len(tokens))
         if sequence.first_token_s is None:
             sequence.first_token_s = now
-        reason, stop_token_id = finish_reason(sequence, sampled.token_id, self._eos_token_ids)
+        reason, stop_token_id = self._finish_reason(sequence, tokens[-1].token_id, sequence.num_generated)
         if reason is not None:
             self._requests.end(sequence)
-            return final_output(sequence, reason, now, sampled=sampled, stop_token_id=stop_token_id)
-        return progress_output(sequence, sampled)
+            return final_output(sequence, reason, now, sampled=tokens, stop_token_id=stop_token_id)
+        return progress_output(sequence, tokens)
+
+    def _finish_reason(
+        self, sequence: Sequence, token_id: int, num_generated: int
+    ) -> tuple[FinishReason | None, int | None]:
+        return finish_reason(sequence, token_id, num_generated, self._eos_token_ids)
 
     def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
         """End a sequence whose own data is at fault, unless it has ended. Its blocks leave the prefix cache."""

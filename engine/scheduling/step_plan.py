@@ -13,6 +13,10 @@ class Chunk(NamedTuple):
 
     A sequence of 5 prompt tokens under a budget of 3: Chunk(start=0, length=3, samples=False), then Chunk(3, 2, True),
     whose last row's logits give token 5; then Chunk(5, 1, True), and so on. The first two are prefill.
+
+    The last positions may hold a draft, guessed tokens behind the last known one. Chunk(5, 3, True, draft=(8, 9)) has
+    token 5 at position 5 and the guesses at 6 and 7. Each of the three rows samples: the token for position 6, and
+    those behind 8 and behind 8 9, which count only if the tokens before them were guessed right.
     """
 
     sequence: Sequence  # read token_ids and block_table before the plan is applied; mutate nothing
@@ -20,12 +24,17 @@ class Chunk(NamedTuple):
     length: int
     samples: bool  # the last position's logits give a new token
     is_prefill: bool  # computes a prompt, or recomputes positions after a preemption
+    draft: tuple[int, ...] = ()  # guessed tokens at the last positions, which `length` includes
 
     @property
     def embeds(self) -> bool:
         """True if the last position's hidden state is the embedding of the request's prompt."""
         sequence = self.sequence
         return sequence.request.embedding_len is not None and self.start + self.length == sequence.num_prompt_tokens
+
+    def without_draft(self) -> "Chunk":
+        """Return the chunk of the known tokens alone."""
+        return self._replace(length=self.length - len(self.draft), draft=()) if self.draft else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +54,13 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
 
+    @property
+    def num_drafted(self) -> int:
+        return sum(len(chunk.draft) for chunk in self.chunks)
+
 
 class Sampled(NamedTuple):
-    """Token sampled from the logits of a chunk's last row."""
+    """Token sampled from the logits of a chunk's last row; the last one before a draft if it has one."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -62,9 +75,28 @@ class RowFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Results by request id. A chunk that samples has an entry in `sampled`; any other chunk only if it failed."""
+    """Results by request id. A chunk that samples has an entry in `sampled`; any other chunk only if it failed.
+
+    A chunk may return fewer tokens than its draft allows, even none behind it; the rest is computed in later steps.
+    """
 
     sampled: dict[int, Sampled | RowFailed]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of requests that report experts
     embeddings: dict[int, bytes] = field(default_factory=dict)  # of requests whose prompt is complete and embedded
+    behind_drafts: dict[int, list[Sampled]] = field(default_factory=dict)  # sampled behind each accepted drafted token
+
+
+class DraftCounts(NamedTuple):
+    """Drafted tokens of computed steps, and those of them that were right."""
+
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def plus(self, plan: StepPlan, result: StepResult) -> "DraftCounts":
+        """Return the counts with those of one more step."""
+        num_accepted = sum(map(len, result.behind_drafts.values()))
+        return DraftCounts(self.num_drafted + plan.num_drafted, self.num_accepted + num_accepted)
+
+
+NO_DRAFTS = DraftCounts()

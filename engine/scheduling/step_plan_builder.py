@@ -30,6 +30,16 @@ class StepPlanBuilder:
             self.prompt_share.use(sequence, length)
             self._num_scored += length * is_scored(sequence)
 
+    def add_draft(self, sequence: Sequence, draft: tuple[int, ...]) -> None:
+        """Add guessed tokens to the chunk of a sequence that decodes. Their positions must have blocks."""
+        chunk = self.chunks[sequence.request_id]
+        self.chunks[sequence.request_id] = chunk._replace(length=chunk.length + len(draft), draft=draft)
+        self.budget -= len(draft)
+
+    @property
+    def has_prefill(self) -> bool:
+        return any(chunk.is_prefill for chunk in self.chunks.values())
+
     def remove_preempted(self, victim: Sequence) -> None:
         """Count a preemption and remove the victim's chunk, if it has one."""
         self.num_preemptions += 1

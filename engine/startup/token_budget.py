@@ -10,6 +10,7 @@ from engine.scheduling.block_geometry import BlockGeometry
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
+from engine.speculation.speculator import Drafter
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig
 
@@ -17,8 +18,10 @@ CPU_STEP_S = 0.5  # duration of a full step on a CPU, unless the user sets a bud
 CALIBRATION_TOKENS = 64
 
 
-def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> Scheduler:
-    """Create a scheduler over an empty block pool."""
+def make_scheduler(
+    config: EngineConfig, model: ModelConfig, limits: EngineLimits, drafter: Drafter | None = None
+) -> Scheduler:
+    """Create a scheduler over an empty block pool. `drafter` None: no request drafts."""
     budget = limits.max_num_batched_tokens
     geometry = BlockGeometry(config.block_size, model.window, budget)
     return Scheduler(
@@ -31,6 +34,7 @@ def make_scheduler(config: EngineConfig, model: ModelConfig, limits: EngineLimit
         num_experts=model.num_experts,
         num_tenants=config.num_tenants,
         share_prefix_cache=config.share_prefix_cache,
+        drafter=drafter,
     )
 
 

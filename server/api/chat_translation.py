@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, EventReply
+from server.api.formats.reply import chunks_in_turns
 from server.errors import ApiError
-from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.generation.choice import Delta, merge_deltas
+from server.generation.state import state_of, tenant_of
 from server.http.disconnect import unless_disconnected
 from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named_event
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
@@ -26,9 +27,11 @@ async def to_chat_request(
     http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
 ) -> ChatCompletionRequest:
     """Return the chat request of a translated one. Raises ApiError 400 with this endpoint's field names (`renamed`)."""
-    heavy = len(await http.body()) > INLINE_CHARS
+    size = len(await http.body())
     with renaming(renamed, request.tool_paths):
-        return await off_loop(lambda: validate(ChatCompletionRequest, request.chat_body()), heavy=heavy)
+        return await state_of(http).heavy_work.run(
+            lambda: validate(ChatCompletionRequest, request.chat_body()), size=size, tenant=tenant_of(http)
+        )
 
 
 async def prepare_translated(
@@ -89,9 +92,8 @@ async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[byte
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
-            for delta in deltas:
-                for choice, _ in turn.reply_format.chunks(delta):
-                    events += reply.chunk(choice)
+            for choice, _ in await chunks_in_turns(deltas, turn.reply_format, turn.generation):
+                events += reply.chunk(choice)
             if events or not deltas:
                 yield list(map(named_event, events))
     yield list(map(named_event, reply.end(turn.generation.final_usage())))

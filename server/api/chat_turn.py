@@ -1,7 +1,7 @@
 """Prepare a chat: check the request against the model, render its prompt, and build its generation and reply format."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request as HttpRequest
 
@@ -16,6 +16,7 @@ from server.chat.template import PreparedConversation
 from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
+from server.generation.prediction import encode_prediction
 from server.generation.prompt import Prompt, completion_limit, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
@@ -51,7 +52,7 @@ class ChatTurn:
 
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
     """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
-    builder = JobBuilder.from_request(http, request, arrival_s)
+    builder = await JobBuilder.from_request(http, request, arrival_s)
     state, texts = builder.state, builder.texts
     await builder.check_queue(1)
     use = resolve_tool_use(request)
@@ -59,6 +60,8 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
     prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
+    if request.prediction is not None:
+        prompt = replace(prompt, prediction_ids=await encode_prediction(builder, request.prediction.text))
     generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
     return ChatTurn(
         generation,

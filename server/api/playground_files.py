@@ -16,9 +16,9 @@ CONTENT_TYPES = {
 
 @cache
 def files() -> dict[str, tuple[bytes, str]]:
-    """Read the files, by name: content and content type."""
-    paths = [path for path in FOLDER.iterdir() if path.suffix in CONTENT_TYPES]
-    return {path.name: (path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in paths}
+    """Read the files, by path below the folder ("text/chat.js"): content and content type."""
+    paths = [path for path in FOLDER.rglob("*") if path.suffix in CONTENT_TYPES]
+    return {path.relative_to(FOLDER).as_posix(): (path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in paths}
 
 
 def open_paths() -> frozenset[str]:

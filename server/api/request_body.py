@@ -1,11 +1,17 @@
 """Read a request's body: check its headers, parse strict JSON, validate it by the schema, and list ignored fields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from server.errors import unknown_parameter, unsupported_content_encoding, unsupported_content_type
+from server.errors import (
+    prompt_too_long,
+    unknown_parameter,
+    unsupported_content_encoding,
+    unsupported_content_type,
+)
 from server.generation.state import state_of, tenant_of
 from server.schemas.validation import (
     MAX_UNKNOWN_FIELDS,
@@ -31,8 +37,9 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
     _check_headers(http)
     state = state_of(http)
     body = await http.body()
+    max_turns = state.engine.ready.max_prompt_tokens if state.engine.ready else None
     request, ignored = await state.heavy_work.run(
-        lambda: _parsed(body, model_class), size=len(body), tenant=tenant_of(http)
+        lambda: _parsed(body, model_class, max_turns), size=len(body), tenant=tenant_of(http)
     )
     if not state.by_priority and "priority" in request.model_fields_set:
         ignored.append("priority")
@@ -54,7 +61,13 @@ def unknown_params(request: RequestModel, body: dict[str, JsonValue]) -> list[st
     `request` is the model of `body`. Inside objects, null counts as absent: clients send back what they received.
     """
     top = unknown_fields(type(request), body)
-    nested = {name for field in _fields(request, body) for name in _unknown_in(*field)}
+    members = _members(type(request))
+    nested = {
+        name
+        for sent_as, value in body.items()
+        if sent_as in members and isinstance(value, dict | list)
+        for name in _unknown_in(getattr(request, members[sent_as]), value, sent_as)
+    }
     return [*top, *sorted(nested | set(request.ignored_parts))][:MAX_UNKNOWN_FIELDS]
 
 
@@ -66,31 +79,43 @@ def _check_headers(http: HttpRequest) -> None:
         raise unsupported_content_type()
 
 
-def _parsed(body: bytes, model_class: type[Model]) -> tuple[Model, list[str]]:
-    """Return the request, and the names of its unknown fields. A megabyte of small values takes about 0.3 s."""
+def _parsed(body: bytes, model_class: type[Model], max_turns: int | None) -> tuple[Model, list[str]]:
+    """Return the request, and the names of its unknown fields. A megabyte of small values takes about 0.2 s.
+
+    `max_turns`: most turns of a conversation; None: no model is loaded.
+    """
     fields = parse_object(body)
+    if max_turns is not None:
+        _check_num_turns(model_class, fields, max_turns)
     request = validate(model_class, fields)
     return request, unknown_params(request, fields)
 
 
-def _fields(model: RequestModel, raw: dict[str, JsonValue]) -> Iterator[tuple[object, JsonValue, str]]:
-    """Yield each known field that was sent: its validated value, its raw value, and its name."""
-    for name, described in type(model).model_fields.items():
-        sent_as = described.alias or name
-        if sent_as in raw:
-            yield getattr(model, name), raw[sent_as], sent_as
+def _check_num_turns(model_class: type[RequestModel], fields: dict[str, JsonValue], max_turns: int) -> None:
+    """Raise ApiError 400 for a conversation of more turns than the context has tokens, before they are validated,
+    which takes most of the time; unless the request says how a long one is cut."""
+    turns = fields.get(model_class.turns_field) if model_class.turns_field else None
+    is_cut = fields.get("truncation") == "auto" or fields.get("truncate_prompt_tokens") is not None
+    if isinstance(turns, list) and len(turns) > max_turns and not is_cut:
+        raise prompt_too_long(len(turns), max_turns, model_class.turns_field or "")
+
+
+@cache
+def _members(model_class: type[RequestModel]) -> Mapping[str, str]:
+    """Return the attribute of each field, by the name under which it is sent."""
+    return {field.alias or name: name for name, field in model_class.model_fields.items()}
 
 
 def _unknown_in(value: object, raw: JsonValue, path: str) -> Iterator[str]:
     """Yield the unknown fields inside the value of the field `path`."""
     if isinstance(value, RequestModel) and isinstance(raw, dict):
-        known = {described.alias or name for name, described in type(value).model_fields.items()}
-        known |= value.unsupported.keys()
+        members = _members(type(value))
         for name, item in raw.items():
-            if name not in known and item is not None:
-                yield f"{path}.{name}" if is_printable(name) else UNPRINTABLE
-        for inner, sent, name in _fields(value, raw):
-            yield from _unknown_in(inner, sent, f"{path}.{name}")
+            if name not in members:
+                if item is not None and name not in value.unsupported:
+                    yield f"{path}.{name}" if is_printable(name) else UNPRINTABLE
+            elif isinstance(item, dict | list):
+                yield from _unknown_in(getattr(value, members[name]), item, f"{path}.{name}")
     elif isinstance(value, list) and isinstance(raw, list) and value and isinstance(value[0], RequestModel):
         for inner, sent in zip(value, raw, strict=False):
             yield from _unknown_in(inner, sent, f"{path}[]")

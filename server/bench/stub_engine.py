@@ -1,7 +1,7 @@
 """Engine without a model: every request gets one token per step, so that the front end alone is measured.
 
-`python -m server.bench.stub_engine STEPS_PER_S FD`: speaks engine.process's protocol. 0 steps per second means: as
-fast as the peer reads.
+`python -m server.bench.stub_engine STEPS_PER_S FD HEARTBEAT_FD PARENT_PID`: speaks engine.process's protocol and
+increments its heartbeat. 0 steps per second means: as fast as the peer reads.
 """
 
 import select
@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.heartbeat import Heartbeat
 from engine.messages import Abort, Add, FrameReader, FromEngine, Ready, Start, StepDone, ToEngine, encode_frame
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing
 
 RECEIVE_BYTES = 1 << 18
+MAX_WAIT_S = 0.5  # between two increments of the heartbeat
 VOCAB_SIZE = 32000
 FIRST_ID, LAST_ID = 300, 2000  # range of generated ids: plain text in any vocabulary of that size
 READY = Ready(
@@ -98,14 +100,15 @@ class StubEngine:
         return StepStats(num_running=len(self._running), num_tokens=num_tokens, num_blocks_total=READY.num_blocks)
 
 
-def serve(connection: socket.socket, steps_per_s: float) -> None:
+def serve(connection: socket.socket, heartbeat: Heartbeat, steps_per_s: float) -> None:
     """Run until the peer closes the connection."""
     stub, reader, due_s = StubEngine(), FrameReader[ToEngine](ToEngine), time.monotonic()
     readable = select.poll()
     readable.register(connection, select.POLLIN)
     while True:
-        wait_ms = None if stub.is_idle else 1000 * max(0.0, due_s - time.monotonic())
-        if readable.poll(wait_ms):
+        heartbeat.beat()
+        wait_s = MAX_WAIT_S if stub.is_idle else min(max(0.0, due_s - time.monotonic()), MAX_WAIT_S)
+        if readable.poll(1000 * wait_s):
             chunk = connection.recv(RECEIVE_BYTES)
             if not chunk:
                 return
@@ -120,7 +123,8 @@ def main() -> None:
     """Entry point of the process."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    serve(socket.socket(fileno=int(sys.argv[2])), float(sys.argv[1]))
+    steps_per_s, fd, heartbeat_fd = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    serve(socket.socket(fileno=fd), Heartbeat(heartbeat_fd), steps_per_s)
 
 
 if __name__ == "__main__":

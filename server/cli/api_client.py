@@ -9,11 +9,16 @@ from urllib.parse import urlsplit
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # the server sends a keep-alive comment every 10 s while a stream waits
+NO_HEADERS: Mapping[str, str] = {}
 CLOSED_EARLY = "the connection was closed before the answer was complete"
 
 
 class ApiError(Exception):
     """A request that failed. One line for the user."""
+
+
+class NoServerError(ApiError):
+    """Nothing answers at the address."""
 
 
 class ApiClient:
@@ -39,13 +44,15 @@ class ApiClient:
         with self._request("GET", path, None) as response:
             return json.loads(response.read())
 
-    def stream(self, path: str, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] = NO_HEADERS
+    ) -> Iterator[dict[str, Any]]:
         """Yield the chunks of a streamed response. Closing the generator aborts the request on the server.
 
         Raises ApiError, also between chunks.
         """
         body = json.dumps({**fields, "stream": True}).encode()
-        with self._request("POST", path, body) as response:
+        with self._request("POST", path, body, headers) as response:
             for line in response:
                 if line.startswith(b"data: "):
                     if line.strip() == b"data: [DONE]":
@@ -54,9 +61,11 @@ class ApiClient:
         raise ApiError(CLOSED_EARLY)
 
     @contextmanager
-    def _request(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+    def _request(
+        self, method: str, path: str, body: bytes | None, extra: Mapping[str, str] = NO_HEADERS
+    ) -> Iterator[http.client.HTTPResponse]:
         """Send a request and yield its response. Faults of the connection, also inside the block, become ApiError."""
-        headers = {"Content-Type": "application/json", **self._authorization}
+        headers = {"Content-Type": "application/json", **self._authorization, **extra}
         with closing(self._connect()) as connection:
             try:
                 connection.request(method, self._root + path, body, headers)
@@ -76,7 +85,7 @@ class ApiClient:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ApiError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
+            raise NoServerError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
 

@@ -1,12 +1,14 @@
 """`smoe chat`: a conversation with a running server."""
 
 import readline
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from server.cli.api_client import ApiClient, ApiError
+from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.errors import report_error
 from server.cli.streamed_answer import StreamedAnswer, read_answer
 
@@ -34,14 +36,17 @@ class ChatSession:
         fields: Mapping[str, object],
         system: str | None,
         write: Callable[[str], None],
+        note: Callable[[str], None] | None = None,
     ) -> None:
-        """`fields` are added to every request. `write` adds no line end."""
+        """`fields` are added to every request. `write` adds no line end; `note` writes what is no answer."""
         self._client = client
         self._model = model
         self._fields = fields
         self._initial_messages = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = list(self._initial_messages)
         self._write = write
+        self._note = note or write
+        self._session_id = new_session_id()
         self._last_answer: StreamedAnswer | None = None
         self.has_failed = False  # a request has failed
         self._commands: dict[str, Callable[[], str]] = {
@@ -55,17 +60,17 @@ class ChatSession:
         """Execute a command, or send a message and print its answer."""
         if line.startswith("/") and "\n" not in line:
             command = self._commands.get(line)
-            self._write(f"{command() if command else f'unknown command {line}; /help lists the commands'}\n")
+            self._note(f"{command() if command else f'unknown command {line}; /help lists the commands'}\n")
         elif line:
-            self._send(line, with_stats=with_stats)
+            self.send(line, with_stats=with_stats)
 
-    def _send(self, message: str, *, with_stats: bool) -> None:
+    def send(self, message: str, *, with_stats: bool) -> None:
         """Send a message and print the answer. If this fails, neither becomes part of the conversation."""
         messages = [*self._messages, {"role": "user", "content": message}]
         options = {"include_usage": True, "continuous_usage_stats": True}
         fields = {**self._fields, "model": self._model, "messages": messages, "stream_options": options}
         try:
-            answer = read_answer(self._client.stream("/v1/chat/completions", fields), self._write)
+            answer = read_answer(self._client.stream("/v1/chat/completions", fields, self._headers), self._write)
         except ApiError as error:
             self.has_failed = True
             self._write("\n" if sys.stdin.isatty() else "")
@@ -76,7 +81,12 @@ class ChatSession:
         if answer.text:
             self._messages = [*messages, {"role": "assistant", "content": answer.text}]
         if with_stats:
-            self._write(f"[{answer.figures}]\n")
+            self._note(f"[{answer.figures}]\n")
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        """Headers that name the conversation, so that a proxy sends all of it to one replica and its prefix cache."""
+        return {"X-Session-Id": self._session_id}
 
     def _stats(self) -> str:
         return self._last_answer.figures if self._last_answer else "no answer yet"
@@ -89,7 +99,13 @@ class ChatSession:
 
     def _reset(self) -> str:
         self._messages = list(self._initial_messages)
+        self._session_id = new_session_id()
         return "a new conversation"
+
+
+def new_session_id() -> str:
+    """Return a random name of one conversation."""
+    return secrets.token_hex(16)
 
 
 def served_model(client: ApiClient) -> str:
@@ -109,18 +125,21 @@ def answer_lines(session: ChatSession, lines: Iterable[str], *, with_stats: bool
     return not session.has_failed
 
 
-def converse(session: ChatSession, history: Path, *, with_stats: bool, is_plain: bool = False) -> None:
+def converse(
+    session: ChatSession, history: Path, colours: Colours, *, with_stats: bool, is_plain: bool = False
+) -> None:
     """Read messages until the user leaves. `history` keeps the lines of earlier chats for the arrow keys.
 
     `is_plain`: the terminal obeys no control sequences, so that pasted lines cannot be told from typed ones.
     """
+    reader = MessageReader(input, colours)
     if not is_plain:
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
     if history.is_file():
         readline.read_history_file(history)
     readline.set_history_length(HISTORY_LENGTH)
     try:
-        while _handle_message(session, with_stats=with_stats):
+        while _handle_message(session, reader, with_stats=with_stats):
             pass
     finally:
         history.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +149,15 @@ def converse(session: ChatSession, history: Path, *, with_stats: bool, is_plain:
 class MessageReader:
     """Reads messages: a line each, or the lines between two triple quotes."""
 
-    def __init__(self, read_line: Callable[[str], str]) -> None:
+    def __init__(self, read_line: Callable[[str], str], colours: Colours = WITHOUT_COLOURS) -> None:
         """`read_line` takes the prompt and raises EOFError at the end of the input."""
         self._read_line = read_line
+        self._prompt, self._continued = colours.prompt(PROMPT), colours.prompt(CONTINUED)
 
     def read(self) -> str | None:
         """Return the next message without blanks around it; None at the end of the input."""
         try:
-            line = self._read_line(PROMPT).strip()
+            line = self._read_line(self._prompt).strip()
             if not line.startswith(QUOTES):
                 return line
             return self._rest(line.removeprefix(QUOTES)).strip()
@@ -146,7 +166,7 @@ class MessageReader:
 
     def _rest(self, text: str) -> str:
         while QUOTES not in text:
-            text += "\n" + self._read_line(CONTINUED)
+            text += "\n" + self._read_line(self._continued)
         return text.partition(QUOTES)[0]
 
 
@@ -156,10 +176,10 @@ def _next_line(lines: Iterator[str]) -> str:
     raise EOFError
 
 
-def _handle_message(session: ChatSession, *, with_stats: bool) -> bool:
+def _handle_message(session: ChatSession, reader: MessageReader, *, with_stats: bool) -> bool:
     """Handle one message; return False if the user leaves. Ctrl-C discards it, also around its answer."""
     try:
-        message = MessageReader(input).read()
+        message = reader.read()
         if message is None:
             print()  # noqa: T201  # the shell's prompt gets a line of its own
         if message is None or message == "/quit":

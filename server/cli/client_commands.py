@@ -2,14 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.colours import colours_of
 from server.cli.errors import EXIT_CODE, INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
-from server.cli.terminal_text import escape_controls, write_text
+from server.cli.terminal_text import write_note, write_text
+
+if TYPE_CHECKING:
+    from server.cli.api_client import ApiClient
 
 UrlFlag = Annotated[
     str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT]")
@@ -18,6 +22,7 @@ KeyFlag = Annotated[
     str | None,
     typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY and SMOE_API_KEY_FILE]"),
 ]
+SystemFlag = Annotated[str | None, typer.Option(help="System message of the conversation.", metavar="TEXT")]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
 TokensFlag = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens to generate.", metavar="N")
@@ -47,7 +52,7 @@ def add_to(app: typer.Typer) -> None:
 def chat_command(
     url: UrlFlag = None,
     api_key: KeyFlag = None,
-    system: Annotated[str | None, typer.Option(help="System message of the conversation.", metavar="TEXT")] = None,
+    system: SystemFlag = None,
     stats: StatsFlag = False,
     max_tokens: TokensFlag = None,
     temperature: TemperatureFlag = None,
@@ -59,23 +64,37 @@ def chat_command(
     \b
     smoe chat --system "Answer in one sentence." --temperature 0.7
     """
-    from server.cli.api_client import ApiError
-    from server.cli.chat import ChatSession, answer_lines, converse, served_model
-    from server.settings.sources import is_plain_terminal
+    from server.cli.api_client import ApiError, NoServerError
 
-    fields = _without_none(
+    fields = without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
     )
     try:
-        client = _client(url, api_key)
-        model = served_model(client)
+        client = client_of(url, api_key)
+        raise typer.Exit(chat_with(client, fields, system, with_stats=stats))
+    except NoServerError as error:
+        raise typer.Exit(report_error(NoServerError(f"{error}, or do both with `smoe run`"))) from None
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
-    session = ChatSession(client, model, fields, system, _write)
+
+
+def chat_with(
+    client: "ApiClient", fields: dict[str, Any], system: str | None, *, with_stats: bool, at: str = ""
+) -> int:
+    """Chat on a terminal, or answer the lines of a pipe; return the exit code. `at`: added to the first line.
+
+    Raises ApiError if the server is not there.
+    """
+    from server.cli.chat import ChatSession, answer_lines, converse, served_model
+    from server.settings.sources import is_plain_terminal
+
+    model = served_model(client)
+    session = ChatSession(client, model, fields, system, write_answer, _note)
     if not sys.stdin.isatty():
-        raise typer.Exit(0 if answer_lines(session, sys.stdin, with_stats=stats) else EXIT_CODE)
-    _write(f"{model}. /help lists the commands.\n")
-    converse(session, _history_file(), with_stats=stats, is_plain=is_plain_terminal())
+        return 0 if answer_lines(session, sys.stdin, with_stats=with_stats) else EXIT_CODE
+    _note(f"{model}{at}. /help lists the commands.\n")
+    converse(session, _history_file(), colours_of(sys.stdout), with_stats=with_stats, is_plain=is_plain_terminal())
+    return 0
 
 
 def complete_command(
@@ -108,7 +127,7 @@ def complete_command(
 
     if prompt is None and sys.stdin.isatty():
         raise typer.Exit(report_error(ValueError('give a PROMPT, such as smoe complete "It was", or pipe a text in')))
-    fields = _without_none(
+    fields = without_none(
         max_tokens=max_tokens or COMPLETION_TOKENS,
         temperature=temperature,
         experts_per_token=experts_per_token,
@@ -117,14 +136,14 @@ def complete_command(
         prompt=sys.stdin.read() if prompt in (None, "-") else prompt,
     )
     try:
-        client = _client(url, api_key)
+        client = client_of(url, api_key)
         fields["model"] = served_model(client)
-        answer = read_answer(client.stream("/v1/completions", fields), _write)
+        answer = read_answer(client.stream("/v1/completions", fields), write_answer)
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
-    _write("\n")
+    write_answer("\n")
     if stats:
-        typer.echo(escape_controls(answer.figures), err=True)
+        write_note(f"{answer.figures}\n", sys.stderr)
     raise typer.Exit(0 if answer.finish_reason else INTERRUPTED)
 
 
@@ -152,7 +171,7 @@ def run_batch_command(
     from server.cli.api_client import ApiError
 
     try:
-        client = _client(url, api_key)
+        client = client_of(url, api_key)
         client.get("/v1/models")
         code = run_batch.run(source, output, client.url, client.api_key, concurrency)
     except (ApiError, BatchError) as error:
@@ -182,15 +201,17 @@ def doctor_command(
     except SettingsError as error:
         raise typer.Exit(report_error(error)) from None
     checks = doctor.run_checks(settings)
-    typer.echo(doctor.as_json(checks) if as_json else doctor.as_table(checks))
+    colours = colours_of(sys.stdout)
+    typer.echo(doctor.as_json(checks) if as_json else doctor.as_table(checks, colours), color=colours.is_on)
     raise typer.Exit(1 if any(check.verdict == "fail" for check in checks) else 0)
 
 
-def _without_none(**fields: Any) -> dict[str, Any]:
+def without_none(**fields: Any) -> dict[str, Any]:
+    """Return the fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _client(url: str | None, api_key: str | None) -> Any:
+def client_of(url: str | None, api_key: str | None) -> "ApiClient":
     """Return a client of the server at `url`, or of the one that this machine's settings describe. Raises ApiError."""
     from server.cli.api_client import ApiClient, ApiError
     from server.cli.settings_of_command import load_settings
@@ -212,5 +233,10 @@ def _history_file() -> Path:
     return state_dir() / "chat_history"
 
 
-def _write(text: str) -> None:
+def write_answer(text: str) -> None:
+    """Write a piece of an answer to standard output."""
     write_text(text, sys.stdout)
+
+
+def _note(text: str) -> None:
+    write_note(text, sys.stdout)

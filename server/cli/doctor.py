@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
+from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
 from server.fairness.budgets import budgets, shortage, summary
@@ -59,11 +60,12 @@ def as_json(checks: list[Check]) -> str:
     return json.dumps({"ok": is_ok, "findings": [asdict(check) for check in checks]}, indent=2)
 
 
-def as_table(checks: list[Check]) -> str:
+def as_table(checks: list[Check], colours: Colours = WITHOUT_COLOURS) -> str:
     """Return a line per check and one for each remedy."""
     lines = []
+    paint = {"ok": colours.good, "warn": colours.warning, "fail": colours.bad}
     for check in checks:
-        lines.append(f"{check.verdict:<5} {check.name:<12} {check.detail}")
+        lines.append(f"{paint[check.verdict](f'{check.verdict:<5}')} {check.name:<12} {check.detail}")
         if check.remedy:
             lines.append(f"{'':<18} -> {check.remedy}")
     return "\n".join([*lines, _summary(checks)])

@@ -1,7 +1,10 @@
 """Exit codes of commands, and the report of an error: one line on standard error."""
 
+import sys
+
 import typer
 
+from server.cli.colours import colours_of
 from server.cli.terminal_text import escape_controls
 
 EXIT_CODE = 2
@@ -10,5 +13,5 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 
 def report_error(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
-    typer.echo(f"smoe: {escape_controls(str(error))}", err=True)
+    typer.echo(f"{colours_of(sys.stderr).bad('smoe:')} {escape_controls(str(error))}", err=True, color=True)
     return EXIT_CODE

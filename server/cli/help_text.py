@@ -6,7 +6,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 WORDS = {"str": "TEXT", "int": "N", "float": "NUMBER", "path": "FILE"}
-_TYPE = re.compile(rf" <({'|'.join(WORDS)})>")
+_TYPE = re.compile(rf" <({'|'.join(WORDS)})(?: range)?>")
 
 
 class WordsCommand(TyperCommand):

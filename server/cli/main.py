@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli import bench_commands, client_commands, completion
+from server.cli import client_commands, completion
+from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
+from server.cli.run import command as run
 from server.cli.settings_command import given_settings, settings_command
+from server.cli.top import command as top
 
 app = typer.Typer(
     name="smoe",
@@ -19,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},  # of all subcommands too
 )
 app.add_typer(bench_commands.app)
+run.add_to(app)
+top.add_to(app)
 client_commands.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
@@ -43,9 +48,11 @@ def smoe(
     """Serve Mixtral, Mistral's sparse mixture-of-experts model, over an OpenAI-style API.
 
     \b
-    smoe serve                                        # the bundled demo model
+    smoe run                                          # chat with the bundled demo model
+    smoe serve                                        # serve it for other programs
     smoe serve /models/Mixtral-8x7B-Instruct-v0.1     # a directory in Hugging Face's layout
     smoe chat                                         # talk to the running server
+    smoe top                                          # watch it
     smoe --install-completion bash                    # complete commands and flags in this shell
     """
 
@@ -146,12 +153,12 @@ def experts_command(
     \b
     smoe experts /models/Mixtral-8x7B-Instruct-v0.1 --text prose.txt --text code.py
     """
-    from server.cli import experts
+    from server.cli.experts import command
 
     if not text:
         raise typer.Exit(report_error(ValueError("give at least one --text FILE")))
     flags = given_settings(context)
-    raise typer.Exit(experts.run(flags, text, max_tokens, sweep=sweep, as_json=as_json, png=png))
+    raise typer.Exit(command.run(flags, text, max_tokens, sweep=sweep, as_json=as_json, png=png))
 
 
 def main() -> None:

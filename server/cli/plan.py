@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.sizing import BLOCKS
 from engine.capacity.smaller_plans import smaller_plans, weight_flags
 from engine.errors import EngineConfigError
+from server.cli.colours import WITHOUT_COLOURS, Colours, colours_of
 from server.cli.errors import report_error
 from server.cli.settings_of_command import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
@@ -86,7 +88,8 @@ def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_ma
             typer.echo(add_manifest(settings), err=True)
     except (SettingsError, PlanError) as error:
         return report_error(error)
-    typer.echo(to_json(report) if as_json else to_table(report))
+    colours = colours_of(sys.stdout)
+    typer.echo(to_json(report) if as_json else to_table(report, colours), color=colours.is_on)
     return 0 if report.fitting else NOTHING_FITS
 
 
@@ -151,12 +154,15 @@ def to_json(report: PlanReport) -> str:
     return json.dumps(fields, indent=2)
 
 
-def to_table(report: PlanReport) -> str:
+def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
     """Return a table for the terminal, about twenty lines."""
     lines = [*_heading(report), *_parameter_lines(report.plan), *_memory_lines(report.fitting or report.plan)]
     lines += [f"warning: {warning}" for warning in (report.fitting or report.plan).warnings]
-    lines.append(f"verdict: {report.verdict}")
-    return "\n".join([*lines, shlex.join(report.command)] if report.command else lines)
+    paint = (
+        colours.bad if report.fitting is None else colours.good if report.fitting is report.plan else colours.warning
+    )
+    lines.append(f"verdict: {paint(report.verdict)}")
+    return "\n".join([*lines, colours.bold(shlex.join(report.command))] if report.command else lines)
 
 
 def _round_up(num_bytes: int) -> str:

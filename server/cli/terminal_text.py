@@ -7,6 +7,8 @@ lines, and with OSC 52 write the clipboard.
 import re
 from typing import TextIO
 
+from server.cli.colours import colours_of
+
 # All control characters but newline and tab; line separators; overrides and isolates, which reorder what is shown;
 # halves of surrogate pairs, which cannot be written.
 UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -20,6 +22,16 @@ def escape_controls(text: str) -> str:
 def write_text(text: str, stream: TextIO) -> None:
     """Write and flush: text is shown while it is generated. Only a terminal gets control characters escaped."""
     stream.write(escape_controls(text) if stream.isatty() else text)
+    stream.flush()
+
+
+def write_note(text: str, stream: TextIO) -> None:
+    """Write text that is no answer: dimmed on a terminal with colours."""
+    if not stream.isatty():
+        stream.write(text)
+    else:
+        line = escape_controls(text).removesuffix("\n")
+        stream.write(colours_of(stream).dim(line) + "\n" * text.endswith("\n"))
     stream.flush()
 
 

@@ -43,6 +43,7 @@ class RequestAccount:
             return
         if self._last_token_s is None:
             self._first_token_s = now_s
+            self._metrics.recent.add_first_token(now_s - self._arrival_s)
         else:
             self._metrics.inter_token((now_s - self._last_token_s) / num_new, num_new)
         self._last_token_s = now_s

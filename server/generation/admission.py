@@ -11,6 +11,7 @@ from server.engine_client.status import EngineStatus
 from server.errors import ApiError, constraints_full, overloaded, queue_full, unavailable
 from server.fairness.budgets import MAX_CONSTRAINT_IDS, TOKENS_PER_CHOICE
 from server.fairness.byte_budget import ByteBudget
+from server.generation.part_queue import PartQueue
 from server.observability.memory_pressure import MemoryMonitor
 
 LOADING_RETRY_S = 5.0  # also while the engine restarts
@@ -88,21 +89,15 @@ class Admission:
         self._num_tokens: Counter[int] = Counter()  # by tenant
         self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, token ids
         self._constraint_ids = ByteBudget(MAX_CONSTRAINT_IDS, num_tenants)  # of open choices, running ones included
+        self._parts = PartQueue(self._keeps_share, self._has_places)
 
     @property
     def max_choices_of_request(self) -> int:
         """The most choices of one request. With several tenants none may fill the queue, not by one request either."""
         return self._max_per_tenant
 
-    def admit(self, requests: Sequence[Request], *, is_continued: bool = False) -> None:
-        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them.
-
-        `is_continued`: the generation is the next part of an admitted request, and not larger than its first part. It
-        is never refused, since the work on the parts before it would be lost.
-        """
-        if is_continued:
-            self._count(requests)
-            return
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Count all choices of one generation as waiting, or raise ApiError 429 or 503 and count none of them."""
         unavailable_reason = self.unavailable_reason()
         if unavailable_reason:
             raise unavailable_reason
@@ -112,6 +107,15 @@ class Admission:
         tenant, num_ids = requests[0].tenant, num_constraint_ids(requests)
         if num_ids and not self._constraint_ids.try_take(tenant, num_ids):
             raise constraints_full(self.retry_after_s(num_choices))
+        self._count(requests)
+
+    async def admit_part(self, requests: Sequence[Request]) -> None:
+        """Wait until the next part of an admitted request fits into the queue, then count its choices as waiting.
+
+        It is never refused, since the work on the parts before it would be lost. At most `max_choices_of_request`
+        choices, without constraints. Submit them before you wait for anything else.
+        """
+        await self._parts.turn(requests[0].tenant, len(requests))
         self._count(requests)
 
     def _count(self, requests: Sequence[Request]) -> None:
@@ -141,18 +145,31 @@ class Admission:
         return None
 
     def has_room(self, tenant: int, num_choices: int) -> bool:
-        """Return whether `num_choices` more choices of `tenant` keep the bounds on choices and tokens, and on the
-        tenant's share of both.
+        """Return whether a new generation of `tenant` with `num_choices` choices keeps the bounds on choices and
+        tokens, and on the tenant's share of both.
+
+        Parts of admitted requests come first: those of the same tenant all, and the next one of each other tenant.
+        """
+        if self._parts.has(tenant) or not self._keeps_share(tenant, num_choices):
+            return False
+        return self._has_places(num_choices + self._parts.num_reserved)
+
+    def _has_places(self, num_choices: int) -> bool:
+        """Return whether `num_choices` more choices keep the bounds on choices and tokens.
 
         The new prompts' own tokens do not count: otherwise a prompt longer than the bound could never be accepted. So
-        at most one request exceeds the bound. For the same reason a request with more choices than the share is
-        accepted if its tenant has none waiting.
+        at most one request exceeds the bound.
+        """
+        return self._engine.num_waiting + num_choices <= self._max_choices and self.num_tokens < self.max_tokens
+
+    def _keeps_share(self, tenant: int, num_choices: int) -> bool:
+        """Return whether `num_choices` more choices keep the tenant's share of choices and tokens.
+
+        A request with more choices than the share is accepted if its tenant has none waiting, as a long prompt is.
         """
         num_waiting = self._num_choices[tenant]
-        keeps_share = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
-        keeps_share = keeps_share and self._num_tokens[tenant] < self._max_tokens_per_tenant
-        has_places = self._engine.num_waiting + num_choices <= self._max_choices
-        return has_places and self.num_tokens < self.max_tokens and keeps_share
+        keeps_choices = not num_waiting or num_waiting + num_choices <= self._max_per_tenant
+        return keeps_choices and self._num_tokens[tenant] < self._max_tokens_per_tenant
 
     def add(self, request_id: int, tenant: int, num_tokens: int) -> None:
         """Count one choice as waiting. `num_tokens`: the token ids that it carries."""
@@ -162,13 +179,14 @@ class Admission:
         self.num_tokens += num_tokens
 
     def remove(self, request_id: int) -> None:
-        """Stop counting a choice, at its first output or its end. Later calls do nothing."""
+        """Stop counting a choice, at its first output or its end. Call it at every output: parts may fit then."""
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             tenant, num_tokens = waiting
             self._num_choices[tenant] -= 1
             self._num_tokens[tenant] -= num_tokens
             self.num_tokens -= num_tokens
+        self._parts.choose()
 
     def retry_after_s(self, num_choices: int = 0) -> float:
         """Estimate the seconds until all waiting choices, and `num_choices` more, have ended."""

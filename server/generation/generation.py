@@ -5,6 +5,7 @@ same deltas.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -24,9 +25,10 @@ from server.generation.account import RequestAccount
 from server.generation.admission import GONE_RETRY_S, LOADING_RETRY_S
 from server.generation.choice import Delta
 from server.generation.jobs import Job, JobBuilder
+from server.generation.prediction import PredictionTally
 from server.generation.prompt import Prompt
 from server.generation.reply_size import reply_bytes
-from server.generation.state import ServerState
+from server.generation.state import OutputStream, ServerState
 from server.generation.usage import ExpertTally, Usage, count_usage
 from server.observability.access_log import RequestRecord
 from server.observability.metric_families import Outcome
@@ -43,7 +45,7 @@ class Generation:
     ) -> None:
         """`record` of the HTTP request: the choices are added to it as they end.
 
-        `is_continued`: see Admission.admit.
+        `is_continued`: the choices are the next part of an admitted request; see Admission.admit_part.
         """
         self.http_id = record.request_id
         self._record = record
@@ -54,6 +56,11 @@ class Generation:
         self._tenant = jobs[0].request.tenant
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
+        self._predictions = {
+            job.request.request_id: PredictionTally(job.request.prediction_token_ids)
+            for job in jobs
+            if job.request.prediction_token_ids
+        }
 
     @classmethod
     async def prepare(
@@ -105,6 +112,12 @@ class Generation:
     def final_usage(self) -> Usage:
         """Return the usage after `deltas` has ended."""
         usage = self.usage()
+        if self._predictions:
+            tallies = self._predictions.values()
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(tally.num_accepted for tally in tallies),
+                "rejected_prediction_tokens": sum(tally.num_rejected for tally in tallies),
+            }
         return usage if self._tally is None else {**usage, "expert_tokens": self._tally.tokens()}
 
     async def next_turn(self) -> None:
@@ -123,12 +136,17 @@ class Generation:
         engine failed on a choice, 503 if the engine is gone. In every case, each choice is accounted for and no choice
         keeps running.
         """
-        self._admit()
+        if not self._is_continued:
+            self._admit()
+        self._open_accounts()
         loop = asyncio.get_running_loop()
-        outputs_stream = self._state.engine.submit([job.request for job in self._jobs.values()])
+        outputs_stream: OutputStream | None = None
         open_ids = set(self._jobs)
         outcome: Outcome = "abort"
         try:
+            if self._is_continued:
+                await self._wait_for_places()
+            outputs_stream = self._state.engine.submit(self._requests)
             yielded_s = loop.time()
             while open_ids:
                 outputs = await outputs_stream.get(yielded_s + idle_s)
@@ -149,16 +167,36 @@ class Generation:
             outcome = "error"
             raise
         finally:
-            outputs_stream.close()
+            if outputs_stream is not None:
+                outputs_stream.close()
             self._end(open_ids, outcome)
-            self._admission.end([job.request for job in self._jobs.values()])
+            self._admission.end(self._requests)
+
+    @property
+    def _requests(self) -> list[Request]:
+        return [job.request for job in self._jobs.values()]
 
     def _admit(self) -> None:
         try:
-            self._admission.admit([job.request for job in self._jobs.values()], is_continued=self._is_continued)
+            self._admission.admit(self._requests)
         except ApiError:
             self._state.metrics.rejected(self.num_choices)
             raise
+
+    async def _wait_for_places(self) -> None:
+        """Wait until the queue has places for this part. Raises RequestTimedOut at the request's deadline."""
+        requests = self._requests
+        deadline_s, queue_deadline_s = (
+            math.inf if limit is None else limit for limit in (requests[0].deadline_s, requests[0].queue_deadline_s)
+        )
+        wait_s = min(deadline_s, queue_deadline_s) - time.monotonic()
+        try:
+            async with asyncio.timeout(wait_s if wait_s < math.inf else None):
+                await self._admission.admit_part(requests)
+        except TimeoutError:
+            raise RequestTimedOut(in_queue=queue_deadline_s < deadline_s) from None
+
+    def _open_accounts(self) -> None:
         num_choices = Counter(job.request.params.prompt_index for job in self._jobs.values())
         self._accounts = {
             request_id: self._open_account(job.request, num_choices[job.request.params.prompt_index])
@@ -201,8 +239,10 @@ class Generation:
         self._admission.remove(output.request_id)
         choice = self._jobs[output.request_id].choice
         account = self._accounts[output.request_id]
-        num_routed = choice.num_routed
+        num_tokens, num_routed = choice.num_tokens, choice.num_routed
         delta = choice.push(output)
+        if output.request_id in self._predictions:
+            self._predictions[output.request_id].push(output.token_ids[: choice.num_tokens - num_tokens])
         if self._tally is not None:
             if output.expert_prompt_tokens is not None:
                 self._tally.add_prompt(output.expert_prompt_tokens)

@@ -28,6 +28,7 @@ from server.structured_output.constraints import CompiledGrammar, grammar_too_la
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
+CHECKED_BYTES_PER_CHAR = 8  # of a body, of which a parsed one is checked so much faster than a text is tokenized
 CHARS_OF_A_WORD = 1024  # a bad word is tokenized in several spellings
 JOBS_PER_TURN = 32  # choices that are prepared in one turn of the event loop: about 1 ms
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
@@ -67,8 +68,10 @@ class JobBuilder:
     arrival_s: float  # monotonic
 
     @classmethod
-    def from_request(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
+    async def from_request(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
         """Check a request against the served model, as far as its tokens are not needed, and return its builder.
+
+        Checks a long body in a thread.
 
         Raises ApiError 404 for another model, 503 while no model is ready, 400 for token ids outside the vocabulary and
         for texts that are certainly too long.
@@ -78,10 +81,15 @@ class JobBuilder:
         ready, texts = state.serving()
         if not ready.generates:
             raise no_generation()
-        check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
-        if request.truncate_prompt_tokens is None:
-            check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
-        return cls(state, ready, texts, request, tenant_of(http), arrival_s)
+
+        def check() -> None:
+            check_token_ids(request, ready.vocab_size, ready.eos_token_ids)
+            if request.truncate_prompt_tokens is None:
+                check_prompt_chars(texts, ready, request.prompt_texts, request.prompt_field)
+
+        tenant = tenant_of(http)
+        await state.heavy_work.run(check, size=len(await http.body()) // CHECKED_BYTES_PER_CHAR, tenant=tenant)
+        return cls(state, ready, texts, request, tenant, arrival_s)
 
     @property
     def model_name(self) -> str:
@@ -100,7 +108,7 @@ class JobBuilder:
         """
         limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
-        self._check_num_choices([len(prompt.token_ids) for prompt in prompts], grammar)
+        self._check_num_choices([len(prompt.token_ids) + len(prompt.prediction_ids) for prompt in prompts], grammar)
         check_experts(self.request, self.ready)
         ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
         places = itertools.product(range(len(prompts)), range(self.request.n))
@@ -174,6 +182,7 @@ class JobBuilder:
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,
+            prediction_token_ids=list(slot.prompt.prediction_ids),
             group=slot.group,
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,

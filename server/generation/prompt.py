@@ -17,6 +17,7 @@ class Prompt:
     token_ids: list[int]
     is_continued: bool  # the reply continues the prompt's text, instead of being a text of its own
     echo: Echo | None = None
+    prediction_ids: Sequence[int] = ()  # of the text that the reply probably resembles
 
 
 def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:

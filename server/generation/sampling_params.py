@@ -131,6 +131,9 @@ def check_listed_ids(request: GenerationRequest, bad_words: Collection[tuple[int
 
 def check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
     """Raise ApiError 400 for an id outside the vocabulary."""
+    ids = ids if isinstance(ids, list) else list(ids)
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
     for token_id in ids:
         if token_id < 0:
             raise ApiError(f"'{param}' has a negative token id.", param=param, code="integer_below_min_value")

@@ -19,6 +19,13 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """Part of Usage: tokens of the request's `prediction` that its completions have, and those that they have not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens of one generation. Each prompt counts once, whatever `n` is."""
 
@@ -26,6 +33,7 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]  # with a prediction, at the end of the generation
     expert_tokens: NotRequired[ExpertTokens]  # if requested, at the end of the generation
 
 

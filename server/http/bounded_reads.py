@@ -16,12 +16,16 @@ from server.http.read_limiter import ReadLimiter
 # A body in chunks of one byte costs the parser about 10 us per 6 bytes read, and libuv reads up to 32 times per loop
 # iteration: at most 60 ms with reads of 1 KiB, more than a second with 256 KiB.
 READ_BYTES = 1024
+# Of a body with a content-length, which costs the parser about the same for each read. Such a read never goes beyond
+# the body: what follows may be the chunks of another one.
+BODY_READ_BYTES = 16 << 10
 # First bytes of requests that are never deferred.
 PRIORITY_PREFIXES = tuple(b"GET %s" % path for path in (b"/health", b"/ping", b"/metrics"))
 
 
 class BoundedReadProtocol(asyncio.BufferedProtocol):
-    """Protocol of one socket: reads at most READ_BYTES at a time and passes them to a Connection.
+    """Protocol of one socket: reads at most READ_BYTES at a time, or BODY_READ_BYTES of a body that has a length, and
+    passes them to a Connection.
 
     Each read needs a permit, of one limiter outside bodies and of another one for bodies; without one the socket is
     paused until the read's turn comes.
@@ -55,7 +59,8 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         self._connection = Connection(config, server_state, app_state, _loop)
         self._connection.on_rejection = partial(on_http, "other", "other")
         self._connection.open_connections = connections
-        self._buffer = memoryview(bytearray(READ_BYTES))  # asyncio's TLS writes into slices of it
+        self._small_buffer = memoryview(bytearray(READ_BYTES))  # asyncio's TLS writes into slices of it
+        self._buffer = self._small_buffer  # of the next read
 
     def accepted(self, abort: Callable[[], object]) -> None:
         """Count the connection before it is made. `abort` closes it until `connection_made`."""
@@ -66,10 +71,14 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
         self._connection.on_refused()
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        size = min(BODY_READ_BYTES, self._connection.body_bytes_left - len(self._unparsed))
+        if size > READ_BYTES:
+            self._buffer = memoryview(bytearray(size))
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._buffer[:nbytes])
+        self._buffer = self._small_buffer
         if not self._connection.is_reading_body:
             self._note_tenant(data)
         if self._unparsed:

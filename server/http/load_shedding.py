@@ -6,11 +6,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import overloaded
 from server.http.connections import Connections
 from server.http.error_response import send_error
-from server.http.middleware import OPEN_PATHS
+from server.http.middleware import METRICS_PATHS, OPEN_PATHS
 from server.observability.memory_pressure import MemoryMonitor
 
 RETRY_S = 5.0
-ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
+ALWAYS_ANSWERED = OPEN_PATHS | METRICS_PATHS
 
 
 class LoadShedding:

@@ -20,8 +20,9 @@ from server.http.error_response import send_error
 from server.observability.access_log import AccessLog, RequestRecord
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-METRICS_PATH = "/metrics"
+METRICS_PATHS = frozenset({"/metrics", "/metrics/load"})
 MAX_REQUEST_ID_LENGTH = 128
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 
 
 def with_middleware(
@@ -47,7 +48,7 @@ def with_middleware(
     """
     app = BodyLimit(app, max_body_bytes, request_memory)
     if api_keys:
-        open_paths = OPEN_PATHS | open_paths | (set() if metrics_auth else {METRICS_PATH})
+        open_paths = OPEN_PATHS | open_paths | (frozenset() if metrics_auth else METRICS_PATHS)
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
     if allowed_origins:
         app = CORSMiddleware(
@@ -69,7 +70,7 @@ def with_middleware(
             app,
             accepted_hosts,
             health_paths=with_prefix(OPEN_PATHS, root_path),
-            metrics_paths=with_prefix(frozenset({METRICS_PATH}), root_path),
+            metrics_paths=with_prefix(METRICS_PATHS, root_path),
         )
     counted = RequestMetrics(HttpVersions(outermost(app)), on_http)
     return RootPath(RequestIds(counted, access_log or AccessLog(), with_prefix(OPEN_PATHS, root_path)), root_path)
@@ -122,10 +123,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = valid_request_id(Headers(scope=scope).get("x-request-id")) or secrets.token_hex(16)
+        received = Headers(scope=scope)
+        request_id = valid_request_id(received.get("x-request-id")) or secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         client = scope.get("client")
         record = RequestRecord(request_id, scope["method"], scope["path"], client[0] if client else None)
+        record.trace_headers = {name: received[name] for name in TRACE_HEADERS if name in received}
         scope["state"]["record"] = record
         status: int | None = None
 
@@ -143,6 +146,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            record.route = getattr(scope.get("route"), "path", None)
             self._access_log.request_ended(record, status, is_probe=record.path in self._probes)
 
 

@@ -14,6 +14,7 @@ from http import HTTPStatus
 
 import h11
 import orjson
+from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
@@ -85,6 +86,12 @@ class Connection(H11Protocol):
     def is_reading_body(self) -> bool:
         """True if the head of a request has arrived and its body is not complete."""
         return self.conn.their_state is h11.SEND_BODY
+
+    @property
+    def body_bytes_left(self) -> int:
+        """Bytes that are still to come of a body whose length was declared; 0 outside of one, and if it has chunks."""
+        reader = self.conn._reader
+        return reader._remaining if self.is_reading_body and isinstance(reader, ContentLengthReader) else 0
 
     def on_read_deferred(self) -> None:
         """Stop the head and keep-alive timers: data has arrived and will be parsed in a later loop iteration."""

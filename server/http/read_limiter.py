@@ -7,7 +7,7 @@ from functools import partial
 from server.fairness.tenant_queue import TenantQueue
 
 MAX_READS = 4  # of 1 KiB each; handling a request that one of them completes takes 1-2 ms
-MAX_BODY_READS = 16  # reads of bodies: about 40 us each
+MAX_BODY_READS = 16  # reads of bodies: about 50 us each
 
 
 class ReadLimiter:

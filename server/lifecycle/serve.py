@@ -49,12 +49,14 @@ from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, ready_lines
 from server.lifecycle.text_frontend import StartError, load_texts
+from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
+from server.observability.throughput_log import ThroughputLog
 from server.sandbox.errors import SandboxError
 from server.sandbox.job import limits_within
 from server.sandbox.pool import SandboxPool
@@ -115,7 +117,8 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
-        self._access_log = AccessLog()
+        self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION)
+        self._access_log = AccessLog(listener=self._tracing)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
             engine,
@@ -147,6 +150,7 @@ class Server:
             listener,
             report,
             timeout_s=settings.reload_timeout,
+            first_process_fd=inherited.first_process_fd,
             hand_over=self._hand_over,
             on_hangup=self._shutdown.on_signal,
         )
@@ -167,6 +171,8 @@ class Server:
             loop.add_signal_handler(signum, self._on_signal, signum)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        if self._inherited.first_process_fd is not None:
+            loop.add_reader(self._inherited.first_process_fd, self._on_first_process_gone)
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
@@ -174,6 +180,7 @@ class Server:
         if watch is not None:
             watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
+        probes.append(loop.create_task(ThroughputLog(self._metrics.recent).run()))
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
         async with self._http_server():
@@ -183,6 +190,8 @@ class Server:
         self._reload.close()
         if watch is not None:
             watch.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self.is_handed_over:
             hold_signals()
         for probe in probes:
@@ -197,6 +206,17 @@ class Server:
     def _on_sighup(self) -> None:
         if self._reload.is_handed_over or not self._shutdown.is_requested:
             self._reload.on_signal()
+
+    def _on_first_process_gone(self) -> None:
+        """Free the port and drain: whoever started the server saw it end, and may start another one."""
+        assert self._inherited.first_process_fd is not None
+        asyncio.get_running_loop().remove_reader(self._inherited.first_process_fd)
+        if self._http is not None and self._state.texts is not None:
+            self._http.stop_accepting()
+            with contextlib.suppress(OSError):  # another process has done it
+                self._listener.shutdown(socket.SHUT_RDWR)
+        self._report.line("stopping: the first process of this server was killed")
+        self._shutdown.on_signal(signal.SIGTERM)
 
     async def _hand_over(self) -> None:
         """Accept nothing more, close idle connections, drain the others."""

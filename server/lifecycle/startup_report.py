@@ -84,7 +84,7 @@ class StartupReport:
 
 
 def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
-    """Return the lines about memory, about URL and model id, and a command that sends a request.
+    """Return five aligned lines about model, memory, capacity and URL, and a command that sends a request.
 
     `budgets`: summary of the memory for requests. `seconds`: duration of the whole start.
     """
@@ -94,13 +94,14 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
-        f"weights   {size(ready.weight_bytes)}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
+        f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
-        f"KV cache  {size(ready.kv_cache_bytes)}: {ready.num_blocks * ready.block_size:,} tokens of "
-        f"{size(ready.kv_bytes_per_token)}{_window(ready)}; room for {_capacity(ready)}",
+        f"memory    weights {size(ready.weight_bytes)}, KV cache {size(ready.kv_cache_bytes)}",
+        f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
+        f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",
-        f"serving {model_id} (up to {ready.max_model_len:,} tokens) at {url} after {seconds:.1f} s ({_phases(ready)}); "
-        "open it in a browser, or send a request:",
+        f"serving   {model_id} at {url} after {seconds:.1f} s ({_phases(ready)}); open it in a browser, or send a "
+        "request; Ctrl-C ends it after the running requests",
         f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
     ]
 

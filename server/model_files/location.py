@@ -30,8 +30,8 @@ class ModelNotFoundError(Exception):
 def locate_model(name: str | None, stores: ModelStores) -> Path:
     """Return the absolute path of a checkpoint: a directory, or a GGUF file.
 
-    `name`: None for the demo, a path, org/name of a model in the Hugging Face cache, or another name in `stores`:
-    org/name:Q4_K_M, mixtral:8x7b. Raises ModelNotFoundError.
+    `name`: None or its name for the demo, a path, org/name of a model in the Hugging Face cache, or another name in
+    `stores`: org/name:Q4_K_M, mixtral:8x7b. Raises ModelNotFoundError.
     """
     if name is None:
         return _demo_dir()
@@ -40,6 +40,8 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
         return _checkpoint_in(path)
     if path.is_file():
         return path.absolute()  # not resolved: the parts of a model are found by name, and a link may have another
+    if name == DEMO_NAME:
+        return _demo_dir()
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name}: no such file or directory; {LIST_MODELS}")
     tagged = TAGGED.fullmatch(name)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engine.types import Timing
 from server.observability.metric_families import Outcome
@@ -24,6 +25,9 @@ class RequestRecord:
     method: str = ""
     path: str = ""
     client: str | None = None  # address
+    route: str | None = None  # template of the path; None if no route has it
+    trace_headers: dict[str, str] = field(default_factory=dict)  # the client's traceparent and tracestate
+    started_s: float = field(default_factory=time.monotonic)
     user: str | None = None  # the end user that the client names
     outcomes: list[Outcome] = field(default_factory=list)  # of the choices
     num_prompt_tokens: int = 0
@@ -79,12 +83,20 @@ class RequestRecord:
         return fields
 
 
+class RequestListener(Protocol):
+    """Receives the records of the requests that the log shows: server/observability/tracing.py."""
+
+    def request_ended(self, record: RequestRecord, status: int | None) -> None: ...
+    def close(self) -> None: ...
+
+
 class AccessLog:
     """Writes the line of each HTTP request."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` is the clock of `Timing`."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, listener: RequestListener | None = None) -> None:
+        """`clock` is the clock of `Timing`. `listener` receives each request that generated or failed."""
         self._clock = clock
+        self._listener = listener
 
     def request_ended(self, record: RequestRecord, status: int | None, *, is_probe: bool = False) -> None:
         """Log a request whose response has ended. `status`: None if its client left before the response began.
@@ -107,6 +119,8 @@ class AccessLog:
             fields["user"] = record.user
         is_shown = bool(record.outcomes) or (is_error and not is_probe)
         logger.log(logging.INFO if is_shown else logging.DEBUG, "request finished", extra={"fields": fields})
+        if is_shown and self._listener is not None:
+            self._listener.request_ended(record, status)
 
     def connection_rejected(self, status: int) -> None:
         """Log a request whose head was not valid HTTP, or did not arrive in time: only its status is known."""

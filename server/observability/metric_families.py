@@ -99,6 +99,8 @@ class EngineFamilies(FamilyGroup):
         self.preemptions = _counter(
             "smoe_preemptions_total", "Running choices moved back to the queue because KV blocks ran out."
         )
+        self.drafted = _counter("smoe_drafted_tokens_total", "Guessed tokens that steps verified.")
+        self.accepted = _counter("smoe_accepted_tokens_total", "Guessed tokens that the model sampled too.")
         self.prefix_queries = _counter(
             "smoe_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."
         )

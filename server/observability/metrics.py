@@ -9,7 +9,9 @@ from engine.types import StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
 from server.observability.exposition import Exposition
+from server.observability.load import Load
 from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
+from server.observability.recent_load import RecentLoad
 from server.observability.vllm_families import VllmFamilies
 
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -34,10 +36,20 @@ class Metrics:
         self._server = ServerFamilies()
         self._stats = StepStats()
         self._experts = ExpertLoad(clock)
+        self.recent = RecentLoad(clock)
         self._num_open = 0
+        self._block_size = 0  # of the KV cache; 0 until an engine is ready
         self._vllm = VllmFamilies()
         groups = (self._requests, self._engine, self._server, *([self._vllm] if compat == "vllm" else []))
         self.exposition = Exposition(groups, model_name, compat, clock, self._update_gauges)
+
+    @property
+    def load(self) -> Load:
+        """Load at this moment, with the numbers of running choices and KV blocks of the engine's last step."""
+        stats = self._stats
+        num_running = min(stats.num_running, self._num_open)
+        usage = stats.num_blocks_held / max(1, stats.num_blocks_total)
+        return Load(self._num_open - num_running, num_running, usage, self._block_size, stats.num_blocks_total)
 
     def received(self, num_choices: int) -> None:
         """Count the choices of a valid request. Each must end in one call of `finished`."""
@@ -89,6 +101,7 @@ class Metrics:
         """Count one engine step."""
         self._stats = stats
         self._vllm.record_step(stats)
+        self.recent.add_step(stats)
         families = self._engine
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)
@@ -96,6 +109,8 @@ class Metrics:
         families.prefix_queries.inc(stats.num_prefix_queries)
         families.prefix_hits.inc(stats.num_prefix_hits)
         families.preemptions.inc(stats.num_preemptions)
+        families.drafted.inc(stats.num_drafted_tokens)
+        families.accepted.inc(stats.num_accepted_tokens)
         families.window_blocks_freed.inc(stats.num_window_blocks_freed)
         if stats.expert_tokens is not None:
             self._record_experts(stats.expert_tokens)
@@ -120,9 +135,11 @@ class Metrics:
     def engine_ready(self, ready: Ready, *, version: str, enable_prefix_caching: bool, startup_s: float) -> None:
         """Record the fixed properties of an engine that is ready. `startup_s`: duration of the whole start."""
         self._stats = StepStats(num_blocks_total=ready.num_blocks)
+        self._block_size = ready.block_size
         families = self._engine
         window = "none" if ready.window is None else str(ready.window)
         prefix_caching = str(enable_prefix_caching).lower()
+        families.cache_config.clear()  # of an engine before this one, which may have had more blocks
         families.cache_config.labels(str(ready.block_size), str(ready.num_blocks), window, prefix_caching).set(1)
         families.build.labels(version, ready.device, ready.backend, ready.dtype).set(1)
         for phase, seconds in {**ready.phase_seconds, "total": startup_s}.items():
@@ -151,12 +168,11 @@ class Metrics:
                 histogram.observe(end_s - start_s)
 
     def _update_gauges(self) -> None:
-        stats = self._stats
-        running = min(stats.num_running, self._num_open)
-        self._requests.running.set(running)
-        self._requests.waiting.set(self._num_open - running)
-        self._engine.kv_usage.set(stats.num_blocks_held / max(1, stats.num_blocks_total))
-        for state, num_blocks in _blocks_by_state(stats):
+        load = self.load
+        self._requests.running.set(load.num_running)
+        self._requests.waiting.set(load.num_waiting)
+        self._engine.kv_usage.set(load.kv_usage)
+        for state, num_blocks in _blocks_by_state(self._stats):
             self._engine.kv_blocks.labels(state).set(num_blocks)
         for layer, ratio in enumerate(self._experts.imbalance()):
             self._engine.expert_imbalance.labels(str(layer)).set(ratio)

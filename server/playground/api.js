@@ -29,6 +29,7 @@ export class ApiError extends Error {
 
 export class Api {
   #getKey;
+  #sessionId = randomName(); // names this page to proxies, which keep its requests on one replica and its prefix cache
 
   /** `getKey` returns the API key to send, or "" to send none. */
   constructor(getKey) {
@@ -47,7 +48,7 @@ export class Api {
 
   async #fetch(path, init) {
     const key = this.#getKey();
-    const headers = { ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const headers = { "x-session-id": this.#sessionId, ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
     let response;
     try {
       response = await fetch(path, { ...init, headers, cache: "no-store" });
@@ -58,6 +59,11 @@ export class Api {
     if (!response.ok) throw await errorFromResponse(response);
     return response;
   }
+}
+
+/** Returns 32 random hexadecimal digits. (crypto.randomUUID exists only on secure origins.) */
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function errorFromResponse(response) {

@@ -1,13 +1,13 @@
 import { Api } from "./api.js";
 import { byId } from "./dom.js";
-import { ExpertsSlider } from "./experts_slider.js";
-import { ExpertMap } from "./experts.js";
-import { ServerLoad } from "./load.js";
+import { ExpertsSlider } from "./controls/experts_slider.js";
+import { ExpertMap } from "./inside/experts.js";
+import { ServerLoad } from "./inside/load.js";
 import { Playground } from "./playground.js";
-import { pollWhileVisible } from "./poll.js";
-import { Sampling } from "./sampling.js";
-import { themeButton } from "./theme.js";
-import { viewButtons } from "./views.js";
+import { pollWhileVisible } from "./inside/poll.js";
+import { Sampling } from "./controls/sampling.js";
+import { themeButton } from "./controls/theme.js";
+import { viewButtons } from "./controls/views.js";
 
 const POLL_MS = 2000;
 const STORED_KEY = "smoe-api-key";

@@ -1,13 +1,14 @@
 import { ApiError } from "./api.js";
-import { ChatPanel } from "./chat.js";
+import { ChatPanel } from "./text/chat.js";
 import { copy } from "./clipboard.js";
-import { CompletionPanel } from "./completion.js";
+import { ComparePanel } from "./compare/panel.js";
+import { CompletionPanel } from "./text/completion.js";
 import { byId, element } from "./dom.js";
-import { generate } from "./generation.js";
-import { Ring } from "./ring.js";
-import { asCurl, asPython } from "./snippets.js";
-import { summaryNodes } from "./summary.js";
-import { TokenCard } from "./token_card.js";
+import { generate } from "./text/generation.js";
+import { Ring } from "./inside/ring.js";
+import { asCurl, asPython } from "./text/snippets.js";
+import { summaryNodes } from "./text/summary.js";
+import { TokenCard } from "./text/token_card.js";
 
 const TOAST_MS = 1600;
 const END_PX = 48; // so close to the end counts as its end
@@ -23,7 +24,7 @@ export class Playground {
   #expertsSlider;
   #sampling;
   #model = "";
-  #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, layer: 0 };
+  #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, numLayers: 0, layer: 0 };
   #ring = new Ring(byId("ring"));
   #panels;
   #panel;
@@ -40,7 +41,9 @@ export class Playground {
     this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
     const run = () => this.#start();
-    this.#panels = { completion: new CompletionPanel(this.#display, run), chat: new ChatPanel(this.#display, run) };
+    this.#panels = {
+      completion: new CompletionPanel(this.#display, run), chat: new ChatPanel(this.#display, run), compare: new ComparePanel(this.#display),
+    };
     this.#panel = this.#panels.completion;
     this.#listen();
     this.#showButtons();
@@ -61,18 +64,19 @@ export class Playground {
   async run() {
     this.#isWaiting = false;
     if (this.#running || !this.#sampling.check()) return;
-    const request = this.#request();
-    if (!request) return this.#panel.focus();
+    const requests = this.#requests();
+    if (!requests) return this.#panel.focus();
     this.#running = new AbortController();
     byId("failure").hidden = true;
-    const view = this.#panel.begin();
+    const views = [this.#panel.begin()].flat();
     this.#isFollowing = true;
     this.#follow();
     this.#showButtons();
     try {
-      const meter = await generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
-      this.#showSummary(meter, meter.finishReason === "length" ? "length limit" : "complete");
+      const meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
+      this.#showSummary(meters[0], this.#panel.finding ?? (meters[0].finishReason === "length" ? "length limit" : "complete"));
     } catch (error) {
+      this.#running.abort(); // the other columns
       this.#showError(error);
     } finally {
       this.#running = null;
@@ -83,20 +87,29 @@ export class Playground {
 
   #showExpertControls({ num_experts: numExperts, experts_per_token: own, num_layers: numLayers }) {
     this.hasExperts = true;
-    this.#display.numExperts = numExperts;
+    Object.assign(this.#display, { numExperts, numLayers });
+    this.#panels.compare.start();
+    byId("mode-compare").hidden = false;
     this.#expertsSlider.show(numExperts, own);
     byId("tint-expert").hidden = false;
     byId("layer").max = numLayers - 1;
   }
 
-  #request() {
+  #generate(request, view) {
+    return generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
+  }
+
+  /** Returns the requests of the open panel, one per view; null without a text. */
+  #requests() {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
     if (this.#expertsSlider.value !== undefined) sampling.experts_per_token = this.#expertsSlider.value;
-    return this.#panel.request(this.#model, sampling);
+    if (this.#panel.requests) return this.#panel.requests(this.#model, sampling);
+    const request = this.#panel.request(this.#model, sampling);
+    return request && [request];
   }
 
   #onChunk(view, tokens, routing, meter) {
-    view.add(tokens, routing);
+    view.add(tokens, routing, meter);
     this.#follow();
     const row = routing.at(-1);
     if (row) this.#ring.light(row.at(-1));
@@ -176,7 +189,7 @@ export class Playground {
 
   #open(name) {
     this.#panel = this.#panels[name];
-    byId("completion").hidden = name !== "completion";
+    for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
     byId("chat").hidden = byId("message-row").hidden = name !== "chat";
     byId("summary").replaceChildren();
     this.#hideFailure();
@@ -186,7 +199,7 @@ export class Playground {
 
   async #copy(write, name) {
     if (!this.#sampling.check()) return undefined;
-    const request = this.#request();
+    const [request] = this.#requests() ?? [];
     if (!request) return this.#showToast("Enter a text first");
     await copy(write(request, document.baseURI, Boolean(this.#getKey())));
     return this.#showToast(`Copied as ${name}`);
@@ -224,7 +237,7 @@ export class Playground {
       event.preventDefault();
       this.#start();
     });
-    for (const id of ["prompt", "message"]) byId(id).addEventListener("input", () => this.#hideFailure());
+    for (const id of ["prompt", "message", "compare-prompt"]) byId(id).addEventListener("input", () => this.#hideFailure());
     byId("paper").addEventListener("scroll", () => this.#onScroll());
     byId("stop").addEventListener("click", () => this.#running?.abort());
     byId("again").addEventListener("click", () => this.#repeat());

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from server.errors import invalid_value
 from server.schemas.conversation import Conversation
 from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.prediction import Prediction
 from server.schemas.tools import ToolChoiceParam, check_tools
 from server.strict_json import JsonValue
 
@@ -33,6 +34,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: ToolChoiceParam | None = None
     parallel_tool_calls: bool = True
+    prediction: Prediction | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatCompletionRequest":

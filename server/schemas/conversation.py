@@ -1,6 +1,7 @@
 """Conversations: their messages, and how the rendered conversation ends."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -152,6 +153,8 @@ Turns = Annotated[NonemptyTurns, BeforeValidator(_turns, json_schema_input_type=
 class Conversation(RequestModel):
     """A list of messages, and how the rendered conversation ends."""
 
+    turns_field: ClassVar[str | None] = "messages"
+
     messages: Turns
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -180,7 +183,7 @@ class Conversation(RequestModel):
         """True if the reply continues the last message, by `continue_final_message` or by its `prefix`."""
         return self.continue_final_message or self.messages[-1].prefix
 
-    @property
+    @cached_property
     def contents(self) -> list[str]:
         """All texts of the prompt: messages, arguments of tool calls, and tools."""
         texts = [message.text for message in self.messages]

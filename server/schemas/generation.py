@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.errors import ApiError, invalid_value
-from server.schemas.constraint_spellings import fields_of_chat, refused_spellings
+from server.schemas.constraint_spellings import Kind, fields_of_chat, refused_spellings
 from server.schemas.structured import ALIASES, ResponseFormat, StructuredFields
 from server.schemas.validation import RequestModel, text_or_list
 from server.strict_json import JsonValue
@@ -32,6 +32,25 @@ UNSUPPORTED: Mapping[str, tuple[JsonValue, ...]] = {
     "prompt_embeds": (),
     "use_beam_search": (False,),
     **OTHER_SPELLINGS,
+}
+
+# Fields that routers for several servers (SGLang's, vLLM's) add to every body, with the values that ask for nothing.
+HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
+    "include_reasoning": (False, True),  # a Mixtral has no reasoning to include or to separate
+    "no_stop_trim": (False,),
+    "return_hidden_states": (False,),
+    "separate_reasoning": (False, True),
+    "stream_reasoning": (False, True),
+}
+
+CONSTRAINT_FIELDS: Mapping[Kind, str] = {
+    "format": "response_format",
+    "limit": "max_tokens",
+    "minimum": "min_tokens",
+    "stop": "stop",
+    "tokens": "logit_bias",
+    "tools": "tool_choice",
+    "time": "timeout_s",
 }
 
 
@@ -67,7 +86,9 @@ class GenerationRequest(StructuredFields):
     """Common fields of completions and chat. None: absent; the default of the checkpoint or of the server applies."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     instead: ClassVar[Mapping[str, str]] = fields_of_chat(OTHER_SPELLINGS)
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = CONSTRAINT_FIELDS
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
 
     model: NonemptyName | None = None

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import ApiError
-from server.schemas.constraint_spellings import all_done_by, refused_spellings
+from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
 from server.schemas.message_blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, named_parts
+from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
 
 CLIENT_TOOL = "custom"  # the type of a tool that the request itself describes
 
@@ -70,8 +70,11 @@ class OutputFormat(RequestModel):
     json_schema: dict[str, JsonValue] = Field(alias="schema")
 
 
-class OutputConfig(RequestModel):
+class OutputConfig(ConstrainingObject):
     """Options of the output. All but the format have no effect, and are named as unknown fields."""
+
+    path: ClassVar[str] = "output_config"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"format": "format"}
 
     format: OutputFormat | None = None
 
@@ -85,6 +88,8 @@ class PromptFields(RequestModel):
         **refused_spellings("output_config"),
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("output_config.format", refused_spellings("output_config"))
+
+    turns_field: ClassVar[str | None] = "messages"
 
     messages: Turns
     system: Text | None = None
@@ -146,6 +151,14 @@ class CountTokensRequest(PromptFields):
 
 class MessagesRequest(PromptFields, TranslatedRequest):
     """POST /v1/messages."""
+
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
+        "format": "output_config.format",
+        "limit": "max_tokens",
+        "stop": "stop_sequences",
+        "tools": "tool_choice",
+        "time": "timeout_s",
+    }
 
     max_tokens: Annotated[int, Field(ge=1)]
     stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = Field(default_factory=list)

@@ -40,7 +40,7 @@ def _prompts(value: object, max_prompts: int) -> list[str] | list[list[int]]:
 
 
 def _is_ids(items: list[object]) -> bool:
-    return all(type(item) is int for item in items)
+    return set(map(type, items)) <= {int}
 
 
 def _prompt_type() -> PydanticCustomError:

@@ -1,16 +1,17 @@
 """Tools of OpenAI's Responses, and the functions of chat that they become."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from server.errors import ApiError, invalid_value
+from server.schemas.constraint_spellings import Kind
 from server.schemas.generation import Name
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject
-from server.schemas.validation import RequestModel
+from server.schemas.validation import ConstrainingObject, RequestModel
 
 CUSTOM_INPUT = "input"  # the only argument of the function that a custom tool becomes
 OWN_KINDS = ("custom", "function", "namespace")  # of tools that become functions of chat
@@ -24,8 +25,11 @@ def chat_name(name: str, namespace: str | None = None) -> str:
     return namespace.removesuffix(SEPARATOR) + SEPARATOR + name
 
 
-class FunctionTool(RequestModel):
+class FunctionTool(ConstrainingObject):
     """A function that the model may call."""
+
+    path: ClassVar[str] = "tools[]"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"arguments": "parameters"}
 
     type: Literal["function"]
     name: Name

@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import invalid_value
-from server.schemas.constraint_spellings import all_done_by, refused_spellings
+from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_LOGPROBS, Name
 from server.schemas.response_items import Items
 from server.schemas.response_tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
-from server.schemas.validation import RequestModel, named_parts
+from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
 
 MAX_INCLUDED = 16
 MAX_METADATA = 16
@@ -42,8 +42,11 @@ class TextFormat(RequestModel):
         return {"type": "json_schema", "json_schema": schema}
 
 
-class TextConfig(RequestModel):
+class TextConfig(ConstrainingObject):
     """Options of the text output."""
+
+    path: ClassVar[str] = "text"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"format": "format"}
 
     format: TextFormat | None = None
 
@@ -60,6 +63,14 @@ class ResponsesRequest(TranslatedRequest):
         **refused_spellings(),
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("text.format", refused_spellings())
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
+        "format": "text.format",
+        "limit": "max_output_tokens",
+        "tools": "tool_choice",
+        "time": "timeout_s",
+    }
+
+    turns_field: ClassVar[str | None] = "input"
 
     input: Items
     instructions: str | None = None

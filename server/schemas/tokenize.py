@@ -1,6 +1,7 @@
 """Request models of POST /tokenize and POST /detokenize."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -18,6 +19,7 @@ class TokenizeRequest(RequestModel):
     """POST /tokenize: a prompt, or a conversation, which is rendered first."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED_IN_CHAT
+    turns_field: ClassVar[str | None] = "messages"
 
     model: Name | None = None
     prompt: str | None = None
@@ -38,7 +40,7 @@ class TokenizeRequest(RequestModel):
         self.conversation  # noqa: B018 (checks the rules between the fields of the messages)
         return self
 
-    @property
+    @cached_property
     def conversation(self) -> Conversation | None:
         """The conversation, or None for a prompt."""
         if self.messages is None:
@@ -61,6 +63,6 @@ class DetokenizeRequest(RequestModel):
 
     @model_validator(mode="after")
     def _check_detokenize(self) -> "DetokenizeRequest":
-        if any(token < 0 for token in self.tokens):
+        if self.tokens and min(self.tokens) < 0:
             raise ApiError("'tokens' must be token ids.", param="tokens", code="integer_below_min_value")
         return self

@@ -1,14 +1,15 @@
 """Tools: their definitions, `tool_choice`, and the calls and results in a conversation."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from server.errors import invalid_value
+from server.errors import invalid_value, unsupported_parameter
 from server.schemas.closed_objects import closed
-from server.schemas.validation import RequestModel
+from server.schemas.constraint_spellings import Kind
+from server.schemas.validation import ConstrainingObject, RequestModel
 from server.strict_json import JsonValue as Json
 
 MAX_TOOLS = 128
@@ -16,11 +17,14 @@ MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
-class FunctionDefinition(RequestModel):
+class FunctionDefinition(ConstrainingObject):
     """A function that the model may call. The arguments follow `parameters`.
 
     Parts of `parameters` that cannot be enforced are rejected if `strict` is true, else ignored and reported.
     """
+
+    path: ClassVar[str] = "tools[].function"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"arguments": "parameters"}
 
     name: FunctionName
     description: str = ""
@@ -95,6 +99,7 @@ class ToolChoice(RequestModel):
 
 
 WORDS = {"none": "none", "auto": "auto", "required": "required", "any": "required"}  # "any" is Mistral's word
+NO_PARALLEL_CALLS = "disable_parallel_tool_use"  # Anthropic's member of `tool_choice`
 NAMING_CHOICES = ("function", "allowed_tools")  # the type, which is also the member that has the names
 
 
@@ -103,6 +108,10 @@ def _as_choice(value: object) -> object:
         if value not in WORDS:
             raise PydanticCustomError("literal_error", "", {"expected": "'none', 'auto', 'required' or 'any'"})
         return {"type": WORDS[value]}
+    if isinstance(value, dict) and value.get(NO_PARALLEL_CALLS):
+        hint = "Send 'parallel_tool_calls': false instead."
+        param = f"tool_choice.{NO_PARALLEL_CALLS}"
+        raise unsupported_parameter(param, f"'{param}' is not supported here. {hint}")
     if isinstance(value, dict) and (value.get("type") not in NAMING_CHOICES or value["type"] not in value):
         raise PydanticCustomError("literal_error", "", {"expected": '{"type": "function", "function": {"name": ...}}'})
     return {name: value[name] for name in ("type", value["type"])} if isinstance(value, dict) else value

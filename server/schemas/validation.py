@@ -1,7 +1,8 @@
 """Validate a parsed JSON object by a request model, and translate pydantic's errors to the API's.
 
-Three kinds of field names: those that a model declares; those of features that this server does not support, rejected
-with 400 so that no constraint is silently dropped; and unknown ones, which are ignored and reported (`unknown_fields`).
+Three kinds of field names: those that a model declares; those of features that this server does not support and of
+other APIs' constraints, rejected with 400 so that no constraint is silently dropped; and unknown ones, which are
+ignored and reported (`unknown_fields`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from server.errors import ApiError, unknown_parameter, unsupported_parameter
+from server.schemas.constraint_spellings import Kind, other_name
 from server.strict_json import PLAIN_NAME, JsonValue
 
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
@@ -23,6 +25,7 @@ _NESTED_FIELDS = frozenset(
         "messages",
         "metadata",
         "output_config",
+        "prediction",
         "response_format",
         "stream_options",
         "structured_outputs",
@@ -46,7 +49,12 @@ class RequestModel(BaseModel):
 
     # Fields that this server does not support, each with the values that have no effect and are accepted.
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
+    # Fields that proxies add to requests, each with the values that ask for nothing: not reported as ignored.
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+    # The field for each kind of constraint that other APIs name otherwise. None: the endpoint writes no output.
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = None
+    turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
 
     @property
     def ignored_parts(self) -> list[str]:
@@ -57,7 +65,9 @@ class RequestModel(BaseModel):
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
         """Drop null members, which OpenAI's clients send for absent fields."""
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {key: item for key, item in value.items() if item is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -78,12 +88,31 @@ def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [schema, {"type": "null"}], **described}
 
 
+class ConstrainingObject(RequestModel):
+    """Base of objects inside a request that have a constraint: rejects it under the names of other APIs."""
+
+    path: ClassVar[str]  # of the object in the request
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_other_names(cls, value: object) -> object:
+        if not isinstance(value, dict) or cls.constraint_fields is None:
+            return value
+        for name in sorted(value.keys() - cls.model_fields.keys()):
+            kind = _constrains(name, value[name])
+            instead = None if kind is None else cls.constraint_fields.get(kind)
+            if instead is not None and value[name] != value.get(instead):
+                raise _elsewhere(f"{cls.path}.{name}", f"Send '{cls.path}.{instead}' instead.")
+        return value
+
+
 Model = TypeVar("Model", bound=RequestModel)
 
 
 def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
     """Return the request in `body` (from strict_json.parse_object). Raises ApiError 400 for the first fault."""
     _reject_unsupported(model_class, body, None)
+    _reject_other_names(model_class, body)
     try:
         return model_class.model_validate(body)
     except ValidationError as error:
@@ -93,7 +122,8 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    return fit_for_header(body.keys() - known)
+    idle = {name for name, values in model_class.harmless.items() if _is_one_of(body.get(name), values)}
+    return fit_for_header(body.keys() - known - idle)
 
 
 def fit_for_header(names: Iterable[str]) -> list[str]:
@@ -114,8 +144,40 @@ def is_printable(name: str) -> bool:
 def _reject_unsupported(model_class: type[RequestModel], body: dict[str, JsonValue], path: str | None) -> None:
     for name, harmless in model_class.unsupported.items():
         value = body.get(name)
-        if value is not None and not any(type(value) is type(item) and value == item for item in harmless):
+        if not _is_one_of(value, harmless):
             raise unsupported_parameter(name if path is None else f"{path}.{name}", _hint(model_class, name))
+
+
+def _reject_other_names(model_class: type[RequestModel], body: dict[str, JsonValue]) -> None:
+    """Reject constraints under names of other APIs, except values that ask for nothing or repeat this API's field."""
+    fields = model_class.constraint_fields
+    if fields is None:
+        return
+    for name in sorted(body.keys() - model_class.model_fields.keys() - model_class.unsupported.keys()):
+        value, kind = body[name], _constrains(name, body[name])
+        if kind == "members":
+            members = value if isinstance(value, dict) else {}
+            member = next((key for key in members if _constrains(key, members[key])), None)
+            if member is not None:
+                raise _elsewhere(name, f"Send '{member}' at the top of the body instead.")
+        elif kind is not None and kind not in fields:
+            raise _elsewhere(name, "This endpoint has no such constraint.")
+        elif kind is not None and value != body.get(fields[kind]):
+            raise _elsewhere(name, f"Send '{fields[kind]}' instead.")
+
+
+def _constrains(name: str, value: JsonValue) -> Kind | None:
+    other = other_name(name) if is_printable(name) else None
+    return None if other is None or _is_one_of(value, other.harmless) else other.kind
+
+
+def _elsewhere(name: str, hint: str) -> ApiError:
+    return unsupported_parameter(name, f"'{name}' is not supported here. {hint}")
+
+
+def _is_one_of(value: JsonValue, harmless: Iterable[JsonValue]) -> bool:
+    """Return whether a value is null or equal to one of these, types included: 0 is not false."""
+    return value is None or any(type(value) is type(item) and value == item for item in harmless)
 
 
 def _hint(model_class: type[RequestModel], name: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, Names, RootPath
+from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, HttpUrl, Names, RootPath
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -166,7 +166,7 @@ class Settings(BaseModel):
     deterministic: bool = Field(
         False, description="On a GPU, compute the same bits for a request in any batch. A CPU always does."
     )
-    isa: Literal["auto", "portable", "avx2", "avx512", "avx512bf16", "amx"] = Field(
+    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] = Field(
         "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
     )
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
@@ -211,6 +211,11 @@ class Settings(BaseModel):
     async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
+    speculation: Literal["auto", "off"] = Field(
+        "off",
+        description="On a CPU, guess the next tokens from the request's own text where this is faster, and verify them "
+        "in one step. The tokens are the same.",
+    )
     enforce_eager: bool = Field(
         False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
     )
@@ -239,7 +244,12 @@ class Settings(BaseModel):
     metrics_compat: Literal["vllm", "none"] = Field(
         "vllm", description="Metric names: vllm adds vLLM's to smoe's own, none does not."
     )
-    metrics_auth: bool = Field(False, description="Require an API key for /metrics too.")
+    metrics_auth: bool = Field(False, description="Require an API key for /metrics and /metrics/load too.")
+    otlp_traces_endpoint: HttpUrl | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318) that gets a "
+        "trace of each request, never its text. Needs the extra otel.",
+    )
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )

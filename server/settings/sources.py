@@ -23,7 +23,9 @@ KUBERNETES = re.compile(
     r"SMOE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
 )
 MIN_BYTES_WITHOUT_UNIT = 1 << 20
+ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
+FIRST_PROCESS_NAME = "smoe-first-process"  # name of a descriptor of the process whose id the server has for others
 
 
 class SettingsError(Exception):
@@ -97,6 +99,17 @@ def state_dir() -> Path:
 def is_plain_terminal() -> bool:
     """Return whether the terminal, if there is one, obeys no control sequences (TERM=dumb)."""
     return os.environ.get("TERM", "dumb") == "dumb"
+
+
+def allows_colours() -> bool:
+    """Return whether a terminal, if there is one, may get colours: not with TERM=dumb, nor with NO_COLOR set."""
+    return not is_plain_terminal() and not os.environ.get("NO_COLOR")
+
+
+def environment_without_address() -> dict[str, str]:
+    """Return this process' environment without the variables that give a server's address, for one with its own."""
+    hidden = {PREFIX + name.upper() for name in ADDRESS_SETTINGS}
+    return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
 
 
 def inherited_descriptors() -> dict[str, int]:
@@ -191,6 +204,9 @@ def _one_line(
     name = str(errors[0]["loc"][0])
     source = _origin(name, flags, variables, f"{config_file}: {name}")
     fault = describe([other for other in errors if other["loc"][:1] == (name,)])
+    if name not in Settings.model_fields:
+        close = difflib.get_close_matches(name, Settings.model_fields, 1)
+        return f"{source}: {fault}" + (f"; did you mean {close[0]}?" if close else "")
     return f"{source}: {fault}{_kubernetes_hint('' if name in flags else variables.get(name, ''))}"
 
 

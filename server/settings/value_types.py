@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt
 
@@ -92,9 +93,21 @@ def _check_root_path(path: str) -> str:
     return path
 
 
+def _check_http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_url = False
+    if not is_url:
+        raise ValueError("should be a URL such as http://127.0.0.1:4318")
+    return url
+
+
 Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
 HostNames = Annotated[Names, AfterValidator(_check_host_names)]
 RootPath = Annotated[str, AfterValidator(_check_root_path)]
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]

@@ -6,8 +6,9 @@ with U+FFFD for invalid bytes, and without the one space that SentencePiece puts
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from engine.types import Vocabulary
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, name_damage, read_settings
@@ -16,6 +17,8 @@ from server.tokenizer.gguf_vocabulary import read_gguf_tokenizer
 from server.tokenizer.token_table import TokenTable
 
 __all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
+
+Value = TypeVar("Value")
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
@@ -93,6 +96,8 @@ class Tokenizer:
         adds_eos = encoder.adds_eos if settings.adds_eos is None else settings.adds_eos
         self._end_of_text = list(self.eos_ids[:1]) if adds_eos else []
         self._max_token_bytes = max(map(len, self._raw_bytes), default=1)
+        self._shown_texts = _PerToken(lambda token_id: _shown_text(self.token_bytes(token_id)))
+        self._byte_values = _PerToken(lambda token_id: list(self.token_bytes(token_id)))
 
     @property
     def special_spellings(self) -> frozenset[str]:
@@ -195,11 +200,15 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """Return one token for display: its text, or `<0xE2>` for each byte if the bytes are not complete UTF-8."""
-        raw = self.token_bytes(token_id)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return "".join(f"<0x{byte:02X}>" for byte in raw)
+        return self._shown_texts[token_id]
+
+    def shown_texts(self, token_ids: Iterable[int]) -> list[str]:
+        """Return `token_text` of each token."""
+        return [*map(self._shown_texts.__getitem__, token_ids)]
+
+    def byte_values(self, token_ids: Iterable[int]) -> list[list[int]]:
+        """Return the numbers in `token_bytes` of each token. The lists are shared: do not change them."""
+        return [*map(self._byte_values.__getitem__, token_ids)]
 
     def min_num_tokens(self, text: str) -> int:
         """Return a lower bound on the text's tokens without tokenizing: its bytes over those of the longest token."""
@@ -228,6 +237,25 @@ class Tokenizer:
         cut = min(match.start() + 1, len(text) - 1) if match else len(text) // 2
         start = self._encode_piecewise(text[:cut], with_prefix=with_prefix)
         return start + self._encode_piecewise(text[cut:], with_prefix=False)
+
+
+class _PerToken(dict[int, Value]):
+    """Values by token id, each made when it is read first. Replies with log probabilities read the same ones often."""
+
+    def __init__(self, make: Callable[[int], Value]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, token_id: int) -> Value:
+        value = self[token_id] = self._make(token_id)
+        return value
+
+
+def _shown_text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in raw)
 
 
 def _remove_guard(text: str, guard: str) -> str:

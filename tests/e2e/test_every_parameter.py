@@ -224,6 +224,10 @@ CHAT_ROWS: dict[str, Row] = {
         lambda b, a: bool(b.choice["logprobs"]["content"]) and a.choice["logprobs"] is None,
         {"top_logprobs": None},
     ),
+    "prediction": Row(
+        {"type": "content", "content": "The sea."},
+        lambda b, a: b.ids == a.ids and "completion_tokens_details" in a.usage and len(a.usage) == len(b.usage) + 1,
+    ),
     "top_logprobs": Row(3, lambda b, a: {len(e["top_logprobs"]) for e in a.choice["logprobs"]["content"]} == {3}),
     "tools": Row(
         [TOOL],

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
 
+import psutil
+
 from tests.support.ports import free_port
 from tests.support.running import MODEL, RunningServer, start_server
 
@@ -23,14 +25,16 @@ UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
 
 
 class Terminal:
-    """A chat in a pseudo-terminal."""
+    """A command in a pseudo-terminal."""
 
-    def __init__(self, url: str, state: Path, *flags: str, kind: str = "dumb") -> None:
-        command = [sys.executable, "-m", "server", "chat", "--url", url, *flags]
+    def __init__(
+        self, url: str, state: Path, *flags: str, kind: str = "dumb", command: str = "chat", **variables: str
+    ) -> None:
+        arguments = [sys.executable, "-m", "server", command, "--url", url, *flags]
         self._fd, slave = pty.openpty()
-        environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": kind}
+        environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": kind, "NO_COLOR": "1"} | variables
         self.process = subprocess.Popen(
-            command,
+            arguments,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -81,6 +85,16 @@ def test_three_pasted_lines_are_one_message(server: RunningServer, tmp_path: Pat
         assert shown.count("\x1b[?2004l") == 1, "one message was read"
         terminal.type("/quit\r")
         assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+def test_prompt_and_figures_are_coloured_and_the_answer_is_not(server: RunningServer, tmp_path: Path) -> None:
+    terminal = Terminal(server.url, tmp_path, "--stats", "--temperature", "0", kind="xterm", NO_COLOR="")
+    try:
+        terminal.expect(r"\x1b\[1;36m> \x1b\[0m")
+        terminal.type(f"{COUNT}\r")
+        terminal.expect(r"\r\n(\x1b\[\?2004l\r?)?3 4 5 6 7\r\n\x1b\[2m\[15 \+ 11 tokens.*\]\x1b\[0m\r\n")
+    finally:
+        terminal.close()
 
 
 def test_a_piped_chat_writes_answers_only_and_an_error_to_standard_error(server: RunningServer) -> None:
@@ -195,3 +209,75 @@ def test_a_server_with_a_key_says_which_flag_is_missing() -> None:
         refused = complete("It was", "--url", running.url)
         assert refused.returncode == 2 and "--api-key" in refused.stderr
         assert complete("It was", "--url", running.url, "--api-key", "secret", "--max-tokens", "2").returncode == 0
+
+
+def run_command(state: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start `smoe run`; its input, output and errors are pipes."""
+    pipe = subprocess.PIPE
+    given = {"XDG_STATE_HOME": str(state), "SMOE_PORT": str(free_port()), "SMOE_THREADS": "1", **variables}
+    command = [sys.executable, "-m", "server", "run", *arguments]
+    return subprocess.Popen(command, env=os.environ | given, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_run_starts_a_server_answers_and_ends_it(tmp_path: Path) -> None:
+    with run_command(tmp_path, "smoe-demo", COUNT, "--temperature", "0") as running:
+        assert running.communicate(timeout=TIMEOUT_S) == ("3 4 5 6 7\n", "")
+    assert running.returncode == 0
+    log = (tmp_path / "smoe" / "run.log").read_text()
+    [url] = re.findall(r"at (http://\S+) after", log)
+    assert complete("It was", "--url", url).stderr.startswith("smoe: no server at")
+
+
+def test_the_server_of_run_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    with run_command(tmp_path, "--temperature", "0") as running:
+        assert running.stdin and running.stdout
+        running.stdin.write(f"{COUNT}\n")
+        running.stdin.flush()
+        assert running.stdout.readline() == "3 4 5 6 7\n"
+        family = psutil.Process(running.pid).children(recursive=True)
+        assert len(family) >= 2, "server and engine"
+        running.kill()
+    assert psutil.wait_procs(family, TIMEOUT_S)[1] == []
+
+
+def test_run_uses_the_server_that_runs(server: RunningServer, tmp_path: Path) -> None:
+    port = server.url.rsplit(":", 1)[1]
+    with run_command(tmp_path, "smoe-demo", COUNT, "--temperature", "0", SMOE_PORT=port) as running:
+        assert running.communicate(timeout=TIMEOUT_S) == ("3 4 5 6 7\n", "")
+    assert running.returncode == 0 and not (tmp_path / "smoe" / "run.log").exists()
+
+
+def test_run_of_a_model_that_cannot_be_served_says_why_in_one_line(tmp_path: Path) -> None:
+    with run_command(tmp_path, "/no/where") as running:
+        output, errors = running.communicate(timeout=TIMEOUT_S)
+    assert (running.returncode, output) == (2, "")
+    assert errors == "smoe: /no/where: no such file or directory; `smoe models` lists what is on this machine\n"
+
+
+def top(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "top", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_top_prints_one_reading_into_a_pipe(server: RunningServer) -> None:
+    result = top("--url", server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{MODEL}  ready\n") and "\x1b" not in result.stdout
+    assert all(f"\n{name} " in result.stdout for name in ("requests", "answers", "KV cache", "first token"))
+
+
+def test_top_without_a_server_is_one_line() -> None:
+    result = top("--url", f"127.0.0.1:{free_port()}")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_top_redraws_on_a_terminal_until_ctrl_c(server: RunningServer, tmp_path: Path) -> None:
+    terminal = Terminal(server.url, tmp_path, kind="xterm", command="top")
+    try:
+        for _ in range(2):
+            terminal.expect(rf"\x1b\[H{MODEL}  ready")
+        terminal.process.send_signal(SIGINT)
+        terminal.expect(r"\x1b\[\?1049l")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    finally:
+        terminal.close()

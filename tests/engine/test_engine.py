@@ -41,6 +41,15 @@ def test_an_invalid_token_id_ends_its_own_request(plain: Path, prompt: list[Any]
     assert ends == {bad: "error", good: "length"}
 
 
+@pytest.mark.parametrize("prediction", [[5, VOCAB], [-1]])
+def test_an_invalid_token_id_of_a_prediction_ends_its_own_request(plain: Path, prediction: list[int]) -> None:
+    engine = load(plain)
+    request = Request(7, [5, 6], SamplingParams(max_tokens=4), prediction_token_ids=prediction)
+    engine._engine.add(request)
+    [output] = engine.step()
+    assert output.error is not None and "prediction" in output.error
+
+
 @pytest.mark.parametrize("fields", [{"top_k": 2**70}, {"stop_token_ids": ("x",), "min_tokens": 1}, {"seed": "x"}])
 def test_a_parameter_out_of_range_ends_its_own_request(plain: Path, fields: dict[str, Any]) -> None:
     """The server rejects these; users of LocalEngine can still pass them."""

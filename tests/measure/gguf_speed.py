@@ -1,6 +1,6 @@
 """Compare the speed of GGUF files here and in llama.cpp, for one request: prefill of 512 tokens, decode of 64.
 
-    python -m tests.measure.gguf_speed --llama BIN [--threads N] [--rounds N] FILE.gguf ...
+    python -m tests.measure.gguf_speed --llama BIN [--threads N] [--isa NAME] [--rounds N] FILE.gguf ...
 
 BIN is the folder of llama-bench. Each round runs both programs on each file, one after the other; a figure is the best
 of its rounds, because other work on the machine only ever slows a program down. "of the limit" is the share of the
@@ -45,9 +45,10 @@ def run_llama_bench(folder: Path, file: Path, threads: int) -> Best:
     )
 
 
-def run_smoe_bench(file: Path, threads: int) -> Best:
+def run_smoe_bench(file: Path, threads: int, isa: str) -> Best:
     """Run `smoe bench engine` once."""
-    command = [sys.executable, "-m", "server", "bench", "engine", file, "--threads", str(threads), "--json"]
+    command = [sys.executable, "-m", "server", "bench", "engine", file, "--json"]
+    command += ["--threads", str(threads), "--isa", isa]
     sizes = ["--prefills", str(PREFILL_LEN), "--batches", f"1,{BATCH}", "--contexts", str(DECODE_LEN)]
     best = Best()
     for step in _json_of([*command, *sizes])["steps"]:
@@ -88,13 +89,14 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE.gguf")
     parser.add_argument("--llama", type=Path, required=True, metavar="BIN")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--isa", default="auto", help="instruction set here; llama.cpp must be built for the same")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     ours, theirs = ({file: Best() for file in arguments.files} for _ in range(2))
     for _ in range(arguments.rounds):
         for file in arguments.files:
             theirs[file].merge(run_llama_bench(arguments.llama, file, arguments.threads))
-            ours[file].merge(run_smoe_bench(file, arguments.threads))
+            ours[file].merge(run_smoe_bench(file, arguments.threads, arguments.isa))
     header = ["file", f"prefill {PREFILL_LEN}", "llama-bench", "ratio", "decode", "llama-bench", "ratio"]
     header += ["of the limit", f"{BATCH} rows"]
     lines = [f"{arguments.threads} threads, best of {arguments.rounds} rounds, tokens per second"]

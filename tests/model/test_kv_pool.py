@@ -30,6 +30,18 @@ def test_zeroed_blocks_are_zeros_in_every_layer_and_the_others_stay() -> None:
         assert cache.flatten(2).any(-1).tolist() == [[True, False, True, False, True]] * 3
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_zeroed_slots_are_zeros_in_every_layer_and_the_others_stay(dtype: KvDtype) -> None:
+    pool = KvPool(replace(CONFIG, num_layers=3), 3, 4, dtype, CPU)
+    pool.k.fill_(1)
+    pool.v.fill_(2)
+    pool.zero_slots(torch.tensor([2 * 4 + 1, 5]))
+    for cache in (pool.k, pool.v):
+        zeros = (cache == 0).flatten(3).all(-1)  # [layers, blocks, slots]
+        assert zeros.flatten(1).nonzero()[:, 1].tolist() == [5, 9] * 3
+        assert (cache == 0).sum() == zeros.sum() * cache[0, 0, 0].numel()
+
+
 def test_untouched_blocks_cost_no_memory() -> None:
     before = psutil.Process().memory_info().rss
     pool = KvPool(CONFIG, 512, 16, "bfloat16", CPU)  # 1 GiB

@@ -39,7 +39,19 @@ BAD = [
     for content, _ in cases
     if len(content) < MAX_BAD_BYTES
 ]
-GETS = ("/v1/models", "/health", "/metrics", "/load", "/experts", "/version", "/openapi.json", "/", "/nothing", "/ping")
+GETS = (
+    "/v1/models",
+    "/health",
+    "/metrics",
+    "/load",
+    "/load/recent",
+    "/experts",
+    "/version",
+    "/openapi.json",
+    "/",
+    "/nothing",
+    "/ping",
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -105,3 +106,24 @@ def test_64_bits_are_kept_exactly_and_small_numbers_stay_finite() -> None:
     parsed = parse_object(b'{"low":-9223372036854775808,"high":9223372036854775807,"tiny":1e-400,"zero":-0.0}')
     assert parsed == {"low": -(2**63), "high": 2**63 - 1, "tiny": 0.0, "zero": 0.0}
     assert math.copysign(1, float(str(parsed["zero"]))) == -1
+
+
+def test_a_list_of_token_ids_costs_no_call_per_id() -> None:
+    """A call for each id, to check its size, took most of the time of a long list and held the interpreter's lock."""
+    ids = [500, 0, -7, 10**17, *range(20_000)]
+    calls: list[str] = []
+    body = json.dumps({"tokens": ids}).encode()
+    sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        parsed = parse_object(body)
+    finally:
+        sys.setprofile(None)
+    assert parsed == {"tokens": ids}
+    assert len(calls) < 100, calls[:100]
+
+
+def test_one_long_integer_among_many_short_ones_is_found() -> None:
+    body = json.dumps({"tokens": [*range(1000), 2**63, *range(1000)]}).encode()
+    with pytest.raises(ApiError) as caught:
+        parse_object(body)
+    assert (caught.value.code, caught.value.param) == ("integer_above_max_value", "tokens[1000]")

@@ -56,7 +56,7 @@ EXECUTION_BUGS = [
     bug(
         "a prompt's experts are reported twice",
         "scheduling.request_outputs:progress_output",
-        "sequence.num_generated == (1 if sampled else 0)",
+        "sequence.num_generated == len(sampled)",
         "sequence.num_generated <= 1",
     ),
     # Asynchronous scheduling

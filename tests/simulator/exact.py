@@ -85,6 +85,7 @@ class ExactRunner:
         self.slots = [POISON] * ((num_blocks + 1) * block_size)
         self.newest: dict[tuple[int, int], int] = {}  # sampled tokens by request and position, as a device keeps them
         self.nan_ids: set[int] = set()
+        self.nan_draft_ids: set[int] = set()  # has no effect here: RowsRunner computes these NaN
 
     def run(self, plan: StepPlan) -> StepResult:
         return self.finish(self.launch(plan))
@@ -98,14 +99,19 @@ class ExactRunner:
         sampled: dict[int, Sampled | RowFailed] = {}
         choices: dict[int, ExpertChoices] = {}
         embeddings: dict[int, bytes] = {}
+        behind: dict[int, list[Sampled]] = {}
         for chunk in plan.chunks:
             request_id = chunk.sequence.request_id
-            tokens = [self._token(chunk.sequence, p) for p in range(chunk.start, chunk.start + chunk.length)]
+            num_known = chunk.length - len(chunk.draft)
+            known = [self._token(chunk.sequence, p) for p in range(chunk.start, chunk.start + num_known)]
+            tokens = known + list(chunk.draft)
             values = self._values(chunk, tokens)
             written |= {self._slot(chunk.sequence.block_table, p): v for p, v in enumerate(values, chunk.start)}
             outcome = self._outcome(chunk, values)
             if outcome is not None:
                 sampled[request_id] = outcome
+                if isinstance(outcome, Sampled) and chunk.draft:
+                    behind[request_id] = self._behind_drafts(chunk, values, outcome.token_id)
             elif chunk.embeds:
                 token = next_token(self._visible(chunk, values), self.vocab)
                 embeddings[request_id] = embedding_of(token, chunk.sequence.request.embedding_len or 0)
@@ -113,7 +119,18 @@ class ExactRunner:
                 choices[request_id] = self._choices(chunk, tokens)
         for slot, value in written.items():
             self.slots[slot] = value
-        return Computed(StepResult(sampled, {}, choices, embeddings))
+        return Computed(StepResult(sampled, {}, choices, embeddings, behind))
+
+    def _behind_drafts(self, chunk: Chunk, values: list[int], token: int) -> list[Sampled]:
+        """Return the tokens behind the drafted ones that are right. `token`: the one before the draft."""
+        behind: list[Sampled] = []
+        for place, drafted in enumerate(chunk.draft):
+            if drafted != token:
+                break
+            end = chunk.length - len(chunk.draft) + place + 1
+            token = next_token(self._visible(chunk, values[:end]), self.vocab)
+            behind.append(Sampled(token))
+        return behind
 
     def _token(self, sequence: Sequence, position: int) -> int:
         if position < len(sequence.token_ids):
@@ -143,8 +160,9 @@ class ExactRunner:
                 sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
             except GrammarError:
                 return RowFailed("the request's grammar could not continue")
-        token = next_token(self._visible(chunk, values), self.vocab)
-        self.newest[sequence.request_id, position + 1] = token
+        token = next_token(self._visible(chunk, values[: chunk.length - len(chunk.draft)]), self.vocab)
+        if not chunk.draft:
+            self.newest[sequence.request_id, position + 1] = token
         return Sampled(token)
 
     def _reads_a_nan(self, table: list[int]) -> bool:
@@ -153,8 +171,8 @@ class ExactRunner:
         return any(NAN in self.slots[block * size : (block + 1) * size] for block in table if block)
 
     def _visible(self, chunk: Chunk, values: list[int]) -> list[int]:
-        """Return the values that the chunk's last position sees: slots of earlier steps, then values of this step."""
-        first = max(0, chunk.start + chunk.length - self.window) if self.window else 0
+        """Return what the position of the last value sees: slots of earlier steps, then the values of this step."""
+        first = max(0, chunk.start + len(values) - self.window) if self.window else 0
         table = chunk.sequence.block_table
         earlier = [self.slots[self._slot(table, p)] for p in range(first, chunk.start)]
         return earlier + values[max(0, first - chunk.start) :]

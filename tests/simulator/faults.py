@@ -26,6 +26,7 @@ Point = Literal[
     "raise at the end",  # ... when its results are fetched
     "no memory",  # ... with more than a certain number of positions
     "nan",  # a chunk computes NaN
+    "nan in a draft",  # ... at the positions of drafted tokens only
     "corrupt block",  # a block that an earlier step computed becomes NaN
     "bad experts",  # a chunk's expert ids are malformed
     "grammar",  # a matcher raises GrammarError
@@ -115,11 +116,14 @@ class StepFailures:
 
 @dataclass
 class FaultyRunner:
-    """Wrapper of a runner. launch() is a plan's first attempt and draws its failures; run() computes parts of it."""
+    """Wrapper of a runner. launch() is a plan's first attempt and draws its failures; run() computes parts of it.
+
+    `inner` has the attributes nan_ids, requests whose chunks compute NaN, and nan_draft_ids, requests whose next draft
+    does.
+    """
 
     inner: Any
     faults: Faults
-    set_nans: Callable[[StepPlan, set[int]], None]  # makes these requests of the plan compute NaN
     corrupt_block: Callable[[StepPlan], set[int]]  # -> ids of the requests that hold the block
     cancel: Callable[[], None]  # may abort a request
     on_launch: Callable[[StepPlan], None] = lambda plan: None
@@ -158,6 +162,8 @@ class FaultyRunner:
         for chunk in plan.chunks:
             if self.faults.fails("nan"):
                 self.nan_ids.add(chunk.sequence.request_id)
+            if chunk.draft and self.faults.fails("nan in a draft"):
+                self.inner.nan_draft_ids.add(chunk.sequence.request_id)
             if chunk.sequence.experts and self.faults.fails("bad experts"):
                 self.bad_expert_ids.add(chunk.sequence.request_id)
         if self.faults.fails("corrupt block"):
@@ -179,7 +185,7 @@ class FaultyRunner:
         error = self._error(plan)
         if error is not None and not self.failures.raises_late:
             raise error
-        self.set_nans(plan, self.nan_ids)
+        self.inner.nan_ids = self.nan_ids
         step = self.inner.launch(plan)
         if error is not None:
             raise error

@@ -29,17 +29,22 @@ class Record:
 
 def expected(setup: Setup, max_model_len: int, request: Request) -> tuple[list[int], str]:
     """Return the request's tokens and finish reason according to the oracle."""
-    params, prompt = request.params, request.prompt_token_ids
-    max_new_tokens = max_model_len - len(prompt)
-    count = min(params.max_tokens, max_new_tokens)
+    params = request.params
     if request.embedding_len is not None:
         return [], "stop"
-    tokens = oracle(_root(setup, request), prompt, count, setup.window, VOCAB) if count else []
+    tokens = unended_tokens(setup, max_model_len, request)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(setup.eos))
     for number, token in enumerate(tokens, 1):
         if token in stops and number > params.min_tokens:
             return tokens[:number], "stop"
     return tokens, "length"
+
+
+def unended_tokens(setup: Setup, max_model_len: int, request: Request) -> list[int]:
+    """Return as many tokens as the request may generate, past those that would end it."""
+    prompt = request.prompt_token_ids
+    count = min(request.params.max_tokens, max_model_len - len(prompt))
+    return oracle(_root(setup, request), prompt, count, setup.window, VOCAB) if count else []
 
 
 def expected_embedding(setup: Setup, request: Request) -> bytes | None:

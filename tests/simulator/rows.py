@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.execution.model_runner import ModelRunner
+from engine.execution.model_runner import InFlightStep, ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
+from engine.scheduling.step_plan import StepPlan
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.reference.sampling import write_history
@@ -28,6 +29,10 @@ class ExactPool:
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         for block in block_ids:
             self.slots[block * self.block_size : (block + 1) * self.block_size] = [0] * self.block_size
+
+    def zero_slots(self, slots: Tensor) -> None:
+        for slot in slots.tolist():
+            self.slots[slot] = 0
 
 
 class ExactNetwork:
@@ -101,9 +106,32 @@ class ExactSampling:
         return SampledRows(token_ids, status, torch.zeros(len(logits)), no_logprobs.int(), no_logprobs)
 
 
-def rows_runner(config: ModelConfig, num_blocks: int, block_size: int, max_num_seqs: int, max_len: int) -> ModelRunner:
+class RowsRunner(ModelRunner):
+    """ModelRunner in which every chunk of the requests in `nan_ids` computes NaN, and the next draft of those in
+    `nan_draft_ids`."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.nan_ids: set[int] = set()
+        self.nan_draft_ids: set[int] = set()
+
+    def launch(self, plan: StepPlan) -> InFlightStep:
+        network: Any = self.model
+        first = 0
+        for chunk in plan.chunks:
+            rows = range(first, first + chunk.length)
+            if chunk.sequence.request_id in self.nan_ids:
+                network.nan_rows |= set(rows)
+            elif chunk.draft and chunk.sequence.request_id in self.nan_draft_ids:
+                network.nan_rows |= set(rows[-len(chunk.draft) :])
+                self.nan_draft_ids.remove(chunk.sequence.request_id)
+            first += chunk.length
+        return super().launch(plan)
+
+
+def rows_runner(config: ModelConfig, num_blocks: int, block_size: int, max_num_seqs: int, max_len: int) -> RowsRunner:
     network: Any = ExactNetwork(config)
     pool: Any = ExactPool(num_blocks, block_size)
     ops: Any = ExactSampling()
     requests = PersistentBatch(max_num_seqs, max_len, block_size, config.vocab_size, torch.device("cpu"))
-    return ModelRunner(network, pool, requests, Sampler(ops, requests, config.eos_token_ids))
+    return RowsRunner(network, pool, requests, Sampler(ops, requests, config.eos_token_ids))

@@ -16,6 +16,8 @@ from tests.simulator.setup import NUM_EXPERTS, NUM_LAYERS, VOCAB, Setup
 from tests.simulator.simulation import Simulation
 from tests.support.paths import ROOT
 
+OF_DRAFTS: Point = "nan in a draft"  # drawn by itself: it has no place in schedules without drafts
+
 log = logging.getLogger("smoe.engine")
 
 
@@ -28,14 +30,20 @@ def run_seed(seed: int) -> Simulation:
     rng = random.Random(seed)
     tenants, embeddings = random.Random(f"tenants {seed}"), random.Random(f"embeddings {seed}")
     setup = replace(_setup(rng), num_tenants=tenants.choice([1, 1, 2, 3]))
-    shares = random.Random(f"shares {seed}")
+    shares, drafts = random.Random(f"shares {seed}"), random.Random(f"drafts {seed}")
     setup = replace(
         setup,
         position_s=shares.choice([0.0, 0.1, 0.3]) if setup.num_tenants > 1 else 0.0,
         prompt_s=shares.choice([0.06, 0.5, 2.0]),
         min_positions=shares.choice([1, 2, 5, 16]),
+        drafts=drafts.random() < 0.4,
     )
-    simulation = Simulation(setup, rng, _rates(rng))
+    if setup.drafts:
+        setup = replace(setup, with_rows=setup.with_rows or drafts.random() < 0.3)
+    rates = _rates(rng)
+    if setup.drafts and drafts.random() < 0.5:
+        rates[OF_DRAFTS] = 0.1
+    simulation = Simulation(setup, rng, rates)
     with _child_hashes(weak=setup.window is None and rng.random() < 0.2):
         log.disabled = True  # the engine logs injected faults
         try:
@@ -92,7 +100,9 @@ def _setup(rng: random.Random) -> Setup:
 def _rates(rng: random.Random) -> dict[Point, float]:
     """Draw fault rates: most schedules have few kinds of faults, some have none, some have all."""
     share = rng.choice([0.0, 0.15, 0.3, 1.0])
-    rates: dict[Point, float] = {p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if rng.random() < share}
+    rates: dict[Point, float] = {
+        p: rng.choice([0.01, 0.03, 0.1]) for p in POINTS if p != OF_DRAFTS and rng.random() < share
+    }
     # These end requests: with too many of them, no request would finish.
     ending: tuple[Point, ...] = ("raise for all", "nan", "raise for one", "clock", "corrupt block")
     for point in ending:

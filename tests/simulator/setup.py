@@ -11,7 +11,6 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.grammars.mask_budget import MaskBudget
 from engine.scheduling.prompt_share import PromptShares
-from engine.scheduling.step_plan import StepPlan
 from engine.startup.loading import LoadedModel
 from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
@@ -40,6 +39,7 @@ class Setup:
     min_positions: int = 16  # of a tenant's first prompt in a step
     ahead: bool = False  # asynchronous scheduling: plan a step while the one before is in flight
     eos: tuple[int, ...] = ()
+    drafts: bool = False  # requests that decode draft tokens, some of which are right
     with_rows: bool = False  # with the product's runner, persistent batch and sampler
     first_id: int = 0
 
@@ -49,18 +49,6 @@ def exact_runner(s: Setup) -> Any:
     if s.with_rows:
         return rows_runner(model_config(s), s.num_blocks, s.block_size, s.max_num_seqs, s.max_model_len)
     return ExactRunner(s.num_blocks, s.block_size, s.window, VOCAB, NUM_LAYERS)
-
-
-def set_nans(runner: Any, plan: StepPlan, nan_ids: set[int]) -> None:
-    """Make the chunks of these requests compute NaN. `runner`: the result of exact_runner()."""
-    if isinstance(runner, ExactRunner):
-        runner.nan_ids = nan_ids
-        return
-    first = 0
-    for chunk in plan.chunks:
-        if chunk.sequence.request_id in nan_ids:
-            runner.model.nan_rows |= set(range(first, first + chunk.length))
-        first += chunk.length
 
 
 def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: Any) -> Engine:

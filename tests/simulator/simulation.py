@@ -3,7 +3,6 @@
 import hashlib
 import random
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 from engine.types import Request, RequestOutput, SamplingParams
@@ -11,9 +10,10 @@ from tests.simulator.exact import NAN, POISON, ExactRunner
 from tests.simulator.faults import Clock, FakeGrammarQueue, Faults, FaultyPool, FaultyRunner, Point
 from tests.simulator.invariants import Invariants
 from tests.simulator.order_check import OrderCheck
-from tests.simulator.record import ENDS, Record
-from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner, set_nans
+from tests.simulator.record import ENDS, Record, unended_tokens
+from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner
 from tests.simulator.share_check import ShareCheck
+from tests.support.guessing_drafter import GuessingDrafter
 
 
 class Simulation:
@@ -30,19 +30,22 @@ class Simulation:
         self._num_arrivals = 0
         self._log = hashlib.blake2b(digest_size=8)
         self._exact = exact_runner(setup)
-        self.runner = FaultyRunner(
-            self._exact, self.faults, partial(set_nans, self._exact), self._corrupt_block, self._maybe_cancel
-        )
+        self.runner = FaultyRunner(self._exact, self.faults, self._corrupt_block, self._maybe_cancel)
         self.runner.on_launch = lambda plan: self.clock.advance(setup.position_s * plan.num_tokens)
         grammars = FakeGrammarQueue(self.faults, self.runner.may_fail_ids, VOCAB, self._on_queued)
         self.engine = build_engine(setup, self.runner, self.clock, self.faults, grammars)
         self.scheduler = self.engine.scheduler
+        self.drafter = GuessingDrafter(rng, self._oracle, VOCAB)
+        self.scheduler.drafter = self.drafter if setup.drafts else None
         self.shares = ShareCheck(self.scheduler, may_lack_blocks=bool(kth or rates.get("allocate")))
         self.scheduler.plan = self.shares.plan  # type: ignore[method-assign]
         pool = self.scheduler.block_manager.pool
         assert isinstance(pool, FaultyPool)
         self.pool = pool
         self._invariants = Invariants(setup, self.engine, self.runner, pool, self.clock, self.open)
+
+    def _oracle(self, request: Request) -> list[int]:
+        return unended_tokens(self.setup, self.scheduler.max_model_len, request)
 
     def _on_queued(self, request_id: int) -> None:
         """Note the arrival: from here on, the request's place in the order counts."""
@@ -109,6 +112,7 @@ class Simulation:
             self.seen["preemptions"] += plan.num_preemptions
             self.seen["prefix hits"] += plan.num_prefix_hits
             assert plan.num_tokens <= self.setup.budget, "more positions than the budget"
+        self.seen["accepted drafted tokens"] = self.drafter.num_accepted
         self.seen["prompts cut by a share"] = self.shares.num_cut
         self.seen["window blocks"] += step.stats.num_window_blocks_freed
         self.seen["steps"] += 1

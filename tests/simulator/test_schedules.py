@@ -23,6 +23,7 @@ def test_whatever_fails_the_others_get_their_tokens_and_nothing_is_lost(part: in
         "prefix hits",
         "window blocks",
         "embeddings",
+        "accepted drafted tokens",
         "prompts cut by a share",
         *(f"fault: {point}" for point in POINTS),
     )

@@ -1,6 +1,7 @@
 """`smoe serve` with fake_engine_process.py as its engine. Run as SCRIPT MODE NAME=VALUE ...
 
-The names are flags of `smoe serve`; without_delays=yes restarts the engine without a delay.
+The names are flags of `smoe serve`; without_delays=yes restarts the engine without a delay, throughput_s=N logs the
+throughput every N seconds.
 """
 
 import sys
@@ -11,6 +12,7 @@ from server.engine_client import restart_policy
 from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
 from server.lifecycle.text_frontend import StartError
+from server.observability import throughput_log
 from server.settings.sources import load_settings
 
 if __name__ == "__main__":
@@ -18,6 +20,8 @@ if __name__ == "__main__":
     given = dict(flag.split("=", 1) for flag in flags)
     if given.pop("without_delays", None):
         restart_policy.FIRST_DELAY_S = restart_policy.MAX_DELAY_S = 0.01
+    if seconds := given.pop("throughput_s", None):
+        throughput_log.INTERVAL_S = int(seconds)
     settings = load_settings(given)
     command = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
     try:

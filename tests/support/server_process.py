@@ -73,7 +73,13 @@ def running(
     """Start a server. `max_files`: limit of its descriptors, if not 0."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
     arguments = {"model": str(checkpoint), "port": "0", "served_model_name": "m", **flags}
-    command = [sys.executable, str(FAKE_ENGINE_SERVER), mode, *(f"{name}={value}" for name, value in arguments.items())]
+    command = [
+        sys.executable,
+        "-P",
+        str(FAKE_ENGINE_SERVER),
+        mode,
+        *(f"{name}={value}" for name, value in arguments.items()),
+    ]
     if closed_streams:
         command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
     if max_files:

@@ -6,11 +6,12 @@
 #include <algorithm>
 
 #include "gemm/gemm_int8.h"
+#include "simd/vnni.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !SMOE_VNNI
 constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 16 bits
 #else
 constexpr bool SUMS_OF_16_BITS = false;
@@ -27,8 +28,8 @@ struct ByteSum {
     Words sum = {};
 
     inline void add(Words x, Words w) {
-#if defined(__AVX512VNNI__)
-        sum = (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#if SMOE_VNNI
+        sum = dot_bytes(sum, w, x);
 #elif defined(__AVX512BW__)
         sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
 #elif defined(__AVX2__)
@@ -52,8 +53,8 @@ struct BiasedByteSum {
 
 // Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
 inline Words add_pairs(Words total, Words a, Words b) {
-#if defined(__AVX512VNNI__)
-    return (Words)_mm512_dpwssd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
+#if SMOE_VNNI
+    return dot_pairs(total, a, b);
 #elif defined(__AVX512BW__)
     return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)

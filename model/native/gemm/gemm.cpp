@@ -16,22 +16,29 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-using Block = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out);
+using Product = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out);
 
-// Table of block functions for 1, 2, .. MAX_ROWS rows.
+// Multiply ROWS rows by a panel: all columns in one pass if their sums fit into registers, else a few per pass.
+template <class Format, int ROWS>
+void multiply_panel(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out) {
+    constexpr int VECTORS = ROWS <= MAX_ROWS_IN_ONE_PASS ? PANEL / LANES : COLUMNS / LANES;
+    for (int column = 0; column < PANEL; column += VECTORS * LANES)
+        Format::template multiply<ROWS, VECTORS>(x, stride, panel, column, K, out);
+}
+
+// Table of products for 1, 2, .. MAX_ROWS rows.
 template <class Format, int... ROWS>
-Block block_of(int rows, std::integer_sequence<int, ROWS...>) {
-    static constexpr Block blocks[] = {Format::template multiply<ROWS + 1>...};
-    return blocks[rows - 1];
+Product product_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr Product products[] = {multiply_panel<Format, ROWS + 1>...};
+    return products[rows - 1];
 }
 
 template <class Format>
 void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     for (int first = 0; first < rows; first += Format::MAX_ROWS) {
         const int count = std::min(Format::MAX_ROWS, rows - first);
-        const Block block = block_of<Format>(count, std::make_integer_sequence<int, Format::MAX_ROWS>());
-        for (int column = 0; column < PANEL; column += COLUMNS)
-            block(tile + first, rows, panel, column, K, out + first * PANEL);
+        const Product product = product_of<Format>(count, std::make_integer_sequence<int, Format::MAX_ROWS>());
+        product(tile + first, rows, panel, K, out + first * PANEL);
     }
 }
 

@@ -1,4 +1,4 @@
-// Product blocks in float32 and bfloat16: a few rows times COLUMNS columns of a panel. Included by gemm/gemm.cpp only.
+// Product blocks in float32 and bfloat16: a few rows times some columns of a panel. Included by gemm/gemm.cpp only.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -7,21 +7,34 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Columns computed in one pass over k.
+// Columns computed in one pass over k, and rows for which one pass computes all columns.
 constexpr int COLUMNS = 2 * LANES;
-constexpr int PREFETCH_WORDS = 1024;  // 4 KB ahead: with few rows the panel comes from memory
+constexpr int MAX_ROWS_IN_ONE_PASS = LANES == 8 ? 2 : 0;
+
+// With few rows the panel comes from memory: fetch what the loop reads some kilobytes later. The first pass fetches for
+// all.
+template <int VECTORS>
+inline void prefetch_panel(const uint32_t* w, int column) {
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES == 8 ? 2048 : 1024, LINE = 16;  // words
+    if (column) return;
+#pragma GCC unroll 2
+    for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
+}
 
 struct Float32 {
     static constexpr int FORMAT = FLOAT32;
 
-    template <int ROWS>
-    static inline void add(Vec (&sums)[ROWS][2], const uint32_t* x, const uint32_t* w) {
-        const Vec w0 = from_bits(load_words(w)), w1 = from_bits(load_words(w + LANES));
+    template <int ROWS, int VECTORS>
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; part += 2) {
+            const Vec w0 = from_bits(load_words(w + part * LANES)), w1 = from_bits(load_words(w + (part + 1) * LANES));
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Vec row = from_bits(broadcast_word(x[m]));
-            sums[m][0] = fma(row, w0, sums[m][0]);
-            sums[m][1] = fma(row, w1, sums[m][1]);
+            for (int m = 0; m < ROWS; ++m) {
+                const Vec row = from_bits(broadcast_word(x[m]));
+                sums[m][part] = fma(row, w0, sums[m][part]);
+                sums[m][part + 1] = fma(row, w1, sums[m][part + 1]);
+            }
         }
     }
 };
@@ -41,50 +54,57 @@ struct Bfloat16 {
         }
     }
 #else
-    template <int ROWS>
-    static inline void add(Vec (&sums)[ROWS][2], const uint32_t* x, const uint32_t* w) {
-        const Words units0 = load_words(w), units1 = load_words(w + LANES);
-        const Vec even0 = from_bits(units0 << 16), even1 = from_bits(units1 << 16);
+    template <int ROWS, int VECTORS>
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; part += 2) {
+            const Words units0 = load_words(w + part * LANES), units1 = load_words(w + (part + 1) * LANES);
+            const Vec even0 = from_bits(units0 << 16), even1 = from_bits(units1 << 16);
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Vec row = from_bits(broadcast_word(x[m] << 16));
-            sums[m][0] = fma(row, even0, sums[m][0]);
-            sums[m][1] = fma(row, even1, sums[m][1]);
-        }
-        const Vec odd0 = from_bits(units0 & 0xffff0000u), odd1 = from_bits(units1 & 0xffff0000u);
+            for (int m = 0; m < ROWS; ++m) {
+                const Vec row = from_bits(broadcast_word(x[m] << 16));
+                sums[m][part] = fma(row, even0, sums[m][part]);
+                sums[m][part + 1] = fma(row, even1, sums[m][part + 1]);
+            }
+            const Vec odd0 = from_bits(units0 & 0xffff0000u), odd1 = from_bits(units1 & 0xffff0000u);
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Vec row = from_bits(broadcast_word(x[m] & 0xffff0000u));
-            sums[m][0] = fma(row, odd0, sums[m][0]);
-            sums[m][1] = fma(row, odd1, sums[m][1]);
+            for (int m = 0; m < ROWS; ++m) {
+                const Vec row = from_bits(broadcast_word(x[m] & 0xffff0000u));
+                sums[m][part] = fma(row, odd0, sums[m][part]);
+                sums[m][part + 1] = fma(row, odd1, sums[m][part + 1]);
+            }
         }
     }
 #endif
 };
+
+// Store sums[ROWS][VECTORS] to out[ROWS][PANEL], from a column on.
+template <int ROWS, int VECTORS>
+inline void store_sums(float* out, int column, const Vec (&sums)[ROWS][VECTORS]) {
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, sums[m][part]);
+}
 
 template <class Unit>
 struct FloatBlock {
     // As many accumulators as fit into registers beside two vectors of the panel and one of x.
     static constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;
 
-    // Compute out[ROWS][COLUMNS of PANEL]. x advances `stride` words per k; panel and out start at the first column.
-    template <int ROWS>
+    // Compute out[ROWS][VECTORS * LANES of PANEL] from a column on. x advances `stride` words per k; panel and out
+    // start at the first column.
+    template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = depth_of(Unit::FORMAT, K);
-        const uint32_t* w = panel + column;
-        Vec sums[ROWS][2] = {};
+        Vec sums[ROWS][VECTORS] = {};
         for (int64_t k = 0; k < depth; ++k) {
-            __builtin_prefetch(w + PREFETCH_WORDS);
-            if constexpr (LANES == 16) __builtin_prefetch(w + PREFETCH_WORDS + LANES);
-            Unit::add(sums, x, w);
+            prefetch_panel<VECTORS>(panel, column);
+            Unit::add(sums, x, panel + column);
             x += stride;
-            w += PANEL;
+            panel += PANEL;
         }
-#pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            store(out + m * PANEL + column, sums[m][0]);
-            store(out + m * PANEL + column + LANES, sums[m][1]);
-        }
+        store_sums(out, column, sums);
     }
 };
 

@@ -10,9 +10,9 @@ namespace SMOE_ISA {
 struct GroupSum {
     Words sum;
 
-#if defined(__AVX512VNNI__)
+#if SMOE_VNNI
     static inline GroupSum zero() { return {Words{}}; }
-    inline void add(Words x, Words w) { sum = (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+    inline void add(Words x, Words w) { sum = dot_bytes(sum, w, x); }
     inline Words total() const { return sum; }
 #elif defined(__AVX512BW__) || defined(__AVX2__)
     // 16-bit sums suffice: the 16 products of a group per lane stay below 16 * 15 * 127 = 30,480.
@@ -38,58 +38,67 @@ struct GroupSum {
 struct Int4Block {
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
 
-    template <int ROWS>
+    template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
-        Vec totals[ROWS][2] = {};
+        Vec totals[ROWS][VECTORS] = {};
         for (int64_t group = ceil_div(K, GROUP); group; --group) {
             add_group(totals, x, stride, panel, column);
             x += INT4_ROW_WORDS * stride;
             panel += INT4_PANEL_WORDS;
         }
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Vec scale = broadcast(float_of(x[m]));
-            store(out + m * PANEL + column, totals[m][0] * scale);
-            store(out + m * PANEL + column + LANES, totals[m][1] * scale);
-        }
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part) totals[m][part] *= broadcast(float_of(x[m]));
+        store_sums(out, column, totals);
     }
 
   private:
-    template <int ROWS>
-    static inline void add_group(Vec (&totals)[ROWS][2], const uint32_t* x, int stride, const uint32_t* panel,
+    template <int ROWS, int VECTORS>
+    static inline void add_group(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* panel,
                                  int column) {
-        GroupSum sums[ROWS][2];
+        GroupSum sums[ROWS][VECTORS];
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) sums[m][0] = sums[m][1] = GroupSum::zero();
-        const auto* scales = reinterpret_cast<const uint16_t*>(panel) + column;
-        const uint32_t *w = panel + PANEL / 2 + column, *units = x + stride;
-        __builtin_prefetch(panel + PREFETCH_WORDS);
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part) sums[m][part] = GroupSum::zero();
+        const uint32_t *w = panel + PANEL / 2, *units = x + stride;
+        prefetch_panel<VECTORS>(panel, column);
 #pragma GCC unroll 4
         for (int pair = 0; pair < GROUP / 8; ++pair) {
-            __builtin_prefetch(w + PREFETCH_WORDS);
-            if constexpr (LANES == 16) __builtin_prefetch(w + PREFETCH_WORDS + LANES);
-            const Words w0 = load_words(w), w1 = load_words(w + LANES);
-            add_unit(sums, units, w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu);
-            add_unit(sums, units + stride, w0 >> 4 & 0x0f0f0f0fu, w1 >> 4 & 0x0f0f0f0fu);
+            prefetch_panel<VECTORS>(w, column);
+            add_pair(sums, units, stride, w + column);
             units += 2 * stride;
             w += PANEL;
         }
-        const Vec scale0 = load(scales), scale1 = load(scales + LANES);
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel) + column;
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) {
+            const Vec scale = load(scales + part * LANES);
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Words start = broadcast_word(x[m]);
-            totals[m][0] = fma(to_float(sums[m][0].total() + start), scale0, totals[m][0]);
-            totals[m][1] = fma(to_float(sums[m][1].total() + start), scale1, totals[m][1]);
+            for (int m = 0; m < ROWS; ++m)
+                totals[m][part] = fma(to_float(sums[m][part].total() + broadcast_word(x[m])), scale, totals[m][part]);
         }
     }
 
-    template <int ROWS>
-    static inline void add_unit(GroupSum (&sums)[ROWS][2], const uint32_t* x, Words w0, Words w1) {
+    // Add the products of two units: the low and the high half bytes of w.
+    template <int ROWS, int VECTORS>
+    static inline void add_pair(GroupSum (&sums)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* w) {
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; part += 2) {
+            const Words w0 = load_words(w + part * LANES), w1 = load_words(w + (part + 1) * LANES);
+            add_unit(sums, part, x, w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu);
+            add_unit(sums, part, x + stride, w0 >> 4 & 0x0f0f0f0fu, w1 >> 4 & 0x0f0f0f0fu);
+        }
+    }
+
+    template <int ROWS, int VECTORS>
+    static inline void add_unit(GroupSum (&sums)[ROWS][VECTORS], int part, const uint32_t* x, Words w0, Words w1) {
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m) {
             const Words row = broadcast_word(x[m]);
-            sums[m][0].add(row, w0);
-            sums[m][1].add(row, w1);
+            sums[m][part].add(row, w0);
+            sums[m][part + 1].add(row, w1);
         }
     }
 };

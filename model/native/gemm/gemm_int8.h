@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm/gemm_float.h"
+#include "simd/vnni.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -11,13 +12,11 @@ inline Vec to_float(Words sums) { return __builtin_convertvector((Ints)sums, Vec
 // Dot product of four bytes of x with the four bytes of each lane of w, stored as q + 128. Without VNNI no instruction
 // multiplies full-range bytes without saturation, so there the operand is q or its magnitude.
 struct Int8Unit {
-#if defined(__AVX512VNNI__)
+#if SMOE_VNNI
     static constexpr bool IS_BIASED = true;
 
     static inline Words prepare(Words w) { return w; }
-    static inline Words add(Words sums, Words x, Words w) {
-        return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
-    }
+    static inline Words add(Words sums, Words x, Words w) { return dot_bytes(sums, w, x); }
 #elif defined(__AVX512BW__)
     static constexpr bool IS_BIASED = false;
 
@@ -51,35 +50,46 @@ struct Int8Unit {
 };
 
 struct Int8Block {
-    static constexpr int MAX_ROWS = LANES == 16 ? 12 : 4;
+    static constexpr int MAX_ROWS = LANES == 16 ? 12 : SMOE_VNNI ? 6 : 4;
 
-    template <int ROWS>
+    template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = ceil_div(K, 4);
-        const uint32_t* w = panel + column;
         const uint32_t* starts = x;
-        Words sums[ROWS][2] = {};
+        Words sums[ROWS][VECTORS] = {};
         for (int64_t k = 0; k < depth; ++k) {
             x += stride;
-            __builtin_prefetch(w + PREFETCH_WORDS);
-            if constexpr (LANES == 16) __builtin_prefetch(w + PREFETCH_WORDS + LANES);
-            const Words w0 = Int8Unit::prepare(load_words(w)), w1 = Int8Unit::prepare(load_words(w + LANES));
+            prefetch_panel<VECTORS>(panel, column);
+            add_unit(sums, x, panel + column);
+            panel += PANEL;
+        }
+        x += stride;
+        Vec products[ROWS][VECTORS];
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) {
+            const Vec scale = from_bits(load_words(panel + column + part * LANES));
+#pragma GCC unroll 12
+            for (int m = 0; m < ROWS; ++m) {
+                const Words start = broadcast_word(Int8Unit::IS_BIASED ? starts[m] : 0);
+                products[m][part] = to_float(sums[m][part] + start) * scale * broadcast(float_of(x[m]));
+            }
+        }
+        store_sums(out, column, products);
+    }
+
+  private:
+    template <int ROWS, int VECTORS>
+    static inline void add_unit(Words (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; part += 2) {
+            const Words w0 = Int8Unit::prepare(load_words(w + part * LANES));
+            const Words w1 = Int8Unit::prepare(load_words(w + (part + 1) * LANES));
 #pragma GCC unroll 12
             for (int m = 0; m < ROWS; ++m) {
                 const Words row = broadcast_word(x[m]);
-                sums[m][0] = Int8Unit::add(sums[m][0], row, w0);
-                sums[m][1] = Int8Unit::add(sums[m][1], row, w1);
+                sums[m][part] = Int8Unit::add(sums[m][part], row, w0);
+                sums[m][part + 1] = Int8Unit::add(sums[m][part + 1], row, w1);
             }
-            w += PANEL;
-        }
-        x += stride;
-        const Vec scale0 = from_bits(load_words(w)), scale1 = from_bits(load_words(w + LANES));
-#pragma GCC unroll 12
-        for (int m = 0; m < ROWS; ++m) {
-            const Words start = broadcast_word(Int8Unit::IS_BIASED ? starts[m] : 0);
-            const Vec scale = broadcast(float_of(x[m]));
-            store(out + m * PANEL + column, to_float(sums[m][0] + start) * scale0 * scale);
-            store(out + m * PANEL + column + LANES, to_float(sums[m][1] + start) * scale1 * scale);
         }
     }
 };

@@ -7,6 +7,7 @@
 #include "gemm/amx_tiles.h"
 #include "runtime/thread_pool.h"
 #include "simd/vec.h"
+#include "simd/vnni.h"
 
 #if SMOE_X86
 #define SMOE_REGISTER(value) "+x"(value)
@@ -99,13 +100,11 @@ using Bfloat16 = InVectors<Bfloat16Step>;
 using Bfloat16 = Float32;  // these instruction sets widen bfloat16 and multiply float32
 #endif
 
-#if defined(__AVX512VNNI__)
+#if SMOE_VNNI
 struct Int8Step {
     using Register = Words;
     static constexpr int WIDTH = 4 * LANES;
-    static Register add(Register a, Register acc) {
-        return (Words)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)a);
-    }
+    static Register add(Register a, Register acc) { return dot_bytes(acc, a, a); }
 };
 using Int8 = InVectors<Int8Step>;
 #endif
@@ -136,7 +135,7 @@ uint32_t read_all(Pool& pool, const void* buffer, int64_t num_bytes) {
 int64_t peak_operations(Pool& pool, int arithmetic, int64_t rounds) {
     if (arithmetic == MULTIPLY_FLOAT32) return multiply_on_all<Float32>(pool, rounds);
     if (arithmetic == MULTIPLY_BFLOAT16) return multiply_on_all<Bfloat16>(pool, rounds);
-#if defined(__AVX512VNNI__)
+#if SMOE_VNNI
     if (arithmetic == MULTIPLY_INT8) return multiply_on_all<Int8>(pool, rounds);
 #endif
     return 0;

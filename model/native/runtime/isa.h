@@ -16,7 +16,13 @@
     namespace avx2 {       \
     __VA_ARGS__;           \
     }                      \
+    namespace avxvnni {    \
+    __VA_ARGS__;           \
+    }                      \
     namespace avx512 {     \
+    __VA_ARGS__;           \
+    }                      \
+    namespace avx512vnni { \
     __VA_ARGS__;           \
     }                      \
     namespace avx512bf16 { \
@@ -29,7 +35,9 @@
 #define SMOE_CALL(isa, ...)                                  \
     ((isa) == ::smoe::AMX          ? amx::__VA_ARGS__        \
      : (isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
+     : (isa) == ::smoe::AVX512VNNI ? avx512vnni::__VA_ARGS__ \
      : (isa) == ::smoe::AVX512     ? avx512::__VA_ARGS__     \
+     : (isa) == ::smoe::AVXVNNI    ? avxvnni::__VA_ARGS__    \
      : (isa) == ::smoe::AVX2       ? avx2::__VA_ARGS__       \
                                    : portable::__VA_ARGS__)
 #else
@@ -42,7 +50,8 @@
 
 namespace smoe {
 
-enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
+// In order of preference: the last that is available is the fastest.
+enum Isa { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, AVX512VNNI = 4, AVX512BF16 = 5, AMX = 6 };
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: KV caches and weights; INT4: weights
 
 // True if the library contains the kernels and both the CPU and the operating system support them.

@@ -11,9 +11,10 @@ from pathlib import Path
 from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # the index is the library's code of an instruction set
+# The index is the library's code of an instruction set. The last that is available is the fastest.
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx")
 
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)

@@ -1,6 +1,6 @@
 """Log probabilities in two formats: parallel arrays for completions, and a list of entries for chat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypedDict
 
 import msgspec
@@ -14,8 +14,9 @@ MIN_LOGPROB = -9999.0  # JSON has no -Infinity
 class TokenTexts(Protocol):
     """Texts and bytes of tokens: server.tokenizer.tokenizer.Tokenizer."""
 
-    def token_text(self, token_id: int) -> str: ...
     def token_bytes(self, token_id: int) -> bytes: ...
+    def shown_texts(self, token_ids: Iterable[int]) -> list[str]: ...
+    def byte_values(self, token_ids: Iterable[int]) -> list[list[int]]: ...
 
 
 class CompletionLogprobs(TypedDict):
@@ -54,7 +55,7 @@ def completion_logprobs(positions: Sequence[Position], texts: TokenTexts, num_to
     """
     entries = [position.logprobs and _with_top(position.logprobs, num_top) for position in positions]
     return {
-        "tokens": [texts.token_text(position.token_id) for position in positions],
+        "tokens": texts.shown_texts(position.token_id for position in positions),
         "token_logprobs": [finite(entry.logprob) if entry else None for entry in entries],
         "top_logprobs": [_by_text(entry, texts) if entry else None for entry in entries],
         "text_offset": [position.text_offset for position in positions],
@@ -83,10 +84,14 @@ def _by_text(entry: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
 
     If two tokens have the same text, the likelier one counts.
     """
-    by_text: dict[str, float] = {}
-    for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
-        by_text.setdefault(texts.token_text(token_id), finite(logprob))
-    by_text.setdefault(texts.token_text(entry.token_id), finite(entry.logprob))
+    *names, own = texts.shown_texts((*entry.top_ids, entry.token_id))
+    logprobs = _finite(entry.top_logprobs)
+    by_text = dict(zip(names, logprobs, strict=True))
+    if len(by_text) < len(names):
+        by_text = {}
+        for name, logprob in zip(names, logprobs, strict=True):
+            by_text.setdefault(name, logprob)
+    by_text.setdefault(own, finite(entry.logprob))
     return by_text
 
 
@@ -96,9 +101,12 @@ def _chat_entry(position: Position, entry: TokenLogprobs, texts: TokenTexts) -> 
         "logprob": finite(entry.logprob),
         "bytes": list(_shown_bytes(position.text, texts.token_bytes(entry.token_id))),
     }
-    top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-    others = [token if i == entry.token_id else _candidate(i, logprob, texts) for i, logprob in top]
-    return {**token, "top_logprobs": [{**other} for other in others]}
+    ids = entry.top_ids
+    top = zip(texts.shown_texts(ids), _finite(entry.top_logprobs), texts.byte_values(ids), strict=True)
+    others: list[TopLogprob] = [{"token": text, "logprob": logprob, "bytes": values} for text, logprob, values in top]
+    if entry.token_id in ids:
+        others[ids.index(entry.token_id)] = token
+    return {**token, "top_logprobs": others}
 
 
 def _shown_bytes(text: str, token: bytes) -> bytes:
@@ -117,12 +125,8 @@ def _is_whole(token: bytes) -> bool:
     return True
 
 
-def _candidate(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
-    return {
-        "token": texts.token_text(token_id),
-        "logprob": finite(logprob),
-        "bytes": list(texts.token_bytes(token_id)),
-    }
+def _finite(logprobs: list[float]) -> list[float]:
+    return logprobs if not logprobs or min(logprobs) >= MIN_LOGPROB else list(map(finite, logprobs))
 
 
 def finite(logprob: float) -> float:

@@ -40,7 +40,8 @@ def _by_id(entry: TokenLogprobs, num_top: int, texts: TokenTexts) -> dict[str, P
     candidates = list(zip(entry.top_ids, entry.top_logprobs, range(1, len(entry.top_ids) + 1), strict=True))
     own = next((rank for token_id, _, rank in candidates if token_id == entry.token_id), None)
     chosen = [*candidates[:num_top], (entry.token_id, entry.logprob, own)]
+    names = texts.shown_texts(token_id for token_id, _, _ in chosen)
     return {
-        str(token_id): {"logprob": finite(logprob), "rank": rank, "decoded_token": texts.token_text(token_id)}
-        for token_id, logprob, rank in chosen
+        str(token_id): {"logprob": finite(logprob), "rank": rank, "decoded_token": name}
+        for (token_id, logprob, rank), name in zip(chosen, names, strict=True)
     }

@@ -22,7 +22,10 @@ from server.http.sliced_response import SlicedResponse
 from server.http.sse import KEEP_ALIVE_S, EventStream
 from server.schemas import GenerationRequest, StreamOptions
 
+INLINE_VALUES = 64  # log probabilities that a stream renders without a turn: about 20 us
 VALUES_OF_A_CHOICE = 64  # a choice takes as long to render as this many log probabilities
+
+Chunk = tuple[Mapping[str, object], Mapping[str, object]]  # a choice, and the fields outside `choices`
 
 
 class ReplyFormat(Protocol):
@@ -32,7 +35,7 @@ class ReplyFormat(Protocol):
     full_object: str  # value of `object` in a full reply
     text_only_stream: bool  # a delta with only text makes one chunk, and such chunks differ only in the text
 
-    def chunks(self, delta: Delta) -> list[tuple[Mapping[str, object], Mapping[str, object]]]:
+    def chunks(self, delta: Delta) -> list[Chunk]:
         """Return the chunks of a delta: of each its choice, and its fields outside `choices`."""
         ...
 
@@ -169,8 +172,7 @@ async def _stream(
             if usage_per_chunk:
                 before, more = ({"usage": generation.usage(number)} for number in (num_before, None))
                 num_before = generation.num_completion
-            await _render_logprobs(deltas, reply_format, generation)
-            chunks = [chunk for delta in deltas for chunk in reply_format.chunks(delta)]
+            chunks = await chunks_in_turns(deltas, reply_format, generation)
             if chunks or not deltas:
                 yield [
                     envelope.chunk([choice], {**extra, **(before if _has_role(choice) else more)})
@@ -184,6 +186,22 @@ def _has_role(choice: Mapping[str, object]) -> bool:
     """Return whether this is the chunk of a chat that comes before the first token, and so does not count it."""
     delta = choice.get("delta")
     return isinstance(delta, Mapping) and "role" in delta
+
+
+async def chunks_in_turns(deltas: Sequence[Delta], reply_format: ReplyFormat, generation: Generation) -> list[Chunk]:
+    """Return the chunks of deltas. Many log probabilities are rendered in turns of the event loop, so that the streams
+    of one tenant do not render those of a step all at once."""
+    takes_turns = sum(num_logprob_values(delta.positions) for delta in deltas) > INLINE_VALUES
+    chunks: list[Chunk] = []
+    num_values = VALUES_PER_TURN  # rendered since the last turn
+    for delta in deltas:
+        if takes_turns and num_values >= VALUES_PER_TURN:
+            await generation.next_turn()
+            num_values = 0
+        await _render_logprobs([delta], reply_format, generation)
+        chunks += reply_format.chunks(delta)
+        num_values += num_logprob_values(delta.positions)
+    return chunks
 
 
 async def _render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:

@@ -137,6 +137,18 @@ EXPERTS = an_object(since={"type": "number"}, layers=an_array(an_object(layer=IN
 HEALTH = an_object(status=STRING)
 VERSION = an_object(version=STRING)
 LOAD = an_object(server_load=INTEGER, running=INTEGER, waiting=INTEGER)
+NUMBERS = an_array({"type": ["number", "null"]})
+RECENT_LOAD = an_object(
+    interval_s=INTEGER,
+    prompt_tokens_per_s=NUMBERS,
+    generated_tokens_per_s=NUMBERS,
+    running=NUMBERS,
+    waiting=NUMBERS,
+    kv_usage=NUMBERS,
+    step_ms=NUMBERS,
+    ttft_p50_ms=NUMBERS,
+    ttft_p99_ms=NUMBERS,
+)
 ERROR = an_object(
     error=an_object(message=STRING, type=STRING, param=NULLABLE_STRING, code=NULLABLE_STRING),
 )

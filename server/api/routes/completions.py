@@ -41,7 +41,7 @@ async def completions(http: HttpRequest) -> Response:
     arrival_s = time.monotonic()
     await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, CompletionRequest)
-    builder = JobBuilder.from_request(http, request, arrival_s)
+    builder = await JobBuilder.from_request(http, request, arrival_s)
     await builder.check_queue(len(request.prompt))
     prompts = await _prompts(request, builder)
     generation = await Generation.prepare(builder, prompts, http.state.record)

@@ -13,6 +13,7 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.errors import anthropic_error
+from server.generation.jobs import CHECKED_BYTES_PER_CHAR
 from server.generation.prompt import check_prompt_chars
 from server.generation.state import state_of, tenant_of
 from server.http.sse import EventFormat, named_event
@@ -74,6 +75,11 @@ async def count_tokens(http: HttpRequest) -> Response:
     chat = await to_chat_request(http, request, RENAMED)
     state.served_name(request.model)
     ready, texts = state.serving()
-    check_prompt_chars(texts, ready, chat.contents, "messages")
-    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant_of(http))
+    tenant = tenant_of(http)
+    await state.heavy_work.run(
+        lambda: check_prompt_chars(texts, ready, chat.contents, "messages"),
+        size=len(await http.body()) // CHECKED_BYTES_PER_CHAR,
+        tenant=tenant,
+    )
+    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant)
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

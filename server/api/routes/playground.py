@@ -40,7 +40,7 @@ async def page(http: HttpRequest) -> Response:
 
 
 @router.api_route(
-    PREFIX + "{name}",
+    PREFIX + "{name:path}",
     methods=READ,
     **describe(
         "Return a file of the playground.",

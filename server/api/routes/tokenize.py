@@ -11,8 +11,9 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import WITH_BODY, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
-from server.errors import ApiError
+from server.generation.jobs import CHECKED_BYTES_PER_CHAR
 from server.generation.prompt import check_prompt_chars
+from server.generation.sampling_params import check_ids
 from server.generation.state import ServerState, state_of, tenant_of
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tokenizer.detokenizer import Detokenizer
@@ -38,18 +39,25 @@ async def tokenize(http: HttpRequest) -> Response:
     request, headers = await read_request(http, TokenizeRequest)
     state.served_name(request.model)
     ready, texts = state.serving()
-    tokens, repair_headers = await _tokens(request, state, tenant_of(http))
+    tokens, repair_headers = await _tokens(request, state, tenant_of(http), len(await http.body()))
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
     if request.return_token_strs:
         body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
     return JSONResponse(body, headers=headers | repair_headers)
 
 
-async def _tokens(request: TokenizeRequest, state: ServerState, tenant: int) -> tuple[list[int], dict[str, str]]:
+async def _tokens(
+    request: TokenizeRequest, state: ServerState, tenant: int, num_bytes: int
+) -> tuple[list[int], dict[str, str]]:
+    """Return the token ids, and the headers that name repairs. `num_bytes`: of the request's body."""
     ready, texts = state.serving()
     conversation = request.conversation
     if conversation is not None:
-        check_prompt_chars(texts, ready, conversation.contents, "messages")
+        await state.heavy_work.run(
+            lambda: check_prompt_chars(texts, ready, conversation.contents, "messages"),
+            size=num_bytes // CHECKED_BYTES_PER_CHAR,
+            tenant=tenant,
+        )
         return await render_prompt(conversation, state, texts, auto_tool_use(conversation.tools), tenant)
     prompt = request.prompt or ""
     check_prompt_chars(texts, ready, [prompt], "prompt")
@@ -67,14 +75,13 @@ async def detokenize(http: HttpRequest) -> Response:
     request, headers = await read_request(http, DetokenizeRequest)
     state.served_name(request.model)
     ready, texts = state.serving()
-    if any(token_id >= ready.vocab_size for token_id in request.tokens):
-        message = f"'tokens' has an id outside the vocabulary of {ready.vocab_size}."
-        raise ApiError(message, param="tokens", code="integer_above_max_value")
     decoder = Detokenizer(texts.tokenizer, request.skip_special_tokens)
     pieces: list[str] = []
     for first in range(0, len(request.tokens), IDS_PER_TURN):
         await state.turns.next(tenant_of(http))
-        pieces.append(decoder.push(request.tokens[first : first + IDS_PER_TURN]))
+        token_ids = request.tokens[first : first + IDS_PER_TURN]
+        check_ids(token_ids, ready.vocab_size, "tokens")
+        pieces.append(decoder.push(token_ids))
     return JSONResponse({"prompt": "".join([*pieces, decoder.finish()])}, headers=headers)
 
 

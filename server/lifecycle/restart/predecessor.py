@@ -3,7 +3,7 @@
 import os
 import socket
 
-from server.settings.sources import READY_NAME, inherited_descriptors
+from server.settings.sources import FIRST_PROCESS_NAME, READY_NAME, inherited_descriptors
 
 
 class Inheritance:
@@ -14,6 +14,7 @@ class Inheritance:
         fds = inherited_descriptors()
         self._ready_fd = fds.pop(READY_NAME, None)
         self.has_predecessor = self._ready_fd is not None
+        self.first_process_fd = fds.pop(FIRST_PROCESS_NAME, None)  # becomes readable when the first process ends
         self.listener = self._take_listener(list(fds.values()))
 
     def report_ready(self) -> bool:

@@ -1,5 +1,6 @@
 """React to SIGHUP: start a new process, and hand over to it when it is ready."""
 
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,14 +21,17 @@ class Reload:
         report: StartupReport,
         *,
         timeout_s: float,
+        first_process_fd: int | None,
         hand_over: Callable[[], Awaitable[None]],
         on_hangup: Callable[[signal.Signals], None],
     ) -> None:
-        """`hand_over` is called once, when a new process accepts connections; `on_hangup` when the terminal is gone."""
+        """`first_process_fd`: None: this process is the first. `hand_over` is called once, when a new process accepts
+        connections; `on_hangup` when the terminal is gone."""
         self.is_handed_over = False
         self._listener = listener
         self._report = report
         self._timeout_s = timeout_s
+        self._first_process_fd = first_process_fd
         self._hand_over = hand_over
         self._on_hangup = on_hangup
         self._terminal = ControllingTerminal()
@@ -57,7 +61,9 @@ class Reload:
 
     async def _replace(self) -> None:
         try:
-            successor = self._successor = Successor(self._listener)
+            if self._first_process_fd is None:
+                self._first_process_fd = own_process_fd()
+            successor = self._successor = Successor(self._listener, self._first_process_fd)
         except OSError as error:
             self._report.line(f"SIGHUP: no new process can be started: {error.strerror}")
             return
@@ -70,3 +76,11 @@ class Reload:
         else:
             self._report.line("SIGHUP: the new process did not become ready; this one goes on")
             self._successor = None
+
+
+def own_process_fd() -> int | None:
+    """Return a descriptor that becomes readable when this process ends; None where the system has none (Linux 5.3)."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError:
+        return None

@@ -1,7 +1,8 @@
 """Start a new process of this server, which inherits its listening socket.
 
 The protocol is systemd's for sockets (sd_listen_fds(3)): descriptors from 3 on, LISTEN_PID, LISTEN_FDS and
-LISTEN_FDNAMES. The second descriptor is a pipe on which the new process reports that it is ready.
+LISTEN_FDNAMES. The second descriptor is a pipe on which the new process reports that it is ready, the third one refers
+to the first process (pidfd_open(2)).
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import socket
 import sys
 
 from server.http.read_limiter import resolve
-from server.settings.sources import FIRST_INHERITED_FD, READY_NAME, successor_environment
+from server.settings.sources import FIRST_INHERITED_FD, FIRST_PROCESS_NAME, READY_NAME, successor_environment
 
 LISTENER_NAME = "http"
 SHELL = "/bin/sh"
@@ -24,22 +25,24 @@ FREE_FD = 10  # above the inherited descriptors, so that none is overwritten
 class Successor:
     """A new process that loads, and takes over when it is ready."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        """Start the command line of this process again. Raises OSError."""
+    def __init__(self, listener: socket.socket, first_process_fd: int | None) -> None:
+        """Start the command line of this process again. `first_process_fd`: of the first process; None: the system has
+        no such descriptors. Raises OSError."""
         ready_end, theirs = os.pipe()
-        fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE_FD) for fd in (listener.fileno(), theirs)]
+        given = {LISTENER_NAME: listener.fileno(), READY_NAME: theirs, FIRST_PROCESS_NAME: first_process_fd}
+        fds = {name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE_FD) for name, fd in given.items() if fd is not None}
         try:
             self.pid = os.posix_spawn(
                 SHELL,
                 [SHELL, "-c", RUN, "sh", sys.executable, *sys.orig_argv[1:]],
-                successor_environment((LISTENER_NAME, READY_NAME)),
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED_FD + i) for i, fd in enumerate(fds)],
+                successor_environment(tuple(fds)),
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED_FD + i) for i, fd in enumerate(fds.values())],
             )
         except OSError:
             os.close(ready_end)
             raise
         finally:
-            for fd in (theirs, *fds):
+            for fd in (theirs, *fds.values()):
                 os.close(fd)
         self._ready_end = ready_end
         self._has_exited = False

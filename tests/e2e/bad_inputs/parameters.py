@@ -163,6 +163,19 @@ PARAMETER_ROWS: dict[str, Row] = {
             *each("cache_salt", ["Zebra" * 103], TOO_LONG),
         ],
     ),
+    "prediction": Row(
+        (CHAT,),
+        [
+            *each("prediction", [5, "Zebra", []], TYPE),
+            ({"prediction": {"type": "Zebra", "content": "a"}}, VALUE, "prediction.type"),
+            ({"prediction": {"type": "content", "content": 5}}, TYPE, "prediction.content"),
+            (
+                {"prediction": {"type": "content", "content": [{"type": "text", "text": 5}]}},
+                TYPE,
+                "prediction.content[0].text",
+            ),
+        ],
+    ),
     "metadata": Row(
         (RESPONSES,),
         [

@@ -5,6 +5,7 @@ import torch
 
 from engine.execution.persistent_batch import PersistentBatch
 from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.step_plan import Chunk
 from engine.types import Request, SamplingParams
 from model.sampling_batch import FloatParam, IntParam
 
@@ -65,3 +66,15 @@ def test_a_row_has_its_requests_parameters() -> None:
     assert requests.int_params[row, IntParam.SEED] == -1, "seeds wrap into int64"
     assert requests.int_params[row, IntParam.NUM_PROMPT_TOKENS] == 2
     assert not requests.is_constrained[row]
+
+
+def test_a_draft_lies_behind_its_tokens_until_the_next_step_writes_the_accepted_ones() -> None:
+    requests, drafting, plain = batch(), running(1, [5, 6], [3]), running(2, [7], [4])
+    rows = requests.update([drafting, plain])
+    assert not requests.has_drafts
+    requests.write_drafts([Chunk(drafting, 1, 4, True, False, (8, 9, 10)), Chunk(plain, 0, 1, True, False)], rows)
+    assert requests.tokens[rows[0], :5].tolist() == [5, 6, 8, 9, 10] and requests.has_drafts
+    drafting.token_ids += [8, 11]  # one accepted token, and the one behind it
+    requests.write_drafts([Chunk(drafting, 3, 1, True, False), Chunk(plain, 0, 1, True, False)], rows)
+    assert requests.tokens[rows[0], :4].tolist() == [5, 6, 8, 11] and not requests.has_drafts
+    assert requests.tokens[rows[1], :2].tolist() == [7, 0]

@@ -52,7 +52,7 @@ def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sa
     positions = np.array([len(s.token_ids) - 1 for s in sequences])
     rows = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
     sampler = Sampler(ops, requests, (EOS,))
-    outcomes, _ = sampler.finish(sampler.launch(logits.contiguous(), rows))
+    outcomes, *_ = sampler.finish(sampler.launch(logits.contiguous(), rows))
     return [outcomes[s.request_id] for s in sequences]
 
 

@@ -28,8 +28,8 @@ class Inline:
             self.kept.pop(0)()
 
 
-def places(num_places: int, thread: Inline | None = None) -> ParserPlaces:
-    return ParserPlaces(num_places, thread or Inline())  # type: ignore[arg-type]
+def places(num_places: int, thread: Inline | None = None, num_tenants: int = 1) -> ParserPlaces:
+    return ParserPlaces(num_places, thread or Inline(), num_tenants)  # type: ignore[arg-type]
 
 
 def keep(place: Place) -> Place:
@@ -72,16 +72,50 @@ def test_cancelled_work_never_starts_and_takes_no_place() -> None:
     assert started.done() and other.done()
 
 
+def num_held(bounded: ParserPlaces, tenant: int, held: list[object]) -> int:
+    """Let the tenant take all places that it gets, and return their number."""
+    futures = [bounded.submit(tenant, keep) for _ in range(100)]
+    held += futures
+    return sum(future.done() for future in futures)
+
+
 @pytest.mark.parametrize(("num_places", "most"), [(16, 14), (8, 7), (3, 2), (2, 1), (1, 1)])
-def test_one_tenant_leaves_a_place_to_others_and_alone_has_all(num_places: int, most: int) -> None:
-    bounded = places(num_places)
-    alone = [bounded.submit(0, keep) for _ in range(num_places + 1)]
-    assert sum(future.done() for future in alone) == num_places
-    alone.clear()
-    other = bounded.submit(1, keep)
+def test_one_of_two_tenants_leaves_places_to_the_other_and_a_single_one_has_all(num_places: int, most: int) -> None:
+    held: list[object] = []
+    assert num_held(places(num_places), 0, held) == num_places
+    bounded = places(num_places, num_tenants=2)
+    assert [num_held(bounded, tenant, held) for tenant in (0, 1)] == [most, num_places - most]
+
+
+@pytest.mark.parametrize(
+    ("num_places", "num_tenants", "expected"),
+    [
+        (64, 3, [56, 7, 1]),
+        (64, 100, [33, *[1] * 31]),  # 32 of 100 tenants get one at once
+        (8, 3, [6, 1, 1]),
+        (5, 5, [3, 1, 1, 0, 0]),  # few places: three tenants get one at once, and one of them may have more
+        (3, 3, [1, 1, 1]),
+        (2, 3, [1, 1, 0]),
+        (1, 3, [1, 0, 0]),
+    ],
+)
+def test_a_place_is_kept_for_the_next_tenant_whatever_the_others_hold(
+    num_places: int, num_tenants: int, expected: list[int]
+) -> None:
+    held: list[object] = []
+    bounded = places(num_places, num_tenants=num_tenants)
+    assert [num_held(bounded, tenant, held) for tenant in range(len(expected))] == expected
+
+
+def test_a_place_that_is_kept_is_kept_again_when_its_tenant_has_ended() -> None:
+    bounded, held = places(5, num_tenants=3), []  # type: ignore[var-annotated]
+    assert num_held(bounded, 0, held) == 3
+    first = bounded.submit(1, keep)
+    assert first.done() and not bounded.submit(1, keep).done()
+    del first
     bounded.give_out()
-    many = [bounded.submit(0, keep) for _ in range(num_places + 1)]
-    assert other.done() and sum(future.done() for future in many) == min(most, num_places - 1)
+    assert not bounded.submit(0, keep).done()
+    assert bounded.submit(2, keep).done() and bounded.submit(1, keep).done()
 
 
 def test_a_free_place_goes_to_the_tenant_that_holds_the_fewest() -> None:

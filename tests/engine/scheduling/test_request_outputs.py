@@ -35,20 +35,20 @@ def _sequence(generated: list[int], max_generated: int = 10, **params: Any) -> S
 def test_a_sequence_ends_at_an_end_token_after_min_tokens_or_at_its_limit(
     generated: list[int], params: dict[str, Any], expected: tuple[FinishReason | None, int | None]
 ) -> None:
-    assert finish_reason(_sequence(generated, **params), generated[-1], frozenset({EOS})) == expected
+    assert finish_reason(_sequence(generated, **params), generated[-1], len(generated), frozenset({EOS})) == expected
 
 
 def test_prompt_logprobs_come_with_the_first_output_only() -> None:
     first, second = _sequence([OTHER], prompt_logprobs=True), _sequence([OTHER, OTHER], prompt_logprobs=True)
     for sequence in (first, second):
         sequence.prompt_logprobs = [SCORED]
-    assert progress_output(first, Sampled(OTHER, SCORED)).prompt_logprobs == [SCORED]
-    assert progress_output(second, Sampled(OTHER, SCORED)).prompt_logprobs is None
-    assert progress_output(second, Sampled(OTHER, SCORED)).logprobs == [SCORED]
+    assert progress_output(first, [Sampled(OTHER, SCORED)]).prompt_logprobs == [SCORED]
+    assert progress_output(second, [Sampled(OTHER, SCORED)]).prompt_logprobs is None
+    assert progress_output(second, [Sampled(OTHER, SCORED)]).logprobs == [SCORED]
 
 
 def test_a_last_output_has_its_reason_its_token_and_its_timing() -> None:
-    output = final_output(_sequence([EOS]), "stop", 5.0, sampled=Sampled(EOS), stop_token_id=EOS)
+    output = final_output(_sequence([EOS]), "stop", 5.0, sampled=[Sampled(EOS)], stop_token_id=EOS)
     assert (output.token_ids, output.finish_reason, output.stop_token_id) == ([EOS], "stop", EOS)
     assert output.timing is not None and (output.timing.arrival_s, output.timing.finished_s) == (1.0, 5.0)
 

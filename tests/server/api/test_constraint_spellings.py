@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from server.chat.template import ChatTemplate
+from server.errors import ApiError
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
+from server.schemas import ChatCompletionRequest, CompletionRequest, MessagesRequest, ResponsesRequest
+from server.schemas.validation import RequestModel, unknown_fields, validate
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_sandbox import InlineSandbox
 from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
@@ -162,3 +165,151 @@ async def test_an_alias_constrains_as_the_member_of_structured_outputs(
         for fields in ({alias: value}, {"structured_outputs": {member: value}}):
             assert (await client.post(path, json={**BASE[path], **fields})).status_code == 200
     assert engine.submitted[0].grammar == engine.submitted[1].grammar is not None
+
+
+MODELS: dict[str, type[RequestModel]] = {
+    COMPLETIONS: CompletionRequest,
+    CHAT: ChatCompletionRequest,
+    RESPONSES: ResponsesRequest,
+    MESSAGES: MessagesRequest,
+}
+# Limits, stops, bans and objects of options under the names of other APIs, each with a value that constrains.
+OTHER_NAMES: list[tuple[str, Any]] = [
+    *[("max_tokens", 3), ("max_completion_tokens", 3), ("max_output_tokens", 3), ("stop", ["x"])],  # OpenAI
+    *[("logit_bias", {"5": 1}), ("functions", [FUNCTION]), ("max_tool_calls", 1), ("parallel_tool_calls", False)],
+    *[("stop_sequences", ["x"]), ("max_tokens_to_sample", 3), ("disable_parallel_tool_use", True)],  # Anthropic
+    *[("min_tokens", 3), ("stop_token_ids", [5]), ("bad_words", ["x"]), ("allowed_token_ids", [5])],  # vLLM
+    *[("logits_processors", ["x"]), ("ignore_eos", True)],
+    *[("custom_logit_processor", "x"), ("sampling_params", {"json_schema": "{}"})],  # SGLang
+    *[("n_predict", 3), ("t_max_predict_ms", 9)],  # llama.cpp
+    *[("options", {"num_predict": 3}), ("options", {"top_k": 3, "stop": ["x"]}), ("num_predict", 3)],  # Ollama
+    *[("parameters", {"grammar": {"type": "json", "value": SCHEMA}}), ("max_new_tokens", 3)],  # TGI
+    *[("max_length", 30), ("min_length", 3), ("min_new_tokens", 3), ("bad_words_ids", [[5]])],  # transformers
+    *[("suppress_tokens", [5]), ("force_words_ids", [[5]]), ("stop_strings", ["x"]), ("max_time", 3.0)],
+    *[("begin_suppress_tokens", [5]), ("forced_bos_token_id", 5), ("generation_config", {"max_new_tokens": 3})],
+    *[("stop_sequence", ["x"]), ("banned_tokens", ["x"]), ("stop_words", ["x"])],  # KoboldCpp, TensorRT-LLM
+    *[("banned_strings", ["x"]), ("allowed_tokens", [5]), ("regex_pattern", "a"), ("grammar_string", GBNF)],  # TabbyAPI
+    *[("custom_token_bans", "5"), ("ban_eos_token", True), ("stopping_strings", ["x"])],  # text-generation-webui
+    *[("strict_tools", True), ("jsonschema", SCHEMA), ("max_gen_len", 3)],  # Cohere, Llama
+    *[("generationConfig", {"responseSchema": SCHEMA}), ("generationConfig", {"maxOutputTokens": 3})],  # Gemini
+    *[("toolConfig", {"functionCallingConfig": {"mode": "ANY"}}), ("inferenceConfig", {"maxTokens": 3})],  # Bedrock
+    *[("responseFormat", OPENAI), ("toolChoice", "required"), ("structuredOutputs", {"json": SCHEMA})],  # AI SDK
+    *[("output_schema", SCHEMA), ("structured_output", SCHEMA), ("schema", SCHEMA), ("text_format", SCHEMA)],
+    *[("extra_body", {"guided_json": SCHEMA}), ("extra_body", {"stop": ["x"]})],  # a client's argument, sent as a field
+]
+
+
+def camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
+
+
+def outcome(path: str, name: str, value: Any) -> str:
+    """Validate a body with a field; return "followed", "ignored" or the refused field."""
+    body = {**BASE[path], name: value}
+    try:
+        validate(MODELS[path], body)
+    except ApiError as error:
+        return error.param or "?"
+    return "ignored" if unknown_fields(MODELS[path], body) else "followed"
+
+
+@pytest.mark.parametrize("path", BASE)
+def test_no_endpoint_ignores_another_apis_constraint(path: str) -> None:
+    own = MODELS[path].model_fields
+    wrong = {}
+    for name, value in [*SPELLINGS, *OTHER_NAMES]:
+        if name == "text":  # an object of Responses, which constrains by one of its members
+            continue
+        for spelled in (name, camel_case(name), name.upper(), name.replace("_", "-")):
+            found = outcome(path, spelled, value)
+            if found != spelled and not (spelled in own and (found == "followed" or found.startswith(spelled))):
+                wrong[spelled] = found
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value", "hint"),
+    [
+        (CHAT, "max_new_tokens", 3, "Send 'max_tokens' instead."),
+        (CHAT, "stopSequences", ["x"], "Send 'stop' instead."),
+        (
+            COMPLETIONS,
+            "extra_body",
+            {"top_k": 3, "guided_json": SCHEMA},
+            "Send 'guided_json' at the top of the body instead.",
+        ),
+        (RESPONSES, "max_tokens", 3, "Send 'max_output_tokens' instead."),
+        (RESPONSES, "stop", ["x"], "This endpoint has no such constraint."),
+        (MESSAGES, "stop", ["x"], "Send 'stop_sequences' instead."),
+        (MESSAGES, "responseFormat", OPENAI, "Send 'output_config.format' instead."),
+    ],
+)
+def test_the_error_for_another_apis_name_says_what_to_send(path: str, name: str, value: Any, hint: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(MODELS[path], {**BASE[path], name: value})
+    assert caught.value.message == f"'{name}' is not supported here. {hint}"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (COMPLETIONS, {"max_tokens": 5, "max_completion_tokens": 5}),  # guidellm sends both
+        (CHAT, {"max_new_tokens": None, "n_predict": -1, "stop_sequences": [], "extra_body": {}}),
+        (CHAT, {"options": {"num_ctx": 4096}, "extra_body": {"top_k": 3}, "responseFormat": {"type": "text"}}),
+        (RESPONSES, {"stop": None, "logit_bias": {}, "min_tokens": 0, "tool_config": {}}),
+        (MESSAGES, {"max_output_tokens": 9, "parallel_tool_calls": True, "functions": []}),
+    ],
+)
+def test_values_that_ask_for_nothing_or_repeat_the_own_field_are_accepted(path: str, fields: dict[str, Any]) -> None:
+    validate(MODELS[path], {**BASE[path], **fields})
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        *[
+            (RESPONSES, {"text": {name: SCHEMA}}, f"text.{name}")
+            for name in ("json_schema", "schema", "response_format")
+        ],
+        *[(RESPONSES, {"text": {name: GBNF}}, f"text.{name}") for name in ("regex", "grammar")],
+        *[(MESSAGES, {"output_config": {name: SCHEMA}}, f"output_config.{name}") for name in ("schema", "jsonSchema")],
+        *[
+            (
+                CHAT,
+                {"tools": [{"type": "function", "function": {"name": "f", name: SCHEMA}}]},
+                f"tools[].function.{name}",
+            )
+            for name in ("input_schema", "inputSchema", "parametersJsonSchema")
+        ],
+        (RESPONSES, {"tools": [{"type": "function", "name": "f", "input_schema": SCHEMA}]}, "tools[].input_schema"),
+        (
+            CHAT,
+            {
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "f"}, "disable_parallel_tool_use": True},
+            },
+            "tool_choice.disable_parallel_tool_use",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_constraint_inside_an_object_under_another_apis_name_is_refused(
+    path: str, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(MODELS[path], {**BASE[path], **fields})
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (RESPONSES, {"text": {"verbosity": "low"}}),
+        (MESSAGES, {"output_config": {"effort": "high"}}),
+        (CHAT, {"tools": [{"type": "function", "function": {**FUNCTION, "output_schema": SCHEMA}}]}),
+        (RESPONSES, {"tools": [{"type": "function", **FUNCTION, "output_schema": SCHEMA, "input_schema": SCHEMA}]}),
+    ],
+)
+def test_members_that_constrain_nothing_are_accepted(path: str, fields: dict[str, Any]) -> None:
+    validate(MODELS[path], {**BASE[path], **fields})

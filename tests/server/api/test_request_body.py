@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from server.api import request_body
-from server.api.request_body import unknown_params
+from server.api.request_body import IGNORED_PARAMS_HEADER, unknown_params
+from server.errors import CONTEXT_LENGTH_EXCEEDED
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -17,7 +18,7 @@ from server.schemas import (
 )
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, RequestModel
 from server.strict_json import JsonValue, parse_object
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import MAX_MODEL_LEN, FakeEngine
 from tests.support.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -100,11 +101,43 @@ async def test_an_ignored_field_is_named_and_with_strict_params_rejected() -> No
     assert rejected.status_code == 400
 
 
+ADDED_BY_ROUTERS = {
+    "no_stop_trim": False,
+    "return_hidden_states": False,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "include_reasoning": None,
+}
+
+
+async def test_what_routers_add_to_a_body_passes_strict_params() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    state.strict_params = True
+    async with client_of(state) as client:
+        chat = await client.post("/v1/chat/completions", json={"messages": [HELLO], **ADDED_BY_ROUTERS})
+        completion = await client.post("/v1/completions", json={"prompt": "a", **ADDED_BY_ROUTERS})
+    assert (chat.status_code, completion.status_code) == (200, 200)
+    assert IGNORED_PARAMS_HEADER not in {**chat.headers, **completion.headers}
+
+
+@pytest.mark.parametrize("extra", [{"no_stop_trim": True}, {"return_hidden_states": True}, {"stream_reasoning": 0}])
+async def test_a_routers_field_that_asks_for_something_is_named_and_with_strict_params_rejected(
+    extra: dict[str, Any],
+) -> None:
+    state = state_around(FakeEngine(saying("a")))
+    async with client_of(state) as client:
+        accepted = await client.post("/v1/completions", json={"prompt": "a", **extra})
+        state.strict_params = True
+        rejected = await client.post("/v1/completions", json={"prompt": "a", **extra})
+    assert accepted.headers[IGNORED_PARAMS_HEADER] == next(iter(extra))
+    assert (rejected.status_code, rejected.json()["error"]["param"]) == (400, next(iter(extra)))
+
+
 @pytest.mark.parametrize(("num_ids", "in_thread"), [(1, False), (300_000, True)])
 async def test_a_large_body_is_parsed_in_a_thread(
     monkeypatch: pytest.MonkeyPatch, num_ids: int, in_thread: bool
 ) -> None:
-    """300,000 small integers fit a megabyte and take Python a quarter of a second."""
+    """300,000 small integers fit a megabyte."""
     parsers: list[threading.Thread] = []
 
     def recorded(body: bytes) -> dict[str, JsonValue]:
@@ -123,3 +156,49 @@ async def test_an_error_in_a_large_body_is_the_same_400() -> None:
     async with client_of(state_around(FakeEngine(saying("x")))) as client:
         reply = await client.post("/v1/completions", json={"model": MODEL, "prompt": "a", "stop": ["a"] * 200_000})
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "array_above_max_length")
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "more"),
+    [
+        ("/v1/chat/completions", "messages", {}),
+        ("/tokenize", "messages", {}),
+        ("/v1/messages", "messages", {"max_tokens": 1}),
+        ("/v1/responses", "input", {}),
+    ],
+)
+async def test_more_turns_than_the_context_has_tokens_are_refused_before_they_are_validated(
+    monkeypatch: pytest.MonkeyPatch, url: str, field: str, more: dict[str, Any]
+) -> None:
+    """To validate 10,000 turns and to render them takes ten times as long as to parse them."""
+    validated: list[int] = []
+
+    def noted(model: type[RequestModel], fields: dict[str, Any]) -> RequestModel:
+        validated.append(len(fields[field]))
+        return validate(model, fields)
+
+    monkeypatch.setattr(request_body, "validate", noted)
+    turns = [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(MAX_MODEL_LEN + 1)]
+    async with client_of(state_around(FakeEngine(saying("x")))) as client:
+        for num_turns in (MAX_MODEL_LEN + 1, MAX_MODEL_LEN - 1):
+            reply = await client.post(url, json={"model": MODEL, field: turns[:num_turns], **more})
+            error = reply.json()["error"] if reply.status_code != 200 else {}
+            if num_turns > MAX_MODEL_LEN:
+                assert reply.status_code == 400 and str(num_turns) in error["message"]
+                assert error.get("code", CONTEXT_LENGTH_EXCEEDED) == CONTEXT_LENGTH_EXCEEDED
+    assert validated[:1] == [MAX_MODEL_LEN - 1]
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "more"),
+    [
+        ("/v1/chat/completions", "messages", {"truncate_prompt_tokens": 8}),
+        ("/v1/responses", "input", {"truncation": "auto"}),
+    ],
+)
+async def test_a_conversation_that_may_be_cut_has_any_number_of_turns(
+    url: str, field: str, more: dict[str, Any]
+) -> None:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(MAX_MODEL_LEN + 1)]
+    async with client_of(state_around(FakeEngine(saying("x")))) as client:
+        assert (await client.post(url, json={"model": MODEL, field: turns, **more})).status_code == 200

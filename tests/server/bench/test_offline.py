@@ -28,7 +28,11 @@ def test_an_invalid_setting_is_named(settings: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "preset", "line"),
     [
-        ({"isa": "mmx"}, None, "--isa mmx: should be auto, portable, avx2, avx512, avx512bf16 or amx"),
+        (
+            {"isa": "mmx"},
+            None,
+            "--isa mmx: should be auto, portable, avx2, avxvnni, avx512, avx512vnni, avx512bf16 or amx",
+        ),
         ({"threads": "many"}, None, "--threads many: should be a number"),
         ({}, "nope", "--preset nope: should be mixtral-8x7b, bench-400m or tiny"),
     ],

@@ -1,9 +1,15 @@
 """The stub engine gives every request one token per step."""
 
+import asyncio
+import socket
+import threading
+
 from engine.config import EngineConfig
+from engine.heartbeat import Heartbeat
 from engine.messages import Abort, Add, Start, StepDone
 from engine.types import Request, SamplingParams
-from server.bench.stub_engine import READY, StubEngine
+from server.bench.stub_engine import READY, StubEngine, serve
+from tests.support.conditions import until
 
 
 def add(*lengths: int) -> Add:
@@ -29,3 +35,15 @@ def test_an_aborted_request_gets_no_further_token() -> None:
 
 def test_a_start_is_answered_at_once() -> None:
     assert StubEngine().handle([Start(EngineConfig(model=""))]) == [READY]
+
+
+def test_an_idle_stub_engine_increments_its_heartbeat() -> None:
+    heartbeat = Heartbeat()
+    ours, theirs = socket.socketpair()
+    stub = threading.Thread(target=serve, args=(theirs, heartbeat, 100.0))
+    stub.start()
+    try:
+        asyncio.run(until(lambda: heartbeat.count >= 2))
+    finally:
+        ours.close()
+        stub.join()

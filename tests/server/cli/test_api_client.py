@@ -17,12 +17,19 @@ CHUNK = b'data: {"choices": []}\n\n'
 @contextmanager
 def server_answering(response: bytes) -> Iterator[ApiClient]:
     """Run a server that answers one request with these bytes and closes."""
+    with server_recording(response, []) as client:
+        yield client
+
+
+@contextmanager
+def server_recording(response: bytes, received: list[bytes]) -> Iterator[ApiClient]:
+    """Run such a server, which appends the request's first bytes to `received`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.recv(1 << 16)
+                received.append(connection.recv(1 << 16))
                 connection.sendall(response)
 
         thread = threading.Thread(target=answer)
@@ -58,3 +65,13 @@ def test_a_server_without_models_is_an_error(body: bytes) -> None:
 def test_an_invalid_url_is_an_error_in_one_line(url: str) -> None:
     with pytest.raises(ApiError):
         ApiClient(url, None).get("/v1/models")
+
+
+def test_headers_of_a_call_are_sent_beside_the_clients_own() -> None:
+    received: list[bytes] = []
+    done = b"data: [DONE]\n\n"
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(done), done)
+    with server_recording(response, received) as client:
+        assert list(client.stream("/v1/completions", {}, {"X-Session-Id": "abc"})) == []
+    head = received[0].split(b"\r\n\r\n")[0].split(b"\r\n")
+    assert {b"X-Session-Id: abc", b"Content-Type: application/json"} <= set(head)

@@ -1,7 +1,10 @@
 """Messages of the chat, from a terminal or a pipe, and bars of GET /experts."""
 
 import io
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from server.cli.api_client import NO_HEADERS, ApiClient
 from server.cli.chat import ChatSession, MessageReader, answer_lines, expert_lines
 
 
@@ -61,3 +64,27 @@ def test_lines_of_a_pipe_are_answered_until_quit_without_a_prompt() -> None:
     assert session.messages == ["a", "b"]
     session.has_failed = True
     assert not answer_lines(session, io.StringIO(""), with_stats=False)
+
+
+class HeaderRecorder(ApiClient):
+    """Client without a server: keeps the headers of each request and answers with an empty stream."""
+
+    def __init__(self) -> None:
+        self.sent: list[Mapping[str, str]] = []
+
+    def stream(
+        self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] = NO_HEADERS
+    ) -> Iterator[dict[str, Any]]:
+        self.sent.append(headers)
+        return iter(())
+
+
+def test_a_conversation_has_one_random_session_id_and_a_new_one_after_a_reset() -> None:
+    client = HeaderRecorder()
+    for _ in range(2):
+        session = ChatSession(client, "m", {}, None, lambda text: None)
+        for line in ("one", "two", "/reset", "three"):
+            session.handle_line(line, with_stats=False)
+    ids = [headers["X-Session-Id"] for headers in client.sent]
+    assert ids[0] == ids[1] and ids[3] == ids[4]
+    assert len(set(ids)) == 4

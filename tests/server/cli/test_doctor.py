@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.cli import doctor
-from server.cli.doctor import Check, run_checks
+from server.cli.colours import Colours
+from server.cli.doctor import Check, as_table, run_checks
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
@@ -33,6 +34,13 @@ def set_probe(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
 def run_check(name: str, **flags: object) -> Check:
     [check] = [check for check in run_checks(load_settings({"port": 0, **flags})) if check.name == name]
     return check
+
+
+def test_verdicts_are_coloured_where_the_terminal_has_colours() -> None:
+    checks = [Check("port", "ok", "free"), Check("memory", "warn", "little"), Check("model", "fail", "none")]
+    lines = as_table(checks, Colours(is_on=True)).splitlines()
+    assert [line.split("m", 1)[0] for line in lines[:3]] == ["\x1b[32", "\x1b[33", "\x1b[1;31"]
+    assert "\x1b" not in as_table(checks)
 
 
 def test_the_demo_on_this_machine_would_start() -> None:

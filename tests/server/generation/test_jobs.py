@@ -1,10 +1,14 @@
 """server/generation/jobs.py: requests of the engine, and options that the model cannot follow."""
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
+from server.generation import jobs
 from tests.support.fake_engine import EOS, READY, FakeEngine
 from tests.support.serving import MODEL, client_of, state_around
 
@@ -78,3 +82,19 @@ async def test_a_grammar_is_bounded_over_all_choices() -> None:
     assert (response.status_code, error["param"]) == (400, "structured_outputs")
     assert "1024 choices" in error["message"] and not engine.submitted
     assert (await post(engine, structured_outputs=grammar)).status_code == 200
+
+
+@pytest.mark.parametrize(("num_ids", "in_thread"), [(200, False), (100_000, True)])
+async def test_the_ids_and_texts_of_a_long_body_are_checked_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, num_ids: int, in_thread: bool
+) -> None:
+    threads: list[int] = []
+
+    def noted(check: Callable[..., None], *arguments: Any) -> None:
+        threads.append(threading.get_ident())
+        check(*arguments)
+
+    for name in ("check_token_ids", "check_prompt_chars"):
+        monkeypatch.setattr(jobs, name, partial(noted, getattr(jobs, name)))
+    await post(an_engine(), prompt=[5] * num_ids)
+    assert [thread != threading.get_ident() for thread in threads] == [in_thread] * 2

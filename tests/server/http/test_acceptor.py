@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from server.http.acceptor import Acceptor
+from server.http.acceptor import UNSENT_BYTES, Acceptor
 from server.http.connections import Connections
 from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
@@ -38,6 +38,27 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop run until the condition is true."""
     while not condition():  # noqa: ASYNC110 (nothing announces it)
         await asyncio.sleep(0)
+
+
+async def test_the_system_takes_little_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes was rendered for nothing, and is memory of the server's cgroup."""
+    begun: list[socket.socket] = []
+    begin = Acceptor._begin
+
+    def noted(self: Acceptor, connected: socket.socket) -> None:
+        begin(self, connected)
+        begun.append(connected)
+
+    monkeypatch.setattr(Acceptor, "_begin", noted)
+    async with asyncio.timeout(60), listening(state_around(FakeEngine(saying("a")))) as url:
+        client = await RawClient.connect(url)
+        await until(lambda: bool(begun))
+        num_taken = 0
+        with contextlib.suppress(BlockingIOError):
+            while num_taken < 8 * UNSENT_BYTES:
+                num_taken += os.write(begun[0].fileno(), b"x" * 4096)
+        client.close()
+    assert num_taken < 8 * UNSENT_BYTES
 
 
 @pytest.mark.parametrize("num_bytes", [0, 3, 100])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.http.bounded_reads import READ_BYTES
+from server.http.bounded_reads import BODY_READ_BYTES, READ_BYTES
 from server.http.connections import Connections
 from server.http.protocol import Connection
 from server.http.read_limiter import ReadLimiter
@@ -18,6 +18,8 @@ from tests.support.raw_http import LEAVINGS, Leaving, RawClient
 from tests.support.serving import listening, saying, state_around
 
 pytestmark = pytest.mark.anyio
+
+CHUNKS = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 3000 + BODY)
 
 
 class HeldReads(ReadLimiter):
@@ -57,10 +59,58 @@ async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch)
         parse(self, data)
 
     monkeypatch.setattr(Connection, "data_received", noted)
-    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 3000 + BODY)
     async with listening(state_around(FakeEngine(saying("x")))) as url:
-        assert (await exchange(url, CHUNKED + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert (await exchange(url, CHUNKED + CHUNKS + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     assert len(sizes) > 10 and max(sizes) <= READ_BYTES
+
+
+async def test_a_body_with_a_length_takes_few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read costs the event loop as much as one of a kilobyte: a megabyte took a thousand of them."""
+    sizes: list[int] = []
+    parse = Connection.data_received
+
+    def noted(self: Connection, data: bytes) -> None:
+        sizes.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", noted)
+    body = b" " * 500_000 + BODY
+    head = POST + b"content-length: %d\r\n\r\n" % len(body)
+    async with asyncio.timeout(60), listening(state_around(FakeEngine(saying("x")))) as url:
+        client = await RawClient.connect(url)
+        client.writer.write(head)
+        await client.writer.drain()
+        for first in range(0, len(body), BODY_READ_BYTES):  # a part is read before the next one is sent
+            num_read = sum(sizes)
+            client.writer.write(body[first : first + BODY_READ_BYTES])
+            while sum(sizes) == num_read:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert (await client.reader.readline()).startswith(b"HTTP/1.1 200 ")
+        assert len(sizes) < len(body) // READ_BYTES // 4
+        num_reads = len(sizes)
+        client.writer.write(CHUNKED + CHUNKS + b"0\r\n\r\n")
+        assert b"HTTP/1.1 200 " in await client.reader.read()
+        assert max(sizes[num_reads:]) <= READ_BYTES
+        client.close()
+
+
+async def test_a_read_of_a_body_does_not_reach_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the read is parsed at once: 16 KiB of chunks of one byte take 30 ms."""
+    events: list[tuple[int, int]] = []  # bytes of a read, and those of the body that were still to come
+    parse = Connection.data_received
+
+    def noted(self: Connection, data: bytes) -> None:
+        events.append((len(data), self.body_bytes_left))
+        parse(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", noted)
+    body = b" " * 50_000 + BODY
+    first = POST + b"content-length: %d\r\n\r\n" % len(body) + body
+    async with asyncio.timeout(60), listening(state_around(FakeEngine(saying("x")))) as url:
+        answer = await exchange(url, first + CHUNKED + CHUNKS + b"0\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 ") == 2
+    assert all(size <= max(left, READ_BYTES) for size, left in events)
+    assert max(size for size, _ in events) > READ_BYTES
 
 
 async def test_reads_of_bodies_take_turns_too() -> None:

@@ -120,7 +120,7 @@ async def test_while_all_connections_are_busy_only_health_and_metrics_are_answer
         for client in working:
             client.post("/v1/completions", COMPLETION)
         await engine.until(lambda: len(engine.submitted) == 3)
-        for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
+        for path, status in (("/health", 200), ("/metrics", 200), ("/metrics/load", 200), ("/v1/models", 503)):
             async with httpx.AsyncClient(base_url=url) as client:
                 answer = await client.get(path)
                 assert answer.status_code == status

@@ -17,7 +17,7 @@ NAVIGATION = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec
 
 def app() -> ASGIApp:
     app = FastAPI(openapi_url=None)
-    for path in ("/", "/echo", *HEALTH, "/metrics"):
+    for path in ("/", "/echo", *HEALTH, "/metrics", "/metrics/load"):
         app.get(path)(lambda: "ok")
     app.post("/echo")(lambda: "ok")
     app.post("/v1/messages")(lambda: "ok")
@@ -73,7 +73,7 @@ def test_two_hosts_are_refused_and_a_client_without_host_is_no_browser() -> None
     assert client().send(headers=[]).status == 200
 
 
-@pytest.mark.parametrize("path", [*HEALTH, "/metrics"])
+@pytest.mark.parametrize("path", [*HEALTH, "/metrics", "/metrics/load"])
 def test_probes_and_scrapers_may_use_any_address(path: str) -> None:
     for prefix in ("", "/api"):
         assert to("10.1.2.3:8000", prefix + path, "GET", root_path="/api") == 200

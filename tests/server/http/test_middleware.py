@@ -23,7 +23,7 @@ def echo_app() -> FastAPI:
     async def model(model_id: str) -> str:
         return model_id
 
-    for path in ("/health", "/health/live", "/health/ready", "/ping", "/metrics", "/tokenize"):
+    for path in ("/health", "/health/live", "/health/ready", "/ping", "/metrics", "/metrics/load", "/tokenize"):
         app.get(path)(lambda: "ok")
     return app
 
@@ -99,7 +99,7 @@ def test_the_key_may_be_in_anthropics_header() -> None:
     assert client(api_keys=("S3cret",)).send(headers=[(b"x-api-key", b"S3cret")]).status == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics", "/metrics/load"])
 def test_health_and_metrics_are_open(path: str) -> None:
     assert client(api_keys=("k",)).send(path, method="GET").status == 200
     assert client(api_keys=("k",), root_path="/api").send("/api" + path, method="GET").status == 200
@@ -110,17 +110,18 @@ def test_health_and_metrics_are_open(path: str) -> None:
     [
         "/tokenize", "/playground", "/playground/", "/docs",
         "/openapi.json", "/models/x", "//health", "/health/", "/Health", "/health/x",
-        "/v1/../metrics", "/metrics/../tokenize", "/ping%2f", "/api/health", "",
+        "/v1/../metrics", "/metrics/../tokenize", "/metrics/x", "/metrics/load/", "/ping%2f", "/api/health", "",
     ],
 )  # fmt: skip
 def test_everything_else_needs_the_key(path: str) -> None:
     assert client(api_keys=("k",)).send(path, method="GET").status == 401
 
 
-def test_metrics_can_be_closed() -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/load"])
+def test_metrics_can_be_closed(path: str) -> None:
     app = client(api_keys=("k",), metrics_auth=True)
-    assert app.send("/metrics", method="GET").status == 401
-    assert app.send("/metrics", method="GET", headers=bearer("Bearer k")).status == 200
+    assert app.send(path, method="GET").status == 401
+    assert app.send(path, method="GET", headers=bearer("Bearer k")).status == 200
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, LIMIT])

@@ -10,6 +10,7 @@ from typing import Any
 import h11
 import pytest
 import uvicorn
+from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -92,6 +93,14 @@ def test_the_400_of_an_invalid_request_is_sent_while_the_parsers_error_is_handle
     rejecting = protocol(Rejecting)
     rejecting.data_received(b"\x00\r\n\r\n")
     assert len(errors) == 1 and isinstance(errors[0], h11.RemoteProtocolError), CHANGED
+
+
+def test_h11_counts_what_is_left_of_a_body() -> None:
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabcd")
+    while parser.next_event() is not h11.NEED_DATA:
+        pass
+    assert (type(parser._reader), parser._reader._remaining) == (ContentLengthReader, 5), f"h11 {h11.__version__}"
 
 
 def test_the_version_of_uvicorn_has_an_upper_bound() -> None:

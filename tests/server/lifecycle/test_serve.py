@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import httpx
@@ -163,3 +164,22 @@ def test_strict_roles_reject_a_conversation_that_is_repaired_otherwise(
         reply = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "m", "messages": messages})
     assert reply.status_code == status
     assert reply.headers.get("x-smoe-repaired") == ("joined-turns" if status == 200 else None)
+
+
+def test_the_throughput_is_logged_while_there_is_load(checkpoint: Path) -> None:
+    is_over = threading.Event()
+
+    def send_until_over(url: str) -> None:
+        while not is_over.is_set():
+            httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False})
+
+    with running("count", checkpoint, throughput_s="1") as server:
+        server.wait_ready()
+        thread = threading.Thread(target=send_until_over, args=[server.url])
+        thread.start()
+        try:
+            line = server.read_until(" INFO throughput ")
+        finally:
+            is_over.set()
+            thread.join()
+    assert re.search(r"prompt_tokens_per_s=\S+ tokens_per_s=\S+ running=\d+ waiting=\d+ kv_usage=", line)

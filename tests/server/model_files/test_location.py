@@ -15,6 +15,11 @@ def test_no_model_is_the_bundled_demo(tmp_path: Path) -> None:
     assert model_id(None) == "smoe-demo"
 
 
+def test_the_bundled_model_has_a_name(tmp_path: Path) -> None:
+    assert locate_model("smoe-demo", ModelStores(tmp_path)) == locate_model(None, ModelStores(tmp_path))
+    assert model_id("smoe-demo") == "smoe-demo"
+
+
 def test_a_directory_is_named_after_itself_and_never_by_its_path(tmp_path: Path) -> None:
     checkpoint = tmp_path / "my-mixtral"
     checkpoint.mkdir()

@@ -98,6 +98,7 @@ def test_steps_move_the_engine_families() -> None:
     stats = StepStats(
         num_blocks_held=20, num_blocks_cached=5, num_blocks_total=50, step_s=0.25, num_tokens=16,
         num_prefix_queries=64, num_prefix_hits=48, num_preemptions=1, num_window_blocks_freed=3,
+        num_drafted_tokens=9, num_accepted_tokens=7,
     )  # fmt: skip
     metrics.record_step(stats)
     metrics.record_step(stats)
@@ -108,6 +109,7 @@ def test_steps_move_the_engine_families() -> None:
     assert scrape["smoe_prefix_cache_hits_total"] == 96
     assert scrape["smoe_preemptions_total"] == 2
     assert scrape["smoe_window_blocks_freed_total"] == 6
+    assert scrape["smoe_drafted_tokens_total"] == 18 and scrape["smoe_accepted_tokens_total"] == 14
     assert scrape["smoe_kv_cache_usage_ratio"] == 0.4
     blocks = {state: scrape[f"smoe_kv_blocks{{state={state}}}"] for state in ("held", "cached", "free")}
     assert blocks == {"held": 20, "cached": 5, "free": 25}

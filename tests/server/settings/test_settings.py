@@ -21,6 +21,9 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
         ("host", 3, "should be text"),
         ("ssl_keyfile", "/no/where", "there is no such file"),
         ("root_path", "v1", "should start with /"),
+        ("otlp_traces_endpoint", "127.0.0.1:4318", "should be a URL such as http://127.0.0.1:4318"),
+        ("otlp_traces_endpoint", "grpc://a:4317", "should be a URL such as http://127.0.0.1:4318"),
+        ("otlp_traces_endpoint", "http://a:port", "should be a URL such as http://127.0.0.1:4318"),
     ],
 )
 def test_a_refusal_says_in_words_what_a_value_should_be(name: str, value: object, sentence: str) -> None:

@@ -85,6 +85,15 @@ def test_a_token_by_itself_is_shown_as_text_or_as_its_bytes(v1: Tokenizer) -> No
     assert v1.token_text(2) == "</s>"
 
 
+def test_texts_and_bytes_of_many_tokens_are_those_of_each_and_are_made_once(v1: Tokenizer) -> None:
+    ids = [2, 22557, 3 + 0xE2, 22557, 32_050]
+    assert v1.shown_texts(ids) == [v1.token_text(token_id) for token_id in ids]
+    assert v1.byte_values(ids) == [list(v1.token_bytes(token_id)) for token_id in ids]
+    for first, second in zip(v1.byte_values([22557]), v1.byte_values([22557]), strict=True):
+        assert first is second
+    assert v1.shown_texts([22557])[0] is v1.shown_texts([22557])[0]
+
+
 def test_ids_of_padding_rows_in_the_embedding_have_no_text(v1: Tokenizer) -> None:
     assert v1.decode([22557, 32_050]) == "Hello"
     with pytest.raises(ValueError, match="negative"):

@@ -158,7 +158,7 @@ SYSTEM_BUGS = [
     # Tenants
     bug(
         "one tenant takes every place in the queue",
-        "server.generation.admission:Admission.has_room",
+        "server.generation.admission:Admission._keeps_share",
         "num_waiting + num_choices <= self._max_per_tenant",
         "True",
     ),

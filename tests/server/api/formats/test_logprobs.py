@@ -1,6 +1,7 @@
 """server/api/formats/logprobs.py: both formats, with token texts from a table."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from engine.types import TokenLogprobs
@@ -13,11 +14,14 @@ NAMES = {1: "a", 2: "b", 3: "a"}  # two tokens with the same text
 class Table:
     """Texts and bytes of the tokens in NAMES."""
 
-    def token_text(self, token_id: int) -> str:
-        return NAMES[token_id]
-
     def token_bytes(self, token_id: int) -> bytes:
         return NAMES[token_id].encode()
+
+    def shown_texts(self, token_ids: Iterable[int]) -> list[str]:
+        return [NAMES[token_id] for token_id in token_ids]
+
+    def byte_values(self, token_ids: Iterable[int]) -> list[list[int]]:
+        return [list(NAMES[token_id].encode()) for token_id in token_ids]
 
 
 POSITIONS = [
@@ -41,3 +45,11 @@ def test_chat_entries_keep_tokens_with_the_same_text_apart() -> None:
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("b", -3.0, [98])
     assert [(top["token"], top["logprob"]) for top in entry["top_logprobs"]] == [("a", -0.5), ("a", -1.0)]
     assert last["logprob"] == MIN_LOGPROB
+
+
+def test_the_likelier_of_two_tokens_with_one_text_counts_and_infinities_become_numbers() -> None:
+    entry = TokenLogprobs(1, -0.5, [3, 1, 2], [-0.25, -0.5, -math.inf])
+    [by_text] = completion_logprobs([Position(1, 0, entry)], Table())["top_logprobs"]
+    assert by_text is not None and list(by_text.items()) == [("a", -0.25), ("b", MIN_LOGPROB)]
+    [chat] = chat_logprobs([Position(1, 0, entry, "a")], Table())["content"]
+    assert [top["logprob"] for top in chat["top_logprobs"]] == [-0.25, -0.5, MIN_LOGPROB]

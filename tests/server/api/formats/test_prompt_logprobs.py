@@ -1,5 +1,6 @@
 """prompt_logprobs of completions and chat: vLLM's format, with the same values as an echoed prompt has."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -19,11 +20,14 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 class Table:
     """Texts of tokens: their ids."""
 
-    def token_text(self, token_id: int) -> str:
-        return str(token_id)
-
     def token_bytes(self, token_id: int) -> bytes:
         return str(token_id).encode()
+
+    def shown_texts(self, token_ids: Iterable[int]) -> list[str]:
+        return list(map(str, token_ids))
+
+    def byte_values(self, token_ids: Iterable[int]) -> list[list[int]]:
+        return [list(str(token_id).encode()) for token_id in token_ids]
 
 
 async def post(path: str, **fields: Any) -> dict[str, Any]:

@@ -168,3 +168,31 @@ async def test_every_choice_is_accounted_for_once() -> None:
         await client.post(URL, json={**HELLO, "n": 2})
         await client.post(URL, json={**HELLO, "max_tokens": 1, "stream": True})
     assert outcomes(state) == {"received": 3, "stop": 2, "length": 1}
+
+
+@pytest.mark.parametrize(
+    "content", ["a b d", [{"type": "text", "text": "a b"}, {"type": "text", "text": " d"}]], ids=["text", "parts"]
+)
+async def test_a_prediction_reaches_the_engine_and_the_usage_counts_its_tokens(content: object) -> None:
+    engine = FakeEngine(saying("a b c"))
+    usage = (await full(engine, prediction={"type": "content", "content": content}, n=2))["usage"]
+    ids = tokenizer().encode("a b d", add_special_tokens=False)
+    assert [request.prediction_token_ids for request in engine.submitted] == [ids, ids]
+    right = len(tokenizer().encode("a b", add_special_tokens=False))
+    assert usage["completion_tokens_details"] == {
+        "accepted_prediction_tokens": 2 * right,
+        "rejected_prediction_tokens": 2 * (len(ids) - right),
+    }
+
+
+async def test_tokens_behind_a_stop_string_count_for_no_prediction() -> None:
+    engine = FakeEngine(saying("a b c"))
+    body = await full(engine, prediction={"type": "content", "content": "a b c"}, stop=[" b"])
+    assert body["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] == 1
+
+
+async def test_a_prediction_longer_than_any_reply_is_refused() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        fields = {"prediction": {"type": "content", "content": "a" * 1_000_000}}
+        response = await client.post(URL, json={**HELLO, **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prediction")

@@ -2,16 +2,20 @@
 
 import asyncio
 import base64
+import random
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from engine.types import Request
+from server.engine_client.output_collector import OutputCollector
 from server.fairness.byte_budget import ByteBudget
 from server.generation.embedding import MAX_PART
 from tests.support.embedding_requests import EMBEDDING_MODEL, IDS, TEXT, embedding_engine, post, vector_of
 from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine
-from tests.support.serving import MODEL, check_error, client_of, outcomes, state_around, tokenizer
+from tests.support.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -81,15 +85,64 @@ async def embed_with_queue(engine: FakeEngine, values: list[list[int]], max_num_
     return body
 
 
-async def test_a_queue_that_fills_up_does_not_refuse_the_rest_of_an_admitted_list() -> None:
+class BoundedEngine(FakeEngine):
+    """An engine in which requests wait until `finish`, and which keeps the largest number that waited."""
+
+    def __init__(self) -> None:
+        super().__init__(saying("text"), held=True)
+        self.ready = EMBEDDING_MODEL
+        self.most_waiting = 0
+
+    def submit(self, requests: Sequence[Request]) -> OutputCollector:
+        self.num_waiting += len(requests)
+        self.most_waiting = max(self.most_waiting, self.num_waiting)
+        return super().submit(requests)
+
+    def finish(self, count: int) -> None:
+        """End so many requests, the oldest first."""
+        for collector, outputs in self._plays[:count]:
+            collector.put(next(outputs))
+            self.num_waiting -= 1
+        del self._plays[:count]
+
+
+async def test_lists_in_parallel_never_exceed_the_queue() -> None:
+    """Two lists of 200 texts fill the queue; other requests come and go between their parts."""
+    engine, rng, num_others = BoundedEngine(), random.Random(5), 0
+    values = [[5, number] for number in range(3, 203)]
+    state = state_around(engine, max_num_queued=2 * MAX_PART)
+    async with client_of(state) as client:
+        replies = asyncio.gather(*(client.post(URL, json={"input": values}) for _ in range(2)))
+        await engine.until(lambda: len(engine.submitted) == 2 * MAX_PART)
+        while not replies.done():
+            engine.finish(rng.choice((0, 1, 30)))
+            while state.admission.has_room(0, 8) and rng.random() < 0.7:
+                num_others += 1
+                engine.num_waiting += 8
+            if num_others and rng.random() < 0.2:
+                num_others -= 1
+                engine.num_waiting -= 8
+                state.admission.remove(0)
+            engine.most_waiting = max(engine.most_waiting, engine.num_waiting)
+            await asyncio.sleep(0)
+    assert engine.most_waiting == 2 * MAX_PART
+    for response in replies.result():
+        assert [entry["embedding"] for entry in response.json()["data"]] == [vector_of(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("field", "status", "code"),
+    [("timeout_s", 504, "deadline_exceeded"), ("queue_timeout_s", 503, "queue_timeout")],
+)
+async def test_a_part_that_waits_for_places_ends_at_the_requests_deadline(field: str, status: int, code: str) -> None:
     engine = embedding_engine(held=True)
-    reply = asyncio.create_task(embed_with_queue(engine, [[5, 6]] * (MAX_PART + 1), 1024))
-    await submitted(engine, MAX_PART, reply)
+    reply = asyncio.create_task(post(engine, URL, input=[[5, 6]] * (MAX_PART + 1), **{field: 0.01}))
+    await engine.until(lambda: len(engine.submitted) == MAX_PART)
     engine.num_waiting = 2000
     engine.step()
-    await submitted(engine, MAX_PART + 1, reply)
-    engine.step()
-    assert len((await reply)["data"]) == MAX_PART + 1
+    response = await reply
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert len(engine.submitted) == MAX_PART
 
 
 async def test_a_full_queue_refuses_a_list() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from server.engine_client.status import Phase
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import client_of, saying, state_around
+from tests.support.serving import check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
@@ -30,3 +30,18 @@ async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: 
         assert (await client.get("/version")).json() == {"version": "0"}
         assert (await client.get("/load")).json() == {"server_load": 0, "running": 0, "waiting": 0}
         assert "smoe_requests_received_total" in (await client.get("/metrics")).text
+
+
+async def test_the_recent_load_has_a_column_per_figure() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    async with client_of(state) as client:
+        reply = await client.get("/load/recent")
+        fine = (await client.get("/load/recent?interval=1&x=1")).json()
+        wrong = await client.get("/load/recent?interval=7")
+    columns = reply.json()
+    assert columns.pop("interval_s") == 5 and fine["interval_s"] == 1
+    assert {len(column) for column in columns.values()} == {60}
+    assert set(columns) >= {"generated_tokens_per_s", "running", "waiting", "kv_usage", "step_ms", "ttft_p99_ms"}
+    assert columns["running"] == [0] * 60 and columns["step_ms"] == [None] * 60
+    check_error(wrong, 400, "invalid_value", "interval")
+    assert "1, 2 or 5" in wrong.json()["error"]["message"]

@@ -13,7 +13,8 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.serving import client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
-NAMES = sorted(path.name for path in FOLDER.iterdir())
+NAMES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
+MAX_BYTES = 150_000  # of the whole page, without a font
 
 
 class Links(HTMLParser):
@@ -67,11 +68,16 @@ async def test_the_page_has_nothing_inline_and_every_file_it_names_exists() -> N
 
 
 def test_the_scripts_import_files_that_exist_and_name_no_other_host() -> None:
-    for path in FOLDER.glob("*.js"):
+    for path in FOLDER.rglob("*.js"):
         source = path.read_text()
-        assert {f"{name}.js" for name in re.findall(r'from "\./(\w+)\.js"', source)} <= set(NAMES), path.name
+        imported = [(path.parent / name).resolve() for name in re.findall(r'from "(\..+?)"', source)]
+        assert {file.relative_to(FOLDER).as_posix() for file in imported} <= set(NAMES), path.name
         assert set(re.findall(r"https?://[^\s\"'`]+", source)) <= {"http://www.w3.org/2000/svg"}, path.name
         assert "innerHTML" not in source, path.name
+
+
+def test_the_page_stays_small() -> None:
+    assert sum((FOLDER / name).stat().st_size for name in NAMES) <= MAX_BYTES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +89,7 @@ async def test_each_file_is_served_unchanged(name: str) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize("path", ["/", "/prefix/", "/playground/main.js", "/prefix/playground/style.css"])
+@pytest.mark.parametrize("path", ["/", "/prefix/", "/playground/main.js", "/prefix/playground/styles/style.css"])
 async def test_the_page_and_its_files_need_no_key_where_the_api_does(path: str) -> None:
     async with with_key() as client:
         assert (await client.get(path)).status_code == 200
@@ -92,7 +98,15 @@ async def test_the_page_and_its_files_need_no_key_where_the_api_does(path: str) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/playground/", "/playground/none.js", "/playground/../app.py", "/playground/%2e%2e/app.py"]
+    "path",
+    [
+        "/playground/",
+        "/playground/none.js",
+        "/playground/text",
+        "/playground/text/",
+        "/playground/../app.py",
+        "/playground/%2e%2e/app.py",
+    ],
 )
 async def test_other_paths_under_the_page_are_no_files(path: str) -> None:
     async with client_of(state_around(FakeEngine(saying("a")))) as client:

@@ -15,6 +15,7 @@ import pytest
 
 from server.http.listener import listen
 from server.lifecycle.restart.successor import RUN
+from tests.support.conditions import wait_until
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.server_process import LONG, Server, events, running
 from tests.support.serving import TLS_FILES
@@ -122,6 +123,27 @@ def test_a_new_process_that_cannot_start_leaves_the_old_one_serving(checkpoint: 
         assert not servers_below(server.process.pid)
         server.process.terminate()
         assert server.exit_code() == 0
+
+
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_without_the_first_process_the_server_finishes_its_streams_and_frees_the_port(
+    checkpoint: Path, num_restarts: int
+) -> None:
+    """SIGKILL of the process that others know: nobody else could stop the one that has taken over."""
+    with running("gate", checkpoint) as server:
+        server.wait_ready()
+        for _ in range(num_restarts):
+            new = hang_up(server)
+            wait_until(lambda new=new: set(child_commands(server.process.pid)) == {new})  # type: ignore[misc]
+        with open_streams(server, 3) as streams:
+            server.process.kill()
+            server.read_until("stopping: the first process of this server was killed")
+            listen("127.0.0.1", int(server.url.rsplit(":", 1)[1])).close()
+            os.kill(engine_of(new), signal.SIGUSR1)
+            for stream in streams:
+                assert events(stream)[-1] == "[DONE]"
+        assert server.process.stderr is not None
+        server.process.stderr.read()  # until the last process has ended
 
 
 def test_sigterm_during_the_drain_reaches_both_processes(checkpoint: Path) -> None:

@@ -1,0 +1,53 @@
+"""Rows of logits of chunks with drafts: which sampled tokens count, and which rows of the step.
+
+Letters: N rows of logits, T rows of the step.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.scheduling.step_plan import Chunk, Sampled
+from engine.speculation.acceptance import num_accepted
+from model.sampling_batch import Status
+
+
+class DraftRows(NamedTuple):
+    """Rows of logits of one chunk with a draft of m tokens: `first` for the token behind the last known one, then m
+    rows, each behind one more drafted token."""
+
+    first: int  # among the N rows
+    draft: tuple[int, ...]
+
+    @property
+    def rows(self) -> range:
+        return range(self.first, self.first + len(self.draft) + 1)
+
+
+def count_accepted(drafted: DraftRows, token_ids: Sequence[int], status: Sequence[int]) -> int:
+    """Return how many drafted tokens are right, given the sampled tokens [N] and their status [N].
+
+    A row without a token ends the count before it: its request fails when it samples there with no draft.
+    """
+    sampled = [token_ids[row] for row in drafted.rows]
+    count = num_accepted(drafted.draft, sampled)
+    for place in range(1, count + 1):
+        if status[drafted.first + place] != Status.DONE:
+            return place - 1
+    return count
+
+
+def kept_rows(chunks: Sequence[Chunk], behind_drafts: dict[int, list[Sampled]], spoiled: set[int]) -> NDArray[np.int64]:
+    """Return the rows of the step, of its T, that hold known tokens or accepted drafted ones. `spoiled`: ids of the
+    requests whose rows all do not count."""
+    kept: list[int] = []
+    first = 0
+    for chunk in chunks:
+        request_id = chunk.sequence.request_id
+        count = chunk.length - len(chunk.draft) + len(behind_drafts.get(request_id, ()))
+        if not (chunk.draft and request_id in spoiled):
+            kept += range(first, first + count)
+        first += chunk.length
+    return np.array(kept, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Speculation: guess the next tokens of a request, so that one step can verify several of them."""

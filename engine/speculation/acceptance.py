@@ -1,0 +1,51 @@
+"""Acceptance of drafts: how many tokens of one were right, and how likely the next one's tokens are."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PRIOR_ACCEPTED, PRIOR_REJECTED = 1.0, 1.0  # observations that every rate starts with
+MAX_OBSERVATIONS = 200.0  # a rate's counts are halved at this sum, so that it follows the text that is generated now
+PLACES = (0, 1, 2, 4, 8)  # first places of a draft that share a rate: 0, 1, 2..3, 4..7, 8..
+
+
+class Evidence(NamedTuple):
+    """What speaks for a draft; drafts of equal evidence share their rates."""
+
+    match_len: int  # tokens before the draft that equal those before its source
+    is_unanimous: bool  # all found matches continue with the same token
+    is_predicted: bool  # it comes from the request's prediction
+
+
+def num_accepted(draft: Sequence[int], sampled: Sequence[int]) -> int:
+    """Return how many leading tokens of the draft equal the sampled ones.
+
+    `sampled` has the token behind the last known one, then those behind each drafted token: draft (5, 6, 7) and
+    sampled (5, 6, 8, 9) give 2, because 9 was sampled behind a token that the request does not have.
+    """
+    count = 0
+    while count < len(draft) and draft[count] == sampled[count]:
+        count += 1
+    return count
+
+
+class AcceptanceRates:
+    """Learns the probability that a drafted token is right, given that all before it in its draft were."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Evidence, int], list[float]] = {}
+
+    def record(self, evidence: Evidence, place: int, *, is_right: bool) -> None:
+        """Learn from the token at `place` (0: first) of a draft."""
+        counts = self._counts.setdefault((evidence, _shared_place(place)), [PRIOR_ACCEPTED, PRIOR_REJECTED])
+        counts[not is_right] += 1.0
+        if sum(counts) > MAX_OBSERVATIONS:
+            counts[:] = [count / 2 for count in counts]
+
+    def rate(self, evidence: Evidence, place: int) -> float:
+        """Return the estimated probability for the token at `place` of a draft."""
+        accepted, rejected = self._counts.get((evidence, _shared_place(place)), (PRIOR_ACCEPTED, PRIOR_REJECTED))
+        return accepted / (accepted + rejected)
+
+
+def _shared_place(place: int) -> int:
+    return next(first for first in reversed(PLACES) if place >= first)

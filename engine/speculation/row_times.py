@@ -1,0 +1,72 @@
+"""Learned time of a decode step by its number of rows."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+RATE = 0.25  # share of an error that one step corrects
+MAX_CHANGE = 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_CHANGE
+EXACT_ROWS = 16  # up to here each number of rows has its own estimate
+ROWS_PER_GROUP = 8  # beyond
+
+TimeShape = Callable[[int], float]
+
+
+def time_shape(num_experts: int, experts_per_token: int) -> TimeShape:
+    """Return the expected relative time of a step of so many rows, for numbers of rows that were not measured.
+
+    A step reads the experts of its rows, of E experts on average E (1 - (1 - k/E)^rows), and computes each row. The
+    shares of reading and computing are rough: they only lead to the first measurement.
+    """
+    share = experts_per_token / num_experts if num_experts else 1.0
+
+    def shape(num_rows: int) -> float:
+        experts = (1 - (1 - share) ** num_rows) / share
+        return 0.15 + 0.85 * experts + num_rows / 30
+
+    return shape
+
+
+class RowTimes:
+    """Seconds of a step by its rows: measured numbers of rows by moving average, others from those by the shape."""
+
+    def __init__(self, shape: TimeShape) -> None:
+        self._shape = shape
+        self._groups: list[int] = []  # measured numbers of rows, ascending
+        self._seconds: dict[int, float] = {}
+
+    def record(self, num_rows: int, seconds: float) -> None:
+        """Learn from a step."""
+        group = _group(num_rows)
+        known = self._seconds.get(group)
+        if known is None:
+            self._groups.insert(bisect_left(self._groups, group), group)
+            self._seconds[group] = seconds
+        else:
+            bounded = min(max(seconds, known / MAX_CHANGE), known * MAX_CHANGE)
+            self._seconds[group] = known + RATE * (bounded - known)
+
+    def is_measured(self, num_rows: int) -> bool:
+        """Return whether a step of about so many rows was measured."""
+        return _group(num_rows) in self._seconds
+
+    def predict(self, num_rows: int) -> float:
+        """Return the estimated seconds of a step: of unmeasured rows in proportion to the shape, between the measured
+        neighbours. Call it after the first record()."""
+        groups, group = self._groups, _group(num_rows)
+        place = bisect_left(groups, group)
+        if place < len(groups) and groups[place] == group:
+            return self._seconds[group]
+        if place == 0 or place == len(groups):
+            nearest = groups[min(place, len(groups) - 1)]
+            return self._factor(nearest) * self._shape(num_rows)
+        low, high = groups[place - 1], groups[place]
+        weight = (group - low) / (high - low)
+        return ((1 - weight) * self._factor(low) + weight * self._factor(high)) * self._shape(num_rows)
+
+    def _factor(self, group: int) -> float:
+        return self._seconds[group] / self._shape(group)
+
+
+def _group(num_rows: int) -> int:
+    """Return the number of rows that stands for a group: 1 .. 16, 24, 32, ..."""
+    return num_rows if num_rows <= EXACT_ROWS else -(-num_rows // ROWS_PER_GROUP) * ROWS_PER_GROUP

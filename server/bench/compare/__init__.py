@@ -1,0 +1,1 @@
+"""`smoe bench compare`: several servers under the same load, in turns."""

@@ -1,0 +1,1 @@
+"""`smoe experts`: what the experts of a model compute."""

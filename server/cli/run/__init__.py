@@ -1,0 +1,1 @@
+"""`smoe run`: a server of its own, and a chat with it."""

@@ -1,0 +1,1 @@
+"""`smoe top`: what a running server does, live."""

@@ -1,0 +1,40 @@
+"""Log one line about the throughput every 10 s while there is load, and none while there is not."""
+
+import asyncio
+import logging
+
+from server.observability.recent_load import LoadPoint, RecentLoad
+
+INTERVAL_S = 10
+logger = logging.getLogger("smoe.throughput")
+
+
+class ThroughputLog:
+    """Writes the lines."""
+
+    def __init__(self, recent: RecentLoad) -> None:
+        self._recent = recent
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self.write()
+
+    def write(self) -> None:
+        """Log the last interval, unless no step ran in it."""
+        [point] = self._recent.points(INTERVAL_S, 1)
+        if point.step_ms is not None:
+            logger.info("throughput", extra={"fields": _fields(point)})
+
+
+def _fields(point: LoadPoint) -> dict[str, str | int | float]:
+    fields: dict[str, str | int | float] = {
+        "prompt_tokens_per_s": round(point.prompt_tokens_per_s, 1),
+        "tokens_per_s": round(point.generated_tokens_per_s, 1),
+        "running": point.running,
+        "waiting": point.waiting,
+        "kv_usage": round(point.kv_usage, 3),
+    }
+    times = {"step_ms": point.step_ms, "ttft_p50_ms": point.ttft_p50_ms, "ttft_p99_ms": point.ttft_p99_ms}
+    return fields | {name: round(time_ms, 1) for name, time_ms in times.items() if time_ms is not None}

@@ -1,0 +1,81 @@
+import { element } from "../dom.js";
+import { TokenView } from "../text/token_view.js";
+import { formatRate } from "../words.js";
+
+let numColumns = 0; // for ids
+
+/** One column of a comparison: experts per token, temperature, experts that are off; its text and figures. */
+export class Column {
+  view = null;
+  #display;
+  #k;
+  #temperature;
+  #off;
+  #text = element("div", { className: "column-text" });
+  #figures = element("p", { className: "figures" });
+  #sum = 0; // of log probabilities
+  #count = 0;
+  element;
+
+  /** `display` is shared by all texts of the page; `onRemove` is called by the column's button. */
+  constructor(display, k, onRemove) {
+    this.#display = display;
+    numColumns += 1;
+    const id = (name) => `${name}-${numColumns}`;
+    const options = Array.from({ length: display.numExperts }, (_, i) => element("option", { value: i + 1 }, `${i + 1}`));
+    this.#k = element("select", { id: id("k") }, ...options);
+    this.#k.value = k;
+    this.#temperature = element("input", { id: id("temperature"), type: "number", min: 0, max: 2, step: 0.05, placeholder: "same" });
+    this.#off = element("input", { id: id("off"), type: "text", placeholder: "none", pattern: "[0-9]{1,3}( *, *[0-9]{1,3})*", title: "Numbers of experts, such as 2, 5" });
+    const remove = element("button", { type: "button", className: "quiet remove", ariaLabel: "Remove this column", title: "Remove this column" }, "×");
+    remove.addEventListener("click", () => onRemove(this));
+    this.element = element("section", { className: "column", ariaLabel: `Column ${numColumns}` },
+      element("div", { className: "column-head" },
+        setting(this.#k, "Experts"), setting(this.#temperature, "Temp."), setting(this.#off, "Off"), remove),
+      this.#text, this.#figures);
+  }
+
+  /** The fields of the request that this column sets, or null if an input is invalid; the browser then says so. */
+  get fields() {
+    for (const input of [this.#temperature, this.#off]) if (!input.reportValidity()) return null;
+    const fields = { experts_per_token: Number(this.#k.value) };
+    if (this.#temperature.value) fields.temperature = this.#temperature.valueAsNumber;
+    if (this.#off.value) fields.expert_mask = this.#mask;
+    return fields;
+  }
+
+  /** Replaces the text by an empty one. */
+  begin() {
+    this.view = new TokenView(this.#display);
+    this.#text.replaceChildren(this.view.element);
+    this.#figures.textContent = "waiting";
+    this.#sum = this.#count = 0;
+  }
+
+  /** Adds a chunk; `meter` measures this column's request. */
+  add(tokens, routing, meter) {
+    this.view.add(tokens, routing);
+    for (const { logprob } of tokens) {
+      if (logprob === null) continue;
+      this.#sum += logprob;
+      this.#count += 1;
+    }
+    this.#showFigures(meter);
+  }
+
+  #showFigures({ numTokens, tokensPerSecond }) {
+    const rate = tokensPerSecond === null ? [] : [`${formatRate(tokensPerSecond)} tokens/s`];
+    const mean = this.#count ? this.#sum / this.#count : null;
+    const quality = mean === null ? [] : [`mean logprob ${mean.toFixed(2)}`, `perplexity ${Math.exp(-mean).toFixed(2)}`];
+    this.#figures.replaceChildren(...[`${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", {}, text)));
+  }
+
+  /** [layers][experts], false for the experts that are off in all layers. */
+  get #mask() {
+    const off = new Set(this.#off.value.split(",").map(Number));
+    const layer = Array.from({ length: this.#display.numExperts }, (_, expert) => !off.has(expert));
+    return Array.from({ length: this.#display.numLayers }, () => layer);
+  }
+}
+
+const setting = (input, label) => element("div", { className: "setting" }, element("label", { htmlFor: input.id }, label), input);

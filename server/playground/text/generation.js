@@ -1,0 +1,57 @@
+import { ApiError } from "../api.js";
+import { eventData } from "./events.js";
+import { parseTokens } from "./tokens.js";
+
+const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one measures the network
+
+/**
+ * Sends a streamed request and reads it to its end. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and
+ * its expert ids, [token][layer][k]. Resolves to the meter. Throws ApiError, or AbortError after a stop.
+ */
+export async function generate(api, { path, body }, signal, onChunk) {
+  const meter = new Meter();
+  const response = await api.post(path, body, signal);
+  for await (const { data, ms } of eventData(response.body)) {
+    if (data === "[DONE]") return meter;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, param: chunk.error.param });
+    meter.update(chunk, data, ms);
+    const [choice] = chunk.choices;
+    if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
+  }
+  throw new ApiError("The connection was closed before the text was complete.");
+}
+
+/** Times and token counts of one generation, by the client's clock. */
+class Meter {
+  #startedMs = performance.now();
+  #firstMs = null;
+  #lastMs = null;
+  #numFirst = 0; // tokens of the first packet
+  numTokens = 0;
+  finishReason = null;
+  seed = null; // as text: 64 bits are more than a JavaScript number holds
+
+  /** Adds a chunk, its text `data` for the seed, and the time `ms` at which its packet arrived. */
+  update(chunk, data, ms) {
+    this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
+    this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
+    const numTokens = chunk.usage?.completion_tokens ?? 0;
+    if (numTokens <= this.numTokens) return;
+    this.numTokens = numTokens;
+    this.#lastMs = ms;
+    this.#firstMs ??= ms;
+    if (ms === this.#firstMs) this.#numFirst = numTokens;
+  }
+
+  /** Milliseconds from the request to the first token; null before it. */
+  get firstTokenMs() {
+    return this.#firstMs === null ? null : this.#firstMs - this.#startedMs;
+  }
+
+  /** Tokens per second after the first packet; null if the packets came too close together to tell. */
+  get tokensPerSecond() {
+    const ms = this.#lastMs - this.#firstMs;
+    return ms >= MIN_SPAN_MS ? (1000 * (this.numTokens - this.#numFirst)) / ms : null;
+  }
+}

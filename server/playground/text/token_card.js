@@ -1,0 +1,75 @@
+import { element } from "../dom.js";
+import { percent, visible } from "../words.js";
+
+const GAP_PX = 8;
+
+/** Card next to a token: its probability, the alternatives, and its experts in each layer. */
+export class TokenCard {
+  #card;
+  #spoken;
+
+  /** `spoken` is a live region, which tells screen readers what the card shows. */
+  constructor(card, spoken) {
+    this.#card = card;
+    this.#spoken = spoken;
+  }
+
+  show(token, span, numExperts, { isSpoken = false } = {}) {
+    if (token.logprob === null) return this.hide();
+    this.#card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token.routing, numExperts)] : []));
+    this.#card.showPopover();
+    this.#place(span.getClientRects()[0] ?? span.getBoundingClientRect());
+    if (isSpoken) this.#spoken.textContent = spokenText(token);
+    return undefined;
+  }
+
+  hide() {
+    if (this.#card.matches(":popover-open")) this.#card.hidePopover();
+  }
+
+  /** Places the card below the token, or above it if there is no room; always inside the window. */
+  #place(anchor) {
+    const { offsetWidth: width, offsetHeight: height } = this.#card;
+    const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
+    const top = isBelow ? anchor.bottom + GAP_PX : Math.max(GAP_PX, anchor.top - GAP_PX - height);
+    const left = Math.min(Math.max(GAP_PX, anchor.left - 12), innerWidth - width - GAP_PX);
+    this.#card.style.setProperty("left", `${left}px`);
+    this.#card.style.setProperty("top", `${top}px`);
+  }
+}
+
+const head = (token) =>
+  element("p", { className: "card-head" }, element("code", {}, visible(token.spelled)), element("b", {}, percent(Math.exp(token.logprob))),
+    element("small", {}, `logprob ${token.logprob.toFixed(3)}`));
+
+function alternatives(token) {
+  const rows = token.others.map(({ spelled: other, logprob }) => {
+    const bar = element("i");
+    bar.style.setProperty("--share", Math.exp(logprob));
+    const row = element("li", {}, element("code", {}, visible(other)), bar, element("span", {}, percent(Math.exp(logprob))));
+    row.classList.toggle("taken", other === token.spelled);
+    return row;
+  });
+  return element("ol", { className: "others" }, ...rows);
+}
+
+/** Returns a grid with a row per layer and a column per expert, the token's experts lit. */
+function routes(routing, numExperts) {
+  const grid = element("div", { className: "routes" });
+  grid.style.setProperty("--experts", numExperts);
+  grid.style.setProperty("--layers", routing.length);
+  for (const chosen of routing) {
+    for (let expert = 0; expert < numExperts; expert += 1) {
+      const rank = chosen.indexOf(expert);
+      grid.append(element("i", { className: rank < 0 ? "" : rank === 0 ? "first" : "on" }));
+    }
+  }
+  return element("div", { className: "routing" }, element("small", {}, `experts 0–${numExperts - 1} →, layers ↓`), grid);
+}
+
+function spokenText(token) {
+  const others = token.others.filter((other) => other.spelled !== token.spelled).slice(0, 3);
+  const rest = others.map((other) => `${visible(other.spelled)} ${percent(Math.exp(other.logprob))}`).join(", ");
+  const first = token.routing ? ` First expert in each layer: ${token.routing.map((chosen) => chosen[0]).join(", ")}.` : "";
+  return `${visible(token.spelled)}, ${percent(Math.exp(token.logprob))}. Instead: ${rest}.${first}`;
+}

@@ -1,0 +1,35 @@
+"""Which rows of a step with drafts count."""
+
+import pytest
+
+from engine.execution.draft_rows import DraftRows, count_accepted, kept_rows
+from engine.scheduling.sequence import Sequence
+from engine.scheduling.step_plan import Chunk, Sampled
+from engine.types import Request, SamplingParams
+from model.sampling_batch import Status
+
+DONE, NO_TOKEN = Status.DONE, Status.NO_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "status", "count"),
+    [
+        ([0, 5, 6, 7, 8], [DONE] * 5, 3),
+        ([0, 5, 6, 9, 8], [DONE] * 5, 2),
+        ([0, 5, 6, 7, 0], [DONE] * 4 + [NO_TOKEN], 2),  # fails at its own time, without a draft
+        ([0, 5, 0, 7, 8], [DONE, DONE, NO_TOKEN, DONE, DONE], 0),
+    ],
+)
+def test_drafted_tokens_count_until_one_is_wrong_or_its_row_has_no_token(
+    token_ids: list[int], status: list[int], count: int
+) -> None:
+    assert count_accepted(DraftRows(1, (5, 6, 7)), token_ids, status) == count
+
+
+def test_rows_of_wrong_tokens_and_of_spoiled_requests_are_not_kept() -> None:
+    def chunk(request_id: int, length: int, draft: tuple[int, ...]) -> Chunk:
+        sequence = Sequence(Request(request_id, [1], SamplingParams()), (0, 0), 9)
+        return Chunk(sequence, 4, length, samples=True, is_prefill=False, draft=draft)
+
+    chunks = [chunk(1, 2, ()), chunk(2, 4, (5, 6, 7)), chunk(3, 3, (8, 9)), chunk(4, 1, ())]
+    assert kept_rows(chunks, {2: [Sampled(5)]}, {3}).tolist() == [0, 1, 2, 3, 9]

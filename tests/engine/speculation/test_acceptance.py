@@ -1,0 +1,37 @@
+"""Accepted tokens of a draft, and the learned rates."""
+
+import random
+
+import pytest
+
+from engine.speculation.acceptance import AcceptanceRates, Evidence, num_accepted
+
+EVIDENCE, OTHER = Evidence(4, True, False), Evidence(4, False, False)
+
+
+@pytest.mark.parametrize(
+    ("draft", "sampled", "count"),
+    [((5, 6, 7), (5, 6, 7, 8), 3), ((5, 6, 7), (5, 6, 8, 7), 2), ((5, 6), (4, 6, 6), 0), ((), (4,), 0)],
+)
+def test_a_draft_counts_until_its_first_wrong_token(
+    draft: tuple[int, ...], sampled: tuple[int, ...], count: int
+) -> None:
+    assert num_accepted(draft, sampled) == count
+
+
+def test_a_rate_follows_what_happens_and_drafts_of_other_evidence_keep_theirs() -> None:
+    rates, rng = AcceptanceRates(), random.Random(0)
+    before = rates.rate(OTHER, 0)
+    for probability in (0.9, 0.2):
+        for _ in range(1000):
+            rates.record(EVIDENCE, 0, is_right=rng.random() < probability)
+        assert rates.rate(EVIDENCE, 0) == pytest.approx(probability, abs=0.1)
+    assert rates.rate(OTHER, 0) == before == 0.5
+
+
+def test_later_places_of_a_draft_have_rates_of_their_own() -> None:
+    rates = AcceptanceRates()
+    for _ in range(50):
+        rates.record(EVIDENCE, 5, is_right=True)
+    assert rates.rate(EVIDENCE, 0) == 0.5
+    assert rates.rate(EVIDENCE, 4) == rates.rate(EVIDENCE, 7) > 0.9

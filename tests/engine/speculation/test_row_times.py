@@ -1,0 +1,38 @@
+"""Estimated times of steps by their rows."""
+
+import pytest
+
+from engine.speculation.row_times import RowTimes, time_shape
+
+
+def test_the_shape_of_a_mixture_grows_fast_at_first_and_that_of_a_dense_network_does_not() -> None:
+    mixture, dense = time_shape(8, 2), time_shape(0, 0)
+    assert mixture(2) / mixture(1) == pytest.approx(1.6, abs=0.1)  # 8 (1 - 0.75^2) / 2 = 1.75 times the experts
+    assert (mixture(33) - mixture(32)) / mixture(1) < 0.05
+    assert dense(2) / dense(1) < 1.05
+
+
+def test_an_estimate_moves_towards_what_is_measured() -> None:
+    times = RowTimes(time_shape(8, 2))
+    times.record(1, 0.010)
+    assert times.predict(1) == 0.010
+    for _ in range(20):
+        times.record(1, 0.020)
+    assert times.predict(1) == pytest.approx(0.020, rel=0.01)
+
+
+def test_one_slow_step_moves_an_estimate_little() -> None:
+    times = RowTimes(time_shape(8, 2))
+    times.record(4, 0.010)
+    times.record(4, 10.0)
+    assert times.predict(4) <= 0.0126
+
+
+def test_rows_that_were_not_measured_follow_the_shape_from_the_nearest_that_were() -> None:
+    shape = time_shape(8, 2)
+    times = RowTimes(shape)
+    times.record(2, 3 * shape(2))
+    assert times.predict(5) == pytest.approx(3 * shape(5)) and not times.is_measured(5)
+    times.record(8, 5 * shape(8))
+    assert times.predict(5) == pytest.approx(4 * shape(5))
+    assert times.predict(100) == pytest.approx(5 * shape(100))

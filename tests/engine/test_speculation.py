@@ -1,0 +1,42 @@
+"""Drafts change no bit: tokens, logprobs, experts and ends equal those of the request alone without drafts.
+
+The same for every dtype and quantization, with more requests: python -m tests.measure.speculation_bits
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.drafted_runs import compare, random_loads, random_work, serve_alone
+
+
+@pytest.mark.parametrize(
+    ("shape", "numerics"),
+    [
+        (Shape(dim=96, hidden_dim=112, seed=1), {"dtype": "bfloat16"}),
+        (
+            Shape(dim=96, hidden_dim=112, window=48, num_kv_heads=1, seed=2),
+            {"dtype": "float32", "quantization": "int8"},
+        ),
+    ],
+    ids=["bf16", "int8, window"],
+)
+def test_a_request_gets_the_same_bits_with_right_wrong_and_random_drafts(
+    shape: Shape, numerics: dict[str, str], tmp_path: Path, scale: int
+) -> None:
+    torch.set_num_threads(1)
+    save_random_checkpoint(shape, tmp_path)
+    rng = random.Random(f"drafts {shape.seed}")
+    work = random_work(rng, 20 * scale)
+    alone = serve_alone(tmp_path, work, backend="native", **numerics)
+    loads = random_loads(rng)
+    runs = [
+        compare(tmp_path, work, alone, next(loads) | {"backend": "native"} | numerics, rng) for _ in range(2 + scale)
+    ]
+    assert sum(run.requests for run in runs) > len(runs) * len(work) * 0.8
+    assert sum(run.accepted for run in runs) > 100 < sum(run.drafted - run.accepted for run in runs)
+    assert sum(run.stops for run in runs)
+    assert sum(run.window_slides if shape.window else run.preemptions for run in runs)

@@ -1,0 +1,107 @@
+"""When `smoe run` uses the server that runs, and the flags of its own one."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli.run import command, own_server
+from server.settings.sources import environment_without_address, load_settings
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+@contextmanager
+def answering(body: object) -> Iterator[int]:
+    """A server that answers each GET with this body; yields its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def models(name: str, max_model_len: int | None = 2048) -> dict[str, Any]:
+    return {"data": [{"id": name, "max_model_len": max_model_len}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "expected"),
+    [
+        (models("smoe-demo"), {}, True),
+        (models("smoe-demo"), {"model": "smoe-demo"}, True),
+        (models("other"), {}, True),
+        (models("other"), {"model": "smoe-demo"}, False),
+        (models("smoe-demo", None), {}, False),  # it loads
+        (models("smoe-demo"), {"dtype": "float32"}, False),
+        ({"data": []}, {}, False),
+        ([1], {}, False),
+        ({"data": [{"id": "smoe-demo"}]}, {}, False),
+    ],
+)
+def test_the_running_server_is_used_if_it_is_ready_and_serves_the_model(
+    body: object, settings: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(body) as port:
+        monkeypatch.setenv("SMOE_PORT", str(port))
+        assert command._is_served(settings) is expected
+
+
+def test_without_a_server_there_is_none_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOE_PORT", str(free_port()))
+    assert not command._is_served({})
+
+
+def test_settings_become_flags_that_mean_the_same() -> None:
+    given = {"model": "smoe-demo", "max_model_len": "100", "dtype": "float32"}
+    name, *flags = command._flags(given)
+    assert name == "smoe-demo"
+    read = {
+        flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    assert load_settings({"model": name, **read}) == load_settings(given)
+
+
+def test_its_own_server_does_not_inherit_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"SMOE_API_KEY": "k", "SMOE_DTYPE": "float32"}
+    for variable, value in {**kept, "SMOE_HOST": "::", "smoe_port": "1", "SMOE_SSL_CERTFILE": "/no"}.items():
+        monkeypatch.setenv(variable, value)
+    given = environment_without_address()
+    assert {name: value for name, value in given.items() if name.upper().startswith("SMOE_")} == kept
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "starting"),
+        ({"phase": "loading", "stage": "", "loaded_bytes": 0, "total_bytes": 0}, "starting"),
+        ({"phase": "loading", "stage": "weights", "loaded_bytes": 3, "total_bytes": 8}, "weights 37%"),
+    ],
+)
+def test_the_load_is_told_in_words(body: dict[str, Any], words: str) -> None:
+    assert own_server._words(body) == words
+
+
+def test_the_health_of_a_port_without_a_server_is_empty(tmp_path: Path) -> None:
+    assert own_server._health(free_port()) == {}
+    with answering([1]) as port:
+        assert own_server._health(port) == {}

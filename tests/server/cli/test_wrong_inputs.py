@@ -1,0 +1,110 @@
+"""Wrong inputs of a command line: exit code 2, nothing on standard output, one line that names the way out."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.cli.main import main
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+# Arguments ({} is a fresh folder, {port} a port without a server), and what the line must contain.
+WRONG = (
+    ("serv", "serve"),
+    ("serve --prot 9000", "--port"),
+    ("serve --port", "--port"),
+    ("serve --port 70000", "--port: should be"),
+    ("serve --port http", "--port: should be"),
+    ("serve --dtype fp16", "float32 or bfloat16"),
+    ("serve --quantization q4", "int4"),
+    ("serve --max-model-len -5", "--max-model-len"),
+    ("serve --max-model-len 1.5", "--max-model-len"),
+    ("serve --kv-cache-memory-bytes 20GB5", "--kv-cache-memory-bytes"),
+    ("serve --threads 0", "--threads"),
+    ("serve --experts-per-token 0", "--experts-per-token"),
+    ("serve --log-level loud", "info"),
+    ("serve --log-format yaml", "json"),
+    ("serve --config {}/none.yaml", "No such file"),
+    ("serve --config {}/list.yaml", "key: value"),
+    ("serve --config {}/broken.yaml", "not YAML"),
+    ("serve --config {}/unknown.yaml", "did you mean max_model_len?"),
+    ("serve --api-key-file {}/none", "--api-key-file"),
+    ("serve --ssl-certfile {}/empty.gguf", "--ssl-keyfile"),
+    ("serve ./nope", "smoe models"),
+    ("plan {}/two", "name one, such as"),
+    ("plan {}/empty.gguf", "empty.gguf"),
+    ("serve mixtral", "smoe models"),
+    ("serve org/name", "hf download org/name"),
+    ("serve org/name:Q4_K_M", "hf download org/name --include"),
+    ("plan --memory 80", "80GiB"),
+    ("plan --memory lots", "--memory"),
+    ("plan --memory 0", "--memory"),
+    ("plan ./nope", "smoe models"),
+    ("plan {}/bad", "config.json"),
+    ("models --memory 80", "80GiB"),
+    ("doctor --port 1", "--port"),
+    ("experts", "--text FILE"),
+    ("experts --text {}/none.txt", "none.txt"),
+    ("experts --text {}/list.yaml --tokens 1", "--tokens"),
+    ("chat --url ftp://h", "http://127.0.0.1:8000"),
+    ("chat --url http://[::1", "http://127.0.0.1:8000"),
+    ("chat --url 127.0.0.1:{port}", "smoe run"),
+    ("complete hello --url 127.0.0.1:{port}", "smoe serve"),
+    ("complete hello there", "there"),
+    ("complete hello --max-tokens 0", "--max-tokens"),
+    ("complete hello --temperature -1", "--temperature"),
+    ("complete hello --temperature hot", "--temperature"),
+    ("top --url 127.0.0.1:{port}", "smoe serve"),
+    ("run --dtype fp16", "float32 or bfloat16"),
+    ("run ./nope hello", "smoe models"),
+    ("run-batch {}/none.jsonl", "--output"),
+    ("run-batch {}/none.jsonl -o {}/out.jsonl --url 127.0.0.1:{port}", "smoe serve"),
+    ("bench serve 127.0.0.1:{port}", "smoe serve"),
+    ("bench chart {}/none.json --plot {}/a.png", "none.json"),
+)  # fmt: skip
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command; check its exit code and return its only line."""
+    monkeypatch.setattr(sys, "argv", ["smoe", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    output, errors = capsys.readouterr()
+    assert (end.value.code, output) == (2, ""), (output, errors)
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    (tmp_path / "unknown.yaml").write_text("max-model-length: 5\n")
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "two" / f"{name}.gguf").touch()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[arguments for arguments, _ in WRONG])
+def test_a_wrong_input_is_one_line_with_the_way_out(
+    arguments: str, part: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(folder / "no-cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    port = str(free_port())
+    given = [word.replace("{port}", port).replace("{}", str(folder)) for word in arguments.split()]
+    line = refused(given, monkeypatch, capsys)
+    assert line.startswith("smoe: ") and part in line, line
+    assert not [word for word in ("Traceback", "Errno", "pydantic", "<class") if word in line], line
+
+
+def test_the_table_has_forty_rows() -> None:
+    assert len(WRONG) >= 40 and len({arguments for arguments, _ in WRONG}) == len(WRONG)

@@ -1,0 +1,67 @@
+"""The lines of `smoe top`: figures of the newest interval, bars of all, clipped to the terminal."""
+
+from typing import Any
+
+import pytest
+
+from server.cli.colours import Colours
+from server.cli.top.screen import Snapshot, bars, screen_lines
+
+PLAIN = Colours(is_on=False)
+LOAD: dict[str, Any] = {
+    "interval_s": 2,
+    "prompt_tokens_per_s": [0] * 58 + [10.4, 1500],
+    "generated_tokens_per_s": [0] * 58 + [50, 100],
+    "running": [0] * 58 + [1, 3],
+    "waiting": [0] * 60,
+    "kv_usage": [0] * 58 + [0.5, 0.25],
+    "step_ms": [None] * 58 + [20.4, None],
+    "ttft_p50_ms": [None] * 59 + [3.21],
+    "ttft_p99_ms": [None] * 60,
+}
+EXPERTS = {"layers": [{"layer": 0, "tokens": [3, 1], "share": [0.75, 0.25]}]}
+
+
+def snapshot(**changed: Any) -> Snapshot:
+    return Snapshot(**{"model": "m", "url": "http://h", "is_ready": True, "load": LOAD, "experts": EXPERTS, **changed})
+
+
+def test_the_figures_are_those_of_the_newest_interval() -> None:
+    lines = screen_lines(snapshot(), PLAIN, 120, 40)
+    assert lines[0] == "m  ready"
+    figures = {line[:12].strip(): line[12:36].strip() for line in lines[3:9]}
+    assert figures == {
+        "requests": "3 running, 0 waiting",
+        "answers": "100 tokens/s",
+        "prompts": "1,500 tokens/s",
+        "KV cache": "25%",
+        "step": "20 ms",
+        "first token": "p50 3.2 ms, p99 -",
+    }
+    assert lines[4].endswith("▄█") and "the last 120 s" in lines[1]
+    assert lines[-1].startswith("layer 0") and "expert 0, 75%" in lines[-1]
+
+
+def test_an_engine_that_does_not_answer_leaves_out_its_experts() -> None:
+    lines = screen_lines(snapshot(experts=None, is_ready=False), PLAIN, 120, 40)
+    assert lines[0] == "m  not ready" and not [line for line in lines if "expert" in line]
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 10), (79, 24), (200, 60)])
+def test_the_screen_fits_the_terminal(width: int, height: int) -> None:
+    layers = [{"layer": i, "tokens": [3, 1], "share": [0.75, 0.25]} for i in range(56)]
+    lines = screen_lines(snapshot(experts={"layers": layers}, model="n" * 300), PLAIN, width, height)
+    assert len(lines) <= height
+    assert max(len(line) for line in lines) <= max(width, 36)
+
+
+def test_a_models_name_cannot_control_the_terminal() -> None:
+    lines = screen_lines(snapshot(model="a\x1b[2J", url="\x07"), PLAIN, 120, 40)
+    assert not set("".join(lines)) & {"\x1b", "\x07"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0, 2, None, 4], " ▄ █"), ([], ""), ([0, 0], "  "), ([0.001, 1], "▁█"), ([7], "█")]
+)
+def test_the_largest_bar_is_full_and_no_positive_value_is_blank(values: list[float | None], expected: str) -> None:
+    assert bars(values) == expected
