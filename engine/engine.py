@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
 from engine.execution.step_pipeline import StepPipeline
@@ -20,7 +21,6 @@ from engine.speculation.draft_source import MAX_TOKEN_ID
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import Speculator
 from engine.startup.loading import LoadedModel, ProgressCallback, load
-from engine.startup.token_budget import make_scheduler
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received

@@ -5,6 +5,7 @@ Each layer computes
     x = x + Attention(RMSNorm(x))
     x = x + FFN(RMSNorm(x))          one FFN, or the weighted sum of the k experts that the gate chooses for the token
 
+An output that is still to be added to x is `pending`: the next norm adds it, so that a backend can do both at once.
 `Mixtral.forward` runs one step: it takes the new rows of many sequences at once and finds the earlier positions of each
 sequence in the KV pool. The operations themselves (`self.ops`) belong to a backend: model/ops/interface.py
 describes each one, model/ops/reference/ops.py defines it in plain torch.
@@ -22,7 +23,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.ops.interface import BatchMetadata, Ops, PackedWeights, RoutingRequest
+from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
 
 
 @dataclass(frozen=True)
@@ -65,32 +66,39 @@ class Mixtral:
         eps = self.config.norm_eps
         requests = self._routing_requests(batch)
         metadata = self.ops.prepare_batch(self.config, batch, kv_pool.block_size)
+        layers = self.weights.layers
+        norms = [*(layer.attention_norm for layer in layers), self.weights.norm]
         x = self.ops.embed(batch.token_ids, self.weights.embedding).to(self.weights.norm.dtype)  # [T, D]
-        for layer, k_cache, v_cache, request in zip(self.weights.layers, kv_pool.k, kv_pool.v, requests, strict=True):
-            x = x + self._attention(self.ops.rms_norm(x, layer.attention_norm, eps), layer, k_cache, v_cache, metadata)
-            x = x + self._feed_forward(self.ops.rms_norm(x, layer.ffn_norm, eps), layer, request)  # [T, D]
+        normed = self.ops.rms_norm(x, norms[0], eps)
+        steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
+        for layer, k_cache, v_cache, request, norm_behind in steps:
+            pending = self._attention(normed, layer, k_cache, v_cache, metadata)
+            x, pending = self._feed_forward(x, pending, layer, request)
+            x, normed = self.ops.add_rms_norm(x, pending, norm_behind, eps)  # [T, D] each
             self.on_layer()
         if batch.finite is not None:  # a NaN or Inf in K, V or an expert makes the row's residual sum NaN or Inf too
             torch.all(x.isfinite(), 1, out=batch.finite)  # [T]
         if batch.hidden is not None:
-            rows = x.index_select(0, batch.hidden.rows)
-            batch.hidden.states.copy_(self.ops.rms_norm(rows, self.weights.norm, eps))  # [P, D]
-        return self.ops.logits(x, batch.logit_rows, self.weights.norm, eps, self.weights.head)  # [N, V]
+            batch.hidden.states.copy_(normed.index_select(0, batch.hidden.rows))  # [P, D]
+        return self.ops.logits(normed, batch.logit_rows, self.weights.head)  # [N, V]
 
     def _attention(
         self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata
-    ) -> Tensor:
+    ) -> Pending:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
         attended = self.ops.attention(q.to(self.weights.embedding.dtype), k_cache, v_cache, metadata)  # [T, H * K]
         return self.ops.linear(attended.to(x.dtype), layer.output)  # [T, D]
 
-    def _feed_forward(self, x: Tensor, layer: LayerWeights, request: RoutingRequest | None) -> Tensor:
-        """Sparse mixture of experts (dense if k = E), or the single SwiGLU FFN of a network without experts."""
-        if request is None:
-            return self.ops.ffn(x, layer.ffn)  # [T, D]
-        return self.ops.moe(x, layer.ffn, request)  # [T, D]
+    def _feed_forward(
+        self, x: Tensor, pending: Pending, layer: LayerWeights, request: RoutingRequest | None
+    ) -> tuple[Tensor, Pending]:
+        """Add attention's output to x, then apply the sparse mixture of experts (dense if k = E), or the single FFN."""
+        if request is not None:
+            return self.ops.add_norm_moe(x, pending, layer.ffn_norm, self.config.norm_eps, layer.ffn, request)
+        x, normed = self.ops.add_rms_norm(x, pending, layer.ffn_norm, self.config.norm_eps)
+        return x, self.ops.ffn(normed, layer.ffn)
 
     def _routing_requests(self, batch: ForwardBatch) -> Sequence[RoutingRequest | None]:
         """Return one RoutingRequest per layer, or None for each layer of a network without experts."""

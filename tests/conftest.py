@@ -50,6 +50,7 @@ SLOW = (
     "tests/server/cli/test_doctor.py",
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
+    "tests/server/cli/test_plan_capacity.py",
     "tests/server/cli/test_terminal_text.py",
     "tests/server/cli/test_wrong_inputs.py",
     "tests/server/engine_client/test_supervisor.py",

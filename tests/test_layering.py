@@ -38,6 +38,7 @@ NEVER_REACHES = {
     "engine.messages": ANY_IO,
     "engine.config": ANY_IO,
     "engine.capacity": {"torch"},
+    "engine.planning": {"torch", "socket", "asyncio", "random"},
     "engine.grammars": {"torch"},
     "model.checkpoint": {"torch"},
     "model.config": {"torch"},
@@ -45,7 +46,12 @@ NEVER_REACHES = {
 }
 ENGINE_FOLDERS_WITH_TORCH = ("engine.execution", "engine.startup")
 CAPACITY_TAKES_FROM_MODEL = ("model.config", "model.kv_format", "model.checkpoint")
-SERVER_TAKES_FROM_ENGINE = ("engine.capacity", "engine.grammars", "engine.bench.task")  # and data files, see below
+SERVER_TAKES_FROM_ENGINE = (
+    "engine.capacity",
+    "engine.grammars",
+    "engine.planning",
+    "engine.bench.task",
+)  # and data files, see below
 NO_DATA_FILES = ("engine.engine", "engine.process")  # top-level files that run the engine
 
 NATIVE = ROOT / "model" / "native"

@@ -20,6 +20,7 @@ from model.sampling_batch import SampledRows, SamplingRows
 
 PackedWeights: TypeAlias = Any  # a weight in a backend's own layout
 BatchMetadata: TypeAlias = Any  # what a backend computes once per batch and reads in every layer
+Pending: TypeAlias = Any  # [T, O], or parts of it that the op which takes it adds up: only the backend reads it
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ class Ops(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, eq. 4), in float32. [T, D] -> [T, D]."""
 
-    def linear(self, x: Tensor, weight: PackedWeights) -> Tensor:
+    def add_rms_norm(self, x: Tensor, pending: Pending, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return x + pending, and its rms_norm: [T, D] each. The sum is rounded once, behind `pending` itself."""
+
+    def linear(self, x: Tensor, weight: PackedWeights) -> Pending:
         """Multiply by a packed matrix: [T, D] -> [T, O]."""
 
-    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata) -> Tensor:
+    def rope_and_store_kv(self, qkv: Pending, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata) -> Tensor:
         """Rotate q and k by their positions (Su et al. 2021, eq. 34), write k and v to the batch's slots, return q.
 
         qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K] (written; int8 ones have rows of K + 4, see
@@ -90,18 +94,23 @@ class Ops(Protocol):
         Position i sees positions i - window + 1 .. i; no slot outside of that range is read.
         """
 
-    def ffn(self, x: Tensor, weights: PackedWeights) -> Tensor:
+    def ffn(self, x: Tensor, weights: PackedWeights) -> Pending:
         """Compute a dense FFN: [T, D] -> [T, D]."""
 
-    def moe(self, x: Tensor, weights: PackedWeights, request: RoutingRequest) -> Tensor:
+    def moe(self, x: Tensor, weights: PackedWeights, request: RoutingRequest) -> Pending:
         """Sum weight times output over each row's k experts: [T, D] -> [T, D]. Writes request.expert_ids.
 
         The k experts are those with the largest gate logits among the experts that are switched on, ties to the lower
         id; the weights are the softmax over these k logits (Jiang et al. 2024, section 2.1).
         """
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: PackedWeights) -> Tensor:
-        """Apply final norm and head to the given rows: [T, D], [N] -> [N, V] float32."""
+    def add_norm_moe(
+        self, x: Tensor, pending: Pending, norm: Tensor, eps: float, weights: PackedWeights, request: RoutingRequest
+    ) -> tuple[Tensor, Pending]:
+        """Return x + pending [T, D], and the moe of its rms_norm, [T, D]: a backend may do norm and gate at once."""
+
+    def logits(self, x: Tensor, rows: Tensor, head: PackedWeights) -> Tensor:
+        """Apply the head to the given rows of x, which are normalized: [T, D], [N] -> [N, V] float32."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """Sample a token for every row of logits [N, V] float32, and compute log probabilities. Writes rows.history.

@@ -13,6 +13,7 @@ from server.errors import (
     unsupported_content_type,
 )
 from server.generation.state import state_of, tenant_of
+from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.validation import (
     MAX_UNKNOWN_FIELDS,
     UNPRINTABLE,
@@ -93,10 +94,11 @@ def _parsed(body: bytes, model_class: type[Model], max_turns: int | None) -> tup
 
 def _check_num_turns(model_class: type[RequestModel], fields: dict[str, JsonValue], max_turns: int) -> None:
     """Raise ApiError 400 for a conversation of more turns than the context has tokens, before they are validated,
-    which takes most of the time; unless the request says how a long one is cut."""
+    which takes most of the time; unless the request says how a long one is cut. A list beyond the schema's own bound
+    gets the schema's error."""
     turns = fields.get(model_class.turns_field) if model_class.turns_field else None
     is_cut = fields.get("truncation") == "auto" or fields.get("truncate_prompt_tokens") is not None
-    if isinstance(turns, list) and len(turns) > max_turns and not is_cut:
+    if isinstance(turns, list) and max_turns < len(turns) <= MAX_MESSAGES and not is_cut:
         raise prompt_too_long(len(turns), max_turns, model_class.turns_field or "")
 
 

@@ -54,14 +54,15 @@ def roles_out_of_order(repairs: Sequence[str]) -> ApiError:
 
 def _map_call_ids(turns: list[Turn]) -> list[Turn]:
     """Map call ids of another server to the 9 letters and digits that Mistral's models expect."""
-    return [
-        replace(
-            turn,
-            calls=tuple(Call(mistral_id(call.id), call.name, call.arguments) for call in turn.calls),
-            call_id=mistral_id(turn.call_id) if turn.call_id else "",
-        )
-        for turn in turns
-    ]
+    return [_map_ids_of(turn) if turn.calls or turn.call_id else turn for turn in turns]
+
+
+def _map_ids_of(turn: Turn) -> Turn:
+    return replace(
+        turn,
+        calls=tuple(Call(mistral_id(call.id), call.name, call.arguments) for call in turn.calls),
+        call_id=mistral_id(turn.call_id) if turn.call_id else "",
+    )
 
 
 def _final_system_to_user(turns: list[Turn]) -> list[Turn]:
@@ -85,7 +86,7 @@ def _merge_neighbours(turns: list[Turn]) -> list[Turn]:
     merged: list[Turn] = []
     for role, run in groupby(turns, key=attrgetter("template_role")):
         members = list(run)
-        if role == "tool":
+        if role == "tool" or len(members) == 1:
             merged += members
         else:
             text = BLANK_LINE.join(turn.text for turn in members if turn.text)

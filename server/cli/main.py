@@ -92,9 +92,29 @@ def plan_command(
     write_manifest: Annotated[
         bool, typer.Option("--write-manifest", help="Write SHA256SUMS next to the files, for `smoe serve --verify`.")
     ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second: say how many servers they need. Needs --steps.", metavar="R"),
+    ] = None,
+    steps: Annotated[
+        Path | None,
+        typer.Option(help="Measured times of steps: the output of `smoe bench engine --json`.", metavar="FILE"),
+    ] = None,
+    prompt_tokens: Annotated[
+        str, typer.Option(help="With --rate: prompt length, as 800, or a range, as 16,256.", metavar="N")
+    ] = "512",
+    output_tokens: Annotated[
+        str, typer.Option(help="With --rate: tokens to generate, as 200, or a range, as 16,256.", metavar="N")
+    ] = "128",
+    slo_ttft: Annotated[
+        float, typer.Option(help="With --rate: seconds to the first token, for 99 %.", metavar="S")
+    ] = 1.0,
+    slo_gap: Annotated[
+        float, typer.Option(help="With --rate: seconds between two tokens, for 99 %.", metavar="S")
+    ] = 0.1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Estimate memory use and suggest flags, without loading weights.
+    """Estimate memory use and suggest flags, without loading weights. With --rate: how many servers a load needs.
 
     Environment variables (SMOE_BLOCK_SIZE, SMOE_MAX_NUM_SEQS, ...) have the same effect as for serve. Sizes in --json
     are in bytes.
@@ -102,7 +122,11 @@ def plan_command(
     \b
     smoe plan /models/Mixtral-8x7B-Instruct-v0.1 --memory 80GiB --quantization int4
     """
-    from server.cli import plan
+    from server.cli import plan, plan_capacity
+
+    if rate is not None or steps is not None:
+        load = plan_capacity.Load(rate, steps, prompt_tokens, output_tokens, slo_ttft, slo_gap)
+        raise typer.Exit(plan_capacity.run(given_settings(context), memory, load, as_json=as_json))
 
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 

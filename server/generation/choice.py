@@ -4,7 +4,7 @@ Streams and full replies are made of the same deltas, so the concatenation of a 
 Knows nothing of HTTP, of other choices or of the reply's format.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ from engine.types import ExpertIds, RequestOutput, TokenLogprobs
 class TextDecoder(Protocol):
     """Turns token ids into text, complete characters only: server.tokenizer.detokenizer.Detokenizer."""
 
-    def push(self, token_ids: Iterable[int]) -> str: ...
+    def push(self, token_ids: Sequence[int]) -> str: ...
     def finish(self) -> str: ...
 
 

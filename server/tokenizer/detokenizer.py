@@ -1,7 +1,7 @@
 """Incremental detokenization: token ids of one choice to text, as they arrive."""
 
 import codecs
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from server.tokenizer.tokenizer import Tokenizer
 
@@ -36,10 +36,14 @@ class Detokenizer:
         for token_id in prompt_token_ids[-MAX_UTF8_TAIL:]:
             self._decoder.decode(self._bytes_of(token_id))
 
-    def push(self, token_ids: Iterable[int]) -> str:
+    def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that these tokens complete."""
-        bytes_of = self._bytes_of if self._has_started else self._first_bytes_of
-        return self._decoder.decode(b"".join(map(bytes_of, token_ids)))
+        if not self._has_started:
+            return self._decoder.decode(b"".join(map(self._first_bytes_of, token_ids)))
+        try:
+            return self._decoder.decode(b"".join(map(self._bytes.__getitem__, token_ids)))
+        except IndexError:  # an id beyond the vocabulary, which has no text
+            return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
 
     def finish(self) -> str:
         """Return U+FFFD if the tokens end inside a character, else nothing."""

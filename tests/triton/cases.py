@@ -12,7 +12,10 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.ops.triton.launch import launch_on_device
 from model.ops.triton.ops import TritonOps
+from model.ops.triton.pending_sum import Pending
+from model.ops.triton.rms_norm import add_rms_norm
 
 DTYPES = [torch.float32, torch.float16 if triton.knobs.runtime.interpret else torch.bfloat16]
 ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative error of a row
@@ -23,6 +26,15 @@ def assert_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, roundings: flo
     assert ours.isfinite().all()
     error = (ours.double() - exact.double()).flatten(1).norm(dim=1) / exact.double().flatten(1).norm(dim=1).clamp(1e-9)
     assert float(error.max()) < roundings * ROUNDING[dtype], f"row {int(error.argmax())} is off by {float(error.max())}"
+
+
+def summed(pending: Pending, like: Tensor) -> Tensor:
+    """Return a pending sum [T, O] in the dtype of `like`, by the kernel that adds it to the residual, here zeros."""
+    if isinstance(pending, Tensor):
+        return pending
+    num_rows, num_outputs = len(pending.values[0]) // pending.max_k, pending.values.shape[-1]
+    zeros, weight = torch.zeros(num_rows, num_outputs, dtype=like.dtype), torch.ones(num_outputs, dtype=like.dtype)
+    return add_rms_norm(launch_on_device, zeros, pending, weight, 1e-5)[0]
 
 
 def both_tilings(dtype: torch.dtype) -> Iterator[TritonOps]:

@@ -9,7 +9,7 @@ from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequanti
 from tests.support import float64_oracle as oracle
 from tests.support.random_weights import random_ffn
 from tests.support.routing_requests import naive_top_k, random_request, uniform_request
-from tests.triton.cases import DTYPES, assert_close, both_tilings, integers
+from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, summed
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,7 +37,7 @@ def test_experts_over_random_shapes_counts_and_masks(
         request = random_request(num_rows, num_experts, seed=case)
         ops = TritonOps(dtype, weight_format, deterministic=case == 1)
         weights = ops.pack_moe(gate, (random_ffn(dim, hidden, dtype) for _ in range(num_experts)))
-        ours = ops.moe(x, weights, request)
+        ours = summed(ops.moe(x, weights, request), x)
         assert request.allowed is not None
         exact = oracle.moe(x, gate, _experts_of(weights), request.experts_per_token, request.allowed)
         assert_close(ours, exact, dtype, 3)
@@ -52,7 +52,7 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
     experts = [random_ffn(20, 30, dtype) for _ in range(3)]
     for ops in both_tilings(dtype):
         request = uniform_request(150, 1)
-        ours = ops.moe(x, ops.pack_moe(gate, iter(experts)), request)
+        ours = summed(ops.moe(x, ops.pack_moe(gate, iter(experts)), request), x)
         assert request.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
 
@@ -71,10 +71,10 @@ def test_nan_in_a_row_stays_in_that_row(dtype: torch.dtype) -> None:
     ops = TritonOps(dtype)
     x, gate = torch.randn(6, 40).to(dtype), torch.randn(4, 40).to(dtype)
     weights = ops.pack_moe(gate, (random_ffn(40, 24, dtype) for _ in range(4)))
-    clean = ops.moe(x, weights, uniform_request(6, 2))
+    clean = summed(ops.moe(x, weights, uniform_request(6, 2)), x)
     x[2, 5] = float("nan")
     request = uniform_request(6, 2)
-    ours = ops.moe(x, weights, request)
+    ours = summed(ops.moe(x, weights, request), x)
     others = [0, 1, 3, 4, 5]
     assert ours[2].isnan().all()
     assert torch.equal(ours[others], clean[others])
@@ -84,4 +84,20 @@ def test_nan_in_a_row_stays_in_that_row(dtype: torch.dtype) -> None:
 def test_the_dense_ffn_is_one_expert_for_all_rows(dtype: torch.dtype) -> None:
     x, ffn = torch.randn(70, 33).to(dtype), random_ffn(33, 65, dtype)
     for ops in both_tilings(dtype):
-        assert_close(ops.ffn(x, ops.pack_ffn(ffn)), oracle.ffn(x, ffn), dtype)
+        assert_close(summed(ops.ffn(x, ops.pack_ffn(ffn)), x), oracle.ffn(x, ffn), dtype)
+
+
+@pytest.mark.parametrize(("num_rows", "num_experts", "dim"), [(1, 8, 130), (9, 5, 33), (4, 70, 600)])
+def test_the_gate_behind_a_norm_gives_the_bits_of_norm_then_experts(
+    dtype: torch.dtype, num_rows: int, num_experts: int, dim: int
+) -> None:
+    ops = TritonOps(dtype)
+    x, pending, weight = torch.randn(num_rows, dim).to(dtype), torch.randn(num_rows, dim).to(dtype), torch.rand(dim)
+    gate, norm = torch.randn(num_experts, dim).to(dtype), weight.to(dtype)
+    packed = ops.pack_moe(gate, (random_ffn(dim, 20, dtype) for _ in range(num_experts)))
+    together, apart = (random_request(num_rows, num_experts, seed=dim) for _ in range(2))
+    total, mixed = ops.add_norm_moe(x, pending, norm, 1e-5, packed, together)
+    expected, normed = ops.add_rms_norm(x, pending, norm, 1e-5)
+    assert torch.equal(total, expected)
+    assert torch.equal(summed(mixed, x), summed(ops.moe(normed, packed, apart), x))
+    assert torch.equal(together.expert_ids, apart.expert_ids)

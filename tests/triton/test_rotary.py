@@ -6,6 +6,7 @@ import torch
 from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
+from model.ops.triton.pending_sum import Parts
 from tests.support import float64_oracle as oracle
 from tests.support.attention_cases import Heads
 from tests.support.paged import Running, make_batch
@@ -61,3 +62,17 @@ def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stor
     reference = as_numbers(stored[1][:, 1, :, 0])
     assert torch.equal(ours.isnan().any(-1), reference.isnan().any(-1))
     assert torch.allclose(ours, reference, atol=0.05, equal_nan=True)
+
+
+def test_queries_and_keys_in_parts_are_summed_in_order(dtype: torch.dtype) -> None:
+    """qkv in float32 parts gives the bits of their rounded sum."""
+    heads = Heads(4, 2, 8)
+    batch = make_batch([(Running([0] * 3, [1], 0), 3)], 4)
+    parts = torch.randn(3, 3, 64)
+    ops, results = TritonOps(dtype), []
+    for qkv in (Parts(parts, None, None), ((parts[0] + parts[1]) + parts[2]).to(dtype)):
+        caches = torch.zeros(2, 2, 4, 2, 8, dtype=dtype)
+        q = ops.rope_and_store_kv(qkv, caches[0], caches[1], ops.prepare_batch(heads.config, batch, 4))
+        results.append((q, caches))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert bool(results[0][1].any())

@@ -24,7 +24,13 @@ class MachineCode:
     spills: int  # instructions that move registers to local memory or back
     shared_bytes: int
     instructions: tuple[str, ...]
-    loop: tuple[str, ...]  # the innermost loop with matrix products, empty without one
+    loops: tuple[tuple[str, ...], ...]  # the innermost ones
+
+    @property
+    def loop(self) -> tuple[str, ...]:
+        """The shortest innermost loop with matrix products, empty without one."""
+        with_products = [body for body in self.loops if any(text.startswith(PRODUCTS) for text in body)]
+        return min(with_products, key=len, default=())
 
     def count(self, prefix: str, in_loop: bool = True) -> int:
         """Count instructions whose text begins with `prefix`, such as "LDGSTS.E.BYPASS.128"."""
@@ -45,8 +51,7 @@ def read_machine_code(cubin: bytes, shared_bytes: int) -> MachineCode:
     [registers] = re.findall(r"REG:(\d+)", usage)
     instructions, labels = _parse(text)
     spills = sum(instruction.startswith(("STL", "LDL")) for instruction in instructions)
-    loop = _inner_loop(instructions, labels)
-    return MachineCode(int(registers), spills, shared_bytes, tuple(instructions), tuple(loop))
+    return MachineCode(int(registers), spills, shared_bytes, tuple(instructions), tuple(_loops(instructions, labels)))
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -65,13 +70,12 @@ def _parse(text: str) -> tuple[list[str], dict[str, int]]:
     return instructions, labels
 
 
-def _inner_loop(instructions: list[str], labels: dict[str, int]) -> list[str]:
-    """Return the shortest loop with matrix products: from a label to a jump back to it."""
-    loops = []
+def _loops(instructions: list[str], labels: dict[str, int]) -> list[tuple[str, ...]]:
+    """Return the innermost loops: from a label to a jump back to it, without another such jump inside."""
+    spans = []
     for index, text in enumerate(instructions):
         jump = JUMP.match(text)
-        if jump and labels[jump[1]] <= index:
-            body = instructions[labels[jump[1]] : index + 1]
-            if any(line.startswith(PRODUCTS) for line in body):
-                loops.append(body)
-    return min(loops, key=len, default=[])
+        if jump and labels[jump[1]] < index:
+            spans.append((labels[jump[1]], index))
+    inner = [(a, b) for a, b in spans if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in spans)]
+    return [tuple(instructions[begin : end + 1]) for begin, end in inner]

@@ -72,6 +72,10 @@ class LaunchRecorder:
         self.num_launches = 0
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        self.record(kernel, grid, *arguments, **options)
+
+    def record(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> object:
+        """Record a launch and return the key of its variant."""
         addresses = tuple(Address(value) if isinstance(value, Tensor) else value for value in arguments)
         triton.runtime.driver.set_active(FakeDriver(self._arch))
         *_, bind = kernel.device_caches[self._arch]
@@ -79,6 +83,7 @@ class LaunchRecorder:
         key = kernel.__name__, str(specialization), str(sorted(options.items()))
         self.variants.setdefault(key, Launched(kernel, addresses, options))
         self.num_launches += all(grid)
+        return key
 
 
 def compile_for(launched: Launched, arch: int) -> MachineCode:

@@ -2,33 +2,24 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.profile_step import run_profile_steps
-from tests.triton_compiled.layer import BLOCK_SIZE, CONFIG, meta_experts, sampling_rows
+from tests.triton_compiled.decode_launches import count_launches
+from tests.triton_compiled.layer import BLOCK_SIZE, META, meta_model, sampling_rows
 from tests.triton_compiled.recording import LaunchRecorder, empty
 
-NUM_LAYERS, META = 2, torch.device("meta")
-MAX_VARIANTS = 30
+NUM_LAYERS = 2
+MAX_VARIANTS, MAX_LAUNCHES = 30, 10
 WIDEST = 2048  # blocks of a sequence
-
-
-def _model(recorder: LaunchRecorder, weight_format: WeightFormat) -> Mixtral:
-    ops = TritonOps(torch.bfloat16, weight_format, launch=recorder)
-    config, dim, half = replace(CONFIG, num_layers=NUM_LAYERS), CONFIG.dim, torch.bfloat16
-    norm, embedding = empty(dim, dtype=half), empty(CONFIG.vocab_size, dim, dtype=half)
-    qkv, output = (ops.pack_linear(empty(outputs, dim, dtype=half)) for outputs in (6144, dim))
-    layer = LayerWeights(norm, qkv, output, norm, meta_experts(ops))
-    return Mixtral(config, MixtralWeights(embedding, [layer] * NUM_LAYERS, norm, ops.pack_linear(embedding)), ops)
 
 
 def _mixed_step(rng: random.Random) -> ForwardBatch:
@@ -61,7 +52,7 @@ def test_the_load_launches_every_variant_that_a_step_needs_and_they_are_few(
     weight_format: WeightFormat, scale: int
 ) -> None:
     recorder = LaunchRecorder()
-    model = _model(recorder, weight_format)
+    model = meta_model(TritonOps(torch.bfloat16, weight_format, launch=recorder), NUM_LAYERS)
     pool = KvPool(model.config, 8, BLOCK_SIZE, "bfloat16", META)
     run_profile_steps(model, 2048, 256, BLOCK_SIZE, "bfloat16")
     GraphedMixtral(model, pool, EagerRecorder(), 256, WIDEST).capture_all()
@@ -73,3 +64,13 @@ def test_the_load_launches_every_variant_that_a_step_needs_and_they_are_few(
         logits = model.forward(_mixed_step(rng), pool)
         model.ops.sample(logits, sampling_rows(len(logits), rng.choice((-1, 0, 1, 5))))
     assert set(recorder.variants) == loaded, set(recorder.variants) - loaded
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 64])
+@pytest.mark.parametrize("weight_format", ["plain", "int8", "fp8"])
+def test_a_layer_launches_at_most_10_kernels(weight_format: WeightFormat, num_rows: int) -> None:
+    """A second layer adds its own launches: Triton's, and those of torch's ops that compute something."""
+    assert MAX_LAUNCHES == 10
+    counts = [count_launches(weight_format, num_rows, num_layers) for num_layers in (1, 2, 3)]
+    per_layer = {second - first for first, second in pairwise(counts)}
+    assert len(per_layer) == 1 and 5 <= per_layer.pop() <= MAX_LAUNCHES

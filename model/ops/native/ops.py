@@ -104,6 +104,10 @@ class NativeOps:
         self._call.smoe_rms_norm(self._pool, self._isa, DTYPES[x.dtype], *addresses, *x.shape, eps)
         return y  # [T, D]
 
+    def add_rms_norm(self, x: Tensor, pending: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + pending
+        return total, self.rms_norm(total, weight, eps)  # [T, D] each
+
     def linear(self, x: Tensor, weight: NativeLinear) -> Tensor:
         return self._multiply(x, weight, x.dtype)  # [T, O]
 
@@ -147,8 +151,14 @@ class NativeOps:
         check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *addresses, *routing, *sizes))
         return y  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: NativeLinear) -> Tensor:
-        return self._multiply(self.rms_norm(x.index_select(0, rows), norm, eps), head, torch.float32)  # [N, V]
+    def add_norm_moe(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weights: NativeMoe, request: RoutingRequest
+    ) -> tuple[Tensor, Tensor]:
+        total, normed = self.add_rms_norm(x, pending, norm, eps)
+        return total, self.moe(normed, weights, request)  # [T, D] each
+
+    def logits(self, x: Tensor, rows: Tensor, head: NativeLinear) -> Tensor:
+        return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         num_rows, count = len(logits), max(0, rows.max_logprobs)

@@ -86,6 +86,10 @@ class ReferenceOps:
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)  # [T, 1]
         return weight * (wide * scale).to(x.dtype)  # [T, D]
 
+    def add_rms_norm(self, x: Tensor, pending: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + pending
+        return total, self.rms_norm(total, weight, eps)  # [T, D] each
+
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         return product(x, weight).to(x.dtype)  # [T, O]
 
@@ -117,8 +121,14 @@ class ReferenceOps:
         by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: Matrix) -> Tensor:
-        return product(self.rms_norm(x[rows], norm, eps), head).float()  # [N, V]
+    def add_norm_moe(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weights: ReferenceMoe, request: RoutingRequest
+    ) -> tuple[Tensor, Tensor]:
+        total, normed = self.add_rms_norm(x, pending, norm, eps)
+        return total, self.moe(normed, weights, request)  # [T, D] each
+
+    def logits(self, x: Tensor, rows: Tensor, head: Matrix) -> Tensor:
+        return product(x[rows], head).float()  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(logits, rows)

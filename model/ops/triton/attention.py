@@ -40,7 +40,7 @@ class AttentionPlan:
     """Batch, query tiles and tile sizes of one step."""
 
     batch: ForwardBatch
-    tile_sequence: Tensor  # [tiles] int32: the sequence of a tile of queries
+    tile_sequence: Tensor  # [tiles] int32: the sequence of a tile of queries; no tiles if every sequence has one row
     tile_first_row: Tensor  # [tiles] int32: its first row of the T; beyond the sequence's rows if the tile is empty
     decode: AttentionTiling
     chunk: AttentionTiling
@@ -68,7 +68,9 @@ def plan_attention(
     per_kv_head = config.num_heads // config.num_kv_heads
     decode, chunk = _at_least(decode, per_kv_head), _at_least(chunk, per_kv_head)
     queries = chunk.tile // per_kv_head
-    tiles = query_tiles(batch.query_start, len(batch.positions), queries)
+    nothing = batch.query_start[:0]
+    is_decode = len(batch.positions) == len(batch.context_len)
+    tiles = (nothing, nothing) if is_decode else query_tiles(batch.query_start, len(batch.positions), queries)
     return AttentionPlan(batch, *tiles, decode, chunk, deterministic, config, block_size)
 
 
@@ -92,7 +94,7 @@ def query_tiles(query_start: Tensor, num_rows: int, queries: int) -> tuple[Tenso
 def attention(launch: Launch, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> Tensor:
     """Compute attention: [T, H, K], caches [num_blocks, block_size, G, K] -> [T, H * K]."""
     out = torch.empty_like(q)
-    if len(q) > len(plan.batch.context_len):
+    if len(plan.tile_sequence):
         _attend_chunks(launch, q, k_cache, v_cache, out, plan)
     _attend_single_rows(launch, q, k_cache, v_cache, out, plan)
     return out.flatten(1)

@@ -19,17 +19,12 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def attend_separate_spans(
+def attend(
     queries: tl.tensor,
     positions: tl.tensor,
-    window: tl.tensor,
-    table: tl.tensor,
-    caches: tl.tensor,
-    kv_head: tl.tensor,
-    num_kv_heads: tl.tensor,
+    source: tl.tensor,
     lowest: tl.tensor,
     end: tl.tensor,
-    scale: tl.tensor,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROW: tl.constexpr,
@@ -37,30 +32,22 @@ def attend_separate_spans(
     TILE: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    SEPARATE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Attend to positions lowest .. end - 1 span by span, and merge the spans in order, as merge_kernel does."""
-    best, total, values = empty_partial(TILE, BLOCK_DIM)
-    for span in range(lowest // SPAN, tl.cdiv(end, SPAN)):
-        span_best, span_total, span_values = attend_span(
-            queries,
-            positions,
-            window,
-            table,
-            caches,
-            kv_head,
-            num_kv_heads,
-            tl.maximum(span * SPAN, lowest // KEYS * KEYS),
-            tl.minimum(span * SPAN + SPAN, end),
-            lowest,
-            scale,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            ROW,
-            TILE,
-            KEYS,
-            BLOCK_DIM,
+    """Attend to positions lowest .. end - 1: at once, or span by span, merged in order as merge_kernel does."""
+    first = lowest // KEYS * KEYS
+    if SEPARATE:
+        best, total, values = empty_partial(TILE, BLOCK_DIM)
+        for span in range(lowest // SPAN, tl.cdiv(end, SPAN)):
+            begin, stop = tl.maximum(span * SPAN, first), tl.minimum(span * SPAN + SPAN, end)
+            span_best, span_total, span_values = attend_span(
+                queries, positions, source, lowest, begin, stop, BLOCK_SIZE, HEAD_DIM, ROW, TILE, KEYS, BLOCK_DIM
+            )
+            best, total, values = merge(best, total, values, span_best, span_total, span_values)
+    else:
+        best, total, values = attend_span(
+            queries, positions, source, lowest, first, end, BLOCK_SIZE, HEAD_DIM, ROW, TILE, KEYS, BLOCK_DIM
         )
-        best, total, values = merge(best, total, values, span_best, span_total, span_values)
     return best, total, values
 
 
@@ -106,50 +93,20 @@ def chunk_kernel(
         positions = tl.where(exists, first_position + row, -1)
         lowest, end = tl.maximum(first_position - window + 1, 0), first_position + num_rows
         table = tables + sequence.to(tl.int64) * table_width
-        caches = (k_cache, v_cache, k_scales, v_scales)
-        if SEPARATE:
-            _, total, values = attend_separate_spans(
-                queries,
-                positions,
-                window,
-                table,
-                caches,
-                kv_head,
-                num_kv_heads,
-                lowest,
-                end,
-                scale,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                ROW,
-                SPAN,
-                TILE,
-                KEYS,
-                BLOCK_DIM,
-            )
-        else:
-            _, total, values = attend_span(
-                queries,
-                positions,
-                window,
-                table,
-                caches,
-                kv_head,
-                num_kv_heads,
-                lowest // KEYS * KEYS,
-                end,
-                lowest,
-                scale,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                ROW,
-                TILE,
-                KEYS,
-                BLOCK_DIM,
-            )
-        numbers = tl.arange(0, BLOCK_DIM)
-        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
-        tl.store(out + place[:, None] + numbers[None, :], (values / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        source = (table, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads, window, scale)
+        _, total, values = attend(
+            queries, positions, source, lowest, end, BLOCK_SIZE, HEAD_DIM, ROW, SPAN, TILE, KEYS, BLOCK_DIM, SEPARATE
+        )
+        store_numbers(out + place, (values / total[:, None]).to(out.dtype.element_ty), exists, HEAD_DIM, BLOCK_DIM)
+
+
+@triton.jit
+def store_numbers(
+    rows: tl.tensor, values: tl.tensor, exists: tl.tensor, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
+) -> None:
+    """Store values [TILE, K] at the pointers `rows` [TILE], where a row exists."""
+    numbers = tl.arange(0, BLOCK_DIM)
+    tl.store(rows[:, None] + numbers[None, :], values, mask=exists[:, None] & (numbers < HEAD_DIM)[None, :])
 
 
 @triton.jit
@@ -209,30 +166,16 @@ def decode_kernel(
         queries, _, _, exists = load_queries(
             q, first_row, 1, kv_head, num_heads, PER_KV_HEAD, HEAD_DIM, TILE, BLOCK_DIM
         )
+        table = tables + sequence.to(tl.int64) * table_width
+        source = (table, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads, window, scale)
+        positions = tl.where(exists, end - 1, -1)
+        begin, stop = tl.maximum(begin, lowest // KEYS * KEYS), tl.minimum(begin + length, end)
         best, total, values = attend_span(
-            queries,
-            tl.where(exists, end - 1, -1),
-            window,
-            tables + sequence.to(tl.int64) * table_width,
-            (k_cache, v_cache, k_scales, v_scales),
-            kv_head,
-            num_kv_heads,
-            tl.maximum(begin, lowest // KEYS * KEYS),
-            tl.minimum(begin + length, end),
-            lowest,
-            scale,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            ROW,
-            TILE,
-            KEYS,
-            BLOCK_DIM,
+            queries, positions, source, lowest, begin, stop, BLOCK_SIZE, HEAD_DIM, ROW, TILE, KEYS, BLOCK_DIM
         )
         head = kv_head * PER_KV_HEAD + tl.arange(0, TILE)
         place = (sequence.to(tl.int64) * num_splits + split) * num_heads + head
-        numbers = tl.arange(0, BLOCK_DIM)
-        mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]
-        tl.store(partial_values + place[:, None] * HEAD_DIM + numbers[None, :], values, mask=mask)
+        store_numbers(partial_values + place * HEAD_DIM, values, exists, HEAD_DIM, BLOCK_DIM)
         tl.store(partial_sums + place * 2, best, mask=exists)
         tl.store(partial_sums + place * 2 + 1, total, mask=exists)
 

@@ -39,15 +39,10 @@ def merge(
 def attend_span(
     q: tl.tensor,
     positions: tl.tensor,
-    window: tl.tensor,
-    table: tl.tensor,
-    caches: tl.tensor,
-    kv_head: tl.tensor,
-    num_kv_heads: tl.tensor,
+    source: tl.tensor,
+    lowest: tl.tensor,
     begin: tl.tensor,
     end: tl.tensor,
-    lowest: tl.tensor,
-    scale: tl.tensor,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROW: tl.constexpr,
@@ -57,10 +52,11 @@ def attend_span(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return the partial softmax over positions begin .. end - 1, without reading any below `lowest`.
 
-    `begin` is a multiple of KEYS; scores are exponents of 2. `caches`: K, V and their scales (kv_blocks.with_scales).
-    Cached rows have ROW elements: HEAD_DIM, or HEAD_DIM + 4 for int8.
+    `begin` is a multiple of KEYS; scores are exponents of 2. `source`: block table, K, V and their scales
+    (kv_blocks.with_scales), KV head, number of KV heads, window, factor of the scores. Cached rows have ROW elements:
+    HEAD_DIM, or HEAD_DIM + 4 for int8.
     """
-    k_cache, v_cache, k_scales, v_scales = caches
+    table, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads, window, scale = source
     numbers = tl.arange(0, BLOCK_DIM)
     is_number = numbers < HEAD_DIM
     best, total, values = empty_partial(TILE, BLOCK_DIM)

@@ -5,13 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
+from model.ops.triton.gemm_tiles import Tiling, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
 
 # mypy: disable-error-code="untyped-decorator"
-
-SUMMED_NUMBERS = 512
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits"])
@@ -30,8 +28,10 @@ def linear_kernel(
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
 ) -> None:
-    """Compute one tile of y [splits, T, O]. Programs that share weights run one after another, so that weights are read
-    once. A split sums a part of the products."""
+    """Compute one tile of y [splits, T, O] float32; a split sums a part of the products.
+
+    Programs that share weights run one after another, so that weights are read once.
+    """
     split = tl.program_id(1)
     row_tiles = tl.cdiv(num_rows, ROWS)
     rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
@@ -43,36 +43,16 @@ def linear_kernel(
     if FORMAT != "plain":
         total = total * tl.load(scales + outputs, mask=output_mask, other=0.0)[:, None]
     target = y + (split.to(tl.int64) * num_rows + rows[None, :]) * num_outputs + outputs[:, None]
-    tl.store(target, total.to(y.dtype.element_ty), mask=output_mask[:, None] & row_mask[None, :])
+    tl.store(target, total, mask=output_mask[:, None] & row_mask[None, :])
 
 
-@triton.jit(do_not_specialize=["size", "num_splits"])
-def sum_kernel(parts: tl.tensor, y: tl.tensor, size: tl.tensor, num_splits: tl.tensor, NUMBERS: tl.constexpr) -> None:
-    """Compute y [size], the sum of parts [splits, size] in order."""
-    place = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
-    total = tl.zeros((NUMBERS,), dtype=tl.float32)
-    for split in range(num_splits):
-        total += tl.load(parts + split * size + place, mask=place < size, other=0.0)
-    tl.store(y + place, total.to(y.dtype.element_ty), mask=place < size)
-
-
-def linear(
-    launch: Launch,
-    x: Tensor,
-    weight: TritonMatrix,
-    tiling: Tiling,
-    dtype: torch.dtype,
-    deterministic: bool = False,
-) -> Tensor:
-    """Multiply [T, D] -> [T, O], as `dtype`."""
+def linear(launch: Launch, x: Tensor, weight: TritonMatrix, tiling: Tiling, num_splits: int = 1) -> Tensor:
+    """Multiply [T, D] -> parts [splits, T, O] float32, whose sum is the product."""
     num_rows, num_outputs, dim = len(x), len(weight.values), weight.num_inputs
-    y = x.new_empty(num_rows, num_outputs, dtype=dtype)
-    num_programs = blocks(num_rows, tiling.rows) * blocks(num_outputs, tiling.outputs)
-    num_splits = choose_splits(num_programs, deterministic or weight.format == "plain")
-    parts = y if num_splits == 1 else x.new_empty(num_splits, num_rows, num_outputs, dtype=torch.float32)
+    parts = x.new_empty(num_splits, num_rows, num_outputs, dtype=torch.float32)
     launch(
         linear_kernel,
-        (num_programs, num_splits),
+        (num_tiles(x, weight, tiling), num_splits),
         *(x.contiguous(), weight.values, weight.scale, parts, num_rows, num_outputs, dim, num_splits),
         ROWS=tiling.rows,
         OUTPUTS=tiling.outputs,
@@ -82,7 +62,9 @@ def linear(
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
-    if num_splits > 1:
-        grid = (blocks(y.numel(), SUMMED_NUMBERS),)
-        launch(sum_kernel, grid, parts, y, y.numel(), num_splits, NUMBERS=SUMMED_NUMBERS, num_warps=4, num_stages=1)
-    return y
+    return parts
+
+
+def num_tiles(x: Tensor, weight: TritonMatrix, tiling: Tiling) -> int:
+    """Return how many tiles the product has."""
+    return blocks(len(x), tiling.rows) * blocks(len(weight.values), tiling.outputs)

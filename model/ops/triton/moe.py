@@ -1,6 +1,7 @@
-"""Products of the experts over routed tiles: gate-up with SiLU, down, and the weighted sum by descending gate logit.
+"""Products of the experts over routed tiles: gate-up with SiLU, and down.
 
-Without atomics: each pair (and split) has its own output row, and one program sums the outputs of a row. Letters as in
+Without atomics: each pair (and split) has its own output row. The next kernel sums those of a row, by descending gate
+logit (model/ops/triton/pending_sum.py). Letters as in
 model/ops/triton/topk_routing.py; F hidden dim of an expert.
 """
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
 from model.ops.triton.launch import Launch, blocks
 from model.ops.triton.packed_weights import TritonMatrix
+from model.ops.triton.pending_sum import Parts
 from model.ops.triton.topk_routing import RoutedTiles
 
 # mypy: disable-error-code="untyped-decorator"
 
-COMBINED_COLUMNS = 512
 WIDEST_DOWN = 128  # outputs of a tile of the down product: 256 spill, because its results are float32
 
 
@@ -91,7 +92,7 @@ def down_kernel(
 ) -> None:
     """Compute by_pair[split, pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers.
 
-    A split sums a part of the F products; combine_kernel adds the splits.
+    A split sums a part of the F products; the kernel that adds the outputs to the residual adds the splits.
     """
     split = tl.program_id(1)
     tile = tl.program_id(0) % num_tiles
@@ -109,39 +110,6 @@ def down_kernel(
         tl.store(target, total, mask=output_mask[:, None] & row_mask[None, :])
 
 
-@triton.jit(do_not_specialize=["max_k", "num_rows", "num_splits"], do_not_specialize_on_alignment=["expert_ids"])
-def combine_kernel(
-    by_pair: tl.tensor,
-    shares: tl.tensor,
-    expert_ids: tl.tensor,
-    y: tl.tensor,
-    dim: tl.tensor,
-    max_k: tl.tensor,
-    num_rows: tl.tensor,
-    num_splits: tl.tensor,
-    COLUMNS: tl.constexpr,
-) -> None:
-    """Compute y[row], the sum of share times output over the row's experts in order; entries from k on are not read.
-
-    An output is the sum of its splits, in order.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < dim
-    total = tl.zeros((COLUMNS,), dtype=tl.float32)
-    for choice in range(max_k):
-        pair = row * max_k + choice
-        taken = tl.load(expert_ids + pair) >= 0
-        read = columns < tl.where(taken, dim, 0)
-        output = tl.zeros((COLUMNS,), dtype=tl.float32)
-        for split in range(num_splits):
-            place = (split * num_rows * max_k + pair) * dim
-            output += tl.load(by_pair + place + columns, mask=read, other=0.0)
-        share = tl.load(shares + pair)
-        total += tl.where(taken, share * output, 0.0)
-    tl.store(y + row * dim + columns, total.to(y.dtype.element_ty), mask=inside)
-
-
 def experts(
     launch: Launch,
     x: Tensor,
@@ -149,8 +117,8 @@ def experts(
     routing: RoutedTiles,
     tiling: Tiling,
     deterministic: bool = False,
-) -> Tensor:
-    """Compute the routed experts: [T, D] -> [T, D]. `tiling` has the routing's tile rows."""
+) -> Parts:
+    """Compute the routed experts: [T, D] -> parts of [T, D]. `tiling` has the routing's tile rows."""
     (num_rows, dim), hidden_dim = x.shape, weights.w2.num_inputs
     max_k = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)
@@ -158,7 +126,6 @@ def experts(
     down = replace(tiling, outputs=min(WIDEST_DOWN, tiling.outputs))
     num_splits = choose_splits(num_tiles * blocks(dim, down.outputs), deterministic)
     by_pair = x.new_empty(num_splits, num_pairs, dim, dtype=torch.float32)
-    y = torch.empty_like(x)
     tiles = routing.tile_pairs, routing.tile_expert, num_tiles, num_pairs
     launch(
         gate_up_kernel,
@@ -172,10 +139,7 @@ def experts(
         *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
         **_constants(down, weights.w2),
     )
-    grid = (num_rows, blocks(dim, COMBINED_COLUMNS))
-    arguments = (by_pair, routing.shares, routing.expert_ids, y, dim, max_k, num_rows, num_splits)
-    launch(combine_kernel, grid, *arguments, COLUMNS=COMBINED_COLUMNS, num_warps=4, num_stages=1)
-    return y
+    return Parts(by_pair, routing.shares, routing.expert_ids)
 
 
 def _constants(tiling: Tiling, weight: TritonMatrix) -> dict[str, int | str]:

@@ -15,15 +15,16 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
-from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_tiling
+from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_splits, choose_tiling
 from model.ops.triton.launch import Launch, launch_on_device
-from model.ops.triton.linear import linear
+from model.ops.triton.linear import linear, num_tiles
 from model.ops.triton.moe import TritonExperts, experts
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
-from model.ops.triton.rms_norm import rms_norm
+from model.ops.triton.pending_sum import Parts, Pending
+from model.ops.triton.rms_norm import add_norm_gate, add_rms_norm, rms_norm
 from model.ops.triton.rotary import rope_and_store_kv, rotary_angles
 from model.ops.triton.sampling import sample
-from model.ops.triton.topk_routing import one_expert, route
+from model.ops.triton.topk_routing import gather_tiles, one_expert, route
 from model.ops.weights import Weight, as_tensor, stacked
 from model.sampling_batch import SampledRows, SamplingRows
 
@@ -85,35 +86,51 @@ class TritonOps:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(self._launch, x, weight, eps)  # [T, D]
 
-    def linear(self, x: Tensor, weight: TritonMatrix) -> Tensor:
+    def add_rms_norm(self, x: Tensor, pending: Pending, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(self._launch, x, pending, weight, eps)  # [T, D] each
+
+    def linear(self, x: Tensor, weight: TritonMatrix) -> Pending:
         if weight.format == "plain" and not self.deterministic:
             return F.linear(x, weight.values)
-        return linear(self._launch, x, weight, self._tiling(len(x), weight), x.dtype, self.deterministic)  # [T, O]
+        tiling = self._tiling(len(x), weight)
+        num_splits = choose_splits(num_tiles(x, weight, tiling), self.deterministic or weight.format == "plain")
+        return Parts(linear(self._launch, x, weight, tiling, num_splits), None, None)  # [T, O]
 
-    def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
+    def rope_and_store_kv(self, qkv: Pending, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         slots = metadata.attention.batch.slot_mapping
-        return rope_and_store_kv(self._launch, qkv, metadata.angles, slots, k_cache, v_cache)  # [T, H, K]
+        return rope_and_store_kv(self._launch, qkv, metadata.angles, slots, k_cache, v_cache, self.dtype)  # [T, H, K]
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: TritonExperts) -> Tensor:
+    def ffn(self, x: Tensor, weights: TritonExperts) -> Pending:
         tiling = self._tiling(len(x), weights.w2)
         return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
 
-    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Tensor:
-        rows_per_expert = len(x) * request.expert_ids.shape[1] // len(weights.gate)
-        tiling = self._tiling(2 * rows_per_expert, weights.experts.w2)  # twice the mean: loads are uneven
+    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest) -> Pending:
+        tiling = self._expert_tiling(weights, request)
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
         return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic)  # [T, D]
 
-    def logits(self, x: Tensor, rows: Tensor, norm: Tensor, eps: float, head: TritonMatrix) -> Tensor:
-        normed = self.rms_norm(x.index_select(0, rows), norm, eps)  # [N, D]
-        tiling = self._tiling(len(normed), head)
-        return linear(self._launch, normed, head, tiling, torch.float32, self.deterministic)  # [N, V]
+    def add_norm_moe(
+        self, x: Tensor, pending: Pending, norm: Tensor, eps: float, weights: TritonMoe, request: RoutingRequest
+    ) -> tuple[Tensor, Pending]:
+        tiling = self._expert_tiling(weights, request)
+        total, normed, shares = add_norm_gate(self._launch, x, pending, norm, eps, weights.gate, request)
+        routing = gather_tiles(self._launch, request.expert_ids, shares, len(weights.gate), tiling.rows)
+        return total, experts(self._launch, normed, weights.experts, routing, tiling, self.deterministic)
+
+    def logits(self, x: Tensor, rows: Tensor, head: TritonMatrix) -> Tensor:
+        selected = x.index_select(0, rows)  # [N, D]
+        return linear(self._launch, selected, head, self._tiling(len(rows), head))[0]  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(self._launch, logits, rows)
+
+    def _expert_tiling(self, weights: TritonMoe, request: RoutingRequest) -> Tiling:
+        """Choose tile sizes for twice the mean rows of an expert, because loads are uneven."""
+        rows_per_expert = request.expert_ids.numel() // len(weights.gate)
+        return self._tiling(2 * rows_per_expert, weights.experts.w2)
 
     def _tiling(self, num_rows: int, weight: TritonMatrix) -> Tiling:
         return choose_tiling(num_rows, self.dtype, weight.format, self.deterministic, self._arch)

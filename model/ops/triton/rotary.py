@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.ops.triton.kv_blocks import number_offsets, scale_offsets, with_scales
 from model.ops.triton.launch import Launch, blocks, power_of_two
+from model.ops.triton.pending_sum import Pending, load_pending, pending_arguments
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -72,7 +73,7 @@ def to_bytes(numbers: tl.tensor) -> tl.tensor:
     return tl.where(rounded == rounded, rounded, 0.0).to(tl.int8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
 def rotate_kernel(
     qkv: tl.tensor,
     cosines: tl.tensor,
@@ -85,11 +86,14 @@ def rotate_kernel(
     v_scales: tl.tensor,
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
+    num_rows: tl.tensor,
+    num_splits: tl.tensor,
     HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     ROW: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
+    KIND: tl.constexpr,
 ) -> None:
     """Rotate BLOCK_HEADS of the H + 2G heads of one row and store each to q or its cache."""
     row = tl.program_id(0).to(tl.int64)
@@ -97,9 +101,10 @@ def rotate_kernel(
     pairs = tl.arange(0, BLOCK_HALF)  # [pairs]
     total = num_heads + 2 * num_kv_heads
     inside = (heads < total)[:, None] & (pairs < HALF)[None, :]
-    source = qkv + (row * total + heads[:, None]) * (2 * HALF) + pairs[None, :]
-    first = tl.load(source, mask=inside, other=0.0)
-    second = tl.load(source + HALF, mask=inside, other=0.0)
+    place, width = heads[:, None] * (2 * HALF) + pairs[None, :], total * (2 * HALF)
+    dtype: tl.constexpr = q.dtype.element_ty
+    first = load_pending(qkv, qkv, qkv, row, place, inside, num_rows, width, 1, num_splits, KIND, dtype)
+    second = load_pending(qkv, qkv, qkv, row, place + HALF, inside, num_rows, width, 1, num_splits, KIND, dtype)
     cosine = tl.load(cosines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
     sine = tl.load(sines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
     a, b = first.to(tl.float32), second.to(tl.float32)
@@ -134,24 +139,33 @@ def rotate_kernel(
 
 
 def rope_and_store_kv(
-    launch: Launch, qkv: Tensor, angles: tuple[Tensor, Tensor], slots: Tensor, k_cache: Tensor, v_cache: Tensor
+    launch: Launch,
+    qkv: Pending,
+    angles: tuple[Tensor, Tensor],
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Rotate and store: qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] -> q [T, H, K].
+    """Rotate and store: qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K or K + 4] -> q [T, H, K]
+    of `dtype`.
 
     Writes the caches at slots [T].
     """
-    num_rows, head_dim, (num_kv_heads, row) = len(qkv), 2 * angles[0].shape[1], k_cache.shape[2:]
-    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    q = qkv.new_empty(num_rows, num_heads, head_dim)
+    values, _, _, _, num_splits, kind = pending_arguments(qkv)
+    num_rows, head_dim, (num_kv_heads, row) = len(slots), 2 * angles[0].shape[1], k_cache.shape[2:]
+    num_heads = values.shape[-1] // head_dim - 2 * num_kv_heads
+    q = values.new_empty(num_rows, num_heads, head_dim, dtype=dtype)
     launch(
         rotate_kernel,
         (num_rows, blocks(num_heads + 2 * num_kv_heads, HEADS_PER_PROGRAM)),
-        *(qkv, *angles, slots, q, *with_scales(k_cache, v_cache), num_heads, num_kv_heads),
+        *(values, *angles, slots, q, *with_scales(k_cache, v_cache), num_heads, num_kv_heads, num_rows, num_splits),
         HALF=head_dim // 2,
         BLOCK_SIZE=k_cache.shape[1],
         ROW=row,
         BLOCK_HALF=power_of_two(head_dim // 2),
         BLOCK_HEADS=HEADS_PER_PROGRAM,
+        KIND=kind,
         num_warps=4,
         num_stages=1,
     )

@@ -1,8 +1,8 @@
 """Sampling and log probabilities: one program per row, without sorting and without reading back from the device.
 
 Computes what model/ops/reference/sampling.py defines, also in float64. A row draws among the tokens whose logit is
-above a threshold, and the first few of those equal to it. Rows with top_k or top_p find it bit by bit, in 32 passes
-over the vocabulary for each of the two. Letters: N rows, V vocabulary.
+above a threshold, and the first few of those equal to it (model/ops/triton/sampling_threshold.py). Letters: N rows, V
+vocabulary.
 """
 
 import torch
@@ -12,47 +12,23 @@ from torch import Tensor
 
 from model.ops.reference.sampling import INF, shape_logits, write_history
 from model.ops.triton.launch import Launch, power_of_two
+from model.ops.triton.sampling_threshold import find_threshold, first_cut, key_value, sort_keys, unnormalized_probs
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SampledRows, SamplingRows, Status
 
 # mypy: disable-error-code="untyped-decorator"
 
-BLOCK = 2048
-
-
-@triton.jit
-def sort_keys(logits: tl.tensor) -> tl.tensor:
-    """Map float32 to integers 0 .. 2^32 - 1 in the same order; -0.0 and 0.0 are equal."""
-    bits = (logits + 0.0).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
-
-
-@triton.jit
-def unnormalized_probs(logits: tl.tensor, largest: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
-    """Return probabilities divided by the largest one; those below min_p become 0."""
-    probs = tl.exp((logits.to(tl.float64) - largest.to(tl.float64)) / temperature)
-    return tl.where(probs >= min_p, probs, 0.0)
-
-
-@triton.jit
-def count_and_sum(
-    row: tl.tensor,
-    threshold: tl.tensor,
-    largest: tl.tensor,
-    temperature: tl.tensor,
-    min_p: tl.tensor,
-    vocab_size: tl.tensor,
-    BLOCK: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Return the number of tokens with a key of at least `threshold`, and the sum of their unnormalized probs."""
-    count = tl.zeros((BLOCK,), dtype=tl.int32)
-    mass = tl.zeros((BLOCK,), dtype=tl.float64)
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        logits = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
-        above = (sort_keys(logits) >= threshold) & (ids < vocab_size)
-        count += above.to(tl.int32)
-        mass += tl.where(above, unnormalized_probs(logits, largest, temperature, min_p), 0.0)
-    return tl.sum(count), tl.sum(mass)
+BLOCK = 4096
+COLUMNS = {  # of the parameters that draw_kernel reads
+    "TEMPERATURE": int(FloatParam.TEMPERATURE),
+    "TOP_P": int(FloatParam.TOP_P),
+    "MIN_P": int(FloatParam.MIN_P),
+    "TOP_K": int(IntParam.TOP_K),
+    "TARGET": int(IntParam.TARGET),
+    "SEED": int(IntParam.SEED),
+    "POSITION": int(IntParam.NUM_TOKENS),
+    "PROMPT": int(IntParam.PROMPT_INDEX),
+    "CHOICE": int(IntParam.CHOICE_INDEX),
+}
 
 
 @triton.jit
@@ -71,36 +47,17 @@ def top_token(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tup
 
 
 @triton.jit
-def find_threshold(
-    row: tl.tensor,
-    goal: tl.tensor,
-    largest: tl.tensor,
-    temperature: tl.tensor,
-    min_p: tl.tensor,
-    vocab_size: tl.tensor,
-    BY_MASS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> tl.tensor:
-    """Find the largest key at or above which there are `goal` tokens, or (BY_MASS) probabilities that sum to `goal`."""
-    threshold = tl.full((), 0, dtype=tl.int64)
-    for bit in range(32):
-        candidate = threshold + (tl.full((), 1, dtype=tl.int64) << (31 - bit))
-        count, mass = count_and_sum(row, candidate, largest, temperature, min_p, vocab_size, BLOCK)
-        reached = mass if BY_MASS else count
-        threshold = tl.where(reached >= goal, candidate, threshold)
-    return threshold
-
-
-@triton.jit
 def filter_tokens(
     row: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
     largest: tl.tensor,
-    temperature: tl.tensor,
+    inverse_temperature: tl.tensor,
     min_p: tl.tensor,
     vocab_size: tl.tensor,
+    scratch: tl.tensor,
     BLOCK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return the threshold of the kept tokens, how many of those equal to it are kept, and the sum of all kept probs.
 
@@ -108,24 +65,46 @@ def filter_tokens(
     """
     threshold = tl.full((), -1, dtype=tl.int64)
     kept_ties = tl.full((), 0.0, dtype=tl.float64)
+    cut, cut_count, cut_mass, total = first_cut(row, largest, inverse_temperature, min_p, vocab_size, BLOCK)
     if (top_k > 0) & (top_k < vocab_size):
-        threshold = find_threshold(row, top_k, largest, temperature, min_p, vocab_size, False, BLOCK)
-    count, mass = count_and_sum(row, threshold + 1, largest, temperature, min_p, vocab_size, BLOCK)
-    total = mass
-    if threshold >= 0:
-        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, temperature, min_p, vocab_size, BLOCK)
+        threshold, count, mass, ties = find_threshold(
+            row,
+            top_k,
+            largest,
+            inverse_temperature,
+            min_p,
+            vocab_size,
+            cut,
+            cut_count,
+            cut_mass,
+            scratch,
+            False,
+            BLOCK,
+            CANDIDATES,
+        )
         kept_ties = (top_k - count).to(tl.float64)
-        total += (mass_with_ties - mass) / (count_with_ties - count) * kept_ties
+        total = mass + kept_ties * unnormalized_probs(key_value(threshold), largest, inverse_temperature, min_p)
     if top_p < 1.0:
         limit = top_p * total
         least = threshold  # min_p and top_k keep no key below this
-        threshold = find_threshold(row, limit, largest, temperature, min_p, vocab_size, True, BLOCK)
-        threshold = tl.maximum(threshold, least)
-        count, mass = count_and_sum(row, threshold + 1, largest, temperature, min_p, vocab_size, BLOCK)
-        count_with_ties, mass_with_ties = count_and_sum(row, threshold, largest, temperature, min_p, vocab_size, BLOCK)
-        tie_mass = (mass_with_ties - mass) / (count_with_ties - count)
+        threshold, count, mass, ties = find_threshold(
+            row,
+            limit,
+            largest,
+            inverse_temperature,
+            min_p,
+            vocab_size,
+            cut,
+            cut_count,
+            cut_mass,
+            scratch,
+            True,
+            BLOCK,
+            CANDIDATES,
+        )
+        tie_mass = unnormalized_probs(key_value(threshold), largest, inverse_temperature, min_p)
         needed = tl.ceil((limit - mass) / tl.where(tie_mass > 0.0, tie_mass, 1.0))
-        most = tl.where(threshold == least, kept_ties, (count_with_ties - count).to(tl.float64))
+        most = tl.where(threshold == least, kept_ties, ties.to(tl.float64))
         kept_ties = tl.minimum(tl.maximum(needed, tl.where(count == 0, 1.0, 0.0)), most)
         total = mass + tie_mass * kept_ties
     return threshold, kept_ties, total
@@ -138,7 +117,7 @@ def token_at(
     threshold: tl.tensor,
     num_kept_ties: tl.tensor,
     largest: tl.tensor,
-    temperature: tl.tensor,
+    inverse_temperature: tl.tensor,
     min_p: tl.tensor,
     vocab_size: tl.tensor,
     BLOCK: tl.constexpr,
@@ -150,69 +129,86 @@ def token_at(
     token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
     cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
     ties = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
-    for start in range(0, vocab_size, BLOCK):
+    start = tl.full((), 0, dtype=tl.int32)
+    while (start < vocab_size) & (cumulative <= target):
         ids = start + tl.arange(0, BLOCK)
         block = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
         keys = sort_keys(block)
         ties_here = ((keys == threshold) & (ids < vocab_size)).to(tl.int32)
         tie = ties + tl.cumsum(ties_here)
         kept = (keys > threshold) | ((ties_here != 0) & (tie.to(tl.float64) <= num_kept_ties))
-        probs = tl.where(kept & (ids < vocab_size), unnormalized_probs(block, largest, temperature, min_p), 0.0)
+        probs = unnormalized_probs(block, largest, inverse_temperature, min_p)
+        probs = tl.where(kept & (ids < vocab_size), probs, 0.0)
         running = cumulative + tl.cumsum(probs)
         token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
         cumulative += tl.sum(probs)
         ties += tl.sum(ties_here)
+        start += BLOCK
     return tl.minimum(token, vocab_size - 1)
 
 
-PARAMETERS = ["temperatures", "top_ps", "min_ps", "top_ks", "targets", "seeds", "positions", "prompts", "choices"]
-
-
-@triton.jit(do_not_specialize_on_alignment=PARAMETERS)  # of one row they are slices
+@triton.jit(do_not_specialize=["float_stride", "int_stride"])
 def draw_kernel(
     logits: tl.tensor,
-    temperatures: tl.tensor,
-    top_ps: tl.tensor,
-    min_ps: tl.tensor,
-    top_ks: tl.tensor,
-    targets: tl.tensor,
-    seeds: tl.tensor,
-    positions: tl.tensor,
-    prompts: tl.tensor,
-    choices: tl.tensor,
+    float_params: tl.tensor,
+    int_params: tl.tensor,
     tokens: tl.tensor,
+    scratch: tl.tensor,
     vocab_size: tl.tensor,
+    float_stride: tl.tensor,
+    int_stride: tl.tensor,
+    TEMPERATURE: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TARGET: tl.constexpr,
+    SEED: tl.constexpr,
+    POSITION: tl.constexpr,
+    PROMPT: tl.constexpr,
+    CHOICE: tl.constexpr,
     MIN_TEMPERATURE: tl.constexpr,
     BLOCK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
 ) -> None:
     """Write tokens[row]: the most likely token, or a random one of those that min_p, top_k and top_p keep.
 
-    Rows that score a target get 0. The logits must be finite.
+    Rows that score a target get 0. The logits must be finite. TEMPERATURE to CHOICE: columns of the parameters.
     """
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
-    temperature = tl.load(temperatures + index)
-    if tl.load(targets + index) >= 0:
+    floats, ints = float_params + index * float_stride, int_params + index * int_stride
+    temperature = tl.load(floats + TEMPERATURE)
+    if tl.load(ints + TARGET) >= 0:
         tl.store(tokens + index, 0)
     else:
         largest, best = top_token(row, vocab_size, BLOCK)
         if temperature < MIN_TEMPERATURE:
             tl.store(tokens + index, best.to(tl.int64))
         else:
-            divisor = temperature.to(tl.float64)
-            min_p, top_p = tl.load(min_ps + index).to(tl.float64), tl.load(top_ps + index).to(tl.float64)
+            inverse = 1.0 / temperature.to(tl.float64)
+            own_scratch = scratch + index.to(tl.int64) * CANDIDATES
+            min_p, top_p = tl.load(floats + MIN_P).to(tl.float64), tl.load(floats + TOP_P).to(tl.float64)
             threshold, kept_ties, total = filter_tokens(
-                row, tl.load(top_ks + index), top_p, largest, divisor, min_p, vocab_size, BLOCK
+                row,
+                tl.load(ints + TOP_K),
+                top_p,
+                largest,
+                inverse,
+                min_p,
+                vocab_size,
+                own_scratch,
+                BLOCK,
+                CANDIDATES,
             )
             word, _, _, _ = tl.philox(
-                tl.load(seeds + index),
-                tl.load(positions + index).to(tl.uint32),
-                tl.load(prompts + index).to(tl.uint32),
-                tl.load(choices + index).to(tl.uint32),
+                tl.load(ints + SEED),
+                tl.load(ints + POSITION).to(tl.uint32),
+                tl.load(ints + PROMPT).to(tl.uint32),
+                tl.load(ints + CHOICE).to(tl.uint32),
                 tl.full((), 0, dtype=tl.uint32),
             )
             target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
-            token = token_at(row, target, threshold, kept_ties, largest, divisor, min_p, vocab_size, BLOCK)
+            token = token_at(row, target, threshold, kept_ties, largest, inverse, min_p, vocab_size, BLOCK)
             tl.store(tokens + index, token.to(tl.int64))
 
 
@@ -278,26 +274,19 @@ def sample(launch: Launch, logits: Tensor, rows: SamplingRows) -> SampledRows:
 def _draw(launch: Launch, logits: Tensor, rows: SamplingRows) -> Tensor:
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    float_params = [
-        rows.float_params[:, column].contiguous()
-        for column in (FloatParam.TEMPERATURE, FloatParam.TOP_P, FloatParam.MIN_P)
-    ]
-    columns = (
-        IntParam.TOP_K,
-        IntParam.TARGET,
-        IntParam.SEED,
-        IntParam.NUM_TOKENS,
-        IntParam.PROMPT_INDEX,
-        IntParam.CHOICE_INDEX,
-    )
-    int_params = [rows.int_params[:, column].contiguous() for column in columns]
+    floats, ints = rows.float_params, rows.int_params
+    assert floats.stride(1) == ints.stride(1) == 1
+    block = min(BLOCK, power_of_two(vocab_size, 16))
+    scratch = torch.empty(num_rows, block, device=logits.device)
     launch(
         draw_kernel,
         (num_rows,),
-        *(logits, *float_params, *int_params, tokens, vocab_size),
+        *(logits, floats, ints, tokens, scratch, vocab_size, floats.stride(0), ints.stride(0)),
+        **COLUMNS,
         MIN_TEMPERATURE=MIN_TEMPERATURE,
-        BLOCK=min(BLOCK, power_of_two(vocab_size, 16)),
-        num_warps=8,
+        BLOCK=block,
+        CANDIDATES=block,
+        num_warps=8,  # with 16 a thread's registers spill
         num_stages=1,
     )
     return tokens
@@ -316,5 +305,5 @@ def _logprobs(launch: Launch, logits: Tensor, token_ids: Tensor, count: int) -> 
     if count >= 0:
         block = min(BLOCK, power_of_two(vocab_size, 16))
         arguments = (logits, token_ids, logprob, top_ids, top_logprobs, vocab_size, num_top)
-        launch(logprobs_kernel, (num_rows,), *arguments, BLOCK=block, num_warps=8, num_stages=1)
+        launch(logprobs_kernel, (num_rows,), *arguments, BLOCK=block, num_warps=16, num_stages=1)
     return logprob, top_ids, top_logprobs

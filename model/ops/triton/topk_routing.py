@@ -15,40 +15,53 @@ from model.ops.triton.launch import Launch, blocks, power_of_two
 
 # mypy: disable-error-code="untyped-decorator"
 
+GATE_NUMBERS = 32768
 
-@triton.jit(do_not_specialize=["max_k"], do_not_specialize_on_alignment=["allowed", "expert_ids"])
-def gate_kernel(
-    x: tl.tensor,
+
+@triton.jit
+def gate_logits(
+    values: tl.tensor,
     gate: tl.tensor,
+    dim: tl.tensor,
+    inputs: tl.tensor,
+    inside: tl.tensor,
+    num_experts: tl.tensor,
+    EXPERTS: tl.constexpr,
+    GROUP: tl.constexpr,
+) -> tl.tensor:
+    """Return a row's gate logits [EXPERTS] in float32, from its numbers `values`; GROUP experts are read at a time."""
+    experts = tl.arange(0, EXPERTS)
+    wide = values.to(tl.float32)
+    logits = tl.zeros((EXPERTS,), dtype=tl.float32)
+    for first in tl.static_range(0, EXPERTS, GROUP):
+        group = first + tl.arange(0, GROUP)
+        mask = (group < num_experts)[:, None] & inside[None, :]
+        weights = tl.load(gate + group[:, None] * dim + inputs[None, :], mask=mask, other=0.0)
+        sums = tl.sum(weights * wide[None, :], axis=1)
+        logits += tl.sum(tl.where(experts[:, None] == group[None, :], sums[None, :], 0.0), axis=1)
+    return logits
+
+
+@triton.jit
+def choose_experts(
+    logits: tl.tensor,
+    row: tl.tensor,
     experts_per_token: tl.tensor,
     allowed: tl.tensor,
     expert_ids: tl.tensor,
     shares: tl.tensor,
-    dim: tl.tensor,
     num_experts: tl.tensor,
     max_k: tl.tensor,
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
-    INPUTS: tl.constexpr,
 ) -> None:
-    """Compute one row's gate logits in float32, its k experts, and the softmax over their logits.
+    """Write one row's k experts, and the softmax over their logits.
 
     Experts are in descending order of their logits, ties to the lower id. NaN logits are chosen last and make all
     shares of the row NaN; ids stay in range.
     """
-    row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, EXPERTS)
-    inputs = tl.arange(0, INPUTS)
     exists = experts < num_experts
-    total = tl.zeros((EXPERTS, INPUTS), dtype=tl.float32)
-    for start in range(0, dim, INPUTS):
-        k = start + inputs
-        values = tl.load(x + row * dim + k, mask=k < dim, other=0.0).to(tl.float32)
-        weights = tl.load(
-            gate + experts[:, None] * dim + k[None, :], mask=exists[:, None] & (k < dim)[None, :], other=0.0
-        )
-        total += weights * values[None, :]
-    logits = tl.sum(total, axis=1)
     ranked = tl.where(logits == logits, logits, float("-inf"))
     remaining = exists
     if MASKED:
@@ -69,6 +82,31 @@ def gate_kernel(
     target = row * max_k + choices
     tl.store(expert_ids + target, ids, mask=choices < max_k)
     tl.store(shares + target, choice_weights / tl.sum(choice_weights), mask=choices < max_k)
+
+
+@triton.jit(do_not_specialize=["max_k"], do_not_specialize_on_alignment=["allowed", "expert_ids"])
+def gate_kernel(
+    x: tl.tensor,
+    gate: tl.tensor,
+    experts_per_token: tl.tensor,
+    allowed: tl.tensor,
+    expert_ids: tl.tensor,
+    shares: tl.tensor,
+    num_experts: tl.tensor,
+    max_k: tl.tensor,
+    dim: tl.tensor,
+    MASKED: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Choose one row's experts. A network's step does it in add_norm_kernel (model/ops/triton/rms_norm.py)."""
+    row = tl.program_id(0).to(tl.int64)
+    inputs = tl.arange(0, BLOCK)
+    inside = inputs < dim
+    values = tl.load(x + row * dim + inputs, mask=inside, other=0.0)
+    logits = gate_logits(values, gate, dim, inputs, inside, num_experts, EXPERTS, GROUP)
+    choose_experts(logits, row, experts_per_token, allowed, expert_ids, shares, num_experts, max_k, MASKED, EXPERTS)
 
 
 @triton.jit(do_not_specialize=["num_pairs", "num_tiles"], do_not_specialize_on_alignment=["expert_ids"])
@@ -132,34 +170,43 @@ def route(launch: Launch, x: Tensor, gate: Tensor, request: RoutingRequest, rows
     Example, tiles of 2 rows, 3 rows of x with one expert each, expert_ids = [1, 0, 1]: tile_expert = [0, 1, -1, ...],
     tile_pairs = [1, 3, 0, 2, ...].
     """
-    (num_rows, dim), num_experts, expert_ids = x.shape, len(gate), request.expert_ids
-    max_k = expert_ids.shape[1]
-    shares = x.new_empty(num_rows, max_k, dtype=torch.float32)
-    padded, allowed = power_of_two(num_experts), request.allowed
+    (num_rows, dim), num_experts = x.shape, power_of_two(len(gate))
+    shares = x.new_empty(request.expert_ids.shape, dtype=torch.float32)
+    block = power_of_two(dim)
     launch(
         gate_kernel,
         (num_rows,),
-        *(
-            x,
-            gate,
-            request.experts_per_token,
-            gate if allowed is None else allowed,
-            expert_ids,
-            shares,
-            dim,
-            num_experts,
-            max_k,
-        ),
-        MASKED=allowed is not None,
-        EXPERTS=padded,
-        INPUTS=min(power_of_two(dim), max(16, 4096 // padded)),
-        num_warps=4,
+        *(x, *request_arguments(gate, request, shares), dim),
+        MASKED=request.allowed is not None,
+        EXPERTS=num_experts,
+        GROUP=experts_at_a_time(num_experts, block),
+        BLOCK=block,
+        num_warps=16,
         num_stages=1,
     )
-    num_pairs = num_rows * max_k
+    return gather_tiles(launch, request.expert_ids, shares, len(gate), rows)
+
+
+def request_arguments(
+    gate: Tensor, request: RoutingRequest, shares: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
+    """Return a routing kernel's arguments: gate, k, allowed experts, expert ids, shares, E, Kmax."""
+    allowed = gate if request.allowed is None else request.allowed  # not read if absent
+    ids = request.expert_ids
+    return gate, request.experts_per_token, allowed, ids, shares, len(gate), ids.shape[1]
+
+
+def experts_at_a_time(num_experts: int, block: int) -> int:
+    """Return how many experts' gate rows of `block` numbers a program holds: 64 numbers for each of 512 threads."""
+    return max(1, min(num_experts, GATE_NUMBERS // block))
+
+
+def gather_tiles(launch: Launch, expert_ids: Tensor, shares: Tensor, num_experts: int, rows: int) -> RoutedTiles:
+    """Gather the pairs [T, Kmax] of each expert into tiles of `rows`."""
+    num_pairs, device = expert_ids.numel(), expert_ids.device
     num_tiles = num_pairs // rows + min(num_experts, num_pairs)
-    tile_pairs = torch.empty(num_tiles * rows, dtype=torch.int32, device=x.device)
-    tile_expert = torch.empty(num_tiles, dtype=torch.int32, device=x.device)
+    tile_pairs = torch.empty(num_tiles * rows, dtype=torch.int32, device=device)
+    tile_expert = torch.empty(num_tiles, dtype=torch.int32, device=device)
     launch(
         align_kernel,
         (num_experts + 1,),

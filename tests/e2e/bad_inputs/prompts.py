@@ -70,7 +70,7 @@ PROMPT_ROWS: dict[str, Row] = {
             *each("messages", [None, ...], MISSING),
             *each("messages", [{}, "Zebra", 5, True], TYPE),
             *each("messages", [[]], NO_ITEM),
-            *each("messages", [[HI] * 10_001], TOO_MANY),
+            *each("messages", [[HI] * 10_001], CONTEXT_CODE),  # more turns than the context has tokens
         ],
     ),
     "invalid messages": Row(

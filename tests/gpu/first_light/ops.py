@@ -20,7 +20,7 @@ from tests.gpu.first_light.shapes import Setting, setting_of
 from tests.support import float64_oracle as oracle
 from tests.support.attention_cases import Heads, Part, attend, random_positions
 from tests.support.sampling_cases import random_logits, random_rows, sampled_by
-from tests.triton.cases import in_blocks
+from tests.triton.cases import in_blocks, summed
 
 FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "fp8")
 LIMIT = 0.02  # relative error of a row; bfloat16 rounds to 0.004
@@ -73,7 +73,9 @@ def _linear(setting: Setting) -> Iterator[Row]:
                 x = torch.randn(count, config.dim).to(setting.dtype)
                 _poison(setting)
                 exact = oracle.linear(x, dequantize(weight))
-                yield _row(f"linear {weight_format} {count} {_kind(deterministic)}", ops.linear(x, weight), exact)
+                yield _row(
+                    f"linear {weight_format} {count} {_kind(deterministic)}", summed(ops.linear(x, weight), x), exact
+                )
 
 
 def _moe(setting: Setting) -> Iterator[Row]:
@@ -88,7 +90,7 @@ def _moe(setting: Setting) -> Iterator[Row]:
             request = RoutingRequest(torch.tensor(k, dtype=torch.int32), None, ids)
             x = torch.randn(count, config.dim).to(setting.dtype)
             _poison(setting)
-            ours = ops.moe(x, packed, request)
+            ours = summed(ops.moe(x, packed, request), x)
             experts = zip(packed.experts.w13.values, packed.experts.w2.values, strict=True)
             yield _row(f"moe {weight_format} {count}", ours, _exact_moe(x, gate, packed, k, len(list(experts))))
 

@@ -31,12 +31,18 @@ OPENAI_RULES: dict[str, Rule] = {
     "inspect-ai, vLLM": lambda _, error: "maximum context length" in error["message"],
     "LangChain": lambda text, _: "context_length_exceeded" in text,
     "CrewAI": lambda text, _: "maximum context length" in text.lower(),
+    "strands": lambda _, error: error["code"] == "context_length_exceeded",
+    "strands, Mistral": lambda text, _: "maximum context length" in text.lower(),
 }
 ANTHROPIC_RULES: dict[str, Rule] = {
     "LiteLLM": lambda text, _: any(words in text.lower() for words in ("prompt is too long", "exceed context limit")),
     "inspect-ai": lambda text, _: any(
         words in text.lower() for words in ("prompt is too long", "input length and `max_tokens` exceed context limit")
     ),
+}
+ANTHROPIC_PROMPT_RULES: dict[str, Rule] = {  # of clients that recognise only a prompt, as Anthropic words it
+    "LangChain": lambda _, error: "prompt is too long" in error["message"],
+    "strands": lambda text, _: "prompt is too long:" in text.lower(),
 }
 
 
@@ -65,4 +71,5 @@ async def test_anthropics_clients_recognise_a_full_context(is_long: bool, stream
     reply = await refused("/v1/messages", is_long=is_long, stream=stream)
     error = reply.json()["error"]
     assert reply.status_code == 400
-    assert {name for name, rule in ANTHROPIC_RULES.items() if not rule(reply.text, error)} == set()
+    rules = {**ANTHROPIC_RULES, **(ANTHROPIC_PROMPT_RULES if is_long else {})}
+    assert {name for name, rule in rules.items() if not rule(reply.text, error)} == set()

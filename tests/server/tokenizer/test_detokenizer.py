@@ -68,6 +68,14 @@ def test_a_character_that_begins_in_the_prompt_is_returned_complete(tokenizer: T
     assert Detokenizer(tokenizer, True, ids[:2]).push(ids[2:]) == "\U0001f600"
 
 
+def test_an_id_beyond_the_vocabulary_adds_nothing_wherever_it_stands(tokenizer: Tokenizer) -> None:
+    hello, beyond = 22557, tokenizer.vocab_size + 5
+    for cut in range(4):
+        detokenizer = Detokenizer(tokenizer)
+        ids = [hello, beyond, hello, beyond]
+        assert detokenizer.push(ids[:cut]) + detokenizer.push(ids[cut:]) == "Hello Hello"
+
+
 def test_half_a_character_is_held_back_until_the_end(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     assert detokenizer.push([3 + 0xE2]) == ""

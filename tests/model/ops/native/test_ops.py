@@ -51,6 +51,21 @@ def test_rms_norm(isa: str, dtype: torch.dtype, num_rows: int, dim: int) -> None
     _assert_close(ours, reference, oracle.rms_norm(x, weight, EPS), dtype)
 
 
+def test_sums_before_a_norm_have_the_bits_of_sum_then_norm_then_experts(isa: str, dtype: torch.dtype) -> None:
+    """The sum is rounded to the dtype before it is normalized, on both backends."""
+    x, pending = torch.randn(5, 40).to(dtype), torch.randn(5, 40).to(dtype)
+    weight, gate = torch.rand(40).to(dtype), torch.randn(4, 40).to(dtype)
+    experts = [random_ffn(40, 24, dtype) for _ in range(4)]
+    for ops in _both(isa):
+        before, sums = x.clone(), (x.float() + pending.float()).to(dtype)
+        total, normed = ops.add_rms_norm(x, pending, weight, EPS)
+        assert torch.equal(total, sums) and torch.equal(normed, ops.rms_norm(sums, weight, EPS))
+        packed, together, apart = ops.pack_moe(gate, iter(experts)), uniform_request(5, 2), uniform_request(5, 2)
+        total, mixed = ops.add_norm_moe(x, pending, weight, EPS, packed, together)
+        assert torch.equal(total, sums) and torch.equal(mixed, ops.moe(normed, packed, apart))
+        assert torch.equal(together.expert_ids, apart.expert_ids) and torch.equal(x, before)
+
+
 def test_the_norm_of_a_row_of_zeros_is_zero(isa: str, dtype: torch.dtype) -> None:
     x = torch.zeros(2, 40, dtype=dtype)
     assert torch.equal(native(isa).rms_norm(x, torch.ones(40, dtype=dtype), EPS), x)
@@ -122,12 +137,12 @@ def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k
 
 
 def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.dtype) -> None:
-    x, norm, head = torch.randn(9, 64).to(dtype), torch.rand(64).to(dtype), torch.randn(101, 64).to(dtype)
+    x, head = torch.randn(9, 64).to(dtype), torch.randn(101, 64).to(dtype)
     rows = torch.tensor([8, 0, 3])
-    ours, reference = (ops.logits(x, rows, norm, EPS, ops.pack_linear(head)) for ops in _both(isa))
+    ours, reference = (ops.logits(x, rows, ops.pack_linear(head)) for ops in _both(isa))
     assert ours.dtype == torch.float32
-    _assert_close(ours, reference, oracle.linear(oracle.rms_norm(x[rows], norm, EPS), head), dtype)
-    assert native(isa).logits(x, rows[:0], norm, EPS, native(isa).pack_linear(head)).shape == (0, 101)
+    _assert_close(ours, reference, oracle.linear(x[rows], head), dtype)
+    assert native(isa).logits(x, rows[:0], native(isa).pack_linear(head)).shape == (0, 101)
 
 
 @pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 33, 7), (2, 64, 96), (13, 37, 40), (70, 256, 100)])

@@ -71,8 +71,8 @@ def _norm(dim: int, dtype: torch.dtype) -> RowFunction:
 
 
 def _logits(dim: int, dtype: torch.dtype) -> RowFunction:
-    norm, head = torch.rand(dim).to(dtype), native(ISAS[0]).pack_linear(_random(75, dim, dtype=dtype))
-    return lambda ops, rows: ops.logits(rows, torch.arange(len(rows)), norm, 1e-5, head)
+    head = native(ISAS[0]).pack_linear(_random(75, dim, dtype=dtype))
+    return lambda ops, rows: ops.logits(rows, torch.arange(len(rows)), head)
 
 
 FUNCTIONS = {

@@ -1,7 +1,7 @@
 """POST /tokenize, POST /detokenize and GET /tokenizer_info."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -42,8 +42,7 @@ async def test_many_ids_become_text_in_slices_each_in_a_turn_of_its_own(monkeypa
     work: list[Any] = []
     push, check_ids, next_turn = Detokenizer.push, route.check_ids, state.turns.next
 
-    def noted_push(self: Detokenizer, token_ids: Iterable[int]) -> str:
-        ids = list(token_ids)
+    def noted_push(self: Detokenizer, ids: Sequence[int]) -> str:
         work.append(len(ids))
         return push(self, ids)
 

@@ -1,0 +1,40 @@
+"""A server with --speculation auto gives the replies of one without it: texts, ids, logprobs, stop strings, usage."""
+
+from typing import Any
+
+import httpx
+
+from tests.support.running import MODEL, RunningServer, start_server
+
+REPEATED = "One two three four five six seven. " * 6
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": REPEATED}], "max_tokens": 60, "return_token_ids": True}
+COMPLETION: dict[str, Any] = {"prompt": REPEATED, "max_tokens": 80, "return_token_ids": True}
+BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {**COMPLETION, "temperature": 0, "logprobs": 2}),
+    ("/v1/completions", {**COMPLETION, "temperature": 0.7, "seed": 4, "n": 3, "repetition_penalty": 1.1}),
+    ("/v1/completions", {**COMPLETION, "temperature": 0, "allowed_token_ids": [300, 301, 302], "min_tokens": 70}),
+    ("/v1/completions", {**COMPLETION, "temperature": 0, "stop": ["three", " seven. One"], "ignore_eos": True}),
+    ("/v1/chat/completions", {**CHAT, "temperature": 0, "prediction": {"type": "content", "content": REPEATED}}),
+    ("/v1/chat/completions", {**CHAT, "seed": 1, "expert_usage": True, "expert_routing": True}),
+    ("/v1/chat/completions", {**CHAT, "seed": 2, "response_format": {"type": "json_object"}}),
+]
+
+
+def _replies(server: RunningServer) -> list[dict[str, Any]]:
+    """Return what the replies have in common whenever they are computed. Prompts come from the cache in the second
+    round, so that all rounds are alike."""
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        for _ in range(2):
+            bodies = [client.post(path, json={"model": MODEL, "seed": 0, **body}).json() for path, body in BODIES]
+    for body in bodies:
+        assert "error" not in body, body
+        body["usage"].pop("prompt_tokens_details")
+    return [{name: body[name] for name in ("choices", "usage", "system_fingerprint", "seed")} for body in bodies]
+
+
+def test_the_replies_are_those_of_a_server_without_drafts(server: RunningServer) -> None:
+    expected = _replies(server)
+    with start_server("--dtype", "float32", "--threads", "1", "--embeddings", "--speculation", "auto") as drafting:
+        assert _replies(drafting) == expected
+        metrics = httpx.get(f"{drafting.url}/metrics").text
+    assert "smoe_drafted_tokens_total" in metrics and "smoe_accepted_tokens_total" in metrics

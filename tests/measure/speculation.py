@@ -1,0 +1,197 @@
+"""Time texts with and without drafts, side by side: python -m tests.measure.speculation [--quantization int8]
+
+One model with random weights (bench-400m) computes every step; its sampled tokens are replaced by those of real texts,
+so that drafts are right as often as they are with a model that writes these texts. The engines with and without drafts
+take turns. Prints a line for each text and number of requests: tokens per second of both, their ratio, drafted tokens
+and how many were right. Times count from the first token of the last request. About 5 minutes on two idle cores.
+
+--cpu-time counts, and lets the engine learn, the CPU time of this process with one thread: for a busy machine. Such
+figures are indications only.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.startup.loading import LoadedModel, load_random
+from engine.types import Request, SamplingParams
+from model.bench.shapes import PRESETS
+from model.sampling_batch import IntParam, SampledRows, SamplingRows
+from server.tokenizer.tokenizer import load_tokenizer
+from tests.support.paths import DEMO, ROOT
+
+PROMPT_TOKENS, REPLY_TOKENS = 600, 240
+NUM_ROUNDS = 3
+KINDS = ("edit", "records", "code", "prose")
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and the reply to it, as token ids."""
+
+    prompt: list[int]
+    reply: list[int]
+
+
+class ReplayedOps:
+    """Ops whose sampled tokens are those of the texts: of the text with the row's seed as its number."""
+
+    def __init__(self, ops: Any, texts: list[Text]) -> None:
+        self._ops = ops
+        self.texts = texts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        sampled: SampledRows = self._ops.sample(logits, rows)
+        places = rows.int_params[:, [IntParam.SEED, IntParam.NUM_TOKENS, IntParam.HISTORY_ROW]].tolist()
+        for index, (seed, num_tokens, history_row) in enumerate(places):
+            text = self.texts[seed]
+            token_id = text.reply[num_tokens - len(text.prompt)]
+            sampled.token_ids[index] = rows.history[history_row, num_tokens] = token_id
+        return sampled
+
+
+def make_texts(kind: str, count: int) -> list[Text]:
+    """Return texts of one kind, each other than the others."""
+    encode = load_tokenizer(DEMO).encode
+    texts = []
+    for number, (prompt, reply) in zip(range(count), _pairs(kind), strict=False):
+        ids = encode(prompt)[-PROMPT_TOKENS:]
+        texts.append(Text(ids, (encode(reply, add_special_tokens=False) * 9)[:REPLY_TOKENS]))
+        assert len(texts) == number + 1
+    return texts
+
+
+def _pairs(kind: str) -> Iterator[tuple[str, str]]:
+    """Yield prompts and replies: a file and its changed version, records, code and prose of this repository."""
+    rng = random.Random(kind)
+    suffix = "md" if kind == "prose" else "py"
+    files = sorted((ROOT / ("docs/decisions" if kind == "prose" else "engine")).rglob(f"*.{suffix}"))
+    long = [text for path in files if len(text := path.read_text()) > 3600]
+    while True:
+        text = rng.choice(long)
+        if kind == "edit":
+            yield text[:1500], _changed(rng, text[:1500])
+        elif kind == "records":
+            records = [json.dumps(_record(rng, number), indent=1) for number in range(40)]
+            yield "\n".join(records[:8]), "\n".join(records[8:])
+        else:
+            yield text[:1600], text[1600:]
+
+
+def _changed(rng: random.Random, text: str) -> str:
+    """Rename one word and write every twelfth line anew."""
+    words = sorted({word for word in text.split() if word.isidentifier() and len(word) > 4})
+    lines = [line.replace(rng.choice(words), "renamed_value") for line in text.splitlines()]
+    return "\n".join(f"    # {line[::-1]}" if rng.random() < 1 / 12 else line for line in lines)
+
+
+def _record(rng: random.Random, number: int) -> dict[str, object]:
+    names = ("Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald")
+    city = rng.choice(("Paris", "Oslo", "Lima"))
+    return {
+        "id": number,
+        "name": rng.choice(names),
+        "age": rng.randint(20, 80),
+        "city": city,
+        "active": rng.random() < 0.7,
+    }
+
+
+@dataclass
+class Run:
+    """One run of all texts together."""
+
+    tokens_per_s: float
+    drafted: int
+    accepted: int
+
+
+def run_texts(engine: Engine, texts: list[Text], first_id: int, clock: Clock) -> Run:
+    """Generate all replies together. Times count from the first token of the last request."""
+    left: dict[int, int] = {}
+    for number, text in enumerate(texts):
+        params = SamplingParams(max_tokens=len(text.reply), ignore_eos=True, temperature=0.0, seed=number)
+        engine.add(Request(first_id + number, text.prompt, params))
+        left[first_id + number] = len(text.reply)
+    started, start_s, num_tokens, drafted, accepted = 0, 0.0, 0, 0, 0
+    while engine.has_work():
+        step = engine.step()
+        for output in step.outputs:
+            started += left[output.request_id] == REPLY_TOKENS
+            left[output.request_id] -= len(output.token_ids)
+        if start_s:
+            num_tokens += step.stats.num_generated_tokens
+            drafted += step.stats.num_drafted_tokens
+            accepted += step.stats.num_accepted_tokens
+        elif started == len(texts):
+            start_s = clock()
+    return Run(num_tokens / (clock() - start_s), drafted, accepted)
+
+
+def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, clock: Clock) -> None:
+    """Print the line of one kind of text and number of requests."""
+    texts = make_texts(kind, count)
+    loaded.runner.sampler._ops = ReplayedOps(loaded.runner.model.ops, texts)
+    engines = {mode: Engine(_with(config, mode), loaded, clock=clock) for mode in ("off", "auto")}
+    runs: dict[str, list[Run]] = {mode: [] for mode in engines}
+    for number in range(NUM_ROUNDS + 1):
+        for mode, engine in engines.items():
+            run = run_texts(engine, texts, number * len(texts), clock)
+            if number:  # the first round fills the prefix cache
+                runs[mode].append(run)
+    off, auto = (statistics.median(run.tokens_per_s for run in of_mode) for of_mode in runs.values())
+    drafted, accepted = (sum(getattr(run, name) for run in runs["auto"]) for name in ("drafted", "accepted"))
+    sys.stdout.write(
+        f"{kind:8s} {count:3d} requests: {off:7.1f} tok/s off, {auto:7.1f} auto, {auto / off:5.2f} x; "
+        f"{drafted} drafted, {accepted} right\n"
+    )
+    sys.stdout.flush()
+
+
+def _with(config: EngineConfig, mode: Any) -> EngineConfig:
+    return EngineConfig(**{name: getattr(config, name) for name in config.__struct_fields__} | {"speculation": mode})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.measure.speculation")
+    parser.add_argument("--preset", default="bench-400m", choices=["bench-400m", "tiny"])
+    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument("--cpu-time", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    shape = PRESETS[options.preset]
+    config = EngineConfig(
+        model="",
+        quantization=options.quantization,
+        threads=1 if options.cpu_time else options.threads,
+        max_model_len=PROMPT_TOKENS + REPLY_TOKENS + 8,
+        max_num_batched_tokens=512,
+    )
+    loaded = load_random(config, shape)
+    for count in options.requests:
+        for kind in options.kinds:
+            compare(loaded, config, kind, count, clock)
+
+
+if __name__ == "__main__":
+    main()

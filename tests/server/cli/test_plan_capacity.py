@@ -1,0 +1,85 @@
+"""`smoe plan --rate`: more load needs more servers, and one line for each error."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from server.cli.main import app
+
+STEPS = [
+    {"kind": "prefill", "batch": 1, "context": 128, "seconds": 0.05},
+    {"kind": "decode", "batch": 1, "context": 256, "seconds": 0.01},
+    {"kind": "decode", "batch": 64, "context": 256, "seconds": 0.04},
+]
+FLAGS = ("--prompt-tokens", "8,64", "--output-tokens", "8", "--slo-ttft", "0.5", "--slo-gap", "0.1")
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    path = tmp_path / "steps.json"
+    path.write_text(json.dumps({"kind": "engine", "steps": STEPS}))
+    return path
+
+
+def plan(*arguments: object, **variables: str) -> Result:
+    cleared: dict[str, str | None] = {name: None for name in os.environ if name.startswith("SMOE_")}
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)], env=cleared | variables)
+
+
+def answer(*arguments: object, **variables: str) -> dict[str, Any]:
+    result = plan(*arguments, *FLAGS, "--json", **variables)
+    fields: dict[str, Any] = json.loads(result.stdout)
+    assert result.exit_code == (0 if fields["best"] else 1)
+    return fields
+
+
+def test_more_load_needs_more_servers_and_one_less_is_too_few(steps: Path) -> None:
+    needed = []
+    for rate in (1, 300, 1200):
+        found = answer("--rate", rate, "--steps", steps, SMOE_MAX_NUM_BATCHED_TOKENS="128")
+        needed.append(found["best"]["num_replicas"])
+        assert found["best"]["ttft_p99_s"] <= 0.5 and found["best"]["gap_p99_s"] <= 0.1
+        less = found["one_less"]
+        assert less is None or less["is_overloaded"] or less["ttft_p99_s"] > 0.5 or less["gap_p99_s"] > 0.1
+    assert needed[0] == 1 < needed[1] < needed[2]
+    assert 3 * needed[1] <= needed[2] <= 5 * needed[1]  # about in proportion
+
+
+def test_the_table_ends_with_a_verdict_and_the_flag_that_it_assumes(steps: Path) -> None:
+    result = plan("--rate", 5, "--steps", steps, *FLAGS)
+    lines = result.stdout.splitlines()
+    assert (result.exit_code, lines[-2]) == (0, "verdict: 1 server is enough")
+    assert lines[-1].startswith("smoe serve --max-num-batched-tokens ")
+    assert max(map(len, lines)) <= 130
+
+
+def test_limits_that_a_request_alone_exceeds_end_with_1(steps: Path) -> None:
+    result = plan("--rate", 1, "--steps", steps, "--prompt-tokens", 8, "--output-tokens", 4, "--slo-gap", 0.001)
+    assert result.exit_code == 1
+    assert "no number of servers is enough" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "1"], "--rate and --steps need each other"),
+        (["--steps", "STEPS"], "--rate and --steps need each other"),
+        (["--rate", "0", "--steps", "STEPS"], "should be more than 0"),
+        (["--rate", "nan", "--steps", "STEPS"], "should be more than 0"),
+        (["--rate", "1", "--steps", "/nowhere.json"], "No such file"),
+        (["--rate", "1", "--steps", "EMPTY"], "is not JSON"),
+        (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "x"], "should be a number"),
+        (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "1000000"], "--prompt-tokens"),
+        (["--rate", "1", "--steps", "STEPS", "--memory", "1MiB"], "does not fit the memory"),
+    ],
+)
+def test_bad_input_is_one_line(steps: Path, arguments: list[str], message: str) -> None:
+    empty = steps.with_name("empty.json")
+    empty.write_text("")
+    result = plan(*[{"STEPS": str(steps), "EMPTY": str(empty)}.get(item, item) for item in arguments])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr

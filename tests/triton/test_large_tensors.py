@@ -1,0 +1,87 @@
+"""Offsets beyond 2^31 elements: the last block of a large KV pool, the last expert of large weights.
+
+The tensors are address space without memory: only pages that are written or read exist. The same computation at the
+front of small tensors gives the expected bits.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops.triton.gemm_tiles import choose_tiling
+from model.ops.triton.launch import launch_on_device
+from model.ops.triton.moe import TritonExperts, experts
+from model.ops.triton.ops import TritonOps
+from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, store
+from model.ops.triton.topk_routing import RoutedTiles
+from tests.support.attention_cases import Heads
+from tests.support.paged import Running, make_batch
+from tests.triton.cases import DTYPES, summed
+
+HALF = DTYPES[1]
+BLOCK_SIZE, HEAD_DIM = 16, 128
+DIM, HIDDEN = 32, 32
+
+
+def _sparse(device: torch.device, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros; on the CPU its pages take memory when they are first used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
+
+
+@pytest.mark.parametrize("dtype", [HALF, torch.int8], ids=str)
+def test_the_last_block_of_a_large_pool_is_written_and_read(device: torch.device, dtype: torch.dtype) -> None:
+    """A decoding row and a chunk, whose keys lie in the last two blocks."""
+    heads, row = Heads(2, 1, HEAD_DIM), HEAD_DIM + (4 if dtype == torch.int8 else 0)
+    num_blocks = 2**31 // (BLOCK_SIZE * row) + 8
+    ops, qkv, results = TritonOps(HALF), torch.randn(14, 4 * HEAD_DIM).to(HALF), []
+    for count in (8, num_blocks):
+        k_cache, v_cache = (_sparse(device, count, BLOCK_SIZE, 1, row, dtype=dtype) for _ in range(2))
+        assert count == 8 or k_cache[count - 2 :].storage_offset() > 2**31 - 1
+        tables = [count - 1], [count - 2]
+        parts = [(Running([0] * 13, tables[0], 0), 13), (Running([0], tables[1], 0), 1)]
+        batch = make_batch(parts, BLOCK_SIZE)
+        metadata = ops.prepare_batch(heads.config, batch, BLOCK_SIZE)
+        q = ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)
+        results.append((ops.attention(q, k_cache, v_cache, metadata), k_cache[count - 2 :].clone()))
+    small, large = results
+    assert torch.equal(small[0], large[0]) and torch.equal(small[1], large[1])
+    assert bool(large[0].isfinite().all()) and bool(large[1].any())
+
+
+def _last_expert(
+    device: torch.device, count: int, weight_format: WeightFormat, w13: Tensor, w2: Tensor
+) -> TritonExperts:
+    """Return `count` experts of zeros, the last of which has these weights."""
+
+    def matrix(weight: Tensor) -> TritonMatrix:
+        like = empty_matrix((1, *weight.shape), weight, weight_format)
+        values = _sparse(device, count, *like.values.shape[1:], dtype=like.values.dtype)
+        has_scale = weight_format != "plain"
+        scale = _sparse(device, count, *like.scale.shape[1:], dtype=torch.float32) if has_scale else like.scale
+        packed = TritonMatrix(values, scale, weight_format, weight.shape[1])
+        store(weight, packed, slice(0, len(weight)), count - 1)
+        return packed
+
+    return TritonExperts(matrix(w13), matrix(w2))
+
+
+@pytest.mark.parametrize("weight_format", ["plain", "fp8"])
+def test_the_last_of_many_experts_is_read(device: torch.device, weight_format: WeightFormat) -> None:
+    x, w13, w2 = torch.randn(3, DIM).to(HALF), torch.randn(2 * HIDDEN, DIM).to(HALF), torch.randn(DIM, HIDDEN).to(HALF)
+    tiling = choose_tiling(3, HALF, weight_format, False)
+    per_expert = 2 * HIDDEN * (DIM if weight_format == "plain" else 64)
+    outputs = []
+    for count in (1, 2**31 // per_expert + 2):
+        weights = _last_expert(device, count, weight_format, w13, w2)
+        assert count == 1 or weights.w13.values[count - 1].storage_offset() > 2**31 - 1
+        pairs = torch.tensor([0, 1, 2] + [3] * (tiling.rows - 3), dtype=torch.int32)
+        ids = torch.full((3, 1), count - 1, dtype=torch.int32)
+        routing = RoutedTiles(ids, torch.ones(3, 1), pairs, torch.tensor([count - 1], dtype=torch.int32))
+        outputs.append(summed(experts(launch_on_device, x, weights, routing, tiling), x))
+    assert torch.equal(outputs[0], outputs[1]) and bool(outputs[1].any())
