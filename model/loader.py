@@ -40,8 +40,9 @@ def load_model(
 ) -> Mixtral:
     """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
 
-    Weights in blocks that `ops` multiplies stay in them. A rank of a `group` reads and packs only the rows of its part;
-    of a matrix that several tensors encode (AWQ, GPTQ and others) it reads all and packs its part.
+    Weights in blocks that `ops` multiplies stay in them; norms, and so the sums between layers, are then float32. A
+    rank of a `group` reads and packs only the rows of its part; of a matrix that several tensors encode (AWQ, GPTQ and
+    others) it reads all and packs its part.
 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, GGUF's blocks in slices, so that the peak is one copy of the weights and one tensor or
@@ -77,6 +78,7 @@ class TensorReader:
         self._check_values = check_values
         self._num_threads = num_threads
         self._dtype = dtype
+        self._residual_dtype = torch.float32 if in_blocks else dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
@@ -91,7 +93,12 @@ class TensorReader:
         """Read a tensor; of a matrix that is cut the rank's rows."""
         tensor = self._parts.part(name)
         rows = self._parts.rows(name)
-        return self._read(tensor, rows if isinstance(tensor, PackedMatrix) else range(len(rows)))
+        return self._read(tensor, rows if isinstance(tensor, PackedMatrix) else range(len(rows)), self._dtype)
+
+    def read_norm(self, name: str) -> Tensor:
+        """Read the weights of a norm, in the dtype of the sums between layers."""
+        tensor = self._parts.part(name)
+        return self._read(tensor, range(tensor.shape[0]), self._residual_dtype)
 
     def read_matrix(self, name: str) -> Weight:
         """Read a matrix for a backend to pack: in its blocks, if the backend multiplies them."""
@@ -107,11 +114,10 @@ class TensorReader:
     def read_entry(self, name: str, index: int, matrix: int = 0, num_matrices: int = 1) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, num_matrices * O, D] -> [O, D], or the rank's rows of it."""
         tensor = self._parts.entry(name, index, matrix, num_matrices)
-        return self._read(tensor, range(tensor.shape[0]))
+        return self._read(tensor, range(tensor.shape[0]), self._dtype)
 
-    def _read(self, tensor: StoredWeight, rows: range) -> Tensor:
-        weight = read_weight(tensor, self._dtype, rows.start, len(rows), self._num_threads)
-        weight = weight.to(self._device, self._dtype)
+    def _read(self, tensor: StoredWeight, rows: range, dtype: torch.dtype) -> Tensor:
+        weight = read_weight(tensor, dtype, rows.start, len(rows), self._num_threads).to(self._device, dtype)
         if self._check_values:
             _check_numbers(tensor, weight)
         self._count(tensor.num_bytes)
@@ -155,17 +161,17 @@ def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
 def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
     embedding = source.read(EMBEDDING)
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
-    norm = source.read(NORM)
+    norm = source.read_norm(NORM)
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:
     attention = prefix + "self_attn."
     return LayerWeights(
-        attention_norm=source.read(prefix + "input_layernorm.weight"),
+        attention_norm=source.read_norm(prefix + "input_layernorm.weight"),
         qkv=ops.pack_linear(*(source.read_matrix(f"{attention}{name}_proj.weight") for name in "qkv")),
         output=ops.pack_linear(source.read_matrix(attention + "o_proj.weight")),
-        ffn_norm=source.read(prefix + "post_attention_layernorm.weight"),
+        ffn_norm=source.read_norm(prefix + "post_attention_layernorm.weight"),
         ffn=_feed_forward(config, source, ops, prefix),
     )
 

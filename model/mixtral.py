@@ -45,7 +45,7 @@ class MixtralWeights:
 
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
-    norm: Tensor  # [D]
+    norm: Tensor  # [D] in the dtype of residuals: the embedding's, or float32
     head: PackedWeights  # D -> V
 
 
@@ -74,7 +74,7 @@ class Mixtral:
         metadata = self.ops.prepare_batch(self.group.cut.with_own_heads(self.config), batch, kv_pool.block_size)
         layers = self.weights.layers
         norms = [*(layer.attention_norm for layer in layers), self.weights.norm]
-        x = self.ops.embed(batch.token_ids, self.weights.embedding)  # [T, D]
+        x = self.ops.embed(batch.token_ids, self.weights.embedding).to(self.weights.norm.dtype)  # [T, D]
         normed = self.ops.rms_norm(x, norms[0], eps)
         steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
         for layer, k_cache, v_cache, request, norm_behind in steps:
@@ -95,9 +95,9 @@ class Mixtral:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
-        attended = self.ops.attention(q, k_cache, v_cache, metadata)
+        attended = self.ops.attention(q.to(self.weights.embedding.dtype), k_cache, v_cache, metadata)
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
-        attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
+        attended = self.group.gather(attended, width, width // num_kv_heads).to(x.dtype)  # [T, H * K]
         return self.group.gather(self.ops.linear(attended, layer.output), self.config.dim, PANEL)  # [T, D]
 
     def _feed_forward(

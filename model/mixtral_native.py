@@ -67,6 +67,7 @@ class NativeMixtral(Mixtral):
         )
         return NetworkArguments(
             dtype=DTYPES[weights.embedding.dtype],
+            residual_dtype=DTYPES[weights.norm.dtype],
             kv_dtype=DTYPES[pool.k.dtype],
             eps=config.norm_eps,
             V=config.vocab_size,

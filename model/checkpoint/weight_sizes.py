@@ -22,6 +22,7 @@ PACKED_BLOCKS |= {"INT4_G32": 21, "INT4_G64": 37, "INT4_G128": 69}  # of AWQ, GP
 PACKED_BLOCKS |= {"INT8_G32": 38, "INT8_G64": 70, "INT8_G128": 134}
 PACKED_BLOCKS |= {"AFFINE4_G32": 24, "AFFINE4_G64": 40, "AFFINE4_G128": 72}  # of MLX
 PACKED_BLOCKS |= {"AFFINE8_G32": 40, "AFFINE8_G64": 72, "AFFINE8_G128": 136}
+RESIDUAL_BYTES = 4  # of norms and the sums between layers where weights stay in blocks
 ORDER_BYTES = 4  # per input of a matrix whose groups are out of order
 EXPERT = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)\d+(\.w[123]\.weight)")
 
@@ -46,6 +47,8 @@ def weight_bytes(
         part, shape = part_of(name), rank_shape(name, tensor.shape, num_kv_heads, cut)
         if name in in_blocks:
             sizes[part] += _packed_bytes(tensor, shape)
+        elif part == "norms" and in_blocks:
+            sizes[part] += math.prod(shape) * RESIDUAL_BYTES
         else:
             sizes[part] += _tensor_bytes(shape, part, element_bytes, quantization)
     if HEAD not in stored:

@@ -1,14 +1,15 @@
 /* C interface of the CPU backend; model/ops/native/ops.py calls it.
  *
- * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: dtype's own, 2 int8,
- * 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6 Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit
- * groups with zero points: 12 INT4_G32, 13 INT4_G64, 14 INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16
- * Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files; 8-bit groups with zero points: 19 INT8_G32, 20 INT8_G64, 21 INT8_G128;
- * groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24 AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27
- * AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 the same with AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same
- * with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with dot products of bytes. For a given isa, every row's
- * result depends on that row alone. Functions that return int return 0, 1 if an allocation failed, or 2 if the group
- * has ended. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
+ * dtype of activations and of unpacked weights: 0 float32, 1 bfloat16. format of packed weights: 0 float32 (if x is),
+ * 1 bfloat16 (to which a float32 x is rounded), 2 int8, 3 int4, or a block format of GGUF files: 4 Q4_0, 5 Q4_1, 6
+ * Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit groups with zero points: 12 INT4_G32, 13 INT4_G64, 14
+ * INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16 Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files; 8-bit groups
+ * with zero points: 19 INT8_G32, 20 INT8_G64, 21 INT8_G128; groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24
+ * AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27 AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 the same with
+ * AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with
+ * dot products of bytes. For a given isa, every row's result depends on that row alone. Functions that return int
+ * return 0, 1 if an allocation failed, or 2 if the group has ended. Shape letters: model/ops/interface.py; matrices are
+ * row-major and contiguous.
  */
 #pragma once
 
@@ -21,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 11
+#define SMOE_ABI_VERSION 12
 
 #ifdef __cplusplus
 extern "C" {
@@ -105,10 +106,10 @@ SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const v
 /* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
-/* qkv [T, (H + 2G) * K]; caches [num_blocks, block_size, G] rows of K numbers in kv_dtype (2 int8: K bytes, then one
- * float32 scale); slots [T]. */
-SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
-                                    void* k_cache, void* v_cache, const float* cos, const float* sin,
+/* qkv [T, (H + 2G) * K]; q_out in q_dtype, which is dtype or bfloat16; caches [num_blocks, block_size, G] rows of K
+ * numbers in kv_dtype (2 int8: K bytes, then one float32 scale); slots [T]. */
+SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv,
+                                    void* q_out, void* k_cache, void* v_cache, const float* cos, const float* sin,
                                     const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
 /* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
 SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
@@ -128,7 +129,9 @@ typedef struct {
     void *k_cache, *v_cache;
 } smoe_layer;
 typedef struct {
-    int dtype, kv_dtype;
+    int dtype;          /* of embedding, queries and attention's output */
+    int residual_dtype; /* of norms, the sums between layers and what products read and return: float32, or dtype */
+    int kv_dtype;
     float eps;
     int64_t V, D, F, E, H, G, K, L; /* L layers */
     int64_t block_size, window;     /* window 0: none */

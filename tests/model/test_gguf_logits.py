@@ -19,6 +19,7 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
 from model.ops.reference.ops import ReferenceOps
+from tests.support.block_matrices import with_sums_in
 from tests.support.gguf_files import GgufShape, all_of, q4_k_m, write_gguf
 from tests.support.native_cases import ISAS, native
 from tests.support.paged import CPU, Running, make_batch
@@ -37,7 +38,7 @@ def _load(path: Path, ops: Ops, dtype: torch.dtype = torch.float32, **options: A
 
 
 def _logits(model: Mixtral) -> Tensor:
-    pool = KvPool(model.config, 8, 16, "float32" if model.weights.norm.dtype == torch.float32 else "bfloat16", CPU)
+    pool = KvPool(model.config, 8, 16, "float32" if model.weights.embedding.dtype == torch.float32 else "bfloat16", CPU)
     return model.forward(make_batch([(Running(TOKENS, [1, 2]), len(TOKENS))], 16), pool)
 
 
@@ -62,6 +63,17 @@ def test_quantizing_the_weights_again_would_lose_more(tmp_path: Path) -> None:
         for ops in (ReferenceOps(), native(ISAS[-1]), native(ISAS[-1], quantization="int4"))
     )
     assert 3 * _error(kept, exact) < _error(again, exact)
+
+
+def test_sums_between_layers_in_float32_come_nearer_to_the_decoded_weights_than_in_bfloat16(tmp_path: Path) -> None:
+    wide = narrow = 0.0
+    for seed in range(3):
+        write_gguf(tmp_path / "a.gguf", replace(SHAPE, num_layers=8, seed=seed), all_of("Q8_0"))
+        exact = _logits(_load(tmp_path / "a.gguf", ReferenceOps()))
+        model = _load(tmp_path / "a.gguf", native(ISAS[-1]), torch.bfloat16)
+        wide += _error(_logits(model), exact)
+        narrow += _error(_logits(Mixtral(model.config, with_sums_in(torch.bfloat16, model.weights), model.ops)), exact)
+    assert wide < 0.95 * narrow
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

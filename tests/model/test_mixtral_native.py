@@ -15,7 +15,7 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
 from tests.support.attention_cases import Heads
-from tests.support.block_matrices import random_block_model
+from tests.support.block_matrices import random_block_model, with_sums_in
 from tests.support.native_cases import DTYPES, ISAS, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 
@@ -48,7 +48,18 @@ def test_one_call_gives_the_bits_of_separate_ops_where_each_matrix_has_its_forma
     heads = Heads(4, 2, 64).config
     config = replace(heads, num_layers=2, num_experts=num_experts, experts_per_token=2, hidden_dim=256, dim=256)
     model = random_block_model(config, dtype, native(isa, 2))
-    _compare(model, NativeMixtral(model, native(isa, 2)), name_of(dtype))
+    for kv_dtype in (name_of(dtype), "int8"):
+        _compare(model, NativeMixtral(model, native(isa, 2)), kv_dtype)
+
+
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_one_call_gives_the_bits_of_separate_ops_where_sums_are_wider_than_weights(
+    isa: str, dtype: torch.dtype, config: ModelConfig
+) -> None:
+    """As in a network with some of its matrices in blocks and the others in bfloat16."""
+    model = random_model(config, dtype, CPU, native(isa, 2), seed=3)
+    wide = Mixtral(config, with_sums_in(torch.float32, model.weights), native(isa, 2))
+    _compare(wide, NativeMixtral(wide, native(isa, 2)), name_of(dtype))
 
 
 def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
 from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.gguf_files import GgufShape, write_gguf
+from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
 from tests.support.native_cases import DTYPES, ISAS, LIBRARY, name_of
 from tests.support.paged import CPU, Running, make_batch
 from tests.support.ranks import on_each_rank, shared_groups
@@ -89,6 +89,31 @@ def test_ranks_cut_the_blocks_of_a_gguf_file(tmp_path: Path, tied: bool) -> None
     write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied))
     case = Case(tmp_path / "a.gguf")
     _assert_same(_on_ranks(case, 2), _alone(case))
+
+
+@pytest.mark.parametrize("in_one_call", [True, False])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("num_experts", [4, 0])
+def test_ranks_exchange_float32_rows_beside_bfloat16_attention(
+    tmp_path: Path, num_experts: int, size: int, in_one_call: bool
+) -> None:
+    case = Case(_wide_gguf(tmp_path, num_experts), torch.bfloat16, in_one_call=in_one_call)
+    assert _load(case, ALONE).weights.norm.dtype == torch.float32
+    _assert_same(_on_ranks(case, size), _alone(replace(case, in_one_call=True)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_ranks_exchange_float32_rows_on_every_instruction_set(tmp_path: Path, isa: str) -> None:
+    case = Case(_wide_gguf(tmp_path, 4), torch.bfloat16, isa=isa, kv_dtype="int8")
+    _assert_same(_on_ranks(case, 2), _alone(case))
+
+
+def _wide_gguf(folder: Path, num_experts: int) -> Path:
+    """Write a file whose first layer is all in blocks, while w2 and output projection of the second are bfloat16."""
+    narrow = ("blk.1.ffn_down", "blk.1.attn_output")
+    shape = GgufShape(num_layers=2, num_heads=8, num_kv_heads=4, num_experts=num_experts)
+    write_gguf(folder / "a.gguf", shape, lambda name: Type.BF16 if name.startswith(narrow) else q4_k_m(name))
+    return folder / "a.gguf"
 
 
 def test_the_reference_backend_agrees_with_itself(sparse: Path) -> None:

@@ -100,7 +100,10 @@ def quantized_rows(x: Tensor, block_format: str) -> Tensor:
 
 
 def random_block_model(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Mixtral:
-    """Return a network in which q, k, v, output, w1, w3, w2 and head have different formats, by layer too."""
+    """Return a network in which q, k, v, output, w1, w3, w2 and head have different formats, by layer too.
+
+    `dtype`: of embedding and attention. The sums between layers are float32, as in a loaded network.
+    """
     formats = _cycle()
     generator = torch.Generator().manual_seed(0)
 
@@ -119,7 +122,7 @@ def random_block_model(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Mix
             for e in range(max(1, config.num_experts))
         ]
         gate = torch.randn(config.num_experts, config.dim, generator=generator).to(dtype)
-        ones = torch.ones(config.dim, dtype=dtype)
+        ones = torch.ones(config.dim)
         return LayerWeights(
             attention_norm=ones,
             qkv=ops.pack_linear(matrix(q, config.dim), matrix(kv, config.dim), matrix(kv, config.dim)),
@@ -131,7 +134,16 @@ def random_block_model(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Mix
     embedding = torch.randn(config.vocab_size, config.dim, generator=generator).to(dtype)
     layers = [layer() for _ in range(config.num_layers)]
     head = ops.pack_linear(matrix(config.vocab_size, config.dim))
-    return Mixtral(config, MixtralWeights(embedding, layers, torch.ones(config.dim, dtype=dtype), head), ops)
+    return Mixtral(config, MixtralWeights(embedding, layers, torch.ones(config.dim), head), ops)
+
+
+def with_sums_in(dtype: torch.dtype, weights: MixtralWeights) -> MixtralWeights:
+    """Return the weights with norms in dtype, so that the sums between layers have it too."""
+    layers = [
+        replace(layer, attention_norm=layer.attention_norm.to(dtype), ffn_norm=layer.ffn_norm.to(dtype))
+        for layer in weights.layers
+    ]
+    return replace(weights, layers=layers, norm=weights.norm.to(dtype))
 
 
 def _cycle() -> Iterator[str]:

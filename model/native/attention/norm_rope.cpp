@@ -52,8 +52,8 @@ void add_numbers(T* x, const T* y, int64_t first, int64_t last) {
 }
 
 // Rotate the pairs (i, i + K/2) of one head.
-template <class T>
-void rotate(const T* from, T* to, const float* cos, const float* sin, int64_t num_pairs) {
+template <class T, class To>
+void rotate(const T* from, To* to, const float* cos, const float* sin, int64_t num_pairs) {
     for (int64_t i = 0; i < num_pairs; i += LANES) {
         const int64_t n = num_pairs - i;
         const Vec a = load_first(from + i, n), b = load_first(from + num_pairs + i, n);
@@ -99,14 +99,14 @@ class CacheRows {
     T* const spare_;
 };
 
-template <class T, class Number>
+template <class T, class Query, class Number>
 void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
     const int64_t H = args.num_heads, G = args.num_kv_heads, K = args.head_dim, num_pairs = K / 2;
     for (int64_t row = first; row < last; ++row) {
         const T* from = static_cast<const T*>(args.qkv) + row * (H + 2 * G) * K;
         const float* cos = args.cos + row * num_pairs;
         const float* sin = args.sin + row * num_pairs;
-        T* q = static_cast<T*>(args.q) + row * H * K;
+        auto* q = static_cast<Query*>(args.q) + row * H * K;
         for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
         const CacheRows<T, Number> k(args, args.k_cache, row), v(args, args.v_cache, row);
         for (int64_t head = 0; head < G; ++head) {
@@ -170,10 +170,10 @@ void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
 
 void rope_and_store_kv(const RotationArgs& args, int64_t first, int64_t last) {
     with_kv_number(args.kv_dtype, [&](auto number) {
-        if (args.dtype == BFLOAT16)
-            rotate_rows<uint16_t, decltype(number)>(args, first, last);
-        else
-            rotate_rows<float, decltype(number)>(args, first, last);
+        using Number = decltype(number);
+        if (args.dtype == BFLOAT16) return rotate_rows<uint16_t, uint16_t, Number>(args, first, last);
+        if (args.q_dtype == BFLOAT16) return rotate_rows<float, uint16_t, Number>(args, first, last);
+        rotate_rows<float, float, Number>(args, first, last);
     });
 }
 

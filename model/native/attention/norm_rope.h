@@ -18,7 +18,8 @@ struct NormArgs {
 };
 
 struct RotationArgs {
-    int dtype;
+    int dtype;             // of qkv
+    int q_dtype;           // of q: dtype or bfloat16
     int kv_dtype;          // of the caches
     const void* qkv;       // [T, (H + 2G) * K]
     void* q;               // [T, H, K]

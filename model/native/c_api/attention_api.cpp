@@ -196,12 +196,13 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
     });
 }
 
-int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* qkv, void* q_out,
+int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv, void* q_out,
                            void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
                            int64_t T, int64_t H, int64_t G, int64_t K) {
     return catch_errors([&] {
         void* rotated = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
-        const RotationArgs args{dtype, kv_dtype, qkv, q_out, k_cache, v_cache, cos, sin, slots, rotated, H, G, K};
+        const RotationArgs args{dtype, q_dtype, kv_dtype, qkv,     q_out, k_cache, v_cache,
+                                cos,   sin,     slots,    rotated, H,     G,       K};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
                  [&](int64_t first, int64_t last) { SMOE_CALL(isa, rope_and_store_kv(args, first, last)); });
     });

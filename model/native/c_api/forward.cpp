@@ -15,14 +15,15 @@ constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
   public:
-    Activations(const smoe_network& network, const smoe_step& step) : item_(network.dtype == FLOAT32 ? 4 : 2) {
+    Activations(const smoe_network& network, const smoe_step& step)
+        : item_(item_of(network.residual_dtype)), attention_item_(item_of(network.dtype)) {
         const int64_t T = step.T, heads = network.H + 2 * network.G;
         x_ = reserve(T * network.D * item_);
         normed_ = reserve(T * network.D * item_);
         y_ = reserve(T * network.D * item_);
         qkv_ = reserve(T * heads * network.K * item_);
-        q_ = reserve(T * network.H * network.K * item_);
-        attended_ = reserve(T * network.all_H * network.K * item_);
+        q_ = reserve(T * network.H * network.K * attention_item_);
+        attended_ = reserve(T * network.all_H * network.K * attention_item_);
         cos_ = reserve(T * network.K / 2 * sizeof(float));
         sin_ = reserve(T * network.K / 2 * sizeof(float));
         last_x_ = reserve(step.N * network.D * item_);
@@ -44,8 +45,12 @@ class Activations {
     std::byte* last_normed() const { return memory_ + last_normed_; }        // [N, D]
     std::byte* part() const { return memory_ + part_; }  // in a group: this rank's columns of what is gathered
     int64_t item() const { return item_; }
+    int64_t attention_item() const { return attention_item_; }
 
   private:
+    static int64_t item_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+    // Bytes of the largest part; no number is wider than one of residual_dtype, except logits.
     int64_t largest_part(const smoe_network& network, const smoe_step& step) const {
         const int64_t rows = std::max(network.D, network.H * network.K);
         return std::max<int64_t>(step.T * rows * item_, step.N * network.head->outputs * sizeof(float));
@@ -57,7 +62,7 @@ class Activations {
         return offset;
     }
 
-    const int64_t item_;  // bytes per number
+    const int64_t item_, attention_item_;  // bytes per number; attention_item_ in q and attended
     size_t size_ = 0;
     size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_, part_;
     std::byte* memory_ = nullptr;
@@ -72,7 +77,7 @@ class Forward {
     }
 
     void run() {
-        gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        embed();
         smoe_rotary_angles(pool_, isa_, step_.positions, network_.inverse_frequency, at_.cos(), at_.sin(), step_.T,
                            network_.K);
         norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
@@ -101,7 +106,18 @@ class Forward {
                 step_.expert_ids + layer * step_.T * step_.max_k};
     }
 
-    // Copy rows ids[0] .. of a table [.., D].
+    // x = embeddings of the tokens.
+    void embed() const {
+        if (network_.dtype == network_.residual_dtype)
+            return gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        const auto* table = static_cast<const uint16_t*>(network_.embedding);
+        auto* words = reinterpret_cast<uint32_t*>(at_.x());  // a float32 is a bfloat16 and 16 zero bits
+        for (int64_t row = 0; row < step_.T; ++row)
+            for (int64_t d = 0; d < network_.D; ++d)
+                *words++ = uint32_t{table[step_.token_ids[row] * network_.D + d]} << 16;
+    }
+
+    // Copy rows ids[0] .. of a table [.., D] in residual_dtype.
     void gather(const void* table, const int64_t* ids, int64_t num_rows, std::byte* rows) const {
         const size_t row_bytes = network_.D * at_.item();
         for (int64_t row = 0; row < num_rows; ++row)
@@ -109,13 +125,13 @@ class Forward {
     }
 
     void norm(const void* x, const void* weight, void* normed, int64_t num_rows) const {
-        smoe_rms_norm(pool_, isa_, network_.dtype, x, weight, normed, num_rows, network_.D, network_.eps);
+        smoe_rms_norm(pool_, isa_, network_.residual_dtype, x, weight, normed, num_rows, network_.D, network_.eps);
     }
 
     // x += y, normed = RMSNorm(x).
     void add_and_norm(const void* weight) const {
-        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.x(), at_.y(), weight, at_.normed(), step_.T, network_.D,
-                          network_.eps);
+        smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.x(), at_.y(), weight, at_.normed(), step_.T,
+                          network_.D, network_.eps);
     }
 
     // Turn the error code of a function of the C interface into an exception.
@@ -127,22 +143,23 @@ class Forward {
     // y = Attention(normed).
     void attend(const smoe_layer& layer) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
-        const int dtype = network_.dtype, kv_dtype = network_.kv_dtype;
-        linear(at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
-        check(smoe_rope_and_store_kv(pool_, isa_, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache, layer.v_cache,
-                                     at_.cos(), at_.sin(), step_.slots, T, H, G, K));
+        const int dtype = network_.dtype, residual_dtype = network_.residual_dtype, kv_dtype = network_.kv_dtype;
+        linear(residual_dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
+        check(smoe_rope_and_store_kv(pool_, isa_, residual_dtype, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
+                                     layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K));
         std::byte* out = part_or(at_.attended());
         check(smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                              network_.block_size, H, G, K, network_.window));
-        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.item());
-        linear(at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false);
+        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.attention_item());
+        linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K,
+               residual_dtype == FLOAT32);
         gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs}, at_.item());
     }
 
-    void linear(const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows, int64_t K,
-                bool wide) const {
-        check(smoe_linear(pool_, isa_, network_.dtype, x, matrices, count, y, num_rows, K, wide));
+    void linear(int dtype, const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows,
+                int64_t K, bool wide) const {
+        check(smoe_linear(pool_, isa_, dtype, x, matrices, count, y, num_rows, K, wide));
     }
 
     // Return where to compute columns that gather_columns() joins in `whole`.
@@ -163,14 +180,14 @@ class Forward {
     // y = FFN(normed) for num_rows rows.
     void feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
         const int64_t D = network_.D, F = network_.F, first_F = network_.first_F;
+        const int dtype = network_.residual_dtype;
         std::byte* y = part_or(at_.y());
         if (layer.gate)
-            check(smoe_moe(pool_, isa_, network_.dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
+            check(smoe_moe(pool_, isa_, dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
                            choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k, network_.group,
                            first_F));
         else
-            check(smoe_ffn(pool_, isa_, network_.dtype, normed, layer.experts, y, num_rows, D, F, network_.group,
-                           first_F));
+            check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F));
         gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs}, at_.item());
     }
 
@@ -198,8 +215,9 @@ class Forward {
         const int64_t last = network_.L - 1;
         if (!network_.layers[last].gate) return;
         const Choices all = choices(last);
-        check(smoe_route(pool_, isa_, network_.dtype, at_.normed(), network_.layers[last].gate, all.experts_per_token,
-                         all.allowed, all.expert_ids, step_.T, network_.D, network_.E, step_.max_k));
+        check(smoe_route(pool_, isa_, network_.residual_dtype, at_.normed(), network_.layers[last].gate,
+                         all.experts_per_token, all.allowed, all.expert_ids, step_.T, network_.D, network_.E,
+                         step_.max_k));
     }
 
     // Routing options of logit_rows for the last layer, with memory for their expert ids.
@@ -233,9 +251,10 @@ class Forward {
         } else {
             feed_forward(layer, at_.last_normed(), N, {});
         }
-        smoe_add_rms_norm(pool_, isa_, network_.dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(), N,
-                          network_.D, network_.eps);
-        linear(at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D, true);
+        smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(),
+                          N, network_.D, network_.eps);
+        linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D,
+               true);
         gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs}, sizeof(float));
     }
 

@@ -57,7 +57,7 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
     std::vector<Tile> tiles;
     append_tiles(tiles, 0, T, 0, max_tile_rows(format));
     const int64_t words = row_words(format, K);
-    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(format, K) * 4));
+    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(dtype, format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows);
     const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];

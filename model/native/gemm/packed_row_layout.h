@@ -35,8 +35,10 @@ inline int64_t row_words(int format, int64_t K) {
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
 
-// Words that pack_rows needs per row: the packed row, and for quantized formats as many again as scratch.
-inline int64_t packing_words(int format, int64_t K) { return row_words(format, K) * (is_quantized(format) ? 2 : 1); }
+// Words that pack_rows needs per row of x: the packed row, and as many again as scratch if its numbers are rounded.
+inline int64_t packing_words(int dtype, int format, int64_t K) {
+    return row_words(format, K) * (format == dtype ? 1 : 2);
+}
 
 }  // namespace SMOE_ISA
 }  // namespace smoe

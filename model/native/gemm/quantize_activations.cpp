@@ -8,6 +8,7 @@
 #include "gemm/quantize_blocks.h"
 #include "gemm/quantize_common.h"
 #include "simd/transpose.h"
+#include "simd/vec_tail.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -120,6 +121,13 @@ void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids,
     }
 }
 
+// Round float32 rows to bfloat16.
+void round_rows(const float* x, const int32_t* row_ids, int rows, int64_t K, uint16_t* to) {
+    for (int m = 0; m < rows; ++m)
+        for (int64_t k = 0; k < K; k += LANES)
+            store_first(to + m * K + k, load_first(x + row_ids[m] * K + k, K - k), K - k);
+}
+
 // Copy bfloat16 rows into a tile in the AMX layout.
 void copy_for_amx(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     const int64_t line_bytes = LINE * 4, row_bytes = K * 2;
@@ -132,6 +140,20 @@ void copy_for_amx(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K
         }
 }
 
+// Pack a tile in dtype's own format.
+void copy_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
+    if (uses_amx_layout(dtype, rows)) return copy_for_amx(static_cast<const uint16_t*>(x), row_ids, rows, K, tile);
+    pack_tile(dtype, x, row_ids, rows, K, tile);
+}
+
+// Round rows to bfloat16 in `memory`, then pack them into the tile.
+void round_tile(const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* memory, uint32_t* tile) {
+    int32_t in_order[MAX_TILE_ROWS];
+    std::iota(in_order, in_order + rows, 0);
+    round_rows(static_cast<const float*>(x), row_ids, rows, K, reinterpret_cast<uint16_t*>(memory));
+    copy_tile(BFLOAT16, memory, in_order, rows, K, tile);
+}
+
 }  // namespace
 
 void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vector<int32_t>& row_ids,
@@ -142,10 +164,10 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, orders[tile.expert], to + all_words, to);
-        else if (uses_amx_layout(format, tile.rows))
-            copy_for_amx(static_cast<const uint16_t*>(x), ids, tile.rows, K, to);
+        else if (format != dtype)
+            round_tile(x, ids, tile.rows, K, to + all_words, to);
         else
-            pack_tile(dtype, x, ids, tile.rows, K, to);
+            copy_tile(dtype, x, ids, tile.rows, K, to);
     });
 }
 

@@ -89,9 +89,13 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
                                   });
 }
 
-// Pack hidden rows into tiles of x's dtype, panel by panel.
-void pack_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
+// dtype of hidden rows before they are packed: a matrix that is not quantized multiplies rows of its own dtype.
+int hidden_dtype(int format2) { return is_quantized(format2) ? FLOAT32 : format2; }
+
+// Pack hidden rows into tiles in w2's format, panel by panel.
+void pack_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
+    const int dtype = weights[0].w2.format;
     const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
     gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
         store_words(dtype, sums, tile.rows, panel, depth, hidden + tile.first_row * words);
@@ -123,9 +127,9 @@ struct HiddenRows {
 };
 
 // Pack whole rows: a quantized row's scale depends on all of its numbers, and in a group other ranks have some.
-void pack_whole_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts& weights, const Pairs& pairs,
+void pack_whole_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs,
                        const HiddenRows& rows, uint32_t* hidden) {
-    const int format = weights[0].w2.format, row_dtype = is_quantized(format) ? FLOAT32 : dtype;
+    const int format = weights[0].w2.format, row_dtype = hidden_dtype(format);
     if (row_dtype == FLOAT32)
         collect_hidden(pool, x, weights, pairs, rows.whole, rows.part);
     else
@@ -142,11 +146,11 @@ void pack_whole_hidden(Pool& pool, int dtype, const PackedRows& x, const Experts
 const float* multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Pairs& pairs) {
     const auto P = static_cast<int64_t>(pairs.rows.size());
     const int format1 = weights[0].w1.format, format3 = weights[0].w3.format, format2 = weights[0].w2.format;
-    const int64_t x1_words = P * packing_words(format1, weights.D);
+    const int64_t x1_words = P * packing_words(dtype, format1, weights.D);
     const Orders orders1 = orders_of(weights, &Expert::w1), orders3 = orders_of(weights, &Expert::w3);
     const bool is_shared = format3 == format1 && orders3 == orders1;
-    const int64_t x3_words = is_shared ? 0 : P * packing_words(format3, weights.D);
-    const int64_t hidden_words = P * packing_words(format2, weights.F);
+    const int64_t x3_words = is_shared ? 0 : P * packing_words(dtype, format3, weights.D);
+    const int64_t hidden_words = P * packing_words(hidden_dtype(format2), format2, weights.F);
     const bool in_whole_rows = is_quantized(format2) || weights.group;
     const int64_t num_floats = P * std::max(weights.num_outputs(), in_whole_rows ? weights.F : 0);
     const int64_t part_floats = weights.group ? P * weights.num_hidden() : 0;
@@ -157,9 +161,9 @@ const float* multiply_experts(Pool& pool, int dtype, const void* x, const Expert
     pack_rows(pool, dtype, format1, x, pairs.rows, pairs.tiles, weights.D, orders1, x1);
     if (x3_words) pack_rows(pool, dtype, format3, x, pairs.rows, pairs.tiles, weights.D, orders3, x3);
     if (in_whole_rows)
-        pack_whole_hidden(pool, dtype, {x1, x3}, weights, pairs, {floats, floats + num_floats}, hidden);
+        pack_whole_hidden(pool, {x1, x3}, weights, pairs, {floats, floats + num_floats}, hidden);
     else
-        pack_hidden(pool, dtype, {x1, x3}, weights, pairs.tiles, hidden);
+        pack_hidden(pool, {x1, x3}, weights, pairs.tiles, hidden);
     down_gemm(pool, hidden, weights, pairs.tiles, floats);
     return floats;
 }

@@ -120,7 +120,7 @@ class NativeOps:
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim
-        dtypes = DTYPES[qkv.dtype], DTYPES[k_cache.dtype]
+        dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], DTYPES[k_cache.dtype]
         check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 

@@ -151,8 +151,8 @@ def num_inputs(weight: Matrix) -> int:
 
 
 def product(x: Tensor, weight: Matrix) -> Tensor:
-    """Multiply [T, D] -> [T, O], in x's dtype; for quantized weights in float32, which the caller rounds once."""
-    return F.linear(x, weight) if isinstance(weight, Tensor) else multiply(x, weight)
+    """Multiply [T, D] -> [T, O], in the weight's dtype; in float32 for quantized weights."""
+    return F.linear(x.to(weight.dtype), weight) if isinstance(weight, Tensor) else multiply(x, weight)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

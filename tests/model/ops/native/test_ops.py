@@ -145,6 +145,28 @@ def test_logits_are_those_of_the_chosen_rows_in_float32(isa: str, dtype: torch.d
     assert native(isa).logits(x, rows[:0], native(isa).pack_linear(head)).shape == (0, 101)
 
 
+@pytest.mark.parametrize(("num_rows", "dim", "hidden"), [(1, 33, 7), (2, 64, 96), (13, 37, 40), (70, 256, 100)])
+def test_float32_rows_are_rounded_before_bfloat16_weights_and_results_are_not(
+    isa: str, dtype: torch.dtype, num_rows: int, dim: int, hidden: int
+) -> None:
+    del dtype
+    ops, x = native(isa, 2), torch.randn(num_rows, dim)
+    experts = [random_ffn(dim, hidden, torch.bfloat16) for _ in range(4)]
+    linear, ffn = ops.pack_linear(experts[0].w1), ops.pack_ffn(experts[0])
+    moe = ops.pack_moe(torch.randn(4, dim).bfloat16(), iter(experts))
+    rounded = x.bfloat16()
+    for wide, narrow in (
+        (ops.linear(x, linear), ops.linear(rounded, linear)),
+        (ops.ffn(x, ffn), ops.ffn(rounded, ffn)),
+        (
+            ops.moe(rounded.float(), moe, uniform_request(num_rows, 2)),
+            ops.moe(rounded, moe, uniform_request(num_rows, 2)),
+        ),
+    ):
+        assert wide.dtype == torch.float32 and not torch.equal(wide, narrow.float())
+        assert torch.equal(wide.bfloat16(), narrow)
+
+
 def test_embeddings_are_the_tables_rows(isa: str, dtype: torch.dtype) -> None:
     table, ids = torch.randn(20, 24).to(dtype), torch.tensor([3, 0, 19, 3])
     assert torch.equal(native(isa).embed(ids, table), table[ids])

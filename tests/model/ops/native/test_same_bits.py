@@ -112,6 +112,18 @@ def test_a_row_takes_the_same_experts_beside_rows_of_any_other_k_and_mask(
         assert torch.equal(alone.expert_ids[0], request.expert_ids[row, : k[row]])
 
 
+@pytest.mark.parametrize("name", ["linear", "ffn", "top 2"])
+def test_a_float32_row_times_bfloat16_weights_gives_the_same_bits_alone_and_in_any_batch(
+    isa: str, dtype: torch.dtype, name: str
+) -> None:
+    del dtype
+    function, rows = FUNCTIONS[name](37, torch.bfloat16), torch.randn(MAX_ROWS, 37)
+    alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
+    for count in BATCHES:
+        some = torch.randperm(MAX_ROWS)[:count]
+        assert torch.equal(function(native(isa, 2), rows[some]), alone[some]), count
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dim", [37, 256])
 def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batch(
