@@ -1,7 +1,7 @@
 """Load a model: device, dtype, weights, KV pool, token budget."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +40,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, identify
 from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks, weight_bytes_of_ranks
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -99,21 +100,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
     backend = choose_backend(config, device, dtype, heartbeat)
-    block_formats = backend.ops.block_formats
-    by_part = weight_bytes_of_ranks(
-        stored,
-        dtype.itemsize,
-        config.quantization,
-        block_formats,
-        config.tensor_parallel_size,
-        model_config.num_kv_heads,
-    )
-    weight_bytes = sum(by_part.values())
-    kept = kept_in_blocks(stored, block_formats)
-    _check_weights_fit(config, device, weight_bytes, weight_kind(config, model_config, is_in_blocks=bool(kept)))
-    if kept:
-        backend = backend.with_blocks(name_of_blocks(stored, kept))
-    warnings += decoding_warnings(stored, config.quantization, block_formats)
+    weight_bytes, backend = _plan_weights(config, model_config, stored, backend, device, dtype)
+    warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     with _started_ranks(config, model_config) as ranks:
         model = _load_weights(
             config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
@@ -128,6 +116,27 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         return _assemble(
             config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks
         )
+
+
+def _plan_weights(
+    config: EngineConfig,
+    model: ModelConfig,
+    stored: Mapping[str, StoredWeight],
+    backend: Backend,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[int, Backend]:
+    """Return the bytes of the weights on all ranks, and the backend named after the blocks that stay as stored.
+
+    Raises EngineConfigError if the weights do not fit.
+    """
+    formats = backend.ops.block_formats
+    by_part = weight_bytes_of_ranks(
+        stored, dtype.itemsize, config.quantization, formats, config.tensor_parallel_size, model.num_kv_heads
+    )
+    kept, weight_bytes = kept_in_blocks(stored, formats), sum(by_part.values())
+    _check_weights_fit(config, device, weight_bytes, weight_kind(config, model, is_in_blocks=bool(kept)))
+    return weight_bytes, backend.with_blocks(name_of_blocks(stored, kept)) if kept else backend
 
 
 @contextmanager
