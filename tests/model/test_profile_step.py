@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.dummy_weights import random_model
+from model.group import ALONE, Group
 from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
 from model.profile_step import run_profile_steps
@@ -29,9 +30,11 @@ class WatchedOps(ReferenceOps):
         assert result.isfinite().all()
         return result
 
-    def moe(self, x: torch.Tensor, weights: ReferenceMoe, request: RoutingRequest) -> torch.Tensor:
+    def moe(
+        self, x: torch.Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE
+    ) -> torch.Tensor:
         self.most_experts = max(self.most_experts, request.expert_ids.shape[1])
-        return super().moe(x, weights, request)
+        return super().moe(x, weights, request, group)
 
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> SampledRows:
         self.sampled.append((len(logits), rows.max_logprobs))

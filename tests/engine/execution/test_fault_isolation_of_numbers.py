@@ -55,8 +55,8 @@ class NanExperts:
             first += chunk.length
         return self._launch(plan)
 
-    def moe(self, x: Any, weights: Any, choice: Any) -> Any:
-        out = self._moe(x, weights, choice)
+    def moe(self, x: Any, *arguments: Any) -> Any:
+        out = self._moe(x, *arguments)
         if self._call == self._layer:
             out[self._rows] = self.rng.choice((float("nan"), float("inf"), float("-inf")))
         self._call += 1

@@ -38,7 +38,7 @@ def collections_while_parsing(num_bodies: int) -> Counter[int]:
     gc.callbacks.append(note)
     try:
         for _ in range(num_bodies):
-            _parsed(BODY, TokenizeRequest)
+            _parsed(BODY, TokenizeRequest, None)
     finally:
         gc.callbacks.remove(note)
     return seen
