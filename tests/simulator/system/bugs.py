@@ -186,6 +186,6 @@ SYSTEM_BUGS = [
 FOUND_LATE = {
     "a suspect is blamed although the engine still computed an aborted one": 1309,
     "an abort is confirmed while a step computes the request": 98,
-    "a request is added after its abort": 6107,
+    "a request is added after its abort": 8848,
     "the server gives up on an engine that serves": 668,
 }
