@@ -9,6 +9,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from server.cli.bench.compare import compare_command
+from server.cli.bench.load_flags import (
+    ApiFlag,
+    EndEarlyFlag,
+    OutputTokensFlag,
+    PromptFlag,
+    PromptTokensFlag,
+    RequestsFlag,
+    VocabSizeFlag,
+)
 from server.cli.errors import report_error
 from server.cli.help_text import WordsCommand
 from server.cli.settings_command import given_settings, settings_command
@@ -32,7 +41,7 @@ def serve_command(
         str, typer.Argument(help="URL of the server, with or without /v1.", metavar="URL")
     ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Model id. [default: the first one in /v1/models]")] = None,
-    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    api: ApiFlag = "completions",
     api_key: Annotated[str | None, typer.Option(help="Key to send as a bearer token.")] = None,
     clients: Annotated[
         str, typer.Option(help="Closed loop with this many clients; 1,4,16 measures one after the other.")
@@ -46,15 +55,12 @@ def serve_command(
             help='Open loop instead: JSONL file with {"arrival_s", "prompt_tokens", "output_tokens"} per line.'
         ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests per run; at least 3 per client are made.")] = 48,
-    prompt: Annotated[str, typer.Option(help="Prompts: tokens (random ids) or text (random words).")] = "tokens",
-    prompt_tokens: Annotated[str, typer.Option(help="Prompt length, as 64, or a range, as 16,256.")] = "16,256",
-    output_tokens: Annotated[str, typer.Option(help="Tokens to generate, as 64, or a range, as 16,256.")] = "64",
-    vocab_size: Annotated[int, typer.Option(min=301, help="Vocabulary size: random token ids are smaller.")] = 2000,
-    no_ignore_eos: Annotated[
-        bool,
-        typer.Option("--no-ignore-eos", help="Let outputs end early. For servers that do not support ignore_eos."),
-    ] = False,
+    requests: RequestsFlag = 48,
+    prompt: PromptFlag = "tokens",
+    prompt_tokens: PromptTokensFlag = "16,256",
+    output_tokens: OutputTokensFlag = "64",
+    vocab_size: VocabSizeFlag = 2000,
+    no_ignore_eos: EndEarlyFlag = False,
     warmup: Annotated[int, typer.Option(min=0, help="Warm-up requests before the measured ones.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of lengths, prompts and arrivals.")] = 0,
     label: Annotated[str | None, typer.Option(help="Name of this server in charts. [default: its URL]")] = None,

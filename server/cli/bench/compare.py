@@ -11,6 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.bench.load_flags import (
+    ApiFlag,
+    EndEarlyFlag,
+    OutputTokensFlag,
+    PromptFlag,
+    PromptTokensFlag,
+    RequestsFlag,
+    VocabSizeFlag,
+)
 from server.cli.errors import report_error
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a process that SIGTERM ends
@@ -27,16 +36,13 @@ def compare_command(
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the servers take turns in each.")] = 3,
     clients: Annotated[str, typer.Option(help="Clients in a closed loop; one run for each number.")] = "1,16",
-    requests: Annotated[int, typer.Option(min=1, help="Requests per run; at least 3 per client are made.")] = 48,
-    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
-    prompt: Annotated[str, typer.Option(help="Prompts: tokens (random ids) or text (random words).")] = "tokens",
-    prompt_tokens: Annotated[str, typer.Option(help="Prompt length, as 64, or a range, as 16,256.")] = "16,256",
-    output_tokens: Annotated[str, typer.Option(help="Tokens to generate, as 64, or a range, as 16,256.")] = "64",
-    vocab_size: Annotated[int, typer.Option(min=301, help="Vocabulary size: random token ids are smaller.")] = 2000,
-    no_ignore_eos: Annotated[
-        bool,
-        typer.Option("--no-ignore-eos", help="Let outputs end early. For servers that do not support ignore_eos."),
-    ] = False,
+    requests: RequestsFlag = 48,
+    api: ApiFlag = "completions",
+    prompt: PromptFlag = "tokens",
+    prompt_tokens: PromptTokensFlag = "16,256",
+    output_tokens: OutputTokensFlag = "64",
+    vocab_size: VocabSizeFlag = 2000,
+    no_ignore_eos: EndEarlyFlag = False,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before the measured ones of each server.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of lengths and prompts; each round has its own.")] = 0,
     health_path: Annotated[str, typer.Option(help="Path that answers with 200 when a server is ready.")] = "/health",
