@@ -45,11 +45,13 @@ def collections_while_parsing(num_bodies: int) -> Counter[int]:
 
 
 def test_large_bodies_cause_hardly_any_full_garbage_collection() -> None:
-    before = collections_while_parsing(2)
+    before = collections_while_parsing(8)
     tune_interpreter()
     gc.collect()
-    after = collections_while_parsing(2)
-    assert before[2] > after[2] == 0, "with Python's settings there is one for each body"
+    after = collections_while_parsing(8)
+    assert after[2] <= 1 and before[2] > 2 * after[2], (
+        f"about one for each body with Python's settings: {before}, {after}"
+    )
     assert after[0] > 0, "young objects are collected as before"
 
 
