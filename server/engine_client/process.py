@@ -199,6 +199,8 @@ class _EngineProtocol(asyncio.Protocol):
         """Decode first what the engine sent before its end: a write that fails ends the connection without reading."""
         with self._unread, contextlib.suppress(OSError):
             self._decode(self._unread.recv(MAX_TURN_BYTES, socket.MSG_DONTWAIT))  # more than its buffer holds
+        if exc is not None:
+            logger.info("the connection to the engine broke: %s", exc)
         self._fail(ProcessExit("the engine process is gone"))
 
 
