@@ -1,5 +1,6 @@
 """Memory and cores of this machine and of the cgroups around this process. No torch."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,13 +48,18 @@ def process_tree_bytes(proc: Path = PROC) -> int:
 
 def _process_tree(proc: Path, pid: str) -> Iterator[str]:
     yield pid
-    for children in proc.glob(f"{pid}/task/*/children"):
-        try:
-            found = children.read_text().split()
-        except OSError:  # the process has just ended
-            continue
-        for child in found:
-            yield from _process_tree(proc, child)
+    for child in _children(proc / pid / "task"):
+        yield from _process_tree(proc, child)
+
+
+def _children(tasks: Path) -> list[str]:
+    """Return the children of a process's threads; none of a process or thread that ends meanwhile."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # Path.glob would raise one of these
+        for thread in os.listdir(tasks):
+            with contextlib.suppress(OSError):
+                found += (tasks / thread / "children").read_text().split()
+    return found
 
 
 def _resident_bytes(status: Path) -> int:

@@ -1,4 +1,4 @@
-"""Which settings several ranks work with. Imports no torch."""
+"""Check of the settings for several ranks. Imports no torch."""
 
 import msgspec
 

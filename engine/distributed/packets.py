@@ -21,7 +21,7 @@ NUM_SIZES = 8  # T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows 
 
 
 class PacketKind(IntEnum):
-    """What a packet holds."""
+    """Kind of a packet's content."""
 
     CONFIG = 0  # to a rank: EngineConfig, as msgpack
     PROGRESS = 1  # from a rank: it has loaded something

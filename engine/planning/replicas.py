@@ -20,7 +20,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What clients of one engine see at its share of the load."""
+    """Latencies and rates of one engine at its share of the load, as its clients see them."""
 
     num_replicas: int
     max_num_batched_tokens: int

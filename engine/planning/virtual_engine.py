@@ -22,7 +22,7 @@ class Arrival:
 
 @dataclass
 class Timeline:
-    """What clients see, in virtual seconds."""
+    """Times as clients see them, in virtual seconds."""
 
     ttft_s: list[float] = field(default_factory=list)  # from a request's arrival to its first token
     gaps_s: list[float] = field(default_factory=list)  # between two tokens of a request

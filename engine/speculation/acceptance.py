@@ -9,7 +9,7 @@ PLACES = (0, 1, 2, 4, 8)  # first places of a draft that share a rate: 0, 1, 2..
 
 
 class Evidence(NamedTuple):
-    """What speaks for a draft; drafts of equal evidence share their rates."""
+    """Evidence for a draft; drafts of equal evidence share their rates."""
 
     match_len: int  # tokens before the draft that equal those before its source
     is_unanimous: bool  # all found matches continue with the same token

@@ -37,7 +37,7 @@ class StepTime(NamedTuple):
 
 
 class Drafter(Protocol):
-    """What the scheduler needs of a Speculator."""
+    """Part of a Speculator that the scheduler uses."""
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource: ...
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]: ...

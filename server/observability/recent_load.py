@@ -13,7 +13,7 @@ MAX_FIRST_TOKENS = 1000  # times kept per second, for the percentiles
 
 @dataclass
 class Second:
-    """What happened in one second of the monotonic clock."""
+    """Counts of one second of the monotonic clock."""
 
     number: int
     num_steps: int = 0

@@ -72,7 +72,7 @@ Kind = Literal["format", "arguments", "limit", "minimum", "stop", "tokens", "too
 
 @dataclass(frozen=True)
 class OtherName:
-    """What a name constrains, and the values that ask for nothing."""
+    """Constraint that a name asks for, and the values that ask for nothing."""
 
     kind: Kind
     harmless: tuple[JsonValue, ...]

@@ -17,7 +17,7 @@ from server.bench.http_client import HttpError
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to run: servers, the first of which is compared with the others, and the load."""
+    """Servers, the first of which is compared with the others, and their load."""
 
     servers: tuple[ServerCommand, ...]
     load: serve.Options  # endpoint and label are those of each server in turn

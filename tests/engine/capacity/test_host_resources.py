@@ -1,7 +1,9 @@
 """Memory and cores are read from /proc and from the cgroup's files, of both versions."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,25 @@ def meminfo() -> Iterator[tuple[str, int]]:
 )
 def test_bytes_are_formatted_in_binary_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_a_process_that_ends_while_the_tree_is_read_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is found, and gone when it is listed."""
+    (tmp_path / "self/task/1").mkdir(parents=True)
+    (tmp_path / "7/task").mkdir(parents=True)
+    (tmp_path / "self/status").write_text("RssAnon: 4 kB\n")
+    (tmp_path / "self/task/1/children").write_text("7 ")
+
+    def vanishing(list_folder: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def listed(folder: Path) -> Any:
+            if Path(folder) == tmp_path / "7/task":
+                raise ProcessLookupError
+            return list_folder(folder)
+
+        return listed
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, vanishing(getattr(os, name)))
+    assert process_tree_bytes(tmp_path) == 4 * 1024

@@ -24,6 +24,7 @@ CROSS = (
     "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # a fifth of -O3's time
 )
 FLOATS = {"0-0", "1-1"}  # formats in float32 and bfloat16: their sums are rounded at each step
+FUSED = ("avx2", "avxvnni", "avx512", "avx512vnni")  # sets that widen bfloat16 and fuse multiplication and addition
 
 Digests = dict[tuple[str, str, str], str]  # by instruction set, format and number of rows
 
@@ -54,11 +55,10 @@ def test_quantized_products_have_the_same_bits_on_every_instruction_set(on_arm: 
     assert different == []
 
 
-def test_neon_adds_in_the_order_and_with_the_roundings_of_avx2(on_arm: Digests, here: Digests) -> None:
-    if "avx2" not in AVAILABLE:
-        pytest.skip("this CPU has no fused multiply-add to compare with")
+@pytest.mark.parametrize("isa", [isa for isa in FUSED if isa in AVAILABLE])
+def test_neon_adds_in_the_order_and_with_the_roundings_of_x86(isa: str, on_arm: Digests, here: Digests) -> None:
     of_neon = {key[1:]: digest for key, digest in on_arm.items() if key[0] == "neon"}
-    assert of_neon == {key[1:]: digest for key, digest in here.items() if key[0] == "avx2"}
+    assert of_neon == {key[1:]: digest for key, digest in here.items() if key[0] == isa}
 
 
 def _driver(compiler: str, library: Path, to: Path) -> str:
