@@ -47,10 +47,11 @@ class OutputCollector:
         self._wake()
 
     async def get(self, until_s: float = math.inf) -> list[RequestOutput]:
-        """Return the outputs since the last call, MAX_OUTPUTS at most, merged to one per request, as if of one longer step.
+        """Return the outputs since the last call, merged to one per request, as if of one longer step.
 
-        Waits for the first output until `until_s` on the loop's clock; the list is empty if none came. Raises
-        EngineDied once the engine is gone and its last outputs were read.
+        These are at most MAX_OUTPUTS: the next call returns the others. Waits for the first output until `until_s` on
+        the loop's clock; the list is empty if none came. Raises EngineDied once the engine is gone and its last outputs
+        were read.
         """
         if not self._outputs and self._failure is None:
             await self._wait(until_s)

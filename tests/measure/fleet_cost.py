@@ -1,8 +1,9 @@
 """python -m tests.measure.fleet_cost [--model MODEL] [--rounds N] [--clients N] [--requests N]
 
-Measure what Envoy costs: the same load on one server, directly and through Envoy with deploy/envoy/envoy.yaml, in turns.
-The bundled model is so small that the server, Envoy and the clients compete for the cores. Print tokens per second and the median time to the first token of each run, then the
-median of the ratios. For a machine without other load; about two minutes.
+Measure what Envoy costs: the same load on one server, directly and through Envoy with deploy/envoy/envoy.yaml, in
+turns. Print tokens per second and the median time to the first token of each run, then the median of the ratios. The
+bundled model is so small that server, Envoy and clients compete for the cores. For a machine without other load; about
+two minutes.
 """
 
 import argparse
