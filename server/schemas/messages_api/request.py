@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
-from server.schemas.message_blocks import Text, Turns
+from server.schemas.messages_api.blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
 from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
