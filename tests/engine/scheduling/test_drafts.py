@@ -194,3 +194,13 @@ def test_a_draft_under_a_grammar_has_as_many_tokens_as_masks() -> None:
     bench.run()
     assert lengths == [0, 0, 0, 2, 4]
     assert bench.tokens[0] == bench.expected(0)
+
+
+def test_a_request_that_reports_gate_logits_drafts_nothing() -> None:
+    bench = Bench()
+    bench.scheduler.drafter = FixedDrafter(4)
+    for request_id, reports in enumerate((True, False)):
+        params = SamplingParams(max_tokens=9)
+        bench.scheduler.add(Request(request_id, [1, 2, 3], params, expert_routing=True, gate_logits=reports))
+    sources = [sequence.drafts for sequence in bench.scheduler.requests.unfinished.values()]
+    assert sources[0] is None and sources[1] is not None
