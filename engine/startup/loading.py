@@ -35,6 +35,7 @@ from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
+from engine.startup.kernel_compilation import compile_kernels
 from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
@@ -241,6 +242,8 @@ def _assemble(
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
+    if backend.name == "triton":
+        compile_kernels(config, model, kv_dtype, num_rows, partial(on_progress, "GPU kernels"))
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
-from model.ops.triton.launch import Launch, blocks
+from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 from model.ops.triton.packed_weights import TritonMatrix
 from model.ops.triton.pending_sum import Parts
 from model.ops.triton.topk_routing import RoutedTiles
@@ -49,8 +49,10 @@ def gate_up_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS / 2 of the F hidden numbers."""
+    wait_for_inputs(EARLY)
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -89,11 +91,13 @@ def down_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute by_pair[split, pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers.
 
     A split sums a part of the F products; the kernel that adds the outputs to the residual adds the splits.
     """
+    wait_for_inputs(EARLY)
     split = tl.program_id(1)
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
