@@ -17,7 +17,6 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.ops.interface import packed_bytes
-from model.ops.triton.ops import TritonOps
 from model.profile_step import sampling_rows
 from tests.gpu.first_light.result import Options, Row
 from tests.gpu.first_light.shapes import Setting, setting_of
@@ -64,7 +63,7 @@ def _time(options: Options, sizes: Sizes, is_graphed: bool) -> Iterator[Row]:
     setting = setting_of(options, num_layers=2 if options.tiny else NUM_LAYERS)
     sizes = TINY if options.tiny else sizes
     model: Mixtral = random_model(
-        setting.config, setting.dtype, setting.device, TritonOps(setting.dtype, "fp8"), seed=0
+        setting.config, setting.dtype, setting.device, setting.ops("fp8"), seed=0
     )
     kv_dtype = "bfloat16" if setting.device.type == "cuda" else "float32"
     pool = KvPool(model.config, sizes.most_blocks(), BLOCK_SIZE, kv_dtype, setting.device)
