@@ -242,8 +242,11 @@ def _assemble(
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
+    phase_seconds = {"weights": weights_s}
     if backend.name == "triton":
+        start = time.monotonic()
         compile_kernels(config, model, kv_dtype, num_rows, partial(on_progress, "GPU kernels"))
+        phase_seconds["GPU kernels"] = time.monotonic() - start
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
@@ -276,7 +279,7 @@ def _assemble(
         checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config),
-        phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
+        phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
         ranks=ranks,
     )

@@ -49,6 +49,7 @@ PRODUCTS = (
         "for block in range(end_block - 1, first_block - 1, -1):\n            words",
     ),
     _tile("for plane in tl.static_range(4):", "for plane in tl.static_range(3):"),
+    _tile("for plane in tl.static_range(4):", "for plane in tl.static_range(3, -1, -1):"),
     _tile("k = block * INPUTS + plane * (INPUTS // 4) + place", "k = block * INPUTS + plane * (INPUTS // 2) + place"),
     _tile("tl.dot(weights[plane], x, total", "tl.dot(weights[3 - plane], x, total"),
     _tile("w_rows = w + outputs * dim", "w_rows = w + outputs.to(tl.int32) * dim", LARGE),
