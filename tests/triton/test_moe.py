@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.ops.interface import FfnWeights
+from model.ops.triton import moe
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize
 from tests.support import float64_oracle as oracle
@@ -55,6 +56,19 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
         ours = summed(ops.moe(x, ops.pack_moe(gate, iter(experts)), request), x)
         assert request.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
+
+
+def test_tall_tiles_compute_every_block_of_outputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two experts with several tiles, and five blocks of outputs, the last of which is cut, in groups of two."""
+    monkeypatch.setattr(moe, "GROUPED_BLOCKS", 2)
+    x, gate = torch.randn(300, 516).to(dtype), torch.randn(2, 516).to(dtype)
+    ops, experts = TritonOps(dtype), [random_ffn(516, 20, dtype) for _ in range(2)]
+    request = uniform_request(300, 1)
+    ours = summed(ops.moe(x, ops.pack_moe(gate, iter(experts)), request), x)
+    for expert in range(2):
+        rows = request.expert_ids[:, 0] == expert
+        assert int(rows.sum()) > 128
+        assert_close(ours[rows], oracle.ffn(x[rows], experts[expert]), dtype)
 
 
 def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
+from model.ops.triton.gemm_tiles import TALLEST_ROWS, Tiling, choose_splits, multiply_tile
 from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 from model.ops.triton.packed_weights import TritonMatrix
 from model.ops.triton.pending_sum import Parts
@@ -21,6 +21,7 @@ from model.ops.triton.topk_routing import RoutedTiles
 # mypy: disable-error-code="untyped-decorator"
 
 WIDEST_DOWN = 128  # outputs of a tile of the down product: 256 spill, because its results are float32
+GROUPED_BLOCKS = 8  # blocks of outputs that tall tiles compute one after another, while their rows are in the L2 cache
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,20 @@ def gate_up_kernel(
         tl.store(target, activated.to(hidden.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def in_groups(
+    program: tl.tensor, num_tiles: tl.tensor, num_blocks: tl.tensor, GROUP: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return a program's tile and block of outputs: all tiles of one group of blocks, then those of the next group.
+
+    Example: 2 tiles, 3 blocks, GROUP 2: the pairs (tile, block) are (0, 0) (0, 1) (1, 0) (1, 1) (0, 2) (1, 2).
+    """
+    group = program // (GROUP * num_tiles)
+    size = tl.minimum(num_blocks - group * GROUP, GROUP)
+    inside = program % (GROUP * num_tiles)
+    return inside // size, group * GROUP + inside % size
+
+
 @triton.jit(do_not_specialize=["num_tiles", "num_pairs", "num_splits"])
 def down_kernel(
     hidden: tl.tensor,
@@ -91,6 +106,7 @@ def down_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     EARLY: tl.constexpr = False,
 ) -> None:
     """Compute by_pair[split, pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers.
@@ -99,11 +115,11 @@ def down_kernel(
     """
     wait_for_inputs(EARLY)
     split = tl.program_id(1)
-    tile = tl.program_id(0) % num_tiles
+    tile, block = in_groups(tl.program_id(0), num_tiles, tl.cdiv(dim, OUTPUTS), GROUP)
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
         pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-        outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
+        outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
         row_mask, output_mask = pairs < num_pairs, outputs < dim
         w_rows = expert * dim + tl.where(output_mask, outputs, 0)
         h_rows = hidden + tl.where(row_mask, pairs, 0) * hidden_dim
@@ -142,6 +158,7 @@ def experts(
         (num_tiles * blocks(dim, down.outputs), num_splits),
         *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
         **_constants(down, weights.w2),
+        GROUP=GROUPED_BLOCKS if tiling.rows == TALLEST_ROWS else 1,
     )
     return Parts(by_pair, routing.shares, routing.expert_ids)
 

@@ -78,6 +78,8 @@ PRODUCTS = (
     _gate_up("mask = (numbers < hidden_dim)[:, None] & row_mask[None, :]", "mask = (numbers < hidden_dim)[:, None]"),
     _gate_up("mask = (numbers < hidden_dim)[:, None] & row_mask[None, :]", "mask = row_mask[None, :]"),
     _gate_up("multiply_tile(x_rows, w13, w_rows,", "multiply_tile(x_rows, w13, w_rows.to(tl.int32),", LARGE),
+    _down("return inside // size, group", "return inside // GROUP, group"),
+    _down("size = tl.minimum(num_blocks - group * GROUP, GROUP)", "size = GROUP"),
     _down("tl.where(row_mask, pairs, 0) * hidden_dim", "tl.where(row_mask, pairs // 2, 0) * hidden_dim"),
     _down("w_rows = expert * dim", "w_rows = expert * hidden_dim"),
     _down("tl.load(scales + w_rows)[:, None]\n        target", "tl.load(scales + 0 * w_rows)[:, None]\n        target"),
