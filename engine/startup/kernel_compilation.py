@@ -36,7 +36,9 @@ def compile_kernels(
     try:
         compile_variants(recorder.variants.values(), config.threads or num_cores(), on_compiled)
     except KernelCompilationError as error:
-        raise EngineConfigError(f"--backend triton: {error}; --backend reference needs no kernels, but is slow") from error
+        raise EngineConfigError(
+            f"--backend triton: {error}; --backend reference needs no kernels, but is slow"
+        ) from error
 
 
 def launch_steps(config: EngineConfig, model: Mixtral, kv_dtype: KvDtype, num_rows: int) -> None:

@@ -24,7 +24,7 @@ class Address:
 
     def __init__(self, tensor: Tensor) -> None:
         self.dtype: torch.dtype = tensor.dtype
-        self._offset = tensor.storage_offset() * tensor.element_size()  # storages are aligned to 512 bytes
+        self._offset = int(tensor.storage_offset()) * tensor.element_size()  # storages are aligned to 512 bytes
 
     def data_ptr(self) -> int:
         return 512 + self._offset

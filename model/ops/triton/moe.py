@@ -21,7 +21,6 @@ from model.ops.triton.topk_routing import RoutedTiles
 # mypy: disable-error-code="untyped-decorator"
 
 WIDEST_DOWN = 128  # outputs of a tile of the down product: 256 spill, because its results are float32
-GROUPED_BLOCKS = 8  # blocks of outputs that tall tiles compute one after another, while their rows are in the L2 cache
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,14 @@ def experts(
         (num_tiles * blocks(dim, down.outputs), num_splits),
         *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
         **_constants(down, weights.w2),
-        GROUP=GROUPED_BLOCKS if tiling.rows == TALLEST_ROWS else 1,
+        GROUP=grouped_blocks(tiling),
     )
     return Parts(by_pair, routing.shares, routing.expert_ids)
+
+
+def grouped_blocks(tiling: Tiling) -> int:
+    """Return how many blocks of outputs are computed in turn for a down tile, whose rows are cached meanwhile."""
+    return 8 if tiling.rows == TALLEST_ROWS else 1
 
 
 def _constants(tiling: Tiling, weight: TritonMatrix) -> dict[str, int | str]:

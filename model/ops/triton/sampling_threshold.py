@@ -58,11 +58,9 @@ def count_and_sum(
 
 
 @triton.jit
-def first_cut(
-    distribution: tl.tensor, BLOCK: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return the three parts of the cut at the logit 8 temperatures below the largest (e^-8 of its probability), and the
-    sum of all unnormalized probs."""
+def first_cut(distribution: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Return the three parts of the cut at the logit 8 temperatures below the largest (e^-8 of its probability), and
+    the sum of all unnormalized probs."""
     _, largest, inverse_temperature, _, _ = distribution
     distance = (8.0 * (1.0 / inverse_temperature)).to(tl.float32)
     key = tl.minimum(tl.maximum(sort_keys(largest - distance), 1), sort_keys(largest))
@@ -143,9 +141,7 @@ def narrow(
 
 
 @triton.jit
-def gather(
-    distribution: tl.tensor, low: tl.tensor, high: tl.tensor, scratch: tl.tensor, BLOCK: tl.constexpr
-) -> None:
+def gather(distribution: tl.tensor, low: tl.tensor, high: tl.tensor, scratch: tl.tensor, BLOCK: tl.constexpr) -> None:
     """Write the logits with keys low .. high - 1 to the program's scratch, by ascending id."""
     row, _, _, _, vocab_size = distribution
     done = tl.full((), 0, dtype=tl.int32)

@@ -92,7 +92,9 @@ def test_auto_takes_the_triton_backend_on_a_gpu_and_its_numerics_name_everything
     assert deterministic.numerics == f"{backend.numerics}-deterministic-fp8"
 
 
-@pytest.mark.parametrize(("capability", "off", "is_early"), [((9, 0), False, True), ((9, 0), True, False), ((8, 9), False, False)])
+@pytest.mark.parametrize(
+    ("capability", "off", "is_early"), [((9, 0), False, True), ((9, 0), True, False), ((8, 9), False, False)]
+)
 def test_kernels_start_early_from_hopper_on_unless_switched_off(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], off: bool, is_early: bool
 ) -> None:

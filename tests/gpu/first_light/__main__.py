@@ -78,7 +78,12 @@ def run_process(name: str, options: Options) -> Result:
     command = [*spec.program, sys.executable, "-m", "tests.gpu.first_light", "--here", name, *flags]
     try:
         ran = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, timeout=spec.limit_s, check=False, env={**ALLOCATOR, **os.environ}
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=spec.limit_s,
+            check=False,
+            env={**ALLOCATOR, **os.environ},
         )
     except subprocess.TimeoutExpired:
         return Result(name, "timeout", spec.limit_s, f"did not end within {spec.limit_s} s")

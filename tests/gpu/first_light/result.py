@@ -25,7 +25,7 @@ class Result:
 class Options:
     """How a stage runs.
 
-    `tiny`: small shapes, so that it also runs under Triton's interpreter. `early`: kernels start early where the GPU can.
+    `tiny`: small shapes, so that it also runs under Triton's interpreter. `early`: kernels may start early.
     """
 
     device: str = "cuda"

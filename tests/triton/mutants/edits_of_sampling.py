@@ -40,7 +40,7 @@ SAMPLING = (
     _search("tl.where(probs >= min_p, probs, 0.0)", "tl.where(probs > min_p, probs, 0.0)"),
     _search("total += tl.where(ids < vocab_size, probs, 0.0)", "total += tl.where(above, probs, 0.0)"),
     _search("high_mass = tl.where(is_low, high_mass, mass)", "high_mass = mass"),
-    _search("index < ties, other=float(\"-inf\")", "index <= ties, other=float(\"-inf\")"),
+    _search('index < ties, other=float("-inf")', 'index <= ties, other=float("-inf")'),
     _search("keys = tl.where(index < ties, sort_keys(logits), -1)", "keys = sort_keys(logits)"),
     _search("count += tl.sum((keys > low).to(tl.int32))", "count += tl.sum((keys >= low).to(tl.int32))"),
     _search("(keys >= low) & (keys < high)", "(keys >= low) & (keys <= high)"),
@@ -50,8 +50,10 @@ SAMPLING = (
     _logprobs("total += tl.sum(tl.exp(block.to(tl.float64)", "total = tl.sum(tl.exp(block.to(tl.float64)"),
     _logprobs("reference = largest.to(tl.float64) + tl.log(total)", "reference = tl.log(total)"),
     _logprobs("(keys == last_key) & (ids > last_id)", "(keys == last_key) & (ids >= last_id)"),
-    _logprobs("first = tl.min(tl.where(left & (keys == best), ids, 2147483647))",
-              "first = tl.max(tl.where(left & (keys == best), ids, -1))"),
+    _logprobs(
+        "first = tl.min(tl.where(left & (keys == best), ids, 2147483647))",
+        "first = tl.max(tl.where(left & (keys == best), ids, -1))",
+    ),
     _logprobs("token = tl.where(best > key, first, token)", "token = tl.where(best >= key, first, token)"),
     _logprobs("tl.store(top_ids + index * num_top + place, token)", "tl.store(top_ids + index + place, token)"),
 )
