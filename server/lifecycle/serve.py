@@ -7,9 +7,9 @@ import importlib.metadata
 import logging
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,10 @@ from starlette.types import ASGIApp
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import memory_limit_bytes
+from engine.config import EngineConfig
 from engine.messages import Ready
 from server.api import playground_files
 from server.api.app import create_app
-from server.api.batch_access import open_batches
-from server.batch.app_sender import app_sender
 from server.batch.service import BatchService
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
@@ -36,12 +35,13 @@ from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
+from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
-from server.http.middleware import for_batches, with_middleware
-from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
+from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.lifecycle.batches import batch_service
 from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -73,10 +73,17 @@ log = logging.getLogger(__name__)
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
 
-def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTARTING_ENGINE) -> int:
+def serve(
+    settings: Settings,
+    started_s: float,
+    engine: SupervisorConfig = RESTARTING_ENGINE,
+    *,
+    launcher_attempt: int | None = None,
+) -> int:
     """Run the server until a signal or the engine's end; return the exit code. Raises StartError.
 
-    `started_s`: time.monotonic() at the start of the command.
+    `started_s`: time.monotonic() at the start of the command. `launcher_attempt`: see server/settings/sources.py;
+    torchrun starts the engine again, together with the ranks of other hosts.
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
@@ -89,7 +96,9 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
-        server = Server(settings, model_dir, listener, started_s, engine, StartupReport(output), inherited)
+        config = engine_config(settings, model_dir, launcher_attempt)
+        engine = replace(engine, restarts=engine.restarts and launcher_attempt is None)
+        server = Server(settings, config, listener, started_s, engine, StartupReport(output), inherited)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(server.run())
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
@@ -103,7 +112,7 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        model_dir: Path,
+        engine_config: EngineConfig,
         listener: socket.socket,
         started_s: float,
         engine: SupervisorConfig,
@@ -111,7 +120,8 @@ class Server:
         inherited: Inheritance,
     ) -> None:
         self._settings = settings
-        self._model_dir = model_dir
+        self._engine_config = engine_config
+        self._model_dir = Path(engine_config.model)
         self._listener = listener
         self._started_s = started_s
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
@@ -136,7 +146,14 @@ class Server:
         self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
         self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
         app = create_app(self._state)
-        self._batches = self._batch_service(app)
+        self._batches = batch_service(
+            app,
+            self._state,
+            settings,
+            request_memory=self._request_memory,
+            on_http=self._metrics.http,
+            access_log=self._access_log,
+        )
         self._in_flight = RequestTracker(self._app_with_middleware(app))
         self._shutdown = Shutdown(
             self._client,
@@ -204,7 +221,9 @@ class Server:
         self._shutdown.on_signal(signum)
 
     def _on_sighup(self) -> None:
-        if self._reload.is_handed_over or not self._shutdown.is_requested:
+        if self._settings.nnodes > 1:
+            self._report.line("SIGHUP is ignored: the ranks of other hosts cannot compute for two processes")
+        elif self._reload.is_handed_over or not self._shutdown.is_requested:
             self._reload.on_signal()
 
     def _on_first_process_gone(self) -> None:
@@ -248,31 +267,6 @@ class Server:
             tool_emulation=settings.tool_emulation,
             embeddings=settings.embeddings,
         )
-
-    def _batch_service(self, app: FastAPI) -> BatchService | None:
-        """Enable files and batches with --batch-dir. Raises StartError."""
-        settings = self._settings
-        if settings.batch_dir is None:
-            return None
-        inner = for_batches(
-            app,
-            max_body_bytes=settings.max_body_bytes,
-            request_memory=self._request_memory,
-            on_http=self._metrics.http,
-            access_log=self._access_log,
-        )
-        try:
-            access = open_batches(
-                settings.batch_dir,
-                settings.api_keys,
-                lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
-                max_num_queued=settings.max_num_queued_reqs,
-                retention_days=settings.batch_retention_days,
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
-        app.state.batches = access
-        return access.service
 
     async def _run_batches(self, service: BatchService) -> None:
         """Run batches until the server is going to end. Open ones continue at the next start."""
@@ -353,7 +347,7 @@ class Server:
             return
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
-        await self._client.start(engine_config(self._settings, self._model_dir), vocabulary)
+        await self._client.start(self._engine_config, vocabulary)
 
     async def _prepare_grammars(self, texts: TextFrontend) -> None:
         """Build what checks of grammars need, so that the first request does not wait for it."""

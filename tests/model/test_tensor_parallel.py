@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_config
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, HiddenRows, Routing
+from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 from model.group import ALONE, Group
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -25,7 +25,7 @@ from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
 from tests.support.native_cases import DTYPES, ISAS, LIBRARY, name_of
 from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import on_each_rank, shared_groups
+from tests.support.ranks import gloo_groups, on_each_rank, shared_groups
 
 BLOCK_SIZE = 4
 # 5 panels of hidden outputs and 4 of the vocabulary, the last ones not whole: ranks have uneven parts.
@@ -116,6 +116,26 @@ def _wide_gguf(folder: Path, num_experts: int) -> Path:
     return folder / "a.gguf"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_ranks_that_share_no_memory_give_the_bits_of_one(
+    sparse: Path, dtype: torch.dtype, quantization: Quantization
+) -> None:
+    case = Case(sparse, dtype, quantization)
+    _assert_same(_on_hosts(case, 2), _alone(case))
+
+
+def test_four_ranks_that_share_no_memory_give_the_bits_of_one(sparse: Path) -> None:
+    case = Case(sparse, torch.bfloat16, kv_dtype="int8")
+    _assert_same(_on_hosts(case, 4), _alone(case))
+
+
+@pytest.mark.parametrize("num_experts", [4, 0])
+def test_ranks_that_share_no_memory_exchange_float32_rows(tmp_path: Path, num_experts: int) -> None:
+    case = Case(_wide_gguf(tmp_path, num_experts), torch.bfloat16)
+    _assert_same(_on_hosts(case, 2), _alone(case))
+
+
 def test_the_reference_backend_agrees_with_itself(sparse: Path) -> None:
     """Only near: torch's own products may take another order for another number of outputs."""
     config = read_config(sparse)[0]
@@ -153,13 +173,20 @@ def _on_ranks(case: Case, size: int) -> list[list[Tensor]]:
         return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
 
 
+def _on_hosts(case: Case, size: int) -> list[list[Tensor]]:
+    """Compute on ranks that are connected by a network, which gather between calls of the library."""
+    case = replace(case, in_one_call=False)
+    with gloo_groups(size) as groups:
+        return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
+
+
 def _assert_same(ranks: list[list[Tensor]], whole: list[Tensor]) -> None:
     for rank in ranks:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(rank, whole, strict=True))
 
 
 def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
-    """Compute prompts in chunks, decode, and a step that needs hidden states; return all that the network writes."""
+    """Compute prompts in chunks, decode, and steps that need gates or hidden states; return all that is written."""
     config = model.config
     pool = KvPool(model.group.cut.with_own_heads(config), 30, BLOCK_SIZE, kv_dtype, CPU)
     runs = [Running([(7 * i + 3 * s) % 97 for i in range(30)], list(range(1 + 8 * s, 9 + 8 * s))) for s in range(3)]
@@ -170,7 +197,8 @@ def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
         finite, routing = torch.ones(num_rows, dtype=torch.bool), _routing(config, num_rows)
         hidden = HiddenRows(torch.tensor([0, num_rows - 1]), torch.zeros(2, config.dim)) if step == 3 else None
         logit_rows = torch.empty(0, dtype=torch.int64) if step == 1 else torch.arange(0, num_rows, 2)
-        full = replace(batch, logit_rows=logit_rows, finite=finite, routing=routing, hidden=hidden)
+        gates = _gates(config) if step == 2 and config.num_experts else None
+        full = replace(batch, logit_rows=logit_rows, finite=finite, routing=routing, hidden=hidden, gates=gates)
         results += [model.forward(full, pool), finite, *_written(full)]
         for run, length in zip(runs, lengths, strict=True):
             run.num_computed += length
@@ -179,7 +207,12 @@ def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
 
 def _written(batch: ForwardBatch) -> list[Tensor]:
     hidden = [batch.hidden.states] if batch.hidden else []
+    hidden += [batch.gates.logits] if batch.gates else []
     return hidden + ([batch.routing.expert_ids] if batch.routing else [])
+
+
+def _gates(config: ModelConfig) -> GateRows:
+    return GateRows(torch.tensor([0, 2]), torch.zeros(config.num_layers, 2, config.num_experts))
 
 
 def _routing(config: ModelConfig, num_rows: int) -> Routing | None:

@@ -79,4 +79,5 @@ def chunk(request_id: int, params: SamplingParams, length: int, **options: Any) 
 def chunks(params: SamplingParams, length: int) -> tuple[Chunk, ...]:
     """Return three requests of a step: with `params`, without, and with `params` and its own experts."""
     options = {"experts_per_token": 3, "expert_routing": True, "expert_mask": [[True, True, False, True]] * 2}
+    options |= {"gate_logits": True, "prompt_routing": True}
     return chunk(0, params, length), chunk(1, SamplingParams(), length), chunk(2, params, length, **options)
