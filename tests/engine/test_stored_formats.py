@@ -94,7 +94,10 @@ def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_
     decoded = prompt_logprobs(save_hugging_face(tmp_path / "hf", shape, weights))
     found = prompt_logprobs(tmp_path / "a.gguf")
     assert 0 < np.abs(found - decoded).max() < 0.1
-    assert np.array_equal(found, prompt_logprobs(tmp_path / "a.gguf", threads=2, max_num_batched_tokens=7))
+    for dtype in ("float32", "bfloat16"):
+        whole = prompt_logprobs(tmp_path / "a.gguf", dtype=dtype)
+        chunks = prompt_logprobs(tmp_path / "a.gguf", dtype=dtype, threads=2, max_num_batched_tokens=7)
+        assert np.array_equal(whole, chunks)
 
 
 @pytest.mark.parametrize("name", ["AWQ", "GPTQ act-order", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX"])
@@ -142,11 +145,12 @@ def test_mistrals_own_layout_gives_the_bits_of_hugging_faces(tmp_path: Path) -> 
 
 def test_the_fingerprint_names_the_formats_of_weights_in_blocks(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", GgufShape())
-    kept, decoded, again = (
+    kept, decoded, again, narrow = (
         LocalEngine(tmp_path / "a.gguf", **(SMALL | settings)).fingerprint
-        for settings in ({}, {"backend": "reference"}, {"quantization": "int8"})
+        for settings in ({}, {"backend": "reference"}, {"quantization": "int8"}, {"dtype": "bfloat16"})
     )
-    assert "-Q4_K+Q8_0+Q5_K+Q6_K-float32-" in kept
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-float32-kv-float32-" in kept
+    assert "-Q4_K+Q8_0+Q5_K+Q6_K-bfloat16-kv-float16-" in narrow
     assert "Q4_K" not in decoded + again and "-int8-" in again
 
 
