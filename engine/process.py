@@ -27,6 +27,7 @@ from engine.distributed.ranks import Ranks
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import COUNT_INTERVAL_S
+from engine.garbage_collection import make_full_collections_rare
 from engine.heartbeat import Heartbeat
 from engine.messages import (
     Abort,
@@ -133,6 +134,7 @@ class EngineProcess:
         engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections skip them
+        make_full_collections_rare()
         return engine, early
 
     def _send_progress(self, phase: str, loaded_bytes: int, total_bytes: int) -> None:

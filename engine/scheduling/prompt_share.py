@@ -12,7 +12,7 @@ from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_times import StepTimes, StepWork
 
-PROMPT_S = 0.03  # of a step for the prompts of all tenants; more if what decodes takes longer than this
+PROMPT_S = 0.02  # of a step for the prompts of all tenants; more if what decodes takes longer than this
 MIN_POSITIONS = 16  # a tenant's first chunk of a step is not cut shorter: tiny steps cost more than they spare
 MIN_POSITION_S = 1e-9  # estimates of less, such as 0 before the first step, bound nothing
 UNBOUNDED = 1 << 62

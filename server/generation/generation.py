@@ -34,8 +34,6 @@ from server.observability.access_log import RequestRecord
 from server.observability.metric_families import Outcome
 from server.structured_output.constraints import Constraint
 
-OUTPUTS_PER_TURN = 128  # outputs that become text in one turn of the event loop
-
 
 class Generation:
     """All choices of one HTTP request. Iterate `deltas` once, and close it: closing ends the engine's work."""
@@ -149,14 +147,13 @@ class Generation:
             outputs_stream = self._state.engine.submit(self._requests)
             yielded_s = loop.time()
             while open_ids:
+                if outputs_stream.has_backlog:  # if the client is gone, the turn does not come
+                    await self.next_turn()
                 outputs = await outputs_stream.get(yielded_s + idle_s)
-                for first in range(0, max(1, len(outputs)), OUTPUTS_PER_TURN):
-                    if first:
-                        await self.next_turn()
-                    deltas = self._process(outputs[first : first + OUTPUTS_PER_TURN], open_ids)
-                    if deltas or not outputs:
-                        yield deltas
-                        yielded_s = loop.time()
+                deltas = self._process(outputs, open_ids)
+                if deltas or not outputs:
+                    yield deltas
+                    yielded_s = loop.time()
         except EngineDied:
             outcome = "error"
             raise self._reason_of_death() from None

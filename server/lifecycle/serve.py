@@ -7,7 +7,6 @@ import importlib.metadata
 import logging
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -22,8 +21,6 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
 from server.api.app import create_app
-from server.api.batch_access import open_batches
-from server.batch.app_sender import app_sender
 from server.batch.service import BatchService
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
@@ -38,10 +35,11 @@ from server.http.connections import Connections, max_connections, raise_file_lim
 from server.http.cross_site import accepted_hosts
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
-from server.http.middleware import for_batches, with_middleware
+from server.http.middleware import with_middleware
 from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.lifecycle.batches import batch_service
 from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -136,7 +134,14 @@ class Server:
         self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
         self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
         app = create_app(self._state)
-        self._batches = self._batch_service(app)
+        self._batches = batch_service(
+            app,
+            self._state,
+            settings,
+            request_memory=self._request_memory,
+            on_http=self._metrics.http,
+            access_log=self._access_log,
+        )
         self._in_flight = RequestTracker(self._app_with_middleware(app))
         self._shutdown = Shutdown(
             self._client,
@@ -248,31 +253,6 @@ class Server:
             tool_emulation=settings.tool_emulation,
             embeddings=settings.embeddings,
         )
-
-    def _batch_service(self, app: FastAPI) -> BatchService | None:
-        """Enable files and batches with --batch-dir. Raises StartError."""
-        settings = self._settings
-        if settings.batch_dir is None:
-            return None
-        inner = for_batches(
-            app,
-            max_body_bytes=settings.max_body_bytes,
-            request_memory=self._request_memory,
-            on_http=self._metrics.http,
-            access_log=self._access_log,
-        )
-        try:
-            access = open_batches(
-                settings.batch_dir,
-                settings.api_keys,
-                lambda tenant: app_sender(inner, tenant, by_priority=self._state.by_priority),
-                max_num_queued=settings.max_num_queued_reqs,
-                retention_days=settings.batch_retention_days,
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
-        app.state.batches = access
-        return access.service
 
     async def _run_batches(self, service: BatchService) -> None:
         """Run batches until the server is going to end. Open ones continue at the next start."""

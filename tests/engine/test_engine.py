@@ -1,5 +1,7 @@
 """The engine ends a request that it cannot queue or sample, and itself when its bookkeeping is wrong."""
 
+import gc
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from engine.errors import FatalEngineError
 from engine.types import Request
 from smoe import SamplingParams
 from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.isolated import VOCAB, load, same_bits, solo
+from tests.support.isolated import VOCAB, load, random_work, same_bits, solo
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,18 @@ def test_a_request_that_cannot_be_queued_ends_with_an_error(plain: Path) -> None
     engine._engine.add(Request(8, [5], SamplingParams(max_tokens=4), priority=None))  # type: ignore[arg-type]
     outputs = engine._engine.step().outputs
     assert {7} <= {output.request_id for output in outputs if output.finish_reason == "error"}
+
+
+def test_requests_leave_no_cycles_for_the_garbage_collector(plain: Path) -> None:
+    """The engine process makes full collections rare, so that what only they free must not pile up."""
+    engine = load(plain)
+    work = random_work(random.Random(3), 30)
+    solo(engine, work[:5])  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        solo(engine, work)
+        engine.abort(engine.add([5, 6], SamplingParams(max_tokens=4)))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -63,7 +63,7 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
     for key, value in (usual_fields(shape) | dict(shape.fields)).items():
         add_field(writer, key, value)
     expected: dict[str, Floats] = {}
-    for name, size, targets in _tensors(shape):
+    for name, size, targets in tensors_of(shape):
         if len(size) < 3:
             raw, expected[targets[0]] = random_tensor(rng, size, type_of(name))
             writer.add_tensor(name, raw, raw_dtype=type_of(name))
@@ -124,11 +124,12 @@ def random_tensor(rng: np.random.Generator, size: tuple[int, ...], kind: Type) -
     weight = rng.standard_normal(size, np.float32) * np.float32(size[-1] ** -0.5)
     if len(size) == 1:
         weight = np.abs(weight) + np.float32(0.5)
-    raw = _random_blocks(rng, size, kind) if kind in FACTORS else gguf.quants.quantize(weight, kind)
+    raw = random_blocks(rng, size, kind) if kind in FACTORS else gguf.quants.quantize(weight, kind)
     return raw, gguf.quants.dequantize(raw, kind).reshape(size)
 
 
-def _random_blocks(rng: np.random.Generator, size: tuple[int, ...], kind: Type) -> NDArray[np.uint8]:
+def random_blocks(rng: np.random.Generator, size: tuple[int, ...], kind: Type) -> NDArray[np.uint8]:
+    """Return random blocks of one of the types in FACTORS, as rows of a tensor of `size` weights."""
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (*size[:-1], size[-1] // block_len, block_bytes), np.uint8)
     for position in FACTORS[kind]:
@@ -137,7 +138,7 @@ def _random_blocks(rng: np.random.Generator, size: tuple[int, ...], kind: Type) 
     return blocks.reshape(*size[:-1], -1)
 
 
-def _tensors(shape: GgufShape) -> list[tuple[str, tuple[int, ...], list[str]]]:
+def tensors_of(shape: GgufShape) -> list[tuple[str, tuple[int, ...], list[str]]]:
     """List each tensor: its name in the file, its size, and the weights of Hugging Face's layout in it."""
     dim, hidden, kv = shape.dim, shape.hidden_dim, shape.dim // shape.num_heads * shape.num_kv_heads
     found: list[tuple[str, tuple[int, ...], list[str]]] = [

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from engine.types import RequestOutput, TokenLogprobs
-from server.engine_client.output_collector import EngineDied, OutputCollector
+from server.engine_client.output_collector import MAX_OUTPUTS, EngineDied, OutputCollector
 from tests.support.watched_engine import run
 
 
@@ -67,5 +67,27 @@ def test_a_wait_ends_at_its_time_without_outputs_and_the_next_one_has_its_own() 
         assert loop.time() >= until_s + 0.05
         loop.call_soon(collector.put, RequestOutput(1, [5]))
         assert len(await collector.get()) == 1
+
+    run(scenario)
+
+
+def test_a_backlog_is_read_in_parts_of_bounded_size_and_in_order() -> None:
+    """So that a client that reads again, or that is gone, does not hold the event loop with all that it missed."""
+
+    async def scenario() -> None:
+        collector = OutputCollector()
+        for token_id in range(MAX_OUTPUTS):
+            collector.put(RequestOutput(token_id % 2, [token_id]))
+        assert not collector.has_backlog
+        collector.put(RequestOutput(0, [MAX_OUTPUTS]))
+        collector.fail("gone")
+        assert collector.has_backlog
+        even, odd = await collector.get()
+        assert even.token_ids == list(range(0, MAX_OUTPUTS, 2))
+        assert odd.token_ids == list(range(1, MAX_OUTPUTS, 2))
+        assert not collector.has_backlog
+        assert [output.token_ids for output in await collector.get()] == [[MAX_OUTPUTS]]
+        with pytest.raises(EngineDied):
+            await collector.get()
 
     run(scenario)

@@ -3,9 +3,13 @@
 import asyncio
 import contextlib
 import gc
+from collections.abc import AsyncGenerator
 
 import pytest
 
+from server.engine_client.output_collector import MAX_OUTPUTS
+from server.fairness.loop_turns import LoopTurns
+from server.generation.choice import Delta
 from server.generation.generation import Generation
 from server.generation.jobs import Job, JobBuilder
 from server.generation.prompt import Prompt
@@ -20,8 +24,8 @@ pytestmark = pytest.mark.anyio
 LONG = "word " * 40
 
 
-async def jobs_of_a_prompt(state: ServerState) -> list[Job]:
-    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a", "max_tokens": 9, "seed": 0})
+async def jobs_of_a_prompt(state: ServerState, max_tokens: int = 9) -> list[Job]:
+    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a", "max_tokens": max_tokens, "seed": 0})
     builder = JobBuilder(state, *state.serving(), request, tenant=0, arrival_s=0.0)
     return await builder.build([Prompt([1], is_continued=False)])
 
@@ -60,3 +64,42 @@ async def test_a_quiet_engine_gives_empty_batches_and_loses_nothing() -> None:
                 engine.step()
     assert text == tokenizer().decode(tokenizer().encode("one two"))
     assert num_quiet >= 3
+
+
+class NoTurns(LoopTurns):
+    """Gives no turn: the event loop is always busy with others."""
+
+    async def next(self, tenant: int) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def backlog_of(
+    num_outputs: int, state: ServerState, engine: FakeEngine
+) -> tuple[Job, AsyncGenerator[list[Delta], None]]:
+    """Start a generation, read its first delta, and let the engine put so many outputs more."""
+    [job] = await jobs_of_a_prompt(state, max_tokens=200)
+    deltas = Generation(state, [job], RequestRecord("id")).deltas(idle_s=60)
+    first = asyncio.ensure_future(anext(deltas))
+    await engine.until(lambda: bool(engine.submitted))
+    engine.step()
+    assert await first
+    for _ in range(num_outputs):
+        engine.step()
+    return job, deltas
+
+
+@pytest.mark.parametrize("num_outputs", [MAX_OUTPUTS, MAX_OUTPUTS + 1])
+async def test_a_backlog_waits_for_a_turn_so_that_a_client_that_left_costs_no_more_work(num_outputs: int) -> None:
+    engine = FakeEngine(saying("word " * 250), held=True)
+    state = state_around(engine)
+    state.turns = NoTurns()
+    job, deltas = await backlog_of(num_outputs, state, engine)
+    async with contextlib.aclosing(deltas):
+        rest = asyncio.ensure_future(anext(deltas))
+        await asyncio.sleep(0)
+        has_turn = rest.done()
+        rest.cancel()  # as when the client is gone
+        await asyncio.wait([rest])
+    assert has_turn is (num_outputs == MAX_OUTPUTS)
+    assert job.choice.num_tokens == 1 + (num_outputs if has_turn else 0)
+    assert engine.aborted
