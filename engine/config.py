@@ -19,7 +19,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
-    kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # int8: a scale per position and head
+    kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads
     max_model_len: int | None = None

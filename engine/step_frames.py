@@ -9,7 +9,7 @@ from engine.types import RequestOutput, StepOutput, TokenLogprobs
 
 MAX_FRAME_VALUES = 1 << 13  # token ids, log probabilities and expert ids of one frame: about 1 ms to decode
 OUTPUT_VALUES = 8  # the other fields of an output cost as much as this many values
-BYTES_PER_VALUE = 256  # of an embedding, which is copied and not decoded
+BYTES_PER_VALUE = 256  # of embeddings and gate logits, which are copied and not decoded
 
 
 def step_messages(step: StepOutput, aborted: list[int]) -> Iterator[PromptScores | StepPart | StepDone]:
@@ -50,6 +50,7 @@ def num_output_values(output: RequestOutput) -> int:
         + _num_values(output.prompt_logprobs or [])
         + sum(len(layer) for position in routing for layer in position)
         + len(output.embedding or b"") // BYTES_PER_VALUE
+        + sum(map(len, output.gate_logits or ())) // BYTES_PER_VALUE
     )
 
 

@@ -51,6 +51,8 @@ class Request(msgspec.Struct, frozen=True):
     expert_mask: list[list[bool]] | None = None  # [layers][experts], False disables an expert; None: all enabled
     expert_usage: bool = False  # count the experts of prompt positions, which are all computed, not cached
     expert_routing: bool = False  # return the expert ids of each computed completion position
+    gate_logits: bool = False  # with expert_routing: also return the gate logits of each of its positions
+    prompt_routing: bool = False  # with expert_routing: also of prompt positions, which are all computed, not cached
     grammar: str | None = None  # llguidance's serialized grammar, with its option no_forcing
     deadline_s: float | None = None  # time.monotonic() at which the request ends, finished or not
     queue_deadline_s: float | None = None  # likewise, if no step has computed a part of it by then
@@ -107,6 +109,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timing: Timing | None = None  # with the last output
     expert_prompt_tokens: list[list[int]] | None = None  # [layers][experts], once, with the first output
     expert_routing: list[list[ExpertIds]] | None = None  # [position][layers][k] of completion positions computed since
+    gate_logits: list[bytes] | None = None  # of these positions: [layers][experts] little-endian float32
     embedding: bytes | None = None  # [embedding_len] little-endian float32 of length 1, with the last output
 
 

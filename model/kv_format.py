@@ -1,11 +1,11 @@
-"""Formats of the KV cache: float32, bfloat16, float16, or int8 with a scale per position and KV head. No torch."""
+"""Formats of the KV cache: float32, bfloat16, or int8 with a scale per position and KV head. Imports no torch."""
 
 from typing import Literal, TypeAlias
 
-KvDtype: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
+KvDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 SCALE_BYTES = 4  # a float32 scale behind the numbers of each int8 row
-NUMBER_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+NUMBER_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def row_elements(dtype: KvDtype, head_dim: int) -> int:
@@ -14,5 +14,5 @@ def row_elements(dtype: KvDtype, head_dim: int) -> int:
 
 
 def row_bytes(dtype: KvDtype, head_dim: int) -> int:
-    """Return the bytes of one row. A head of 128 numbers takes 512, 256, 256 or 132."""
+    """Return the bytes of one row. A head of 128 numbers takes 512, 256 or 132."""
     return row_elements(dtype, head_dim) * NUMBER_BYTES[dtype]

@@ -9,12 +9,7 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype, row_elements
 from model.ops.huge_pages import zeros
 
-DTYPES: dict[KvDtype, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
+DTYPES: dict[KvDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class KvPool:

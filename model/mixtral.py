@@ -43,21 +43,15 @@ class LayerWeights:
 class MixtralWeights:
     """All weights of the network."""
 
-    embedding: Tensor  # [V, D]; where norms are wider, float16 or bfloat16
+    embedding: Tensor  # [V, D]; float16 or bfloat16 where norms are wider
     layers: list[LayerWeights]
     norm: Tensor  # [D] in the dtype of residuals: the embedding's, or float32
     head: PackedWeights  # D -> V
 
     @property
-    def has_wider_sums(self) -> bool:
-        """Whether the sums between layers are wider than the embedding, because some matrix stays in blocks."""
-        return self.norm.dtype != self.embedding.dtype
-
-    def query_dtype(self, cache_dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of queries: that of the sums between layers; or bfloat16, where these are wider than the
-        embedding and the caches round keys and values as much."""
-        is_narrow = self.has_wider_sums and cache_dtype in (torch.bfloat16, torch.int8)
-        return torch.bfloat16 if is_narrow else self.norm.dtype
+    def query_dtype(self) -> torch.dtype:
+        """The dtype of queries: that of the sums between layers, or bfloat16 where these are wider than the embedding."""
+        return self.norm.dtype if self.norm.dtype == self.embedding.dtype else torch.bfloat16
 
 
 class Mixtral:
@@ -106,7 +100,7 @@ class Mixtral:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
-        q = q.to(self.weights.query_dtype(k_cache.dtype))
+        q = q.to(self.weights.query_dtype)
         attended = self.ops.attention(q, k_cache, v_cache, metadata, x.dtype)  # [T, H * K]
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
         attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]

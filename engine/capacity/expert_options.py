@@ -38,7 +38,7 @@ def resolve_experts(request: Request, layout: ExpertLayout) -> Request:
 
 
 def _without_experts(request: Request) -> Request:
-    for field in ("experts_per_token", "expert_mask", "expert_usage", "expert_routing"):
+    for field in ("experts_per_token", "expert_mask", "expert_usage", "expert_routing", "gate_logits"):
         if getattr(request, field) not in (None, False):
             raise RequestRejectedError("this model has no experts", field)
     return request

@@ -96,7 +96,7 @@ class MemoryPlan:
 
     @property
     def kv_dtype(self) -> KvDtype:
-        return served_kv_dtype(self.config, self.model, is_in_blocks=self.weight_kind == BLOCKS)
+        return served_kv_dtype(self.config, self.model)
 
     @property
     def block_bytes(self) -> int:

@@ -43,17 +43,12 @@ def served_dtype(config: EngineConfig, model: ModelConfig) -> str:
     return name if name in ELEMENT_BYTES else "bfloat16"
 
 
-def served_kv_dtype(config: EngineConfig, model: ModelConfig, *, is_in_blocks: bool = False) -> KvDtype:
-    """Return the storage dtype of K and V: the user's choice, or else the computed dtype.
-
-    `is_in_blocks`: weights stay quantized as they are stored. K and V are then computed in float32, and stored in
-    float16: the bytes of bfloat16, and an eighth of its rounding.
-    """
-    if config.kv_cache_dtype != "auto":
-        return "int8" if config.kv_cache_dtype == "int8" else "bfloat16"
-    if served_dtype(config, model) == "float32":
-        return "float32"
-    return "float16" if is_in_blocks else "bfloat16"
+def served_kv_dtype(config: EngineConfig, model: ModelConfig) -> KvDtype:
+    """Return the storage dtype of K and V: the user's choice, or else the computed dtype."""
+    if config.kv_cache_dtype == "int8":
+        return "int8"
+    computed = served_dtype(config, model)
+    return "float32" if config.kv_cache_dtype == "auto" and computed == "float32" else "bfloat16"
 
 
 def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:

@@ -23,8 +23,7 @@ class Follower:
         """Carry out one packet."""
         if kind is PacketKind.POOL:
             own = self._model.group.cut.with_own_heads(self._model.config)
-            is_in_blocks = self._model.weights.has_wider_sums
-            dtype = served_kv_dtype(self._config, self._model.config, is_in_blocks=is_in_blocks)
+            dtype = served_kv_dtype(self._config, self._model.config)
             self._pool = KvPool(own, int.from_bytes(payload, "little"), self._config.block_size, dtype, CPU)
         assert self._pool is not None, "the pool comes before the first step"
         if kind is PacketKind.ZERO_BLOCKS:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, HiddenRows, Routing
+from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 
 HEADER = struct.Struct("<IQ")  # kind, length
-NUM_SIZES = 8  # T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows (-1: none), reserved
+NUM_SIZES = 8  # T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows (-1: none), rows of gates (-1: none)
 
 
 class PacketKind(IntEnum):
@@ -61,7 +61,7 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytearray | None:
 
 def encode_step(batch: ForwardBatch) -> bytes:
     """Return the bytes of a step."""
-    routing, hidden = batch.routing, batch.hidden
+    routing, hidden, gates = batch.routing, batch.hidden, batch.gates
     masks = None if routing is None or routing.mask_rows is None else routing.masks
     sizes = [
         len(batch.token_ids),
@@ -70,12 +70,13 @@ def encode_step(batch: ForwardBatch) -> bytes:
         0 if routing is None else routing.expert_ids.shape[2],
         0 if masks is None else len(masks),
         -1 if hidden is None else len(hidden.rows),
-        0,
+        -1 if gates is None else len(gates.rows),
     ]
     arrays = [batch.token_ids, batch.positions, batch.slot_mapping, batch.logit_rows]
     if masks is not None and routing is not None and routing.mask_rows is not None:
         arrays.append(routing.mask_rows)
     arrays += [] if hidden is None else [hidden.rows]
+    arrays += [] if gates is None else [gates.rows]
     arrays += [batch.query_start, batch.context_len, batch.block_tables]
     arrays += [] if routing is None else [routing.experts_per_token]
     arrays += [] if masks is None else [masks]
@@ -85,13 +86,14 @@ def encode_step(batch: ForwardBatch) -> bytes:
 def decode_step(payload: bytearray, config: ModelConfig) -> ForwardBatch:
     """Return the step of a packet. Its arrays are views of `payload`."""
     reader = _ArrayReader(payload)
-    num_rows, num_sequences, width, num_logits, max_k, num_masks, num_hidden, _ = reader.read(
+    num_rows, num_sequences, width, num_logits, max_k, num_masks, num_hidden, num_gates = reader.read(
         torch.int64, NUM_SIZES
     ).tolist()
     token_ids, positions, slots = (reader.read(torch.int64, num_rows) for _ in range(3))
     logit_rows = reader.read(torch.int64, num_logits)
     mask_rows = reader.read(torch.int64, num_rows) if num_masks else None
     hidden_rows = reader.read(torch.int64, num_hidden) if num_hidden >= 0 else None
+    gate_rows = reader.read(torch.int64, num_gates) if num_gates >= 0 else None
     query_start = reader.read(torch.int32, num_sequences + 1)
     context_len = reader.read(torch.int32, num_sequences)
     block_tables = reader.read(torch.int32, num_sequences, width)
@@ -102,6 +104,8 @@ def decode_step(payload: bytearray, config: ModelConfig) -> ForwardBatch:
         masks = reader.read(torch.bool, num_masks, layers, experts) if num_masks else None
         routing = Routing(k, masks, mask_rows, torch.empty(layers, num_rows, max_k, dtype=torch.int32))
     hidden = None if hidden_rows is None else HiddenRows(hidden_rows, torch.empty(len(hidden_rows), config.dim))
+    gate_shape = config.num_layers, num_gates, config.num_experts
+    gates = None if gate_rows is None else GateRows(gate_rows, torch.empty(gate_shape))
     return ForwardBatch(
         token_ids=token_ids,
         positions=positions,
@@ -112,6 +116,7 @@ def decode_step(payload: bytearray, config: ModelConfig) -> ForwardBatch:
         logit_rows=logit_rows,
         routing=routing,
         hidden=hidden,
+        gates=gates,
     )
 
 

@@ -141,4 +141,8 @@ def _merged(first: StepResult, second: StepResult) -> StepResult:
     for request_id, layers in second.expert_choices.items():
         earlier = choices.get(request_id, [[] for _ in layers])
         choices[request_id] = [a + b for a, b in zip(earlier, layers, strict=True)]
-    return StepResult(first.sampled | second.sampled, scores, choices, first.embeddings | second.embeddings)
+    gates = dict(first.gate_logits)
+    for request_id, positions in second.gate_logits.items():
+        gates[request_id] = gates.get(request_id, []) + positions
+    embeddings = first.embeddings | second.embeddings
+    return StepResult(first.sampled | second.sampled, scores, choices, embeddings, gate_logits=gates)

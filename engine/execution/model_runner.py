@@ -13,6 +13,7 @@ from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
 from engine.execution.expert_routing import copy_expert_ids, expert_choices
 from engine.execution.expert_stats import ExpertReporter
+from engine.execution.gate_reports import PendingGates, copy_gates, finish_gates, gate_rows
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, PendingSamples, Sampler
@@ -38,6 +39,7 @@ class InFlightStep:
     finite: HostCopy | None  # per position, True if its hidden state is finite; None if all positions have logits
     embeddings: PendingEmbeddings | None  # None if no prompt to embed is complete
     uncounted: Routed | None = None  # rows whose experts are counted once it is known which of them count
+    gates: PendingGates | None = None  # None if no request reports gate logits
 
 
 class ModelRunner:
@@ -78,6 +80,9 @@ class ModelRunner:
             finite = torch.ones(num_rows, dtype=torch.bool, device=forward.token_ids.device)
             hidden = hidden_rows(plan.chunks, self.model.config.dim, finite.device)
             forward = replace(forward, finite=finite, hidden=hidden)
+        gates = gate_rows(plan.chunks, self.model.config, self.requests.device)
+        if gates is not None:
+            forward = replace(forward, gates=gates)
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
         routed = None if forward.routing is None else Routed(forward.token_ids, forward.routing.expert_ids)
         if routed is not None and not batch.logits.drafted:
@@ -86,7 +91,9 @@ class ModelRunner:
         expert_ids = copy_expert_ids(plan.chunks, forward.routing)
         embeddings = copy_states(plan.chunks, forward.hidden)
         copied = None if finite is None else HostCopy([finite])
-        return InFlightStep(plan, sampling, expert_ids, copied, embeddings, routed if batch.logits.drafted else None)
+        uncounted = routed if batch.logits.drafted else None
+        reported = copy_gates(plan.chunks, gates)
+        return InFlightStep(plan, sampling, expert_ids, copied, embeddings, uncounted, reported)
 
     def finish(self, step: InFlightStep) -> StepResult:
         """Wait for a step and return its results."""
@@ -103,7 +110,7 @@ class ModelRunner:
             again = self._run_without_drafts(spoiled)
             outcomes, choices = outcomes | again.sampled, choices | again.expert_choices
             behind = {i: tokens for i, tokens in behind.items() if i not in again.sampled}
-        return StepResult(outcomes, scores, choices, embeddings, behind)
+        return StepResult(outcomes, scores, choices, embeddings, behind, finish_gates(step.gates))
 
     def _count_kept(self, plan: StepPlan, routed: Routed, behind: BehindDrafts, spoiled: set[int]) -> None:
         """Count the experts of the rows of known and of accepted tokens."""

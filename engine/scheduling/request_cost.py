@@ -8,6 +8,7 @@ from engine.types import Request
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2  # per computed prompt token, per generated token
 GRAMMAR_WEIGHT = 2  # more per generated token: the mask of the tokens that may follow
+GATES_WEIGHT = 8  # more per position whose gate logits are copied, sent and rendered
 VALUES_PER_WEIGHT = 8  # log probabilities that are computed, sent and rendered as fast as one prompt token
 IDS_PER_WEIGHT = 256  # token ids of constraints, which are sent and packed once
 
@@ -19,6 +20,7 @@ def prompt_cost(request: Request, num_computed: int) -> int:
     return (
         PROMPT_WEIGHT * num_computed
         + num_scored * _num_values(request) // VALUES_PER_WEIGHT
+        + (GATES_WEIGHT * len(request.prompt_token_ids) if request.prompt_routing else 0)
         + params.constraints.num_ids // IDS_PER_WEIGHT
         + request.overhead_tokens
     )
@@ -27,7 +29,8 @@ def prompt_cost(request: Request, num_computed: int) -> int:
 def output_cost(request: Request) -> int:
     """Return the cost of each generated token."""
     has_grammar = request.grammar is not None
-    return OUTPUT_WEIGHT + GRAMMAR_WEIGHT * has_grammar + _num_values(request) // VALUES_PER_WEIGHT
+    extra = GRAMMAR_WEIGHT * has_grammar + GATES_WEIGHT * request.gate_logits
+    return OUTPUT_WEIGHT + extra + _num_values(request) // VALUES_PER_WEIGHT
 
 
 def _num_values(request: Request) -> int:

@@ -41,6 +41,7 @@ def progress_output(sequence: Sequence, sampled: SequenceOf[Sampled]) -> Request
         num_cached_tokens=sequence.num_cached_tokens,
         expert_prompt_tokens=experts.prompt_tokens() if experts and is_first and request.expert_usage else None,
         expert_routing=experts.pop_routing() if experts and request.expert_routing else None,
+        gate_logits=experts.pop_gates() if experts and request.gate_logits else None,
     )
 
 

@@ -84,7 +84,7 @@ class Scheduler:
         sequence.cache_tenant = request.tenant if self.has_cache_per_tenant else None
         if request.expert_usage or request.expert_routing:
             sequence.experts = ExpertUsage(request, self.num_experts)
-        if self.drafter is not None and sequence.max_generated > 1 and matcher is None:
+        if self.drafter is not None and sequence.max_generated > 1 and matcher is None and not request.gate_logits:
             ends = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else self._eos_token_ids)
             sequence.drafts = self.drafter.source(request, ends)
         self.requests.add(sequence)

@@ -98,7 +98,8 @@ class Sequence:
     @property
     def reads_prefix_cache(self) -> bool:
         """False if the request needs an output of every prompt position: cached positions are not computed."""
-        return not (self.request.params.prompt_logprobs or self.request.expert_usage)
+        request = self.request
+        return not (request.params.prompt_logprobs or request.expert_usage or request.prompt_routing)
 
     def block_hash(self, index: int, block_size: int) -> BlockHash:
         """Return the hash of full block `index`. The chain of hashes is kept and extended as tokens arrive."""

@@ -86,7 +86,8 @@ class StepCommitter:
         sequence = chunk.sequence
         if sequence.experts and sequence.request_id in result.expert_choices:
             choices = result.expert_choices[sequence.request_id]
-            sequence.experts.add(chunk.start, [layer[:num_positions] for layer in choices])
+            gates = result.gate_logits.get(sequence.request_id, ())
+            sequence.experts.add(chunk.start, [layer[:num_positions] for layer in choices], gates)
         sequence.token_ids += [token.token_id for token in tokens]
         sequence.num_computed += num_positions
         sequence.num_scheduled -= chunk.length - num_positions

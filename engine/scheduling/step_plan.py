@@ -32,6 +32,14 @@ class Chunk(NamedTuple):
         sequence = self.sequence
         return sequence.request.embedding_len is not None and self.start + self.length == sequence.num_prompt_tokens
 
+    @property
+    def num_gate_rows(self) -> int:
+        """Number of positions, the last ones, whose gate logits the request reports."""
+        experts = self.sequence.experts
+        if experts is None or not experts.reports_gates:
+            return 0
+        return max(0, self.start + self.length - max(self.start, experts.reported_from))
+
     def without_draft(self) -> "Chunk":
         """Return the chunk of the known tokens alone."""
         return self._replace(length=self.length - len(self.draft), draft=()) if self.draft else self
@@ -85,6 +93,7 @@ class StepResult:
     expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of requests that report experts
     embeddings: dict[int, bytes] = field(default_factory=dict)  # of requests whose prompt is complete and embedded
     behind_drafts: dict[int, list[Sampled]] = field(default_factory=dict)  # sampled behind each accepted drafted token
+    gate_logits: dict[int, list[bytes]] = field(default_factory=dict)  # of each position that a request reports
 
 
 class DraftCounts(NamedTuple):

@@ -239,7 +239,7 @@ def _assemble(
     model_config, memory = model.config, memory_of(device)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
-    kv_dtype = served_kv_dtype(config, model_config, is_in_blocks=model.weights.has_wider_sums)
+    kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(

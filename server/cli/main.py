@@ -10,6 +10,7 @@ import typer
 from server.cli import client_commands, completion
 from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
+from server.cli.explain import command as explain
 from server.cli.help_text import WordsCommand
 from server.cli.run import command as run
 from server.cli.settings_command import given_settings, settings_command
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(bench_commands.app)
 run.add_to(app)
 top.add_to(app)
+explain.add_to(app)
 client_commands.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
@@ -53,6 +55,7 @@ def smoe(
     smoe serve /models/Mixtral-8x7B-Instruct-v0.1     # a directory in Hugging Face's layout
     smoe chat                                         # talk to the running server
     smoe top                                          # watch it
+    smoe explain smoe-demo "It was"                   # which experts compute each token, and why
     smoe --install-completion bash                    # complete commands and flags in this shell
     """
 

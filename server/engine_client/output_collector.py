@@ -110,4 +110,5 @@ def merge_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
         num_cached_tokens=max(output.num_cached_tokens for output in outputs),
         expert_prompt_tokens=outputs[0].expert_prompt_tokens,
         expert_routing=[position for output in outputs for position in output.expert_routing or []] or None,
+        gate_logits=[position for output in outputs for position in output.gate_logits or []] or None,
     )

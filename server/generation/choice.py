@@ -43,8 +43,9 @@ class Delta:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)  # generated tokens only
     positions: list[Position] = field(default_factory=list)  # echoed and generated tokens, if logprobs were requested
-    # [position][layers][k], of all generated tokens except the last
+    # [position][layers][k], of all generated tokens except the last, behind those of an echoed prompt
     routing: list[list[ExpertIds]] = field(default_factory=list)
+    gates: list[bytes] = field(default_factory=list)  # gate logits of these positions: [layers][experts] float32
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, in the first delta
     rendered_prompt_logprobs: object = None  # their JSON
     rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
@@ -74,6 +75,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         positions=[position for delta in deltas for position in delta.positions],
         routing=[position for delta in deltas for position in delta.routing],
+        gates=[position for delta in deltas for position in delta.gates],
         prompt_logprobs=deltas[0].prompt_logprobs,
         is_first=True,
         finish_reason=deltas[-1].finish_reason,
@@ -103,12 +105,20 @@ class Choice:
     """The text state of one choice. Push every output of its request, in order, until `finish_reason` is set."""
 
     def __init__(
-        self, index: int, decoder: TextDecoder, matcher: TextMatcher, stop: StopConditions, echo: Echo | None = None
+        self,
+        index: int,
+        decoder: TextDecoder,
+        matcher: TextMatcher,
+        stop: StopConditions,
+        echo: Echo | None = None,
+        num_prompt_routed: int = 0,
     ) -> None:
+        """`num_prompt_routed`: tokens of the prompt whose experts the reply has, in front of its own."""
         self.index = index
         self.finish_reason: Literal["stop", "length"] | None = None
         self.num_tokens = 0  # generated tokens, including the end token
-        self.num_routed = 0  # of those, tokens with known experts: all except the last, if the engine reports experts
+        self.num_prompt_routed = num_prompt_routed
+        self.num_routed = 0  # tokens with known experts: of the generated ones all except the last
         self._decoder = decoder
         self._matcher = matcher
         self._stop = stop
@@ -129,7 +139,7 @@ class Choice:
             self._echo = None
         self._push_tokens(output)
         if output.expert_routing:
-            self._push_routing(output.expert_routing)
+            self._push_routing(output.expert_routing, output.gate_logits or ())
         if self.finish_reason is None and output.finish_reason in ("stop", "length"):
             self._finish(output)
         return self._flush()
@@ -156,11 +166,12 @@ class Choice:
             if self.finish_reason:
                 return
 
-    def _push_routing(self, routing: Sequence[list[ExpertIds]]) -> None:
+    def _push_routing(self, routing: Sequence[list[ExpertIds]], gates: Sequence[bytes]) -> None:
         """Add the experts of tokens that were computed as input: all but the last one and those after a stop string."""
-        new = routing[: self.num_tokens - 1 - self.num_routed]
-        self._pending.routing += new
-        self.num_routed += len(new)
+        count = self.num_prompt_routed + max(0, self.num_tokens - 1) - self.num_routed
+        self._pending.routing += routing[:count]
+        self._pending.gates += gates[:count]
+        self.num_routed += len(routing[:count])
 
     def _match(self, text: str) -> None:
         if self.num_tokens <= self._stop.min_tokens:

@@ -243,7 +243,8 @@ class Generation:
         if self._tally is not None:
             if output.expert_prompt_tokens is not None:
                 self._tally.add_prompt(output.expert_prompt_tokens)
-            self._tally.add_completion((output.expert_routing or [])[: choice.num_routed - num_routed])
+            routed = (output.expert_routing or [])[: choice.num_routed - num_routed]
+            self._tally.add_completion(routed[max(0, choice.num_prompt_routed - num_routed) :])
         account.record_output(output, choice.num_tokens, now_s)
         if choice.finish_reason:
             account.close(choice.finish_reason, now_s)

@@ -187,7 +187,9 @@ class JobBuilder:
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,
             expert_usage=request.expert_usage and slot.choice_index == 0,  # a prompt counts once, whatever `n` is
-            expert_routing=request.expert_usage or request.expert_routing,
+            expert_routing=request.expert_usage or request.has_routing,
+            gate_logits=request.gate_logits,
+            prompt_routing=request.has_prompt_routing,
         )
 
     def _after_arrival(self, timeout_s: float | None) -> float | None:
@@ -205,6 +207,7 @@ class JobBuilder:
             StopStringMatcher(request.stop, include_stop),
             StopConditions(request.min_tokens, frozenset(request.stop_token_ids), include_stop),
             prompt.echo,
+            len(prompt.token_ids) if request.has_prompt_routing else 0,
         )
 
 
@@ -223,6 +226,7 @@ def check_experts(request: GenerationRequest, ready: Ready) -> None:
         expert_mask=request.expert_mask,
         expert_usage=request.expert_usage,
         expert_routing=request.expert_routing,
+        gate_logits=request.gate_logits,
     )
     layout = ExpertLayout(ready.num_layers, ready.num_experts, ready.experts_per_token)
     try:

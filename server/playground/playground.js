@@ -6,6 +6,7 @@ import { CompletionPanel } from "./text/completion.js";
 import { byId, element } from "./dom.js";
 import { generate } from "./text/generation.js";
 import { Ring } from "./inside/ring.js";
+import { TokenGates } from "./inside/token_gates.js";
 import { asCurl, asPython } from "./text/snippets.js";
 import { summaryNodes } from "./text/summary.js";
 import { TokenCard } from "./text/token_card.js";
@@ -26,6 +27,7 @@ export class Playground {
   #model = "";
   #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, numLayers: 0, layer: 0 };
   #ring = new Ring(byId("ring"));
+  #gates;
   #panels;
   #panel;
   #running = null; // AbortController of the running request
@@ -38,6 +40,8 @@ export class Playground {
   constructor({ api, getKey, experts, expertsSlider, sampling }) {
     this.#api = api;
     this.#display.map = experts;
+    this.#display.inspect = (...token) => this.#inspect(...token);
+    this.#gates = new TokenGates(api, byId("gates"));
     this.#getKey = getKey;
     this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
@@ -88,12 +92,18 @@ export class Playground {
 
   #showExpertControls({ num_experts: numExperts, experts_per_token: own, num_layers: numLayers }) {
     this.hasExperts = true;
-    Object.assign(this.#display, { numExperts, numLayers });
+    Object.assign(this.#display, { numExperts, numLayers, ownK: own });
     this.#panels.compare.start();
     byId("mode-compare").hidden = false;
     this.#expertsSlider.show(numExperts, own);
     byId("tint-expert").hidden = false;
     byId("layer").max = numLayers - 1;
+  }
+
+  /** Opens the gates of a token; `before` are the ids of all tokens before it, `fields` those of its request. */
+  #inspect({ spelled, id }, before, { experts_per_token: k, expert_mask: mask }) {
+    const { numExperts, numLayers, ownK } = this.#display;
+    this.#gates.open({ spelled, id, before, k, mask, model: this.#model, ownK, numExperts, numLayers });
   }
 
   #generate(request, view) {

@@ -59,3 +59,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def has_prompt_logprobs(self) -> bool:
         return self.echo and self.logprobs is not None
+
+    @property
+    def has_prompt_routing(self) -> bool:
+        return self.echo and self.gate_logits

@@ -125,6 +125,7 @@ class GenerationRequest(StructuredFields):
     expert_mask: list[list[bool]] | None = None
     expert_usage: bool = False
     expert_routing: bool = False
+    gate_logits: bool = False
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Name = ""
     user: Name | None = None
@@ -169,6 +170,16 @@ class GenerationRequest(StructuredFields):
     @property
     def has_prompt_logprobs(self) -> bool:
         """True if `logprobs` of the reply include those of the echoed prompt."""
+        return False
+
+    @property
+    def has_routing(self) -> bool:
+        """True if the reply has the expert ids of each token."""
+        return self.expert_routing or self.gate_logits
+
+    @property
+    def has_prompt_routing(self) -> bool:
+        """True if expert ids and gate logits of the reply include those of the echoed prompt."""
         return False
 
     @property

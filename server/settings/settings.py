@@ -236,8 +236,8 @@ class Settings(BaseModel):
     block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of the KV cache.")
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = Field(
         "auto",
-        description="Type of stored keys and values: auto is the type that they are computed in, or float16 beside "
-        "weights that stay in blocks (GGUF, AWQ, GPTQ, MLX); int8 needs half the memory of bf16.",
+        description="Type of stored keys and values: auto is the type that they are computed in; int8 needs half the "
+        "memory of bf16.",
     )
     no_enable_prefix_caching: bool = Field(
         False, description="Compute every prompt completely, without reusing the KV cache of equal prefixes."

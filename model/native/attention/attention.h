@@ -18,18 +18,15 @@ namespace smoe {
 
 constexpr int SPAN = 256;
 
-// A dtype of KV caches and embeddings; elsewhere 3 is INT4.
-constexpr int FLOAT16 = 3;
-
 // Bytes of one row of a KV cache; attention/kv_row.h has the layout.
 inline int64_t kv_row_bytes(int kv_dtype, int64_t head_dim) {
-    return kv_dtype == INT8 ? head_dim + sizeof(float) : head_dim * (kv_dtype == FLOAT32 ? 4 : 2);
+    return kv_dtype == INT8 ? head_dim + sizeof(float) : head_dim * (kv_dtype == BFLOAT16 ? 2 : 4);
 }
 
 // Arguments of one attention call.
 struct AttentionArgs {
-    int dtype;  // of q
-    int out_dtype;
+    int dtype;                    // of q
+    int out_dtype;                // of out
     int kv_dtype;                 // of the caches
     const void* q;                // [T, H, K]
     const void* k_cache;          // [num_blocks, block_size, G] rows of attention/kv_row.h

@@ -1,14 +1,13 @@
 // Layout of the KV caches: one row of K numbers per position and KV head. Included by kernel files only.
 //
-// float32, bfloat16 and float16 rows store the K numbers. An int8 row stores K bytes, then a float32 scale: number k is
-// byte k times the scale, and the scale is the row's largest magnitude divided by 127. Rows too small to divide by are
-// stored as zeros. A row with a NaN or an infinity gets a NaN scale, so that the reader sees it.
+// float32 and bfloat16 rows store the K numbers. An int8 row stores K bytes, then a float32 scale: number k is byte k
+// times the scale, and the scale is the row's largest magnitude divided by 127. Rows too small to divide by are stored
+// as zeros. A row with a NaN or an infinity gets a NaN scale, so that the reader sees it.
 #pragma once
 
 #include <cstring>
 
-#include "attention/attention.h"
-#include "simd/float16.h"
+#include "runtime/isa.h"
 #include "simd/vec.h"
 #include "simd/vec_tail.h"
 
@@ -21,7 +20,6 @@ void with_kv_number(int kv_dtype, Body&& body) {
     switch (kv_dtype) {
         case INT8: return body(int8_t{});
         case BFLOAT16: return body(uint16_t{});
-        case FLOAT16: return body(Float16{});
         default: return body(float{});
     }
 }

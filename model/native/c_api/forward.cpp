@@ -3,7 +3,6 @@
 #include <cstring>
 #include <vector>
 
-#include "attention/attention.h"
 #include "attention/norm_rope.h"
 #include "c_api/core.h"
 #include "gemm/quant_formats.h"
@@ -12,6 +11,7 @@ namespace smoe {
 namespace {
 
 constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
+constexpr int FLOAT16 = 3;    // embedding_dtype; elsewhere 3 is INT4
 
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {

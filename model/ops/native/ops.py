@@ -23,7 +23,7 @@ from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
     DTYPES,
-    STORED_DTYPES,
+    KV_DTYPES,
     NativeExperts,
     NativeLinear,
     NativeMoe,
@@ -128,7 +128,7 @@ class NativeOps:
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim
-        dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], STORED_DTYPES[k_cache.dtype]
+        dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 
@@ -146,7 +146,7 @@ class NativeOps:
             metadata.num_kv_heads,
             metadata.head_dim,
         )
-        dtypes = DTYPES[q.dtype], DTYPES[out.dtype], STORED_DTYPES[k_cache.dtype]
+        dtypes = DTYPES[q.dtype], DTYPES[out.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 

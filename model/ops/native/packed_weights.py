@@ -18,7 +18,8 @@ from model.ops.quantization import Quantization
 from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockMatrix, Weight, stacked
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # codes of smoe_native.h
-STORED_DTYPES = DTYPES | {torch.int8: 2, torch.float16: 3}  # of KV caches; the embedding may be float16
+KV_DTYPES = DTYPES | {torch.int8: 2}
+EMBEDDING_DTYPES = DTYPES | {torch.float16: 3}
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantized weight's format is its dtype
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
 PANEL = SLICE_ROWS  # outputs in a panel

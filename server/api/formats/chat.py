@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from server.api.formats.gate_weights import gate_fields
 from server.api.formats.logprobs import chat_logprobs
 from server.api.formats.sliced_logprobs import Logprobs
 from server.api.formats.tool_calls import ToolCallFormatter
@@ -29,7 +30,7 @@ class ChatFormat:
         self._calls = calls
         self._prompt = prompt
         self._tokenizer = tokenizer
-        has_more_fields = bool(request.logprobs or request.return_token_ids or request.expert_routing)
+        has_more_fields = bool(request.logprobs or request.return_token_ids or request.has_routing)
         self.text_only_stream = calls is None and not has_more_fields
         self._has_begun = False
         self._prompt_logprobs: object = None  # JSON
@@ -91,8 +92,10 @@ class ChatFormat:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
-        if self._request.expert_routing:
+        if self._request.has_routing:
             fields["expert_routing"] = delta.routing
+        if self._request.gate_logits:
+            fields |= gate_fields(delta)
         if self._request.return_token_ids:
             fields["token_ids"] = delta.token_ids
         return fields

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from server.api.formats.gate_weights import gate_fields
 from server.api.formats.logprobs import completion_logprobs
 from server.api.formats.sliced_logprobs import Logprobs
 from server.generation.choice import Delta, Position
@@ -19,7 +20,7 @@ class CompletionFormat:
         self._request = request
         self._prompts = prompts
         self._tokenizer = tokenizer
-        has_more_fields = request.return_token_ids or request.expert_routing
+        has_more_fields = request.return_token_ids or request.has_routing
         self.text_only_stream = request.logprobs is None and not has_more_fields
         self._choices_with_prompt_ids: set[int] = set()  # their prompt's ids were sent
 
@@ -36,8 +37,10 @@ class CompletionFormat:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
-        if self._request.expert_routing:
+        if self._request.has_routing:
             choice["expert_routing"] = delta.routing
+        if self._request.gate_logits:
+            choice |= gate_fields(delta)
         if self._request.prompt_logprobs is not None:
             choice["prompt_logprobs"] = delta.rendered_prompt_logprobs
         if self._request.return_token_ids:

@@ -58,6 +58,7 @@ class ToolCallFormatter:
             token_ids=unsent.token_ids + part.token_ids,
             positions=unsent.positions + part.positions,
             routing=unsent.routing + part.routing,
+            gates=unsent.gates + part.gates,
             rendered_logprobs=None,  # they lack the unsent positions
         )
 

@@ -60,7 +60,7 @@ def run_command(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
     )
     try:
-        with _serving(given_settings(context)) as (url, at):
+        with serving(given_settings(context)) as (url, at):
             client = client_of(url, None)
             if prompt is None:
                 code = chat_with(client, fields, system, with_stats=stats, at=at)
@@ -81,7 +81,7 @@ def _answer(client: Any, fields: dict[str, Any], system: str | None, prompt: str
 
 
 @contextlib.contextmanager
-def _serving(settings: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
+def serving(settings: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
     """Yield the URL of a server that is ready, None for that of the settings, and words about where it is.
 
     Raises ApiError.

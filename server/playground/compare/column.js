@@ -54,7 +54,7 @@ export class Column {
 
   /** Adds a chunk; `meter` measures this column's request. */
   add(tokens, routing, meter) {
-    this.view.add(tokens, routing);
+    this.view.add(tokens, routing, meter);
     for (const { logprob } of tokens) {
       if (logprob === null) continue;
       this.#sum += logprob;

@@ -8,8 +8,8 @@ const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one 
  * Sends a streamed request and reads it to its end. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and
  * its expert ids, [token][layer][k]. Resolves to the meter. Throws ApiError, or AbortError after a stop.
  */
-export async function generate(api, { path, body }, signal, onChunk) {
-  const meter = new Meter();
+export async function generate(api, { path, fields, body }, signal, onChunk) {
+  const meter = new Meter(fields);
   const response = await api.post(path, body, signal);
   for await (const { data, ms } of eventData(response.body)) {
     if (data === "[DONE]") return meter;
@@ -31,10 +31,17 @@ class Meter {
   numTokens = 0;
   finishReason = null;
   seed = null; // as text: 64 bits are more than a JavaScript number holds
+  promptIds = null; // token ids of the prompt, if the request has asked for ids
+  fields; // of the request
+
+  constructor(fields) {
+    this.fields = fields;
+  }
 
   /** Adds a chunk, its text `data` for the seed, and the time `ms` at which its packet arrived. */
   update(chunk, data, ms) {
     this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
+    this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;
     this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
     const numTokens = chunk.usage?.completion_tokens ?? 0;
     if (numTokens <= this.numTokens) return;

@@ -18,7 +18,8 @@ export function chatRequest(model, messages, sampling) {
   });
 }
 
-const routingField = (details, routing) => (details && routing ? { expert_routing: true } : {});
+/** Fields for the experts of each token, and for its id: what is behind it is asked later, in a request of its own. */
+const routingField = (details, routing) => (details && routing ? { expert_routing: true, return_token_ids: true } : {});
 
 /** `seed` is text, because 64 bits are more than a JavaScript number holds, and is copied into the JSON. */
 function request(path, { seed, ...fields }) {

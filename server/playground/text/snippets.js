@@ -4,7 +4,7 @@ const OPENAI_FIELDS = new Set([
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
   "stream", "logprobs", "top_logprobs",
 ]);
-const PAGE_FIELDS = new Set(["stream_options"]); // needed by this page only
+const PAGE_FIELDS = new Set(["stream_options", "return_token_ids"]); // needed by this page only
 
 export function asCurl({ path, fields, seed }, base, hasKey) {
   const lines = [

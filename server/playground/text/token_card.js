@@ -64,7 +64,7 @@ function routes(routing, numExperts) {
       grid.append(element("i", { className: rank < 0 ? "" : rank === 0 ? "first" : "on" }));
     }
   }
-  return element("div", { className: "routing" }, element("small", {}, `experts 0–${numExperts - 1} →, layers ↓`), grid);
+  return element("div", { className: "routing" }, element("small", {}, "experts →, layers ↓ · click for the gates"), grid);
 }
 
 function spokenText(token) {

@@ -7,7 +7,8 @@ const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /**
  * Generated text, token by token. Hover, tap or the arrow keys open a token's card. `display` is shared by all views of
- * the page: {card, numExperts, layer}, where the experts of `layer` colour the tokens.
+ * the page: {card, numExperts, layer, inspect}, where the experts of `layer` colour the tokens. A click on the token of
+ * the open card, or Enter, calls `inspect` with the token, the ids before it and the fields of its request.
  */
 export class TokenView {
   #display;
@@ -15,6 +16,7 @@ export class TokenView {
   #spans = [];
   #routing = []; // row i belongs to token i; it arrives with a later chunk
   #at = -1;
+  #meter = null; // of the request that gives the text
   element = element("div", { className: "tokens", tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
 
   constructor(display) {
@@ -22,7 +24,7 @@ export class TokenView {
     this.element.addEventListener("pointermove", ({ target, clientX, clientY }) => {
       if (clientX !== pointer[0] || clientY !== pointer[1]) this.#open(target);
     });
-    this.element.addEventListener("click", (event) => this.#open(event.target));
+    this.element.addEventListener("click", (event) => this.#click(event.target));
     this.element.addEventListener("pointerleave", () => this.#close());
     this.element.addEventListener("blur", () => this.#close());
     this.element.addEventListener("keydown", (event) => this.#step(event));
@@ -36,8 +38,9 @@ export class TokenView {
     return this.#tokens.length > 0;
   }
 
-  /** Appends tokens, and the expert ids [token][layer][k] that arrived with them. */
-  add(tokens, routing) {
+  /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */
+  add(tokens, routing, meter) {
+    this.#meter = meter;
     const spans = tokens.map((token) => this.#span(token));
     this.#tokens.push(...tokens);
     this.#spans.push(...spans);
@@ -93,7 +96,23 @@ export class TokenView {
     if (index >= 0 && index !== this.#at) this.#show(index, false);
   }
 
+  /** A tap opens the card first, a second one the gates; the pointer of a mouse has opened the card before. */
+  #click(target) {
+    const index = this.#spans.indexOf(target);
+    if (index >= 0 && index === this.#at) this.#inspect(index);
+    else this.#open(target);
+  }
+
+  #inspect(index) {
+    const { promptIds, fields } = this.#meter;
+    const ids = this.#tokens.slice(0, index + 1).map((token) => token.id);
+    if (!promptIds || ids.includes(undefined)) return;
+    this.#close();
+    this.#display.inspect(this.#tokens[index], [...promptIds, ...ids.slice(0, -1)], fields);
+  }
+
   #step(event) {
+    if (event.key === "Enter" && !event.ctrlKey && !event.metaKey && this.#at >= 0) this.#inspect(this.#at);
     const step = STEPS[event.key];
     if (!step || !this.#tokens.length) return;
     event.preventDefault();

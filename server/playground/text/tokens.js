@@ -1,11 +1,11 @@
 /**
- * Returns the tokens of a chunk's choice: {text, spelled, logprob, others}. `text` is the token's part of the output,
+ * Returns the tokens of a chunk's choice: {text, spelled, logprob, others, id}. `text` is the token's part of the output,
  * `spelled` the token by itself, `others` the most likely alternatives [{spelled, logprob}]. Without logprobs the whole
- * chunk is one token.
+ * chunk is one token, without an id.
  */
 export function parseTokens(choice) {
   const text = choice.text ?? choice.delta?.content ?? "";
-  const entries = parseLogprobs(choice.logprobs);
+  const entries = parseLogprobs(choice.logprobs).map((entry, i) => ({ ...entry, id: choice.token_ids?.[i] }));
   if (entries.length) return splitText(text, entries);
   return text ? [{ text, spelled: text, logprob: null, others: [] }] : [];
 }

@@ -26,6 +26,7 @@ NONE = ExpertLayout(num_layers=2, num_experts=0, experts_per_token=0)
         (NONE, {"expert_mask": [[], []]}, "expert_mask"),
         (NONE, {"expert_usage": True}, "expert_usage"),
         (NONE, {"expert_routing": True}, "expert_routing"),
+        (NONE, {"gate_logits": True}, "gate_logits"),
     ],
 )
 def test_options_that_the_network_lacks_are_rejected_with_their_field(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.capacity.sizing import context_limit, pool_blocks, served_kv_dtype
+from engine.capacity.sizing import context_limit, pool_blocks
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.config_file import load_config
@@ -24,24 +24,6 @@ def model(tmp_path: Path) -> ModelConfig:
 
 def config(**settings: object) -> EngineConfig:
     return EngineConfig(model="m", **settings)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("settings", "plain", "in_blocks"),
-    [
-        ({"dtype": "bfloat16"}, "bfloat16", "float16"),
-        ({"dtype": "float32"}, "float32", "float32"),
-        ({"dtype": "bfloat16", "kv_cache_dtype": "bf16"}, "bfloat16", "bfloat16"),
-        ({"dtype": "float32", "kv_cache_dtype": "bf16"}, "bfloat16", "bfloat16"),
-        ({"dtype": "bfloat16", "kv_cache_dtype": "int8"}, "int8", "int8"),
-    ],
-    ids=str,
-)
-def test_caches_are_float16_beside_weights_in_blocks_unless_a_dtype_is_given(
-    model: ModelConfig, settings: dict[str, str], plain: str, in_blocks: str
-) -> None:
-    assert served_kv_dtype(config(**settings), model) == plain
-    assert served_kv_dtype(config(**settings), model, is_in_blocks=True) == in_blocks
 
 
 def test_the_pool_takes_half_of_the_free_memory_but_never_more_than_all_requests_could_use(model: ModelConfig) -> None:

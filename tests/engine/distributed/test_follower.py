@@ -12,10 +12,8 @@ from engine.distributed.leader import LeadingKvPool
 from engine.distributed.packets import PacketKind, encode_step
 from model.dummy_weights import random_model
 from model.kv_pool import KvPool
-from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
 from tests.support.attention_cases import Heads
-from tests.support.block_matrices import with_sums_in
 from tests.support.paged import CPU, Running, make_batch
 
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=2)
@@ -36,15 +34,6 @@ def test_a_follower_keeps_the_pool_of_a_single_process() -> None:
     assert torch.equal(follower._pool.k, own.k) and torch.equal(follower._pool.v, own.v)
     follower.handle(PacketKind.ZERO_BLOCKS, bytearray(INDICES))
     assert not follower._pool.k[:, 1:3].any() and follower._pool.k[:, 3].all() and not follower._pool.v[:, 1:3].any()
-
-
-def test_a_followers_caches_are_float16_where_sums_are_wider_than_weights() -> None:
-    model = random_model(CONFIG, torch.bfloat16, CPU, ReferenceOps(), seed=0)
-    wide = Mixtral(CONFIG, with_sums_in(torch.float32, model.weights), model.ops)
-    for network, dtype in ((model, torch.bfloat16), (wide, torch.float16)):
-        follower: Any = Follower(EngineConfig(model="", dtype="bfloat16"), network)
-        follower.handle(PacketKind.POOL, bytearray((5).to_bytes(8, "little")))
-        assert follower._pool.k.dtype == dtype
 
 
 def test_rank_0_tells_all_that_changes_a_pool() -> None:

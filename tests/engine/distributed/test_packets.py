@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed.packets import PacketKind, decode_step, encode_step, receive_packet, send_packet
-from model.forward_batch import ForwardBatch, HiddenRows, Routing
+from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 from tests.support.attention_cases import Heads
 from tests.support.paged import Running, make_batch
 
@@ -35,6 +35,7 @@ CASES = {
     "masks": replace(_batch(), routing=_routing(18, masked=True)),
     "hidden": replace(_batch(), hidden=HiddenRows(torch.tensor([3, 17]), torch.empty(2, CONFIG.dim))),
     "no hidden row": replace(_batch(), hidden=HiddenRows(torch.empty(0, dtype=torch.int64), torch.empty(0, 32))),
+    "gates": replace(_batch(), gates=GateRows(torch.tensor([3, 17]), torch.empty(3, 2, 5))),
 }
 
 
@@ -51,7 +52,7 @@ def _assert_same(ours: object, theirs: object) -> None:
         one, other = getattr(ours, name), getattr(theirs, name)
         if isinstance(other, Tensor):
             assert (one.dtype, one.shape) == (other.dtype, other.shape), name
-            assert name in ("expert_ids", "states") or torch.equal(one, other), name
+            assert name in ("expert_ids", "states", "logits") or torch.equal(one, other), name
         elif other is not None:
             _assert_same(one, other)
         else:

@@ -1,0 +1,1 @@
+"""`smoe explain`: how the gates of a model route each token of a text, in its own numbers."""

@@ -1,0 +1,59 @@
+import { element } from "../dom.js";
+import { percent } from "../words.js";
+import { sentences, softmaxSteps } from "./gate_steps.js";
+
+/** Returns a radio button per layer, drawn as a row with a cell per expert; `onLayer` gets the layer that is chosen. */
+export function layerRows(numLayers, numExperts, layer, onLayer) {
+  const rows = Array.from({ length: numLayers }, (_, index) => {
+    const input = element("input", { type: "radio", name: "gate-layer", value: index, checked: index === layer });
+    const cells = Array.from({ length: numExperts }, () => element("i"));
+    return element("label", {}, input, element("b", {}, `${index}`), element("span", { className: "unseen" }), ...cells);
+  });
+  const group = element("fieldset", { className: "gate-layers" }, element("legend", {}, "Layer, and its weights by expert"), ...rows);
+  group.style.setProperty("--experts", numExperts);
+  group.addEventListener("change", (event) => onLayer(Number(event.target.value)));
+  return group;
+}
+
+/** Colours the cells of `layerRows` by the weights of each layer, {chosen, weights}. */
+export function paintLayers(group, layers) {
+  group.querySelectorAll("label").forEach((row, index) => {
+    const { chosen, weights } = layers[index];
+    row.querySelector(".unseen").textContent = chosen.map((expert, i) => `expert ${expert} ${percent(weights[i])}`).join(", ");
+    row.querySelectorAll("i").forEach((cell, expert) => {
+      const weight = weights[chosen.indexOf(expert)] ?? 0;
+      cell.style.setProperty("--heat", weight);
+      cell.classList.toggle("on", weight > 0);
+    });
+  });
+}
+
+/** Returns one layer in full: a row per expert with logit, power and weight, and the steps in sentences. */
+export function layerDetail(layer, index, k, mask) {
+  const { logits, chosen, weights } = layer;
+  const { largest } = softmaxSteps(logits, chosen);
+  const [low, high] = [Math.min(...logits), Math.max(...logits)];
+  const rows = logits.map((logit, expert) => {
+    const place = chosen.indexOf(expert);
+    const isOff = mask?.[index][expert] === false;
+    const row = element("tr", { className: place < 0 ? "" : "chosen" },
+      element("th", { scope: "row" }, `${expert}`),
+      barCell(logit.toFixed(3), (logit - low) / (high - low || 1)),
+      element("td", {}, place < 0 ? (isOff ? "off" : "–") : Math.exp(logit - largest).toFixed(3)),
+      barCell(place < 0 ? "–" : weights[place].toFixed(3), weights[place] ?? 0));
+    return row;
+  });
+  const heads = ["Expert", "Gate logit", "e^(logit − largest)", "Weight"].map((name) => element("th", { scope: "col" }, name));
+  return [
+    element("table", { className: "gate-table" },
+      element("caption", {}, `Layer ${index}, ${k} of ${logits.length} experts`),
+      element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)),
+    ...sentences(layer).map((sentence) => element("p", {}, sentence)),
+  ];
+}
+
+function barCell(text, share) {
+  const bar = element("i");
+  bar.style.setProperty("--share", share);
+  return element("td", {}, element("span", {}, text), bar);
+}

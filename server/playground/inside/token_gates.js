@@ -1,0 +1,113 @@
+import { ApiError } from "../api.js";
+import { element } from "../dom.js";
+import { visible } from "../words.js";
+import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
+
+/**
+ * Dialog about one token of a text: the gate logits of each layer, the experts that they choose, and their weights, for
+ * several numbers of experts per token. The server computes the token again for each number.
+ */
+export class TokenGates {
+  #api;
+  #dialog;
+  #token = null;
+  #replies = new Map(); // layers by experts per token
+  #k = 0;
+  #layer = 0;
+  #group = null; // of the layers
+  #detail = element("div", { className: "gate-detail" });
+  #status = element("p", { className: "gate-status", role: "status" });
+
+  constructor(api, dialog) {
+    this.#api = api;
+    this.#dialog = dialog;
+    dialog.addEventListener("click", (event) => isOnBackdrop(event, dialog) && dialog.close());
+    dialog.addEventListener("keydown", (event) => event.stopPropagation()); // Escape closes it, and stops no text
+  }
+
+  /**
+   * Opens the dialog. `token` is {spelled, id, before, k, mask, model, ownK, numExperts, numLayers}: `before` are the
+   * ids of all tokens before it, `k` and `mask` those of its text (undefined: the model's own), `ownK` the model's k.
+   */
+  open(token) {
+    this.#token = token;
+    this.#replies.clear();
+    this.#layer = Math.min(this.#layer, token.numLayers - 1);
+    this.#k = token.k ?? token.ownK;
+    this.#group = layerRows(token.numLayers, token.numExperts, this.#layer, (layer) => {
+      this.#layer = layer;
+      this.#show();
+    });
+    this.#detail.replaceChildren();
+    this.#dialog.replaceChildren(this.#head(), this.#status, element("div", { className: "gate-body" }, this.#group, this.#detail));
+    this.#dialog.showModal();
+    return this.#read();
+  }
+
+  #head() {
+    const close = element("button", { type: "button", className: "quiet close", ariaLabel: "Close", title: "Close" }, "×");
+    close.addEventListener("click", () => this.#dialog.close());
+    return element("div", { className: "gate-head" },
+      element("h2", { id: "gates-title" }, "Inside ", element("code", {}, visible(this.#token.spelled))), this.#numbers(), close);
+  }
+
+  /** Returns the choice of experts per token: 1, the model's own number, the text's and all, as far as the mask allows. */
+  #numbers() {
+    const { numExperts, ownK, k, mask } = this.#token;
+    const most = mask ? Math.min(...mask.map((layer) => layer.filter(Boolean).length)) : numExperts;
+    const numbers = [...new Set([1, ownK, k ?? ownK, numExperts])].filter((number) => number <= most).sort((a, b) => a - b);
+    const labels = numbers.map((number) => element("label", {},
+      element("input", { type: "radio", name: "gate-k", value: number, checked: number === this.#k, autofocus: number === this.#k }), element("span", {}, `${number}`)));
+    const group = element("fieldset", { className: "segmented" }, element("legend", { className: "unseen" }, "Experts per token"), ...labels);
+    group.addEventListener("change", (event) => {
+      this.#k = Number(event.target.value);
+      this.#read();
+    });
+    return element("div", { className: "gate-numbers" }, element("span", { ariaHidden: "true" }, "Experts per token"), group);
+  }
+
+  /** Reads the layers for the chosen number of experts, once, and shows them. */
+  async #read() {
+    const [token, k] = [this.#token, this.#k];
+    const isCurrent = () => this.#token === token && this.#k === k;
+    if (!this.#replies.has(k)) {
+      this.#status.textContent = "The server computes the token …";
+      try {
+        const layers = await this.#request(token, k);
+        if (this.#token === token) this.#replies.set(k, layers);
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error;
+        if (isCurrent()) this.#status.textContent = `${error.title}: ${error.message}`;
+        return;
+      }
+    }
+    if (isCurrent()) this.#show();
+  }
+
+  /** Lets the server choose this token again, and one more behind it, since a token's gates come when it is read. */
+  async #request({ model, before, id, mask }, k) {
+    const body = {
+      model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
+      gate_logits: true, experts_per_token: k, ...(mask && { expert_mask: mask }),
+    };
+    const response = await this.#api.post("v1/completions", JSON.stringify(body));
+    const [choice] = (await response.json()).choices;
+    return choice.gate_logits[0].map((logits, layer) => ({
+      logits, chosen: choice.expert_routing[0][layer], weights: choice.expert_weights[0][layer],
+    }));
+  }
+
+  #show() {
+    const layers = this.#replies.get(this.#k);
+    if (!layers) return;
+    this.#status.textContent = "The gate gives every expert a logit; the largest logits choose; their softmax weighs the experts' outputs.";
+    paintLayers(this.#group, layers);
+    this.#detail.replaceChildren(...layerDetail(layers[this.#layer], this.#layer, this.#k, this.#token.mask));
+  }
+}
+
+/** Returns whether a click hit the backdrop: its target is the dialog too, but it lies outside. */
+function isOnBackdrop({ target, clientX: x, clientY: y }, dialog) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  return target === dialog && (x < left || x > right || y < top || y > bottom);
+}
