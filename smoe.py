@@ -18,6 +18,7 @@ import msgspec
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import RequestRejectedError
+from engine.gate_logits import by_layer
 from engine.startup.description import fingerprint
 from engine.token_constraints import token_constraints
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
@@ -39,6 +40,8 @@ class SamplingParams(TokenSamplingParams, frozen=True):
     expert_mask: list[list[bool]] | None = None  # [layers][experts], False disables an expert; None: all enabled
     expert_usage: bool = False  # count the experts of prompt and completion positions
     expert_routing: bool = False  # return the expert ids of each completion position
+    gate_logits: bool = False  # also return the gate logits of each completion position
+    prompt_routing: bool = False  # return those of prompt positions too
 
     def packed(self) -> "SamplingParams":
         """Return a copy whose `constraints` are made of `logit_bias`, `allowed_token_ids` and `bad_words`.
@@ -65,6 +68,7 @@ class Completion:
     error: str | None = None
     expert_prompt_tokens: list[list[int]] = field(default_factory=list)  # [layers][experts], with expert_usage
     expert_routing: list[list[ExpertIds]] = field(default_factory=list)  # [position][layers][k], without the last one
+    gate_logits: list[list[list[float]]] = field(default_factory=list)  # [position][layers][experts], likewise
 
     @property
     def expert_completion_tokens(self) -> list[list[int]]:
@@ -158,7 +162,9 @@ class LocalEngine:
             experts_per_token=params.experts_per_token,
             expert_mask=params.expert_mask,
             expert_usage=params.expert_usage,
-            expert_routing=params.expert_routing or params.expert_usage,
+            expert_routing=params.expert_routing or params.expert_usage or params.gate_logits,
+            gate_logits=params.gate_logits,
+            prompt_routing=params.prompt_routing,
         )
         self._engine.add(request)
         return self._next_id
@@ -215,3 +221,5 @@ def _extend(completion: Completion, output: RequestOutput) -> None:
     completion.error = output.error
     completion.expert_prompt_tokens += output.expert_prompt_tokens or []
     completion.expert_routing += output.expert_routing or []
+    for packed, layers in zip(output.gate_logits or [], output.expert_routing or [], strict=False):
+        completion.gate_logits.append(list(map(list, by_layer(packed, len(layers)))))

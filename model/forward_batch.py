@@ -27,6 +27,14 @@ class HiddenRows:
 
 
 @dataclass(frozen=True)
+class GateRows:
+    """Rows whose gate logits are needed. P rows, L layers, E experts."""
+
+    rows: Tensor  # [P] int64
+    logits: Tensor  # [L, P, E] float32, WRITTEN: of every expert, also of those that are switched off
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """T rows (token positions) of S sequences, computed together; all tensors are on the model's device.
 
@@ -50,3 +58,4 @@ class ForwardBatch:
     routing: Routing | None = None  # None: the model's own number of experts per row; expert ids are not returned
     finite: Tensor | None = None  # [T] bool, WRITTEN if given: False for rows with NaN or Inf
     hidden: HiddenRows | None = None  # None: no row
+    gates: GateRows | None = None  # None: no row

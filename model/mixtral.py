@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.cut import PANEL
-from model.forward_batch import ForwardBatch, Routing
+from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
 from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
@@ -71,8 +71,8 @@ class Mixtral:
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
         """Compute one step and return the logits of batch.logit_rows, [N, V] float32.
 
-        Writes the rows' K and V to their slots in the pool, and batch.routing.expert_ids, batch.finite and
-        batch.hidden.states if given.
+        Writes the rows' K and V to their slots in the pool, and batch.routing.expert_ids, batch.finite,
+        batch.hidden.states and batch.gates.logits if given.
         """
         eps = self.config.norm_eps
         requests = self._routing_requests(batch)
@@ -82,8 +82,10 @@ class Mixtral:
         x = self.ops.embed(batch.token_ids, self.weights.embedding).to(self.weights.norm.dtype)  # [T, D]
         normed = self.ops.rms_norm(x, norms[0], eps)
         steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
-        for layer, k_cache, v_cache, request, norm_behind in steps:
+        for index, (layer, k_cache, v_cache, request, norm_behind) in enumerate(steps):
             pending = self._attention(normed, layer, k_cache, v_cache, metadata)
+            if batch.gates is not None:
+                self._report_gate(x, pending, layer, batch.gates, index)
             x, pending = self._feed_forward(x, pending, layer, request)
             x, normed = self.ops.add_rms_norm(x, pending, norm_behind, eps)  # [T, D] each
             self.on_layer()
@@ -117,6 +119,12 @@ class Mixtral:
             x, normed = self.ops.add_rms_norm(x, pending, norm, eps)
             y = self.ops.ffn(normed, layer.ffn, group)
         return x, group.gather(y, self.config.dim, PANEL)
+
+    def _report_gate(self, x: Tensor, pending: Pending, layer: LayerWeights, gates: GateRows, index: int) -> None:
+        """Write the gate logits of one layer: of the norm that _feed_forward computes again, so that no bit of the step
+        depends on the report."""
+        _, normed = self.ops.add_rms_norm(x, pending, layer.ffn_norm, self.config.norm_eps)  # [T, D]
+        gates.logits[index].copy_(self.ops.gate_logits(normed.index_select(0, gates.rows), layer.ffn))  # [P, E]
 
     def _routing_requests(self, batch: ForwardBatch) -> Sequence[RoutingRequest | None]:
         """Return one RoutingRequest per layer, or None for each layer of a network without experts."""

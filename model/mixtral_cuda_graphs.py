@@ -160,14 +160,14 @@ class GraphedMixtral(Mixtral):
     def _bucket_of(self, batch: ForwardBatch) -> int:
         """Return the bucket of a step, 8 for 5 rows, or 0 if no graph represents it.
 
-        A graph has one row per sequence, at most one logit row of each, no mask of experts, no `finite` and no
-        `hidden`.
+        A graph has one row per sequence, at most one logit row of each, no mask of experts, no `finite`, no
+        `hidden` and no `gates`.
         """
         num_rows, (most_rows, width) = len(batch.token_ids), self._static.batch.block_tables.shape
         is_decode = num_rows == len(batch.context_len) <= most_rows and len(batch.logit_rows) <= num_rows
         if not is_decode or batch.block_tables.shape[1] > width:
             return 0
-        if batch.finite is not None or batch.hidden is not None:
+        if batch.finite is not None or batch.hidden is not None or batch.gates is not None:
             return 0
         routing, max_k = batch.routing, self._static.routing.expert_ids.shape[2]
         if routing is not None and (routing.masks is not None or routing.expert_ids.shape[2] > max_k):

@@ -34,9 +34,10 @@ class NativeMixtral(Mixtral):
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
         """Compute one step, like Mixtral.forward.
 
-        A step with hidden rows runs op by op: the C++ call returns logits only, and the bits are the same.
+        A step with hidden rows or reported gates runs op by op: the C++ call returns logits only, and the bits are the
+        same.
         """
-        if batch.hidden is not None:
+        if batch.hidden is not None or batch.gates is not None:
             return super().forward(batch, kv_pool)
         if self._pool is None or self._pool() is not kv_pool:
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)

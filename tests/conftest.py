@@ -25,6 +25,7 @@ SLOW = (
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",
     "tests/engine/test_embeddings.py",
+    "tests/engine/test_gate_logits.py",
     "tests/engine/test_parity.py",
     "tests/engine/test_process.py",
     "tests/engine/test_same_bits.py",

@@ -126,6 +126,12 @@ class Ops(Protocol):
     ) -> tuple[Tensor, Pending]:
         """Return x + pending [T, D], and the moe of its rms_norm, [T, D]: a backend may do norm and gate at once."""
 
+    def gate_logits(self, x: Tensor, weights: PackedWeights) -> Tensor:
+        """Multiply by the gate of packed experts, in float32: [T, D] -> [T, E]. For reports: `moe` does it by itself.
+
+        Sums may be in another order than those that choose the experts.
+        """
+
     def logits(self, x: Tensor, rows: Tensor, head: PackedWeights) -> Tensor:
         """Apply the head to the given rows of x, which are normalized: [T, D], [N] -> [N, V] float32."""
 

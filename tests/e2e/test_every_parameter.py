@@ -189,6 +189,9 @@ SHARED: dict[str, Row] = {
     "expert_mask": Row([[True, True, *[False] * 6]] * 99, lambda b, a: b.choice["logprobs"] != a.choice["logprobs"]),
     "expert_usage": Row(True, lambda b, a: "expert_tokens" in a.usage and "expert_tokens" not in b.usage),
     "expert_routing": Row(True, lambda b, a: len(a.choice["expert_routing"]) == len(a.ids) - 1),
+    "gate_logits": Row(
+        True, lambda b, a: len(a.choice["gate_logits"]) == len(a.choice["expert_weights"]) == len(a.ids) - 1
+    ),
 }
 LIKELIEST: dict[str, Any] = {"top_p": 1e-9, "top_k": 1, "min_p": 1.0}
 COMPLETION_ROWS: dict[str, Row] = {

@@ -27,6 +27,7 @@ def test_a_large_step_arrives_whole_in_messages_of_bounded_size() -> None:
             scores(rng.randrange(40), 20),
             prompt_logprobs=rng.choice([None, scores(rng.randrange(5000), rng.choice([0, 20]))]),
             expert_routing=rng.choice([None, [[[1, 2]] * 32] * rng.randrange(9)]),
+            gate_logits=rng.choice([None, [bytes(1024)] * rng.randrange(9)]),
         )
         for n in range(60)
     ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.dummy_weights import random_model
-from model.forward_batch import ForwardBatch
+from model.forward_batch import ForwardBatch, GateRows
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_cuda_graphs import (
@@ -153,7 +153,7 @@ def test_logits_are_those_of_the_logit_rows_in_their_order(model: Mixtral) -> No
 
 
 def test_steps_that_no_graph_represents_run_without_one(model: Mixtral) -> None:
-    """Prompts, masked experts, more experts than the model's own, wide tables, many rows, other pools."""
+    """Prompts, masked experts, more experts than the model's own, gates, wide tables, many rows, other pools."""
     recorder, (ours, other) = CountingRecorder(), _pools()
     graphed = _graphed(model, ours, recorder)
     decode = _decode(3, 9)
@@ -168,6 +168,7 @@ def test_steps_that_no_graph_represents_run_without_one(model: Mixtral) -> None:
         (replace(decode, routing=masked), ours),
         (_routed(decode, [2, 3, 1]), ours),
         (replace(decode, finite=torch.ones(3, dtype=torch.bool)), ours),
+        (replace(decode, gates=GateRows(torch.tensor([1]), torch.zeros(2, 1, 4))), ours),
         (_decode(1, 4 * TABLE_WIDTH + 1), ours),
         (make_batch([(Running([1], [1]), 1)] * 9, BLOCK_SIZE), ours),
         (decode, other),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import read_config
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, HiddenRows, Routing
+from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 from model.group import ALONE, Group
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -159,7 +159,7 @@ def _assert_same(ranks: list[list[Tensor]], whole: list[Tensor]) -> None:
 
 
 def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
-    """Compute prompts in chunks, decode, and a step that needs hidden states; return all that the network writes."""
+    """Compute prompts in chunks, decode, and steps that need gates or hidden states; return all that is written."""
     config = model.config
     pool = KvPool(model.group.cut.with_own_heads(config), 30, BLOCK_SIZE, kv_dtype, CPU)
     runs = [Running([(7 * i + 3 * s) % 97 for i in range(30)], list(range(1 + 8 * s, 9 + 8 * s))) for s in range(3)]
@@ -170,7 +170,8 @@ def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
         finite, routing = torch.ones(num_rows, dtype=torch.bool), _routing(config, num_rows)
         hidden = HiddenRows(torch.tensor([0, num_rows - 1]), torch.zeros(2, config.dim)) if step == 3 else None
         logit_rows = torch.empty(0, dtype=torch.int64) if step == 1 else torch.arange(0, num_rows, 2)
-        full = replace(batch, logit_rows=logit_rows, finite=finite, routing=routing, hidden=hidden)
+        gates = _gates(config) if step == 2 and config.num_experts else None
+        full = replace(batch, logit_rows=logit_rows, finite=finite, routing=routing, hidden=hidden, gates=gates)
         results += [model.forward(full, pool), finite, *_written(full)]
         for run, length in zip(runs, lengths, strict=True):
             run.num_computed += length
@@ -179,7 +180,12 @@ def _steps(model: Mixtral, kv_dtype: KvDtype) -> list[Tensor]:
 
 def _written(batch: ForwardBatch) -> list[Tensor]:
     hidden = [batch.hidden.states] if batch.hidden else []
+    hidden += [batch.gates.logits] if batch.gates else []
     return hidden + ([batch.routing.expert_ids] if batch.routing else [])
+
+
+def _gates(config: ModelConfig) -> GateRows:
+    return GateRows(torch.tensor([0, 2]), torch.zeros(config.num_layers, 2, config.num_experts))
 
 
 def _routing(config: ModelConfig, num_rows: int) -> Routing | None:

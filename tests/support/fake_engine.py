@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from engine.messages import Ready
 from engine.types import (
@@ -59,6 +59,22 @@ def experts_of(token_id: int) -> list[int]:
     return [token_id % 8, (token_id + 3) % 8]
 
 
+def gates_of(token_id: int) -> bytes:
+    """Return the gate logits of a token in this engine's only layer; its experts have the largest."""
+    logits = [(expert - token_id) / 8 for expert in range(8)]
+    for rank, expert in enumerate(experts_of(token_id)):
+        logits[expert] = 5000.0 - rank
+    return struct.pack("<8f", *logits)
+
+
+def routing_of(request: Request, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of an output that reports these tokens' experts, and their gate logits if requested."""
+    if not token_ids or not request.expert_routing:
+        return {}
+    fields: dict[str, Any] = {"expert_routing": [[experts_of(token_id)] for token_id in token_ids]}
+    return fields | ({"gate_logits": list(map(gates_of, token_ids))} if request.gate_logits else {})
+
+
 def prompt_experts(token_ids: Sequence[int]) -> list[list[int]]:
     """Return the token counts of a prompt, [layers][experts]."""
     routed = [expert for token_id in token_ids for expert in experts_of(token_id)]
@@ -83,6 +99,7 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
     timing = Timing(request.arrival_s, request.arrival_s, request.arrival_s, request.arrival_s)
     rid = request.request_id
     of_prompt = prompt_experts(request.prompt_token_ids) if request.expert_usage else None
+    reported = request.prompt_token_ids if request.prompt_routing else []  # with the next output
     if request.embedding_len is not None:
         embedding = embedding_of(request.prompt_token_ids, request.embedding_len)
         yield RequestOutput(rid, finish_reason="stop", timing=timing, num_cached_tokens=1, embedding=embedding)
@@ -93,6 +110,7 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
             finish_reason="length",
             timing=timing,
             expert_prompt_tokens=of_prompt,
+            **routing_of(request, reported),
         )
     for position, token_id in enumerate(script[: params.max_tokens]):
         ends = token_id == EOS or token_id in params.stop_token_ids
@@ -107,8 +125,9 @@ def outputs_for(request: Request, script: Sequence[int]) -> Iterator[RequestOutp
             num_cached_tokens=1,
             timing=timing if ends or is_last else None,
             expert_prompt_tokens=of_prompt if position == 0 else None,
-            expert_routing=[[experts_of(script[position - 1])]] if position and request.expert_routing else None,
+            **routing_of(request, reported),
         )
+        reported = [token_id]
         if ends:
             return
 

@@ -44,3 +44,18 @@ def forward(model: Any, ids: list[int], k: int, mask: Mask | None = None) -> tup
         logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
     layers = torch.stack([torch.cat(layer_ids) for layer_ids in found])  # [L, T, k]
     return logits, layers.swapaxes(0, 1).tolist()
+
+
+@torch.no_grad()
+def gate_logits(model: Any, ids: list[int], k: int, mask: Mask | None = None) -> Tensor:
+    """Return the gate logits [T, L, E] of every position: gate weights times the gate's input, before any mask."""
+    found: list[Tensor] = []
+    gates = [layer.mlp.gate for layer in model.model.layers]
+    keep = lambda gate, given: found.append(given[0].reshape(-1, gate.hidden_dim) @ gate.weight.T)  # noqa: E731
+    hooks = [gate.register_forward_pre_hook(keep) for gate in gates]
+    try:
+        forward(model, ids, k, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found, dim=1)

@@ -101,3 +101,13 @@ def test_the_gate_behind_a_norm_gives_the_bits_of_norm_then_experts(
     assert torch.equal(total, expected)
     assert torch.equal(summed(mixed, x), summed(ops.moe(normed, packed, apart), x))
     assert torch.equal(together.expert_ids, apart.expert_ids)
+
+
+def test_reported_gate_logits_are_those_that_choose(dtype: torch.dtype) -> None:
+    ops = TritonOps(dtype)
+    x, gate = torch.randn(9, 33).to(dtype), torch.randn(5, 33).to(dtype)
+    packed, request = ops.pack_moe(gate, (random_ffn(33, 20, dtype) for _ in range(5))), uniform_request(9, 2)
+    logits = ops.gate_logits(x, packed)
+    assert torch.allclose(logits.double(), x.double() @ gate.double().T, atol=1e-4)
+    ops.moe(x, packed, request)
+    assert request.expert_ids.tolist() == [naive_top_k(row, 2, [True] * 5) for row in logits.tolist()]

@@ -37,6 +37,7 @@ from model.sampling_batch import SampledRows, SamplingRows
 
 NUMERICS = 5  # incremented when a kernel's bits change
 ENDED = 2  # result of a library function after the end of its group
+REPORTED_ROWS = 256  # of gate_logits at a time, so that their copies in float64 stay small
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,11 @@ class NativeOps:
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
         return total, self.moe(normed, weights, request, group)  # [T, D] each
+
+    def gate_logits(self, x: Tensor, weights: NativeMoe) -> Tensor:
+        gate = weights.gate.double().T  # in float64 the order of a sum, which depends on the batch, hardly shows
+        parts = [(part.double() @ gate).float() for part in torch.split(x, REPORTED_ROWS)]
+        return torch.cat(parts)  # [T, E]
 
     def logits(self, x: Tensor, rows: Tensor, head: NativeLinear) -> Tensor:
         return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]

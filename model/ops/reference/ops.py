@@ -117,7 +117,7 @@ class ReferenceOps:
 
     def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
         num_experts = len(weights.experts)
-        expert_ids, share = route(F.linear(x.float(), weights.gate), request)  # [T, Kmax] each
+        expert_ids, share = route(self.gate_logits(x, weights), request)  # [T, Kmax] each
         experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
@@ -140,6 +140,9 @@ class ReferenceOps:
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
         return total, self.moe(normed, weights, request, group)  # [T, D] each
+
+    def gate_logits(self, x: Tensor, weights: ReferenceMoe) -> Tensor:
+        return F.linear(x.float(), weights.gate)  # [T, E]
 
     def logits(self, x: Tensor, rows: Tensor, head: Matrix) -> Tensor:
         return product(x[rows], head).float()  # [N, V]

@@ -134,6 +134,9 @@ class TritonOps:
         routing = gather_tiles(self._launch, request.expert_ids, shares, len(weights.gate), tiling.rows)
         return total, experts(self._launch, normed, weights.experts, routing, tiling, self.deterministic)
 
+    def gate_logits(self, x: Tensor, weights: TritonMoe) -> Tensor:
+        return F.linear(x.float(), weights.gate)  # [T, E]
+
     def logits(self, x: Tensor, rows: Tensor, head: TritonMatrix) -> Tensor:
         selected = x.index_select(0, rows)  # [N, D]
         return linear(self._launch, selected, head, self._tiling(len(rows), head))[0]  # [N, V]

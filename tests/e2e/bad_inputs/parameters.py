@@ -215,7 +215,14 @@ PARAMETER_ROWS: dict[str, Row] = {
         OPENAI,
         [
             case
-            for name in ("ignore_eos", "skip_special_tokens", "return_token_ids", "expert_usage", "expert_routing")
+            for name in (
+                "ignore_eos",
+                "skip_special_tokens",
+                "return_token_ids",
+                "expert_usage",
+                "expert_routing",
+                "gate_logits",
+            )
             for case in each(name, NO_BOOL, TYPE)
         ],
     ),

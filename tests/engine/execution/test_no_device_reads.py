@@ -81,6 +81,7 @@ def _no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_is_launched_without_reading_from_the_device(params: SamplingParams, length: int) -> None:
     runner = _runner()
     options = {"experts_per_token": 3, "expert_routing": True, "expert_mask": [[True, True, False, True]] * 2}
+    options |= {"gate_logits": True, "prompt_routing": True}
     chunks = _chunk(0, params, length), _chunk(1, SamplingParams(), length), _chunk(2, params, length, **options)
     for _ in range(2):  # the second step reuses the first one's arrays
         runner.launch(StepPlan(chunks))

@@ -140,3 +140,13 @@ def test_the_time_of_a_step_is_learned_with_its_rows_and_accepted_tokens() -> No
     bench.add([1, 2, 3], 9)
     bench.run()
     assert drafter.steps == [StepTime(1, 5, 3, 0.0), StepTime(1, 4, 2, 0.0), StepTime(1, 1, 0, 0.0)]
+
+
+def test_a_request_that_reports_gate_logits_drafts_nothing() -> None:
+    bench = Bench()
+    bench.scheduler.drafter = FixedDrafter(4)
+    for request_id, reports in enumerate((True, False)):
+        params = SamplingParams(max_tokens=9)
+        bench.scheduler.add(Request(request_id, [1, 2, 3], params, expert_routing=True, gate_logits=reports))
+    sources = [sequence.drafts for sequence in bench.scheduler.requests.unfinished.values()]
+    assert sources[0] is None and sources[1] is not None

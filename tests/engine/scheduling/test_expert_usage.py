@@ -38,3 +38,26 @@ def test_without_expert_routing_no_ids_are_kept() -> None:
 
 def _request(expert_routing: bool = True) -> Request:
     return Request(0, [1] * NUM_PROMPT, SamplingParams(), expert_usage=True, expert_routing=expert_routing)
+
+
+@pytest.mark.parametrize("from_prompt", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_gate_logits_come_once_with_the_ids_of_their_position(seed: int, from_prompt: bool) -> None:
+    rng = random.Random(seed)
+    request = Request(
+        0, [1] * NUM_PROMPT, SamplingParams(), expert_routing=True, gate_logits=True, prompt_routing=from_prompt
+    )
+    usage, reported_from = ExpertUsage(request, NUM_EXPERTS), 0 if from_prompt else NUM_PROMPT
+    ids = [[[position % NUM_EXPERTS] for position in range(LENGTH)]] * NUM_LAYERS
+    position, gates, routing = 0, [], []
+    while position < LENGTH:
+        if position and rng.random() < 0.3:
+            position = 0  # preempted: everything is computed again
+        end = position + rng.randint(1, LENGTH - position)
+        given = [bytes([p]) for p in range(max(position, reported_from), end)]
+        usage.add(position, [layer[position:end] for layer in ids], given)
+        position = end
+        if rng.random() < 0.5:
+            gates, routing = gates + usage.pop_gates(), routing + usage.pop_routing()
+    assert gates + usage.pop_gates() == [bytes([p]) for p in range(reported_from, LENGTH)]
+    assert len(routing + usage.pop_routing()) == LENGTH - reported_from

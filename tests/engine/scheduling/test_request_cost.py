@@ -25,6 +25,8 @@ def request(params: dict[str, Any], **fields: Any) -> Request:
         (request({"constraints": BIASES}), 10 + 1024 // 256, 2),
         (request({}, grammar="g"), 10, 4),
         (request({}, overhead_tokens=70), 80, 2),
+        (request({}, gate_logits=True), 10, 2 + 8),
+        (request({}, gate_logits=True, prompt_routing=True), 10 + 8 * 32, 2 + 8),
     ],
 )
 def test_work_around_the_model_costs_tokens(made: Request, of_prompt: int, of_output: int) -> None:

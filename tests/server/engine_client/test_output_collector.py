@@ -16,8 +16,9 @@ def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
     async def scenario() -> None:
         collector = OutputCollector()
         collector.put(RequestOutput(1, [4], logprobs=[entry(4)], prompt_logprobs=[entry(9)], num_cached_tokens=16))
-        collector.put(RequestOutput(1, [5, 6], logprobs=[entry(5), entry(6)]))
-        collector.put(RequestOutput(1, [], finish_reason="stop", stop_token_id=6))
+        reported = {"expert_routing": [[[0, 3]]], "gate_logits": [b"four"]}
+        collector.put(RequestOutput(1, [5, 6], logprobs=[entry(5), entry(6)], **reported))  # type: ignore[arg-type]
+        collector.put(RequestOutput(1, [], finish_reason="stop", stop_token_id=6, **reported))  # type: ignore[arg-type]
         [merged] = await collector.get()
         assert merged == RequestOutput(
             1,
@@ -27,6 +28,8 @@ def test_a_reader_that_lags_gets_everything_as_one_output() -> None:
             finish_reason="stop",
             stop_token_id=6,
             num_cached_tokens=16,
+            expert_routing=[[[0, 3]]] * 2,
+            gate_logits=[b"four"] * 2,
         )
 
     run(scenario)

@@ -64,7 +64,14 @@ async def test_an_option_that_the_model_cannot_follow_is_a_400_that_names_the_fi
 
 
 @pytest.mark.parametrize(
-    "fields", [{"experts_per_token": 1}, {"expert_mask": ON}, {"expert_usage": True}, {"expert_routing": True}]
+    "fields",
+    [
+        {"experts_per_token": 1},
+        {"expert_mask": ON},
+        {"expert_usage": True},
+        {"expert_routing": True},
+        {"gate_logits": True},
+    ],
 )
 async def test_a_model_without_experts_refuses_each_field(fields: dict[str, Any]) -> None:
     engine = an_engine()

@@ -32,6 +32,8 @@ def chat(**fields: Any) -> GenerationRequest:
         (chat(logprobs=True, top_logprobs=20, n=4, max_tokens=9), 21, 0),
         (chat(expert_routing=True, max_completion_tokens=9), 64, 0),
         (chat(expert_routing=True, logprobs=True, experts_per_token=1, max_tokens=9), 33, 0),
+        (chat(gate_logits=True, max_tokens=9), 64 + 32 * 8 * 16, 0),
+        (completion(gate_logits=True, echo=True, max_tokens=9), 64 + 32 * 8 * 16, 20),
     ],
 )
 def test_values_of_all_positions_choices_and_prompts_count(

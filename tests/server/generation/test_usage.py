@@ -1,10 +1,12 @@
 """server/generation/usage.py: usage with the tokens of each expert, and the experts of each token."""
 
+import math
+import struct
 from typing import Any
 
 import pytest
 
-from tests.support.fake_engine import EOS, FakeEngine, experts_of, prompt_experts
+from tests.support.fake_engine import EOS, FakeEngine, experts_of, gates_of, prompt_experts
 from tests.support.serving import MODEL, client_of, events, state_around
 
 pytestmark = pytest.mark.anyio
@@ -72,3 +74,45 @@ async def test_without_expert_fields_a_reply_has_no_expert_data() -> None:
     body = (await post(engine)).json()
     assert "expert_tokens" not in body["usage"] and "expert_routing" not in body["choices"][0]
     assert not engine.submitted[0].expert_usage and not engine.submitted[0].expert_routing
+
+
+def reported(choices: list[Any], field: str) -> list[Any]:
+    return [position for choice in choices for position in choice[field]]
+
+
+@pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_gate_logits_and_weights_come_with_the_experts_of_each_token(url: str, stream: bool) -> None:
+    response = await post(an_engine(), url, gate_logits=True, stream=stream)
+    choices = [chunk["choices"][0] for chunk in events(response.text)] if stream else response.json()["choices"]
+    assert reported(choices, "expert_routing") == [[experts_of(token)] for token in TOKENS]
+    assert reported(choices, "gate_logits") == [[list(struct.unpack("<8f", gates_of(token)))] for token in TOKENS]
+    share = 1 / (1 + math.exp(-1))  # the logits of a token's two experts differ by 1
+    assert reported(choices, "expert_weights") == [[pytest.approx([share, 1 - share])]] * len(TOKENS)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 1, 4])
+async def test_an_echoed_prompt_has_its_gate_logits_too(stream: bool, max_tokens: int) -> None:
+    fields = {"gate_logits": True, "echo": True, "expert_usage": True, "max_tokens": max_tokens}
+    engine = an_engine()
+    response = await post(engine, stream=stream, **fields)
+    tokens = PROMPTS[0] + TOKENS[: max(0, max_tokens - 1)]
+    *chunks, last = events(response.text) if stream else [response.json()]
+    choices = [chunk["choices"][0] for chunk in chunks or [last]]
+    assert reported(choices, "expert_routing") == [[experts_of(token)] for token in tokens]
+    assert [layers[0] for layers in reported(choices, "gate_logits")] == [
+        list(struct.unpack("<8f", gates_of(token))) for token in tokens
+    ]
+    completion = prompt_experts(TOKENS[: max(0, max_tokens - 1)])
+    assert last["usage"]["expert_tokens"] == {"prompt": prompt_experts(PROMPTS[0]), "completion": completion}
+    assert engine.submitted[0].prompt_routing
+
+
+async def test_only_an_echoed_prompt_and_only_gate_logits_report_the_prompt() -> None:
+    for fields in ({"gate_logits": True}, {"expert_routing": True, "echo": True}):
+        engine = an_engine()
+        (choice,) = (await post(engine, **fields)).json()["choices"]
+        assert choice["expert_routing"] == [[experts_of(token)] for token in TOKENS]
+        assert not engine.submitted[0].prompt_routing
+        assert ("gate_logits" in choice) == ("gate_logits" in fields)

@@ -63,6 +63,7 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("expert_mask", [[1, 0]], "invalid_type"),
     ("expert_usage", 1, "invalid_type"),
     ("expert_routing", "yes", "invalid_type"),
+    ("gate_logits", 1, "invalid_type"),
     ("timeout_s", 0, "decimal_below_min_value"),
     ("queue_timeout_s", -1, "decimal_below_min_value"),
     ("timeout_s", "1", "invalid_type"),

@@ -125,6 +125,21 @@ def test_rows_of_any_k_under_any_masks_share_a_batch(
             assert request.expert_ids[row].tolist() == best + [-1] * (request.expert_ids.shape[1] - k[row])
 
 
+@pytest.mark.parametrize(("num_rows", "num_experts"), [(1, 8), (300, 3), (20, 33)])
+def test_reported_gate_logits_are_those_that_choose(
+    isa: str, dtype: torch.dtype, num_rows: int, num_experts: int
+) -> None:
+    x, gate = torch.randn(num_rows, 24).to(dtype), torch.randn(num_experts, 24).to(dtype)
+    experts = [random_ffn(24, 8, dtype) for _ in range(num_experts)]
+    exact = oracle.linear(x, gate)
+    for ops in _both(isa):
+        packed, request = ops.pack_moe(gate, iter(experts)), uniform_request(num_rows, 2)
+        logits = ops.gate_logits(x, packed)
+        assert logits.dtype == torch.float32 and oracle.relative_error(logits, exact) < FLOAT32_ERROR
+        ops.moe(x, packed, request)
+        assert request.expert_ids.tolist() == [naive_top_k(row, 2, [True] * num_experts) for row in logits.tolist()]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_ties_of_the_gate_go_to_the_lower_expert(isa: str, dtype: torch.dtype, k: int) -> None:
     """Four experts with the same gate: the result is the dense mixture of the first k alone, with equal shares."""

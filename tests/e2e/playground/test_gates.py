@@ -1,0 +1,97 @@
+"""Inside one token: the gates of a clicked token, compared with what the API reports."""
+
+import json
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.e2e.playground.test_page import violations
+from tests.support.browser import Visit
+from tests.support.running import RunningServer
+
+pytestmark = pytest.mark.browser
+PROMPT = "It was not in her power to"
+ROUNDED = 1e-3  # three decimals, and two computations
+
+
+def generated(visit: Visit, server: RunningServer) -> tuple[int, list[int]]:
+    """Let the page generate; return the index of a token that can be clicked, and all ids up to it."""
+    visit.set_slider("#max_tokens", 16)
+    visit.write(PROMPT)
+    body = {"max_tokens": 16, "seed": visit.seed, "return_token_ids": True}
+    choice = server.complete(PROMPT, **body).json()["choices"][0]
+    index = next(i for i in range(2, 15) if visit.get("#continuation .t").nth(i).inner_text().strip())
+    return index, choice["prompt_token_ids"] + choice["token_ids"][: index + 1]
+
+
+def reported(server: RunningServer, ids: list[int], k: int, **fields: object) -> dict[str, Any]:
+    """Return the last token's logits, experts and weights, each by layer, when the text is scored."""
+    body = {"echo": True, "max_tokens": 0, "gate_logits": True, "experts_per_token": k, **fields}
+    choice = server.complete(ids, **body).json()["choices"][0]
+    return {name: choice[name][-1] for name in ("gate_logits", "expert_routing", "expert_weights")}
+
+
+def numbers(cells: Locator) -> list[float | None]:
+    return [float(text) if text[-1].isdigit() else None for text in cells.all_text_contents()]
+
+
+def assert_shows(visit: Visit, layer: int, expected: dict[str, Any]) -> None:
+    """Compare the open layer's table with the report of the API."""
+    visit.get(f"#gates input[name=gate-layer][value='{layer}']").check(force=True)
+    expect(visit.get("#gates caption")).to_contain_text(f"Layer {layer},")
+    rows = visit.get("#gates tbody tr")
+    assert numbers(rows.locator("td:nth-child(2)")) == pytest.approx(expected["gate_logits"][layer], abs=ROUNDED)
+    chosen = expected["expert_routing"][layer]
+    weights = dict(zip(chosen, expected["expert_weights"][layer], strict=True))
+    shown = numbers(rows.locator("td:nth-child(4)"))
+    assert [expert for expert, weight in enumerate(shown) if weight is not None] == sorted(chosen)
+    assert [weight for weight in shown if weight is not None] == pytest.approx(
+        [weights[expert] for expert in sorted(chosen)], abs=ROUNDED
+    )
+
+
+def test_a_clicked_token_shows_the_gates_of_each_layer_for_each_number_of_experts(
+    visit: Visit, server: RunningServer
+) -> None:
+    index, ids = generated(visit, server)
+    visit.get("#continuation .t").nth(index).click()
+    expect(visit.get("#gates")).to_be_visible()
+    expect(visit.get("#card")).to_be_hidden()
+    for k in (2, 1, 8):
+        visit.get(f"#gates label:has(input[name=gate-k][value='{k}'])").click()
+        expect(visit.get("#gates caption")).to_contain_text(f"{k} of 8 experts")
+        expected = reported(server, ids, k)
+        for layer in (0, 4):
+            assert_shows(visit, layer, expected)
+    assert not violations(visit)
+    visit.page.keyboard.press("Escape")
+    expect(visit.get("#gates")).to_be_hidden()
+
+
+def test_enter_opens_the_gates_of_the_token_that_the_arrow_keys_reached(visit: Visit, server: RunningServer) -> None:
+    generated(visit, server)
+    visit.get("#continuation .tokens").focus()
+    for _ in range(3):
+        visit.page.keyboard.press("ArrowRight")
+    visit.page.keyboard.press("Enter")
+    expect(visit.get("#gates caption")).to_contain_text("2 of 8 experts")
+    visit.get("#gates .close").click()
+    expect(visit.get("#gates")).to_be_hidden()
+
+
+def test_experts_that_are_off_stay_off_inside_a_token(visit: Visit, server: RunningServer) -> None:
+    visit.get("#heat tbody tr").nth(1).locator("td").nth(2).click()
+    visit.set_slider("#max_tokens", 16)
+    visit.get("#prompt").fill(PROMPT)
+    visit.get(".switch-expert").click()
+    visit.wait_until_finished()
+    with visit.page.expect_request(lambda request: "gate_logits" in (request.post_data or "")) as sent:
+        visit.get("#continuation .t").nth(3).click()
+    body = json.loads(sent.value.post_data or "")
+    mask = [[(layer, expert) != (1, 2) for expert in range(8)] for layer in range(5)]
+    assert body["expert_mask"] == mask
+    expect(visit.get("#gates caption")).to_contain_text("2 of 8 experts")
+    assert_shows(visit, 1, reported(server, [*body["prompt"], *body["allowed_token_ids"]], 2, expert_mask=mask))
+    expect(visit.get("#gates tbody tr").nth(2).locator("td").nth(1)).to_have_text("off")
+    assert visit.get("#gates input[name=gate-k]").evaluate_all("all => all.map(one => one.value)") == ["1", "2"]
