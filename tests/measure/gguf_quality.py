@@ -112,11 +112,11 @@ def _read_saved(path: Path) -> SavedLogits:
 
 
 def scores_of(file: Path, saved: SavedLogits) -> dict[str, Score]:
-    """Score the decoded weights in float32, llama.cpp and this library in both dtypes, with the caches of a server."""
+    """Score the decoded weights in float32, llama.cpp and this library in both dtypes."""
     native = NativeOps(NativeLibrary(), threads=1)
     exact = load_network(file, "float32", ReferenceOps())
     networks: dict[str, tuple[Mixtral, KvDtype]] = {
-        "bfloat16": (load_network(file, "bfloat16", native), "float16"),
+        "bfloat16": (load_network(file, "bfloat16", native), "bfloat16"),
         "float32": (load_network(file, "float32", native), "float32"),
     }
     scores = {name: Score() for name in ("decoded", "llama.cpp", *networks)}

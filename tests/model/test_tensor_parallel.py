@@ -94,11 +94,11 @@ def test_ranks_cut_the_blocks_of_a_gguf_file(tmp_path: Path, tied: bool) -> None
 @pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("num_experts", [4, 0])
-def test_ranks_exchange_float32_rows_over_float16_caches(
+def test_ranks_exchange_float32_rows_beside_bfloat16_attention(
     tmp_path: Path, num_experts: int, size: int, in_one_call: bool
 ) -> None:
-    case = Case(_wide_gguf(tmp_path, num_experts), torch.bfloat16, kv_dtype="float16", in_one_call=in_one_call)
-    assert _load(case, ALONE).weights.has_wider_sums
+    case = Case(_wide_gguf(tmp_path, num_experts), torch.bfloat16, in_one_call=in_one_call)
+    assert _load(case, ALONE).weights.norm.dtype == torch.float32
     _assert_same(_on_ranks(case, size), _alone(replace(case, in_one_call=True)))
 
 

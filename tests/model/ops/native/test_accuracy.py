@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kv_pool import KvPool
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import inverse_frequencies
 from tests.support.attention_cases import Heads, Part, Positions, attend
 from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.paged import Running, make_batch
 
 ULP = 2.0**-23
 
@@ -58,22 +57,3 @@ def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
     for ours, exact in ((metadata.cos, angles.cos()), (metadata.sin, angles.sin())):
         # Near a zero of the function the error is bounded absolutely.
         assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()
-
-
-def test_numbers_in_float16_caches_are_the_nearest_ones(isa: str) -> None:
-    """Every finite float16 number, midpoints between neighbours, their neighbours in float32, and what is larger."""
-    heads, infinity = Heads(1, 1, 128), torch.tensor(torch.inf)
-    exact = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).float()
-    midpoints = (exact[:-1] + exact[1:]) / 2
-    larger = torch.tensor([65519.996, 65520.0, 1e30, torch.inf, torch.nan])
-    parts = exact, midpoints, torch.nextafter(midpoints, infinity), torch.nextafter(midpoints, -infinity), larger
-    values = torch.cat((*parts, *(-part for part in parts)))
-    values = torch.cat((values, torch.zeros(-len(values) % 128))).view(-1, 128)  # [T, K]
-    batch = make_batch([(Running([0] * len(values), [1]), len(values))], block_size=len(values))
-    pool = KvPool(heads.config, 2, len(values), "float16", CPU)
-    qkv = torch.cat((torch.zeros(len(values), 256), values), dim=1)
-    metadata = native(isa).prepare_batch(heads.config, batch, len(values))
-    native(isa).rope_and_store_kv(qkv, pool.k[0], pool.v[0], metadata)
-    ours, expected = pool.v[0, 1, :, 0], values.to(torch.float16)
-    assert torch.equal(ours.isnan(), expected.isnan())
-    assert torch.equal(ours.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))

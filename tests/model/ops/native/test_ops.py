@@ -11,7 +11,6 @@ from torch import Tensor
 
 from model.kv_pool import KvPool
 from model.ops.interface import Ops
-from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
 from tests.support.attention_cases import Heads, Part, Positions, attend, random_positions
@@ -22,7 +21,6 @@ from tests.support.routing_requests import naive_top_k, random_request, uniform_
 
 EPS = 1e-5
 FLOAT32_ERROR = 1e-6
-NARROW_CACHE_ERROR = 1e-5
 
 pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES, ids=str)]
 
@@ -231,34 +229,6 @@ def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) 
         oracle.attention(p.sequence.q[p.first :], p.sequence.k, p.sequence.v, p.first, heads.window) for p in parts
     ]
     _assert_close(ours, reference, torch.cat(exact), dtype)
-
-
-@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16, torch.int8], ids=str)
-@pytest.mark.parametrize(
-    "heads", [Heads(4, 2, 16), Heads(6, 3, 128, window=256), Heads(7, 1, 80), Heads(2, 1, 36)], ids=str
-)
-def test_attention_rounds_neither_float32_queries_nor_weights_over_narrower_caches(
-    isa: str, dtype: torch.dtype, heads: Heads, cached: torch.dtype
-) -> None:
-    """As over float16 caches beside weights in blocks."""
-    del dtype
-    cuts = [(0, 1), (255, 1), (256, 1), (0, 40), (250, 20), (600, 1)]
-    parts = [
-        Part(random_positions(first + rows, heads, torch.float32, seed), first, rows)
-        for seed, (first, rows) in enumerate(cuts)
-    ]
-    ours = torch.cat(attend(native(isa), heads, parts, kv_dtype=cached))
-    exact = [
-        oracle.attention(
-            p.sequence.q[p.first :],
-            *(as_numbers(as_cached(rows, cached)) for rows in (p.sequence.k, p.sequence.v)),
-            p.first,
-            heads.window,
-        )
-        for p in parts
-    ]
-    assert ours.dtype == torch.float32
-    assert oracle.relative_error(ours, torch.cat(exact)) < NARROW_CACHE_ERROR
 
 
 def test_attentions_output_is_rounded_to_the_dtype_that_is_given_and_to_no_other(isa: str, dtype: torch.dtype) -> None:

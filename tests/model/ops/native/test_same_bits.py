@@ -173,20 +173,6 @@ def test_attention_gives_the_same_bits_in_any_chunks_and_batch(isa: str, dtype: 
             assert torch.equal(ours[min(2, len(neighbours))], whole[first : first + rows]), (size, first, len(parts))
 
 
-@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16, torch.int8], ids=str)
-def test_attention_over_narrower_caches_gives_the_same_bits_in_any_chunks(
-    isa: str, dtype: torch.dtype, cached: torch.dtype
-) -> None:
-    heads, length, rng = Heads(8, 2, 48, window=300), 600, random.Random(0)
-    sequence = random_positions(length, heads, dtype, seed=0)
-    [whole] = attend(native(isa), heads, [Part(sequence, 0, length)], kv_dtype=cached)
-    for size in (1, 7, 255, 256, 257):
-        for first in rng.sample(range(0, length, size), min(3, -(-length // size))):
-            parts = [Part(sequence, first, min(size, length - first)), Part(random_positions(9, heads, dtype, 1), 8, 1)]
-            ours = attend(native(isa, rng.choice((1, 2))), heads, parts, rng.choice((1, 16)), kv_dtype=cached)
-            assert torch.equal(ours[0], whole[first : first + parts[0].num_rows]), (size, first)
-
-
 def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Random chunks of random sequences with one or two threads, against each sequence alone in one chunk."""
     seed = 2 * ISAS.index(isa) + DTYPES.index(dtype)

@@ -1,5 +1,7 @@
 """int8 KV caches: backends store exactly the bytes of the definition, and attention reads what was stored."""
 
+import random
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,18 +44,15 @@ def test_nan_or_infinity_makes_its_row_and_no_other_nan(number: float) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cached", [torch.int8, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cached", [torch.int8, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_stored_bytes_are_the_definitions_rounding_of_the_rotated_rows(
     isa: str, dtype: torch.dtype, cached: torch.dtype, heads: Heads
 ) -> None:
-    """Includes zeros, tiny and huge numbers, both ends of float16's range, NaN and infinity. Unused slots stay
-    unchanged."""
+    """Includes zeros, tiny and huge numbers, NaN and infinity. Unused slots stay unchanged."""
     batch = make_batch([(Running([0] * 40, list(range(1, 11)), 3), 30)], block_size=4)
     mixed = torch.randn(30, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim)
     mixed[3], mixed[4], mixed[5] = 0, 1e-35, 1e30
-    mixed[8] *= 1e-6
-    mixed[9] *= 3e4
     mixed[6, -1, 1], mixed[7, -1, 0] = float("nan"), float("inf")
     exact, packed = (KvPool(heads.config, 11, 4, name_of(kind), CPU) for kind in (dtype, cached))
     for pool in (exact, packed):
@@ -101,3 +100,15 @@ def test_attention_over_int8_caches_is_attention_over_their_dequantized_rows(
     for ops in (native(isa), ReferenceOps()):
         ours = torch.cat(attend(ops, heads, parts, kv_dtype=torch.int8))
         assert oracle.relative_error(ours, exact) < bound
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_int8_attention_gives_the_same_bits_in_any_chunks(isa: str) -> None:
+    heads, rng = Heads(8, 2, 64, window=300), random.Random(0)
+    sequence = random_positions(600, heads, torch.bfloat16, seed=0)
+    [whole] = attend(native(isa), heads, [Part(sequence, 0, 600)], kv_dtype=torch.int8)
+    for size in (1, 7, 255, 256, 257):
+        for first in rng.sample(range(0, 600, size), min(3, -(-600 // size))):
+            part = Part(sequence, first, min(size, 600 - first))
+            [ours] = attend(native(isa, rng.choice((1, 2))), heads, [part], rng.choice((1, 16)), kv_dtype=torch.int8)
+            assert torch.equal(ours, whole[first : first + part.num_rows]), (size, first)
