@@ -22,6 +22,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads
+    nnodes: int = 1  # hosts that the ranks are divided among
+    node_rank: int = 0  # which of them this is
+    local_rank: int = 0  # which of the ranks of this host
+    master_addr: str = ""  # address of the host with node_rank 0
+    master_port: int = 29500  # at which rank 0 receives the others
+    group_timeout: float = 20.0  # seconds after which a rank that says nothing on the network is lost
+    agent_store_attempt: int | None = None  # torchrun's agent has the master port, and has started so often before
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None  # None: about 0.5 s of work on a CPU (measured at start), 2,048 on a GPU
@@ -39,6 +46,22 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
     check_integrity: bool = False  # audit the block pool after every step (tests)
+
+    @property
+    def ranks_per_host(self) -> int:
+        """Number of ranks on each host."""
+        return self.tensor_parallel_size // self.nnodes
+
+    @property
+    def ranks_of_host(self) -> range:
+        """Ranks of this host."""
+        first = self.node_rank * self.ranks_per_host
+        return range(first, first + self.ranks_per_host)
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank among those of all hosts."""
+        return self.ranks_of_host.start + self.local_rank
 
 
 def max_slots_per_tenant(num_slots: int) -> int:

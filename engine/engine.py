@@ -144,7 +144,7 @@ class Engine:
         self._queue_compiled()
         expired = self.scheduler.expire(start)
         self._masks.share_out(self.scheduler.requests.running)
-        plan = self.scheduler.plan(start)
+        plan = self.scheduler.plan(start, self._masks)
         if not plan.chunks and not self._pipeline.in_flight:
             self._masks.wait(GRAMMAR_WAIT_S)
         if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
-from engine.distributed.ranks import Ranks
+from engine.distributed.connections import RankConnections
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.execution.expert_stats import COUNT_INTERVAL_S
@@ -195,7 +195,7 @@ class EngineProcess:
 
 
 @contextmanager
-def closing_ranks(ranks: Ranks | None) -> Iterator[None]:
+def closing_ranks(ranks: RankConnections | None) -> Iterator[None]:
     """End the other ranks with the block, and this process when one of them is gone, even while it computes."""
     if ranks is None:
         yield

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import logging
 import signal
 import socket
+import time
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from engine.config import EngineConfig
 from engine.distributed.follower import Follower
 from engine.distributed.packets import PacketKind, receive_packet, send_packet
 from engine.errors import EngineConfigError
-from engine.startup.loading import load_rank
+from engine.startup.loading import load_rank, rank_backend
 from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
@@ -33,15 +34,27 @@ from model.mixtral import Mixtral
 from model.ops.native.group import SharedGroup
 from model.ops.native.library import NativeLibrary
 
+# Between two packets while it loads. Rank 0 reads none before it has loaded its own part: if the socket were full by
+# then, this rank would wait for it instead of loading.
+PROGRESS_S = 5.0
+
 log = logging.getLogger("smoe.engine")
 
 
 def _load(config: EngineConfig, connection: socket.socket, memory_fd: int, rank: int) -> Mixtral:
-    """Load the part of a rank, with a packet for each tensor. Raises CheckpointError and EngineConfigError."""
+    """Load the part of a rank, with a packet now and then. Raises CheckpointError and EngineConfigError."""
     model = _model_config(config)
     cut = Cut(rank, config.tensor_parallel_size)
     group = SharedGroup(NativeLibrary(), cut, memory_fd, gather_buffer_bytes(model))
-    return load_rank(config, model, group, lambda: send_packet(connection, PacketKind.PROGRESS))
+    told_s = time.monotonic()
+
+    def on_tensor() -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= PROGRESS_S:
+            send_packet(connection, PacketKind.PROGRESS)
+            told_s = time.monotonic()
+
+    return load_rank(config, model, rank_backend(config, model), group, on_tensor)
 
 
 def _model_config(config: EngineConfig) -> ModelConfig:

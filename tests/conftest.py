@@ -18,6 +18,7 @@ SLOW = (
     "tests/deploy/envoy",
     "tests/e2e",
     "tests/engine/bench",
+    "tests/engine/distributed/test_host_ranks.py",
     "tests/engine/distributed/test_ranks.py",
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",

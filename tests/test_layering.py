@@ -53,7 +53,12 @@ SERVER_TAKES_FROM_ENGINE = (
     "engine.planning",
     "engine.bench.task",
 )  # and data files, see below
-NO_DATA_FILES = ("engine.engine", "engine.process", "engine.rank")  # top-level files that run the engine
+NO_DATA_FILES = (
+    "engine.engine",
+    "engine.process",
+    "engine.rank",
+    "engine.host_rank",
+)  # top-level files that run the engine
 
 NATIVE = ROOT / "model" / "native"
 

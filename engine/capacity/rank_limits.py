@@ -14,6 +14,8 @@ FLAG = "--tensor-parallel-size"
 def check_ranks(config: EngineConfig, model: ModelConfig, device: str) -> None:
     """Raise EngineConfigError if this network cannot be computed by so many ranks on `device`: cpu, cuda or auto."""
     size = config.tensor_parallel_size
+    if size % config.nnodes:
+        raise EngineConfigError(f"{FLAG} {size}: {config.nnodes} hosts cannot have equally many ranks")
     if size == 1:
         return
     if device == "cuda":
@@ -25,16 +27,16 @@ def check_ranks(config: EngineConfig, model: ModelConfig, device: str) -> None:
 
 
 def with_rank_threads(config: EngineConfig) -> EngineConfig:
-    """Return the config with the threads of each rank, if there are several: an equal share of the cores."""
+    """Return the config with the threads of each rank, if there are several: an equal share of the host's cores."""
     if config.tensor_parallel_size == 1 or config.threads is not None:
         return config
-    return msgspec.structs.replace(config, threads=max(1, num_cores() // config.tensor_parallel_size))
+    return msgspec.structs.replace(config, threads=max(1, num_cores() // config.ranks_per_host))
 
 
 def rank_warnings(config: EngineConfig) -> list[str]:
     """Return a line if the ranks have more threads than there are cores: they wait for each other several times a
     layer, and a rank without a core keeps all others waiting."""
-    size, threads, cores = config.tensor_parallel_size, with_rank_threads(config).threads, num_cores()
+    size, threads, cores = config.ranks_per_host, with_rank_threads(config).threads, num_cores()
     if size == 1 or threads is None or size * threads <= cores:
         return []
     return [f"{size} ranks of {threads} threads share {cores} cores: steps are much slower than with a core for each"]

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from engine.distributed.connections import RankConnections
 from engine.distributed.packets import PacketKind
-from engine.distributed.ranks import Ranks
 from engine.errors import FatalEngineError
 from model.forward_batch import ForwardBatch
+from model.group import GroupEndedError
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
@@ -15,7 +16,7 @@ from model.mixtral import Mixtral
 class LeadingMixtral(Mixtral):
     """The network of rank 0. Once a step is told it has to be computed: others wait for this rank in a gather."""
 
-    def __init__(self, model: Mixtral, ranks: Ranks) -> None:
+    def __init__(self, model: Mixtral, ranks: RankConnections) -> None:
         super().__init__(model.config, model.weights, model.ops, model.group)
         self._model = model
         self._ranks = ranks
@@ -26,14 +27,22 @@ class LeadingMixtral(Mixtral):
         try:
             return self._model.forward(batch, kv_pool)
         except Exception as error:
-            reason = self._ranks.death or f"rank 0 failed in a step: {type(error).__name__}: {error}"
-            raise FatalEngineError(reason) from error
+            raise FatalEngineError(self._ranks.death or _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a step failed: which rank a gather has lost, or what rank 0 could not compute."""
+    if isinstance(error, GroupEndedError) and str(error):
+        return str(error)
+    return f"rank 0 failed in a step: {type(error).__name__}: {error}"
 
 
 class LeadingKvPool(KvPool):
     """The KV pool of rank 0, with its own heads. Creating it creates those of the other ranks."""
 
-    def __init__(self, model: Mixtral, ranks: Ranks, num_blocks: int, block_size: int, dtype: KvDtype) -> None:
+    def __init__(
+        self, model: Mixtral, ranks: RankConnections, num_blocks: int, block_size: int, dtype: KvDtype
+    ) -> None:
         ranks.create_pools(num_blocks)
         config = model.group.cut.with_own_heads(model.config)
         super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"))

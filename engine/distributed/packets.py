@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 
 HEADER = struct.Struct("<IQ")  # kind, length
+MAX_PAYLOAD_BYTES = 1 << 32  # more than any step has
 NUM_SIZES = 8  # T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows (-1: none), rows of gates (-1: none)
 
 
@@ -31,6 +32,13 @@ class PacketKind(IntEnum):
     ZERO_BLOCKS = 5  # to a rank: ids of blocks to fill with zeros, int64
     STEP = 6  # to a rank: a step
     ZERO_SLOTS = 7  # to a rank: slots to fill with zeros, int64
+    HELLO = 8  # from a rank on another host: engine/distributed/agreement.py
+    DESCRIBED = 9  # from a rank on another host: engine/distributed/agreement.py
+    JOIN = 10  # to a rank on another host: the port of the group's store
+    BEAT = 11  # to a rank on another host: rank 0 is there
+
+
+KINDS = frozenset(PacketKind)
 
 
 def send_packet(connection: socket.socket, kind: PacketKind, payload: bytes = b"") -> None:
@@ -38,12 +46,17 @@ def send_packet(connection: socket.socket, kind: PacketKind, payload: bytes = b"
     connection.sendall(HEADER.pack(kind, len(payload)) + payload)
 
 
-def receive_packet(connection: socket.socket) -> tuple[PacketKind, bytearray] | None:
-    """Wait for a packet; None if the other end is closed. Raises OSError."""
+def receive_packet(
+    connection: socket.socket, max_bytes: int = MAX_PAYLOAD_BYTES
+) -> tuple[PacketKind, bytearray] | None:
+    """Wait for a packet; None if the other end is closed, or is no rank: its packet is larger than `max_bytes` or of no
+    known kind. Raises OSError."""
     header = _receive_exactly(connection, HEADER.size)
     if header is None:
         return None
     kind, length = HEADER.unpack(header)
+    if length > max_bytes or kind not in KINDS:
+        return None
     payload = _receive_exactly(connection, length)
     return None if payload is None else (PacketKind(kind), payload)
 

@@ -48,17 +48,21 @@ class LogitMasks:
         self._values.append(values)
         self._num_biases += len(ids)
         int_params[IntParam.FIRST_BIAS], int_params[IntParam.END_BIAS] = first, self._num_biases
-        mask = self._mask(sequence, constraints.mask)
+        mask = self._mask(sequence, constraints.mask, guessed)
         if mask is not None:
             int_params[IntParam.MASK_ROW] = len(self._masks)
             self._masks.append(mask)
 
-    def _mask(self, sequence: Sequence, mask: Mask | None) -> Mask | None:
+    def _mask(self, sequence: Sequence, mask: Mask | None, guessed: tuple[int, ...]) -> Mask | None:
         """Return `mask` restricted by the grammar of the sequence, if it has one."""
-        if sequence.matcher is None:
+        matcher = sequence.matcher
+        if matcher is None:
             return mask
         try:
-            bitmask = sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
+            if guessed:
+                bitmask = matcher.draft_bitmask(guessed)
+            else:
+                bitmask = matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
         except GrammarError:
             self.failed[sequence.request_id] = GRAMMAR_FAILED
             return mask

@@ -4,15 +4,17 @@ llguidance does the parsing. This module sets its limits and makes a mask a func
 that preemption, chunking and other requests of a batch cannot change it. It knows neither torch nor scheduling.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 
 import llguidance
 
 from engine.errors import GrammarError
+from engine.grammars.lookahead import ForcedText, Lookahead
+from engine.grammars.panics import panics_as_errors
 from engine.types import Vocabulary
 
 # Limits are counts, not seconds: the same grammar is accepted or rejected on every machine and under any load.
@@ -71,6 +73,11 @@ class GrammarCompiler:
             _ = self._tokenizer
 
     @cached_property
+    def forced(self) -> ForcedText:
+        """Built on first use, by the first text with a draft."""
+        return ForcedText(self._vocabulary)
+
+    @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
         """Built on first use, because 32,000 tokens take about 0.1 s."""
         if not self._eos_token_ids:
@@ -94,7 +101,8 @@ class BuiltGrammar:
 
     def matcher(self, run: RunInThread) -> "GrammarMatcher":
         """Return a matcher at the start of its text. `run` starts work that is too long for a step."""
-        return GrammarMatcher(self._parser.deep_copy(), partial(self._start_replay, run))
+        compiler = self._compiler
+        return GrammarMatcher(self._parser.deep_copy(), partial(self._start_replay, run), lambda: compiler.forced)
 
     def _start_replay(self, run: RunInThread, token_ids: Ids[int]) -> "Future[llguidance.LLMatcher]":
         return run(partial(self._replay, token_ids))
@@ -115,9 +123,17 @@ class GrammarMatcher:
     replays it and decides: whether a text fails does not depend on other texts of its request.
     """
 
-    def __init__(self, parser: llguidance.LLMatcher, replay: Replay | None = None) -> None:
-        """`replay` returns a future parser for a text's tokens; None if the parser shares no lexer."""
+    def __init__(
+        self,
+        parser: llguidance.LLMatcher,
+        replay: Replay | None = None,
+        forced: Callable[[], ForcedText] | None = None,
+    ) -> None:
+        """`replay` returns a future parser for a text's tokens; None if the parser shares no lexer. `forced`: of the
+        vocabulary; None: the text gets no drafts."""
         self._parser = parser
+        self._forced = forced
+        self._ahead: Lookahead | None = None  # of the present text, once it is asked for
         self._num_consumed = 0
         self._replay = replay
         self._own_parser: Future[llguidance.LLMatcher] | None = None
@@ -150,6 +166,27 @@ class GrammarMatcher:
         self._num_consumed = len(token_ids) - start
         return self._next_mask(token_ids, start)
 
+    def look_ahead(self, token_ids: Ids[int], start: int) -> Lookahead | None:
+        """Return the masks behind guesses that follow token_ids[start:], whose own mask prepare() has computed.
+
+        None if guesses could change whether the text fails: their states count against the limits of the lexer. As long
+        as the text has a replay, that decides.
+        """
+        if self._forced is None or self._replay is None or self._mask is None:
+            return None
+        if self._mask[0] != len(token_ids) - start:
+            return None
+        if self._ahead is None:
+            self._ahead = Lookahead(self._parser, self._mask[1], self._forced())
+        return self._ahead
+
+    def draft_bitmask(self, draft: Ids[int]) -> bytes:
+        """Return the mask behind the last text of bitmask() and these guessed tokens, which look_ahead() has found
+        allowed. Packed like that of bitmask()."""
+        mask = None if self._ahead is None else self._ahead.mask_behind(draft)
+        assert mask is not None, "a draft is verified without its masks"
+        return mask
+
     def wait(self, timeout_s: float) -> None:
         """Block until prepare() can return True, or the timeout has passed."""
         if self._own_parser is not None:
@@ -170,10 +207,11 @@ class GrammarMatcher:
         num_tokens = len(token_ids) - start
         if self._mask is not None and self._mask[0] == num_tokens:
             return self._mask[1]
-        with _panics_as_errors():
-            if num_tokens > self._num_consumed:
-                self._parser.consume_tokens(list(token_ids[start + self._num_consumed :]))
-                self._num_consumed = num_tokens
+        self._ahead = None
+        with panics_as_errors():
+            for token_id in token_ids[start + self._num_consumed :]:  # all at once, two end tokens pass
+                self._parser.consume_tokens([token_id])
+            self._num_consumed = num_tokens
             mask = self._parser.compute_bitmask()
         if self._parser.is_error():  # the mask would then be the mask of a finished text
             raise GrammarError(self._parser.get_error())
@@ -182,19 +220,8 @@ class GrammarMatcher:
 
     def _result_of(self, parser: "Future[llguidance.LLMatcher]") -> llguidance.LLMatcher:
         """Return the parser once it is built. Raises GrammarError if it cannot be."""
-        with _panics_as_errors():
+        with panics_as_errors():
             return parser.result()
-
-
-@contextmanager
-def _panics_as_errors() -> Iterator[None]:
-    """Turn every error inside this block into a GrammarError: a panic in the library is not an Exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GrammarError):
-        raise
-    except BaseException as error:
-        raise GrammarError(str(error)) from error
 
 
 class _Tokens:

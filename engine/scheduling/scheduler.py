@@ -16,7 +16,7 @@ from engine.scheduling.fairness import FairShare
 from engine.scheduling.prompt_share import PromptShares
 from engine.scheduling.request_cost import prompt_cost
 from engine.scheduling.request_outputs import final_output
-from engine.scheduling.sequence import Matcher, Sequence, Status
+from engine.scheduling.sequence import DraftMasks, Matcher, Sequence, Status
 from engine.scheduling.step_commit import StepCommitter
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.scheduling.step_plan_builder import StepPlanBuilder
@@ -84,7 +84,7 @@ class Scheduler:
         sequence.cache_tenant = request.tenant if self.has_cache_per_tenant else None
         if request.expert_usage or request.expert_routing:
             sequence.experts = ExpertUsage(request, self.num_experts)
-        if self.drafter is not None and sequence.max_generated > 1 and matcher is None and not request.gate_logits:
+        if self.drafter is not None and sequence.max_generated > 1 and not request.gate_logits:
             ends = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else self._eos_token_ids)
             sequence.drafts = self.drafter.source(request, ends)
         self.requests.add(sequence)
@@ -113,8 +113,10 @@ class Scheduler:
         self.block_manager.pool.check_integrity(self.requests.block_tables())
         self.requests.check_integrity()
 
-    def plan(self, now: float) -> StepPlan:
-        """Return the next step's work; empty if nothing can run. Allocates blocks, admits and may preempt requests."""
+    def plan(self, now: float, draft_masks: DraftMasks | None = None) -> StepPlan:
+        """Return the next step's work; empty if nothing can run. Allocates blocks, admits and may preempt requests.
+
+        `draft_masks`: None: requests with a grammar draft nothing."""
         decoding, prefilling = self._split_decode_prefill()
         share = self.prompt_shares.open(now, self.fair_share, len(decoding))
         step = StepPlanBuilder(self.max_num_batched_tokens, share)
@@ -126,8 +128,9 @@ class Scheduler:
                 self._schedule(step, sequence, sequence.num_to_schedule)
         if not step.num_preemptions:
             self._admit(step, now)
-        if self.drafter is not None and not step.has_prefill:
-            self._add_drafts(step, self.drafter)
+        drafter = self.drafter
+        if drafter is not None and not step.has_prefill and drafter.may_draft(len(step.chunks)):
+            self._add_drafts(step, drafter, draft_masks)
         return step.build(self.block_manager.take_blocks_to_zero() if step.chunks else (), now)
 
     def _split_decode_prefill(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -188,21 +191,33 @@ class Scheduler:
             self.fair_share.charge(sequence.tenant, prompt_cost(sequence.request, num_new))
         self._schedule(step, sequence, sequence.num_to_schedule)
 
-    def _add_drafts(self, step: StepPlanBuilder, drafter: Drafter) -> None:
-        """Add drafts to requests that decode, within the budget and the blocks that no running request needs next.
-
-        A draft waits for the token in flight, if there is one.
-        """
-        sequences = [s for chunk in step.chunks.values() if (s := chunk.sequence).drafts and not s.num_pending_tokens]
-        candidates = [
-            Candidate(s.drafts, s.token_ids, s.max_generated - s.num_generated - 1) for s in sequences if s.drafts
-        ]
+    def _add_drafts(self, step: StepPlanBuilder, drafter: Drafter, masks: DraftMasks | None) -> None:
+        """Add drafts to requests that decode, within the budget and the blocks that no running request needs next."""
+        found = [(chunk.sequence, self._candidate(chunk.sequence, masks)) for chunk in step.chunks.values()]
+        sequences = [sequence for sequence, candidate in found if candidate]
+        candidates = [candidate for _, candidate in found if candidate]
         drafts = drafter.choose(candidates, len(step.chunks), step.budget)
         for sequence, draft in zip(sequences, drafts, strict=True):
+            if draft and sequence.matcher is not None and masks is not None:
+                draft = draft[: masks.prepare_draft(sequence, draft)]
             if draft:
                 num_running = len(self.requests.running)
                 length = self.block_manager.allocate_draft(sequence, len(draft), num_running)
                 step.add_draft(sequence, draft[:length])
+
+    @staticmethod
+    def _candidate(sequence: Sequence, masks: DraftMasks | None) -> Candidate | None:
+        """Return the sequence for the drafter; None if it drafts nothing. A draft waits for the token in flight, if
+        there is one."""
+        if sequence.drafts is None or sequence.num_pending_tokens:
+            return None
+        grammar = None
+        if sequence.matcher is not None:
+            grammar = None if masks is None else masks.guide(sequence)
+            if grammar is None:
+                return None
+        max_len = sequence.max_generated - sequence.num_generated - 1
+        return Candidate(sequence.drafts, sequence.token_ids, max_len, grammar)
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         """Apply a step's results and return the outputs of its requests. Each plan is applied once, in order."""

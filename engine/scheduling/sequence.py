@@ -1,5 +1,6 @@
 """State of one request in the engine: its tokens, how many of them are computed, and the blocks with their K and V."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 from engine.scheduling.block_hash import BlockHash, child_hash, root_hash
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.request_cost import output_cost
-from engine.speculation.draft_source import DraftSource
+from engine.speculation.draft_source import DraftSource, Grammar
 from engine.types import Request, Timing, TokenLogprobs
 
 
@@ -17,12 +18,34 @@ class Status(Enum):
     FINISHED = "finished"
 
 
+class Ahead(Protocol):
+    """Masks behind guessed tokens. Implemented by engine.grammars.lookahead.Lookahead."""
+
+    def mask_behind(self, token_ids: Ids[int]) -> bytes | None: ...
+    def num_allowed(self, token_ids: Ids[int]) -> int: ...
+    def forced_tokens(self, max_len: int, has_time: Callable[[], bool]) -> list[int]: ...
+
+
 class Matcher(Protocol):
     """Position of one request in its grammar. Implemented by engine.grammars.matcher.GrammarMatcher."""
 
     def prepare(self, token_ids: Ids[int], start: int) -> bool: ...
     def bitmask(self, token_ids: Ids[int], start: int) -> bytes: ...
+    def look_ahead(self, token_ids: Ids[int], start: int) -> Ahead | None: ...
+    def draft_bitmask(self, draft: Ids[int]) -> bytes: ...
     def wait(self, timeout_s: float) -> None: ...
+
+
+class DraftMasks(Protocol):
+    """Masks of drafts, within a time that the engine knows. Implemented by engine.grammars.mask_budget.MaskBudget."""
+
+    def guide(self, sequence: "Sequence") -> Grammar | None:
+        """Return the grammar of a sequence that decodes, for guesses; None: it gets no draft in this step."""
+        ...
+
+    def prepare_draft(self, sequence: "Sequence", draft: Ids[int]) -> int:
+        """Compute the masks of a draft's rows. Return how many of its tokens may be verified."""
+        ...
 
 
 class Sequence:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PRIOR_ACCEPTED, PRIOR_REJECTED = 1.0, 1.0  # observations that every rate starts with
+PRIOR_ACCEPTED, PRIOR_REJECTED = 0.25, 0.75  # observations that every rate starts with: a guess must prove itself
 MAX_OBSERVATIONS = 200.0  # a rate's counts are halved at this sum, so that it follows the text that is generated now
 PLACES = (0, 1, 2, 4, 8)  # first places of a draft that share a rate: 0, 1, 2..3, 4..7, 8..
 
@@ -14,6 +14,17 @@ class Evidence(NamedTuple):
     match_len: int  # tokens before the draft that equal those before its source
     is_unanimous: bool  # all found matches continue with the same token
     is_predicted: bool  # it comes from the request's prediction
+
+
+FORCED = Evidence(0, is_unanimous=True, is_predicted=False)  # the grammar forces the text, but not its tokens
+LAST_FORCED = Evidence(0, is_unanimous=False, is_predicted=False)  # likewise: the last of these tokens may be longer
+
+
+class Ground(NamedTuple):
+    """Ground for one drafted token: its evidence, and its place in the guess (0: first)."""
+
+    evidence: Evidence
+    place: int
 
 
 def num_accepted(draft: Sequence[int], sampled: Sequence[int]) -> int:
@@ -45,6 +56,14 @@ class AcceptanceRates:
         """Return the estimated probability for the token at `place` of a draft."""
         accepted, rejected = self._counts.get((evidence, _shared_place(place)), (PRIOR_ACCEPTED, PRIOR_REJECTED))
         return accepted / (accepted + rejected)
+
+    def chances(self, grounds: Sequence[Ground]) -> tuple[float, ...]:
+        """Return the estimated probability of each token of a draft that it and all before it are right; descending."""
+        right, chances = 1.0, []
+        for evidence, place in grounds:
+            right *= self.rate(evidence, place)
+            chances.append(right)
+        return tuple(chances)
 
 
 def _shared_place(place: int) -> int:

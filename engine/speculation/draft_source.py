@@ -1,35 +1,57 @@
-"""Drafts of one request: the continuation of the place where its last tokens occurred before.
+"""Drafts of one request: the continuation of the place where its last tokens occurred before, or text that its grammar
+forces.
 
 The places are those in its own prompt and completion, and in its prediction. No other request's tokens are read.
 """
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from engine.speculation.acceptance import AcceptanceRates, Evidence
+from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence, Ground
 
 MATCH_LENS = (2, 4, 8, 16)  # numbers of last tokens that are looked for
 MAX_MATCHES = 4  # places that vote for the next token, the latest first
 MAX_DRAFT = 16  # tokens
 MAX_TOKEN_ID = 0x10FFFF  # the largest code of a character
 MIN_LEFT = 8  # tokens left of a proposal that was right so far, from which on no other place is looked for
+MAX_SKIPPED = 7  # tokens that are not guessed after guesses that failed at once: 0, 1, 3, 7
+
+
+class Grammar(Protocol):
+    """Grammar of a request, at the end of its text so far."""
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Return how many leading tokens may follow the text."""
+        ...
+
+    def forced_tokens(self, max_len: int) -> list[int]:
+        """Return the usual tokens of the text that must follow, at most `max_len`; [] if none must."""
+        ...
 
 
 class Draft(NamedTuple):
     """Guessed tokens behind the last one of a request."""
 
     token_ids: tuple[int, ...]
-    evidence: Evidence
-    first_place: int  # of token_ids[0] in its proposal: so many tokens of it were right already
+    chances: tuple[float, ...]  # of each token: that it and all before it are right
 
 
 class Proposal(NamedTuple):
-    """Guess of the tokens from `position` on."""
+    """Guess of the tokens from `position` on, with the ground for each."""
 
     position: int
     token_ids: tuple[int, ...]
-    evidence: Evidence
+    grounds: tuple[Ground, ...]
+
+    def behind(self, position: int) -> "Proposal":
+        """Return its part from `position` on, which it reaches."""
+        count = position - self.position
+        return Proposal(position, self.token_ids[count:], self.grounds[count:])
+
+    def cut_to(self, length: int) -> "Proposal":
+        """Return its first `length` tokens."""
+        return Proposal(self.position, self.token_ids[:length], self.grounds[:length])
 
 
 class DraftSource:
@@ -50,16 +72,23 @@ class DraftSource:
         self._end_token_ids = frozenset(end_token_ids)
         self._text = ""
         self._proposal: Proposal | None = None  # right so far, as far as its tokens are known
+        self._num_failures = 0  # searches in a row that found nothing, or nothing right
+        self._search_len = 0  # length of the text from which on a search may find something
 
-    def propose(self, token_ids: Sequence[int], max_len: int) -> Draft | None:
-        """Return a guess of 1 to `max_len` tokens behind `token_ids`, the request's tokens so far; None without one."""
+    def propose(self, token_ids: Sequence[int], max_len: int, grammar: Grammar | None = None) -> Draft | None:
+        """Return a guess of 1 to `max_len` tokens behind `token_ids`, the request's tokens so far; None without one.
+
+        `grammar`: of a request that has one; the draft has only tokens that it allows.
+        """
+        if self._proposal is None and len(token_ids) < self._search_len:
+            return None
         self._extend(token_ids)
-        if self._num_left() < MIN_LEFT:
-            self._proposal = self._continue_prediction() or self._continue_match() or self._proposal
+        if self._num_left() < (MIN_LEFT if grammar is None else 1) and len(self._text) >= self._search_len:
+            self._search(grammar)
         if not self._num_left() or self._proposal is None:
             return None
-        place = len(self._text) - self._proposal.position
-        return Draft(self._proposal.token_ids[place : place + max_len], self._proposal.evidence, place)
+        left = self._proposal.behind(len(self._text)).cut_to(max_len)
+        return Draft(left.token_ids, self._rates.chances(left.grounds))
 
     def _num_left(self) -> int:
         """Return how many tokens of the proposal are not known yet."""
@@ -75,14 +104,56 @@ class DraftSource:
                 break
             place = position - proposal.position
             is_right = proposal.token_ids[place] == token_id
-            self._rates.record(proposal.evidence, place, is_right=is_right)
+            self._rates.record(*proposal.grounds[place], is_right=is_right)
+            if is_right:
+                self._num_failures = 0
+            elif place == 0:
+                self._back_off(position)
             if not is_right or place + 1 == len(proposal.token_ids):
                 self._proposal = None
         self._text += _text(new)
 
+    def _search(self, grammar: Grammar | None) -> None:
+        """Look for a proposal behind the text; without a new one the present one stays."""
+        found = self._continue_prediction() or self._continue_match()
+        if grammar is not None:
+            found = self._within(grammar, found)
+        if found is not None:
+            self._proposal = found
+        elif self._proposal is None:
+            self._back_off(len(self._text))
+
+    def _back_off(self, length: int) -> None:
+        """Count a failure at a text of this length: the more in a row, the later the next search."""
+        num_skipped = min((1 << self._num_failures) - 1, MAX_SKIPPED)
+        self._num_failures = min(self._num_failures + 1, MAX_SKIPPED)
+        self._search_len = length + 1 + num_skipped
+
+    def _within(self, grammar: Grammar, found: Proposal | None) -> Proposal | None:
+        """Return the part of a proposal that the grammar allows, or the text that it forces, whichever is likelier at
+        first; of the same tokens, the longer."""
+        forced = self._forced(grammar)
+        num_allowed = grammar.num_allowed(found.token_ids) if found else 0
+        if found is None or not num_allowed:
+            return forced
+        allowed = found.cut_to(num_allowed)
+        if forced is None:
+            return allowed
+        if forced.token_ids[0] == allowed.token_ids[0]:
+            return max(allowed, forced, key=lambda proposal: len(proposal.token_ids))
+        return max(allowed, forced, key=lambda proposal: self._rates.rate(*proposal.grounds[0]))
+
+    def _forced(self, grammar: Grammar) -> Proposal | None:
+        token_ids = self._until_end(grammar.forced_tokens(MAX_DRAFT))
+        if not token_ids:
+            return None
+        last = len(token_ids) - 1
+        grounds = tuple(Ground(LAST_FORCED if i == last else FORCED, i) for i in range(len(token_ids)))
+        return Proposal(len(self._text), token_ids, grounds)
+
     def _continue_prediction(self) -> Proposal | None:
         """Continue the prediction while the whole completion equals its start."""
-        completion = self._text[self._num_prompt_tokens :]
+        completion = self._text[self._num_prompt_tokens :] if self._prediction else ""
         if not completion or not self._prediction.startswith(completion):
             return None
         evidence = Evidence(MATCH_LENS[-1], is_unanimous=True, is_predicted=True)
@@ -109,9 +180,14 @@ class DraftSource:
         tail = where[start : start + MAX_DRAFT]
         if tail and where is self._text:
             tail = (tail * MAX_DRAFT)[:MAX_DRAFT]
-        token_ids = list(map(ord, tail))
+        token_ids = self._until_end(list(map(ord, tail)))
+        grounds = tuple(Ground(evidence, place) for place in range(len(token_ids)))
+        return Proposal(len(self._text), token_ids, grounds) if token_ids else None
+
+    def _until_end(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the tokens before the first one that would end the request."""
         num_kept = next((i for i, token_id in enumerate(token_ids) if token_id in self._end_token_ids), len(token_ids))
-        return Proposal(len(self._text), tuple(token_ids[:num_kept]), evidence) if num_kept else None
+        return tuple(token_ids[:num_kept])
 
 
 def _text(token_ids: Sequence[int]) -> str:

@@ -1,23 +1,42 @@
 """Account of the time that drafts saved and lost, which bounds the loss."""
 
-MAX_LOSS = 0.02  # share of the time of all steps that drafts may lose
+MAX_LOSS = 0.01  # share of the time of all steps that drafts may lose
 KEPT = 0.998  # of the past, for each second step or so: the account covers about the last 500 steps
+FIRST_STEPS = 250  # that the account begins with, so that the first guesses may fail
+MIN_PAUSE, MAX_PAUSE = 16, 1024  # steps without drafts after the loss was too large, the first and the longest time
 
 
 class Ledger:
-    """Balance of saved seconds, against the seconds of all steps. Both fade, so that old gains do not pay for long."""
+    """Balance of saved seconds, against the seconds of all steps. Both fade, so that old gains do not pay for long.
+
+    A balance below its bound begins a pause, each twice as long as the one before, until drafts save time again.
+    """
 
     def __init__(self, max_loss: float = MAX_LOSS) -> None:
         self._max_loss = max_loss
         self._spent_s = 0.0
         self._saved_s = 0.0
+        self._pause = MIN_PAUSE  # steps of the next one
+        self._num_left = 0  # steps of the present one
 
     def record(self, seconds: float, saved_s: float = 0.0) -> None:
         """Record a step and what its drafts saved; a negative number if they lost time."""
-        self._spent_s = KEPT * self._spent_s + seconds
-        self._saved_s = min(KEPT * self._saved_s + saved_s, self._max_loss * self._spent_s)
+        self._spent_s = KEPT * (self._spent_s or FIRST_STEPS * seconds) + seconds
+        bound_s = self._max_loss * self._spent_s
+        self._saved_s = min(KEPT * self._saved_s + saved_s, bound_s)
+        was_paused, self._num_left = bool(self._num_left), max(0, self._num_left - 1)
+        if self._saved_s > 0:
+            self._pause = MIN_PAUSE
+        elif self._saved_s < -bound_s and was_paused:
+            self._num_left = max(1, self._num_left)  # until the loss is within its bound again
+        elif self._saved_s < -bound_s:
+            self._num_left, self._pause = self._pause, min(2 * self._pause, MAX_PAUSE)
+
+    def end_pause(self) -> None:
+        """Allow drafts again, for a new text; the next loss begins the next pause."""
+        self._num_left = 0
 
     @property
     def allows_drafts(self) -> bool:
-        """False while the losses exceed their share."""
-        return self._saved_s >= -self._max_loss * self._spent_s
+        """False in a pause."""
+        return not self._num_left

@@ -4,7 +4,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 RATE = 0.25  # share of an error that one step corrects
-MAX_CHANGE = 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_CHANGE
+MAX_RISE, MAX_FALL = 1.25, 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_FALL
+MIN_STEPS = 3  # of so many rows, before their time is known well enough to compare others with it
 EXACT_ROWS = 16  # up to here each number of rows has its own estimate
 ROWS_PER_GROUP = 8  # beyond
 
@@ -33,21 +34,28 @@ class RowTimes:
         self._shape = shape
         self._groups: list[int] = []  # measured numbers of rows, ascending
         self._seconds: dict[int, float] = {}
+        self._num_steps: dict[int, int] = {}
 
     def record(self, num_rows: int, seconds: float) -> None:
         """Learn from a step."""
         group = _group(num_rows)
+        self._num_steps[group] = self._num_steps.get(group, 0) + 1
         known = self._seconds.get(group)
         if known is None:
             self._groups.insert(bisect_left(self._groups, group), group)
             self._seconds[group] = seconds
         else:
-            bounded = min(max(seconds, known / MAX_CHANGE), known * MAX_CHANGE)
+            bounded = min(max(seconds, known / MAX_FALL), known * MAX_RISE)
             self._seconds[group] = known + RATE * (bounded - known)
 
+    @property
+    def is_known(self) -> bool:
+        """False before the first record()."""
+        return bool(self._groups)
+
     def is_measured(self, num_rows: int) -> bool:
-        """Return whether a step of about so many rows was measured."""
-        return _group(num_rows) in self._seconds
+        """Return whether MIN_STEPS steps of about so many rows were measured."""
+        return self._num_steps.get(_group(num_rows), 0) >= MIN_STEPS
 
     def predict(self, num_rows: int) -> float:
         """Return the estimated seconds of a step: of unmeasured rows in proportion to the shape, between the measured

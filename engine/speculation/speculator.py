@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import AcceptanceRates
-from engine.speculation.draft_source import Draft, DraftSource
+from engine.speculation.draft_source import Draft, DraftSource, Grammar
 from engine.speculation.ledger import Ledger
 from engine.speculation.row_times import RowTimes, TimeShape
 from engine.types import Request
@@ -16,7 +16,10 @@ from engine.types import Request
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
 MAX_DRAFTED = 64  # tokens of all requests in one step
 MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
-STEPS_PER_PLAIN = 32  # one of so many steps has no drafts, so that the time without them stays known
+QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
+SEARCHING_STEPS = 62
+MAX_OUTLIER = 2.0  # a step counts as at most so many times its estimate in the account of saved time
+FORGET_STEPS = 1024  # that searched; then times of drafts are learned anew, in case one was measured too slow
 
 
 class Candidate(NamedTuple):
@@ -25,6 +28,7 @@ class Candidate(NamedTuple):
     source: DraftSource
     token_ids: Sequence[int]  # so far
     max_len: int  # of its draft
+    grammar: Grammar | None = None  # None: the request has none
 
 
 class StepTime(NamedTuple):
@@ -37,51 +41,93 @@ class StepTime(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Part of a Speculator that the scheduler uses."""
+    """Part of a Speculator that the scheduler uses, in each step without a prompt: may_draft(), choose() if that
+    returns True, and record() when the step is computed."""
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource: ...
+    def may_draft(self, num_rows: int) -> bool: ...
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]: ...
     def record(self, step: StepTime) -> None: ...
 
 
 class Speculator:
-    """Learns acceptance and step times while the engine runs, and chooses the drafts of each step."""
+    """Learns acceptance and step times while the engine runs, and chooses the drafts of each step.
+
+    The reference is the time of quiet steps, in which no text was searched, behind quiet steps. What searching texts,
+    computing drafts and going back to steps without any costs more than that is in the account as a loss.
+    """
 
     def __init__(self, shape: TimeShape) -> None:
         """`shape`: the relative time of a step by its rows, until it is measured."""
+        self._shape = shape
         self._rates = AcceptanceRates()
-        self._times = RowTimes(shape)
+        self._quiet_times = RowTimes(shape)
+        self._draft_times = RowTimes(shape)
         self._ledger = Ledger()
-        self._num_drafted_steps = 0  # since the last one without drafts
+        self._is_searching = False  # in the present step
+        self._num_quiet = 0  # steps in a row
+        self._num_searching = 0  # steps since the last QUIET_STEPS quiet ones
+        self._num_remembered = 0  # steps that searched, since the times of drafts were forgotten
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource:
         """Return the source of a request's drafts, none of which has a token that would end it."""
+        self._ledger.end_pause()
         return DraftSource(len(request.prompt_token_ids), self._rates, request.prediction_token_ids, end_token_ids)
 
+    def may_draft(self, num_rows: int) -> bool:
+        """Return whether the next step, of `num_rows` without drafts, is one that searches texts."""
+        self._is_searching = (
+            num_rows <= MAX_REQUESTS
+            and self._ledger.allows_drafts
+            and self._num_searching < SEARCHING_STEPS
+            and self._quiet_times.is_measured(num_rows)
+        )
+        return self._is_searching
+
     def record(self, step: StepTime) -> None:
-        """Learn from a step. Its drafts saved the time in which steps without drafts generate the accepted tokens."""
-        plain_rows = step.num_requests
-        self._times.record(step.num_rows, step.seconds)
-        if step.num_rows == plain_rows:
-            self._num_drafted_steps = 0
-            self._ledger.record(step.seconds)
+        """Learn from a step. Its drafts saved the time in which quiet steps generate the accepted tokens."""
+        if not self._is_searching:
+            self._record_quiet(step)
             return
-        self._num_drafted_steps += 1
-        plain_s = self._times.predict(plain_rows)
-        saved_s = plain_s * (1 + step.num_accepted / plain_rows) - step.seconds
-        self._ledger.record(step.seconds, saved_s)
+        self._num_quiet = 0
+        self._num_searching += 1
+        self._forget()
+        plain_s = self._quiet_times.predict(step.num_requests)
+        limit_s = plain_s * MAX_OUTLIER
+        if step.num_rows > step.num_requests:
+            limit_s = self._draft_s(step.num_rows) * MAX_OUTLIER
+            self._draft_times.record(step.num_rows, min(step.seconds, limit_s))
+        gained_s = plain_s * (1 + step.num_accepted / step.num_requests)
+        self._ledger.record(step.seconds, gained_s - min(step.seconds, limit_s))
+
+    def _record_quiet(self, step: StepTime) -> None:
+        self._num_quiet += 1
+        if self._num_quiet >= QUIET_STEPS:
+            self._num_searching = 0
+            self._quiet_times.record(step.num_rows, step.seconds)
+            self._ledger.record(step.seconds)
+        elif self._quiet_times.is_measured(step.num_rows):
+            plain_s = self._quiet_times.predict(step.num_rows)
+            self._ledger.record(step.seconds, plain_s - min(step.seconds, plain_s * MAX_OUTLIER))
+
+    def _forget(self) -> None:
+        """Forget the times of drafts once in a while: one that seems too slow is not tried, and so not corrected."""
+        self._num_remembered += 1
+        if self._num_remembered == FORGET_STEPS:
+            self._num_remembered, self._draft_times = 0, RowTimes(self._shape)
+
+    def _draft_s(self, num_rows: int) -> float:
+        """Return the estimated seconds of a step with drafts."""
+        return (self._draft_times if self._draft_times.is_known else self._quiet_times).predict(num_rows)
 
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
         """Return the draft of each candidate, in order; empty where none pays.
 
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
         """
-        if num_rows > MAX_REQUESTS:
-            return [()] * len(candidates)
-        drafts = [candidate.source.propose(candidate.token_ids, candidate.max_len) for candidate in candidates]
+        drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
         lengths = [0] * len(drafts)
-        is_turn = self._num_drafted_steps < STEPS_PER_PLAIN - 1
-        if is_turn and self._ledger.allows_drafts and self._times.is_measured(num_rows):
+        if any(drafts):
             for index in self._owners(drafts, num_rows, min(max_drafted, MAX_DRAFTED)):
                 lengths[index] += 1
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
@@ -92,25 +138,12 @@ class Speculator:
         The likeliest tokens come first, so that the best step has a number of them from the front. A first row may cost
         more than it gains where many gain (alone, each of the first rows reads other experts): all numbers are tried.
         """
-        ordered = sorted(
-            (-probability, index)
-            for index, draft in enumerate(drafts)
-            if draft
-            for probability in self._probabilities(draft)
-        )[:max_drafted]
-        best_count, best_rate = 0, MIN_GAIN * num_rows / self._times.predict(num_rows)
+        ordered = sorted((-chance, index) for index, draft in enumerate(drafts) if draft for chance in draft.chances)
+        best_count, best_rate = 0, MIN_GAIN * num_rows / self._quiet_times.predict(num_rows)
         expected = float(num_rows)
-        for count, (negative, _) in enumerate(ordered, 1):
+        for count, (negative, _) in enumerate(ordered[:max_drafted], 1):
             expected -= negative
-            rate = expected / self._times.predict(num_rows + count)
+            rate = expected / self._draft_s(num_rows + count)
             if rate > best_rate:
                 best_count, best_rate = count, rate
         return [index for _, index in ordered[:best_count]]
-
-    def _probabilities(self, draft: Draft) -> list[float]:
-        """Return the probability of each token that it and all before it are right; descending."""
-        right, probabilities = 1.0, []
-        for place in range(draft.first_place, draft.first_place + len(draft.token_ids)):
-            right *= self._rates.rate(draft.evidence, place)
-            probabilities.append(right)
-        return probabilities

@@ -1,8 +1,10 @@
 """Descriptions of a loaded engine: the Ready message for the API process, and the fingerprint of its numerics."""
 
+from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.startup.loading import LoadedModel
+from model.config import ModelConfig
 
 NUM_DIGITS = 12  # of the digest of the weights in a fingerprint
 
@@ -36,6 +38,33 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         embeds=model.embeds,
         generates=model.generates,
         checkpoint_files=loaded.checkpoint.files,
+    )
+
+
+def rank_ready_message(config: EngineConfig, model: ModelConfig, numerics: str, files: str) -> Ready:
+    """Describe a rank that is not the first to the process that started it: that it is ready, and what it computes
+    with. Rank 0 has the limits."""
+    return Ready(
+        max_model_len=model.context_len,
+        max_prompt_tokens=0,
+        vocab_size=model.vocab_size,
+        eos_token_ids=[],
+        num_parameters=model.num_parameters(),
+        weight_bytes=0,
+        kv_cache_bytes=0,
+        kv_bytes_per_token=0,
+        num_blocks=0,
+        block_size=config.block_size,
+        num_layers=model.num_layers,
+        num_experts=model.num_experts,
+        experts_per_token=model.experts_per_token,
+        window=model.window,
+        dtype=served_dtype(config, model),
+        device="cpu",
+        backend="native",
+        fingerprint=numerics,
+        phase_seconds={},
+        checkpoint_files=files,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -25,8 +26,11 @@ from engine.capacity.sizing import (
 )
 from engine.capacity.smaller_plans import smaller_weights
 from engine.config import EngineConfig
+from engine.distributed.agreement import RankDescription
+from engine.distributed.connections import RankConnections, group_of
+from engine.distributed.host_ranks import HostRanks
 from engine.distributed.leader import LeadingKvPool, LeadingMixtral
-from engine.distributed.ranks import Ranks, group_of
+from engine.distributed.ranks import Ranks
 from engine.errors import EngineConfigError
 from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
@@ -38,7 +42,7 @@ from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import CheckpointIdentity, identify
+from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks, weight_bytes_of_ranks
@@ -52,6 +56,7 @@ from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
+from model.ops.native.group import gathers_in_library
 from model.ops.native.ops import NativeOps
 from model.profile_step import run_profile_steps
 
@@ -76,11 +81,11 @@ class LoadedModel:
     numerics: str  # everything in the backend that affects bits
     quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
-    weight_bytes: int
-    kv_block_bytes: int
+    weight_bytes: int  # on this host
+    kv_block_bytes: int  # on this host
     phase_seconds: dict[str, float]
     warnings: tuple[str, ...]
-    ranks: Ranks | None = None  # the other processes that compute this model
+    ranks: RankConnections | None = None  # the other processes that compute this model
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
@@ -100,9 +105,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     stored = read_stored_weights(Path(config.model), model_config)
     identity = identify(stored.values())
     backend = choose_backend(config, device, dtype, heartbeat)
+    numerics = backend.numerics
     weight_bytes, backend = _plan_weights(config, model_config, stored, backend, device, dtype)
     warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
-    with _started_ranks(config, model_config) as ranks:
+    with _started_ranks(config, model_config, numerics, stored, partial(on_progress, "other ranks", 0, 0)) as ranks:
         model = _load_weights(
             config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
         )
@@ -126,13 +132,15 @@ def _plan_weights(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[int, Backend]:
-    """Return the bytes of the weights on all ranks, and the backend named after the blocks that stay as stored.
+    """Return the bytes of the weights on all ranks of this host, and the backend named after the blocks that stay as
+    stored.
 
     Raises EngineConfigError if the weights do not fit.
     """
     formats = backend.ops.block_formats
+    size, num_kv_heads = config.tensor_parallel_size, model.num_kv_heads
     by_part = weight_bytes_of_ranks(
-        stored, dtype.itemsize, config.quantization, formats, config.tensor_parallel_size, model.num_kv_heads
+        stored, dtype.itemsize, config.quantization, formats, size, num_kv_heads, config.ranks_of_host
     )
     kept, weight_bytes = kept_in_blocks(stored, formats), sum(by_part.values())
     _check_weights_fit(config, device, weight_bytes, weight_kind(config, model, is_in_blocks=bool(kept)))
@@ -140,9 +148,21 @@ def _plan_weights(
 
 
 @contextmanager
-def _started_ranks(config: EngineConfig, model: ModelConfig) -> Iterator[Ranks | None]:
-    """Start the processes of the other ranks, if there are any. An exception in the block ends them."""
-    ranks = Ranks(config, model) if config.tensor_parallel_size > 1 else None
+def _started_ranks(
+    config: EngineConfig,
+    model: ModelConfig,
+    numerics: str,
+    stored: Mapping[str, StoredWeight],
+    on_wait: Callable[[], None],
+) -> Iterator[RankConnections | None]:
+    """Start the processes of the other ranks, if there are any, and wait for those of other hosts. An exception in the
+    block ends them."""
+    ranks: RankConnections | None = None
+    if config.nnodes > 1:
+        own = RankDescription(numerics, contents_digest(stored.values()))
+        ranks = HostRanks(config, own, version("smoe"), on_wait)
+    elif config.tensor_parallel_size > 1:
+        ranks = Ranks(config, model)
     try:
         yield ranks
     except BaseException:
@@ -151,13 +171,38 @@ def _started_ranks(config: EngineConfig, model: ModelConfig) -> Iterator[Ranks |
         raise
 
 
-def load_rank(config: EngineConfig, model_config: ModelConfig, group: Group, on_tensor: Callable[[], None]) -> Mixtral:
+def rank_backend(config: EngineConfig, model: ModelConfig, heartbeat: Heartbeat | None = None) -> Backend:
+    """Return the backend of a rank, which is not the first. Raises EngineConfigError."""
+    return choose_backend(config, torch.device("cpu"), DTYPES[served_dtype(config, model)], heartbeat)
+
+
+def host_backend(
+    config: EngineConfig, model: ModelConfig, stored: Mapping[str, StoredWeight], heartbeat: Heartbeat
+) -> Backend:
+    """Return the backend of a rank on a host that is not the first. Raises EngineConfigError, also if the weights of
+    this host's ranks do not fit."""
+    backend = rank_backend(config, model, heartbeat)
+    if config.local_rank == 0:
+        _plan_weights(config, model, stored, backend, torch.device("cpu"), DTYPES[served_dtype(config, model)])
+    return backend
+
+
+def load_rank(
+    config: EngineConfig, model_config: ModelConfig, backend: Backend, group: Group, on_tensor: Callable[[], None]
+) -> Mixtral:
     """Load the part of one rank, which is not the first. Raises CheckpointError and EngineConfigError."""
     device, dtype = torch.device("cpu"), DTYPES[served_dtype(config, model_config)]
-    backend = choose_backend(config, device, dtype)
     model = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
     assert isinstance(backend.ops, NativeOps), "rank 0 has checked the backend"
-    return NativeMixtral(model, backend.ops)
+    return _in_one_call(model, backend.ops)
+
+
+def _in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
+    """Return the network that computes a step in one call of the library, if it can: ranks of several hosts gather
+    between calls."""
+    if isinstance(ops, NativeOps) and gathers_in_library(model.group):
+        return NativeMixtral(model, ops)
+    return model
 
 
 def _load_weights(
@@ -190,7 +235,8 @@ def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes:
         check_weights_fit(weight_bytes, free_bytes, kind)
     except EngineConfigError as error:
         on_device = msgspec.structs.replace(config, device="cuda" if device.type == "cuda" else "cpu")
-        raise EngineConfigError(f"{error}{smaller_weights(on_device, free_bytes)}") from None
+        smaller = smaller_weights(on_device, free_bytes * config.nnodes)
+        raise EngineConfigError(f"{error}{smaller}") from None
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
@@ -229,11 +275,10 @@ def _assemble(
     weights_s: float,
     warnings: list[str],
     on_progress: ProgressCallback,
-    ranks: Ranks | None = None,
+    ranks: RankConnections | None = None,
 ) -> LoadedModel:
     """Add a KV pool in the free memory and a measured token budget to a loaded network."""
-    if isinstance(backend.ops, NativeOps):
-        model = NativeMixtral(model, backend.ops)
+    model = _in_one_call(model, backend.ops)
     if ranks is not None:
         model = LeadingMixtral(model, ranks)
     model_config, memory = model.config, memory_of(device)
@@ -245,6 +290,8 @@ def _assemble(
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
         )
+    if ranks is not None:
+        free_bytes = ranks.free_bytes(free_bytes)
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
@@ -272,7 +319,7 @@ def _assemble(
         quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
-        kv_block_bytes=kv_block_bytes(config, model_config),
+        kv_block_bytes=kv_block_bytes(config, model_config) // config.nnodes,
         phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
         ranks=ranks,
@@ -280,7 +327,12 @@ def _assemble(
 
 
 def _create_pool(
-    model: Mixtral, num_blocks: int, block_size: int, dtype: KvDtype, device: torch.device, ranks: Ranks | None
+    model: Mixtral,
+    num_blocks: int,
+    block_size: int,
+    dtype: KvDtype,
+    device: torch.device,
+    ranks: RankConnections | None,
 ) -> KvPool:
     if ranks is not None:
         return LeadingKvPool(model, ranks, num_blocks, block_size, dtype)

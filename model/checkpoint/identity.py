@@ -10,6 +10,8 @@ from model.checkpoint.manifest import listed_sums
 from model.checkpoint.stored_tensor import StoredWeight, tensors_of
 
 CONFIG_NAMES = ("config.json", "params.json", "generation_config.json")
+NETWORK_CONFIG_NAMES = ("config.json", "params.json")
+SAMPLE_BYTES = 4096  # for a digest that hosts compare
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,27 @@ def _digest_of_sums(files: list[Path]) -> str:
 
 def _digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def contents_digest(weights: Iterable[StoredWeight]) -> str:
+    """Return a digest that is equal on all hosts with the same checkpoint: of the config, and of the name, type, shape
+    and first bytes of each tensor.
+
+    Reads 4 KiB of each tensor. Raises CheckpointError.
+    """
+    stored = sorted(tensors_of(weights), key=lambda tensor: (tensor.name, tensor.start))
+    lines = [f"{t.name} {t.dtype} {t.shape} {_sample(t.file, t.start, t.num_bytes)}" for t in stored]
+    if stored and stored[0].file.suffix == ".safetensors":  # a GGUF file contains its config
+        configs = [stored[0].file.with_name(name) for name in NETWORK_CONFIG_NAMES]
+        lines += [f"{path.name} {_sample(path, 0, path.stat().st_size)}" for path in configs if path.is_file()]
+    return _digest(lines)
+
+
+def _sample(file: Path, start: int, num_bytes: int) -> str:
+    """Return a digest of the beginning of a part of a file."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return hashlib.sha256(opened.read(min(num_bytes, SAMPLE_BYTES))).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None

@@ -67,10 +67,12 @@ def weight_bytes_of_ranks(
     block_formats: Collection[str],
     size: int,
     num_kv_heads: int,
+    ranks: range | None = None,
 ) -> dict[str, int]:
-    """Return the bytes of each of PARTS on all `size` ranks together: each has the parts that are not cut."""
+    """Return the bytes of each of PARTS on all `size` ranks together, or on those of `ranks`: each has the parts that
+    are not cut."""
     total = dict.fromkeys(PARTS, 0)
-    for cut in all_cuts(size):
+    for cut in [cut for cut in all_cuts(size) if ranks is None or cut.rank in ranks]:
         for part, count in weight_bytes(stored, element_bytes, quantization, block_formats, cut, num_kv_heads).items():
             total[part] += count
     return total

@@ -8,7 +8,7 @@ from server.api.chat_translation import prepare_translated
 from server.api.chat_turn import ChatTurn
 from server.errors import CONTEXT_LENGTH_EXCEEDED, ApiError
 from server.schemas import ResponsesRequest
-from server.schemas.response_items import MessageItem
+from server.schemas.responses_api.items import MessageItem
 
 
 async def prepare_truncated(

@@ -9,7 +9,7 @@ import typer
 from server.cli.errors import report_error
 from server.cli.settings_of_command import load_settings
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, origins
+from server.settings.sources import SettingsError, launcher_attempt, origins
 
 
 def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
@@ -21,11 +21,17 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
         settings = load_settings(flags, config)
     except SettingsError as error:
         return report_error(error)
-    from server.lifecycle.serve import serve  # only now: a wrong flag is reported without loading this
-    from server.lifecycle.text_frontend import StartError
+    from server.lifecycle.text_frontend import StartError  # only now: a wrong flag is reported without loading this
 
+    attempt = launcher_attempt(settings)
     try:
-        return serve(settings, started_s)
+        if settings.node_rank:
+            from server.lifecycle.node import serve_node
+
+            return serve_node(settings, attempt)
+        from server.lifecycle.serve import serve
+
+        return serve(settings, started_s, launcher_attempt=attempt)
     except StartError as error:
         return report_error(error)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.client_hello import wait_for_client_hello
-from server.http.read_limiter import ReadLimiter
+from server.http.limits.read_limiter import ReadLimiter
 
 ACCEPTS_PER_ITERATION = (
     64  # with one, thousands of simultaneous connections and health checks would wait for each other

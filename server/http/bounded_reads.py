@@ -10,8 +10,8 @@ import uvicorn
 from uvicorn.server import ServerState as UvicornState
 
 from server.http.connections import Connections
+from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import Connection
-from server.http.read_limiter import ReadLimiter
 
 # A body in chunks of one byte costs the parser about 10 us per 6 bytes read, and libuv reads up to 32 times per loop
 # iteration: at most 60 ms with reads of 1 KiB, more than a second with 256 KiB.

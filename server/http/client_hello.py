@@ -6,7 +6,7 @@ The layout of records and of the message's header: RFC 8446, sections 4 and 5.1.
 import asyncio
 import socket
 
-from server.http.read_limiter import resolve
+from server.http.limits.read_limiter import resolve
 
 MAX_HELLO_BYTES = 16 << 10  # a longer one is left to the TLS library
 MAX_WAKES = 64  # the system may report less than was asked for when it is short of memory

@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import http_version_not_supported, invalid_api_key, is_anthropic
 from server.fairness.request_memory import RequestMemory
-from server.http.body_limit import BodyLimit
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
+from server.http.limits.body_limit import BodyLimit
 from server.observability.access_log import AccessLog, RequestRecord
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})

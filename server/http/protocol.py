@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
-from server.http.header_lines import limit_header_lines
+from server.http.limits.header_lines import limit_header_lines
 
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.acceptor import Acceptor
 from server.http.bounded_reads import BoundedReadProtocol
+from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import MAX_HEAD_BYTES
-from server.http.read_limiter import ReadLimiter
 from server.settings.settings import Settings
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import memory_limit_bytes
+from engine.config import EngineConfig
 from engine.messages import Ready
 from server.api import playground_files
 from server.api.app import create_app
@@ -33,10 +35,10 @@ from server.generation.state import ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
+from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.listener import ListenError, is_loopback, listen, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
@@ -71,10 +73,17 @@ log = logging.getLogger(__name__)
 RESTARTING_ENGINE = SupervisorConfig(restarts=True)
 
 
-def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTARTING_ENGINE) -> int:
+def serve(
+    settings: Settings,
+    started_s: float,
+    engine: SupervisorConfig = RESTARTING_ENGINE,
+    *,
+    launcher_attempt: int | None = None,
+) -> int:
     """Run the server until a signal or the engine's end; return the exit code. Raises StartError.
 
-    `started_s`: time.monotonic() at the start of the command.
+    `started_s`: time.monotonic() at the start of the command. `launcher_attempt`: see server/settings/sources.py;
+    torchrun starts the engine again, together with the ranks of other hosts.
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
@@ -87,7 +96,9 @@ def serve(settings: Settings, started_s: float, engine: SupervisorConfig = RESTA
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
-        server = Server(settings, model_dir, listener, started_s, engine, StartupReport(output), inherited)
+        config = engine_config(settings, model_dir, launcher_attempt)
+        engine = replace(engine, restarts=engine.restarts and launcher_attempt is None)
+        server = Server(settings, config, listener, started_s, engine, StartupReport(output), inherited)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(server.run())
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
@@ -101,7 +112,7 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        model_dir: Path,
+        engine_config: EngineConfig,
         listener: socket.socket,
         started_s: float,
         engine: SupervisorConfig,
@@ -109,7 +120,8 @@ class Server:
         inherited: Inheritance,
     ) -> None:
         self._settings = settings
-        self._model_dir = model_dir
+        self._engine_config = engine_config
+        self._model_dir = Path(engine_config.model)
         self._listener = listener
         self._started_s = started_s
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
@@ -209,7 +221,9 @@ class Server:
         self._shutdown.on_signal(signum)
 
     def _on_sighup(self) -> None:
-        if self._reload.is_handed_over or not self._shutdown.is_requested:
+        if self._settings.nnodes > 1:
+            self._report.line("SIGHUP is ignored: the ranks of other hosts cannot compute for two processes")
+        elif self._reload.is_handed_over or not self._shutdown.is_requested:
             self._reload.on_signal()
 
     def _on_first_process_gone(self) -> None:
@@ -333,7 +347,7 @@ class Server:
             return
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
-        await self._client.start(engine_config(self._settings, self._model_dir), vocabulary)
+        await self._client.start(self._engine_config, vocabulary)
 
     async def _prepare_grammars(self, texts: TextFrontend) -> None:
         """Build what checks of grammars need, so that the first request does not wait for it."""

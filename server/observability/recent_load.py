@@ -20,6 +20,7 @@ class Second:
     step_s: float = 0.0
     num_prefill: int = 0  # positions of prompts
     num_generated: int = 0
+    num_accepted: int = 0  # drafted tokens
     num_running: int = 0  # the most of its steps
     num_waiting: int = 0
     kv_usage: float = 0.0
@@ -38,6 +39,7 @@ class LoadPoint:
     step_ms: float | None  # mean
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
+    accepted_tokens_per_s: float = 0.0  # drafted ones, which generated_tokens_per_s includes
 
 
 class RecentLoad:
@@ -55,6 +57,7 @@ class RecentLoad:
         second.step_s += stats.step_s
         second.num_prefill += stats.num_prefill_tokens
         second.num_generated += stats.num_generated_tokens
+        second.num_accepted += stats.num_accepted_tokens
         second.num_running = max(second.num_running, stats.num_running)
         second.num_waiting = max(second.num_waiting, stats.num_waiting)
         second.kv_usage = max(second.kv_usage, stats.num_blocks_held / max(1, stats.num_blocks_total))
@@ -100,6 +103,7 @@ def _point(seconds: Sequence[Second], interval_s: int) -> LoadPoint:
         step_ms=1000 * sum(second.step_s for second in seconds) / num_steps if num_steps else None,
         ttft_p50_ms=_percentile_ms(times_s, 0.5),
         ttft_p99_ms=_percentile_ms(times_s, 0.99),
+        accepted_tokens_per_s=sum(second.num_accepted for second in seconds) / interval_s,
     )
 
 

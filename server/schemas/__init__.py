@@ -10,8 +10,8 @@ from server.schemas.completion import CompletionRequest
 from server.schemas.conversation import ChatMessage, Conversation
 from server.schemas.embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 from server.schemas.generation import GenerationRequest, StreamOptions
-from server.schemas.messages import CountTokensRequest, MessagesRequest
-from server.schemas.responses import ResponsesRequest
+from server.schemas.messages_api.request import CountTokensRequest, MessagesRequest
+from server.schemas.responses_api.request import ResponsesRequest
 from server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from server.schemas.translated import TranslatedRequest
 from server.schemas.validation import unknown_fields, validate

@@ -25,6 +25,7 @@ _NESTED_FIELDS = frozenset(
         "messages",
         "metadata",
         "output_config",
+        "output_format",
         "prediction",
         "response_format",
         "stream_options",

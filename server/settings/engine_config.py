@@ -6,12 +6,16 @@ from engine.config import EngineConfig
 from server.settings.settings import Settings
 
 
-def engine_config(settings: Settings, model_dir: Path) -> EngineConfig:
-    """Return the engine's part of `settings`. Fields with the same name have the same meaning in both."""
+def engine_config(settings: Settings, model_dir: Path, launcher_attempt: int | None = None) -> EngineConfig:
+    """Return the engine's part of `settings`. Fields with the same name have the same meaning in both.
+
+    `launcher_attempt`: see server/settings/sources.py.
+    """
     common = settings.model_dump(include=set(EngineConfig.__struct_fields__) - {"model"})
     return EngineConfig(
         model=str(model_dir),
         enable_prefix_caching=not settings.no_enable_prefix_caching,
         num_tenants=max(1, len(settings.api_keys)),
+        agent_store_attempt=launcher_attempt,
         **common,
     )

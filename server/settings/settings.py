@@ -176,8 +176,26 @@ class Settings(BaseModel):
     )
     tensor_parallel_size: PositiveInt = Field(
         1,
-        description="Processes (ranks) on this host's CPUs that share the model, each with a part of every matrix, its "
-        "own memory and threads. The tokens are the same. Must divide the model's KV heads.",
+        description="Processes (ranks) that share the model, each with a part of every matrix, its own memory and "
+        "threads, on CPUs. The tokens are the same. Must divide the model's KV heads.",
+    )
+    nnodes: PositiveInt = Field(
+        1,
+        description="Hosts among which the ranks of --tensor-parallel-size are divided. Start smoe on each of them "
+        "with the same sizes.",
+    )
+    node_rank: int = Field(
+        0, ge=0, description="Which of the --nnodes hosts this is. Host 0 answers requests, the others compute for it."
+    )
+    master_addr: str = Field(
+        "", description="Address of host 0 that all hosts reach, on a private network: whoever reaches it can join."
+    )
+    master_port: int = Field(29500, ge=1, le=65535, description="Port of host 0 at which the other hosts join.")
+    group_timeout: float = Field(
+        20.0,
+        ge=2,
+        le=600,
+        description="Seconds after which a host that does not answer on the network is lost; all ranks start again.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of weights and activations; auto uses the checkpoint's."
@@ -275,7 +293,19 @@ class Settings(BaseModel):
             raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
         if self.metrics_auth and not self.api_keys:
             raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")
+        self._check_hosts()
         return self
+
+    def _check_hosts(self) -> None:
+        nodes, ranks = self.nnodes, self.tensor_parallel_size
+        if self.node_rank >= nodes:
+            raise ValueError(f"--node-rank {self.node_rank}: should be less than --nnodes, which is {nodes}")
+        if nodes > 1 and not self.master_addr:
+            raise ValueError(f"--nnodes {nodes} needs --master-addr: an address of the host with --node-rank 0")
+        if ranks % nodes:
+            raise ValueError(
+                f"--nnodes {nodes} needs a --tensor-parallel-size that it divides, such as {nodes}; it is {ranks}"
+            )
 
     @property
     def api_keys(self) -> tuple[str, ...]:

@@ -26,6 +26,15 @@ MIN_BYTES_WITHOUT_UNIT = 1 << 20
 ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
 FIRST_PROCESS_NAME = "smoe-first-process"  # name of a descriptor of the process whose id the server has for others
+# Settings -> variables that torchrun and other launchers set for each of several processes. All of them count, or none.
+LAUNCHER = {
+    "nnodes": "WORLD_SIZE",
+    "node_rank": "RANK",
+    "master_addr": "MASTER_ADDR",
+    "master_port": "MASTER_PORT",
+    "tensor_parallel_size": "WORLD_SIZE",
+}
+GROUP = ("nnodes", "node_rank", "master_addr", "master_port")
 
 
 class SettingsError(Exception):
@@ -39,10 +48,12 @@ def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> 
     """
     config_file = _config_file(config_file)
     variables, file = _variables(), _read_config(config_file)
+    given = {**file, **variables, **flags}
+    launched = _launched(given)
     try:
-        return Settings.model_validate({**file, **variables, **flags})
+        return Settings.model_validate({**launched, **given})
     except ValidationError as error:
-        raise SettingsError(_one_line(error, flags, variables, config_file)) from None
+        raise SettingsError(_one_line(error, flags, variables, launched, config_file)) from None
 
 
 def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[str, str]:
@@ -52,8 +63,27 @@ def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[s
     """
     config_file = _config_file(config_file)
     variables, file = _variables(), _read_config(config_file)
-    names = Settings.model_fields
-    return {name: _origin(name, flags, variables, str(config_file) if name in file else "default") for name in names}
+    launched = _launched({**file, **variables, **flags})
+    sources = {name: LAUNCHER[name] for name in launched} | dict.fromkeys(file, str(config_file))
+    return {name: _origin(name, flags, variables, sources.get(name, "default")) for name in Settings.model_fields}
+
+
+def launcher_attempt(settings: Settings) -> int | None:
+    """Return how often torchrun has started this group of processes again; None if it has not started it.
+
+    torchrun's agent listens at the master port, and starts all processes again when one of them ends.
+    """
+    is_from_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and all(
+        str(getattr(settings, name)) == os.environ.get(LAUNCHER[name]) for name in GROUP
+    )
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if is_from_torchrun else None
+
+
+def _launched(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that a launcher has set, if it has set all and none of GROUP is given."""
+    values = {name: os.environ.get(variable, "") for name, variable in LAUNCHER.items()}
+    is_group = all(values.values()) and values["nnodes"] != "1"
+    return values if is_group and not any(name in given for name in GROUP) else {}
 
 
 def parse_size_flag(flag: str, text: str) -> int:
@@ -196,13 +226,18 @@ def _origin(name: str, flags: Mapping[str, Any], variables: Mapping[str, str], o
 
 
 def _one_line(
-    error: ValidationError, flags: Mapping[str, Any], variables: Mapping[str, str], config_file: Path | None
+    error: ValidationError,
+    flags: Mapping[str, Any],
+    variables: Mapping[str, str],
+    launched: Mapping[str, str],
+    config_file: Path | None,
 ) -> str:
     errors = error.errors(include_url=False)
     if not errors[0]["loc"]:
         return describe(errors[:1])
     name = str(errors[0]["loc"][0])
-    source = _origin(name, flags, variables, f"{config_file}: {name}")
+    otherwise = LAUNCHER[name] if name in launched else f"{config_file}: {name}"
+    source = _origin(name, flags, variables, otherwise)
     fault = describe([other for other in errors if other["loc"][:1] == (name,)])
     if name not in Settings.model_fields:
         close = difflib.get_close_matches(name, Settings.model_fields, 1)

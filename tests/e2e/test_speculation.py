@@ -9,6 +9,19 @@ from tests.support.running import MODEL, RunningServer, start_server
 REPEATED = "One two three four five six seven. " * 6
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": REPEATED}], "max_tokens": 60, "return_token_ids": True}
 COMPLETION: dict[str, Any] = {"prompt": REPEATED, "max_tokens": 80, "return_token_ids": True}
+SCHEMA = {
+    "name": "place",
+    "schema": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 8},
+            "is_open": {"type": "boolean"},
+            "country": {"enum": ["Peru"]},
+        },
+        "required": ["city", "is_open", "country"],
+        "additionalProperties": False,
+    },
+}
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {**COMPLETION, "temperature": 0, "logprobs": 2}),
     ("/v1/completions", {**COMPLETION, "temperature": 0.7, "seed": 4, "n": 3, "repetition_penalty": 1.1}),
@@ -17,6 +30,10 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {**CHAT, "temperature": 0, "prediction": {"type": "content", "content": REPEATED}}),
     ("/v1/chat/completions", {**CHAT, "seed": 1, "expert_usage": True, "expert_routing": True}),
     ("/v1/chat/completions", {**CHAT, "seed": 2, "response_format": {"type": "json_object"}}),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "temperature": 0, "response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+    ),
 ]
 
 

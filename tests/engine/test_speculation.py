@@ -40,3 +40,18 @@ def test_a_request_gets_the_same_bits_with_right_wrong_and_random_drafts(
     assert sum(run.accepted for run in runs) > 100 < sum(run.drafted - run.accepted for run in runs)
     assert sum(run.stops for run in runs)
     assert sum(run.window_slides if shape.window else run.preemptions for run in runs)
+
+
+def test_a_request_with_a_grammar_gets_the_same_bits_with_drafts(tmp_path: Path, scale: int) -> None:
+    torch.set_num_threads(1)
+    shape = Shape(dim=96, hidden_dim=112, seed=3)
+    save_random_checkpoint(shape, tmp_path)
+    rng = random.Random("drafts under grammars")
+    work = random_work(rng, 16 * scale, grammar_share=0.8)
+    alone = serve_alone(tmp_path, work, backend="native", dtype="bfloat16")
+    loads = random_loads(rng)
+    runs = [
+        compare(tmp_path, work, alone, next(loads) | {"backend": "native", "dtype": "bfloat16"}, rng) for _ in range(3)
+    ]
+    assert sum(run.requests for run in runs) > len(runs) * len(work) * 0.8
+    assert sum(run.accepted_under_grammars for run in runs) > 50 < sum(run.rejected_under_grammars for run in runs)

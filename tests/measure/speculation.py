@@ -5,6 +5,10 @@ so that drafts are right as often as they are with a model that writes these tex
 take turns. Prints a line for each text and number of requests: tokens per second of both, their ratio, drafted tokens
 and how many were right. Times count from the first token of the last request. About 5 minutes on two idle cores.
 
+"json" replies follow a schema of fields with names of their own; their values are those of the prompt.
+
+--llama-server PATH times llama.cpp's lookup beside it (speculation_servers.py): half a minute more.
+
 --cpu-time counts, and lets the engine learn, the CPU time of this process with one thread: for a busy machine. Such
 figures are indications only.
 """
@@ -17,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +33,49 @@ from engine.startup.loading import LoadedModel, load_random
 from engine.types import Request, SamplingParams
 from model.bench.shapes import PRESETS
 from model.sampling_batch import IntParam, SampledRows, SamplingRows
+from server.structured_output.constraints import schema_constraint
 from server.tokenizer.tokenizer import load_tokenizer
+from tests.measure.speculation_servers import compare_servers
 from tests.support.paths import DEMO, ROOT
 
 PROMPT_TOKENS, REPLY_TOKENS = 600, 240
 NUM_ROUNDS = 3
-KINDS = ("edit", "records", "code", "prose")
+KINDS = ("edit", "records", "json", "code", "prose")
+
+NAMES = ("Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald")
+COUNTRIES = ("Norway", "Peru", "France")
+FIELDS = {  # names of the fields of "json", and their types
+    "invoice_number": "integer",
+    "customer_name": "string",
+    "customer_age": "integer",
+    "billing_country": "enum",
+    "shipping_country": "enum",
+    "is_paid": "boolean",
+    "payment_method": "string",
+    "total_amount": "integer",
+    "discount_percent": "integer",
+    "tax_amount": "integer",
+    "is_gift": "boolean",
+    "warehouse": "string",
+    "delivery_company": "string",
+    "delivery_days": "integer",
+    "needs_signature": "boolean",
+    "contact_person": "string",
+    "telephone": "integer",
+    "order_number": "integer",
+    "number_of_items": "integer",
+    "weight_in_grams": "integer",
+    "was_returned": "boolean",
+    "return_reason": "string",
+    "sales_region": "enum",
+    "account_manager": "string",
+    "newsletter": "boolean",
+    "loyalty_points": "integer",
+    "previous_orders": "integer",
+    "language": "string",
+    "currency": "string",
+    "notes": "string",
+}
 
 Clock = Callable[[], float]
 
@@ -44,6 +86,7 @@ class Text:
 
     prompt: list[int]
     reply: list[int]
+    grammar: str | None = None  # of the reply
 
 
 class ReplayedOps:
@@ -68,6 +111,8 @@ class ReplayedOps:
 
 def make_texts(kind: str, count: int) -> list[Text]:
     """Return texts of one kind, each other than the others."""
+    if kind == "json":
+        return [_json_text(random.Random(f"json {number}")) for number in range(count)]
     encode = load_tokenizer(DEMO).encode
     texts = []
     for number, (prompt, reply) in zip(range(count), _pairs(kind), strict=False):
@@ -102,15 +147,42 @@ def _changed(rng: random.Random, text: str) -> str:
 
 
 def _record(rng: random.Random, number: int) -> dict[str, object]:
-    names = ("Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald")
     city = rng.choice(("Paris", "Oslo", "Lima"))
     return {
         "id": number,
-        "name": rng.choice(names),
+        "name": rng.choice(NAMES),
         "age": rng.randint(20, 80),
         "city": city,
         "active": rng.random() < 0.7,
     }
+
+
+def _json_text(rng: random.Random) -> Text:
+    """Return a letter, and its fields as JSON under a closed schema."""
+    values = {name: _json_value(rng, kind) for name, kind in FIELDS.items()}
+    letter = ". ".join(
+        f"The {name.replace('_', ' ')} is {value}" for name, value in rng.sample(list(values.items()), 30)
+    )
+    types: dict[str, dict[str, object]] = {"enum": {"enum": list(COUNTRIES)}}
+    properties = {name: types.get(kind, {"type": kind}) for name, kind in FIELDS.items()}
+    schema = {"type": "object", "properties": properties, "required": list(FIELDS), "additionalProperties": False}
+    constraint = schema_constraint(schema, "schema")
+    tokenizer = load_tokenizer(DEMO)
+    line_break = tokenizer.encode("\n", add_special_tokens=False)
+    reply = tokenizer.encode("\n" + json.dumps(values, separators=(",", ":")), add_special_tokens=False)
+    return Text(
+        tokenizer.encode(letter)[-PROMPT_TOKENS:],
+        reply[len(line_break) :][:REPLY_TOKENS],
+        constraint.grammar,
+    )
+
+
+def _json_value(rng: random.Random, kind: str) -> str | int | bool:
+    if kind == "string":
+        return f"{rng.choice(NAMES)} {rng.choice(NAMES)}"
+    if kind == "enum":
+        return rng.choice(COUNTRIES)
+    return rng.random() < 0.5 if kind == "boolean" else rng.randint(1, 9999)
 
 
 @dataclass
@@ -127,12 +199,14 @@ def run_texts(engine: Engine, texts: list[Text], first_id: int, clock: Clock) ->
     left: dict[int, int] = {}
     for number, text in enumerate(texts):
         params = SamplingParams(max_tokens=len(text.reply), ignore_eos=True, temperature=0.0, seed=number)
-        engine.add(Request(first_id + number, text.prompt, params))
+        engine.add(Request(first_id + number, text.prompt, params, grammar=text.grammar))
         left[first_id + number] = len(text.reply)
     started, start_s, num_tokens, drafted, accepted = 0, 0.0, 0, 0, 0
     while engine.has_work():
         step = engine.step()
         for output in step.outputs:
+            if output.error:
+                raise SystemExit(f"a request ended: {output.error}")
             started += left[output.request_id] == REPLY_TOKENS
             left[output.request_id] -= len(output.token_ids)
         if start_s:
@@ -148,7 +222,8 @@ def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, cl
     """Print the line of one kind of text and number of requests."""
     texts = make_texts(kind, count)
     loaded.runner.sampler._ops = ReplayedOps(loaded.runner.model.ops, texts)
-    engines = {mode: Engine(_with(config, mode), loaded, clock=clock) for mode in ("off", "auto")}
+    vocabulary = load_tokenizer(DEMO).vocabulary()
+    engines = {mode: Engine(_with(config, mode), loaded, vocabulary, clock) for mode in ("off", "auto")}
     runs: dict[str, list[Run]] = {mode: [] for mode in engines}
     for number in range(NUM_ROUNDS + 1):
         for mode, engine in engines.items():
@@ -176,6 +251,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--threads", type=int, help="default: one for each core")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp to time beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -191,6 +267,8 @@ def main() -> None:
     for count in options.requests:
         for kind in options.kinds:
             compare(loaded, config, kind, count, clock)
+    if options.llama_server:
+        compare_servers(options.llama_server, options.threads)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ def compare_numerics(name: str, count: int, isa: str, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_random_checkpoint(shape, Path(folder))
             while sum(run.requests for run in runs) < count / len(SHAPES):
-                work = random_work(rng, min(WORK, count))
+                work = random_work(rng, min(WORK, count), grammar_share=0.3)
                 alone = serve_alone(Path(folder), work, backend="native", **numerics)
                 for load in (next(loads), next(loads)):
                     runs.append(compare(Path(folder), work, alone, load | {"backend": "native"} | numerics, rng))
         names = ("requests", "drafted", "accepted", "preemptions", "window_slides", "stops")
+        names += ("accepted_under_grammars", "rejected_under_grammars")
         census = ", ".join(f"{total} {n}" for n in names if (total := sum(getattr(run, n) for run in runs)))
         sys.stdout.write(f"{isa}, {name}, {shape_name}: {census}, 0 differences\n")
         sys.stdout.flush()

@@ -25,7 +25,7 @@ from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
 from tests.support.native_cases import DTYPES, ISAS, LIBRARY, name_of
 from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import on_each_rank, shared_groups
+from tests.support.ranks import gloo_groups, on_each_rank, shared_groups
 
 BLOCK_SIZE = 4
 # 5 panels of hidden outputs and 4 of the vocabulary, the last ones not whole: ranks have uneven parts.
@@ -116,6 +116,26 @@ def _wide_gguf(folder: Path, num_experts: int) -> Path:
     return folder / "a.gguf"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_ranks_that_share_no_memory_give_the_bits_of_one(
+    sparse: Path, dtype: torch.dtype, quantization: Quantization
+) -> None:
+    case = Case(sparse, dtype, quantization)
+    _assert_same(_on_hosts(case, 2), _alone(case))
+
+
+def test_four_ranks_that_share_no_memory_give_the_bits_of_one(sparse: Path) -> None:
+    case = Case(sparse, torch.bfloat16, kv_dtype="int8")
+    _assert_same(_on_hosts(case, 4), _alone(case))
+
+
+@pytest.mark.parametrize("num_experts", [4, 0])
+def test_ranks_that_share_no_memory_exchange_float32_rows(tmp_path: Path, num_experts: int) -> None:
+    case = Case(_wide_gguf(tmp_path, num_experts), torch.bfloat16)
+    _assert_same(_on_hosts(case, 2), _alone(case))
+
+
 def test_the_reference_backend_agrees_with_itself(sparse: Path) -> None:
     """Only near: torch's own products may take another order for another number of outputs."""
     config = read_config(sparse)[0]
@@ -150,6 +170,13 @@ def _alone(case: Case) -> list[Tensor]:
 
 def _on_ranks(case: Case, size: int) -> list[list[Tensor]]:
     with shared_groups(size) as groups:
+        return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
+
+
+def _on_hosts(case: Case, size: int) -> list[list[Tensor]]:
+    """Compute on ranks that are connected by a network, which gather between calls of the library."""
+    case = replace(case, in_one_call=False)
+    with gloo_groups(size) as groups:
         return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
 
 

@@ -14,10 +14,10 @@ from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState, TextFrontend
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections
+from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.listener import BACKLOG
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
-from server.http.read_limiter import MAX_BODY_READS, ReadLimiter
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.observability.metrics import Metrics

@@ -93,4 +93,41 @@ DRAFT_BUGS = [
         "self.kv_pool.zero_slots",
         "id",
     ),
+    # Under a grammar
+    bug(
+        "the text's own parser consumes the guesses",
+        "grammars.lookahead:Lookahead._advance",
+        "self._parser.deep_copy()",
+        "self._parser",
+    ),
+    bug(
+        "the copy stays behind other guesses",
+        "grammars.lookahead:Lookahead.mask_behind",
+        "self._copy = None",
+        "pass",
+    ),
+    bug(
+        "masks behind other guesses are kept",
+        "grammars.lookahead:Lookahead.mask_behind",
+        "del self._path[num_known:], self._masks[num_known + 1 :]",
+        "del self._path[num_known:]",
+    ),
+    bug(
+        "a new copy does not consume the known guesses",
+        "grammars.lookahead:Lookahead._advance",
+        "self._copy.consume_tokens(self._path)",
+        "pass",
+    ),
+    bug(
+        "a row of a draft has the mask of the row before",
+        "execution.logit_masks:LogitMasks._mask",
+        "matcher.draft_bitmask(guessed)",
+        "matcher.draft_bitmask(guessed[:-1])",
+    ),
+    bug(
+        "all rows of a draft have the mask of the first",
+        "execution.logit_masks:LogitMasks._mask",
+        "if guessed:",
+        "if False:",
+    ),
 ]

@@ -64,6 +64,11 @@ def next_token(values: Iterable[int], vocab: int) -> int:
     return mix(*values) % vocab
 
 
+def masked(token: int, mask: bytes, vocab: int) -> int:
+    """Return the token, or the next one of the vocabulary if the mask forbids it."""
+    return token if mask[token // 8] >> token % 8 & 1 else (token + 1) % vocab
+
+
 @dataclass(frozen=True)
 class Computed:
     """A launched step with its results."""
@@ -129,6 +134,9 @@ class ExactRunner:
                 break
             end = chunk.length - len(chunk.draft) + place + 1
             token = next_token(self._visible(chunk, values[:end]), self.vocab)
+            if chunk.sequence.matcher is not None:
+                mask = chunk.sequence.matcher.draft_bitmask(chunk.draft[: place + 1])
+                token = masked(token, mask, self.vocab)
             behind.append(Sampled(token))
         return behind
 
@@ -155,12 +163,13 @@ class ExactRunner:
             return NOT_FINITE
         if not chunk.samples:
             return None
+        token = next_token(self._visible(chunk, values[: chunk.length - len(chunk.draft)]), self.vocab)
         if sequence.matcher is not None:
             try:
-                sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
+                mask = sequence.matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
             except GrammarError:
                 return RowFailed("the request's grammar could not continue")
-        token = next_token(self._visible(chunk, values[: chunk.length - len(chunk.draft)]), self.vocab)
+            token = masked(token, mask, self.vocab)
         if not chunk.draft:
             self.newest[sequence.request_id, position + 1] = token
         return Sampled(token)

@@ -8,14 +8,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from engine.errors import GrammarError
 from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
+from engine.grammars.lookahead import Lookahead
+from engine.grammars.matcher import GrammarMatcher
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request
+from tests.simulator.fake_parser import FakeForcedText, FakeParser
 
 Point = Literal[
     "allocate",  # the pool reports fewer free blocks than it has
@@ -209,17 +213,17 @@ class FaultyRunner:
 
 
 class FaultyMatcher:
-    """Fake of GrammarMatcher: allows every token until it fails, then fails at every call."""
+    """Wrapper of a GrammarMatcher that fails at some call, and from then on at every call."""
 
-    def __init__(self, request: Request, faults: Faults, may_fail_ids: set[int], vocab: int) -> None:
+    def __init__(self, request: Request, faults: Faults, may_fail_ids: set[int], inner: GrammarMatcher) -> None:
         self.request = request
         self.faults = faults
         self.may_fail_ids = may_fail_ids
-        self.mask = b"\xff" * (4 * -(-vocab // 32))
+        self.inner = inner
         self.error: Exception | None = None
 
     def prepare(self, token_ids: Sequence[int], start: int) -> bool:
-        return True
+        return self.inner.prepare(token_ids, start)
 
     def wait(self, timeout_s: float) -> None:
         pass
@@ -232,14 +236,35 @@ class FaultyMatcher:
                     self.may_fail_ids.add(self.request.request_id)
         if self.error is not None:
             raise self.error
-        return self.mask
+        return self.inner.bitmask(token_ids, start)
+
+    def look_ahead(self, token_ids: Sequence[int], start: int) -> Lookahead | None:
+        return self.inner.look_ahead(token_ids, start)
+
+    def draft_bitmask(self, draft: Sequence[int]) -> bytes:
+        return self.inner.draft_bitmask(draft)
+
+
+def _never_needed(token_ids: Sequence[int]) -> Any:
+    raise AssertionError(f"the parser lost its place in the text {token_ids}")
 
 
 class FakeGrammarQueue:
     """Fake of GrammarQueue without a thread: a matcher is completed after a number of pop_completed() calls."""
 
-    def __init__(self, faults: Faults, may_fail_ids: set[int], vocab: int, on_compiled: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        faults: Faults,
+        may_fail_ids: set[int],
+        vocab: int,
+        on_compiled: Callable[[int], None],
+        oracle: Callable[[Request], list[int]] | None = None,
+    ) -> None:
+        """`oracle` returns the tokens that the model generates for a request, which its grammar allows; None: grammars
+        allow every token."""
         self._faults, self._may_fail_ids, self._vocab, self._on_compiled = faults, may_fail_ids, vocab, on_compiled
+        self._oracle = oracle
+        self.parser_errors: list[str] = []
         self._pending: dict[int, tuple[Request, int]] = {}
 
     def __len__(self) -> int:
@@ -264,5 +289,11 @@ class FakeGrammarQueue:
 
     def _compiled(self, request: Request) -> CompiledRequest:
         self._on_compiled(request.request_id)
-        matcher: Any = FaultyMatcher(request, self._faults, self._may_fail_ids, self._vocab)
+        oracle = self._oracle
+        parser: Any = FakeParser(
+            None if oracle is None else cache(lambda: oracle(request)), self._vocab, self.parser_errors
+        )
+        forced: Any = FakeForcedText()
+        inner = GrammarMatcher(parser, _never_needed, lambda: forced)
+        matcher: Any = FaultyMatcher(request, self._faults, self._may_fail_ids, inner)
         return CompiledRequest(request, matcher)

@@ -15,7 +15,7 @@ from engine.scheduling.step_plan import StepPlan
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.ops.reference.sampling import write_history
-from model.sampling_batch import SampledRows, SamplingRows, Status
+from model.sampling_batch import IntParam, SampledRows, SamplingRows, Status
 from tests.simulator.exact import NAN, POISON, experts_of, mix, next_token
 
 
@@ -95,15 +95,26 @@ def _slot(pool: ExactPool, table: list[int], position: int) -> int:
 
 
 class ExactSampling:
-    """Fake of the sampling op: takes the token of the largest logit and reports NaN."""
+    """Fake of the sampling op: takes the token of the largest logit that the row's mask allows, and reports NaN."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         is_nan = logits.isnan().any(1)
-        token_ids = torch.where(is_nan, 0, logits.argmax(1))
+        token_ids = torch.where(is_nan, 0, _masked(logits, rows).argmax(1))
         write_history(rows, token_ids)
         status = torch.where(is_nan, Status.NOT_FINITE, Status.DONE).to(torch.uint8)
         no_logprobs = torch.empty(len(logits), 0)
         return SampledRows(token_ids, status, torch.zeros(len(logits)), no_logprobs.int(), no_logprobs)
+
+
+def _masked(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Return the logits, with -Inf for the tokens that the masks of their rows forbid."""
+    if rows.masks is None:
+        return logits
+    tokens = torch.arange(logits.shape[1])
+    bits = (rows.masks[:, tokens // 32] >> tokens % 32) & 1  # [M, V]
+    mask_rows = rows.int_params[:, IntParam.MASK_ROW]  # -1: the row has none
+    forbidden = (bits[mask_rows] == 0) & (mask_rows >= 0)[:, None]
+    return logits.masked_fill(forbidden, float("-inf"))
 
 
 class RowsRunner(ModelRunner):

@@ -19,6 +19,8 @@ from tests.simulator.faults import Clock, Faults, FaultyPool
 from tests.simulator.rows import rows_runner
 
 VOCAB, NUM_LAYERS, NUM_EXPERTS, K = 97, 2, 4, 2
+# Time of a step's masks, on a clock that each reading advances by 1: one mask; or a few, and those of drafts.
+MASKS_S, MASKS_WITH_DRAFTS_S = 3.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,8 @@ def build_engine(s: Setup, runner: Any, clock: Clock, faults: Faults, grammars: 
     engine.scheduler.block_manager.pool = FaultyPool(s.num_blocks, faults)
     engine.scheduler.prompt_shares = PromptShares(s.num_tenants, s.prompt_s, s.min_positions)
     engine._grammars = grammars
-    engine._masks = MaskBudget(
-        budget_s=3.0, clock=map(float, itertools.count()).__next__
-    )  # two or three masks in a step
+    budget_s = MASKS_WITH_DRAFTS_S if s.drafts else MASKS_S
+    engine._masks = MaskBudget(budget_s, clock=map(float, itertools.count()).__next__)
     servable = engine.scheduler.block_manager.geometry.max_servable_tokens(s.num_blocks)
     engine.scheduler.max_model_len = min(s.max_model_len, servable or s.max_model_len)
     return engine

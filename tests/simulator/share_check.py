@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from engine.scheduling.prompt_share import ACTIVE_S
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence import Sequence
+from engine.scheduling.sequence import DraftMasks, Sequence
 from engine.scheduling.step_plan import Chunk, StepPlan
 from engine.scheduling.step_times import StepWork
 
@@ -21,13 +21,13 @@ class ShareCheck:
     num_cut: int = 0  # chunks that a share cut
     _active_s: dict[int, float] = field(default_factory=dict)  # when the tenant had a request
 
-    def plan(self, now: float) -> StepPlan:
+    def plan(self, now: float, draft_masks: DraftMasks | None = None) -> StepPlan:
         """Plan a step. Raises AssertionError if it breaks the shares."""
         share_s = self._share_s(now)
         times = self.scheduler.prompt_shares.times
         costs = times.chunk_s, times.position_s(is_scored=False)
         prompts = [sequence for sequence in self.scheduler.requests.running if sequence.num_to_schedule > 1]
-        plan = Scheduler.plan(self.scheduler, now)
+        plan = Scheduler.plan(self.scheduler, now, draft_masks)
         chunks: dict[int, list[Chunk]] = {}
         for chunk in plan.chunks:
             if chunk.is_prefill:

@@ -32,8 +32,9 @@ class Simulation:
         self._exact = exact_runner(setup)
         self.runner = FaultyRunner(self._exact, self.faults, self._corrupt_block, self._maybe_cancel)
         self.runner.on_launch = lambda plan: self.clock.advance(setup.position_s * plan.num_tokens)
-        grammars = FakeGrammarQueue(self.faults, self.runner.may_fail_ids, VOCAB, self._on_queued)
-        self.engine = build_engine(setup, self.runner, self.clock, self.faults, grammars)
+        may_fail_ids = self.runner.may_fail_ids
+        self._grammars = FakeGrammarQueue(self.faults, may_fail_ids, VOCAB, self._on_queued, self._oracle)
+        self.engine = build_engine(setup, self.runner, self.clock, self.faults, self._grammars)
         self.scheduler = self.engine.scheduler
         self.drafter = GuessingDrafter(rng, self._oracle, VOCAB)
         self.scheduler.drafter = self.drafter if setup.drafts else None
@@ -119,6 +120,7 @@ class Simulation:
         self.runner.launched = []
         assert len(self.records) == sum(self.ends.values()) + len(self.open)
         self._invariants.check_step(start, step.stats)
+        assert not self._grammars.parser_errors, self._grammars.parser_errors
         self._poison()
 
     def run(self) -> None:

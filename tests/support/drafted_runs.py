@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.grammars.mask_budget import MaskBudget
+from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.speculation.speculator import Drafter
-from engine.types import StepStats
+from engine.types import RequestOutput, StepStats
 from smoe import Completion, LocalEngine, SamplingParams, _extend
+from tests.support.drafted_grammars import VOCAB, GrammarEngine, GrammarParams, random_grammar
 from tests.support.guessing_drafter import EagerDrafter, GuessingDrafter
 
 Work = tuple[list[int], SamplingParams]
 
-VOCAB = 101  # of the checkpoints of tests/support/checkpoints.py
 MAX_MODEL_LEN = 400
 
 
@@ -27,6 +29,8 @@ class Census:
     preemptions: int = 0
     window_slides: int = 0
     stops: int = 0
+    accepted_under_grammars: int = 0
+    rejected_under_grammars: int = 0
 
     def take(self, stats: StepStats) -> None:
         self.drafted += stats.num_drafted_tokens
@@ -34,14 +38,26 @@ class Census:
         self.preemptions += stats.num_preemptions
         self.window_slides += stats.num_window_blocks_freed
 
+    def take_result(self, plan: StepPlan, result: StepResult) -> None:
+        for chunk in plan.chunks:
+            if chunk.draft and chunk.sequence.matcher is not None:
+                num_accepted = len(result.behind_drafts.get(chunk.sequence.request_id, ()))
+                self.accepted_under_grammars += num_accepted
+                self.rejected_under_grammars += len(chunk.draft) - num_accepted
 
-def random_work(rng: random.Random, count: int) -> list[Work]:
-    """Draw requests with every parameter that changes tokens or reports them. Some prompts share a prefix."""
+
+def random_work(rng: random.Random, count: int, grammar_share: float = 0.0) -> list[Work]:
+    """Draw requests with every parameter that changes tokens or reports them. Some prompts share a prefix.
+
+    `grammar_share`: probability that a request has a grammar."""
     work: list[Work] = []
     for _ in range(count):
         stem = rng.choice(work)[0][: rng.randint(0, 120)] if work and rng.random() < 0.4 else []
         prompt = stem + [rng.randrange(3, VOCAB) for _ in range(rng.choice((1, 2, 17, 60, 150)))]
-        work.append((prompt[: MAX_MODEL_LEN - 60], _random_params(rng)))
+        params = _random_params(rng)
+        if grammar_share and rng.random() < grammar_share:
+            params = _with_grammar(rng, params)
+        work.append((prompt[: MAX_MODEL_LEN - 60], params))
     return work
 
 
@@ -67,6 +83,13 @@ def _random_params(rng: random.Random) -> SamplingParams:
     )
 
 
+def _with_grammar(rng: random.Random, params: SamplingParams) -> SamplingParams:
+    fields = {name: getattr(params, name) for name in params.__struct_fields__}
+    if rng.random() < 0.8:  # most: what else restricts tokens often leaves none
+        fields |= {"allowed_token_ids": None, "bad_words": (), "min_tokens": 0}
+    return GrammarParams(**fields, grammar=random_grammar(rng))
+
+
 def random_loads(rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield engine settings without end; every second pool is too small for all running requests."""
     while True:
@@ -85,7 +108,7 @@ def random_loads(rng: random.Random) -> Iterator[dict[str, Any]]:
 
 def serve_alone(path: Path, work: list[Work], **numerics: Any) -> list[Completion]:
     """Return the completion of each request, computed one at a time without drafts, cache or chunks."""
-    engine = LocalEngine(
+    engine = GrammarEngine(
         path,
         threads=1,
         enable_prefix_caching=False,
@@ -98,9 +121,11 @@ def serve_alone(path: Path, work: list[Work], **numerics: Any) -> list[Completio
 
 def compare(path: Path, work: list[Work], alone: list[Completion], load: dict[str, Any], rng: random.Random) -> Census:
     """Serve the requests together, with drafts, and raise AssertionError if a completion differs."""
-    engine = LocalEngine(path, max_model_len=MAX_MODEL_LEN, **load)
+    engine = GrammarEngine(path, max_model_len=MAX_MODEL_LEN, **load)
     engine._engine.scheduler.drafter = _drafter(rng, alone)
+    engine._engine._masks = MaskBudget(float("inf"))  # drafts do not depend on the speed of the machine
     census = Census()
+    _watch_results(engine, census)
     for index, completion in _serve(engine, work, rng, census).items():
         for name in ("token_ids", "logprobs", "prompt_logprobs", "finish_reason", "error", "expert_routing"):
             assert getattr(completion, name) == getattr(alone[index], name), (index, name, load)
@@ -108,6 +133,17 @@ def compare(path: Path, work: list[Work], alone: list[Completion], load: dict[st
         census.requests += 1
         census.stops += completion.finish_reason == "stop"
     return census
+
+
+def _watch_results(engine: LocalEngine, census: Census) -> None:
+    scheduler = engine._engine.scheduler
+    apply = scheduler.apply
+
+    def watched(plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
+        census.take_result(plan, result)
+        return apply(plan, result, now)
+
+    scheduler.apply = watched  # type: ignore[method-assign]
 
 
 def _drafter(rng: random.Random, alone: list[Completion]) -> Drafter:

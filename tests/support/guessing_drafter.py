@@ -19,7 +19,8 @@ class FakeSource:
 class GuessingDrafter:
     """Drafts random lengths, of which a random number of tokens is right and the next ones are random.
 
-    `oracle` returns the tokens that a request generates; it may have more of them than the request.
+    `oracle` returns the tokens that a request generates; it may have more of them than the request. Some drafts are
+    what the request's grammar forces.
     """
 
     def __init__(self, rng: random.Random, oracle: Callable[[Request], list[int]], vocab: int) -> None:
@@ -33,6 +34,9 @@ class GuessingDrafter:
         self._tokens[request.request_id] = self._oracle(request)
         return FakeSource(request)
 
+    def may_draft(self, num_rows: int) -> bool:
+        return True
+
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
         drafts = []
         for candidate in candidates:
@@ -43,12 +47,18 @@ class GuessingDrafter:
 
     def _draft(self, candidate: Candidate, max_drafted: int) -> tuple[int, ...]:
         length = min(candidate.max_len, max_drafted, self._rng.choice([0, 1, 2, 5, 9]))
+        if candidate.grammar is not None and self._rng.random() < 0.5:
+            forced = candidate.grammar.forced_tokens(length)
+            if self._rng.random() < 0.5:
+                return self._with_wrong(forced[: self._rng.randint(0, length)], length)
         source: Any = candidate.source
         request = source.request
         num_generated = len(candidate.token_ids) - len(request.prompt_token_ids)
         right = self._tokens[request.request_id][num_generated : num_generated + self._rng.randint(0, length)]
-        wrong = [self._rng.randrange(self._vocab) for _ in range(length - len(right))]
-        return (*right, *wrong)
+        return self._with_wrong(right, length)
+
+    def _with_wrong(self, start: list[int], length: int) -> tuple[int, ...]:
+        return (*start, *(self._rng.randrange(self._vocab) for _ in range(length - len(start))))
 
     def record(self, step: StepTime) -> None:
         self.num_accepted += step.num_accepted
@@ -61,10 +71,15 @@ class EagerDrafter(Speculator):
         super().__init__(time_shape(8, 2))
         self.num_accepted = 0
 
+    def may_draft(self, num_rows: int) -> bool:
+        return True
+
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
         drafts: list[tuple[int, ...]] = []
         for candidate in candidates:
-            draft = candidate.source.propose(candidate.token_ids, min(candidate.max_len, max_drafted))
+            draft = candidate.source.propose(
+                candidate.token_ids, min(candidate.max_len, max_drafted), candidate.grammar
+            )
             drafts.append(draft.token_ids if draft else ())
             max_drafted -= len(drafts[-1])
         return drafts

@@ -1,15 +1,21 @@
 """Ranks as threads of one process: they share memory as processes do, and calls of the library drop Python's lock."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from torch.distributed import HashStore
+
+from engine.distributed.gloo_group import GlooGroup
 from model.cut import all_cuts
+from model.group import Group
 from model.ops.native.group import SharedGroup, shared_bytes
+from tests.support.conditions import LIMIT_S
 from tests.support.native_cases import LIBRARY
 
+Rank = TypeVar("Rank", bound=Group)
 Result = TypeVar("Result")
 
 
@@ -28,14 +34,24 @@ def shared_groups(size: int, buffer_bytes: int = 1 << 16) -> Iterator[list[Share
         groups[0].end()
 
 
-def on_each_rank(groups: list[SharedGroup], body: Callable[[SharedGroup], Result]) -> list[Result]:
-    """Run `body` for all ranks at once; if one fails, the others fail too instead of waiting for it."""
+@contextmanager
+def gloo_groups(size: int, timeout_s: float = LIMIT_S) -> Iterator[list[GlooGroup]]:
+    """Connect the group of each rank over the loopback interface."""
+    store = HashStore()
+    with ThreadPoolExecutor(size) as threads:
+        groups = list(threads.map(lambda cut: GlooGroup(cut, store, "127.0.0.1", timeout_s), all_cuts(size)))
+    yield groups
 
-    def run(group: SharedGroup) -> Result:
+
+def on_each_rank(groups: Sequence[Rank], body: Callable[[Rank], Result]) -> list[Result]:
+    """Run `body` for all ranks at once; if one fails, the others over shared memory fail too instead of waiting."""
+
+    def run(group: Rank) -> Result:
         try:
             return body(group)
         except BaseException:
-            group.end()
+            if isinstance(group, SharedGroup):
+                group.end()
             raise
 
     with ThreadPoolExecutor(len(groups)) as threads:

@@ -28,6 +28,8 @@ class SharedGroup:
         self._call = library.call
         size = shared_bytes(library, cut.size, buffer_bytes)
         self._memory = (c_char * size).from_buffer(mmap.mmap(fd, size))
+        self._buffer_bytes = buffer_bytes
+        self._buffers = size - 2 * buffer_bytes  # offset of the first one
         address = ctypes.addressof(self._memory)
         self.handle = c_void_p(library.call.smoe_group_create(address, cut.rank, cut.size, buffer_bytes))
         weakref.finalize(self, library.call.smoe_group_destroy, self.handle)
@@ -41,6 +43,18 @@ class SharedGroup:
             raise GroupEndedError
         return whole  # [T, width]
 
+    def fill(self, whole: Tensor) -> None:
+        """Join rows, as gather() does, with all columns from this rank. Raises GroupEndedError."""
+        size = whole.element_size() * whole.shape[1]
+        unused = torch.empty_like(whole)
+        if self._call.smoe_group_gather(self.handle, whole.data_ptr(), unused.data_ptr(), len(whole), size, 0, size):
+            raise GroupEndedError
+
+    def buffer(self, arrival: int, num_bytes: int) -> Tensor:
+        """Return the beginning of the buffer that all ranks fill after arrival number `arrival`: bytes, not a copy."""
+        offset = self._buffers + arrival % 2 * self._buffer_bytes
+        return torch.frombuffer(self._memory, dtype=torch.uint8, count=num_bytes, offset=offset)
+
     def end(self) -> None:
         """Let all gathers of all ranks raise GroupEndedError from now on. Any thread may call it."""
         self._call.smoe_group_end(self.handle)
@@ -48,6 +62,11 @@ class SharedGroup:
     def num_arrivals(self, rank: int) -> int:
         """Return how many gathers a rank has reached, in pieces of the buffer's size, modulo 2^32."""
         return int(self._call.smoe_group_arrivals(self.handle, rank))
+
+
+def gathers_in_library(group: Group) -> bool:
+    """Return whether functions of the library can gather over this group: a single rank, or memory that all share."""
+    return group.cut.size == 1 or isinstance(group, SharedGroup)
 
 
 def handle_of(group: Group) -> c_void_p | None:

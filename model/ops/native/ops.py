@@ -6,9 +6,10 @@ rows and adds the residuals: these operations are exact or round each number by 
 model/ops/interface.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.ops.interface import FfnWeights, RoutingRequest
-from model.ops.native.group import handle_of
+from model.ops.native.group import gathers_in_library, handle_of
+from model.ops.native.hidden_exchange import HiddenExchange
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
@@ -70,7 +72,9 @@ class NativeOps:
         if self.isa not in available:
             raise NativeUnavailableError(f"{self.isa} kernels are not available here; there are {', '.join(available)}")
         self.threads = threads
+        self._library = library
         self._call = library.call
+        self._exchange: HiddenExchange | None = None  # of the last group that is not in shared memory
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
@@ -154,9 +158,10 @@ class NativeOps:
     def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE) -> Tensor:
         y = x.new_empty(len(x), weights.num_outputs)
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
-        check(
-            self._call.smoe_ffn(self._pool, self._isa, DTYPES[x.dtype], *arguments, *_group_arguments(group, weights))
-        )
+        kernel = self._pool, self._isa, DTYPES[x.dtype]
+        first = group.cut.part(weights.hidden_dim, PANEL).start
+        call = partial(self._call.smoe_ffn, *kernel, *arguments)
+        self._call_in_group(lambda handle: call(handle, first), group, weights, lambda: len(x))
         return y  # [T, D]
 
     def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
@@ -166,9 +171,29 @@ class NativeOps:
         allowed = None if request.allowed is None else request.allowed.data_ptr()
         routing = request.experts_per_token.data_ptr(), allowed, request.expert_ids.data_ptr()
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, request.expert_ids.shape[1]
-        arguments = *addresses, *routing, *sizes, *_group_arguments(group, experts)
-        check(self._call.smoe_moe(self._pool, self._isa, DTYPES[x.dtype], *arguments))
+        kernel = self._pool, self._isa, DTYPES[x.dtype]
+        first = group.cut.part(experts.hidden_dim, PANEL).start
+        call = partial(self._call.smoe_moe, *kernel, *addresses, *routing, *sizes)
+        self._call_in_group(
+            lambda handle: call(handle, first), group, experts, lambda: int(request.experts_per_token.sum())
+        )
         return y  # [T, D]
+
+    def _call_in_group(
+        self,
+        call: Callable[[c_void_p | None], int],
+        group: Group,
+        experts: NativeExperts,
+        num_hidden_rows: Callable[[], int],
+    ) -> None:
+        """Run a call of the library that gathers hidden rows, one for each row and each of its experts."""
+        if gathers_in_library(group):
+            check(call(handle_of(group)))
+            return
+        if self._exchange is None or self._exchange.group is not group:
+            self._exchange = HiddenExchange(self._library, group, experts.hidden_dim * torch.float32.itemsize)
+        dtype = torch.bfloat16 if experts.formats[2] == DTYPES[torch.bfloat16] else torch.float32
+        check(self._exchange.run(call, num_hidden_rows(), experts.hidden_dim, dtype))
 
     def add_norm_moe(
         self,
@@ -232,11 +257,6 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     powers = torch.tensor([theta**exponent for exponent in exponents.tolist()], dtype=torch.float32)
     return 1.0 / powers
-
-
-def _group_arguments(group: Group, experts: NativeExperts) -> tuple[c_void_p | None, int]:
-    """Return the group and the first of the rank's hidden columns."""
-    return handle_of(group), group.cut.part(experts.hidden_dim, PANEL).start
 
 
 def check(result: int) -> None:

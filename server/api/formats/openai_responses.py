@@ -9,8 +9,8 @@ from typing import Any
 from server.api.formats.event_reply import Event, EventReply
 from server.errors import ApiError
 from server.generation.usage import Usage, expert_tokens
-from server.schemas.response_tools import CUSTOM_INPUT, CustomTool
-from server.schemas.responses import ResponsesRequest
+from server.schemas.responses_api.request import ResponsesRequest
+from server.schemas.responses_api.tools import CUSTOM_INPUT, CustomTool
 from server.strict_json import parse_object
 
 

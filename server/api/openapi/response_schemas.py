@@ -148,6 +148,7 @@ RECENT_LOAD = an_object(
     step_ms=NUMBERS,
     ttft_p50_ms=NUMBERS,
     ttft_p99_ms=NUMBERS,
+    accepted_tokens_per_s=NUMBERS,
 )
 ERROR = an_object(
     error=an_object(message=STRING, type=STRING, param=NULLABLE_STRING, code=NULLABLE_STRING),

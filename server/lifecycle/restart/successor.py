@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-from server.http.read_limiter import resolve
+from server.http.limits.read_limiter import resolve
 from server.settings.sources import FIRST_INHERITED_FD, FIRST_PROCESS_NAME, READY_NAME, successor_environment
 
 LISTENER_NAME = "http"

@@ -6,6 +6,7 @@ import { sparkline } from "./sparkline.js";
 const HISTORIES = [
   ["KV cache", "kv_usage", percent],
   ["Tokens/s", "generated_tokens_per_s", formatRate],
+  ["Accepted drafts/s", "accepted_tokens_per_s", formatRate],
   ["Step", "step_ms", milliseconds],
   ["First token", "ttft_p50_ms", milliseconds],
 ];

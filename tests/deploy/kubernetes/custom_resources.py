@@ -1,6 +1,6 @@
 """JSON schemas of the custom resources of deploy/k8s/: the fields that are used, and no others.
 
-Sources: Gateway API v1 (HTTPRoute), KEDA v1alpha1 (ScaledObject).
+Sources: Gateway API v1 (HTTPRoute), KEDA v1alpha1 (ScaledObject), LeaderWorkerSet v1.
 """
 
 from typing import Any
@@ -69,4 +69,17 @@ SCALED_OBJECT = a_resource(
         triggers=a_list(an_object(name=NAME, type={"const": "metrics-api"}, metadata=METRICS_API)),
     ),
 )
-SCHEMAS = {"HTTPRoute": HTTP_ROUTE, "ScaledObject": SCALED_OBJECT}
+# The pod template is checked as that of a Deployment: tests/deploy/kubernetes/test_several_hosts.py.
+LEADER_WORKER_SET = a_resource(
+    "leaderworkerset.x-k8s.io/v1",
+    "LeaderWorkerSet",
+    an_object(
+        replicas=COUNT,
+        leaderWorkerTemplate=an_object(
+            size=COUNT,
+            restartPolicy={"enum": ["None", "RecreateGroupOnPodRestart"]},
+            workerTemplate={"type": "object"},
+        ),
+    ),
+)
+SCHEMAS = {"HTTPRoute": HTTP_ROUTE, "ScaledObject": SCALED_OBJECT, "LeaderWorkerSet": LEADER_WORKER_SET}

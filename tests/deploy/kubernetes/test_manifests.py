@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.kustomize
 FOLDER = ROOT / "deploy" / "k8s"
 FOLDERS = sorted(str(path.parent.relative_to(FOLDER)) for path in FOLDER.rglob("kustomization.yaml"))
+DEPLOYMENTS = [folder for folder in FOLDERS if folder != "overlays/tp"]  # test_several_hosts.py has the other one
 VERSIONS = ("1.32", kubernetes_validate.latest_version())  # preStop's sleep is on by default from 1.30 on
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 Object = dict[str, Any]
@@ -75,8 +76,8 @@ def router_values() -> Object:
     return values
 
 
-def test_there_are_a_base_and_two_overlays() -> None:
-    assert FOLDERS == ["base", "overlays/gateway", "overlays/keda"]
+def test_there_are_a_base_and_three_overlays() -> None:
+    assert FOLDERS == ["base", "overlays/gateway", "overlays/keda", "overlays/tp"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -93,7 +94,7 @@ def test_the_validation_sees_an_unknown_field_in_every_kind(folder: str) -> None
             validate({**item, "spec": {**item["spec"], "replica": 1}}, VERSIONS[0])
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_every_selector_selects_the_pods(folder: str) -> None:
     assert selects(of_kind(folder, "Deployment")["spec"]["selector"]["matchLabels"], folder)
     assert selects(of_kind(folder, "Service")["spec"]["selector"], folder)
@@ -102,7 +103,7 @@ def test_every_selector_selects_the_pods(folder: str) -> None:
         assert selects(constraint["labelSelector"]["matchLabels"], folder)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_service_and_probes_use_the_port_that_the_image_listens_on(folder: str) -> None:
     [port] = container_of(folder)["ports"]
     exposed = int(re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[0])
@@ -117,7 +118,7 @@ def test_service_and_probes_use_the_port_that_the_image_listens_on(folder: str) 
     assert probes["livenessProbe"]["path"] == "/health/live"
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_every_flag_and_variable_is_a_setting_with_a_valid_value(folder: str) -> None:
     command, model, *flags = container_of(folder)["args"]
     assert (command, model) == ("serve", "/model")
@@ -129,7 +130,7 @@ def test_every_flag_and_variable_is_a_setting_with_a_valid_value(folder: str) ->
     assert {name.removeprefix(PREFIX).lower() for name in variables} <= {*Settings.model_fields, "api_key"}
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_a_pod_that_ends_has_time_to_finish_its_streams(folder: str) -> None:
     pause_s = container_of(folder)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = float(flags_of(folder)["shutdown_timeout"])
@@ -138,13 +139,13 @@ def test_a_pod_that_ends_has_time_to_finish_its_streams(folder: str) -> None:
     assert pause_s > readiness["failureThreshold"] * (readiness["periodSeconds"] + readiness["timeoutSeconds"])
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_the_server_replaces_an_engine_that_hangs_before_kubernetes_ends_the_pod(folder: str) -> None:
     liveness = container_of(folder)["livenessProbe"]
     assert liveness["failureThreshold"] * liveness["periodSeconds"] > DEFAULT_TIMEOUTS.kill_after_s
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_the_container_is_the_dockerfiles_image_as_its_user_without_rights(folder: str) -> None:
     container, pod = container_of(folder), pod_of(folder)["spec"]
     assert re.fullmatch(r"smoe:\d+\.\d+\.\d+", container["image"])
@@ -157,7 +158,7 @@ def test_the_container_is_the_dockerfiles_image_as_its_user_without_rights(folde
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_volumes_are_mounted_the_model_read_only_and_tmp_to_write(folder: str) -> None:
     volumes = {volume["name"]: volume for volume in pod_of(folder)["spec"]["volumes"]}
     mounts = {mount["mountPath"]: mount for mount in container_of(folder)["volumeMounts"]}
@@ -166,7 +167,7 @@ def test_volumes_are_mounted_the_model_read_only_and_tmp_to_write(folder: str) -
     assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", DEPLOYMENTS)
 def test_kubernetes_sets_no_variable_that_the_server_would_read_as_a_setting(folder: str) -> None:
     assert of_kind(folder, "Service")["metadata"]["name"] == "smoe"  # which would give SMOE_PORT
     assert pod_of(folder)["spec"]["enableServiceLinks"] is False
@@ -204,7 +205,7 @@ def test_the_autoscaler_reads_gauges_that_the_pods_have_and_scales_the_deploymen
 
 
 def test_the_load_of_pods_is_open_without_a_key_in_the_manifests() -> None:
-    assert all("metrics_auth" not in flags_of(folder) for folder in FOLDERS)
+    assert all("metrics_auth" not in flags_of(folder) for folder in DEPLOYMENTS)
 
 
 def test_no_file_is_left_out_of_its_kustomization() -> None:

@@ -190,7 +190,7 @@ OTHER_ROWS: dict[str, Row] = {
         [
             *each("max_tokens", [..., None], MISSING),
             *each("stop_sequences", [5, "Zebra", [""], ["a"] * 33, [5], ["Zebra" * 52]], TYPE),
-            *each("output_format", [{"type": "json_schema"}], UNSUPPORTED),
+            *each("output_format", [5, {"type": "Zebra"}], TYPE),
             *each("output_config", [5, {"format": 5}, {"format": {"type": "Zebra"}}], TYPE),
             *each("metadata", [5, {"user_id": 5}, {"user_id": "Zebra" * 120}], TYPE),
         ],

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.browser
 COLUMNS: dict[str, list[float | None]] = {
     "kv_usage": [0.0] * 58 + [0.5, 0.25],
     "generated_tokens_per_s": [0.0] * 58 + [50, 100],
+    "accepted_tokens_per_s": [0.0] * 58 + [5, 20],
     "step_ms": [None] * 58 + [20, 40],
     "ttft_p50_ms": [None] * 60,
 }
@@ -26,12 +27,12 @@ def test_the_load_is_that_of_the_api_with_a_line_for_each_history(visit: Visit) 
     expect(figures.nth(0)).to_have_text("3")
     expect(figures.nth(1)).to_have_text("1")
     expect(figures.nth(3)).to_have_text("100")
-    assert figures.all_inner_texts() == ["3", "1", "25 %", "100", "40 ms", "–"]
+    assert figures.all_inner_texts() == ["3", "1", "25 %", "100", "20", "40 ms", "–"]
     lines = [line.get_attribute("points") or "" for line in visit.get(".sparkline polyline").all()]
     heights = [[float(point.split(",")[1]) for point in line.split()] for line in lines]
-    assert [len(line) for line in heights] == [60] * 4
+    assert [len(line) for line in heights] == [60] * 5
     assert heights[1][-2:] == [11, 1] and set(heights[1][:-2]) == {21}, "the largest value has full height"
-    assert heights[0][-2:] == [1, 11] and set(heights[3]) == {21}
+    assert heights[0][-2:] == [1, 11] and set(heights[4]) == {21}
 
 
 def fulfill(route: Route, body: object) -> None:

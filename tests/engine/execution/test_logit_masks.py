@@ -77,6 +77,12 @@ def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed:
         def wait(self, timeout_s: float) -> None:
             pass
 
+        def look_ahead(self, token_ids: SequenceOf[int], start: int) -> None:
+            pass
+
+        def draft_bitmask(self, draft: SequenceOf[int]) -> bytes:
+            return b"\x0f" * 12
+
     class OddTokens(Ready):
         def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
             return b"\xaa" * 12
@@ -91,6 +97,8 @@ def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed:
     add(masks, sequence, row)
     assert allowed_by(masks, row.tolist()) == [i for i in allowed or range(VOCAB) if i % 2]
     assert not masks.failed
+    masks.add(sequence, RowConstraints(sequence.request.params, VOCAB), 1, row, guessed=(5,))
+    assert allowed_by(masks, row.tolist()) == [i for i in allowed or range(VOCAB) if i % 8 < 4]
     sequence.matcher = Broken()
     add(masks, sequence, row)
     assert masks.failed == {1: GRAMMAR_FAILED}

@@ -1,8 +1,13 @@
 """engine/grammars/mask_budget.py: rows beyond the budget sit out, in fair turns; on a fake clock."""
 
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+
 from engine.grammars.mask_budget import MaskBudget
 from engine.scheduling.sequence import Sequence
 from engine.types import Request, SamplingParams
+
+FORBIDDEN = 9  # a token that the grammar of SlowMatcher does not allow
 
 
 class Clock:
@@ -30,6 +35,27 @@ class SlowMatcher:
 
     def bitmask(self, token_ids: object, start: int) -> bytes:
         return b""
+
+    def look_ahead(self, token_ids: object, start: int) -> "SlowMatcher":
+        return self
+
+    def draft_bitmask(self, draft: object) -> bytes:
+        return b""
+
+    def mask_behind(self, token_ids: Ids[int]) -> bytes | None:
+        self.clock.now_s += self.cost_s
+        return None if FORBIDDEN in token_ids else b""
+
+    def num_allowed(self, token_ids: object) -> int:
+        self.clock.now_s += self.cost_s
+        return 1
+
+    def forced_tokens(self, max_len: int, has_time: Callable[[], bool]) -> list[int]:
+        found: list[int] = []
+        while len(found) < max_len and has_time():
+            self.clock.now_s += self.cost_s
+            found.append(7)
+        return found
 
 
 def row(place: int, matcher: SlowMatcher | None, tenant: int = 0) -> Sequence:
@@ -104,3 +130,34 @@ def test_a_row_whose_parser_is_built_sits_out_until_it_is_ready() -> None:
     matcher.is_ready = True
     budget.share_out(rows)
     assert not any(r.waits_for_mask for r in rows)
+
+
+def test_drafts_get_the_time_that_the_masks_of_known_tokens_leave() -> None:
+    clock = Clock()
+    rows = [row(i, SlowMatcher(clock, 3.0)) for i in range(2)]
+    budget = MaskBudget(14.0, clock)
+    budget.share_out(rows)
+    assert budget.prepare_draft(rows[0], (5, 6, 7, 8)) == 3 and clock.now_s == 15.0
+    assert budget.prepare_draft(rows[1], (5,)) == 0 and budget.guide(rows[1]) is None
+    budget.share_out(rows)
+    guide = budget.guide(rows[1])
+    assert guide is not None and guide.forced_tokens(10) == [7, 7, 7] and budget.guide(rows[0]) is None
+
+
+def test_a_draft_is_cut_before_a_token_that_the_grammar_forbids() -> None:
+    clock = Clock()
+    budget, first = MaskBudget(10.0, clock), row(0, SlowMatcher(clock, 0.0))
+    budget.share_out([first])
+    assert [budget.prepare_draft(first, draft) for draft in ((5, 6), (5, FORBIDDEN, 6), (FORBIDDEN,))] == [2, 1, 0]
+
+
+def test_the_time_of_a_tenants_drafts_counts_as_time_of_its_masks() -> None:
+    clock = Clock()
+    own, other = row(0, SlowMatcher(clock, 1.0)), row(1, SlowMatcher(clock, 1.0), tenant=1)
+    budget = MaskBudget(100.0, clock)
+    budget.share_out([own, other])
+    guide = budget.guide(own)
+    assert guide is not None and guide.num_allowed([5]) == 1
+    budget.prepare_draft(own, (5, 6, 7))
+    guide.forced_tokens(4)
+    assert budget._used_s == {0: 1.0 + 1.0 + 3.0 + 4.0, 1: 1.0}

@@ -24,10 +24,13 @@ class FixedDrafter:
             request.prompt_token_ids
         )
 
+    def may_draft(self, num_rows: int) -> bool:
+        return True
+
     def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
         self.room.append(max_drafted)
         drafts = []
-        for source, token_ids, max_len in candidates:
+        for source, token_ids, max_len, _ in candidates:
             tokens, num_prompt_tokens = source  # type: ignore[misc]
             start = len(token_ids) - num_prompt_tokens
             right = tokens[start : start + min(self.length, max_len, max_drafted)]
@@ -140,6 +143,57 @@ def test_the_time_of_a_step_is_learned_with_its_rows_and_accepted_tokens() -> No
     bench.add([1, 2, 3], 9)
     bench.run()
     assert drafter.steps == [StepTime(1, 5, 3, 0.0), StepTime(1, 4, 2, 0.0), StepTime(1, 1, 0, 0.0)]
+
+
+class AnyToken:
+    """A grammar that allows every token."""
+
+    MASK = b"\xff" * 16
+
+    def prepare(self, token_ids: Sequence[int], start: int) -> bool:
+        return True
+
+    def bitmask(self, token_ids: Sequence[int], start: int) -> bytes:
+        return self.MASK
+
+    def look_ahead(self, token_ids: Sequence[int], start: int) -> None:
+        return None
+
+    def draft_bitmask(self, draft: Sequence[int]) -> bytes:
+        return self.MASK
+
+    def wait(self, timeout_s: float) -> None:
+        pass
+
+
+class FixedMasks:
+    """Has time for so many masks of each draft; None: for no draft at all."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+
+    def guide(self, sequence: object) -> Any:
+        return None if self.count is None else self
+
+    def prepare_draft(self, sequence: object, draft: Sequence[int]) -> int:
+        assert self.count is not None
+        return min(self.count, len(draft))
+
+
+def test_a_draft_under_a_grammar_has_as_many_tokens_as_masks() -> None:
+    bench = Bench()
+    bench.scheduler.drafter = FixedDrafter(4)
+    bench.requests[0] = request = Request(0, [1, 2, 3], SamplingParams(max_tokens=12))
+    bench.scheduler.add(request, AnyToken())
+    bench.step()
+    lengths = []
+    for masks in (None, FixedMasks(None), FixedMasks(0), FixedMasks(2), FixedMasks(9)):
+        plan = bench.scheduler.plan(9.0, masks)
+        lengths += [len(chunk.draft) for chunk in plan.chunks]
+        bench.apply(plan, bench.runner.run(plan))
+    bench.run()
+    assert lengths == [0, 0, 0, 2, 4]
+    assert bench.tokens[0] == bench.expected(0)
 
 
 def test_a_request_that_reports_gate_logits_drafts_nothing() -> None:

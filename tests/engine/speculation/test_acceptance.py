@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.speculation.acceptance import AcceptanceRates, Evidence, num_accepted
+from engine.speculation.acceptance import AcceptanceRates, Evidence, Ground, num_accepted
 
 EVIDENCE, OTHER = Evidence(4, True, False), Evidence(4, False, False)
 
@@ -26,12 +26,20 @@ def test_a_rate_follows_what_happens_and_drafts_of_other_evidence_keep_theirs() 
         for _ in range(1000):
             rates.record(EVIDENCE, 0, is_right=rng.random() < probability)
         assert rates.rate(EVIDENCE, 0) == pytest.approx(probability, abs=0.1)
-    assert rates.rate(OTHER, 0) == before == 0.5
+    assert rates.rate(OTHER, 0) == before == 0.25
 
 
 def test_later_places_of_a_draft_have_rates_of_their_own() -> None:
     rates = AcceptanceRates()
     for _ in range(50):
         rates.record(EVIDENCE, 5, is_right=True)
-    assert rates.rate(EVIDENCE, 0) == 0.5
+    assert rates.rate(EVIDENCE, 0) == 0.25
     assert rates.rate(EVIDENCE, 4) == rates.rate(EVIDENCE, 7) > 0.9
+
+
+def test_the_chance_of_a_token_is_that_of_all_before_it_and_its_own() -> None:
+    rates = AcceptanceRates()
+    for is_right in (True, True, False):
+        rates.record(EVIDENCE, 0, is_right=is_right)
+    first = (0.25 + 2) / (1 + 3)
+    assert rates.chances([Ground(EVIDENCE, 0), Ground(OTHER, 1)]) == pytest.approx((first, first * 0.25))

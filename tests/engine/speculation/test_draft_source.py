@@ -1,11 +1,13 @@
 """Drafts come from the request's own tokens and its prediction, and end where they would be useless."""
 
+import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from engine.speculation.acceptance import AcceptanceRates
-from engine.speculation.draft_source import MATCH_LENS, MAX_DRAFT, DraftSource
+from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence
+from engine.speculation.draft_source import MATCH_LENS, MAX_DRAFT, MAX_SKIPPED, Draft, DraftSource
 
 
 def draft_of(
@@ -66,10 +68,116 @@ def test_each_token_that_was_guessed_teaches_its_rate_once() -> None:
     rates, tokens = AcceptanceRates(), list(range(100, 130))
     source = DraftSource(len(tokens), rates)
     tokens += tokens[:2]
-    draft = source.propose(tokens, 1)  # a step verifies one token of it, or none
-    assert draft is not None
-    before = [rates.rate(draft.evidence, place) for place in (0, 1, 2)]
+    assert source.propose(tokens, 1)  # a step verifies one token of it, or none
+    evidence = Evidence(2, is_unanimous=True, is_predicted=False)
+    before = [rates.rate(evidence, place) for place in (0, 1, 2)]
     source.propose([*tokens, 102, 103, 99], MAX_DRAFT)
-    after = [rates.rate(draft.evidence, place) for place in (0, 1, 2)]
-    assert before == [0.5] * 3
-    assert after[0] > 0.5 and after[1] > 0.5 and after[2] < 0.5
+    after = [rates.rate(evidence, place) for place in (0, 1, 2)]
+    assert before == [0.25] * 3
+    assert after[0] > 0.25 and after[1] > 0.25 and after[2] < 0.25
+
+
+class FixedGrammar:
+    """Allows the tokens of one text and forces its first ones."""
+
+    def __init__(self, allowed: list[int], num_forced: int = 0) -> None:
+        self.allowed, self.num_forced = allowed, num_forced
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        count = 0
+        while count < len(token_ids) and list(token_ids[: count + 1]) == self.allowed[: count + 1]:
+            count += 1
+        return count
+
+    def forced_tokens(self, max_len: int) -> list[int]:
+        return self.allowed[: min(max_len, self.num_forced)]
+
+
+def guided(tokens: list[int], grammar: FixedGrammar, rates: AcceptanceRates | None = None) -> Draft | None:
+    return DraftSource(len(tokens), rates or AcceptanceRates()).propose(tokens, MAX_DRAFT, grammar)
+
+
+REPEATED = [1, 2, 3, 4, 5, 6, 1, 2]  # continues with 3 4 5 6
+
+
+def test_a_grammar_cuts_a_guess_where_it_forbids_a_token() -> None:
+    draft = guided(REPEATED, FixedGrammar([3, 4, 90, 91, 92, 93]))
+    assert draft is not None and draft.token_ids == (3, 4)
+    assert guided(REPEATED, FixedGrammar([90])) is None
+
+
+def test_text_that_the_grammar_forces_is_guessed_where_nothing_else_is() -> None:
+    draft = guided([1, 2, 3], FixedGrammar([7, 8, 9], num_forced=2))
+    assert draft is not None and draft.token_ids == (7, 8)
+    assert guided([1, 2, 3], FixedGrammar([7, 8, 9])) is None
+
+
+def test_of_guesses_that_begin_alike_the_longer_one_is_taken() -> None:
+    longer = guided(REPEATED, FixedGrammar([3, 4, 5, 6, 1, 2, *range(50, 70)], num_forced=2))
+    assert longer is not None and longer.token_ids == (3, 4, 5, 6, 1, 2)
+    forced = guided(REPEATED, FixedGrammar([3, 4, 50, 51], num_forced=4))
+    assert forced is not None and forced.token_ids == (3, 4, 50, 51)
+
+
+@pytest.mark.parametrize("is_forced_right", [False, True])
+def test_of_guesses_that_differ_the_one_is_taken_whose_kind_was_right_more_often(is_forced_right: bool) -> None:
+    class TwoWays(FixedGrammar):
+        """Allows 3 4 5, and forces a text that is usually written 30 31."""
+
+        def forced_tokens(self, max_len: int) -> list[int]:
+            return [30, 31]
+
+    rates = AcceptanceRates()
+    for _ in range(20):
+        rates.record(FORCED, 0, is_right=is_forced_right)
+        rates.record(Evidence(2, is_unanimous=True, is_predicted=False), 0, is_right=not is_forced_right)
+    draft = guided(REPEATED, TwoWays([3, 4, 5]), rates)
+    assert draft is not None and draft.token_ids == ((30, 31) if is_forced_right else (3, 4, 5))
+
+
+def test_the_last_forced_token_has_a_rate_of_its_own() -> None:
+    rates = AcceptanceRates()
+    for _ in range(20):
+        rates.record(FORCED, 0, is_right=True)
+        rates.record(LAST_FORCED, 1, is_right=False)
+    draft = guided([1, 2, 3], FixedGrammar([7, 8], num_forced=2), rates)
+    assert draft is not None and draft.chances[0] > 0.9 and draft.chances[1] < 0.1
+
+
+def test_a_guess_of_forced_text_stays_until_all_of_it_is_known() -> None:
+    source, grammar = DraftSource(3, AcceptanceRates()), FixedGrammar([7, 8, 9], num_forced=3)
+    tokens = [1, 2, 3]
+    for token_id in (7, 8, 9):
+        draft = source.propose(tokens, MAX_DRAFT, grammar)
+        assert draft is not None and draft.token_ids[0] == token_id
+        tokens.append(token_id)
+        grammar = FixedGrammar([])  # is not asked again
+    assert source.propose(tokens, MAX_DRAFT, grammar) is None
+
+
+def test_a_text_in_which_nothing_is_found_is_searched_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr(DraftSource, "_search", lambda source, _: _note_failure(source, searched))
+    source = DraftSource(1, AcceptanceRates())
+    for length in range(1, 40):
+        source.propose(list(range(length)), MAX_DRAFT)
+    gaps = [second - first for first, second in itertools.pairwise(searched)]
+    assert gaps == [1, 2, 4, *[MAX_SKIPPED + 1] * (len(gaps) - 3)] and len(gaps) > 5
+
+
+def _note_failure(source: DraftSource, searched: list[int]) -> None:
+    searched.append(len(source._text))
+    source._back_off(len(source._text))
+
+
+def test_a_right_guess_ends_the_search_for_less() -> None:
+    source, tokens = DraftSource(4, AcceptanceRates()), [100, 101, 102, 103]
+    for token_id in range(200, 230):
+        source.propose(tokens, MAX_DRAFT)
+        tokens.append(token_id)
+    tokens += [100, 101, 102, 103]  # found at the latest MAX_SKIPPED tokens behind the first two
+    found = []
+    for token_id in (200, 201, 202, 203, 204, 205, 206, 207, 208):
+        found.append(source.propose(tokens, MAX_DRAFT) is not None)
+        tokens.append(token_id)
+    assert found[-1] and source._num_failures == 0

@@ -1,6 +1,6 @@
 """The account that bounds the time lost by drafts."""
 
-from engine.speculation.ledger import Ledger
+from engine.speculation.ledger import MIN_PAUSE, Ledger
 
 
 def test_drafts_that_always_lose_cost_a_fiftieth_of_the_time_at_most() -> None:
@@ -26,3 +26,35 @@ def test_old_gains_pay_for_few_losses() -> None:
         ledger.record(0.01, -0.01)
         num_losses += 1
     assert num_losses < 40
+
+
+def test_what_drafts_that_always_lose_cost_falls_with_time() -> None:
+    ledger, losses = Ledger(max_loss=0.01), [0, 0]
+    for step in range(20_000):
+        if ledger.allows_drafts:
+            losses[step // 10_000] += 1
+            ledger.record(2.0, -1.0)
+        else:
+            ledger.record(1.0)
+    assert losses[1] < 0.006 * 10_000 and losses[1] < losses[0] < 0.012 * 10_000
+
+
+def test_a_new_text_ends_a_pause_and_a_gain_makes_the_next_one_short() -> None:
+    ledger = Ledger()
+    ledger.record(1.0, -3.0)
+    assert not ledger.allows_drafts
+    ledger.end_pause()
+    assert ledger.allows_drafts
+    ledger.record(1.0, -1.0)
+    pauses = []
+    for gain_s in (0.0, 9.0):
+        ledger.end_pause()
+        ledger.record(1.0, gain_s)
+        while ledger.allows_drafts:
+            ledger.record(1.0, -0.1)
+        pause = 0
+        while not ledger.allows_drafts:
+            ledger.record(1.0)
+            pause += 1
+        pauses.append(pause)
+    assert pauses[1] == MIN_PAUSE < pauses[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.speculation.row_times import RowTimes, time_shape
+from engine.speculation.row_times import MIN_STEPS, RowTimes, time_shape
 
 
 def test_the_shape_of_a_mixture_grows_fast_at_first_and_that_of_a_dense_network_does_not() -> None:
@@ -36,3 +36,11 @@ def test_rows_that_were_not_measured_follow_the_shape_from_the_nearest_that_were
     times.record(8, 5 * shape(8))
     assert times.predict(5) == pytest.approx(4 * shape(5))
     assert times.predict(100) == pytest.approx(5 * shape(100))
+
+
+def test_a_number_of_rows_counts_as_measured_after_a_few_steps() -> None:
+    times = RowTimes(time_shape(8, 2))
+    for number in range(MIN_STEPS):
+        assert not times.is_measured(2) and times.is_known == (number > 0)
+        times.record(2, 0.01)
+    assert times.is_measured(2) and not times.is_measured(3)

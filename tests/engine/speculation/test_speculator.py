@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from engine.speculation.draft_source import DraftSource
-from engine.speculation.row_times import time_shape
-from engine.speculation.speculator import MAX_DRAFTED, MAX_REQUESTS, Candidate, Speculator, StepTime
+from engine.speculation.row_times import MIN_STEPS, time_shape
+from engine.speculation.speculator import MAX_DRAFTED, MAX_REQUESTS, QUIET_STEPS, Candidate, Speculator, StepTime
 from engine.types import Request, SamplingParams
 from tests.support.guessing_drafter import EagerDrafter
 
@@ -21,12 +21,24 @@ def _request(number: int, prompt: list[int]) -> Request:
 class Machine:
     """Generates texts token by token, with drafts, and adds up the time of the steps."""
 
-    def __init__(self, texts: list[list[int]], prompt_len: int, seconds: Callable[[int], float] = SHAPE) -> None:
+    def __init__(
+        self,
+        texts: list[list[int]],
+        prompt_len: int,
+        seconds: Callable[[int], float] = SHAPE,
+        *,
+        search_s: float = 0.0,
+        rebuild_s: float = 0.0,
+    ) -> None:
+        """`search_s`: of the search in one text. `rebuild_s`: of a step with drafts, and of the next one without."""
         self.speculator = Speculator(SHAPE)
         self.texts = texts
         self.lengths = [prompt_len + 1] * len(texts)
         self.sources = [self.speculator.source(_request(i, t[:prompt_len]), ()) for i, t in enumerate(texts)]
         self.seconds = seconds
+        self.search_s, self.rebuild_s = search_s, rebuild_s
+        self.had_drafts = False
+        self.num_searches = 0
         self.spent_s = self.plain_s = 0.0
         self.most_drafted = 0
 
@@ -39,10 +51,14 @@ class Machine:
                 Candidate(source, text[:length], 100)
                 for source, text, length in zip(self.sources, self.texts, self.lengths, strict=True)
             ]
-            drafts = self.speculator.choose(candidates, len(candidates), 1000)
-            self._step(drafts)
+            is_searching = self.speculator.may_draft(len(candidates))
+            drafts = (
+                self.speculator.choose(candidates, len(candidates), 1000) if is_searching else [()] * len(candidates)
+            )
+            self._step(drafts, is_searching * self.search_s * len(candidates))
+            self.num_searches += is_searching
 
-    def _step(self, drafts: list[tuple[int, ...]]) -> None:
+    def _step(self, drafts: list[tuple[int, ...]], search_s: float) -> None:
         num_accepted = 0
         for index, draft in enumerate(drafts):
             text, length = self.texts[index], self.lengths[index]
@@ -51,7 +67,9 @@ class Machine:
             num_accepted += count
         num_drafted = sum(map(len, drafts))
         self.most_drafted = max(self.most_drafted, num_drafted)
-        seconds = self.seconds(len(drafts) + num_drafted)
+        seconds = self.seconds(len(drafts) + num_drafted) + search_s
+        seconds += self.rebuild_s * (num_drafted > 0 or self.had_drafts)
+        self.had_drafts = num_drafted > 0
         self.spent_s += seconds
         self.plain_s += self.seconds(len(drafts)) * (1 + num_accepted / len(drafts))
         self.speculator.record(StepTime(len(drafts), len(drafts) + num_drafted, num_accepted, seconds))
@@ -66,6 +84,12 @@ def _copies(rng: random.Random, change: float) -> list[int]:
 def _noise(rng: random.Random) -> list[int]:
     """A text in which every token pair occurs often and says nothing about the next token."""
     return [rng.randrange(12) for _ in range(3000)]
+
+
+def _code(rng: random.Random) -> list[int]:
+    """Fragments of 2 to 5 tokens out of twenty in any order: about half of the guesses are right at first."""
+    fragments = [[rng.randrange(1000) for _ in range(rng.randint(2, 5))] for _ in range(20)]
+    return [token for _ in range(900) for token in rng.choice(fragments)]
 
 
 def test_a_copied_text_alone_is_much_faster() -> None:
@@ -95,6 +119,32 @@ def test_texts_that_cannot_be_guessed_lose_no_more_than_the_bound(
     assert machine.plain_s >= 0.97 * machine.spent_s
 
 
+@pytest.mark.parametrize("num_texts", [1, 4, 16])
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_on_a_tiny_model_drafts_whose_cost_is_fixed_lose_no_more_than_the_bound(num_texts: int, share: float) -> None:
+    """A row costs nothing there, but to search a text and to compute drafts take a share of a step each: by the time of
+    the network, guesses seem to pay."""
+    rng = random.Random(6)
+    machine = Machine(
+        [_code(rng) for _ in range(num_texts)],
+        500,
+        lambda rows: 1 + rows / 100,
+        search_s=share / num_texts,
+        rebuild_s=share,
+    )
+    machine.run(600)
+    assert machine.plain_s >= 0.97 * machine.spent_s
+
+
+def test_where_searches_find_nothing_they_become_rare() -> None:
+    rng = random.Random(7)
+    machine = Machine([[rng.randrange(50_000) for _ in range(9000)]], 500, search_s=0.1)
+    machine.run(4000)
+    first = machine.num_searches
+    machine.run(4000)
+    assert first < 0.1 * 4000 and machine.num_searches - first < 0.06 * 4000
+
+
 def test_a_text_that_can_be_guessed_gets_its_drafts_beside_others_that_cannot() -> None:
     rng = random.Random(4)
     machine = Machine([_copies(rng, 0.0), *(_noise(rng) for _ in range(7))], 1500)
@@ -112,11 +162,13 @@ def test_steps_without_drafts_recur() -> None:
     assert lengths[40:].count(1) in (1, 2) and max(lengths) > 10
 
 
-def test_nothing_is_drafted_before_a_step_without_drafts_was_measured() -> None:
-    speculator = Speculator(SHAPE)
-    tokens = [1, 2, 3, 1, 2]
-    candidate = Candidate(speculator.source(_request(0, tokens), ()), tokens, 10)
-    assert speculator.choose([candidate], 1, 100) == [()]
+def test_nothing_is_drafted_before_steps_without_drafts_were_measured() -> None:
+    speculator, answers = Speculator(SHAPE), []
+    for _ in range(QUIET_STEPS + MIN_STEPS):
+        answers.append(speculator.may_draft(1))
+        speculator.record(StepTime(1, 1, 0, 1.0))
+    assert answers == [False] * (QUIET_STEPS - 1 + MIN_STEPS) + [True]
+    assert not speculator.may_draft(2)
 
 
 @pytest.mark.parametrize(("num_requests", "is_searched"), [(MAX_REQUESTS, True), (MAX_REQUESTS + 1, False)])
@@ -124,17 +176,30 @@ def test_beside_very_many_requests_no_text_is_searched(
     num_requests: int, is_searched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[int] = []
-    monkeypatch.setattr(DraftSource, "propose", lambda _, token_ids, max_len: searched.append(len(token_ids)))
-    speculator = Speculator(SHAPE)
+    monkeypatch.setattr(DraftSource, "propose", lambda _, token_ids, max_len, grammar: searched.append(len(token_ids)))
+    speculator = _measured(num_requests)
     candidate = Candidate(speculator.source(_request(0, [1, 2]), ()), [1, 2, 3], 10)
-    assert speculator.choose([candidate], num_requests, 100) == [()]
+    if speculator.may_draft(num_requests):
+        assert speculator.choose([candidate], num_requests, 100) == [()]
     assert searched == [3] * is_searched
 
 
-def test_drafts_never_exceed_what_the_step_has_room_for() -> None:
-    speculator, tokens = Speculator(SHAPE), list(range(50)) * 2
+def _measured(num_rows: int) -> Speculator:
+    """Return a speculator that knows the time of steps of so many rows without drafts."""
+    speculator = Speculator(SHAPE)
     for _ in range(10):
-        speculator.record(StepTime(8, 8, 0, 1.0))
+        speculator.may_draft(num_rows)
+        if speculator._is_searching:
+            break
+        speculator.record(StepTime(num_rows, num_rows, 0, 1.0))
+    return speculator
+
+
+def test_drafts_never_exceed_what_the_step_has_room_for() -> None:
+    speculator, tokens = _measured(8), list(range(50)) * 2
+    source = speculator.source(_request(9, tokens), ())
+    for length in range(60, 100):  # learns that its guesses are right
+        source.propose(tokens[:length], 1)
     candidates = [Candidate(speculator.source(_request(i, tokens), ()), tokens, 3) for i in range(8)]
     for room in (0, 1, 5, 1000):
         drafts = speculator.choose(candidates, 8, room)

@@ -10,7 +10,7 @@ import pytest
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.file import read_file
 from model.checkpoint.headers import read_headers
-from model.checkpoint.identity import CheckpointIdentity, identify
+from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import MANIFEST_NAME, write_manifest
 from tests.support.checkpoints import Shape, save_random_checkpoint
 from tests.support.gguf_files import GgufShape, write_gguf
@@ -97,3 +97,25 @@ def test_a_gguf_file_is_identified_by_the_sums_beside_it(tmp_path: Path) -> None
     for name in ("one", "two"):
         write_manifest(tmp_path / name / "a.gguf")
     assert identify(one).contents == identify(two).contents and identify(one).files != identify(two).files
+
+
+def test_hosts_with_copies_have_equal_digests_and_those_with_other_weights_or_another_config_have_not(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    def digest(folder: str) -> str:
+        return contents_digest(read_headers(tmp_path / folder).values())
+
+    for name in ("copy", "config"):
+        shutil.copytree(checkpoint, tmp_path / name)
+    save_random_checkpoint(Shape(seed=1), tmp_path / "tuned")
+    (tmp_path / "config" / CONFIG).write_text((checkpoint / CONFIG).read_text().replace("{", "{ ", 1))
+    assert digest("first") == digest("copy")
+    assert len({digest(name) for name in ("first", "config", "tuned")}) == 3
+
+
+def test_hosts_compare_gguf_files(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.gguf" for name in ("one", "two", "other")]
+    for path, shape in zip(paths, (GgufShape(), GgufShape(), GgufShape(num_layers=3)), strict=True):
+        write_gguf(path, shape)
+    one, two, other = (contents_digest(read_file(path).tensors.values()) for path in paths)
+    assert one == two != other

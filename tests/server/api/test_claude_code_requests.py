@@ -140,9 +140,19 @@ async def test_the_billing_line_does_not_change_the_prompt() -> None:
     assert await prompt_of(system="x-anthropic-billing-header: a") == await prompt_of()
 
 
-async def test_a_format_of_the_output_becomes_a_grammar() -> None:
-    format_ = {"type": "json_schema", "schema": SCHEMA}
-    reply, [request] = await post({"output_config": {"format": format_}})
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_config": {"format": FORMAT}},
+        {"output_format": FORMAT},  # the older name, which inspect-ai sends
+        {"output_format": FORMAT, "output_config": {"format": FORMAT, "effort": "low"}},
+    ],
+)
+async def test_a_format_of_the_output_becomes_a_grammar(fields: dict[str, Any]) -> None:
+    reply, [request] = await post(fields)
     assert reply.status_code == 200 and request.grammar is not None
     assert "path" in request.grammar
 
@@ -150,7 +160,6 @@ async def test_a_format_of_the_output_becomes_a_grammar() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
         {"response_format": {"type": "json_object"}},
         {"mcp_servers": [{"type": "url", "url": "http://a", "name": "a"}]},
         {"container": "c"},

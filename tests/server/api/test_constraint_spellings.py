@@ -81,7 +81,7 @@ OWN = {  # the fields by these names that an endpoint has; all others must be re
         "ebnf",
     },
     RESPONSES: {"text"},
-    MESSAGES: {"output_config"},
+    MESSAGES: {"output_config", "output_format"},
 }
 OWN[CHAT] = OWN[COMPLETIONS]
 NO_CONSTRAINT = {(COMPLETIONS, "text"), (CHAT, "text"), (MESSAGES, "text")}  # a name that only Responses has
@@ -123,7 +123,7 @@ async def test_a_constraint_is_followed_or_refused_by_name(path: str, name: str,
         (RESPONSES, "json_schema", SCHEMA, "text.format"),
         (MESSAGES, "grammar", GBNF, "output_config.format"),
         (RESPONSES, "response_format", OPENAI, "text.format"),
-        (MESSAGES, "output_format", OPENAI, "output_config.format"),
+        (MESSAGES, "response_format", OPENAI, "output_config.format"),
     ],
 )
 async def test_the_error_names_the_field_that_does_it(path: str, name: str, value: Any, instead: str) -> None:

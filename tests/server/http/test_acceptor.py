@@ -14,7 +14,7 @@ import pytest
 
 from server.http.acceptor import UNSENT_BYTES, Acceptor
 from server.http.connections import Connections
-from server.http.read_limiter import ReadLimiter
+from server.http.limits.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.raw_http import RawClient
 from tests.support.serving import MODEL, listening, saying, state_around

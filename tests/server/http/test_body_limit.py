@@ -1,4 +1,4 @@
-"""server/http/body_limit.py: a body that does not arrive in time. Sizes: see test_middleware.py."""
+"""server/http/limits/body_limit.py: a body that does not arrive in time. Sizes: see test_middleware.py."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,8 +9,8 @@ from starlette.types import Message
 
 from server.errors import request_memory_full
 from server.fairness.request_memory import Lease, RequestMemory
-from server.http import body_limit
-from server.http.body_limit import BodyLimit
+from server.http.limits import body_limit
+from server.http.limits.body_limit import BodyLimit
 from tests.support.asgi_client import Reply
 
 LIMIT = 1000

@@ -10,8 +10,8 @@ import pytest
 
 from server.http.bounded_reads import BODY_READ_BYTES, READ_BYTES
 from server.http.connections import Connections
+from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import Connection
-from server.http.read_limiter import ReadLimiter
 from tests.server.http.test_protocol import BODY, CHUNKED, POST, exchange
 from tests.support.fake_engine import FakeEngine
 from tests.support.raw_http import LEAVINGS, Leaving, RawClient

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
+from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import Connection
-from server.http.read_limiter import ReadLimiter
 from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.ports import free_port

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.http.bounded_reads import READ_BYTES
-from server.http.header_lines import MAX_HEADER_LINES
+from server.http.limits.header_lines import MAX_HEADER_LINES
 from server.http.protocol import MAX_HEAD_BYTES, Connection
 from tests.support.fake_engine import FakeEngine
 from tests.support.raw_http import socket_to

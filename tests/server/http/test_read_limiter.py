@@ -1,4 +1,4 @@
-"""server/http/read_limiter.py: a limited number of reads per iteration of the event loop, in order."""
+"""server/http/limits/read_limiter.py: a limited number of reads per iteration of the event loop, in order."""
 
 import asyncio
 import itertools
@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from server.http.read_limiter import ReadLimiter
+from server.http.limits.read_limiter import ReadLimiter
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.http.read_limiter import ReadLimiter
+from server.http.limits.read_limiter import ReadLimiter
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.settings.sources import load_settings
 

@@ -28,7 +28,7 @@ def test_a_point_sums_the_steps_of_its_interval() -> None:
     recent = RecentLoad(clock)
     recent.add_step(a_step())
     clock.now_s = 1004.9
-    recent.add_step(a_step(num_running=4, num_blocks_held=8, step_s=0.04, num_prefill_tokens=0))
+    recent.add_step(a_step(num_running=4, num_blocks_held=8, step_s=0.04, num_prefill_tokens=0, num_accepted_tokens=1))
     for time_s in (0.5, 0.1, 0.3):
         recent.add_first_token(time_s)
     clock.now_s = 1005.0
@@ -36,6 +36,7 @@ def test_a_point_sums_the_steps_of_its_interval() -> None:
     [before, point] = recent.points(5, 2)
     assert before == IDLE
     assert (point.prompt_tokens_per_s, point.generated_tokens_per_s) == (10 / 5, 4 / 5)
+    assert point.accepted_tokens_per_s == 1 / 5
     assert (point.running, point.waiting, point.kv_usage) == (4, 1, 8 / 20)
     assert point.step_ms is not None and abs(point.step_ms - 30) < 1e-9
     assert (point.ttft_p50_ms, point.ttft_p99_ms) == (300, 500)

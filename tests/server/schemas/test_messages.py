@@ -1,4 +1,4 @@
-"""server/schemas/messages.py: the chat that a Messages request becomes."""
+"""server/schemas/messages_api/request.py: the chat that a Messages request becomes."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""server/schemas/responses.py: the chat that a Responses request becomes."""
+"""server/schemas/responses_api/request.py: the chat that a Responses request becomes."""
 
 import json
 from collections.abc import Mapping

@@ -9,6 +9,7 @@ from server.schemas import CountTokensRequest, MessagesRequest, ResponsesRequest
 from server.schemas.validation import RequestModel
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+JSON_FORMAT: dict[str, Any] = {"type": "json_schema", "schema": {"type": "object"}}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,13 @@ HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
         (MessagesRequest, {"max_tokens": None}, "max_tokens", "missing_required_parameter"),
         (MessagesRequest, {"messages": [{"role": "root", "content": "a"}]}, "messages[0].role", "invalid_value"),
         (MessagesRequest, {"tools": [{"name": "f"}]}, "tools[0].input_schema", "missing_required_parameter"),
-        (MessagesRequest, {"output_format": {"type": "json_schema"}}, "output_format", "unsupported_parameter"),
+        (MessagesRequest, {"output_format": {"type": "json"}}, "output_format.type", "invalid_value"),
+        (
+            MessagesRequest,
+            {"output_format": JSON_FORMAT, "output_config": {"format": JSON_FORMAT | {"schema": {}}}},
+            "output_format",
+            "invalid_value",
+        ),
         (
             MessagesRequest,
             {"output_config": {"format": {"type": "regex"}}},

@@ -72,3 +72,30 @@ def test_names_and_addresses_are_hosts() -> None:
 
 def test_keys_are_not_shown() -> None:
     assert "secret" not in repr(load_settings({"api_key": ["secret"]}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            {"nnodes": "2", "tensor_parallel_size": "2"},
+            "--nnodes 2 needs --master-addr: an address of the host with --node-rank 0",
+        ),
+        (
+            {"nnodes": "2", "tensor_parallel_size": "2", "master_addr": ""},
+            "--nnodes 2 needs --master-addr: an address of the host with --node-rank 0",
+        ),
+        ({"node_rank": "1"}, "--node-rank 1: should be less than --nnodes, which is 1"),
+        (
+            {"nnodes": "2", "master_addr": "a"},
+            "--nnodes 2 needs a --tensor-parallel-size that it divides, such as 2; it is 1",
+        ),
+        ({"nnodes": "0"}, "--nnodes: should be more than 0"),
+        ({"node_rank": "-1"}, "--node-rank: should be at least 0"),
+        ({"master_port": "0"}, "--master-port: should be at least 1"),
+        ({"group_timeout": "1"}, "--group-timeout: should be at least 2"),
+        ({"group_timeout": "nan"}, "--group-timeout: should be at most 600"),
+    ],
+)
+def test_settings_of_hosts_that_cannot_work_are_one_line(flags: dict[str, object], line: str) -> None:
+    assert refusal(flags) == line

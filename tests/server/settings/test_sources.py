@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from server.settings.settings import Settings
-from server.settings.sources import SettingsError, load_settings, model_stores, origins, unknown_variables
+from server.settings.sources import (
+    SettingsError,
+    launcher_attempt,
+    load_settings,
+    model_stores,
+    origins,
+    unknown_variables,
+)
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -136,3 +143,49 @@ def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.Monkey
     assert found.keys() == Settings.model_fields.keys()
     assert (found["port"], found["max_num_seqs"], found["block_size"]) == ("--port", "SMOE_MAX_NUM_SEQS", str(config))
     assert found["host"] == "default"
+
+
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
+AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchrun_gives_each_process_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TORCHRUN | AGENT)
+    settings = load_settings({})
+    assert (settings.nnodes, settings.tensor_parallel_size, settings.node_rank) == (4, 4, 3)
+    assert (settings.master_addr, settings.master_port) == ("10.0.0.1", 1234)
+    assert launcher_attempt(settings) == 2
+    sources = origins({})
+    assert (sources["node_rank"], sources["nnodes"], sources["port"]) == ("RANK", "WORLD_SIZE", "default")
+    assert load_settings({"tensor_parallel_size": "8"}).tensor_parallel_size == 8
+
+
+def test_another_launcher_leaves_port_and_restarts_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TORCHRUN)
+    assert launcher_attempt(load_settings({})) is None
+
+
+@pytest.mark.parametrize("absent", [*TORCHRUN, "other ranks"])
+def test_a_launcher_counts_only_with_all_of_its_variables_and_other_ranks(
+    monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    _set(monkeypatch, TORCHRUN)
+    _set(monkeypatch, {"WORLD_SIZE": "1"} if absent == "other ranks" else {absent: ""})
+    assert load_settings({}) == Settings()
+
+
+def test_what_is_given_counts_and_not_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TORCHRUN | AGENT)
+    settings = load_settings({"nnodes": "2", "master_addr": "10.0.0.2", "tensor_parallel_size": "2"})
+    assert (settings.nnodes, settings.node_rank, settings.master_port) == (2, 0, 29500)
+    assert launcher_attempt(settings) is None
+
+
+def test_a_bad_variable_of_the_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TORCHRUN | {"RANK": "third"})
+    assert refusal({}) == "RANK: should be a whole number"

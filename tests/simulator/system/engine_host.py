@@ -151,7 +151,7 @@ class EngineHost:
         except Exception as error:  # noqa: BLE001 (a traceback of the real process)
             self.truth.violate(f"the engine process raised {error!r}")
             code = 1
-        if code == engine.process.CRASH:
+        if code == engine.process.CRASH and not self.life.has_lost_a_rank:
             self.truth.violate(f"engine {self.pid} ended itself without a fault")
         self._end(f"exit {code}", code)
 

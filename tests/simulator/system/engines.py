@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.errors import FatalEngineError
 from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
@@ -17,6 +18,7 @@ from tests.simulator.setup import NUM_LAYERS, VOCAB, Setup, build_engine
 if TYPE_CHECKING:
     from tests.simulator.system.engine_host import EngineHost
 
+NUM_GATHERS = 4 * NUM_LAYERS + 1  # of a step of several ranks
 KILLS_AT_PREFILL, KILLS_LATER, KILLS_AT_GRAMMAR = 1, 2, 3  # values of `seed`, which the exact model does not use
 
 
@@ -33,6 +35,8 @@ class Plan:
     max_queued: int = 40
     cut_rate: float = 0.0
     kill_rate_at_arrival: float = 0.0
+    rank_death_rate: float = 0.0  # of another rank, at each gather of a step
+    rank_rng: random.Random = field(default_factory=lambda: random.Random(0))  # draws these deaths and no others
     load_failure_rate: float = 0.0
     changes_weights_in: int | None = None  # from this life on, the weights are others
     heals_stops: bool = True  # a process that is stopped when the faults end continues
@@ -83,7 +87,23 @@ class HostRunner:
             seed = chunk.sequence.request.params.seed
             if seed == KILLS_AT_PREFILL or (seed == KILLS_LATER and chunk.sequence.num_generated):
                 host.die("a request that crashes steps")
+        self._gather()
         return self._inner.launch(plan)
+
+    def _gather(self) -> None:
+        """Gather with other ranks, one of which may die meanwhile: the thread that watches them ends the process, or
+        the gather fails first."""
+        plan = self._host.plan
+        if not (plan.chaos_is_on and plan.rank_death_rate):
+            return
+        for _ in range(NUM_GATHERS):
+            if plan.rank_rng.random() >= plan.rank_death_rate:
+                continue
+            self._host.life.has_lost_a_rank = True
+            self._host.truth.count("fault: a rank dies at a gather")
+            if plan.rank_rng.random() < 0.5:
+                self._host.die("the end of a rank")
+            raise FatalEngineError("rank 1 is gone")
 
     def finish(self, step: Any) -> StepResult:
         return self._inner.finish(step)

@@ -24,7 +24,9 @@ class SystemViolationError(AssertionError):
 def run_seed(seed: int) -> SystemSimulation:
     """Run the schedule of a seed. Raises SystemViolationError."""
     rng = random.Random(f"system {seed}")
-    simulation = SystemSimulation(rng, _plan(rng))
+    plan, ranks = _plan(rng), random.Random(f"ranks {seed}")
+    plan.rank_death_rate, plan.rank_rng = ranks.choice((*(0.0,) * 6, 0.004, 0.03)), ranks
+    simulation = SystemSimulation(rng, plan)
     span_s = rng.choice((0.3, 1.0, 4.0, 10.0))
     generations = _generations(rng, simulation.plan, span_s)
     chaos = _chaos(rng, span_s)

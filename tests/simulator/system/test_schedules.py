@@ -15,6 +15,8 @@ REQUIRED = (
     "fault: stop",
     "fault: drain",
     "fault: shut down",
+    "fault: a rank dies at a gather",
+    "ended by the end of a rank",
     "ended by a crash while loading",
     "ended by a cut message",
     "ended by a grammar that crashes",

@@ -14,6 +14,7 @@ class Life:
     output_ids: set[int] = field(default_factory=set)  # requests of which an output was sent
     is_alive: bool = True
     was_ready: bool = False
+    has_lost_a_rank: bool = False  # in the middle of a step
     ids_at_end: frozenset[int] = frozenset()  # requests inside when it ended
     how: str = ""  # how it ended
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
-from server.schemas.response_tools import CUSTOM_INPUT, chat_name
+from server.schemas.responses_api.tools import CUSTOM_INPUT, chat_name
 from server.schemas.translated import JsonObject
 from server.schemas.validation import RequestModel, check_length, text_or_list
 

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from server.errors import ApiError
+from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
-from server.schemas.message_blocks import Text, Turns
+from server.schemas.messages_api.blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
 from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
@@ -85,9 +85,11 @@ class PromptFields(RequestModel):
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
         "container": (),
         "mcp_servers": ([],),
-        **refused_spellings("output_config"),
+        **refused_spellings("output_config", "output_format"),
     }
-    instead: ClassVar[Mapping[str, str]] = all_done_by("output_config.format", refused_spellings("output_config"))
+    instead: ClassVar[Mapping[str, str]] = all_done_by(
+        "output_config.format", refused_spellings("output_config", "output_format")
+    )
 
     turns_field: ClassVar[str | None] = "messages"
 
@@ -96,6 +98,7 @@ class PromptFields(RequestModel):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the older name of output_config.format, which inspect-ai sends
 
     @model_validator(mode="after")
     def _check_tools(self) -> "PromptFields":
@@ -105,6 +108,19 @@ class PromptFields(RequestModel):
                     param = f"{path}.{field}"
                     raise ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
         return self
+
+    @model_validator(mode="after")
+    def _check_format(self) -> "PromptFields":
+        given = self.output_config.format if self.output_config else None
+        if given is not None and self.output_format is not None and given != self.output_format:
+            message = "'output_format' and 'output_config.format' differ; send only one of them."
+            raise invalid_value(message, "output_format")
+        return self
+
+    @property
+    def json_format(self) -> OutputFormat | None:
+        """The format of the answer, by either name."""
+        return self.output_format or (self.output_config.format if self.output_config else None)
 
     @property
     def _described_tools(self) -> dict[str, Tool]:
@@ -171,7 +187,7 @@ class MessagesRequest(PromptFields, TranslatedRequest):
         return {**self.shared_body(), **self.prompt_body(), **self._format_body(), **more}
 
     def _format_body(self) -> JsonObject:
-        if self.output_config is None or self.output_config.format is None:
+        if self.json_format is None:
             return {}
-        schema: JsonObject = {"schema": self.output_config.format.json_schema}
+        schema: JsonObject = {"schema": self.json_format.json_schema}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}

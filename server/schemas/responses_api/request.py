@@ -8,8 +8,8 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from server.errors import invalid_value
 from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_LOGPROBS, Name
-from server.schemas.response_items import Items
-from server.schemas.response_tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
+from server.schemas.responses_api.items import Items
+from server.schemas.responses_api.tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
 from server.schemas.validation import ConstrainingObject, RequestModel, named_parts

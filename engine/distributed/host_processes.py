@@ -1,0 +1,53 @@
+"""Processes of the other ranks on the same host, where a group spans several hosts."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+import engine
+from engine.config import EngineConfig
+from engine.heartbeat import Heartbeat
+from engine.messages import Start, encode_frame
+
+HOST_RANK_COMMAND = (sys.executable, "-m", "engine.host_rank")
+
+
+class HostProcesses:
+    """Ranks of this host but its first. The kernel ends them with this process; they end themselves with the group."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Start them, unless this process is one of them. Raises OSError."""
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+        if config.local_rank == 0:
+            for local_rank in range(1, config.ranks_per_host):
+                self._start(msgspec.structs.replace(config, local_rank=local_rank))
+
+    def close(self) -> None:
+        """End the processes and wait for that. Idempotent."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for connection in self._sockets:
+            connection.close()
+
+    def _start(self, config: EngineConfig) -> None:
+        ours, theirs = socket.socketpair()
+        heartbeat = Heartbeat()  # nobody reads it: rank 0 watches the connection
+        (package_folder,) = engine.__path__
+        with theirs:
+            fds = theirs.fileno(), heartbeat.fd
+            process = subprocess.Popen(
+                [*HOST_RANK_COMMAND, *map(str, (*fds, os.getpid()))],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                cwd=Path(package_folder).parent,
+            )
+        heartbeat.close()
+        self._processes.append(process)
+        self._sockets.append(ours)
+        ours.sendall(encode_frame(Start(config)))

@@ -1,0 +1,145 @@
+"""The ranks of several hosts as rank 0 sees them: received, told what to compute, watched.
+
+A step and all else that rank 0 tells goes over one connection to each rank; rows are gathered by gloo. The end of a
+connection is the end of a rank, and so of the group. A host that is gone without a word is noticed by what it does not
+acknowledge: rank 0 sends a beat twice a second, which also tells the ranks that rank 0 is there.
+"""
+
+import contextlib
+import errno
+import logging
+import select
+import socket
+from collections.abc import Callable
+from threading import Thread
+
+from engine.config import EngineConfig
+from engine.distributed.agreement import RankDescription
+from engine.distributed.connections import RankConnections
+from engine.distributed.gloo_group import GlooGroup
+from engine.distributed.host_processes import HostProcesses
+from engine.distributed.packets import PacketKind
+from engine.distributed.reception import Guest, Reception
+from engine.distributed.stores import new_store, write_to_agent_store
+from engine.errors import EngineConfigError, FatalEngineError
+from model.cut import Cut
+from model.group import GroupEndedError
+
+BEAT_S = 0.5
+
+log = logging.getLogger("smoe.engine")
+
+
+class HostRanks(RankConnections):
+    """Ranks 1 .. size - 1, on this host and others, and the group of all ranks."""
+
+    group: GlooGroup
+
+    def __init__(self, config: EngineConfig, own: RankDescription, version: str, on_wait: Callable[[], None]) -> None:
+        """Start the other ranks of this host and wait for all. `own` describes rank 0.
+
+        Raises EngineConfigError, and FatalEngineError if a rank is lost on the way.
+        """
+        super().__init__()
+        self._num_hosts = config.nnodes
+        self._timeout_s = config.group_timeout
+        self._free_bytes: list[int] = []  # of the hosts of the other ranks
+        with listen(config) as listener:
+            self._processes = HostProcesses(config)
+            address = listener.getsockname()[0]
+            try:
+                self._guests = Reception(listener, config, own, version).wait(on_wait)
+                self._connections = [guest.connection for guest in self._guests]
+                self._connect(config, address)
+            except BaseException:
+                self.close()
+                raise
+        Thread(target=self._watch, name="ranks", daemon=True).start()
+
+    def _connect(self, config: EngineConfig, address: str) -> None:
+        """Let all ranks connect to each other. Raises FatalEngineError."""
+        self._store = new_store(address, self._timeout_s)
+        for guest in self._guests:
+            _prepare(guest, self._timeout_s)
+        self._tell(PacketKind.JOIN, self._store.port.to_bytes(4, "little"))
+        try:
+            self.group = GlooGroup(Cut(0, config.tensor_parallel_size), self._store, address, self._timeout_s)
+        except GroupEndedError as error:
+            raise FatalEngineError(str(error)) from None
+
+    def free_bytes(self, own_bytes: int) -> int:
+        return self._num_hosts * min([own_bytes, *self._free_bytes])
+
+    def close(self) -> None:
+        """Let the ranks end, and end those of this host. Idempotent."""
+        self._is_closing = True
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # not connected any more
+                connection.shutdown(socket.SHUT_RDWR)
+        super().close()
+        self._processes.close()
+
+    def _await_packet(self, connection: socket.socket, on_wait: Callable[[], None]) -> None:
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        while not poll.poll(BEAT_S * 1000):
+            on_wait()
+
+    def _on_loaded(self, content: bytearray) -> None:
+        self._free_bytes.append(int.from_bytes(content, "little"))
+
+    def _describe_end(self, rank: int) -> str:
+        return f"rank {rank} on {self._guests[rank - 1].address} is gone"
+
+    def _watch(self) -> None:
+        """Beat, and wait for the end of a connection."""
+        poll = select.poll()
+        ranks = {connection.fileno(): rank for rank, connection in enumerate(self._connections, 1)}
+        for fd in ranks:
+            poll.register(fd, select.POLLRDHUP)
+        while not (gone := poll.poll(BEAT_S * 1000)):
+            with contextlib.suppress(FatalEngineError):  # poll() reports what happened
+                self._tell(PacketKind.BEAT, b"")
+        if self._is_closing:
+            return
+        rank = ranks[gone[0][0]]
+        late = self._connections[rank - 1].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ETIMEDOUT
+        silence = f"rank {rank} on {self._guests[rank - 1].address} did not answer for {self._timeout_s:g} s"
+        self.death = silence if late else self._describe_end(rank)
+        log.error("%s: the engine ends", self.death)
+        self.on_death(self.death)
+
+
+def listen(config: EngineConfig) -> socket.socket:
+    """Return a socket at which the other ranks find rank 0. Raises EngineConfigError.
+
+    Under torchrun, whose agent has the master port, it is a free port, which is written into the agent's store.
+    """
+    attempt = config.agent_store_attempt
+    port = config.master_port if attempt is None else 0
+    try:
+        family, _, _, _, address = socket.getaddrinfo(config.master_addr, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family)
+        if attempt is not None:
+            own_port = listener.getsockname()[1]
+            write_to_agent_store(config.master_addr, config.master_port, attempt, own_port)
+    except (OSError, UnicodeError) as error:
+        raise EngineConfigError(_explain(error, config)) from None
+    return listener
+
+
+def _prepare(guest: Guest, timeout_s: float) -> None:
+    """Send small packets at once, and give up a host that acknowledges nothing for `timeout_s`."""
+    guest.connection.settimeout(None)
+    guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
+
+
+def _explain(error: OSError | UnicodeError, config: EngineConfig) -> str:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return f"--master-addr {config.master_addr}: this name has no address"
+    if error.errno == errno.EADDRINUSE:
+        return f"--master-port {config.master_port}: already in use on {config.master_addr}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--master-addr {config.master_addr}: the host with --node-rank 0 does not have that address"
+    return f"--master-addr {config.master_addr} --master-port {config.master_port}: {error.strerror}"

@@ -1,0 +1,1 @@
+"""Bounds of what connections may send and hold."""
