@@ -50,7 +50,7 @@ class MixtralWeights:
 
     @property
     def query_dtype(self) -> torch.dtype:
-        """The dtype of queries: that of the sums between layers, or bfloat16 where these are wider than the embedding."""
+        """The dtype of queries: that of the sums between layers, or bfloat16 if these are wider than the embedding."""
         return self.norm.dtype if self.norm.dtype == self.embedding.dtype else torch.bfloat16
 
 
