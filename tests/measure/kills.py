@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 import httpx
 
 from tests.support.conditions import until
-from tests.support.endings import CLOSED, LOST, NO_CONNECTION, SILENT, ending_of
+from tests.support.endings import CLOSED, LOST, NO_CONNECTION, SILENT, connected, ending_on
+from tests.support.raw_http import RawClient
 from tests.support.running import MODEL, RunningServer, start_server
 from tests.support.serving import TLS_FILES
 
+NUM_HANDSHAKES = 64  # at once: the server gives each 10 s, of which its clients here may take most
 FAULTY = (CLOSED, LOST, NO_CONNECTION, SILENT)
 
 
@@ -53,13 +55,22 @@ def kills(num_kills: int, num_connections: int, max_queued: int) -> Ledger:
 
 
 async def kill_under_load(server: RunningServer, num_connections: int, rng: random.Random) -> list[str]:
-    """Send requests on new connections, kill the engine after a random number of ends, and return all ends."""
+    """Connect, send a request on each connection, kill the engine after a random number of ends; return all ends."""
     await _until_health(server, 200)
-    clients = [asyncio.ensure_future(ending_of(server.url, _body(rng, number))) for number in range(num_connections)]
-    goal = rng.randrange(num_connections // 2)
+    handshakes = asyncio.Semaphore(NUM_HANDSHAKES)
+
+    async def connect() -> RawClient | None:
+        async with handshakes:
+            return await connected(server.url)
+
+    opened = await asyncio.gather(*(connect() for _ in range(num_connections)))
+    clients = [
+        asyncio.ensure_future(ending_on(client, _body(rng, number))) for number, client in enumerate(opened) if client
+    ]
+    goal = rng.randrange(len(clients) // 2)
     await until(lambda: sum(client.done() for client in clients) >= goal)
     os.kill(server.engine_pid, signal.SIGKILL)
-    return await asyncio.gather(*clients)
+    return [*await asyncio.gather(*clients), *(NO_CONNECTION for client in opened if client is None)]
 
 
 def _body(rng: random.Random, number: int) -> dict[str, object]:

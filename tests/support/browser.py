@@ -94,12 +94,14 @@ def visiting(
     size: tuple[int, int] = DESKTOP,
     scheme: str = "light",
     statuses: tuple[int, ...] = (),
+    touch: bool = False,
 ) -> Iterator[Visit]:
     """Open the page at `url`; at the end of the block check that there were no problems."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme=scheme,  # type: ignore[arg-type]
         permissions=["clipboard-read", "clipboard-write"],
+        has_touch=touch,
     )
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()

@@ -10,8 +10,8 @@ export function softmaxSteps(logits, chosen) {
 /** Returns the sentences about one layer, {logits, chosen, weights} with the strongest expert first. */
 export function sentences({ logits, chosen, weights }) {
   const { largest, masses, sum } = softmaxSteps(logits, chosen);
-  const experts = list(chosen.map((expert) => `${logits[expert].toFixed(3)} (expert ${expert})`));
-  const terms = chosen.map((expert, i) => `${weights[i].toFixed(3)} × expert ${expert}`).join(" + ");
+  const experts = list(chosen.map((expert) => `${logits[expert].toFixed(3)} (expert\u00a0${expert})`));
+  const terms = chosen.map((expert, i) => `${weights[i].toFixed(3)} × expert\u00a0${expert}`).join(" + ");
   if (chosen.length === 1) {
     return [`The largest logit is ${experts}. One expert alone has the weight 1.`, `The layer adds ${terms}.`];
   }

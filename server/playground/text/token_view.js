@@ -25,7 +25,7 @@ export class TokenView {
       if (clientX !== pointer[0] || clientY !== pointer[1]) this.#open(target);
     });
     this.element.addEventListener("click", (event) => this.#click(event.target));
-    this.element.addEventListener("pointerleave", () => this.#close());
+    this.element.addEventListener("pointerleave", ({ pointerType }) => pointerType !== "touch" && this.#close()); // a finger always leaves
     this.element.addEventListener("blur", () => this.#close());
     this.element.addEventListener("keydown", (event) => this.#step(event));
   }

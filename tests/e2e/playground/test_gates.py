@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Browser, Locator, expect
 
 from tests.e2e.playground.test_page import violations
-from tests.support.browser import Visit
+from tests.support.browser import PHONE, Visit, visiting
 from tests.support.running import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -95,3 +95,55 @@ def test_experts_that_are_off_stay_off_inside_a_token(visit: Visit, server: Runn
     assert_shows(visit, 1, reported(server, [*body["prompt"], *body["allowed_token_ids"]], 2, expert_mask=mask))
     expect(visit.get("#gates tbody tr").nth(2).locator("td").nth(1)).to_have_text("off")
     assert visit.get("#gates input[name=gate-k]").evaluate_all("all => all.map(one => one.value)") == ["1", "2"]
+
+
+def test_on_a_phone_the_first_tap_opens_the_card_and_the_second_the_gates(
+    browser: Browser, server: RunningServer
+) -> None:
+    with visiting(browser, server.url, size=PHONE, touch=True) as visit:
+        visit.get("#heat td").first.wait_for(state="attached")
+        generated(visit, server)
+        token = visit.get("#continuation .t").nth(3)
+        token.tap()
+        expect(visit.get("#card")).to_be_visible()
+        expect(visit.get("#gates")).to_be_hidden()
+        token.tap()
+        expect(visit.get("#gates caption")).to_contain_text("2 of 8 experts")
+        expect(visit.get("#card")).to_be_hidden()
+        visit.get("#gates .close").tap()
+        token.tap()
+        expect(visit.get("#card")).to_be_visible()
+        visit.get("button[data-view=sampling]").tap()
+        expect(visit.get("#card")).to_be_hidden()
+
+
+def test_tokens_of_chats_and_of_columns_have_gates_at_their_own_number_of_experts(visit: Visit) -> None:
+    visit.choose("mode", "chat")
+    visit.get("#message").fill("Count from 3 to 7.")
+    visit.page.keyboard.press("Enter")
+    visit.wait_until_finished()
+    visit.get("article.assistant .t").nth(2).click()
+    expect(visit.get("#gates caption")).to_contain_text("2 of 8 experts")
+    visit.page.keyboard.press("Escape")
+    visit.choose("mode", "compare")
+    visit.set_slider("#max_tokens", 16)
+    visit.get("#compare-prompt").fill(PROMPT)
+    visit.get("#run").click()
+    visit.wait_until_finished()
+    visit.get(".column").nth(2).locator(".t").nth(1).click()
+    expect(visit.get("#gates caption")).to_contain_text("4 of 8 experts")
+
+
+def test_a_refused_request_is_named_in_the_dialog_and_tried_again_by_the_next_choice(
+    visit: Visit, server: RunningServer
+) -> None:
+    index, _ = generated(visit, server)
+    error = {"error": {"message": "The server is busy with other work."}}
+    visit.page.route("**/v1/completions", lambda route: route.fulfill(status=503, json=error))
+    visit.get("#continuation .t").nth(index).click()
+    expect(visit.get("#gates .gate-status")).to_have_text("Not ready: The server is busy with other work.")
+    expect(visit.get("#gates caption")).to_have_count(0)
+    visit.page.unroute("**/v1/completions")
+    for k in (1, 2):
+        visit.get(f"#gates label:has(input[name=gate-k][value='{k}'])").click()
+        expect(visit.get("#gates caption")).to_contain_text(f"{k} of 8 experts")
