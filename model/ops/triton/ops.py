@@ -111,7 +111,10 @@ class TritonOps:
         slots = metadata.attention.batch.slot_mapping
         return rope_and_store_kv(self._launch, qkv, metadata.angles, slots, k_cache, v_cache, self.dtype)  # [T, H, K]
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata, out_dtype: torch.dtype
+    ) -> Tensor:
+        assert out_dtype == q.dtype, "no weights stay in blocks on a GPU"
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE) -> Pending:
