@@ -222,10 +222,11 @@ class Scheduler:
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         """Apply a step's results and return the outputs of its requests. Each plan is applied once, in order."""
         self.prompt_shares.record(plan.work, plan.planned_s, now)
-        if self.drafter is not None and plan.chunks and not any(chunk.is_prefill for chunk in plan.chunks):
+        drafter = self.drafter
+        if drafter is not None and drafter.is_measuring and plan.chunks and not any(c.is_prefill for c in plan.chunks):
             num_accepted = sum(map(len, result.behind_drafts.values()))
             step = StepTime(len(plan.chunks), plan.num_tokens, num_accepted, max(0.0, now - plan.planned_s))
-            self.drafter.record(step)
+            drafter.record(step)
         return self._committer.apply(plan, result, now)
 
 

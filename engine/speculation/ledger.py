@@ -32,9 +32,24 @@ class Ledger:
         elif self._saved_s < -bound_s:
             self._num_left, self._pause = self._pause, min(2 * self._pause, MAX_PAUSE)
 
+    def skip(self, num_steps: int, step_s: float) -> None:
+        """Record so many steps of a pause at once, each of about so many seconds. As long as the loss is beyond its
+        bound, the pause goes on."""
+        kept = KEPT**num_steps
+        self._spent_s = kept * self._spent_s + step_s * (1 - kept) / (1 - KEPT)
+        self._saved_s *= kept
+        self._num_left = max(0, self._num_left - num_steps)
+        if self._saved_s < -self._max_loss * self._spent_s:
+            self._num_left = max(MIN_PAUSE, self._num_left)
+
     def end_pause(self) -> None:
         """Allow drafts again, for a new text; the next loss begins the next pause."""
         self._num_left = 0
+
+    @property
+    def num_left(self) -> int:
+        """Steps of the present pause; 0: drafts are allowed."""
+        return self._num_left
 
     @property
     def allows_drafts(self) -> bool:

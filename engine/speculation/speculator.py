@@ -42,7 +42,9 @@ class StepTime(NamedTuple):
 
 class Drafter(Protocol):
     """Part of a Speculator that the scheduler uses, in each step without a prompt: may_draft(), choose() if that
-    returns True, and record() when the step is computed."""
+    returns True, and record() when the step is computed, if `is_measuring`."""
+
+    is_measuring: bool
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource: ...
     def may_draft(self, num_rows: int) -> bool: ...
@@ -68,14 +70,26 @@ class Speculator:
         self._num_quiet = 0  # steps in a row
         self._num_searching = 0  # steps since the last QUIET_STEPS quiet ones
         self._num_remembered = 0  # steps that searched, since the times of drafts were forgotten
+        self.is_measuring = True  # False in a pause, in which a step costs next to nothing here
+        self._num_idle = 0  # steps left of a pause
+        self._num_skipped = 0  # steps of a pause that the account does not have yet
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource:
         """Return the source of a request's drafts, none of which has a token that would end it."""
+        self._num_idle = 0
         self._ledger.end_pause()
         return DraftSource(len(request.prompt_token_ids), self._rates, request.prediction_token_ids, end_token_ids)
 
     def may_draft(self, num_rows: int) -> bool:
         """Return whether the next step, of `num_rows` without drafts, is one that searches texts."""
+        if self._num_skipped and not self._num_idle:
+            self._wake_up(num_rows)
+        if self._num_idle:
+            self._num_idle -= 1
+            self._num_skipped += 1
+            self.is_measuring = self._is_searching = False
+            return False
+        self.is_measuring = True
         self._is_searching = (
             num_rows <= MAX_REQUESTS
             and self._ledger.allows_drafts
@@ -84,11 +98,21 @@ class Speculator:
         )
         return self._is_searching
 
+    def _wake_up(self, num_rows: int) -> None:
+        """Enter the steps of a pause into the account, which may begin another."""
+        self._ledger.skip(self._num_skipped, self._quiet_times.predict(num_rows))
+        self._num_skipped, self._num_idle = 0, self._ledger.num_left
+        self._num_quiet = 0
+
     def record(self, step: StepTime) -> None:
         """Learn from a step. Its drafts saved the time in which quiet steps generate the accepted tokens."""
-        if not self._is_searching:
+        if self._is_searching:
+            self._record_search(step)
+        else:
             self._record_quiet(step)
-            return
+        self._num_idle = self._ledger.num_left
+
+    def _record_search(self, step: StepTime) -> None:
         self._num_quiet = 0
         self._num_searching += 1
         self._forget()

@@ -23,6 +23,8 @@ class GuessingDrafter:
     what the request's grammar forces.
     """
 
+    is_measuring = True
+
     def __init__(self, rng: random.Random, oracle: Callable[[Request], list[int]], vocab: int) -> None:
         self._rng = rng
         self._oracle = oracle

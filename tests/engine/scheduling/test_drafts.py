@@ -14,6 +14,8 @@ from tests.support.scheduler_bench import VOCAB, Bench
 class FixedDrafter:
     """Drafts the next tokens of each request, which are right, and then one wrong one."""
 
+    is_measuring = True
+
     def __init__(self, length: int, *, num_wrong: int = 0) -> None:
         self.length, self.num_wrong = length, num_wrong
         self.steps: list[StepTime] = []

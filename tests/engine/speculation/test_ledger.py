@@ -1,5 +1,7 @@
 """The account that bounds the time lost by drafts."""
 
+import pytest
+
 from engine.speculation.ledger import MIN_PAUSE, Ledger
 
 
@@ -58,3 +60,18 @@ def test_a_new_text_ends_a_pause_and_a_gain_makes_the_next_one_short() -> None:
             pause += 1
         pauses.append(pause)
     assert pauses[1] == MIN_PAUSE < pauses[0]
+
+
+def test_skipped_steps_of_a_pause_count_as_if_each_was_recorded() -> None:
+    one_by_one, at_once = Ledger(), Ledger()
+    for ledger in (one_by_one, at_once):
+        ledger.record(1.0, -3.0)
+    for _ in range(MIN_PAUSE):
+        one_by_one.record(1.0)
+    at_once.skip(MIN_PAUSE, 1.0)
+    assert at_once._spent_s == pytest.approx(one_by_one._spent_s)
+    assert at_once._saved_s == pytest.approx(one_by_one._saved_s)
+    assert not one_by_one.allows_drafts and not at_once.allows_drafts, "the loss is still too large"
+    while not at_once.allows_drafts:
+        at_once.skip(at_once.num_left, 1.0)
+    assert at_once._saved_s >= -0.01 * at_once._spent_s

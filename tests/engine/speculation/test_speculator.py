@@ -72,7 +72,8 @@ class Machine:
         self.had_drafts = num_drafted > 0
         self.spent_s += seconds
         self.plain_s += self.seconds(len(drafts)) * (1 + num_accepted / len(drafts))
-        self.speculator.record(StepTime(len(drafts), len(drafts) + num_drafted, num_accepted, seconds))
+        if self.speculator.is_measuring:
+            self.speculator.record(StepTime(len(drafts), len(drafts) + num_drafted, num_accepted, seconds))
 
 
 def _copies(rng: random.Random, change: float) -> list[int]:
@@ -143,6 +144,20 @@ def test_where_searches_find_nothing_they_become_rare() -> None:
     first = machine.num_searches
     machine.run(4000)
     assert first < 0.1 * 4000 and machine.num_searches - first < 0.06 * 4000
+
+
+def test_in_a_pause_a_step_is_neither_searched_nor_measured_until_a_new_request_comes() -> None:
+    rng = random.Random(8)
+    machine = Machine([[rng.randrange(50_000) for _ in range(9000)]], 500, search_s=0.5)
+    speculator = machine.speculator
+    while speculator._num_idle < 200:
+        machine.run(1)
+    for _ in range(150):  # until the loss is within its bound again
+        machine.run(1)
+        assert not speculator.is_measuring
+    speculator.source(_request(1, [1, 2]), ())
+    machine.run(1)
+    assert speculator.is_measuring
 
 
 def test_a_text_that_can_be_guessed_gets_its_drafts_beside_others_that_cannot() -> None:
