@@ -5,8 +5,8 @@ front of small tensors gives the expected bits.
 """
 
 import math
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from tests.triton.cases import DTYPES, summed
 
 HALF = DTYPES[1]
 BLOCK_SIZE, HEAD_DIM = 16, 128
+MAP_NORESERVE = 0x4000  # of Linux: no memory is promised for pages that are never used
 DIM, HIDDEN = 32, 32
 
 
@@ -30,15 +31,16 @@ def _sparse(device: torch.device, *shape: int, dtype: torch.dtype) -> Tensor:
     """Return a tensor of zeros; on the CPU its pages take memory when they are first used."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype)
-    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    memory = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.int8], ids=str)
 def test_the_last_block_of_a_large_pool_is_written_and_read(device: torch.device, dtype: torch.dtype) -> None:
     """A decoding row and a chunk, whose keys lie in the last two blocks."""
     heads, row = Heads(2, 1, HEAD_DIM), HEAD_DIM + (4 if dtype == torch.int8 else 0)
-    num_blocks = 2**31 // (BLOCK_SIZE * row) + 8
+    most_offsets = 4 * 2**31 if dtype == torch.int8 else 2**31  # the scales of int8 rows are offsets of 4 bytes
+    num_blocks = most_offsets // (BLOCK_SIZE * row) + 8
     ops, qkv, results = TritonOps(HALF), torch.randn(14, 4 * HEAD_DIM).to(HALF), []
     for count in (8, num_blocks):
         k_cache, v_cache = (_sparse(device, count, BLOCK_SIZE, 1, row, dtype=dtype) for _ in range(2))

@@ -24,7 +24,6 @@ SAMPLING = (
     _draw("total = mass + kept_ties * unnormalized_probs", "total = mass + unnormalized_probs"),
     _draw("limit = top_p * total", "limit = top_p"),
     _draw("needed = tl.ceil(", "needed = tl.floor("),
-    _draw("most = tl.where(threshold == least, kept_ties, ties.to(tl.float64))", "most = ties.to(tl.float64)"),
     _draw("kept = (keys > threshold)", "kept = (keys >= threshold)"),
     _draw("tie.to(tl.float64) <= num_kept_ties", "tie.to(tl.float64) < num_kept_ties"),
     _draw("tie = ties + tl.cumsum(ties_here)", "tie = tl.cumsum(ties_here)"),
