@@ -79,6 +79,7 @@ class TensorReader:
         self._num_threads = num_threads
         self._dtype = dtype
         self._residual_dtype = torch.float32 if in_blocks else dtype
+        self._embedding_dtype = torch.float16 if in_blocks and dtype == torch.bfloat16 else dtype
         self._device = device
         self._on_progress = on_progress
         self._loaded_bytes = 0
@@ -95,6 +96,11 @@ class TensorReader:
         rows = self._parts.rows(name)
         return self._read(tensor, rows if isinstance(tensor, PackedMatrix) else range(len(rows)), self._dtype)
 
+    def read_embedding(self) -> Tensor:
+        """Read the embedding: beside weights in blocks in float16, an eighth of the rounding of bfloat16."""
+        tensor = self._parts.part(EMBEDDING)
+        return self._read(tensor, range(tensor.shape[0]), self._embedding_dtype)
+
     def read_norm(self, name: str) -> Tensor:
         """Read the weights of a norm, in the dtype of the sums between layers."""
         tensor = self._parts.part(name)
@@ -109,7 +115,8 @@ class TensorReader:
         if HEAD in self._parts or HEAD in self._in_blocks:
             return self.read_matrix(HEAD)
         rows = self._parts.rows(HEAD)
-        return embedding if len(rows) == len(embedding) else embedding[rows.start : rows.stop]
+        shared = embedding if len(rows) == len(embedding) else embedding[rows.start : rows.stop]
+        return shared.to(self._dtype)
 
     def read_entry(self, name: str, index: int, matrix: int = 0, num_matrices: int = 1) -> Tensor:
         """Read one expert's matrix of a fused tensor: [E, num_matrices * O, D] -> [O, D], or the rank's rows of it."""
@@ -159,7 +166,7 @@ def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
 
 
 def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
-    embedding = source.read(EMBEDDING)
+    embedding = source.read_embedding()
     layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
     norm = source.read_norm(NORM)
     return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))

@@ -43,10 +43,15 @@ class LayerWeights:
 class MixtralWeights:
     """All weights of the network."""
 
-    embedding: Tensor  # [V, D]
+    embedding: Tensor  # [V, D]; float16 or bfloat16 where norms are wider
     layers: list[LayerWeights]
     norm: Tensor  # [D] in the dtype of residuals: the embedding's, or float32
     head: PackedWeights  # D -> V
+
+    @property
+    def query_dtype(self) -> torch.dtype:
+        """The dtype of queries: that of the sums between layers, or bfloat16 if these are wider than the embedding."""
+        return self.norm.dtype if self.norm.dtype == self.embedding.dtype else torch.bfloat16
 
 
 class Mixtral:
@@ -97,9 +102,10 @@ class Mixtral:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
         qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
-        attended = self.ops.attention(q.to(self.weights.embedding.dtype), k_cache, v_cache, metadata)
+        q = q.to(self.weights.query_dtype)
+        attended = self.ops.attention(q, k_cache, v_cache, metadata, x.dtype)  # [T, H * K]
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
-        attended = self.group.gather(attended, width, width // num_kv_heads).to(x.dtype)  # [T, H * K]
+        attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
         return self.group.gather(self.ops.linear(attended, layer.output), self.config.dim, PANEL)  # [T, D]
 
     def _feed_forward(

@@ -16,7 +16,7 @@ from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
 from model.ops.native.group import handle_of
 from model.ops.native.ops import NativeOps, inverse_frequencies
-from model.ops.native.packed_weights import DTYPES, NativeExperts, NativeMoe
+from model.ops.native.packed_weights import DTYPES, EMBEDDING_DTYPES, KV_DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
 
 
@@ -67,9 +67,10 @@ class NativeMixtral(Mixtral):
             *(_layer_arguments(layer, k, v) for layer, k, v in zip(weights.layers, pool.k, pool.v, strict=True))
         )
         return NetworkArguments(
-            dtype=DTYPES[weights.embedding.dtype],
+            embedding_dtype=EMBEDDING_DTYPES[weights.embedding.dtype],
+            query_dtype=DTYPES[weights.query_dtype],
             residual_dtype=DTYPES[weights.norm.dtype],
-            kv_dtype=DTYPES[pool.k.dtype],
+            kv_dtype=KV_DTYPES[pool.k.dtype],
             eps=config.norm_eps,
             V=config.vocab_size,
             D=config.dim,

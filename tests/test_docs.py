@@ -35,7 +35,7 @@ FOREIGN_FLAGS = {
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
     *("--from-literal",),  # kubectl
     *("--max-restarts",),  # torchrun
-    *("--hosts",),  # tests.measure.rank_kills
+    *("--hosts", "--kills"),  # tests.measure.rank_kills
 }
 FOREIGN_VARIABLES = {"SMOE_CONFIG", "SMOE_URL"}  # no fields of Settings: the file itself, and a variable of tests
 

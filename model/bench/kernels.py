@@ -202,7 +202,7 @@ def _attention(setting: Setting, rows: Sequence[int], contexts: Sequence[int]) -
             metadata = setting.ops.prepare_batch(config, _decode_batch(setting, count, context), BLOCK_SIZE)
             q = _random(setting, count, config.num_heads, config.head_dim)
             calls = [
-                lambda k=k, v=v, q=q, metadata=metadata: setting.ops.attention(q, k, v, metadata)
+                lambda k=k, v=v, q=q, metadata=metadata: setting.ops.attention(q, k, v, metadata, q.dtype)
                 for k, v in zip(pool.k, pool.v, strict=True)
             ]
             operations = 4.0 * count * visible * config.num_heads * config.head_dim

@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 12
+#define SMOE_ABI_VERSION 13
 
 #ifdef __cplusplus
 extern "C" {
@@ -111,11 +111,12 @@ SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, 
 SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv,
                                     void* q_out, void* k_cache, void* v_cache, const float* cos, const float* sin,
                                     const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
-/* q and out [T, H, K]; query_start [S + 1], context_len [S], block_tables [S, M]; window 0: none. */
-SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
-                            const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
-                            const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
-                            int64_t K, int64_t window);
+/* q [T, H, K] in dtype, out [T, H, K] in out_dtype; query_start [S + 1], context_len [S], block_tables [S, M]; window
+ * 0: none. */
+SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int out_dtype, int kv_dtype, const void* q,
+                            const void* k_cache, const void* v_cache, void* out, const int32_t* query_start,
+                            const int32_t* context_len, const int32_t* block_tables, int64_t S, int64_t M,
+                            int64_t block_size, int64_t H, int64_t G, int64_t K, int64_t window);
 
 /* A whole network, for smoe_forward: the functions above in one call. In a group V, D and F are the whole sizes, of
  * which this rank's matrices have the outputs from first_V, first_D and first_F on; H and G are this rank's heads, from
@@ -129,8 +130,9 @@ typedef struct {
     void *k_cache, *v_cache;
 } smoe_layer;
 typedef struct {
-    int dtype;          /* of embedding, queries and attention's output */
-    int residual_dtype; /* of norms, the sums between layers and what products read and return: float32, or dtype */
+    int embedding_dtype; /* residual_dtype; or bfloat16, or 3: float16 */
+    int query_dtype;     /* residual_dtype, or bfloat16 */
+    int residual_dtype;  /* of norms, the sums between layers, attention's output and what products read and return */
     int kv_dtype;
     float eps;
     int64_t V, D, F, E, H, G, K, L; /* L layers */

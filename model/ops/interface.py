@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -89,8 +90,10 @@ class Ops(Protocol):
         model/kv_format.py) -> [T, H, K].
         """
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata) -> Tensor:
-        """Compute causal grouped-query attention over the block tables: [T, H, K] -> [T, H * K].
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata, out_dtype: torch.dtype
+    ) -> Tensor:
+        """Compute causal grouped-query attention over the block tables: [T, H, K] -> [T, H * K] in `out_dtype`.
 
         Position i sees positions i - window + 1 .. i; no slot outside of that range is read.
         """

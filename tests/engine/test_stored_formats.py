@@ -94,7 +94,10 @@ def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_
     decoded = prompt_logprobs(save_hugging_face(tmp_path / "hf", shape, weights))
     found = prompt_logprobs(tmp_path / "a.gguf")
     assert 0 < np.abs(found - decoded).max() < 0.1
-    assert np.array_equal(found, prompt_logprobs(tmp_path / "a.gguf", threads=2, max_num_batched_tokens=7))
+    for dtype in ("float32", "bfloat16"):
+        whole = prompt_logprobs(tmp_path / "a.gguf", dtype=dtype)
+        chunks = prompt_logprobs(tmp_path / "a.gguf", dtype=dtype, threads=2, max_num_batched_tokens=7)
+        assert np.array_equal(whole, chunks)
 
 
 @pytest.mark.parametrize("name", ["AWQ", "GPTQ act-order", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX"])

@@ -114,29 +114,29 @@ def _read_saved(path: Path) -> SavedLogits:
 def scores_of(file: Path, saved: SavedLogits) -> dict[str, Score]:
     """Score the decoded weights in float32, llama.cpp and this library in both dtypes."""
     native = NativeOps(NativeLibrary(), threads=1)
-    exact = _load(file, "float32", ReferenceOps())
+    exact = load_network(file, "float32", ReferenceOps())
     networks: dict[str, tuple[Mixtral, KvDtype]] = {
-        "bfloat16": (_load(file, "bfloat16", native), "bfloat16"),
-        "float32": (_load(file, "float32", native), "float32"),
+        "bfloat16": (load_network(file, "bfloat16", native), "bfloat16"),
+        "float32": (load_network(file, "float32", native), "float32"),
     }
     scores = {name: Score() for name in ("decoded", "llama.cpp", *networks)}
     for token_ids, theirs in zip(saved.token_ids, saved.logprobs, strict=True):
         inputs, following = token_ids.clone(), token_ids[FIRST_SCORED + 1 :]
         inputs[0] = exact.config.bos_token_id or 0
-        expected = _logprobs(exact, "float32", inputs)
+        expected = logprobs_of(exact, "float32", inputs)
         scores["decoded"].add(expected, expected, following)
         scores["llama.cpp"].add(theirs, expected, following)
         for name, (network, dtype) in networks.items():
-            scores[name].add(_logprobs(network, dtype, inputs), expected, following)
+            scores[name].add(logprobs_of(network, dtype, inputs), expected, following)
     return scores
 
 
-def _load(file: Path, dtype: KvDtype, ops: Ops) -> Mixtral:
+def load_network(file: Path, dtype: KvDtype, ops: Ops) -> Mixtral:
     config, _ = read_config(file)
     return load_model(file, config, getattr(torch, dtype), CPU, ops, lambda done, total: None)
 
 
-def _logprobs(network: Mixtral, dtype: KvDtype, token_ids: Tensor) -> Tensor:
+def logprobs_of(network: Mixtral, dtype: KvDtype, token_ids: Tensor) -> Tensor:
     """Return log probabilities [NUM_SCORED, V], computed in one step over a pool with one large block."""
     length = len(token_ids)
     batch = ForwardBatch(
@@ -165,7 +165,7 @@ def row(file: Path, printed: float, scores: dict[str, Score]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -179,8 +179,8 @@ def main() -> None:
     arguments = parser.parse_args()
     header = ["file", "perplexity, decoded", "llama.cpp", "bfloat16", "float32"]
     header += ["distance, llama.cpp", "bfloat16", "float32"]
-    _write(f"| {' | '.join(header)} |")
-    _write("|---" * len(header) + "|")
+    write(f"| {' | '.join(header)} |")
+    write("|---" * len(header) + "|")
     torch.set_num_threads(1)  # waiting threads cost more than they save while other programs run
     with tempfile.TemporaryDirectory() as directory:
         text = arguments.text or Path(directory) / "text"
@@ -189,7 +189,7 @@ def main() -> None:
             text.write_text("\n".join(load_python().held_out)[:wanted])
         for file in arguments.files:
             printed, saved = run_llama_perplexity(arguments.llama, file, text, arguments.chunks)
-            _write(row(file, printed, scores_of(file, saved)))
+            write(row(file, printed, scores_of(file, saved)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m tests.measure.ranks_over_network [--shape bench-400m|tiny] [--rounds N]
+"""python -m tests.measure.ranks_over_network [--rounds N]
 
 Measure what a network between two ranks costs: the time between two tokens of one client, from two ranks of one thread
 in one host, and from the same two in two network namespaces behind a veth pair. Beside it the median time of one
@@ -89,9 +89,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def measure(shape_name: str, num_rounds: int) -> None:
+def measure(num_rounds: int) -> None:
     """Run both in turns."""
-    shape, name = SHAPES[shape_name], f"smoe{os.getpid()}"
+    shape, name = SHAPES["bench-400m"], f"smoe{os.getpid()}"
     num_gathers = 4 * shape.num_layers + 1
     with tempfile.TemporaryDirectory() as folder, cable(name) as there:
         here = f"{there.rpartition('.')[0]}.1"
@@ -115,7 +115,6 @@ def measure(shape_name: str, num_rounds: int) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.ranks_over_network")
-    parser.add_argument("--shape", choices=SHAPES, default="bench-400m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", nargs=3, metavar=("ADDRESS", "PORT", "OWN"), help=argparse.SUPPRESS)
     parser.add_argument("--width", type=int, default=1024, help=argparse.SUPPRESS)
@@ -125,7 +124,7 @@ def main() -> None:
         store = join_store(address, int(port), TIMEOUT_S)
         gather_times(GlooGroup(Cut(1, 2), store, own, TIMEOUT_S), options.width)
         return
-    measure(options.shape, options.rounds)
+    measure(options.rounds)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,17 @@ def test_sums_between_layers_in_float32_come_nearer_to_the_decoded_weights_than_
     assert wide < 0.95 * narrow
 
 
+def test_the_embedding_is_float16_beside_weights_in_blocks(tmp_path: Path) -> None:
+    weights = write_gguf(tmp_path / "a.gguf", SHAPE)["model.embed_tokens.weight"]
+    for ops, dtype, kept in (
+        (native(ISAS[-1]), torch.bfloat16, torch.float16),
+        (native(ISAS[-1]), torch.float32, torch.float32),
+        (ReferenceOps(), torch.bfloat16, torch.bfloat16),
+    ):
+        embedding = _load(tmp_path / "a.gguf", ops, dtype).weights.embedding
+        assert embedding.dtype == kept and torch.equal(embedding, torch.from_numpy(weights).to(kept))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_merged_and_single_experts_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     write_gguf(tmp_path / "merged.gguf", SHAPE)

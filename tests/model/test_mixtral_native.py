@@ -57,13 +57,17 @@ def test_one_call_gives_the_bits_of_separate_ops_where_sums_are_wider_than_weigh
     isa: str, dtype: torch.dtype, config: ModelConfig
 ) -> None:
     """As in a network with some of its matrices in blocks and the others in bfloat16."""
-    model = random_model(config, dtype, CPU, native(isa, 2), seed=3)
-    wide = Mixtral(config, with_sums_in(torch.float32, model.weights), native(isa, 2))
-    _compare(wide, NativeMixtral(wide, native(isa, 2)), name_of(dtype))
+    wide = _with_wide_sums(random_model(config, dtype, CPU, native(isa, 2), seed=3), isa)
+    wide.weights.embedding[5] *= 1e-5  # some numbers become subnormal ones of float16
+    for kv_dtype in (name_of(dtype), "int8"):
+        _compare(wide, NativeMixtral(wide, native(isa, 2)), kv_dtype)
 
 
-def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_wide_sums", [False, True])
+def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype, has_wide_sums: bool) -> None:
     model = random_model(SPARSE, dtype, CPU, native(isa), seed=2)
+    if has_wide_sums:
+        model = _with_wide_sums(model, isa)
     model.weights.embedding[7] = torch.nan
     clean, faulty = Running([1, 2, 3, 4], [1]), Running([1, 2, 7, 3, 4], [2, 3])
     found = []
@@ -75,6 +79,13 @@ def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype) -> None:
     assert found[0] == found[1]
     assert found[0][:4] == [True] * 4, "rows of another request are affected"
     assert found[0][6:] == [False] * 3, "the row with NaN and those that see it"
+
+
+def _with_wide_sums(model: Mixtral, isa: str) -> Mixtral:
+    """Return the network with float32 between its layers and a float16 embedding."""
+    weights = with_sums_in(torch.float32, model.weights)
+    weights = replace(weights, embedding=weights.embedding.to(torch.float16))
+    return Mixtral(model.config, weights, native(isa, 2))
 
 
 def _compare(model: Mixtral, native_model: NativeMixtral, kv_dtype: KvDtype) -> None:

@@ -79,9 +79,12 @@ def attend(
     seed: int = 0,
     kv_dtype: torch.dtype | None = None,
     in_blocks: Callable[[Tensor], Tensor] = lambda rows: rows,
+    out_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Compute attention of the parts in one batch: [num_rows, H * K] each. Caches have kv_dtype or the parts' dtype;
-    `in_blocks` converts [num_blocks, block_size, G, K or K + 4] to the backend's layout within blocks.
+    """Compute attention of the parts in one batch: [num_rows, H * K] each.
+
+    Caches have kv_dtype and results out_dtype, or the parts' dtype; `in_blocks` converts [num_blocks, block_size, G, K
+    or K + 4] to the backend's layout within blocks.
 
     Blocks are shuffled by `seed`. Slots that no row of a part may read are NaN: the null block, positions behind the
     part, and positions in front of the window of its first row.
@@ -108,4 +111,5 @@ def attend(
     q = torch.cat([part.sequence.q[part.first : part.first + part.num_rows] for part in parts])
     metadata = ops.prepare_batch(heads.config, batch, block_size)
     k_cache, v_cache = (in_blocks(slots.unflatten(0, (-1, block_size))) for slots in (k_slots, v_slots))
-    return list(ops.attention(q, k_cache, v_cache, metadata).split_with_sizes([part.num_rows for part in parts]))
+    attended = ops.attention(q, k_cache, v_cache, metadata, out_dtype or q.dtype)
+    return list(attended.split_with_sizes([part.num_rows for part in parts]))

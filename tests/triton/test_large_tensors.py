@@ -48,7 +48,7 @@ def test_the_last_block_of_a_large_pool_is_written_and_read(device: torch.device
         batch = make_batch(parts, BLOCK_SIZE)
         metadata = ops.prepare_batch(heads.config, batch, BLOCK_SIZE)
         q = ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)
-        results.append((ops.attention(q, k_cache, v_cache, metadata), k_cache[count - 2 :].clone()))
+        results.append((ops.attention(q, k_cache, v_cache, metadata, q.dtype), k_cache[count - 2 :].clone()))
     small, large = results
     assert torch.equal(small[0], large[0]) and torch.equal(small[1], large[1])
     assert bool(large[0].isfinite().all()) and bool(large[1].any())

@@ -155,7 +155,7 @@ void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const fl
 }
 
 void finish_attention(const AttentionArgs& args, const RowBlock& block, const float* partials) {
-    if (args.dtype == BFLOAT16)
+    if (args.out_dtype == BFLOAT16)
         finish<uint16_t>(args, block, partials);
     else
         finish<float>(args, block, partials);

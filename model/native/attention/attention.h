@@ -25,7 +25,8 @@ inline int64_t kv_row_bytes(int kv_dtype, int64_t head_dim) {
 
 // Arguments of one attention call.
 struct AttentionArgs {
-    int dtype;                    // of q and out
+    int dtype;                    // of q
+    int out_dtype;                // of out
     int kv_dtype;                 // of the caches
     const void* q;                // [T, H, K]
     const void* k_cache;          // [num_blocks, block_size, G] rows of attention/kv_row.h

@@ -208,11 +208,12 @@ int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int q_dtype, int
     });
 }
 
-int smoe_attention(smoe_pool* pool, int isa, int dtype, int kv_dtype, const void* q, const void* k_cache,
+int smoe_attention(smoe_pool* pool, int isa, int dtype, int out_dtype, int kv_dtype, const void* q, const void* k_cache,
                    const void* v_cache, void* out, const int32_t* query_start, const int32_t* context_len,
                    const int32_t* block_tables, int64_t S, int64_t M, int64_t block_size, int64_t H, int64_t G,
                    int64_t K, int64_t window) {
-    const AttentionArgs args{dtype, kv_dtype, q, k_cache, v_cache, out, block_tables, M, block_size, H, G, K, window};
+    const AttentionArgs args{dtype,        out_dtype, kv_dtype,   q, k_cache, v_cache, out,
+                             block_tables, M,         block_size, H, G,       K,       window};
     return catch_errors(
         [&] { Attention(pool_of(pool), isa, args, make_row_blocks(args, query_start, context_len, S)).run(); });
 }

@@ -11,19 +11,19 @@ namespace smoe {
 namespace {
 
 constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
+constexpr int FLOAT16 = 3;    // embedding_dtype; elsewhere 3 is INT4
 
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
   public:
-    Activations(const smoe_network& network, const smoe_step& step)
-        : item_(item_of(network.residual_dtype)), attention_item_(item_of(network.dtype)) {
+    Activations(const smoe_network& network, const smoe_step& step) : item_(network.residual_dtype == FLOAT32 ? 4 : 2) {
         const int64_t T = step.T, heads = network.H + 2 * network.G;
         x_ = reserve(T * network.D * item_);
         normed_ = reserve(T * network.D * item_);
         y_ = reserve(T * network.D * item_);
         qkv_ = reserve(T * heads * network.K * item_);
-        q_ = reserve(T * network.H * network.K * attention_item_);
-        attended_ = reserve(T * network.all_H * network.K * attention_item_);
+        q_ = reserve(T * network.H * network.K * item_);
+        attended_ = reserve(T * network.all_H * network.K * item_);
         cos_ = reserve(T * network.K / 2 * sizeof(float));
         sin_ = reserve(T * network.K / 2 * sizeof(float));
         last_x_ = reserve(step.N * network.D * item_);
@@ -45,11 +45,8 @@ class Activations {
     std::byte* last_normed() const { return memory_ + last_normed_; }        // [N, D]
     std::byte* part() const { return memory_ + part_; }  // in a group: this rank's columns of what is gathered
     int64_t item() const { return item_; }
-    int64_t attention_item() const { return attention_item_; }
 
   private:
-    static int64_t item_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
-
     // Bytes of the largest part; no number is wider than one of residual_dtype, except logits.
     int64_t largest_part(const smoe_network& network, const smoe_step& step) const {
         const int64_t rows = std::max(network.D, network.H * network.K);
@@ -62,7 +59,7 @@ class Activations {
         return offset;
     }
 
-    const int64_t item_, attention_item_;  // bytes per number; attention_item_ in q and attended
+    const int64_t item_;  // bytes per number, at most
     size_t size_ = 0;
     size_t x_, normed_, y_, qkv_, q_, attended_, cos_, sin_, last_x_, last_normed_, part_;
     std::byte* memory_ = nullptr;
@@ -108,13 +105,40 @@ class Forward {
 
     // x = embeddings of the tokens.
     void embed() const {
-        if (network_.dtype == network_.residual_dtype)
+        if (network_.embedding_dtype == network_.residual_dtype)
             return gather(network_.embedding, step_.token_ids, step_.T, at_.x());
+        const bool is_float16 = network_.embedding_dtype == FLOAT16;
         const auto* table = static_cast<const uint16_t*>(network_.embedding);
-        auto* words = reinterpret_cast<uint32_t*>(at_.x());  // a float32 is a bfloat16 and 16 zero bits
-        for (int64_t row = 0; row < step_.T; ++row)
-            for (int64_t d = 0; d < network_.D; ++d)
-                *words++ = uint32_t{table[step_.token_ids[row] * network_.D + d]} << 16;
+        auto* x = reinterpret_cast<float*>(at_.x());
+        for (int64_t row = 0; row < step_.T; ++row, x += network_.D) {
+            const uint16_t* numbers = table + step_.token_ids[row] * network_.D;
+            is_float16 ? widen_float16(numbers, x) : widen_bfloat16(numbers, x);
+        }
+    }
+
+    void widen_bfloat16(const uint16_t* numbers, float* x) const {
+        for (int64_t d = 0; d < network_.D; ++d) x[d] = float_of(uint32_t{numbers[d]} << 16);
+    }
+
+    // With the exponent bits in place a number is 2^112 times too small; products by powers of two are exact.
+    void widen_float16(const uint16_t* numbers, float* x) const {
+        for (int64_t d = 0; d < network_.D; ++d) {
+            const uint32_t number = numbers[d], special = (number & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
+            const uint32_t magnitude = word_of(float_of((number & 0x7fff) << 13) * 0x1p112f);
+            x[d] = float_of(magnitude | (number & 0x8000) << 16 | special);
+        }
+    }
+
+    static float float_of(uint32_t word) {
+        float number;
+        std::memcpy(&number, &word, sizeof number);
+        return number;
+    }
+
+    static uint32_t word_of(float number) {
+        uint32_t word;
+        std::memcpy(&word, &number, sizeof word);
+        return word;
     }
 
     // Copy rows ids[0] .. of a table [.., D] in residual_dtype.
@@ -143,17 +167,16 @@ class Forward {
     // y = Attention(normed).
     void attend(const smoe_layer& layer) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
-        const int dtype = network_.dtype, residual_dtype = network_.residual_dtype, kv_dtype = network_.kv_dtype;
-        linear(residual_dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
-        check(smoe_rope_and_store_kv(pool_, isa_, residual_dtype, dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
+        const int dtype = network_.residual_dtype, q_dtype = network_.query_dtype, kv_dtype = network_.kv_dtype;
+        linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
+        check(smoe_rope_and_store_kv(pool_, isa_, dtype, q_dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
                                      layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K));
         std::byte* out = part_or(at_.attended());
-        check(smoe_attention(pool_, isa_, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
+        check(smoe_attention(pool_, isa_, q_dtype, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                              network_.block_size, H, G, K, network_.window));
-        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.attention_item());
-        linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K,
-               residual_dtype == FLOAT32);
+        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.item());
+        linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false);
         gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs}, at_.item());
     }
 

@@ -22,14 +22,22 @@ from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.group import gathers_in_library, handle_of
 from model.ops.native.hidden_exchange import HiddenExchange
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
-from model.ops.native.packed_weights import BLOCK_FORMATS, DTYPES, NativeExperts, NativeLinear, NativeMoe, WeightPacker
+from model.ops.native.packed_weights import (
+    BLOCK_FORMATS,
+    DTYPES,
+    KV_DTYPES,
+    NativeExperts,
+    NativeLinear,
+    NativeMoe,
+    WeightPacker,
+)
 from model.ops.native.sampling import sampling_arguments
 from model.ops.native.structs import NetworkArguments, StepArguments
 from model.ops.quantization import Quantization
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
-NUMERICS = 4  # incremented when a kernel's bits change
+NUMERICS = 5  # incremented when a kernel's bits change
 ENDED = 2  # result of a library function after the end of its group
 REPORTED_ROWS = 256  # of gate_logits at a time, so that their copies in float64 stay small
 
@@ -125,13 +133,15 @@ class NativeOps:
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim
-        dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], DTYPES[k_cache.dtype]
+        dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: NativeMetadata) -> Tensor:
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: NativeMetadata, out_dtype: torch.dtype
+    ) -> Tensor:
         batch = metadata.batch
-        out = torch.empty(len(q), metadata.num_heads * metadata.head_dim, dtype=q.dtype)
+        out = torch.empty(len(q), metadata.num_heads * metadata.head_dim, dtype=out_dtype)
         tensors = q, k_cache, v_cache, out, batch.query_start, batch.context_len, batch.block_tables
         addresses = (tensor.data_ptr() for tensor in tensors)
         sizes = (
@@ -141,7 +151,7 @@ class NativeOps:
             metadata.num_kv_heads,
             metadata.head_dim,
         )
-        dtypes = DTYPES[q.dtype], DTYPES[k_cache.dtype]
+        dtypes = DTYPES[q.dtype], DTYPES[out.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 

@@ -17,7 +17,9 @@ from model.ops.native.structs import ExpertArguments, MatrixArguments
 from model.ops.quantization import Quantization
 from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockMatrix, Weight, stacked
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # codes of smoe_native.h; int8 is for KV caches
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # codes of smoe_native.h
+KV_DTYPES = DTYPES | {torch.int8: 2}
+EMBEDDING_DTYPES = DTYPES | {torch.float16: 3}
 QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantized weight's format is its dtype
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
 PANEL = SLICE_ROWS  # outputs in a panel

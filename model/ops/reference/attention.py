@@ -112,17 +112,18 @@ def _span(batch: ForwardBatch, chunks: list[_Chunk], block_size: int, window: in
     return Span(rows, blocks * block_size + readable % block_size, mask[:, None, None])
 
 
-def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan) -> Tensor:
+def attend(q: Tensor, k_slots: Tensor, v_slots: Tensor, plan: AttentionPlan, out_dtype: torch.dtype) -> Tensor:
     """Compute attention: [T, H, K], two caches [slots, G, K] (or int8 rows) -> [T, H * K]. Works in float32."""
-    out = torch.empty_like(q)
+    out = torch.empty_like(q, dtype=out_dtype)
     for span in plan.spans:
         keys, values = as_numbers(k_slots[span.slots]), as_numbers(v_slots[span.slots])
-        out[span.rows] = _attend_span(q[span.rows], keys, values, span.mask)
+        out[span.rows] = _attend_span(q[span.rows], keys, values, span.mask).to(out_dtype)
     return out.flatten(1)
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attend within one span: q [B, Q, H, K], k and v [B, L, G, K] float32, mask [B, 1, 1, Q, L] -> [B, Q, H, K].
+    """Attend within one span: q [B, Q, H, K], k and v [B, L, G, K] float32, mask [B, 1, 1, Q, L] -> float32
+    [B, Q, H, K].
 
     The R * Q query rows of a KV head form one matrix, so that keys are not copied per query head.
     """
@@ -136,4 +137,4 @@ def _attend_span(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     visible = scores.view(*per_kv_head, num_keys).masked_fill(~mask, float("-inf"))
     weights = visible.softmax(-1).view(num_groups, num_kv_heads, -1, num_keys)
     out = torch.matmul(weights, values).view(*per_kv_head, head_dim)  # [B, G, R, Q, K]
-    return out.permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)  # [B, Q, H, K]
+    return out.permute(0, 3, 1, 2, 4).reshape(q.shape)  # [B, Q, H, K]

@@ -104,8 +104,11 @@ class ReferenceOps:
             cache.flatten(0, 1).index_copy_(0, metadata.slot_mapping, as_cached(rows, cache.dtype))
         return q  # [T, H, K]
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
-        return attend(q, k_cache.flatten(0, 1), v_cache.flatten(0, 1), metadata.attention)  # [T, H * K]
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata, out_dtype: torch.dtype
+    ) -> Tensor:
+        k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+        return attend(q, k_slots, v_slots, metadata.attention, out_dtype)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each

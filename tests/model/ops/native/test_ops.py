@@ -231,6 +231,15 @@ def test_attention(isa: str, dtype: torch.dtype, heads: Heads, block_size: int) 
     _assert_close(ours, reference, torch.cat(exact), dtype)
 
 
+def test_attentions_output_is_rounded_to_the_dtype_that_is_given_and_to_no_other(isa: str, dtype: torch.dtype) -> None:
+    heads = Heads(6, 3, 80)
+    parts = [Part(random_positions(first + 5, heads, dtype, first), first, 5) for first in (0, 254, 600)]
+    for ops in _both(isa):
+        wide, narrow = (torch.cat(attend(ops, heads, parts, out_dtype=out)) for out in DTYPES)
+        assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+        assert torch.equal(wide.bfloat16(), narrow) and not torch.equal(wide, narrow.float())
+
+
 def test_softmax_of_large_scores_does_not_overflow(isa: str, dtype: torch.dtype) -> None:
     heads = Heads(2, 1, 16)
     sequence = random_positions(300, heads, dtype, seed=0)

@@ -51,7 +51,7 @@ def test_attention_equals_a_naive_loop_over_positions(window: int | None, monkey
     batch = make_batch(list(zip(runs, new, strict=True)), block_size)
     q = torch.randn(sum(new), num_heads, head_dim)
     plan = plan_attention(batch, block_size, window, num_heads, head_dim)
-    ours = attend(q, k_slots, v_slots, plan).view(q.shape)
+    ours = attend(q, k_slots, v_slots, plan, q.dtype).view(q.shape)
     owners = [i for i, num_new in enumerate(new) for _ in range(num_new)]
     for row, (owner, position) in enumerate(zip(owners, batch.positions.tolist(), strict=True)):
         expected = _naive_attention(q[row], keys[owner], values[owner], position, window)
