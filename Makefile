@@ -27,6 +27,9 @@ KERNELS := $(shell find model/native -name CMakeFiles -prune -o \( -name '*.cpp'
 
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
+GPU_WITHOUT_CARD := tests/model/ops/triton tests/triton_compiled tests/model/test_mixtral_cuda_graphs.py \
+    tests/model/test_profile_step.py tests/engine/execution/test_no_device_reads.py \
+    tests/engine/startup/test_device_memory.py tests/engine/test_device_lost.py
 NODE_CLIENTS := tests/e2e/clients/node
 NODE_AGENTS := tests/agents/node
 NPM_INSTALL = npm install --prefix $(1) --no-package-lock --no-audit --no-fund --loglevel=error
@@ -44,10 +47,10 @@ FAST := $(call unless,slow $(LEFT_OUT))
 NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test test-fast test-full test-agents check fuzz lock clean
+.PHONY: help install run serve test test-fast test-full test-gpu-without-card test-agents check fuzz lock clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 32
 
 install: $(INSTALLED)  ## build .venv with the smoe command in it
 
@@ -68,6 +71,9 @@ test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 test-full: $(INSTALLED_TEST)  ## every test at its full count
 	$(NOTE)
 	$(PYTEST) $(PARALLEL) $(ALL) --scale 10 $(ARGS)
+
+test-gpu-without-card: $(INSTALLED_FAST)  ## what make test runs of the GPU backend: interpreter, machine code, graphs
+	$(PYTEST) $(PARALLEL) --durations 10 $(GPU_WITHOUT_CARD) $(ARGS)
 
 test-agents: $(INSTALLED_AGENTS)  ## Claude Code, Codex and other coding agents against a server (npm, about 2 GB)
 	$(PYTEST) tests/agents/agents.py $(ARGS)

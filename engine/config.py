@@ -40,6 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     speculation: Literal["auto", "off"] = "off"  # auto: draft tokens where this is faster; needs equal bits, so native
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     enforce_eager: bool = False  # on a GPU: launch every kernel by itself, without CUDA graphs
+    no_programmatic_launch: bool = False  # on a GPU (9.0 or newer): start no kernel before the one before it has ended
     num_tenants: int = 1  # tenants that share the running slots; with 1, requests run by priority and arrival
     share_prefix_cache: bool = False  # several tenants find each other's blocks in the prefix cache
     rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint

@@ -1,6 +1,8 @@
-"""Networks with random weights, created on the device: for benchmarks and tests that need only a shape."""
+"""Networks with random weights, created on the device, or without numbers: for what needs only a shape."""
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,3 +65,23 @@ def _feed_forward(config: ModelConfig, ops: Ops, source: _Source) -> object:
 def _experts(config: ModelConfig, source: _Source) -> Iterator[FfnWeights]:
     for _ in range(config.num_experts):
         yield source.ffn(config)
+
+
+def without_numbers(model: Mixtral, ops: Ops, num_layers: int) -> Mixtral:
+    """Return the network's first layers with weights on torch's meta device, which has shapes but no numbers.
+
+    `ops` takes the place of the network's backend; it gets the weights as that one packed them.
+    """
+    weights = replace(model.weights, layers=model.weights.layers[:num_layers])
+    return Mixtral(replace(model.config, num_layers=len(weights.layers)), _on_meta(weights), ops)
+
+
+def _on_meta(packed: Any) -> Any:
+    """Move the tensors of packed weights, which are dataclasses and lists of them."""
+    if isinstance(packed, Tensor):
+        return torch.empty_strided(packed.shape, packed.stride(), dtype=packed.dtype, device="meta")
+    if isinstance(packed, list):
+        return [_on_meta(part) for part in packed]
+    if is_dataclass(packed) and not isinstance(packed, type):
+        return replace(packed, **{field.name: _on_meta(getattr(packed, field.name)) for field in fields(packed)})
+    return packed

@@ -78,6 +78,7 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if config.quantization == "int4":
         raise EngineConfigError("--quantization int4 does not run on the triton backend; int8 and fp8 do")
     try:
+        from model.ops.triton.launch import launcher_for
         from model.ops.triton.ops import TritonOps
     except ModuleNotFoundError as error:
         if error.name != "triton":
@@ -89,7 +90,9 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if major < OLDEST_MAJOR:
         raise EngineConfigError(f"--backend triton: this GPU is sm_{major}{minor}, the kernels need sm_80 or newer")
     formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
-    ops = TritonOps(dtype, formats[config.quantization], config.deterministic, arch=10 * major + minor)
+    arch = 10 * major + minor
+    launch = launcher_for(arch, early=not config.no_programmatic_launch)
+    ops = TritonOps(dtype, formats[config.quantization], config.deterministic, launch, arch)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"
     return Backend(ops, "triton", f"{compiler}{kind}{_suffix(config.quantization)}", config.quantization)

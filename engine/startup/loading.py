@@ -39,6 +39,7 @@ from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
+from engine.startup.kernel_compilation import compile_kernels
 from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
@@ -286,6 +287,11 @@ def _assemble(
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     kv_dtype = served_kv_dtype(config, model_config)
     num_rows = min(config.max_num_batched_tokens or default_budget, model_config.context_len)
+    phase_seconds = {"weights": weights_s}
+    if backend.name == "triton":
+        start = time.monotonic()
+        compile_kernels(config, model, kv_dtype, num_rows, partial(on_progress, "GPU kernels"))
+        phase_seconds["GPU kernels"] = time.monotonic() - start
     with explain_out_of_memory(config, "a full step is measured", memory):
         free_bytes = memory.bytes_left_after(
             lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
@@ -320,7 +326,7 @@ def _assemble(
         checkpoint=identity,
         weight_bytes=weight_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config) // config.nnodes,
-        phase_seconds={"weights": weights_s, "warm-up": time.monotonic() - warm_s},
+        phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
         ranks=ranks,
     )

@@ -10,6 +10,7 @@ import msgspec
 from engine.bench.task import Task
 from engine.config import EngineConfig
 from server.settings.settings import flag_name
+from server.settings.sources import engine_environment
 
 CONTEXTS = {"kernels": [256, 1024, 4096], "engine": [256]}
 ROWS = {
@@ -80,7 +81,7 @@ def _number_or_text(value: str | bool) -> int | str:
 def measure(task: Task) -> dict[str, Any]:
     """Run the measuring process and return its figures. It writes its progress to standard error. Raises BenchError."""
     command = [sys.executable, "-m", "engine.bench", msgspec.json.encode(task).decode()]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=engine_environment())
     if result.returncode:
         raise BenchError(f"the measurement ended with exit code {result.returncode}")
     figures = msgspec.json.decode(result.stdout)

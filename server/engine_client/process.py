@@ -21,6 +21,7 @@ import engine
 from engine.heartbeat import Heartbeat
 from engine.messages import Failed, FrameReader, FromEngine, Start, ToEngine, encode_frame
 from server.engine_client.stderr_log import StderrLog
+from server.settings.sources import engine_environment
 
 logger = logging.getLogger("smoe.engine")
 
@@ -91,6 +92,7 @@ class EngineProcessHandle:
                 stdin=DEVNULL,
                 stderr=log_writer.fileno(),
                 cwd=package_root(),
+                env=engine_environment(),
                 start_new_session=True,
             )
             on_error.pop_all()

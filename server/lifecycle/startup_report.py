@@ -11,7 +11,7 @@ from server.engine_client.status import EngineStatus
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-COUNTED_STAGE = "CUDA graphs"  # reports numbers of graphs instead of bytes
+COUNTED_STAGES = ("GPU kernels", "CUDA graphs")  # report numbers instead of bytes
 PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 
 
@@ -66,7 +66,7 @@ class StartupReport:
         self._stage, self._tenths_reported = "", 0
 
     def _progress_line(self, percent: int) -> None:
-        total = "" if self._stage == COUNTED_STAGE else f" of {size(self._total_bytes)}"
+        total = "" if self._stage in COUNTED_STAGES else f" of {size(self._total_bytes)}"
         self.line(f"{self._stage} {percent}%{total}")
 
     def _draw(self, status: EngineStatus) -> None:

@@ -244,6 +244,11 @@ class Settings(BaseModel):
     enforce_eager: bool = Field(
         False, description="On a GPU, launch every kernel by itself, without CUDA graphs. Slower; for finding faults."
     )
+    no_programmatic_launch: bool = Field(
+        False,
+        description="On a GPU of compute capability 9.0 or newer, start each kernel only when the one before it has "
+        "ended. For finding faults.",
+    )
 
     kv_cache_memory_bytes: Annotated[
         Bytes | None, DefaultText("half of the memory left after the weights; on a GPU most of it")

@@ -24,6 +24,7 @@ KUBERNETES = re.compile(
 )
 MIN_BYTES_WITHOUT_UNIT = 1 << 20
 ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # read by torch; the second is its old name
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
 FIRST_PROCESS_NAME = "smoe-first-process"  # name of a descriptor of the process whose id the server has for others
 # Settings -> variables that torchrun and other launchers set for each of several processes. All of them count, or none.
@@ -140,6 +141,16 @@ def environment_without_address() -> dict[str, str]:
     """Return this process' environment without the variables that give a server's address, for one with its own."""
     hidden = {PREFIX + name.upper() for name in ADDRESS_SETTINGS}
     return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
+
+
+def engine_environment() -> dict[str, str]:
+    """Return this process' environment for an engine.
+
+    Unless a variable of torch's allocator is set, memory on a GPU is reserved in segments that grow, so that steps of
+    changing sizes leave fewer gaps that the KV cache cannot use.
+    """
+    is_set = any(os.environ.get(name) for name in ALLOCATOR_VARIABLES)
+    return {**os.environ} if is_set else {**os.environ, ALLOCATOR_VARIABLES[0]: "expandable_segments:True"}
 
 
 def inherited_descriptors() -> dict[str, int]:

@@ -17,6 +17,7 @@ from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
+from model.ops.triton.launch import launcher_for
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from smoe import LocalEngine, SamplingParams
@@ -87,10 +88,12 @@ def test_deterministic_logits_are_the_same_bits_alone_and_together_and_however_c
         assert torch.equal(alone, expected)
 
 
-def test_graphs_give_the_steps_as_they_are() -> None:
-    model = _model(TritonOps(torch.bfloat16, deterministic=True))
+def test_graphs_whose_kernels_start_early_give_the_steps_as_they_are() -> None:
+    ops = TritonOps(torch.bfloat16, deterministic=True)
+    model = _model(ops)
+    early = Mixtral(CONFIG, model.weights, ops.launched_by(launcher_for(_arch())))
     pools = [KvPool(CONFIG, 40, BLOCK_SIZE, "bfloat16", GPU) for _ in range(2)]
-    graphed = GraphedMixtral(model, pools[0], CudaRecorder(), 8, 4)
+    graphed = GraphedMixtral(early, pools[0], CudaRecorder(), 8, 4)
     graphed.capture_all()
     for num_rows in (5, 8, 3, 7):
         parts = [(Running([index + 1] * 20, [2 * index + 1, 2 * index + 2], 19), 1) for index in range(num_rows)]
@@ -112,3 +115,8 @@ def test_the_engine_serves_the_same_tokens_and_logprobs_alone_and_in_a_batch(tmp
 
 def _model(ops: Ops) -> Mixtral:
     return random_model(CONFIG, torch.bfloat16, GPU, ops, seed=2)
+
+
+def _arch() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor

@@ -70,6 +70,15 @@ def test_a_batch_of_single_rows_needs_no_chunks() -> None:
     _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
 
 
+def test_many_partials_are_merged_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "SHORTEST_SPLIT", 64)
+    monkeypatch.setattr(planning, "MERGED_SPLITS", 4)
+    heads = Heads(4, 2, 16)
+    sequence = random_positions(600, heads, torch.float32, 0)
+    parts = [Part(sequence, at, 1) for at in (599, 300, 64)]
+    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+
+
 def test_deterministic_rows_have_the_same_bits_as_decode_rows_and_within_any_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

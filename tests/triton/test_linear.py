@@ -34,3 +34,15 @@ def test_no_rows_give_empty_results(dtype: torch.dtype) -> None:
     head = ops.pack_linear(torch.randn(12, 8).to(dtype))
     logits = ops.logits(torch.randn(3, 8).to(dtype), torch.empty(0, dtype=torch.int64), head)
     assert logits.shape == (0, 12) and summed(ops.linear(empty, head), empty).shape == (0, 12)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_products_are_added_in_ascending_order_of_k(dtype: torch.dtype, weight_format: WeightFormat) -> None:
+    """32768 - 32768 + 1/1024 is 1/1024 in this order and 0 in the other, with each number in a dot of its own."""
+    tiling = choose_tiling(16, torch.bfloat16, weight_format, False)
+    for step in (tiling.inputs,) if weight_format == "plain" else (tiling.inputs // 4, tiling.inputs):
+        x, weight = torch.zeros(1, 3 * step), torch.zeros(1, 3 * step)
+        x[0, ::step] = torch.tensor([2.0**15, 2.0**15, 2.0**-10])
+        weight[0, ::step] = torch.tensor([1.0, -1.0, 1.0])
+        product = linear(launch_on_device, x.to(dtype), pack(weight.to(dtype), weight_format), tiling)
+        assert float(product) == pytest.approx(2.0**-10, rel=1e-3)

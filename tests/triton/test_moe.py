@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from model.ops.interface import FfnWeights
+from model.ops.triton import moe
+from model.ops.triton.gemm_tiles import choose_tiling
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize
 from tests.support import float64_oracle as oracle
@@ -55,6 +57,24 @@ def test_many_rows_of_one_expert_fill_several_tiles(dtype: torch.dtype) -> None:
         ours = summed(ops.moe(x, ops.pack_moe(gate, iter(experts)), request), x)
         assert request.expert_ids.unique().tolist() == [0]
         assert_close(ours, oracle.ffn(x, experts[0]), dtype)
+
+
+def test_every_block_of_outputs_is_computed_in_any_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 or 7 blocks in groups of 3, over several tiles: the last group is cut, and so is the last block."""
+    assert [moe.grouped_blocks(choose_tiling(rows, torch.bfloat16, "fp8", False)) for rows in (16, 64, 128)] == [
+        1,
+        1,
+        8,
+    ]
+    monkeypatch.setattr(moe, "grouped_blocks", lambda tiling: 3)
+    x, gate = torch.randn(40, 200).to(dtype), torch.randn(2, 200).to(dtype)
+    ops, experts = TritonOps(dtype), [random_ffn(200, 20, dtype) for _ in range(2)]
+    request = uniform_request(40, 1)
+    ours = summed(ops.moe(x, ops.pack_moe(gate, iter(experts)), request), x)
+    for expert in range(2):
+        rows = request.expert_ids[:, 0] == expert
+        assert bool(rows.any())
+        assert_close(ours[rows], oracle.ffn(x[rows], experts[expert]), dtype)
 
 
 def test_ties_go_to_the_lower_expert(dtype: torch.dtype) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kv_pool import KvPool
+from model.ops.triton.kernel_variants import KernelVariant
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from tests.triton_compiled.layer import BLOCK_SIZE, META, meta_batch, meta_model, sampling_rows
-from tests.triton_compiled.recording import Launched, LaunchRecorder
+from tests.triton_compiled.recording import LaunchRecorder
 
 ALLOCATIONS = ("aten.empty", "aten.new_empty")
 
@@ -21,7 +22,7 @@ class Launch:
     """One launch: the variant, and its programs."""
 
     key: object
-    launched: Launched
+    launched: KernelVariant
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]  # of this launch
 

@@ -11,11 +11,12 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, RoutingRequest
+from model.ops.triton.kernel_variants import KernelVariant
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import FloatParam, IntParam, SamplingRows
 from tests.support.attention_cases import Heads
-from tests.triton_compiled.recording import Launched, LaunchRecorder, empty
+from tests.triton_compiled.recording import LaunchRecorder, empty
 
 CONFIG = replace(
     Heads(32, 8, 128).config, dim=4096, hidden_dim=14336, num_experts=8, experts_per_token=2, vocab_size=32000
@@ -87,7 +88,7 @@ def record(
     kv_dtype: KvDtype,
     deterministic: bool = False,
     sizes: Sequence[tuple[int, int]] = tuple(SIZES),
-) -> list[Launched]:
+) -> list[KernelVariant]:
     """Return the variants of one served combination."""
     recorder = LaunchRecorder(arch)
     for num_rows, num_sequences in sizes:
@@ -96,7 +97,7 @@ def record(
 
 
 @cache
-def served_variants(arch: int) -> dict[str, Launched]:
+def served_variants(arch: int) -> dict[str, KernelVariant]:
     """Return the variants of served combinations of dtype, weights and KV cache, by their text; fewer for old GPUs."""
     half, wide, chunks = torch.bfloat16, torch.float32, SIZES[-1:]
     found = [*record(arch, half, "plain", "bfloat16"), *record(arch, half, "fp8", "int8")]

@@ -11,9 +11,10 @@ import pytest
 import triton
 
 import model.ops.triton
+from model.ops.triton.kernel_variants import KernelVariant
 from tests.triton_compiled.layer import served_variants
 from tests.triton_compiled.machine_code import MachineCode
-from tests.triton_compiled.recording import Launched, compile_for, kernels_of
+from tests.triton_compiled.recording import compile_for, kernels_of
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
 MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -44,7 +45,7 @@ def _compile(pair: tuple[str, int]) -> MachineCode:
     return compile_for(served_variants(arch)[text], arch)
 
 
-def _products(weight_format: str) -> dict[str, Launched]:
+def _products(weight_format: str) -> dict[str, KernelVariant]:
     """Return the matrix kernels in bfloat16 with these weights."""
     return {
         text: launched
@@ -93,6 +94,25 @@ def test_attention_uses_tensor_cores_and_copies_of_16_bytes() -> None:
         assert code.count("HMMA") + code.count("HGMMA") >= 8, text
         is_plain = launched.options["ROW"] == launched.options["HEAD_DIM"]
         assert code.count("LDGSTS.E.BYPASS.128") >= (4 if is_plain else 0), text
+
+
+MEMORY = ("LDG", "STG", "LDGSTS", "LD.", "ST.", "ATOM", "RED", "UTMA", "UBLK")  # reads and writes of the GPU's memory
+
+
+def test_on_hopper_a_kernel_waits_for_the_one_before_it_before_it_uses_memory() -> None:
+    """ACQBULK waits for the kernel before and PREEXIT lets the next one start; no branch goes around them."""
+    for text in served_variants(90):
+        instructions = _compiled(text, 90).instructions
+        waits = [index for index, name in enumerate(instructions) if name.startswith("ACQBULK")]
+        signals = [index for index, name in enumerate(instructions) if name.startswith("PREEXIT")]
+        assert len(waits) == len(signals) == 1 and waits < signals, text
+        before = instructions[: waits[0]]
+        assert not [name for name in before if name.startswith((*MEMORY, "BRA", "EXIT"))], text
+
+
+def test_before_hopper_no_kernel_waits_by_itself() -> None:
+    for text in served_variants(80):
+        assert not [name for name in _compiled(text, 80).instructions if name.startswith(("ACQBULK", "PREEXIT"))], text
 
 
 def test_no_kernel_is_left_out() -> None:

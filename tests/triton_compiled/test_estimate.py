@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 
+from model.ops.triton.kernel_variants import KernelVariant
 from tests.triton_compiled.decode_launches import Launch
 from tests.triton_compiled.estimate import (
     COPY_BYTES_PER_S,
@@ -16,7 +17,7 @@ from tests.triton_compiled.estimate import (
     resident_programs,
 )
 from tests.triton_compiled.machine_code import MachineCode
-from tests.triton_compiled.recording import Launched, empty
+from tests.triton_compiled.recording import empty
 
 AIMS = {1: 0.76, 8: 0.84, 64: 0.78}  # shares of a copy's bandwidth, by rows
 
@@ -44,7 +45,7 @@ def _linear(num_outputs: int, num_splits: int) -> Launch:
     kernel = SimpleNamespace(__name__="linear_kernel")
     tensors = [empty(1, dtype=torch.int32)] * 4
     arguments = (*tensors, 1, num_outputs, 4096, num_splits)
-    return Launch("key", Launched(kernel, arguments, options), (num_outputs // 64, num_splits), arguments)
+    return Launch("key", KernelVariant(kernel, arguments, options), (num_outputs // 64, num_splits), arguments)
 
 
 def _code(instructions: int, registers: int = 64) -> MachineCode:

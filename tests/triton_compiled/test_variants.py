@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from engine.config import EngineConfig
+from engine.startup.kernel_compilation import launch_steps
 from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
-from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
-from model.profile_step import run_profile_steps
 from tests.triton_compiled.decode_launches import count_launches
 from tests.triton_compiled.layer import BLOCK_SIZE, META, meta_model, sampling_rows
 from tests.triton_compiled.recording import LaunchRecorder, empty
@@ -54,8 +54,8 @@ def test_the_load_launches_every_variant_that_a_step_needs_and_they_are_few(
     recorder = LaunchRecorder()
     model = meta_model(TritonOps(torch.bfloat16, weight_format, launch=recorder), NUM_LAYERS)
     pool = KvPool(model.config, 8, BLOCK_SIZE, "bfloat16", META)
-    run_profile_steps(model, 2048, 256, BLOCK_SIZE, "bfloat16")
-    GraphedMixtral(model, pool, EagerRecorder(), 256, WIDEST).capture_all()
+    config = EngineConfig(model="", max_num_seqs=256, block_size=BLOCK_SIZE, max_model_len=WIDEST * BLOCK_SIZE)
+    launch_steps(config, model, "bfloat16", 2048)
     names = Counter(launched.name for launched in recorder.variants.values())
     assert names.total() <= MAX_VARIANTS, names
     loaded = set(recorder.variants)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from model.ops.triton.attention_tile import attend_span, empty_partial, load_queries, merge
+from model.ops.triton.launch import wait_for_inputs
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -78,8 +79,10 @@ def chunk_kernel(
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     SEPARATE: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Attend one tile of a sequence with several rows, for one KV head."""
+    wait_for_inputs(EARLY)
     sequence = tl.load(tile_sequence + tl.program_id(0))
     kv_head = tl.program_id(1)
     first_row = tl.load(tile_first_row + tl.program_id(0))
@@ -154,8 +157,10 @@ def decode_kernel(
     KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     SEPARATE: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute one split's partial of a sequence with one row, for one KV head."""
+    wait_for_inputs(EARLY)
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(query_start + sequence)
     end = tl.load(context_len + sequence)
@@ -196,8 +201,10 @@ def merge_kernel(
     BLOCK_DIM: tl.constexpr,
     SEPARATE: tl.constexpr,
     GROUP: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Merge the partials of one head of a sequence with one row, GROUP at a time, in ascending order."""
+    wait_for_inputs(EARLY)
     sequence, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(query_start + sequence)
     if tl.load(query_start + sequence + 1) - row == 1:

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from model.ops.triton.launch import power_of_two
+from model.ops.triton.launch import HOPPER, power_of_two
 from model.ops.triton.packed_weights import BLOCK_INPUTS, WeightFormat
 from model.ops.triton.wide_weights import widen
 
@@ -46,7 +46,6 @@ WORDS = {
     128: Tiling(rows=128, outputs=128, inputs=256, num_warps=8, num_stages=2),
 }
 TALL_BEFORE_HOPPER = Tiling(rows=128, outputs=128, inputs=64, num_warps=8, num_stages=3)  # of PLAIN: 256 would spill
-HOPPER = 90
 DETERMINISTIC_ROWS = 64
 TARGET_PROGRAMS = 264  # two on each of the 132 multiprocessors of an H100
 MOST_SPLITS = 4

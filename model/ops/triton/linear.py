@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.triton.gemm_tiles import Tiling, multiply_tile
-from model.ops.triton.launch import Launch, blocks
+from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 from model.ops.triton.packed_weights import TritonMatrix
 
 # mypy: disable-error-code="untyped-decorator"
@@ -27,11 +27,13 @@ def linear_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute one tile of y [splits, T, O] float32; a split sums a part of the products.
 
     Programs that share weights run one after another, so that weights are read once.
     """
+    wait_for_inputs(EARLY)
     split = tl.program_id(1)
     row_tiles = tl.cdiv(num_rows, ROWS)
     rows = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)

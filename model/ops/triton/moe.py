@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.ops.triton.gemm_tiles import Tiling, choose_splits, multiply_tile
-from model.ops.triton.launch import Launch, blocks
+from model.ops.triton.gemm_tiles import TALLEST_ROWS, Tiling, choose_splits, multiply_tile
+from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 from model.ops.triton.packed_weights import TritonMatrix
 from model.ops.triton.pending_sum import Parts
 from model.ops.triton.topk_routing import RoutedTiles
@@ -49,8 +49,10 @@ def gate_up_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute hidden[pair] = silu(w1 x) * (w3 x) for the pairs of a tile and OUTPUTS / 2 of the F hidden numbers."""
+    wait_for_inputs(EARLY)
     tile = tl.program_id(0) % num_tiles
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -71,6 +73,20 @@ def gate_up_kernel(
         tl.store(target, activated.to(hidden.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def in_groups(
+    program: tl.tensor, num_tiles: tl.tensor, num_blocks: tl.tensor, GROUP: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return a program's tile and block of outputs: all tiles of one group of blocks, then those of the next group.
+
+    Example: 2 tiles, 3 blocks, GROUP 2: the pairs (tile, block) are (0, 0) (0, 1) (1, 0) (1, 1) (0, 2) (1, 2).
+    """
+    group = program // (GROUP * num_tiles)
+    size = tl.minimum(num_blocks - group * GROUP, GROUP)
+    inside = program % (GROUP * num_tiles)
+    return inside // size, group * GROUP + inside % size
+
+
 @triton.jit(do_not_specialize=["num_tiles", "num_pairs", "num_splits"])
 def down_kernel(
     hidden: tl.tensor,
@@ -89,17 +105,20 @@ def down_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
     FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute by_pair[split, pair] = w2 hidden[pair], float32, for the pairs of a tile and OUTPUTS of the D numbers.
 
     A split sums a part of the F products; the kernel that adds the outputs to the residual adds the splits.
     """
+    wait_for_inputs(EARLY)
     split = tl.program_id(1)
-    tile = tl.program_id(0) % num_tiles
+    tile, block = in_groups(tl.program_id(0), num_tiles, tl.cdiv(dim, OUTPUTS), GROUP)
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
         pairs = tl.load(tile_pairs + tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-        outputs = (tl.program_id(0) // num_tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
+        outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
         row_mask, output_mask = pairs < num_pairs, outputs < dim
         w_rows = expert * dim + tl.where(output_mask, outputs, 0)
         h_rows = hidden + tl.where(row_mask, pairs, 0) * hidden_dim
@@ -138,8 +157,14 @@ def experts(
         (num_tiles * blocks(dim, down.outputs), num_splits),
         *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
         **_constants(down, weights.w2),
+        GROUP=grouped_blocks(tiling),
     )
     return Parts(by_pair, routing.shares, routing.expert_ids)
+
+
+def grouped_blocks(tiling: Tiling) -> int:
+    """Return how many blocks of outputs are computed in turn for a down tile, whose rows are cached meanwhile."""
+    return 8 if tiling.rows == TALLEST_ROWS else 1
 
 
 def _constants(tiling: Tiling, weight: TritonMatrix) -> dict[str, int | str]:

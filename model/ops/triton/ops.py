@@ -4,8 +4,9 @@ Nothing here waits for the device, so that a decode step can be captured in a CU
 tiling for every batch, so that a row's result depends on that row alone. Shape letters as in model/ops/interface.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
-from model.ops.triton.gemm_tiles import HOPPER, Tiling, choose_splits, choose_tiling
-from model.ops.triton.launch import Launch, launch_on_device
+from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling
+from model.ops.triton.launch import HOPPER, Launch, launch_on_device, options_of
 from model.ops.triton.linear import linear, num_tiles
 from model.ops.triton.moe import TritonExperts, experts
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
@@ -65,6 +66,15 @@ class TritonOps:
         self.deterministic = deterministic
         self._launch = launch
         self._arch = arch
+
+    @property
+    def launcher_options(self) -> Mapping[str, Any]:
+        """Options that the launcher adds to each launch."""
+        return options_of(self._launch)
+
+    def launched_by(self, launch: Launch) -> "TritonOps":
+        """Return the same backend with another launcher."""
+        return TritonOps(self.dtype, self.weight_format, self.deterministic, launch, self._arch)
 
     def pack_linear(self, *weights: Weight) -> TritonMatrix:
         return pack(stacked(weights), self.weight_format)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.interface import RoutingRequest
-from model.ops.triton.launch import Launch, power_of_two
+from model.ops.triton.launch import Launch, power_of_two, wait_for_inputs
 from model.ops.triton.pending_sum import Pending, load_pending, pending_arguments
 from model.ops.triton.topk_routing import choose_experts, experts_at_a_time, gate_logits, request_arguments
 
@@ -25,9 +25,16 @@ def normalize(
 
 @triton.jit
 def rms_norm_kernel(
-    x: tl.tensor, weight: tl.tensor, normed: tl.tensor, dim: tl.tensor, eps: tl.tensor, BLOCK: tl.constexpr
+    x: tl.tensor,
+    weight: tl.tensor,
+    normed: tl.tensor,
+    dim: tl.tensor,
+    eps: tl.tensor,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Normalize one row."""
+    wait_for_inputs(EARLY)
     start = tl.program_id(0).to(tl.int64) * dim
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
@@ -68,8 +75,10 @@ def add_norm_kernel(
     MASKED: tl.constexpr,
     EXPERTS: tl.constexpr,
     GROUP: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute total = x + pending and its norm for one row. GATED: also choose the row's experts."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < dim

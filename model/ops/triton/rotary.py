@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.triton.kv_blocks import number_offsets, scale_offsets, with_scales
-from model.ops.triton.launch import Launch, blocks, power_of_two
+from model.ops.triton.launch import Launch, blocks, power_of_two, wait_for_inputs
 from model.ops.triton.pending_sum import Pending, load_pending, pending_arguments
 
 # mypy: disable-error-code="untyped-decorator"
@@ -73,6 +73,24 @@ def to_bytes(numbers: tl.tensor) -> tl.tensor:
     return tl.where(rounded == rounded, rounded, 0.0).to(tl.int8)
 
 
+@triton.jit
+def rotate(
+    first: tl.tensor,
+    second: tl.tensor,
+    cosines: tl.tensor,
+    sines: tl.tensor,
+    row: tl.tensor,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Rotate heads of one row, given as halves [heads, pairs] each, by the row's angles [T, K/2]."""
+    pairs = tl.arange(0, BLOCK_HALF)
+    cosine = tl.load(cosines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
+    sine = tl.load(sines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    return (a * cosine - b * sine).to(first.dtype), (b * cosine + a * sine).to(first.dtype)
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_splits"])
 def rotate_kernel(
     qkv: tl.tensor,
@@ -94,8 +112,10 @@ def rotate_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     KIND: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Rotate BLOCK_HEADS of the H + 2G heads of one row and store each to q or its cache."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)  # [heads]
     pairs = tl.arange(0, BLOCK_HALF)  # [pairs]
@@ -105,36 +125,19 @@ def rotate_kernel(
     dtype: tl.constexpr = q.dtype.element_ty
     first = load_pending(qkv, qkv, qkv, row, place, inside, num_rows, width, 1, num_splits, KIND, dtype)
     second = load_pending(qkv, qkv, qkv, row, place + HALF, inside, num_rows, width, 1, num_splits, KIND, dtype)
-    cosine = tl.load(cosines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
-    sine = tl.load(sines + row * HALF + pairs, mask=pairs < HALF, other=0.0)[None, :]
-    a, b = first.to(tl.float32), second.to(tl.float32)
-    rotated_first = (a * cosine - b * sine).to(first.dtype)
-    rotated_second = (b * cosine + a * sine).to(first.dtype)
+    a, b = rotate(first, second, cosines, sines, row, HALF, BLOCK_HALF)
 
     is_q = inside & (heads < num_heads)[:, None]
     to_q = q + (row * num_heads + heads[:, None]) * (2 * HALF) + pairs[None, :]
-    tl.store(to_q, rotated_first, mask=is_q)
-    tl.store(to_q + HALF, rotated_second, mask=is_q)
+    tl.store(to_q, a, mask=is_q)
+    tl.store(to_q + HALF, b, mask=is_q)
 
     slot = tl.load(slots + row).to(tl.int64)
     k_heads = heads - num_heads
     v_heads = k_heads - num_kv_heads
     is_k = inside & ((k_heads >= 0) & (v_heads < 0))[:, None]
     is_v = inside & (v_heads >= 0)[:, None]
-    store_rows(
-        k_cache,
-        k_scales,
-        slot,
-        k_heads,
-        num_kv_heads,
-        rotated_first,
-        rotated_second,
-        is_k,
-        HALF,
-        BLOCK_HALF,
-        BLOCK_SIZE,
-        ROW,
-    )
+    store_rows(k_cache, k_scales, slot, k_heads, num_kv_heads, a, b, is_k, HALF, BLOCK_HALF, BLOCK_SIZE, ROW)
     store_rows(v_cache, v_scales, slot, v_heads, num_kv_heads, first, second, is_v, HALF, BLOCK_HALF, BLOCK_SIZE, ROW)
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.reference.sampling import INF, shape_logits, write_history
-from model.ops.triton.launch import Launch, power_of_two
+from model.ops.triton.launch import Launch, power_of_two, wait_for_inputs
 from model.ops.triton.sampling_threshold import find_threshold, first_cut, key_value, sort_keys, unnormalized_probs
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SampledRows, SamplingRows, Status
 
@@ -48,13 +48,9 @@ def top_token(row: tl.tensor, vocab_size: tl.tensor, BLOCK: tl.constexpr) -> tup
 
 @triton.jit
 def filter_tokens(
-    row: tl.tensor,
+    distribution: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
-    largest: tl.tensor,
-    inverse_temperature: tl.tensor,
-    min_p: tl.tensor,
-    vocab_size: tl.tensor,
     scratch: tl.tensor,
     BLOCK: tl.constexpr,
     CANDIDATES: tl.constexpr,
@@ -63,46 +59,20 @@ def filter_tokens(
 
     Without top_k and top_p all keys are above the threshold, -1, and no search is made.
     """
+    vocab_size = distribution[4]
     threshold = tl.full((), -1, dtype=tl.int64)
     kept_ties = tl.full((), 0.0, dtype=tl.float64)
-    cut, cut_count, cut_mass, total = first_cut(row, largest, inverse_temperature, min_p, vocab_size, BLOCK)
+    cut_key, cut_count, cut_mass, total = first_cut(distribution, BLOCK)
+    cut = (cut_key, cut_count, cut_mass)
     if (top_k > 0) & (top_k < vocab_size):
-        threshold, count, mass, ties = find_threshold(
-            row,
-            top_k,
-            largest,
-            inverse_temperature,
-            min_p,
-            vocab_size,
-            cut,
-            cut_count,
-            cut_mass,
-            scratch,
-            False,
-            BLOCK,
-            CANDIDATES,
-        )
+        threshold, count, mass, ties = find_threshold(distribution, top_k, cut, scratch, False, BLOCK, CANDIDATES)
         kept_ties = (top_k - count).to(tl.float64)
-        total = mass + kept_ties * unnormalized_probs(key_value(threshold), largest, inverse_temperature, min_p)
+        total = mass + kept_ties * unnormalized_probs(key_value(threshold), distribution)
     if top_p < 1.0:
         limit = top_p * total
         least = threshold  # min_p and top_k keep no key below this
-        threshold, count, mass, ties = find_threshold(
-            row,
-            limit,
-            largest,
-            inverse_temperature,
-            min_p,
-            vocab_size,
-            cut,
-            cut_count,
-            cut_mass,
-            scratch,
-            True,
-            BLOCK,
-            CANDIDATES,
-        )
-        tie_mass = unnormalized_probs(key_value(threshold), largest, inverse_temperature, min_p)
+        threshold, count, mass, ties = find_threshold(distribution, limit, cut, scratch, True, BLOCK, CANDIDATES)
+        tie_mass = unnormalized_probs(key_value(threshold), distribution)
         needed = tl.ceil((limit - mass) / tl.where(tie_mass > 0.0, tie_mass, 1.0))
         most = tl.where(threshold == least, kept_ties, ties.to(tl.float64))
         kept_ties = tl.minimum(tl.maximum(needed, tl.where(count == 0, 1.0, 0.0)), most)
@@ -112,20 +82,17 @@ def filter_tokens(
 
 @triton.jit
 def token_at(
-    row: tl.tensor,
+    distribution: tl.tensor,
     target: tl.tensor,
     threshold: tl.tensor,
     num_kept_ties: tl.tensor,
-    largest: tl.tensor,
-    inverse_temperature: tl.tensor,
-    min_p: tl.tensor,
-    vocab_size: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
     """Return the first token, by ascending id, at which the sum of kept probabilities exceeds `target`.
 
     Tokens are kept if their key is above the threshold; of those with a key equal to it, the first `num_kept_ties`.
     """
+    row, _, _, _, vocab_size = distribution
     token = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
     cumulative = tl.sum(tl.zeros((BLOCK,), dtype=tl.float64))
     ties = tl.sum(tl.zeros((BLOCK,), dtype=tl.int32))
@@ -137,14 +104,31 @@ def token_at(
         ties_here = ((keys == threshold) & (ids < vocab_size)).to(tl.int32)
         tie = ties + tl.cumsum(ties_here)
         kept = (keys > threshold) | ((ties_here != 0) & (tie.to(tl.float64) <= num_kept_ties))
-        probs = unnormalized_probs(block, largest, inverse_temperature, min_p)
-        probs = tl.where(kept & (ids < vocab_size), probs, 0.0)
+        probs = tl.where(kept & (ids < vocab_size), unnormalized_probs(block, distribution), 0.0)
         running = cumulative + tl.cumsum(probs)
         token += tl.sum(((running <= target) & (ids < vocab_size)).to(tl.int32))
         cumulative += tl.sum(probs)
         ties += tl.sum(ties_here)
         start += BLOCK
     return tl.minimum(token, vocab_size - 1)
+
+
+@triton.jit
+def uniform(
+    ints: tl.tensor, SEED: tl.constexpr, POSITION: tl.constexpr, PROMPT: tl.constexpr, CHOICE: tl.constexpr
+) -> tl.tensor:
+    """Return a multiple of 2^-32 in 0 .. 1, 1 excluded, as float64: the generator of model/ops/reference/philox.py.
+
+    `ints`: pointer to the row's integer parameters, with the seed and the three parts of the counter in these columns.
+    """
+    word, _, _, _ = tl.philox(
+        tl.load(ints + SEED),
+        tl.load(ints + POSITION).to(tl.uint32),
+        tl.load(ints + PROMPT).to(tl.uint32),
+        tl.load(ints + CHOICE).to(tl.uint32),
+        tl.full((), 0, dtype=tl.uint32),
+    )
+    return word.to(tl.float64) * 2.3283064365386963e-10
 
 
 @triton.jit(do_not_specialize=["float_stride", "int_stride"])
@@ -169,11 +153,13 @@ def draw_kernel(
     MIN_TEMPERATURE: tl.constexpr,
     BLOCK: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Write tokens[row]: the most likely token, or a random one of those that min_p, top_k and top_p keep.
 
     Rows that score a target get 0. The logits must be finite. TEMPERATURE to CHOICE: columns of the parameters.
     """
+    wait_for_inputs(EARLY)
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
     floats, ints = float_params + index * float_stride, int_params + index * int_stride
@@ -185,30 +171,13 @@ def draw_kernel(
         if temperature < MIN_TEMPERATURE:
             tl.store(tokens + index, best.to(tl.int64))
         else:
-            inverse = 1.0 / temperature.to(tl.float64)
-            own_scratch = scratch + index.to(tl.int64) * CANDIDATES
             min_p, top_p = tl.load(floats + MIN_P).to(tl.float64), tl.load(floats + TOP_P).to(tl.float64)
-            threshold, kept_ties, total = filter_tokens(
-                row,
-                tl.load(ints + TOP_K),
-                top_p,
-                largest,
-                inverse,
-                min_p,
-                vocab_size,
-                own_scratch,
-                BLOCK,
-                CANDIDATES,
-            )
-            word, _, _, _ = tl.philox(
-                tl.load(ints + SEED),
-                tl.load(ints + POSITION).to(tl.uint32),
-                tl.load(ints + PROMPT).to(tl.uint32),
-                tl.load(ints + CHOICE).to(tl.uint32),
-                tl.full((), 0, dtype=tl.uint32),
-            )
-            target = word.to(tl.float64) * 2.3283064365386963e-10 * total  # 2^-32
-            token = token_at(row, target, threshold, kept_ties, largest, inverse, min_p, vocab_size, BLOCK)
+            distribution = (row, largest, 1.0 / temperature.to(tl.float64), min_p, vocab_size)
+            own_scratch = scratch + index.to(tl.int64) * CANDIDATES
+            top_k = tl.load(ints + TOP_K)
+            threshold, kept_ties, total = filter_tokens(distribution, top_k, top_p, own_scratch, BLOCK, CANDIDATES)
+            target = uniform(ints, SEED, POSITION, PROMPT, CHOICE) * total
+            token = token_at(distribution, target, threshold, kept_ties, BLOCK)
             tl.store(tokens + index, token.to(tl.int64))
 
 
@@ -222,8 +191,10 @@ def logprobs_kernel(
     vocab_size: tl.tensor,
     num_top: tl.tensor,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Compute log_softmax of one row in float64: of its token, and of the top num_top, ties to the lower id."""
+    wait_for_inputs(EARLY)
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * vocab_size
     largest = tl.max(tl.full((BLOCK,), float("-inf"), dtype=tl.float32))

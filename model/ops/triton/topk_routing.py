@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.ops.interface import RoutingRequest
-from model.ops.triton.launch import Launch, blocks, power_of_two
+from model.ops.triton.launch import Launch, blocks, power_of_two, wait_for_inputs
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -99,8 +99,10 @@ def gate_kernel(
     EXPERTS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Choose one row's experts. A network's step does it in add_norm_kernel (model/ops/triton/rms_norm.py)."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     inputs = tl.arange(0, BLOCK)
     inside = inputs < dim
@@ -120,11 +122,13 @@ def align_kernel(
     EXPERTS: tl.constexpr,
     ROWS: tl.constexpr,
     PAIRS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ) -> None:
     """Write the tiles of expert e = program_id(0): its pairs in ascending order, padded with num_pairs to full tiles.
 
     The program behind the last expert marks the tiles that remain empty with expert -1.
     """
+    wait_for_inputs(EARLY)
     expert = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
     pairs = tl.arange(0, PAIRS)

@@ -32,7 +32,7 @@ PlotFlag = Annotated[
     typer.Option("--plot", help="Draw tokens/s against clients into this file. Needs matplotlib.", metavar="FILE.png"),
 ]
 ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", "threads", "deterministic")
-STEP_SETTINGS = ("sliding_window", "enforce_eager", "async_scheduling")
+STEP_SETTINGS = ("sliding_window", "enforce_eager", "no_programmatic_launch", "async_scheduling")
 
 
 @app.command("serve", cls=WordsCommand)

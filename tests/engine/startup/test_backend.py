@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup.backend import choose_backend
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
+from model.ops.triton.ops import TritonOps
 from smoe import LocalEngine
 from tests.support.checkpoints import Shape, save_random_checkpoint
 
@@ -89,6 +90,18 @@ def test_auto_takes_the_triton_backend_on_a_gpu_and_its_numerics_name_everything
     assert backend.name == "triton" and backend.numerics.endswith("-sm90")
     deterministic = choose_backend(EngineConfig(model="", deterministic=True, quantization="fp8"), CUDA, HALF)
     assert deterministic.numerics == f"{backend.numerics}-deterministic-fp8"
+
+
+@pytest.mark.parametrize(
+    ("capability", "off", "is_early"), [((9, 0), False, True), ((9, 0), True, False), ((8, 9), False, False)]
+)
+def test_kernels_start_early_from_hopper_on_unless_switched_off(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], off: bool, is_early: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    ops = choose_backend(EngineConfig(model="", no_programmatic_launch=off), CUDA, HALF).ops
+    assert isinstance(ops, TritonOps)
+    assert ("launch_pdl" in ops.launcher_options) is is_early
 
 
 @pytest.mark.usefixtures("_h100")

@@ -78,13 +78,14 @@ def test_graphs_are_captured_before_the_kv_pool_is_sized_and_not_at_all_if_eager
     backend = Backend(ReferenceOps(), "triton", "triton", "none")
     monkeypatch.setattr(loading, "choose_backend", lambda *arguments: backend)
     monkeypatch.setattr(loading, "memory_of", lambda device: memory)
+    monkeypatch.setattr(loading, "compile_kernels", lambda *arguments: memory.events.append("kernels"))
     monkeypatch.setattr(loading, "CudaRecorder", Recorder)
     shape = replace(Heads(4, 2, 16).config, num_layers=2)
     config = EngineConfig(
         model="", device="cpu", max_num_seqs=4, max_num_batched_tokens=32, enforce_eager=enforce_eager
     )
     loaded = loading.load_random(config, shape)
-    assert memory.events == ["steps", "graphs"]
+    assert memory.events == ["kernels", "steps", "graphs"]
     assert loaded.limits.num_blocks + 1 == 8_000_000 // loaded.kv_block_bytes
     assert len(captured) == (0 if enforce_eager else 2 * 3)  # 1, 2 and 4 rows, over the trial's pool and the real one
     assert isinstance(loaded.runner.model, GraphedMixtral) is not enforce_eager

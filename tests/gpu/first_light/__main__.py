@@ -8,6 +8,7 @@ docs/gpu-first-light.md explains the stages and what to do about a failure.
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ class StageSpec:
     program: tuple[str, ...] = ()  # runs the stage's process
 
 
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as the server starts its engine
 FOLDER = "tests.gpu.first_light."
 STAGES = {
     "env": StageSpec(FOLDER + "environment:report", 60),
@@ -72,9 +74,17 @@ def run_process(name: str, options: Options) -> Result:
     """Run a stage in a process of its own, within its limit."""
     spec, start = STAGES[name], time.monotonic()
     flags = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
+    flags += [] if options.early else ["--no-programmatic-launch"]
     command = [*spec.program, sys.executable, "-m", "tests.gpu.first_light", "--here", name, *flags]
     try:
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=spec.limit_s, check=False)
+        ran = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=spec.limit_s,
+            check=False,
+            env={**ALLOCATOR, **os.environ},
+        )
     except subprocess.TimeoutExpired:
         return Result(name, "timeout", spec.limit_s, f"did not end within {spec.limit_s} s")
     except FileNotFoundError:
@@ -100,10 +110,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="+", choices=[*RUNS, *STAGES], metavar="run1|run2|run3|STAGE")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: Triton's interpreter")
     parser.add_argument("--tiny", action="store_true", help="small shapes")
+    parser.add_argument("--no-programmatic-launch", action="store_true", help="start no kernel early")
     parser.add_argument("--here", action="store_true", help="run one stage in this process")
     parser.add_argument("--output", type=Path, default=Path("first_light.json"), help="file for the figures")
     given = parser.parse_args(arguments)
-    options = Options(given.device, given.tiny)
+    options = Options(given.device, given.tiny, not given.no_programmatic_launch)
     if given.here:
         _write(MARK + json.dumps(run_stage(given.names[0], options).as_fields()))
         return 0

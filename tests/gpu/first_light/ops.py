@@ -13,7 +13,6 @@ from torch import Tensor
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
-from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat, dequantize
 from tests.gpu.first_light.result import Options, Row
 from tests.gpu.first_light.shapes import Setting, setting_of
@@ -54,7 +53,7 @@ def _poison(setting: Setting) -> None:
 
 
 def _norm(setting: Setting) -> Iterator[Row]:
-    ops, dim = TritonOps(setting.dtype), setting.config.dim
+    ops, dim = setting.ops(), setting.config.dim
     weight = torch.rand(dim).to(setting.dtype)
     for count in setting.rows:
         x = torch.randn(count, dim).to(setting.dtype)
@@ -67,7 +66,7 @@ def _linear(setting: Setting) -> Iterator[Row]:
     outputs = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     for weight_format in FORMATS:
         for deterministic in (False, True):
-            ops = TritonOps(setting.dtype, weight_format, deterministic)
+            ops = setting.ops(weight_format, deterministic)
             weight = ops.pack_linear(_random(outputs, config.dim, setting))
             for count in setting.rows:
                 x = torch.randn(count, config.dim).to(setting.dtype)
@@ -81,7 +80,7 @@ def _linear(setting: Setting) -> Iterator[Row]:
 def _moe(setting: Setting) -> Iterator[Row]:
     config, generator = setting.config, random.Random(0)
     for weight_format in FORMATS:
-        ops = TritonOps(setting.dtype, weight_format)
+        ops = setting.ops(weight_format)
         gate = _random(config.num_experts, config.dim, setting)
         packed = ops.pack_moe(gate, (_ffn(setting) for _ in range(config.num_experts)))
         for count in setting.rows:
@@ -118,7 +117,7 @@ def _attention(setting: Setting) -> Iterator[Row]:
         for window in (None, 100):
             heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, window)
             for deterministic in (False, True):
-                ops = TritonOps(setting.dtype, deterministic=deterministic)
+                ops = setting.ops(deterministic=deterministic)
                 for context in setting.contexts:
                     sequence = random_positions(context, heads, setting.dtype, seed=context)
                     parts = [
@@ -140,7 +139,7 @@ def _sampling(setting: Setting) -> Iterator[Row]:
     rng = random.Random(0)
     for trial in range(4):
         logits, rows = random_logits(rng, setting.config.vocab_size), random_rows(rng, setting.config.vocab_size)
-        ours, _ = sampled_by(TritonOps(setting.dtype), logits, rows)
+        ours, _ = sampled_by(setting.ops(), logits, rows)
         theirs, _ = sampled_by(ReferenceOps(), logits, rows)
         is_equal = torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.status, theirs.status)
         yield {"case": f"sampling {trial}", "ok": is_equal}

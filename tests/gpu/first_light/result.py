@@ -23,10 +23,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Options:
-    """How a stage runs. `tiny`: small shapes, so that it also runs under Triton's interpreter."""
+    """How a stage runs.
+
+    `tiny`: small shapes, so that it also runs under Triton's interpreter. `early`: kernels may start early.
+    """
 
     device: str = "cuda"
     tiny: bool = False
+    early: bool = True
 
 
 Stage = Callable[[Options], list[Row]]

@@ -17,8 +17,8 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.ops.interface import packed_bytes
-from model.ops.triton.ops import TritonOps
 from model.profile_step import sampling_rows
+from model.sampling_batch import FloatParam
 from tests.gpu.first_light.result import Options, Row
 from tests.gpu.first_light.shapes import Setting, setting_of
 
@@ -31,18 +31,34 @@ NUM_LAYERS = 32
 class Sizes:
     """Steps to time."""
 
-    rows: tuple[int, ...]
-    contexts: tuple[int, ...]
+    decodes: tuple[tuple[int, int], ...]  # rows, and positions of each
     prompts: tuple[int, ...]
+    deterministic: tuple[tuple[int, int], ...] = ()  # as `decodes`
+    sampled: tuple[int, ...] = ()  # rows of the sampler alone
+
+    @property
+    def most_rows(self) -> int:
+        return max(rows for rows, _ in self.decodes)
+
+    @property
+    def longest(self) -> int:
+        return max(context for _, context in self.decodes)
 
     def most_blocks(self) -> int:
-        tokens = max(max(self.rows) * max(self.contexts), *self.prompts)
-        return tokens // BLOCK_SIZE + max(self.rows) + 2
+        tokens = max(*(rows * context for rows, context in self.decodes), *self.prompts)
+        return tokens // BLOCK_SIZE + self.most_rows + 2
 
 
-FEW = Sizes(rows=(1, 8, 64), contexts=(256,), prompts=(512,))
-ALL = Sizes(rows=(1, 2, 4, 8, 16, 32, 64, 128, 256), contexts=(256, 1024), prompts=(512, 2048, 8192))
-TINY = Sizes(rows=(1, 3), contexts=(20,), prompts=(20,))
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LONG = ((1, 16384), (8, 16384), (1, 32768))
+FEW = Sizes(decodes=((1, 256), (8, 256), (64, 256)), prompts=(512,))
+ALL = Sizes(  # 131,072 positions at most: 17 GB beside 47 GB of weights
+    decodes=(*((rows, 256) for rows in ROWS), *((rows, 1024) for rows in ROWS[:-1]), *LONG),
+    prompts=(512, 2048, 8192),
+    deterministic=FEW.decodes,
+    sampled=(1, 64, 256),
+)
+TINY = Sizes(decodes=((1, 20), (3, 20)), prompts=(20,), deterministic=((2, 20),), sampled=(3,))
 
 
 def time_eager_steps(options: Options) -> list[Row]:
@@ -63,24 +79,54 @@ def time_all_steps(options: Options) -> list[Row]:
 def _time(options: Options, sizes: Sizes, is_graphed: bool) -> Iterator[Row]:
     setting = setting_of(options, num_layers=2 if options.tiny else NUM_LAYERS)
     sizes = TINY if options.tiny else sizes
-    model: Mixtral = random_model(
-        setting.config, setting.dtype, setting.device, TritonOps(setting.dtype, "fp8"), seed=0
-    )
+    model = random_model(setting.config, setting.dtype, setting.device, setting.ops("fp8"), seed=0)
     kv_dtype = "bfloat16" if setting.device.type == "cuda" else "float32"
     pool = KvPool(model.config, sizes.most_blocks(), BLOCK_SIZE, kv_dtype, setting.device)
     limits = measure(model.ops, setting.device)
     step = model
     if is_graphed:
-        recorder = CudaRecorder() if setting.device.type == "cuda" else EagerRecorder()
-        step = GraphedMixtral(model, pool, recorder, max(sizes.rows), -(-max(sizes.contexts) // BLOCK_SIZE))
         start = time.monotonic()
-        step.capture_all()
+        step = _graphed(model, pool, setting, sizes.most_rows, sizes.longest)
         yield {"case": "capture of all buckets", "seconds": time.monotonic() - start}
-    for context in sizes.contexts:
-        for count in sizes.rows:
-            yield _decode_row(step, pool, setting, limits, count, context)
+    for count, context in sizes.decodes:
+        yield _decode_row(step, pool, setting, limits, count, context)
     for length in sizes.prompts:
         yield _prompt_row(model, pool, setting, length)
+    for count in sizes.sampled:
+        yield from _sampler_rows(model, setting, count)
+    if sizes.deterministic:
+        del step  # its graphs
+        yield from _deterministic_rows(model, pool, setting, limits, sizes.deterministic)
+
+
+def _graphed(model: Mixtral, pool: KvPool, setting: Setting, most_rows: int, longest: int) -> GraphedMixtral:
+    recorder = CudaRecorder() if setting.device.type == "cuda" else EagerRecorder()
+    graphed = GraphedMixtral(model, pool, recorder, most_rows, -(-longest // BLOCK_SIZE))
+    graphed.capture_all()
+    return graphed
+
+
+def _deterministic_rows(
+    model: Mixtral, pool: KvPool, setting: Setting, limits: Roofline, decodes: tuple[tuple[int, int], ...]
+) -> Iterator[Row]:
+    """Time decode steps with --deterministic, over the same weights."""
+    same_bits = Mixtral(model.config, model.weights, setting.ops("fp8", deterministic=True))
+    graphed = _graphed(
+        same_bits, pool, setting, max(count for count, _ in decodes), max(context for _, context in decodes)
+    )
+    for count, context in decodes:
+        row = _decode_row(graphed, pool, setting, limits, count, context)
+        yield {**row, "case": f"deterministic {row['case']}"}
+
+
+def _sampler_rows(model: Mixtral, setting: Setting, count: int) -> Iterator[Row]:
+    """Time the sampler alone: the most likely token, top_p, and top_p with 20 log probabilities."""
+    logits = torch.randn(count, setting.config.vocab_size, device=setting.device)
+    for case, temperature, num_logprobs in (("greedy", 0.0, -1), ("top_p", 1.0, -1), ("top_p, logprobs", 1.0, 20)):
+        rows = replace(sampling_rows(count, -1, setting.device), max_logprobs=num_logprobs, has_penalties=False)
+        rows.float_params[:, FloatParam.TEMPERATURE] = temperature
+        seconds = _seconds(lambda rows=rows: model.ops.sample(logits, rows), setting.device)  # type: ignore[misc]
+        yield {"case": f"sampler {count}, {case}", "microseconds": 1e6 * seconds}
 
 
 def _decode_row(model: Mixtral, pool: KvPool, setting: Setting, limits: Roofline, count: int, context: int) -> Row:

@@ -11,9 +11,8 @@ from model.bench.roofline import measure, seconds_of
 from model.mixtral import uniform_routing
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.gemm_tiles import PLAIN, WORDS, Tiling
-from model.ops.triton.launch import launch_on_device
 from model.ops.triton.moe import experts
-from model.ops.triton.ops import TritonMoe, TritonOps
+from model.ops.triton.ops import TritonMoe
 from model.ops.triton.packed_weights import WeightFormat
 from model.ops.triton.topk_routing import route
 from tests.gpu.first_light.result import Options, Row
@@ -32,7 +31,7 @@ def time_tiles(options: Options) -> list[Row]:
 
 def _time(setting: Setting, weight_format: WeightFormat, tiny: bool) -> Iterator[Row]:
     config = setting.config
-    ops = TritonOps(setting.dtype, weight_format)
+    ops = setting.ops(weight_format)
     packed = ops.pack_moe(
         _random(setting, config.num_experts, config.dim), (_ffn(setting) for _ in range(config.num_experts))
     )
@@ -64,11 +63,11 @@ def _timed(
     config = setting.config
     routing = uniform_routing(config, len(x), setting.device)
     request = RoutingRequest(routing.experts_per_token, None, routing.expert_ids[0])
-    tiles = route(launch_on_device, x, packed.gate, request, tiling.rows)
+    tiles = route(setting.launch, x, packed.gate, request, tiling.rows)
     text = f"{tiling.rows}x{tiling.outputs}x{tiling.inputs} {tiling.num_warps} warps {tiling.num_stages} stages"
     row: Row = {"case": case, "tiling": text, "own": is_own}
     try:
-        seconds = seconds_of([lambda: experts(launch_on_device, x, packed.experts, tiles, tiling)], setting.device)
+        seconds = seconds_of([lambda: experts(setting.launch, x, packed.experts, tiles, tiling)], setting.device)
     except Exception as error:  # noqa: BLE001 (too much shared memory, for one)
         return row | {"failed": f"{type(error).__name__}: {str(error)[:60]}", "ok": not is_own}
     num_chosen = int((torch.bincount(request.expert_ids.flatten()) > 0).sum())

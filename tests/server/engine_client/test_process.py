@@ -57,6 +57,18 @@ def test_the_process_is_given_the_id_of_its_parent() -> None:
     run(scenario)
 
 
+def test_the_process_gets_the_settings_of_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "engine_environment", lambda: {**os.environ, "PYTORCH_ALLOC_CONF": "as given"})
+
+    async def scenario() -> None:
+        code = "import os, sys; sys.exit(os.environ['PYTORCH_ALLOC_CONF'] == 'as given')"
+        handle = handle_of((sys.executable, "-c", code), [])
+        await handle.start(START)
+        assert await handle.end(grace_s=25.0) == "exited with 1"
+
+    run(scenario)
+
+
 def test_only_the_first_failure_is_reported_and_messages_to_a_dead_process_are_dropped() -> None:
     async def scenario() -> None:
         exits: list[ProcessExit] = []

@@ -84,12 +84,13 @@ def test_only_a_complete_stage_ends_with_100_percent(is_complete: bool, last: st
     assert stream.getvalue().splitlines()[-1] == last
 
 
-def test_graphs_are_counted_and_have_no_bytes() -> None:
+@pytest.mark.parametrize("stage", ["GPU kernels", "CUDA graphs"])
+def test_kernels_and_graphs_are_counted_and_have_no_bytes(stage: str) -> None:
     stream, now = io.StringIO(), iter(range(100))
     report = StartupReport(stream, clock=lambda: float(next(now)))
     for loaded in (0, 5):
-        report.progress(EngineStatus("loading", "CUDA graphs", loaded, 10))
-    assert stream.getvalue() == "CUDA graphs 50%\n"
+        report.progress(EngineStatus("loading", stage, loaded, 10))
+    assert stream.getvalue() == f"{stage} 50%\n"
 
 
 @pytest.mark.parametrize(

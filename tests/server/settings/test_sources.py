@@ -1,12 +1,15 @@
 """Flags override variables, which override the YAML file; errors name the source."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from server.settings.settings import Settings
 from server.settings.sources import (
+    ALLOCATOR_VARIABLES,
     SettingsError,
+    engine_environment,
     launcher_attempt,
     load_settings,
     model_stores,
@@ -143,6 +146,16 @@ def test_each_value_can_be_traced_to_where_it_was_set(monkeypatch: pytest.Monkey
     assert found.keys() == Settings.model_fields.keys()
     assert (found["port"], found["max_num_seqs"], found["block_size"]) == ("--port", "SMOE_MAX_NUM_SEQS", str(config))
     assert found["host"] == "default"
+
+
+def test_an_engines_memory_grows_in_place_unless_the_allocator_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert engine_environment() == {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    for name in ALLOCATOR_VARIABLES:
+        with monkeypatch.context() as context:
+            context.setenv(name, "expandable_segments:False")
+            assert engine_environment() == dict(os.environ)
 
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}

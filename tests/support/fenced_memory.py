@@ -1,0 +1,55 @@
+"""Memory with fences: every new tensor lies between bytes that no kernel may touch, and begins without numbers.
+
+A read beyond a tensor gives NaN (or -1), an output that is not written is NaN, and a write beyond one is an error.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FENCE = 0xFF  # as a byte; NaN in every floating-point type, -1 in integers
+FENCE_BYTES = 1 << 13  # on each side
+MOST_BYTES = 1 << 26  # larger tensors have no fences
+EMPTY = (torch.empty, torch.empty_like, Tensor.new_empty)
+FILLED = (
+    torch.arange, torch.cat, torch.full, torch.ones, torch.rand, torch.randint, torch.randn, torch.stack, torch.tensor,
+    torch.zeros, torch.zeros_like, Tensor.clone, Tensor.contiguous, Tensor.new_zeros, Tensor.to,
+)  # fmt: skip
+
+
+class FencedMemory(TorchFunctionMode):
+    """Puts fences around new tensors inside the `with` block; `check` raises AssertionError if one was overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fenced: list[tuple[Tensor, str]] = []  # whole memory, and what it holds
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func not in EMPTY + FILLED or "out" in kwargs or not isinstance(made, Tensor):
+            return made
+        if not made.is_contiguous() or made.is_meta or made.dtype == torch.bool or not 0 < made.nbytes <= MOST_BYTES:
+            return made
+        if func in FILLED and any(made is given for given in args):  # nothing was copied
+            return made
+        return self._fence(made, is_filled=func in FILLED)
+
+    def _fence(self, made: Tensor, is_filled: bool) -> Tensor:
+        whole = torch.full((made.nbytes + 2 * FENCE_BYTES,), FENCE, dtype=torch.uint8, device=made.device)
+        inside = whole[FENCE_BYTES:-FENCE_BYTES].view(made.dtype).view(made.shape)
+        if is_filled:
+            inside.copy_(made)
+        self._fenced.append((whole, f"{made.dtype} {tuple(made.shape)}"))
+        return inside
+
+    def check(self) -> None:
+        """Check the fences of all tensors that were made."""
+        for whole, text in self._fenced:
+            for name, fence in (("before", whole[:FENCE_BYTES]), ("behind", whole[-FENCE_BYTES:])):
+                assert bool((fence == FENCE).all()), f"a kernel wrote {name} a tensor: {text}"
