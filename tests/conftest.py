@@ -20,6 +20,7 @@ SLOW = (
     "tests/engine/bench",
     "tests/engine/distributed/test_host_ranks.py",
     "tests/engine/distributed/test_ranks.py",
+    "tests/engine/distributed/test_reception.py",
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
     "tests/engine/execution/test_no_device_reads.py",

@@ -7,7 +7,7 @@ and how many were right. Times count from the first token of the last request. A
 
 "json" replies follow a schema of fields with names of their own; their values are those of the prompt.
 
---llama-server PATH times llama.cpp's lookup beside it (speculation_servers.py): half a minute more.
+--llama-server PATH times llama.cpp's lookup beside it (speculation_servers.py): a minute or two more.
 
 --cpu-time counts, and lets the engine learn, the CPU time of this process with one thread: for a busy machine. Such
 figures are indications only.
@@ -218,14 +218,16 @@ def run_texts(engine: Engine, texts: list[Text], first_id: int, clock: Clock) ->
     return Run(num_tokens / (clock() - start_s), drafted, accepted)
 
 
-def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, clock: Clock) -> None:
+def compare(
+    loaded: LoadedModel, config: EngineConfig, kind: str, count: int, clock: Clock, rounds: int = NUM_ROUNDS
+) -> None:
     """Print the line of one kind of text and number of requests."""
     texts = make_texts(kind, count)
     loaded.runner.sampler._ops = ReplayedOps(loaded.runner.model.ops, texts)
     vocabulary = load_tokenizer(DEMO).vocabulary()
     engines = {mode: Engine(_with(config, mode), loaded, vocabulary, clock) for mode in ("off", "auto")}
     runs: dict[str, list[Run]] = {mode: [] for mode in engines}
-    for number in range(NUM_ROUNDS + 1):
+    for number in range(rounds + 1):
         for mode, engine in engines.items():
             run = run_texts(engine, texts, number * len(texts), clock)
             if number:  # the first round fills the prefix cache
@@ -249,6 +251,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="default: one for each core")
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp to time beside it")
@@ -266,7 +269,7 @@ def main() -> None:
     loaded = load_random(config, shape)
     for count in options.requests:
         for kind in options.kinds:
-            compare(loaded, config, kind, count, clock)
+            compare(loaded, config, kind, count, clock, options.rounds)
     if options.llama_server:
         compare_servers(options.llama_server, options.threads)
 
