@@ -27,7 +27,7 @@ from server.batch.service import BatchService
 from server.engine_client.client import EngineClient
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import SupervisorConfig
-from server.fairness.budgets import budgets, request_memory_bytes, shortage, summary
+from server.fairness.budgets import request_memory_bytes
 from server.fairness.byte_budget import ByteBudget
 from server.fairness.event_loop import LagProbe
 from server.fairness.request_memory import RequestMemory
@@ -47,7 +47,7 @@ from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
-from server.lifecycle.startup_report import StartupReport, ready_lines
+from server.lifecycle.startup_report import StartupReport, lines_when_ready
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
@@ -384,24 +384,10 @@ class Server:
             enable_prefix_caching=not self._settings.no_enable_prefix_caching,
             startup_s=seconds,
         )
-        for line in [*(f"WARNING: {warning}" for warning in ready.warnings), *self._ready_lines(ready, seconds)]:
+        url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
+        for line in lines_when_ready(ready, self._settings, url=url, model_id=self._names[0], seconds=seconds):
             self._report.line(line)
         assert self._http is not None
         self._http.accept()
         if not self._inherited.report_ready():  # whoever watches the server has seen it end
             self._shutdown.fail("the process that this one was to replace is gone", 1)
-
-    def _ready_lines(self, ready: Ready, seconds: float) -> list[str]:
-        url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
-        needs_key = bool(self._settings.api_keys)
-        lines = ready_lines(
-            ready,
-            budgets=summary(budgets(self._settings)),
-            url=url,
-            model_id=self._names[0],
-            needs_key=needs_key,
-            seconds=seconds,
-        )
-        model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
-        too_little = shortage(budgets(self._settings), model_bytes, memory_limit_bytes())
-        return [f"WARNING: {too_little}", *lines] if too_little else lines

@@ -4,9 +4,12 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
+from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus
+from server.fairness.budgets import budgets, shortage, summary
+from server.settings.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -81,6 +84,17 @@ class StartupReport:
             self._bar = progress, progress.add_task(status.stage, total=status.total_bytes)
         progress, task = self._bar
         progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
+
+
+def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
+    """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
+    parts = budgets(settings)
+    model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+    too_little = shortage(parts, model_bytes, memory_limit_bytes())
+    warnings = [*ready.warnings, too_little] if too_little else ready.warnings
+    needs_key = bool(settings.api_keys)
+    lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
+    return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 
 
 def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
