@@ -1,4 +1,4 @@
-"""What ranks on several hosts must agree on before they load: version, sizes, settings, numerics and checkpoint."""
+"""Agreement of ranks on several hosts before they load: version, sizes, settings, numerics and checkpoint."""
 
 import msgspec
 
@@ -18,7 +18,7 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class RankDescription(msgspec.Struct, frozen=True):
-    """What decides about the bits that a rank computes, besides the settings."""
+    """Properties that decide about the bits that a rank computes, besides the settings."""
 
     numerics: str  # of the backend, with its instruction set
     checkpoint: str  # model/checkpoint/identity.py: contents_digest()

@@ -38,7 +38,7 @@ from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
-from engine.startup.device_memory import explain_out_of_memory, memory_of
+from engine.startup.device_memory import DeviceMemory, explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
 from engine.startup.token_budget import measure_token_budget
 from model.checkpoint.checkpoint import read_config, read_stored_weights
@@ -292,12 +292,7 @@ def _assemble(
         start = time.monotonic()
         compile_kernels(config, model, kv_dtype, num_rows, partial(on_progress, "GPU kernels"))
         phase_seconds["GPU kernels"] = time.monotonic() - start
-    with explain_out_of_memory(config, "a full step is measured", memory):
-        free_bytes = memory.bytes_left_after(
-            lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
-        )
-    if ranks is not None:
-        free_bytes = ranks.free_bytes(free_bytes)
+    free_bytes = _bytes_left(config, model, memory, kv_dtype, num_rows, ranks)
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
@@ -330,6 +325,22 @@ def _assemble(
         warnings=(*warnings, *backend.warnings, *limits.warnings),
         ranks=ranks,
     )
+
+
+def _bytes_left(
+    config: EngineConfig,
+    model: Mixtral,
+    memory: DeviceMemory,
+    kv_dtype: KvDtype,
+    num_rows: int,
+    ranks: RankConnections | None,
+) -> int:
+    """Return the free memory after the largest steps; with ranks on several hosts, of the host that has least."""
+    with explain_out_of_memory(config, "a full step is measured", memory):
+        free_bytes = memory.bytes_left_after(
+            lambda: run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
+        )
+    return free_bytes if ranks is None else ranks.free_bytes(free_bytes)
 
 
 def _create_pool(

@@ -163,14 +163,7 @@ class Server:
             drain_timeout_s=settings.shutdown_timeout - self._flush_s,
         )
         self._inherited = inherited
-        self._reload = Reload(
-            listener,
-            report,
-            timeout_s=settings.reload_timeout,
-            first_process_fd=inherited.first_process_fd,
-            hand_over=self._hand_over,
-            on_hangup=self._shutdown.on_signal,
-        )
+        self._reload = self._new_reload()
         self._http: HttpServer | None = None
         self._texts: TextFrontend | None = None
         self._ahead: asyncio.Task[None] | None = None  # work for later requests
@@ -245,6 +238,17 @@ class Server:
         await asyncio.sleep(FINISH_IDLE_S)
         self._connections.finish_idle()
         self._shutdown.hand_over(self._settings.reload_timeout)
+
+    def _new_reload(self) -> Reload:
+        """Make what hands the server over to a new process on SIGHUP."""
+        return Reload(
+            self._listener,
+            self._report,
+            timeout_s=self._settings.reload_timeout,
+            first_process_fd=self._inherited.first_process_fd,
+            hand_over=self._hand_over,
+            on_hangup=self._shutdown.on_signal,
+        )
 
     def _new_state(self, num_tenants: int, reply_memory: ByteBudget) -> ServerState:
         """Make the state that the handlers of requests share; texts come when they are loaded."""

@@ -1,4 +1,4 @@
-"""What clients of Envoy see when a replica's network goes down: `python -m tests.measure.fleet_link`.
+"""Answers that clients of Envoy get when a replica's network goes down: `python -m tests.measure.fleet_link`.
 
 Two servers with fake engines, one of them in a network namespace behind a veth pair, whose cable is then pulled. Needs
 root and iproute2. Prints how new requests are answered, and how long a stream of the lost replica stays open.

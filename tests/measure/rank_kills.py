@@ -30,7 +30,7 @@ NUM_RANKS = 2
 
 @dataclass
 class Ledger:
-    """What the kills did."""
+    """Ends of streams, and times of the kills."""
 
     late_s: list[float] = field(default_factory=list)  # ends of the streams that were cut, after the kill
     num_same: int = 0  # complete answers with the tokens of one process

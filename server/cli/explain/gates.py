@@ -1,4 +1,4 @@
-"""What a server reports about the gates for a text: per token and layer the logits, the experts and their weights."""
+"""The gates of a model for a text, as a server reports them: per token and layer logits, experts and their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
