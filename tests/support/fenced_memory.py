@@ -1,6 +1,7 @@
 """Memory with fences: every new tensor lies between bytes that no kernel may touch, and begins without numbers.
 
-A read beyond a tensor gives NaN (or -1), an output that is not written is NaN, and a write beyond one is an error.
+A read beyond a tensor gives NaN (index 0 in integers), an output that is not written is NaN or 0, and a write beyond
+one is an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-FENCE = 0xFF  # as a byte; NaN in every floating-point type, -1 in integers
+FENCE = 0xFF  # as a byte: NaN in every floating-point type and in e4m3
+FENCE_OF_INDICES = 0x00  # of int32 and int64: a plausible index, which -1 is not
 FENCE_BYTES = 1 << 13  # on each side
 MOST_BYTES = 1 << 26  # larger tensors have no fences
 EMPTY = (torch.empty, torch.empty_like, Tensor.new_empty)
@@ -25,7 +27,7 @@ class FencedMemory(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._fenced: list[tuple[Tensor, str]] = []  # whole memory, and what it holds
+        self._fenced: list[tuple[Tensor, int, str]] = []  # whole memory, its fence, and what it holds
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,15 +43,16 @@ class FencedMemory(TorchFunctionMode):
         return self._fence(made, is_filled=func in FILLED)
 
     def _fence(self, made: Tensor, is_filled: bool) -> Tensor:
-        whole = torch.full((made.nbytes + 2 * FENCE_BYTES,), FENCE, dtype=torch.uint8, device=made.device)
+        byte = FENCE_OF_INDICES if made.dtype in (torch.int32, torch.int64) else FENCE
+        whole = torch.full((made.nbytes + 2 * FENCE_BYTES,), byte, dtype=torch.uint8, device=made.device)
         inside = whole[FENCE_BYTES:-FENCE_BYTES].view(made.dtype).view(made.shape)
         if is_filled:
             inside.copy_(made)
-        self._fenced.append((whole, f"{made.dtype} {tuple(made.shape)}"))
+        self._fenced.append((whole, byte, f"{made.dtype} {tuple(made.shape)}"))
         return inside
 
     def check(self) -> None:
         """Check the fences of all tensors that were made."""
-        for whole, text in self._fenced:
+        for whole, byte, text in self._fenced:
             for name, fence in (("before", whole[:FENCE_BYTES]), ("behind", whole[-FENCE_BYTES:])):
-                assert bool((fence == FENCE).all()), f"a kernel wrote {name} a tensor: {text}"
+                assert bool((fence == byte).all()), f"a kernel wrote {name} a tensor: {text}"
