@@ -9,6 +9,7 @@ import httpx
 
 from tests.e2e.bad_inputs import ROWS
 from tests.e2e.bad_inputs.rows import GENERATING, bodies
+from tests.support.conditions import until
 from tests.support.running import MODEL, RunningServer, start_server
 
 NUMERICS = ("--dtype", "float32", "--threads", "1")
@@ -91,18 +92,26 @@ def test_one_keys_flood_of_prompts_flushes_the_prefix_cache_but_changes_no_answe
     requests = [body | {"prompt": shared + body["prompt"]} for body in good_bodies(rng, 15 * scale)]
     flags = ("--num-kv-blocks", "48", "--max-model-len", "512", "--api-key", "victim", "--api-key", "flood")
 
+    num_floods = 0
+
     async def flood(server: RunningServer, enough: asyncio.Event) -> None:
+        nonlocal num_floods
         headers = {"Authorization": "Bearer flood"}
         async with httpx.AsyncClient(base_url=server.url, timeout=120, headers=headers) as client:
             while not enough.is_set():
                 prompt = [rng.randrange(300, 3000) for _ in range(400)]
                 reply = await client.post("/v1/completions", json={"model": MODEL, "prompt": prompt, "max_tokens": 1})
                 assert reply.status_code == 200, reply.text
+                num_floods += 1
 
     async def both(server: RunningServer) -> Answers:
         enough = asyncio.Event()
         flooding = [asyncio.create_task(flood(server, enough)) for _ in range(2)]
-        answers = await ask_all(server, requests, clients=1, key="victim")
+        answers: Answers = []
+        for request in requests:
+            answers += await ask_all(server, [request], clients=1, key="victim")
+            goal = num_floods + 4  # prompts of twice as many blocks as there are
+            await until(lambda goal=goal: num_floods >= goal)
         enough.set()
         await asyncio.gather(*flooding)
         return answers

@@ -161,6 +161,7 @@ MESSAGES_ROWS: dict[str, Row] = {
     ),
     "tools": Row([TOOL, {**TOOL, "name": "g"}], grammars_differ, ANY),
     "tool_choice": Row({"type": "any", "disable_parallel_tool_use": True}, grammars_differ, ANY),
+    "output_format": Row({"type": "json_schema", "schema": CITY}, grammars_differ),
     "output_config": Row({"format": {"type": "json_schema", "schema": CITY}}, grammars_differ),
 }
 
@@ -212,7 +213,7 @@ ENDPOINTS: dict[str, tuple[type[RequestModel], dict[str, Row]]] = {
     DETOKENIZE: (DetokenizeRequest, DETOKENIZE_ROWS),
 }
 IN_THE_LOG = {RESPONSES: {"user": "somebody"}, MESSAGES: {"metadata": {"user_id": "somebody"}}}
-NO_EFFECT = {COUNT: {"output_config"}}  # a format is not part of the prompt
+NO_EFFECT = {COUNT: {"output_config", "output_format"}}  # a format is not part of the prompt
 ROWS = [(path, name, row) for path, (_, rows) in ENDPOINTS.items() for name, row in rows.items()]
 
 

@@ -19,6 +19,7 @@ BODY = json.dumps({"messages": MESSAGES}).encode()
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(700, 10, 10)  # Python's; an engine in this process has made full collections rare
     gc.collect()
     gc.freeze()  # as the server does when it is ready
     gc.collect()  # the number of survivors, which decides about the next one, is that of the server: small

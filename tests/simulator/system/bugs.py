@@ -184,7 +184,7 @@ SYSTEM_BUGS = [
 
 # Seeds that find a bug late, so that the test tries them first.
 FOUND_LATE = {
-    "a suspect is blamed although the engine still computed an aborted one": 1309,
+    "a suspect is blamed although the engine still computed an aborted one": 3189,
     "an abort is confirmed while a step computes the request": 98,
     "a request is added after its abort": 8848,
     "the server gives up on an engine that serves": 668,
