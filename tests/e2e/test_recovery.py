@@ -119,6 +119,12 @@ async def health(client: httpx.AsyncClient, status: int) -> httpx.Response:
     return reply
 
 
+async def answers_of(server: RunningServer, bodies: list[dict[str, object]]) -> list[Answer]:
+    """Send all requests at once."""
+    async with client_of(server) as client:
+        return await asyncio.gather(*(ask(client, body) for body in bodies))
+
+
 async def scrape(client: httpx.AsyncClient) -> None:
     """Check until cancelled that every scrape has received = running + waiting + all outcomes, and that no counter
     decreases."""
@@ -194,9 +200,12 @@ def test_a_killed_engine_ends_streams_with_output_and_the_others_equal_their_sol
 
 
 async def kill_under_load(
-    server: RunningServer, bodies: list[dict[str, object]], num_tokens: int
+    server: RunningServer, bodies: list[dict[str, object]], num_tokens: int, victim: int | None = None
 ) -> tuple[float, list[Answer]]:
-    """Send all requests at once, kill the engine after `num_tokens` tokens, wait until it is ready again."""
+    """Send all requests at once, kill `victim` (the engine) after `num_tokens` tokens, wait until it is ready again.
+
+    Returns when the process was killed, and what became of the requests.
+    """
     async with client_of(server) as client:
         await health(client, 200)
         scraper = asyncio.create_task(scrape(client))
@@ -204,7 +213,7 @@ async def kill_under_load(
         streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
         await progress.reached.wait()
         killed_s = time.monotonic()
-        os.kill(server.engine_pid, signal.SIGKILL)
+        os.kill(victim or server.engine_pid, signal.SIGKILL)
         down = await health(client, 503)
         assert down.json()["phase"] == "restarting"
         assert (await client.get("/health/live")).status_code == 200

@@ -1,17 +1,14 @@
 """`smoe serve --tensor-parallel-size 2`: the tokens of one process; ranks are killed under load and nothing is left."""
 
 import asyncio
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import psutil
 
-from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
+from tests.e2e.test_recovery import answers_of, body_of, kill_under_load
 from tests.support.conditions import until
 from tests.support.running import RunningServer, start_server
 
@@ -31,42 +28,21 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-async def _answers(server: RunningServer, bodies: list[dict[str, object]]) -> list[Answer]:
-    async with client_of(server) as client:
-        return await asyncio.gather(*(ask(client, body) for body in bodies))
-
-
-async def _kill_under_load(
-    server: RunningServer, bodies: list[dict[str, object]], num_tokens: int, victim: int
-) -> tuple[float, list[Answer]]:
-    """Kill a process after `num_tokens` tokens; return when, and what became of the requests."""
-    async with client_of(server) as client:
-        progress = Progress(num_tokens)
-        streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
-        await progress.reached.wait()
-        killed_s = time.monotonic()
-        os.kill(victim, signal.SIGKILL)
-        await health(client, 503)
-        answers = await asyncio.gather(*streams)
-        await health(client, 200)
-        return killed_s, answers
-
-
 def test_a_killed_rank_ends_streams_and_the_server_is_ready_again_without_what_was_before(
     server: RunningServer, scale: int
 ) -> None:
     """Each kill of either rank under load; the requests that are not cut have the tokens of one process."""
     bodies = [body_of(number, max_tokens=20 + 7 * (number % 9)) for number in range(NUM_STREAMS)]
-    alone = [answer.token_ids for answer in asyncio.run(_answers(server, bodies))]
+    alone = [answer.token_ids for answer in asyncio.run(answers_of(server, bodies))]
     fingerprint = server.complete("a", max_tokens=1).json()["system_fingerprint"]
     chance, late_s = random.Random(0), []
     with start_server(*FLAGS) as ranks:
-        assert [answer.token_ids for answer in asyncio.run(_answers(ranks, bodies))] == alone
+        assert [answer.token_ids for answer in asyncio.run(answers_of(ranks, bodies))] == alone
         assert ranks.complete("a", max_tokens=1).json()["system_fingerprint"] == fingerprint
         for kill in range(2 * scale):
             processes = [psutil.Process(ranks.engine_pid), _rank(ranks)]
             victim = processes[1 - kill % 2].pid
-            killed_s, answers = asyncio.run(_kill_under_load(ranks, bodies, chance.randint(1, 150), victim))
+            killed_s, answers = asyncio.run(kill_under_load(ranks, bodies, chance.randint(1, 150), victim))
             for answer, whole in zip(answers, alone, strict=True):
                 assert answer.status == 200 and answer.has_one_end
                 assert answer.token_ids == whole[: len(answer.token_ids)]

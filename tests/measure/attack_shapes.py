@@ -137,6 +137,7 @@ SHAPES = [
     Shape("chat logprobs", same("/v1/chat/completions", chat(n=8, logprobs=True, top_logprobs=20, max_tokens=400))),
     Shape("echo", same("/v1/completions", completion(prompt=prompts(60, 1000), echo=True, logprobs=5, max_tokens=0))),
     Shape("expert routing", same("/v1/completions", completion(n=8, expert_routing=True, expert_usage=True))),
+    Shape("gate logits", same("/v1/completions", completion(n=8, gate_logits=True, max_tokens=100))),
     Shape("many prompts", same("/v1/completions", completion(prompt=prompts(112, 3), n=8, max_tokens=4))),
     Shape("long prompts", each(long_prompt)),
     Shape("/tokenize texts", same("/tokenize", {"model": MODEL, "prompt": "truth " * 1500})),

@@ -7,18 +7,15 @@ rank ended, whether all others have the tokens of one process, and whether a pro
 
 import argparse
 import asyncio
-import os
 import random
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
 
-from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
+from tests.e2e.test_recovery import Answer, answers_of, body_of, kill_under_load
 from tests.support.conditions import until
 from tests.support.hosts import two_hosts
 from tests.support.running import RunningServer, start_server
@@ -64,28 +61,6 @@ def server_with_ranks(*, on_hosts: bool) -> Iterator[tuple[RunningServer, Pids]]
 
 def _ranks_of(engine_pid: int) -> list[int]:
     return [child.pid for child in psutil.Process(engine_pid).children() if "engine.rank" in child.cmdline()]
-
-
-async def answers_of(server: RunningServer, bodies: list[dict[str, object]]) -> list[Answer]:
-    """Send all requests at once."""
-    async with client_of(server) as client:
-        return await asyncio.gather(*(ask(client, body) for body in bodies))
-
-
-async def kill_under_load(
-    server: RunningServer, bodies: list[dict[str, object]], num_tokens: int, victim: int
-) -> tuple[float, list[Answer]]:
-    """Kill a process after `num_tokens` tokens; return when, and what became of the requests."""
-    async with client_of(server) as client:
-        progress = Progress(num_tokens)
-        streams = [asyncio.create_task(ask(client, body, progress)) for body in bodies]
-        await progress.reached.wait()
-        killed_s = time.monotonic()
-        os.kill(victim, signal.SIGKILL)
-        await health(client, 503)
-        answers = await asyncio.gather(*streams)
-        await health(client, 200)
-        return killed_s, answers
 
 
 def run(num_kills: int, num_streams: int, *, on_hosts: bool) -> Ledger:
