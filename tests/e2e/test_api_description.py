@@ -51,6 +51,7 @@ SEPARATE = DEPENDENT | {  # fields that depend on others
     "stream_options",
     "top_logprobs",
     "best_of",
+    "prompt_logprobs",
     "min_tokens",
     "max_completion_tokens",
     "logit_bias",
@@ -91,7 +92,7 @@ def shortened(path: str, body: Any) -> Any:
         return body
     body = dict(body)
     for timeout in ("timeout_s", "queue_timeout_s"):
-        if isinstance(body.get(timeout), int | float) and 0 < body[timeout] < 600:
+        if type(body.get(timeout)) in (int, float) and 0 < body[timeout] < 600:
             body[timeout] = 600
     if path not in LENGTHS:
         return body
@@ -121,6 +122,7 @@ def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
         len(json.dumps(body)) + 16 * len(body.get("messages") or ()) > MAX_MODEL_LEN,  # may not fit as tokens
         body.get("stream_options") is not None and not body.get("stream"),
         body.get("top_logprobs") is not None and not body.get("logprobs"),
+        body.get("prompt_logprobs") is not None and body.get("stream"),
         body.get("best_of") is not None and (body["best_of"] != (body.get("n") or 1) or body.get("stream")),
         limit == 0 and not body.get("echo"),
         limit is not None and (body.get("min_tokens") or 0) > limit,
