@@ -69,6 +69,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     embeds: bool = False  # the model was trained for embeddings
     generates: bool = True  # False: the checkpoint has no output head
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
+    memory_share: float = 1.0  # of the usual memory for requests: less where the memory limit is too small for it
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

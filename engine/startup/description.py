@@ -38,6 +38,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         embeds=model.embeds,
         generates=model.generates,
         checkpoint_files=loaded.checkpoint.files,
+        memory_share=limits.memory_share,
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.host_resources import memory_limit_bytes, num_cores
+from engine.capacity.memory_share import size_within_limit
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
@@ -21,7 +22,6 @@ from engine.capacity.sizing import (
     kv_block_bytes,
     served_dtype,
     served_kv_dtype,
-    size_engine,
     weight_kind,
 )
 from engine.capacity.smaller_plans import smaller_weights
@@ -296,9 +296,14 @@ def _assemble(
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
-    limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
+    host_bytes = weight_bytes if device.type == "cpu" else None
+    limits = size_within_limit(
+        config, model_config, free_bytes, default_budget, memory.pool_share, host_bytes, memory_limit_bytes()
+    )
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = _create_pool(model, limits.num_blocks + 1, config.block_size, kv_dtype, device, ranks)
+        if limits.memory_share < 1.0 and device.type == "cpu":
+            kv_pool.populate()
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if backend.name == "triton":

@@ -88,12 +88,13 @@ class StartupReport:
 
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
-    parts = budgets(settings)
+    parts = budgets(settings, ready.memory_share)
     model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
     too_little = shortage(parts, model_bytes, memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
-    lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
+    text = summary(parts, ready.memory_share)
+    lines = ready_lines(ready, budgets=text, url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
     return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 
 
