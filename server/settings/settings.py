@@ -252,8 +252,8 @@ class Settings(BaseModel):
 
     kv_cache_memory_bytes: Annotated[
         Bytes | None,
-        DefaultText("half of the memory left after the weights, less if memory is short; on a GPU most of it"),
-    ] = Field(None, description="Size of the KV cache, such as 4GiB.")
+        DefaultText("half of the memory left after the weights; on a GPU most of it"),
+    ] = Field(None, description="Size of the KV cache, such as 4GiB. The default is smaller if memory is short.")
     num_kv_blocks: Annotated[PositiveInt | None, DefaultText("derived from the size")] = Field(
         None, description="Size of the KV cache in blocks, instead of bytes."
     )

@@ -97,4 +97,4 @@ def test_the_demand_of_the_server_is_the_sum_of_processes_and_table() -> None:
 def test_the_summary_says_that_it_was_reduced() -> None:
     assert "reduced" not in summary(budgets(Settings()))
     line = summary(budgets(Settings(), 0.0), 0.0)
-    assert "requests (reduced to fit the memory limit): request bodies 16.0 MiB" in line and "\n" not in line
+    assert "requests (reduced to fit the memory limit): request bodies 32.0 MiB" in line and "\n" not in line

@@ -118,6 +118,7 @@ def test_smaller_bounds_hold_from_then_on() -> None:
     admission.resize(max_tokens=11, max_constraint_ids=30)
     assert not admission.has_room(0, 1) and admission.has_room(1, 1)  # one key may have 10 of 11
     admission.remove(0)
+    admission.resize(max_tokens=100, max_constraint_ids=30)
     admission.admit([Request(1, [5], params)])
     with pytest.raises(ApiError) as caught:
         admission.admit([Request(2, [5], params)])

@@ -107,7 +107,7 @@ def test_the_budgets_are_those_of_the_share_that_the_engine_found(share: float, 
     ready = msgspec.structs.replace(READY, memory_share=share)
     lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
     [line] = [line for line in lines if line.startswith("budgets")]
-    assert ("reduced to fit the memory limit" in line) == ("request bodies 16.0 MiB" in line) == is_reduced
+    assert ("reduced to fit the memory limit" in line) == ("request bodies 32.0 MiB" in line) == is_reduced
 
 
 def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
