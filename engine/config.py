@@ -46,8 +46,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
-    server_bytes: int = 0  # usual memory beside weights and KV cache: processes and requests; 0: not planned
-    min_server_bytes: int = 0  # the same at least: where the memory limit is too small, the KV cache gets smaller, too
+    # Memory of processes and requests, see engine/capacity/memory_share.py. 0: not planned.
+    server_bytes: int = 0
+    ample_server_bytes: int = 0
+    min_server_bytes: int = 0
     check_integrity: bool = False  # audit the block pool after every step (tests)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
-from engine.capacity.memory_share import Demand, kv_demand, scaled, share_that_fits
+from engine.capacity.memory_share import NO_KV, fit, kv_demand
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
@@ -144,14 +144,13 @@ def _plan(settings: Settings) -> MemoryPlan | None:
 
 def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
     """Compare the memory that requests may take, and that of a model on the CPU, with the limit."""
-    limit_bytes, demands = memory_limit_bytes(), [server_demand(settings)]
+    limit_bytes, weight_bytes, kv = memory_limit_bytes(), 0, NO_KV
     if plan is not None and plan.limits is not None:
-        demands += [Demand(plan.weight_bytes, plan.weight_bytes), kv_demand(plan.config, plan.model, plan.limits)]
-    share = share_that_fits(limit_bytes, demands)
-    table = budgets(settings, share)
-    model_bytes = sum(scaled(demand.usual_bytes, demand.least_bytes, share) for demand in demands[1:])
-    too_little = shortage(table, model_bytes, limit_bytes)
-    return Check("requests", "warn" if too_little else "ok", summary(table, share), too_little)
+        weight_bytes, kv = plan.weight_bytes, kv_demand(plan.config, plan.model, plan.limits)
+    found = fit(limit_bytes, weight_bytes, server_demand(settings), kv)
+    table = budgets(settings, found.memory_share)
+    too_little = shortage(table, weight_bytes + found.kv_bytes, limit_bytes)
+    return Check("requests", "warn" if too_little else "ok", summary(table, found.memory_share), too_little)
 
 
 def check_model(settings: Settings) -> Iterator[Check]:

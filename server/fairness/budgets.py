@@ -1,14 +1,14 @@
 """The table of budgets: what clients can make the server hold in memory, by kind. Arithmetic only.
 
 Each row is enforced where it is named; the sum is compared with the memory limit at start and by `smoe doctor`. Where
-the limit is too small, the rows that no flag sets have a share of their usual size (engine/capacity/memory_share.py).
+the limit is too small, the rows that no flag sets are smaller (engine/capacity/memory_share.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.capacity.host_resources import format_bytes, memory_limit_bytes
-from engine.capacity.memory_share import Demand, scaled
+from engine.capacity.memory_share import AMPLE, ServerDemand, scaled
 from engine.grammars.parser_limits import PARSER_BYTES, max_parsers
 from server.sandbox.job import limits_within, num_workers_within
 from server.settings.settings import Settings
@@ -23,10 +23,10 @@ MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices
 FRAME_BYTES = 8 << 20  # of frames between the two processes that are being written or read
 PROCESS_BYTES = 300 << 20  # of all processes without weights, KV cache and requests: 231 MiB idle, and some growth
 
-# Least sizes, where memory is short.
-LEAST_REQUEST_MEMORY = MIN_REQUEST_MEMORY
-LEAST_QUEUED_TOKENS = 1 << 17
-LEAST_CONSTRAINT_IDS = 1 << 18
+# Ample and least sizes, where memory is short.
+AMPLE_REQUEST_MEMORY, LEAST_REQUEST_MEMORY = 128 << 20, MIN_REQUEST_MEMORY
+AMPLE_QUEUED_TOKENS, LEAST_QUEUED_TOKENS = 1 << 18, 1 << 17
+AMPLE_CONSTRAINT_IDS, LEAST_CONSTRAINT_IDS = 1 << 19, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,24 @@ def request_memory_bytes(settings: Settings, share: float = 1.0) -> int:
         return settings.request_memory_bytes
     limit = memory_limit_bytes() or MAX_REQUEST_MEMORY * SHARE_OF_LIMIT
     usual = min(MAX_REQUEST_MEMORY, max(MIN_REQUEST_MEMORY, limit // SHARE_OF_LIMIT))
-    return scaled(usual, LEAST_REQUEST_MEMORY, share)
+    return scaled(usual, AMPLE_REQUEST_MEMORY, LEAST_REQUEST_MEMORY, share)
 
 
 def queued_tokens(settings: Settings, share: float = 1.0) -> int:
     """Return the bound on waiting token ids."""
     if settings.max_num_queued_tokens is not None:
         return settings.max_num_queued_tokens
-    return scaled(settings.max_num_queued_reqs * TOKENS_PER_CHOICE, LEAST_QUEUED_TOKENS, share)
+    usual = settings.max_num_queued_reqs * TOKENS_PER_CHOICE
+    return scaled(usual, AMPLE_QUEUED_TOKENS, LEAST_QUEUED_TOKENS, share)
 
 
 def constraint_ids(share: float = 1.0) -> int:
     """Return the bound on ids of biases, allowed tokens and bad words."""
-    return scaled(MAX_CONSTRAINT_IDS, LEAST_CONSTRAINT_IDS, share)
+    return scaled(MAX_CONSTRAINT_IDS, AMPLE_CONSTRAINT_IDS, LEAST_CONSTRAINT_IDS, share)
 
 
 def budgets(settings: Settings, share: float = 1.0) -> list[Budget]:
-    """Return the table, in the order in which a request meets the rows. `share`: of the usual memory, from 0 to 1."""
+    """Return the table, in the order in which a request meets the rows. `share`: the memory share, from 0 to 1."""
     request_memory, limit_bytes = request_memory_bytes(settings, share), memory_limit_bytes()
     num_choices = settings.max_num_queued_reqs + settings.max_num_seqs
     sandbox_bytes = num_workers_within(limit_bytes) * limits_within(limit_bytes).memory_bytes
@@ -84,10 +85,9 @@ def total_bytes(table: Sequence[Budget]) -> int:
     return sum(budget.num_bytes for budget in table)
 
 
-def server_demand(settings: Settings) -> Demand:
+def server_demand(settings: Settings) -> ServerDemand:
     """Return the memory beside weights and KV cache: of processes and requests."""
-    usual, least = (total_bytes(budgets(settings, share)) for share in (1.0, 0.0))
-    return Demand(PROCESS_BYTES + usual, PROCESS_BYTES + least)
+    return ServerDemand(*(PROCESS_BYTES + total_bytes(budgets(settings, share)) for share in (1.0, AMPLE, 0.0)))
 
 
 def summary(table: Sequence[Budget], share: float = 1.0) -> str:

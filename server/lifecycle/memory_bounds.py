@@ -14,14 +14,19 @@ PROMPT_IDS_PER_QUEUED = 4  # one request may carry so many times the ids that ma
 
 def with_server_memory(config: EngineConfig, settings: Settings) -> EngineConfig:
     """Return the engine's configuration with the memory that processes and requests need beside weights and KV cache.
-    The engine decides which share of it fits, because it knows the sizes of both."""
+    The engine decides how much of it fits, because it knows the sizes of both."""
     demand = server_demand(settings)
-    return msgspec.structs.replace(config, server_bytes=demand.usual_bytes, min_server_bytes=demand.least_bytes)
+    return msgspec.structs.replace(
+        config,
+        server_bytes=demand.usual_bytes,
+        ample_server_bytes=demand.ample_bytes,
+        min_server_bytes=demand.least_bytes,
+    )
 
 
 def apply_memory_share(share: float, settings: Settings, bodies: RequestMemory, state: ServerState) -> None:
-    """Bound the memory of requests by a share of the usual one, from 0 to 1. With 1 everything stays as it is, and so
-    do bounds that flags set.
+    """Bound the memory of requests by a share from 0 to 1, see engine/capacity/memory_share.py. With 1
+    everything stays as it is, and so do bounds that flags set.
 
     A single request is bounded too, since it may exceed a budget that is empty.
     """

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine.capacity.memory_share import scaled
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
@@ -105,16 +104,18 @@ def test_where_memory_is_short_the_cache_is_smaller_and_takes_its_memory_at_the_
     monkeypatch.setattr(HostMemory, "free_bytes", lambda self: 400 << 20)
 
     def load(usual_mib: int) -> LoadedModel:
-        usual, least = usual_mib << 20, min(usual_mib, 450) << 20
-        config = EngineConfig(model=str(DEMO), threads=1, server_bytes=usual, min_server_bytes=least)
+        sizes = (usual_mib << 20, min(usual_mib, 500) << 20, min(usual_mib, 450) << 20)
+        usual, ample, least = sizes
+        config = EngineConfig(
+            model=str(DEMO), threads=1, server_bytes=usual, ample_server_bytes=ample, min_server_bytes=least
+        )
         return loading.load(config, lambda phase, done, total: None)
 
     enough, short = load(300), load(700)
     assert enough.limits.memory_share == 1.0
-    assert 0.0 < short.limits.memory_share < 1.0 and populated == [short.kv_pool]
+    assert short.limits.memory_share == 0.5 and populated == [short.kv_pool]
     assert short.limits.num_blocks < enough.limits.num_blocks
     assert short.limits.max_model_len == enough.limits.max_model_len
     total = short.weight_bytes + short.kv_block_bytes * (short.limits.num_blocks + 1)
-    total += scaled(700 << 20, 450 << 20, short.limits.memory_share)
-    assert (600 << 20) - 2 * short.kv_block_bytes < total <= 600 << 20
+    assert (100 << 20) - 2 * short.kv_block_bytes < total <= 100 << 20  # beside ample 500 MiB
     assert ready_message(EngineConfig(model=str(DEMO)), short).memory_share == short.limits.memory_share

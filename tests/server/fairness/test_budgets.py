@@ -4,6 +4,7 @@ import pytest
 
 from server.fairness import budgets as module
 from server.fairness.budgets import (
+    AMPLE_REQUEST_MEMORY,
     LEAST_REQUEST_MEMORY,
     MAX_REQUEST_MEMORY,
     MIN_REQUEST_MEMORY,
@@ -66,14 +67,13 @@ def test_where_memory_is_short_every_row_that_no_flag_sets_shrinks_to_its_least_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "memory_limit_bytes", lambda: 8 * GIB)
-    usual, half, least = at_share(1.0), at_share(0.5), at_share(0.0)
-    shrinking = {"request bodies", "waiting tokens", "constraints", "grammars", "replies"}
-    for name in usual:
-        if name in shrinking:
-            assert least[name] < half[name] < usual[name]
-            assert half[name] == pytest.approx((least[name] + usual[name]) / 2, abs=module.PARSER_BYTES)
-        else:
-            assert least[name] == half[name] == usual[name]
+    usual, ample, least = at_share(1.0), at_share(0.5), at_share(0.0)
+    for name in ("request bodies", "grammars", "replies", "waiting tokens", "constraints"):
+        assert least[name] < ample[name] < usual[name]
+        assert ample[name] < at_share(0.75)[name] < usual[name]
+    for name in ("choices", "sandbox", "frames"):
+        assert least[name] == ample[name] == usual[name]
+    assert ample["request bodies"] == ample["replies"] == AMPLE_REQUEST_MEMORY
     assert least["request bodies"] == least["replies"] == LEAST_REQUEST_MEMORY
     assert at_share(1.0) == {budget.name: budget.num_bytes for budget in budgets(Settings())}
 
@@ -91,7 +91,8 @@ def test_rows_that_flags_set_never_shrink() -> None:
 def test_the_demand_of_the_server_is_the_sum_of_processes_and_table() -> None:
     demand = server_demand(Settings())
     assert demand.usual_bytes == PROCESS_BYTES + total_bytes(budgets(Settings()))
-    assert demand.least_bytes == PROCESS_BYTES + total_bytes(budgets(Settings(), 0.0)) < demand.usual_bytes
+    assert demand.ample_bytes == PROCESS_BYTES + total_bytes(budgets(Settings(), 0.5)) < demand.usual_bytes
+    assert demand.least_bytes == PROCESS_BYTES + total_bytes(budgets(Settings(), 0.0)) < demand.ample_bytes
 
 
 def test_the_summary_says_that_it_was_reduced() -> None:

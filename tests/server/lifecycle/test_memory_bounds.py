@@ -29,7 +29,8 @@ def server(share: float, **flags: object) -> tuple[RequestMemory, ServerState]:
 def test_the_engine_learns_what_processes_and_requests_need() -> None:
     config = with_server_memory(EngineConfig(model="m"), Settings())
     demand = server_demand(Settings())
-    assert (config.server_bytes, config.min_server_bytes) == (demand.usual_bytes, demand.least_bytes)
+    sizes = config.server_bytes, config.ample_server_bytes, config.min_server_bytes
+    assert sizes == (demand.usual_bytes, demand.ample_bytes, demand.least_bytes)
 
 
 def test_with_the_whole_share_nothing_changes() -> None:
