@@ -379,7 +379,8 @@ class Server:
         if self._batches is not None:
             self._batch_runs = asyncio.create_task(self._run_batches(self._batches))
         if self._memory is not None:
-            self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
+            static_bytes = ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes
+            self._memory.settle(static_bytes if ready.device == "cpu" else 0)
         gc.freeze()  # the tokenizer and the modules stay: garbage collections need not scan them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(

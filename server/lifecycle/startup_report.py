@@ -89,7 +89,7 @@ class StartupReport:
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
     parts = budgets(settings)
-    model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+    model_bytes = ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
     too_little = shortage(parts, model_bytes, memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
@@ -110,7 +110,7 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}, KV cache {size(ready.kv_cache_bytes)}",
+        f"memory    weights {size(ready.weight_bytes)}{' (mapped)' if ready.mapped_bytes else ''}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
         f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",
