@@ -5,11 +5,12 @@ from pathlib import Path
 
 import msgspec
 
+from engine.capacity.page_cache import cached_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack import check
-from model.checkpoint.pack.header import PackHeader, is_pack, read_header
+from model.checkpoint.pack.header import WEIGHTS_NAME, PackHeader, is_pack, read_header
 
 
 def settings_of_pack(config: EngineConfig) -> EngineConfig:
@@ -57,6 +58,12 @@ def check_pack(directory: Path, on_progress: Callable[[int, int], None]) -> int:
         return check.verify_pack(directory, on_progress)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
+
+
+def cached_weight_bytes(model: Path) -> int | None:
+    """Return the bytes of a pack's file that are in memory; None if it is not a pack, or the system cannot tell."""
+    file = model / WEIGHTS_NAME
+    return cached_bytes(file) if file.is_file() else None
 
 
 def bus_error_reason(model: str) -> str | None:

@@ -86,11 +86,15 @@ class StartupReport:
         progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
 
 
+def held_bytes(ready: Ready) -> int:
+    """Return the main memory that weights and KV cache hold: not that of a GPU, nor pages that the system may drop."""
+    return ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+
+
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
     parts = budgets(settings)
-    model_bytes = ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
-    too_little = shortage(parts, model_bytes, memory_limit_bytes())
+    too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
     lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
