@@ -13,6 +13,7 @@ from torch import Tensor
 from model.block_slices import SliceReader
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.pack.header import is_pack
 from model.checkpoint.rank_parts import RankParts
 from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
@@ -79,8 +80,10 @@ def open_network(
 ) -> "NetworkSource":
     """Check the headers of a checkpoint, and return its weights to be loaded part by part. Arguments as of load_model.
 
-    Raises CheckpointError.
+    Raises CheckpointError, also for a pack, whose weights are packed already.
     """
+    if is_pack(path):
+        raise CheckpointError(f"{path} is a pack; here the checkpoint is needed that it was made of")
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
     parts = RankParts(stored, config.num_kv_heads, group.cut)

@@ -43,6 +43,13 @@ def are_weights_evictable(config: EngineConfig) -> bool:
     return config.weights_memory == "map"
 
 
+def pack_advice(config: EngineConfig, seconds: float) -> str:
+    """Return a line with the command that makes later starts faster than this one, whose weights took `seconds`."""
+    flag = "" if config.quantization == "none" else f" --quantization {config.quantization}"
+    dtype = "" if config.dtype == "auto" else f" --dtype {config.dtype}"
+    return f"the weights took {seconds:.0f} s; a pack is mapped instead: smoe pack {config.model}{dtype}{flag} -o DIR"
+
+
 def kind_of(path: Path) -> str:
     """Return what a checkpoint is, if it is no directory of safetensors files: "GGUF file", "pack" or ""."""
     if path.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from engine.capacity.host_resources import num_cores
-from engine.capacity.packs import are_weights_evictable, settings_of_pack
+from engine.capacity.packs import are_weights_evictable, pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
@@ -67,6 +67,7 @@ from model.profile_step import run_profile_steps
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
+ADVISED_BYTES = 4 << 30  # of weights, for which a pack is recommended
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -129,6 +130,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         if heartbeat is not None:
             model.on_layer = heartbeat.beat
         weights_s = time.monotonic() - start
+        if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
+            warnings += [pack_advice(config, weights_s)]
         loaded = _assemble(
             config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks
         )

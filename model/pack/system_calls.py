@@ -8,13 +8,30 @@ import mmap
 import os
 from ctypes import c_int, c_long, c_size_t, c_void_p
 
-MAP_FIXED = 0x10
+MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
+MAP_FAILED = 2 ** (8 * ctypes.sizeof(c_void_p)) - 1
+PROT_NONE = 0
 MADV_POPULATE_READ = 22  # Linux 5.14: map all pages now, reading those that are not in memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype, _libc.mmap.argtypes = c_void_p, (c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+_libc.munmap.argtypes = (c_void_p, c_size_t)
 _libc.madvise.argtypes = (c_void_p, c_size_t, c_int)
 _libc.mlock.argtypes = (c_void_p, c_size_t)
+
+
+def reserve(num_bytes: int) -> int:
+    """Return the first of so many unused addresses, which take no memory. Raises OSError."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    address: int = _libc.mmap(None, num_bytes, PROT_NONE, flags, -1, 0)
+    if address == MAP_FAILED:
+        raise _last_error()
+    return address
+
+
+def unmap(address: int, num_bytes: int) -> None:
+    """Give back addresses and what is mapped there."""
+    _libc.munmap(address, num_bytes)
 
 
 def map_file_at(address: int, num_bytes: int, descriptor: int) -> None:

@@ -1,8 +1,11 @@
 """The bytes of a pack's file as memory: mapped, locked or copied."""
 
+import contextlib
+import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from model.checkpoint.errors import CheckpointError
 from model.ops.huge_pages import HUGE_PAGE_BYTES, empty
-from model.pack.system_calls import MADV_POPULATE_READ, advise, lock_memory, map_file_at
+from model.pack.system_calls import MADV_POPULATE_READ, advise, lock_memory, map_file_at, reserve, unmap
 
 WeightMemory = Literal["map", "copy", "lock"]
 
@@ -28,15 +31,24 @@ def mapped_file(file: Path, num_bytes: int) -> Tensor:
     tensor ends the process, and so does reading where the file was cut meanwhile. Raises CheckpointError.
     """
     try:
-        reserved = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
-        memory = torch.frombuffer(reserved, dtype=torch.uint8)  # keeps the reserved addresses, and so the map, alive
-        first = -memory.data_ptr() % HUGE_PAGE_BYTES
-        memory = memory[first : first + num_bytes]
+        memory = _reserved(num_bytes)
         with file.open("rb") as stream:
             map_file_at(memory.data_ptr(), num_bytes, stream.fileno())
     except OSError as error:
         raise CheckpointError(f"{file} cannot be mapped: {error.strerror}") from None
+    with contextlib.suppress(OSError):  # a kernel without large pages of files
+        advise(memory.data_ptr(), num_bytes, mmap.MADV_HUGEPAGE)
     return memory
+
+
+def _reserved(num_bytes: int) -> Tensor:
+    """Reserve addresses that start at a huge page, and give them back with the last view of the tensor."""
+    size = num_bytes + HUGE_PAGE_BYTES
+    address = reserve(size)
+    addresses = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(addresses, unmap, address, size).atexit = False  # other threads may still read
+    first = -address % HUGE_PAGE_BYTES
+    return torch.frombuffer(addresses, dtype=torch.uint8)[first : first + num_bytes]
 
 
 def lock(memory: Tensor, file: Path) -> None:

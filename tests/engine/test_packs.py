@@ -173,3 +173,11 @@ def test_a_pack_on_ranks_and_a_checkpoint_that_is_mapped_are_refused(demo_pack: 
     with pytest.raises(EngineConfigError, match="needs a pack; make one with: smoe pack"):
         LocalEngine(DEMO, weights_memory="map", **SMALL)
     assert EngineConfig(model="m").weights_memory == "auto"
+
+
+def test_a_long_load_names_the_command_that_makes_a_pack(demo_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "ADVISED_BYTES", 0)
+    settings: dict[str, Any] = SMALL | {"quantization": "int8"}
+    warnings = loading.load(EngineConfig(model=str(DEMO), **settings), lambda *progress: None).warnings
+    assert warnings[-1].endswith(f"a pack is mapped instead: smoe pack {DEMO} --quantization int8 -o DIR")
+    assert loading.load(EngineConfig(model=str(demo_pack), **SMALL), lambda *progress: None).warnings == ()
