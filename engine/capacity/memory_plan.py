@@ -189,7 +189,7 @@ def _weight_warnings(
     memory_bytes: int,
     total_bytes: int,
 ) -> Iterable[str]:
-    """Return lines about weights that are decoded while they are loaded, or of a pack that do not all stay in memory."""
+    """Return lines about weights that are decoded while they are loaded, or that do not all stay in memory."""
     if are_weights_evictable(config):
         return eviction_warnings(memory_bytes, total_bytes)
     return () if is_pack(Path(config.model)) else decoding_warnings(stored, config.quantization, block_formats)

@@ -145,7 +145,9 @@ class StoredNetwork:
             w2=_rows([one[bytes13:] for one in each]),
             formats=(format1, format3, format2),
             panel_sizes=(size1, size3, size2),
-            orders=[self._orders(f"{name}.{expert}", described["shares_order"][expert]) for expert in range(num_experts)],
+            orders=[
+                self._orders(f"{name}.{expert}", described["shares_order"][expert]) for expert in range(num_experts)
+            ],
             num_experts=num_experts,
             dim=config.dim,
             hidden_dim=config.hidden_dim,
@@ -187,5 +189,3 @@ def _rows(rows: list[Tensor]) -> Tensor:
     stride = offsets[1]
     assert offsets == [index * stride for index in range(len(rows))], "experts are written one behind another"
     return torch.as_strided(rows[0], (len(rows), len(rows[0])), (stride, 1))
-
-

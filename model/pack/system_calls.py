@@ -35,7 +35,7 @@ def unmap(address: int, num_bytes: int) -> None:
 
 
 def map_file_at(address: int, num_bytes: int, descriptor: int) -> None:
-    """Map the beginning of a file, shared and read-only, in place of whatever is mapped at `address`. Raises OSError."""
+    """Map the beginning of a file, shared and read-only, in place of what is mapped at `address`. Raises OSError."""
     flags = mmap.MAP_SHARED | MAP_FIXED
     if _libc.mmap(address, num_bytes, mmap.PROT_READ, flags, descriptor, 0) != address:
         raise _last_error()

@@ -63,9 +63,9 @@ def lock(memory: Tensor, file: Path) -> None:
 
 
 def copied_file(file: Path, num_bytes: int, on_progress: Callable[[int, int], None]) -> Tensor:
-    """Read a file into memory of its own, by several threads: [num_bytes] uint8. Raises CheckpointError, MemoryError."""
+    """Read a file into own memory, by several threads: [num_bytes] uint8. Raises CheckpointError and MemoryError."""
     memory = empty(num_bytes, torch.uint8)
-    content, done = memoryview(memory.numpy()), 0
+    content, done = memory.numpy().data, 0
     try:
         with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(NUM_READERS, "read") as threads:
             pieces = [content[first : first + PIECE_BYTES] for first in range(0, num_bytes, PIECE_BYTES)]

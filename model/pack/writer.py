@@ -61,7 +61,7 @@ class TensorWriter:
         """Write the bytes of `parts` as one tensor; of several parts they are flat. Raises OSError."""
         digest, num_bytes = hashlib.sha256(), 0
         for part in parts:
-            content = memoryview(part.contiguous().flatten().view(torch.uint8).numpy())
+            content = part.contiguous().flatten().view(torch.uint8).numpy().data
             for first in range(0, len(content), WRITE_BYTES):
                 piece = content[first : first + WRITE_BYTES]
                 digest.update(piece)

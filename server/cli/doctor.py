@@ -147,9 +147,9 @@ def check_model(settings: Settings) -> Iterator[Check]:
         return
     plan, size = report.plan, format_bytes(report.plan.weight_bytes)
     verdict: Verdict = "ok" if plan.limits else "fail"
-    kind = kind_of(directory)
+    kind = f"{kind}, " if (kind := kind_of(directory)) else ""
     weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
-    detail = f"{name}: {kind and f'{kind}, '}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
+    detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan
     yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
     try:

@@ -161,9 +161,7 @@ def models_command(
     raise typer.Exit(models.run(memory, as_json=as_json))
 
 
-@app.command(
-    "pack", cls=settings_command("model", "rope_theta", "dtype", "quantization", "threads", "verify")
-)
+@app.command("pack", cls=settings_command("model", "rope_theta", "dtype", "quantization", "threads", "verify"))
 def pack_command(
     context: typer.Context,
     output: Annotated[

@@ -180,8 +180,8 @@ def _heading(report: PlanReport) -> Iterator[str]:
     model = report.plan.model
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
-    kind = kind_of(Path(report.plan.config.model))
-    yield f"{model_id(report.model)}: {kind and f'{kind}, '}{model.num_layers} layers{experts}, context {model.context_len:,}{window}"
+    kind = f"{kind}, " if (kind := kind_of(Path(report.plan.config.model))) else ""
+    yield f"{model_id(report.model)}: {kind}{model.num_layers} layers{experts}, context {model.context_len:,}{window}"
     yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
 
 

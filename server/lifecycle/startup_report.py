@@ -108,13 +108,14 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    mapped = " (mapped)" if ready.mapped_bytes else ""
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}{' (mapped)' if ready.mapped_bytes else ''}, KV cache {size(ready.kv_cache_bytes)}",
+        f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
         f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",

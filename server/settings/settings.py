@@ -207,7 +207,7 @@ class Settings(BaseModel):
     )
     weights_memory: Literal["auto", "map", "copy", "lock"] = Field(
         "auto",
-        description="Memory of the weights of a pack (smoe pack): map uses the file's pages, which servers share and the "
+        description="Memory of a pack's weights (smoe pack): map uses the file's pages, which servers share and the "
         "system may drop and read again; copy reads them into the server's own memory; lock keeps mapped pages in "
         "memory. auto is map for packs; other checkpoints are always in own memory.",
     )

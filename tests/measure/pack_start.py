@@ -5,11 +5,11 @@
     python -m tests.measure.pack_start share DIR
     python -m tests.measure.pack_start decode DIR [--pairs N]
 
-make: write a pack of Mixtral-8x7B's layers, all equal and random, with the bundled model's tokenizer (0.82 GB a layer in
-int4; 32 layers and embeddings are 26.6 GB). start: seconds until a server is ready, and of its phase "weights"; --cold
-drops the file from the page cache before each. share: Pss and Rss of the mapped file in two servers at once, once its
-pages are read. decode: tokens per second of one client, in pairs of a mapping and a copying engine, one after the other;
-needs memory for the weights of one of them. Nothing is asserted. Run it on an idle machine.
+make: write a pack of Mixtral-8x7B's layers, all equal and random, with the bundled model's tokenizer (0.82 GB a layer
+in int4; 32 layers and embeddings are 26.6 GB). start: seconds until a server is ready, and of its phase "weights";
+--cold drops the file from the page cache before each. share: Pss and Rss of the mapped file in two servers at once,
+once its pages are read. decode: tokens per second of one client, in pairs of a mapping and a copying engine, one after
+the other; needs memory for the weights of one of them. Nothing is asserted. Run it on an idle machine.
 """
 
 import argparse
@@ -223,7 +223,8 @@ def speed(model: Path, memory: str) -> float:
 
 def show(**figures: object) -> None:
     """Print one line of figures."""
-    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}), flush=True)
+    sys.stdout.write(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:

@@ -32,8 +32,9 @@ def verify_pack(directory: Path, on_progress: Callable[[int, int], None]) -> int
             threads.shutdown(cancel_futures=True)
     if damaged:
         more = f", and so do {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        file = directory / WEIGHTS_NAME
         raise CheckpointError(
-            f"{directory / WEIGHTS_NAME} is damaged: tensor {damaged[0]} has another checksum than its header lists{more}"
+            f"{file} is damaged: tensor {damaged[0]} has another checksum than its header lists{more}"
         )
     return len(tensors)
 

@@ -117,7 +117,9 @@ def read_any_header(directory: Path) -> tuple[PackHeader, int]:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     if fields.get("layout") != LAYOUT:
         source = fields.get("source", "MODEL")
-        raise CheckpointError(f"{file}: packed in layout {fields.get('layout')}, not {LAYOUT}{_anew(directory, source)}")
+        raise CheckpointError(
+            f"{file}: packed in layout {fields.get('layout')}, not {LAYOUT}{_anew(directory, source)}"
+        )
     try:
         return _header(file, fields), size
     except (KeyError, TypeError, ValueError):
@@ -162,9 +164,13 @@ def _anew(directory: Path, source: object) -> str:
 
 def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
     stored = tuple(
-        StoredTensor(file, name, dtype, tuple(shape), 0, num_bytes) for name, dtype, shape, num_bytes in fields["stored"]
+        StoredTensor(file, name, dtype, tuple(shape), 0, num_bytes)
+        for name, dtype, shape, num_bytes in fields["stored"]
     )
-    tensors = [PackedTensor(*entry[:4], tuple(entry[4]), entry[5]) for entry in fields["tensors"]]
+    tensors = [
+        PackedTensor(name, start, size, dtype, tuple(shape), digest)
+        for name, start, size, dtype, shape, digest in fields["tensors"]
+    ]
     end = fields["file_bytes"]
     for tensor in tensors:
         size = prod(tensor.shape) * ELEMENT_BYTES[tensor.dtype]

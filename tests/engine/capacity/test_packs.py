@@ -31,7 +31,10 @@ def test_a_pack_decides_quantization_dtype_device_and_backend(packed: Path) -> N
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"quantization": "int4"}, r"--quantization int4: .* is packed in int8; make another pack with: smoe pack .* int4$"),
+    (
+        {"quantization": "int4"},
+        r"--quantization int4: .* is packed in int8; make another pack with: smoe pack .* int4$",
+    ),
     ({"dtype": "float32"}, r"--dtype float32: .* is packed in bfloat16; make another pack with: smoe pack .* float32$"),
     ({"device": "cuda"}, r"--device cuda: packs are for the native backend on a CPU; serve .*demo instead$"),
     ({"backend": "reference"}, r"--backend reference: packs are for the native backend"),
