@@ -20,7 +20,7 @@ from engine.errors import EngineConfigError
 from engine.startup import packing
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.pack.header import WEIGHTS_NAME, is_pack, read_header
+from model.checkpoint.pack.header import MAGIC, WEIGHTS_NAME, read_header
 from model.pack.writer import TensorWriter
 from tests.support.checkpoints import Shape, save_embedding_checkpoint, save_random_checkpoint
 from tests.support.packs import make_pack
@@ -61,6 +61,22 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(CheckpointError, match=r"^/.*/p cannot be written: No space left on device$"):
         make_pack(DEMO, tmp_path / "p")
     assert names_in(tmp_path) == []
+
+
+def test_nothing_says_that_it_is_a_pack_before_everything_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each call of fsync but the last two, of the prefix and of the folder, the file has no prefix yet."""
+    starts: list[bytes] = []
+    original = os.fsync
+
+    def look(descriptor: int) -> None:
+        original(descriptor)
+        starts.append((tmp_path / "p.partial" / WEIGHTS_NAME).read_bytes()[:8] if not starts[5:] else MAGIC)
+
+    monkeypatch.setattr(os, "fsync", look)
+    make_pack(DEMO, tmp_path / "p")
+    assert starts == [bytes(8)] * 5 + [MAGIC] * (len(starts) - 5) and len(starts) > 5
 
 
 def test_a_disk_that_is_too_small_is_seen_before_anything_is_written(
@@ -135,7 +151,10 @@ def test_a_killed_process_leaves_nothing_that_loads_and_the_next_one_removes_it(
     assert (tmp_path / "p.partial" / WEIGHTS_NAME).stat().st_size > 1_000_000
     with pytest.raises(CheckpointError, match="is not a pack, or was not written to its end"):
         read_header(tmp_path / "p.partial")
-    assert is_pack(make_pack(DEMO, tmp_path / "p")) and names_in(tmp_path) == ["p"]
+    (tmp_path / "p.partial" / "chat_template.jinja").write_text("of another model")
+    packed = make_pack(DEMO, tmp_path / "p")
+    assert names_in(tmp_path) == ["p"] and "chat_template.jinja" not in names_in(packed)
+    assert read_header(packed).source == str(DEMO)
 
 
 def test_the_program_reports_progress_and_errors_in_lines(
