@@ -25,8 +25,8 @@ from engine.planning.step_time_model import StepTimeModel, read_steps
 from engine.planning.virtual_engine import Arrival, VirtualEngine
 from server.bench.workload import poisson_arrivals
 from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.running import start_server
 from tests.support.mistral_tokenizers import V1
+from tests.support.running import start_server
 
 VOCAB_SIZE = 32000
 SHAPES = {
