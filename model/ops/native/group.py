@@ -87,7 +87,7 @@ class CalledGroup:
         try:
             rows = self.group.gather(_rows_at(part, num_rows, own), whole_bytes, unit)
             _rows_at(whole, num_rows, whole_bytes).copy_(rows)
-        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt too; raised behind the call
+        except BaseException as error:  # noqa: BLE001 (it must not pass through C++)
             self._error = error
             return ENDED
         return 0
