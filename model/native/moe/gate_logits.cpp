@@ -1,8 +1,10 @@
 #include "moe/gate_logits.h"
 
+#include <algorithm>
 #include <cstring>
 
-#include "c_api/core.h"
+#include "gemm/quant_formats.h"
+#include "runtime/isa.h"
 
 namespace smoe {
 namespace {
@@ -32,11 +34,14 @@ double dot(const Number* row, const float* gate, int64_t D) {
     return sums[0];
 }
 
+constexpr int64_t ROWS_PER_TASK = 4;
+
 template <class Number>
 void report(Pool& pool, const Number* x, const int64_t* rows, const float* gate, float* logits, int64_t P, int64_t D,
             int64_t E) {
-    for_rows(pool, P, D * E, [=](int64_t first, int64_t last) {
-        for (int64_t p = first; p < last; ++p)
+    pool.parallel_for(ceil_div(P, ROWS_PER_TASK), [=](int64_t task) {
+        const int64_t last = std::min(P, (task + 1) * ROWS_PER_TASK);
+        for (int64_t p = task * ROWS_PER_TASK; p < last; ++p)
             for (int64_t e = 0; e < E; ++e)
                 logits[p * E + e] = static_cast<float>(dot(x + (rows ? rows[p] : p) * D, gate + e * D, D));
     });
