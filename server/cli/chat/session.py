@@ -1,29 +1,32 @@
-"""`smoe chat`: a conversation with a running server."""
+"""One conversation with a running server, and the commands inside it."""
 
-import readline
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from server.cli.api_client import ApiClient, ApiError
+from server.cli.chat import saved
+from server.cli.chat.expert_bars import expert_lines
+from server.cli.chat.sampling import described, with_setting
+from server.cli.chat.surprise import write_painted
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.errors import report_error
 from server.cli.streamed_answer import StreamedAnswer, read_answer
 
 HELP = """\
-/stats     tokens and times of the last answer
-/experts   share of each expert in the last minute's tokens, layer by layer
-/reset     start a new conversation
-/quit      leave; Ctrl-D does too
+/again            answer the last message again
+/k N              use N experts per token; /k alone: the server's number
+/set NAME VALUE   set temperature, top_p, max_tokens, seed ...; /set alone lists, /set NAME forgets
+/system TEXT      set the system message; /system alone removes it
+/tokens           colour the next answers by how surprising each token is; again: stop
+/stats            tokens and times of the last answer
+/experts          share of each expert in the last minute's tokens, layer by layer
+/save FILE        write the conversation to a new file; /load FILE reads it back
+/reset            start a new conversation
+/quit             leave; Ctrl-D does too
 A pasted text is one message, whatever its lines; \"\"\" begins and ends a message of several lines.
 Ctrl-C stops an answer. The arrow keys recall earlier lines."""
-PROMPT, CONTINUED = "> ", "... "
-QUOTES = '"""'
-HISTORY_LENGTH = 1000
-BARS = " ▁▂▃▄▅▆▇█"
-FULL_BAR = 4.0  # a full bar is this many times the even share
 
 
 class ChatSession:
@@ -37,40 +40,75 @@ class ChatSession:
         system: str | None,
         write: Callable[[str], None],
         note: Callable[[str], None] | None = None,
+        colours: Colours = WITHOUT_COLOURS,
     ) -> None:
         """`fields` are added to every request. `write` adds no line end; `note` writes what is no answer."""
         self._client = client
         self._model = model
-        self._fields = fields
-        self._initial_messages = [{"role": "system", "content": system}] if system else []
-        self._messages: list[dict[str, str]] = list(self._initial_messages)
+        self._fields = dict(fields)
+        self._colours = colours
+        self._is_painted = False  # answers are coloured by surprise
+        self._initial_messages: list[saved.Message] = []
+        self._messages: list[saved.Message] = []
+        self._set_system(system or "")
         self._write = write
         self._note = note or write
         self._session_id = new_session_id()
         self._last_answer: StreamedAnswer | None = None
         self.has_failed = False  # a request has failed
-        self._commands: dict[str, Callable[[], str]] = {
+        self._commands: dict[str, Callable[[str], str]] = {
+            "/k": lambda text: self._set(f"experts_per_token {text}"),
+            "/set": self._set,
+            "/system": self._set_system,
+            "/tokens": self._toggle_tokens,
             "/stats": self._stats,
             "/experts": self._experts,
+            "/save": lambda text: f"saved as {saved.save(text, self._messages)}",
+            "/load": self._load,
             "/reset": self._reset,
-            "/help": lambda: HELP,
+            "/help": lambda _: HELP,
         }
 
     def handle_line(self, line: str, *, with_stats: bool) -> None:
         """Execute a command, or send a message and print its answer."""
         if line.startswith("/") and "\n" not in line:
-            command = self._commands.get(line)
-            self._note(f"{command() if command else f'unknown command {line}; /help lists the commands'}\n")
+            self._execute(*line.split(" ", 1), with_stats=with_stats)
         elif line:
             self.send(line, with_stats=with_stats)
+
+    def _execute(self, name: str, argument: str = "", *, with_stats: bool) -> None:
+        if name == "/again":
+            self._answer_again(with_stats=with_stats)
+            return
+        command = self._commands.get(name)
+        try:
+            said = command(argument.strip()) if command else f"unknown command {name}; /help lists the commands"
+        except (ValueError, saved.SavedChatError) as error:
+            said = str(error)
+        self._note(f"{said}\n")
+
+    def _answer_again(self, *, with_stats: bool) -> None:
+        """Send the last message again, in place of its answer."""
+        if len(self._messages) < 2 or self._messages[-2]["role"] != "user":
+            self._note("no message was answered yet\n")
+            return
+        before = self._messages
+        self._messages = before[:-2]
+        self.send(before[-2]["content"], with_stats=with_stats)
+        if len(self._messages) < len(before):  # it failed, or was stopped before its first token
+            self._messages = before
 
     def send(self, message: str, *, with_stats: bool) -> None:
         """Send a message and print the answer. If this fails, neither becomes part of the conversation."""
         messages = [*self._messages, {"role": "user", "content": message}]
         options = {"include_usage": True, "continuous_usage_stats": True}
         fields = {**self._fields, "model": self._model, "messages": messages, "stream_options": options}
+        paint = partial(write_painted, colours=self._colours, stream=sys.stdout) if self._is_painted else None
+        if self._is_painted:
+            fields["logprobs"] = True
         try:
-            answer = read_answer(self._client.stream("/v1/chat/completions", fields, self._headers), self._write)
+            chunks = self._client.stream("/v1/chat/completions", fields, self._headers)
+            answer = read_answer(chunks, self._write, paint)
         except ApiError as error:
             self.has_failed = True
             self._write("\n" if sys.stdin.isatty() else "")
@@ -88,16 +126,36 @@ class ChatSession:
         """Headers that name the conversation, so that a proxy sends all of it to one replica and its prefix cache."""
         return {"X-Session-Id": self._session_id}
 
-    def _stats(self) -> str:
+    def _set(self, text: str) -> str:
+        self._fields = with_setting(self._fields, text) if text else self._fields
+        return described(self._fields)
+
+    def _set_system(self, text: str) -> str:
+        """Replace the system message, also that of the running conversation."""
+        self._initial_messages = [{"role": "system", "content": text}] if text else []
+        self._messages = [*self._initial_messages, *(one for one in self._messages if one["role"] != "system")]
+        return "the system message holds from the next message on" if text else "no system message"
+
+    def _toggle_tokens(self, _: str) -> str:
+        self._is_painted = not self._is_painted
+        marks = "yellow below 50 %, red below 10 %" if self._colours.is_on else "probabilities below 10 % in braces"
+        return f"tokens by probability: {marks}" if self._is_painted else "answers without marks"
+
+    def _load(self, text: str) -> str:
+        self._messages = saved.load(text)
+        self._session_id = new_session_id()
+        return f"{len(self._messages)} messages; go on, or /again"
+
+    def _stats(self, _: str) -> str:
         return self._last_answer.figures if self._last_answer else "no answer yet"
 
-    def _experts(self) -> str:
+    def _experts(self, _: str) -> str:
         try:
             return "\n".join(expert_lines(self._client.get("/experts?window=60")))
         except ApiError as error:
             return f"smoe: {error}"
 
-    def _reset(self) -> str:
+    def _reset(self, _: str) -> str:
         self._messages = list(self._initial_messages)
         self._session_id = new_session_id()
         return "a new conversation"
@@ -114,94 +172,3 @@ def served_model(client: ApiClient) -> str:
         return str(client.get("/v1/models")["data"][0]["id"])
     except (LookupError, TypeError):
         raise ApiError("the server lists no model at /v1/models") from None
-
-
-def answer_lines(session: ChatSession, lines: Iterable[str], *, with_stats: bool) -> bool:
-    """Answer each line of a file or a pipe, without prompts. Return whether no request failed."""
-    source = iter(lines)
-    reader = MessageReader(lambda _: _next_line(source))
-    while (message := reader.read()) is not None and message != "/quit":
-        session.handle_line(message, with_stats=with_stats)
-    return not session.has_failed
-
-
-def converse(
-    session: ChatSession, history: Path, colours: Colours, *, with_stats: bool, is_plain: bool = False
-) -> None:
-    """Read messages until the user leaves. `history` keeps the lines of earlier chats for the arrow keys.
-
-    `is_plain`: the terminal obeys no control sequences, so that pasted lines cannot be told from typed ones.
-    """
-    reader = MessageReader(input, colours)
-    if not is_plain:
-        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
-    if history.is_file():
-        readline.read_history_file(history)
-    readline.set_history_length(HISTORY_LENGTH)
-    try:
-        while _handle_message(session, reader, with_stats=with_stats):
-            pass
-    finally:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        readline.write_history_file(history)
-
-
-class MessageReader:
-    """Reads messages: a line each, or the lines between two triple quotes."""
-
-    def __init__(self, read_line: Callable[[str], str], colours: Colours = WITHOUT_COLOURS) -> None:
-        """`read_line` takes the prompt and raises EOFError at the end of the input."""
-        self._read_line = read_line
-        self._prompt, self._continued = colours.prompt(PROMPT), colours.prompt(CONTINUED)
-
-    def read(self) -> str | None:
-        """Return the next message without blanks around it; None at the end of the input."""
-        try:
-            line = self._read_line(self._prompt).strip()
-            if not line.startswith(QUOTES):
-                return line
-            return self._rest(line.removeprefix(QUOTES)).strip()
-        except EOFError:
-            return None
-
-    def _rest(self, text: str) -> str:
-        while QUOTES not in text:
-            text += "\n" + self._read_line(self._continued)
-        return text.partition(QUOTES)[0]
-
-
-def _next_line(lines: Iterator[str]) -> str:
-    for line in lines:
-        return line.rstrip("\n")
-    raise EOFError
-
-
-def _handle_message(session: ChatSession, reader: MessageReader, *, with_stats: bool) -> bool:
-    """Handle one message; return False if the user leaves. Ctrl-C discards it, also around its answer."""
-    try:
-        message = reader.read()
-        if message is None:
-            print()  # noqa: T201  # the shell's prompt gets a line of its own
-        if message is None or message == "/quit":
-            return False
-        session.handle_line(message, with_stats=with_stats)
-    except KeyboardInterrupt:
-        print()  # noqa: T201
-    return True
-
-
-def expert_lines(usage: Mapping[str, Any]) -> list[str]:
-    """Return a line per layer of GET /experts: a bar per expert (half height: twice the even share), the top expert."""
-    layers = usage["layers"]
-    if not layers:
-        return ["this model has no experts"]
-    if not sum(layers[0]["tokens"]):
-        return ["no tokens in the last minute"]
-    return [_layer_line(layer["layer"], layer["share"]) for layer in layers]
-
-
-def _layer_line(layer: int, shares: Sequence[float]) -> str:
-    heights = (round(share * len(shares) / FULL_BAR * (len(BARS) - 1)) for share in shares)
-    bars = "".join(BARS[min(len(BARS) - 1, height)] for height in heights)
-    top = max(range(len(shares)), key=shares.__getitem__)
-    return f"layer {layer:<3}|{bars}|  most: expert {top}, {shares[top]:.0%}"
