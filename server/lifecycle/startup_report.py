@@ -91,11 +91,15 @@ class StartupReport:
         progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
 
 
+def held_bytes(ready: Ready) -> int:
+    """Return the main memory that weights and KV cache hold: not that of a GPU, nor pages that the system may drop."""
+    return ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+
+
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
     parts = budgets(settings)
-    model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
-    too_little = shortage(parts, model_bytes, memory_limit_bytes())
+    too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
     lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
@@ -109,13 +113,14 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    mapped = " (mapped)" if ready.mapped_bytes else ""
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}, KV cache {size(ready.kv_cache_bytes)}",
+        f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
         f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",

@@ -129,6 +129,8 @@ class EngineFamilies(FamilyGroup):
         )
         self.startup = _gauge("smoe_startup_seconds", "Duration of each phase of the start.", "phase")
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
+        self.weights_mapped = _gauge("smoe_weights_mapped_bytes", "Bytes of the weights that are mapped from a pack.")
+        self.weights_cached = _gauge("smoe_weights_cached_bytes", "Bytes of a pack's file that are in memory now.")
 
 
 class ServerFamilies(FamilyGroup):

@@ -86,6 +86,10 @@ class NativeOps:
         self._heartbeat = counter  # the library keeps its address
         self._call.smoe_pool_heartbeat(self._pool, counter)
 
+    def panel_size(self, code: int, num_inputs: int) -> int:
+        """Return the bytes of a panel of PANEL outputs in a format, by its code."""
+        return int(self._call.smoe_panel_size(code, num_inputs))
+
     def pack_linear(self, *weights: Weight) -> NativeLinear:
         return self._packer.pack_linear(weights)
 
