@@ -59,7 +59,6 @@ from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
-from model.ops.native.group import gathers_in_library
 from model.ops.native.ops import NativeOps
 from model.pack.load import load_pack
 from model.pack.weight_memory import BackgroundReader
@@ -191,11 +190,8 @@ def load_rank(
 
 
 def _in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
-    """Return the network that computes a step in one call of the library, if it can: ranks of several hosts gather
-    between calls."""
-    if isinstance(ops, NativeOps) and gathers_in_library(model.group):
-        return NativeMixtral(model, ops)
-    return model
+    """Return the network that computes a step in one call of the library, if the backend has it."""
+    return NativeMixtral(model, ops) if isinstance(ops, NativeOps) else model
 
 
 def _load_weights(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli import client_commands, completion
+from server.cli import client_commands, complete_command, completion
 from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.explain import command as explain
@@ -27,6 +27,7 @@ run.add_to(app)
 top.add_to(app)
 explain.add_to(app)
 client_commands.add_to(app)
+complete_command.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
 

@@ -99,7 +99,8 @@ def serve(
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
         config = engine_config(settings, model_dir, launcher_attempt)
         engine = replace(engine, restarts=engine.restarts and launcher_attempt is None)
-        server = Server(settings, config, listener, started_s, engine, StartupReport(output), inherited)
+        report = StartupReport(output, style=settings.log_format)
+        server = Server(settings, config, listener, started_s, engine, report, inherited)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(server.run())
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper

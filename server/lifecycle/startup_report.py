@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus
 from server.fairness.budgets import budgets, shortage, summary
+from server.observability.log_stream import json_line
 from server.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ class Stream(Protocol):
 class StartupReport:
     """Writes the lines of the start to one stream: the first, at most 10 of progress per stage, and `ready_lines`."""
 
-    def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: Stream, clock: Callable[[], float] = time.monotonic, style: Literal["text", "json"] = "text"
+    ) -> None:
+        """`style`: that of the log, --log-format."""
         self._stream = stream
+        self._is_json = style == "json"
         self._clock = clock
         self._stage = ""  # in progress, with its size and its last line
         self._total_bytes = 0
@@ -38,14 +43,14 @@ class StartupReport:
         self._bar: tuple[Progress, TaskID] | None = None
 
     def line(self, text: str) -> None:
-        """Write one line."""
-        self._stream.write(f"{text}\n")
+        """Write one line. `text` has no line breaks."""
+        self._stream.write(f"{json_line(text) if self._is_json else text}\n")
 
     def progress(self, status: EngineStatus) -> None:
         """Show how much of the weights is loaded: a bar on a terminal; elsewhere a line per 10 %, if it takes long."""
         if status.phase != "loading":
             return
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._is_json:
             self._draw(status)
             return
         if status.stage != self._stage:

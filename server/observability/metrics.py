@@ -106,6 +106,8 @@ class Metrics:
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)
             families.step_seconds.observe(stats.step_s)
+        families.prompt_tokens.inc(stats.num_prefill_tokens)
+        families.generated_tokens.inc(stats.num_generated_tokens)
         families.prefix_queries.inc(stats.num_prefix_queries)
         families.prefix_hits.inc(stats.num_prefix_hits)
         families.preemptions.inc(stats.num_preemptions)
