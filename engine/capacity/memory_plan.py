@@ -1,17 +1,20 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.packs import are_weights_evictable, settings_of_pack
 from engine.capacity.rank_limits import check_ranks
 from engine.capacity.sizing import (
     BLOCKS,
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     EngineLimits,
+    bytes_beside_evictable,
     bytes_for_longest,
     check_weights_fit,
+    eviction_warnings,
     example_lengths,
     kv_block_bytes,
     peak_blocks,
@@ -25,6 +28,8 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.pack.header import is_pack
+from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import parameters_by_part
 from model.checkpoint.weight_sizes import (
     PACKED_BLOCKS,
@@ -128,6 +133,7 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """Plan an engine that may use `memory_bytes`. Raises EngineConfigError for a checkpoint that cannot be loaded."""
     try:
+        config = settings_of_pack(config)
         model, warnings = read_config(
             Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
         )
@@ -170,10 +176,23 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         unfit_reason=unfit_reason,
         warnings=(
             *warnings,
-            *decoding_warnings(stored, config.quantization, block_formats),
+            *_weight_warnings(config, stored, block_formats, memory_bytes, total_bytes),
             *(limits.warnings if limits else ()),
         ),
     )
+
+
+def _weight_warnings(
+    config: EngineConfig,
+    stored: Mapping[str, StoredWeight],
+    block_formats: Collection[str],
+    memory_bytes: int,
+    total_bytes: int,
+) -> Iterable[str]:
+    """Return lines about weights that are decoded while they are loaded, or that do not all stay in memory."""
+    if are_weights_evictable(config):
+        return eviction_warnings(memory_bytes, total_bytes)
+    return () if is_pack(Path(config.model)) else decoding_warnings(stored, config.quantization, block_formats)
 
 
 def _is_native(config: EngineConfig) -> bool:
@@ -189,8 +208,11 @@ def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
 
 
 def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
-    check_weights_fit(total_bytes, memory_bytes, kind)
-    free_bytes = memory_bytes - total_bytes
+    if are_weights_evictable(config):
+        free_bytes = bytes_beside_evictable(memory_bytes, total_bytes)
+    else:
+        check_weights_fit(total_bytes, memory_bytes, kind)
+        free_bytes = memory_bytes - total_bytes
     return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
 
 

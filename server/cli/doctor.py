@@ -15,6 +15,7 @@ from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
+from engine.capacity.packs import are_weights_evictable, kind_of
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
@@ -146,7 +147,8 @@ def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
     """Compare the memory that requests may take, and that of a model on the CPU, with the limit."""
     limit_bytes, weight_bytes, kv = memory_limit_bytes(), 0, NO_KV
     if plan is not None and plan.limits is not None:
-        weight_bytes, kv = plan.weight_bytes, kv_demand(plan.config, plan.model, plan.limits)
+        kv = kv_demand(plan.config, plan.model, plan.limits)
+        weight_bytes = 0 if are_weights_evictable(plan.config) else plan.weight_bytes
     found = fit(limit_bytes, weight_bytes, server_demand(settings), kv)
     table = budgets(settings, found.memory_share)
     too_little = shortage(table, weight_bytes + found.kv_bytes, limit_bytes)
@@ -164,7 +166,7 @@ def check_model(settings: Settings) -> Iterator[Check]:
         return
     plan, size = report.plan, format_bytes(report.plan.weight_bytes)
     verdict: Verdict = "ok" if plan.limits else "fail"
-    kind = "GGUF file, " if directory.is_file() else ""
+    kind = f"{kind}, " if (kind := kind_of(directory)) else ""
     weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan

@@ -7,6 +7,7 @@ from server.fairness.budgets import constraint_ids, queued_tokens, request_memor
 from server.fairness.request_memory import RequestMemory
 from server.generation.reply_size import MAX_REPLY_VALUES, SCORE_BYTES
 from server.generation.state import MAX_TOTAL_PROMPT_IDS, ServerState
+from server.observability.memory_pressure import MemoryMonitor
 from server.settings.settings import Settings
 
 PROMPT_IDS_PER_QUEUED = 4  # one request may carry so many times the ids that may wait: usually MAX_TOTAL_PROMPT_IDS
@@ -40,3 +41,8 @@ def apply_memory_share(share: float, settings: Settings, bodies: RequestMemory, 
         state.max_reply_values = min(MAX_REPLY_VALUES, request_memory // SCORE_BYTES)
     if settings.max_num_queued_tokens is None:
         state.max_total_prompt_ids = min(MAX_TOTAL_PROMPT_IDS, PROMPT_IDS_PER_QUEUED * tokens)
+
+
+def memory_monitor(limit_bytes: int | None, bodies: RequestMemory) -> MemoryMonitor | None:
+    """Return the monitor of memory, which ends bodies that are being read at "critical"; None without a known limit."""
+    return None if limit_bytes is None else MemoryMonitor(limit_bytes, on_critical=bodies.evict_reading)

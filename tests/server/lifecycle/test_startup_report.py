@@ -116,3 +116,19 @@ def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPat
     lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
     [warning] = [line for line in lines if line.startswith("WARNING")]
     assert "256.0 MiB; lower --kv-cache-memory-bytes" in warning
+
+
+def test_with_a_log_of_json_every_line_is_json_and_there_is_no_bar() -> None:
+    stream = Terminal()
+    report = StartupReport(stream, style="json")
+    report.line("smoe 1 loads m")
+    report.line("WARNING: anyone can use this server")
+    report.progress(EngineStatus("loading", "weights", 1, 100))
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["level"], first["message"]) == ("info", "smoe 1 loads m")
+    assert (second["level"], second["message"]) == ("warning", "anyone can use this server")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
