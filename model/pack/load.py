@@ -41,7 +41,7 @@ def load_pack(
     else:
         content = mapped_file(file, header.file_bytes)
     if memory == "lock":
-        lock(content, file)
+        lock(content, file, on_progress)
     network = StoredNetwork(config, _tensors(header, content), header.matrices, ops.panel_size)
     on_progress(header.file_bytes, header.file_bytes)
     reader = BackgroundReader(content) if memory == "map" else None
