@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from server.engine_client.status import EngineStatus
+from server.fairness.budgets import budgets, total_bytes
 from server.lifecycle import startup_report
 from server.lifecycle.startup_report import StartupReport, lines_when_ready, ready_lines, size
 from server.settings.settings import Settings
@@ -29,7 +30,7 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     lines = ready_lines(
         READY, budgets="b", url="http://127.0.0.1:1", model_id="smoe-demo", needs_key=False, seconds=1.0
     )
-    assert [line[:10].strip() for line in lines[:-1]] == ["model", "memory", "capacity", "budgets", "serving"]
+    assert [line[:10].strip() for line in lines[:-1]] == ["model", "memory", "capacity", "requests", "serving"]
     assert "Ctrl-C" in lines[-2]
     assert "smoe-demo" in lines[-2]
     assert "http://127.0.0.1:1" in lines[-2]
@@ -106,8 +107,9 @@ def test_sizes_are_readable(num_bytes: int, text: str) -> None:
 def test_the_budgets_are_those_of_the_share_that_the_engine_found(share: float, is_reduced: bool) -> None:
     ready = msgspec.structs.replace(READY, memory_share=share)
     lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
-    [line] = [line for line in lines if line.startswith("budgets")]
-    assert ("reduced to fit the memory limit" in line) == ("request bodies 32.0 MiB" in line) == is_reduced
+    [line] = [line for line in lines if line.startswith("requests")]
+    assert f"up to {size(total_bytes(budgets(Settings(), share)))}" in line
+    assert ("reduced to fit the memory limit" in line) == is_reduced
 
 
 def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
