@@ -109,6 +109,13 @@ def plan_command(
         Path | None,
         typer.Option(help="Measured times of steps: the output of `smoe bench engine --json`.", metavar="FILE"),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Requests of a trace instead of drawn ones, as in `smoe bench serve`; with --rate faster or slower.",
+            metavar="FILE",
+        ),
+    ] = None,
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -144,8 +151,8 @@ def plan_command(
     """
     from server.cli import plan, plan_capacity
 
-    if rate is not None or steps is not None or hardware is not None:
-        load = plan_capacity.Load(rate, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap)
+    if any(option is not None for option in (rate, trace, steps, hardware)):
+        load = plan_capacity.Load(rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap)
         raise typer.Exit(plan_capacity.run(given_settings(context), memory, load, as_json=as_json))
 
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))

@@ -1,7 +1,6 @@
 """`smoe plan --rate`: how many servers a load needs, by the engine's scheduler in virtual time."""
 
 import json
-import random
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,16 +20,15 @@ from engine.planning.hardware import HARDWARE, Hardware
 from engine.planning.predicted_steps import SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, StepPredictor
 from engine.planning.replicas import ALONE, PERCENT, Answer, Limits, Outcome, fewest_replicas
 from engine.planning.step_time_model import MeasuredStep, MeasurementError, StepTimeModel, read_steps
-from engine.planning.virtual_engine import Arrival, Timeline, VirtualEngine
-from server.bench.workload import Range, WorkloadError, poisson_arrivals
+from engine.planning.virtual_engine import Timeline, VirtualEngine
+from server.bench.planned_load import DrawnLoad, PlannedLoad, TracedLoad
+from server.bench.trace_file import TraceError, read_trace_file
+from server.bench.workload import Range, WorkloadError
 from server.cli.errors import report_error
 from server.cli.plan import NOTHING_FITS, PlanError, make_report, planned_settings, rank_flags
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, parse_size_flag
 
-MIN_REQUESTS, MAX_REQUESTS = 400, 10_000  # of one engine in a run: the 99th percentile leaves out at least four
-MIN_RUN = 20  # times the limit of the first token: then an engine with 5 % too much load is seen to fall behind
-NUM_ALONE = 20
 GPU_BUDGET = 2048
 MIN_BUDGET = 32
 HEADING = (
@@ -44,6 +42,7 @@ class Load:
     """The options of --rate, as given."""
 
     rate: float | None
+    trace: Path | None
     steps: Path | None
     hardware: str | None
     network_gbit: float
@@ -64,33 +63,43 @@ def run(flags: Mapping[str, Any], memory: str | None, load: Load, *, as_json: bo
         if plan is None or plan.limits is None:
             raise CapacityError("the model does not fit the memory: see smoe plan without --rate")
         answer = capacity(plan, plan.limits, load)
-    except (SettingsError, PlanError, CapacityError, WorkloadError) as error:
+    except (SettingsError, PlanError, CapacityError, WorkloadError, TraceError) as error:
         return report_error(error)
     typer.echo(json.dumps(_as_fields(answer), indent=2) if as_json else "\n".join(_lines(answer, load, plan)))
     return NOTHING_FITS if answer.best is None else 0
 
 
 def capacity(plan: MemoryPlan, limits: EngineLimits, load: Load) -> Answer:
-    """Return how many engines with this memory plan the load needs. Raises CapacityError and WorkloadError."""
-    if load.rate is None or (load.steps is None and load.hardware is None):
-        raise CapacityError("--rate and --steps need each other, or --hardware instead of --steps: give both")
-    if not load.rate > 0 or not load.slo_ttft > 0 or not load.slo_gap > 0 or not load.network_gbit > 0:
+    """Return how many engines with this memory plan the load needs.
+
+    Raises CapacityError, WorkloadError and TraceError.
+    """
+    if (load.rate is None and load.trace is None) or (load.steps is None and load.hardware is None):
+        raise CapacityError("--rate and --steps need each other, or --trace and --hardware instead: give both")
+    rate = 1.0 if load.rate is None else load.rate
+    if not all(value > 0 for value in (rate, load.slo_ttft, load.slo_gap, load.network_gbit)):
         raise CapacityError("--rate, --slo-ttft, --slo-gap and --network-gbit should be more than 0")
     model = StepTimeModel(_steps(plan, load), plan.model.window)
-    rate, prompts, outputs = load.rate, Range.parse(load.prompt_tokens), Range.parse(load.output_tokens)
+    planned = _planned_load(load)
     config = _without_cache(plan)
 
     def simulate(num_replicas: int, budget: int) -> Timeline:
         scheduler = make_scheduler(config, plan.model, replace(limits, max_num_batched_tokens=budget))
-        share = rate / num_replicas
-        count = min(MAX_REQUESTS, max(MIN_REQUESTS, round(MIN_RUN * load.slo_ttft * share)))
-        arrivals = _arrivals(share, prompts, outputs, NUM_ALONE if num_replicas == ALONE else count)
-        return VirtualEngine(scheduler, model.step_s).run(arrivals, GIVE_UP * load.slo_ttft)
+        return VirtualEngine(scheduler, model.step_s).run(planned.share(num_replicas), GIVE_UP * load.slo_ttft)
 
     try:
         return fewest_replicas(simulate, _budgets(plan, model), Limits(load.slo_ttft, load.slo_gap))
     except RequestRejectedError as error:
-        raise CapacityError(f"{error} (--prompt-tokens)") from None
+        raise CapacityError(f"{error} ({'--prompt-tokens' if load.trace is None else '--trace'})") from None
+
+
+def _planned_load(load: Load) -> PlannedLoad:
+    """Return the requests to plan for. Raises WorkloadError and TraceError."""
+    if load.trace is not None:
+        return TracedLoad(read_trace_file(load.trace), load.rate)
+    assert load.rate is not None
+    prompts, outputs = Range.parse(load.prompt_tokens), Range.parse(load.output_tokens)
+    return DrawnLoad(load.rate, prompts, outputs, load.slo_ttft)
 
 
 def _hardware(load: Load) -> Hardware | None:
@@ -155,12 +164,6 @@ def _budgets(plan: MemoryPlan, model: StepTimeModel) -> list[int]:
     return budgets
 
 
-def _arrivals(rate: float, prompts: Range, outputs: Range, count: int) -> list[Arrival]:
-    """Return a load of Poisson arrivals. The lengths are the same for every rate."""
-    lengths, times = random.Random(0), poisson_arrivals(rate, random.Random(1))
-    return [Arrival(next(times), prompts.draw(lengths), outputs.draw(lengths)) for _ in range(count)]
-
-
 def _as_fields(answer: Answer) -> dict[str, Any]:
     return {name: None if outcome is None else asdict(outcome) for name, outcome in _outcomes(answer)}
 
@@ -171,7 +174,7 @@ def _outcomes(answer: Answer) -> list[tuple[str, Outcome | None]]:
 
 def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
     limits = f"first token within {load.slo_ttft:g} s and gaps of at most {load.slo_gap:g} s for {PERCENT} %"
-    yield f"{load.rate:g} requests/s of {load.prompt_tokens} prompt and {load.output_tokens} output tokens; {limits}"
+    yield f"{_load_in_words(load)}; {limits}"
     if load.hardware is not None:
         yield _prediction(load, plan)
     yield HEADING
@@ -196,6 +199,12 @@ def _row(outcome: Outcome) -> str:
     first = f"{outcome.ttft_p50_s:>15.3f} s{outcome.ttft_p99_s:>7.2f} s"
     speed = "" if outcome.num_replicas == ALONE else f"{outcome.tokens_per_s:.0f}"
     return f"{start}{first}{outcome.gap_p50_s:>8.3f} s{outcome.gap_p99_s:>7.3f} s{speed:>10}"
+
+
+def _load_in_words(load: Load) -> str:
+    if load.trace is None:
+        return f"{load.rate:g} requests/s of {load.prompt_tokens} prompt and {load.output_tokens} output tokens"
+    return f"{load.trace.name}" + (f" at {load.rate:g} requests/s" if load.rate is not None else " as it was recorded")
 
 
 def _prediction(load: Load, plan: MemoryPlan) -> str:

@@ -58,6 +58,18 @@ def test_the_table_ends_with_a_verdict_and_the_flag_that_it_assumes(steps: Path)
     assert max(map(len, lines)) <= 130
 
 
+def test_a_trace_needs_more_servers_when_it_is_sped_up(steps: Path) -> None:
+    trace = steps.with_name("trace.jsonl")
+    line = {"prompt_tokens": 32, "output_tokens": 8}
+    trace.write_text("".join(json.dumps({"arrival_s": n / 10} | line) + "\n" for n in range(400)))
+    needed = [
+        answer("--trace", trace, "--steps", steps, *rate, SMOE_MAX_NUM_BATCHED_TOKENS="128")["best"]["num_replicas"]
+        for rate in ((), ("--rate", 1000))
+    ]
+    assert needed[0] == 1 < needed[1]
+    assert plan("--trace", trace, "--steps", steps).stdout.startswith("trace.jsonl as it was recorded; first token")
+
+
 def test_limits_that_a_request_alone_exceeds_end_with_1(steps: Path) -> None:
     result = plan("--rate", 1, "--steps", steps, "--prompt-tokens", 8, "--output-tokens", 4, "--slo-gap", 0.001)
     assert result.exit_code == 1
@@ -111,7 +123,7 @@ def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
     ("arguments", "message"),
     [
         (["--rate", "1"], "--rate and --steps need each other"),
-        (["--hardware", "h100"], "--rate and --steps need each other, or --hardware"),
+        (["--hardware", "h100"], "--rate and --steps need each other, or --trace and --hardware"),
         (["--rate", "1", "--hardware", "abacus"], "--hardware abacus: should be one of a100, h100, h200, epyc-9654, "),
         (["--rate", "1", "--steps", "STEPS", "--hardware", "epyc-9654"], "--steps and --hardware exclude each other"),
         (["--rate", "1", "--hardware", "epyc-9654", "--network-gbit", "0"], "--network-gbit should be more than 0"),
@@ -123,6 +135,8 @@ def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
         (["--steps", "STEPS"], "--rate and --steps need each other"),
         (["--rate", "0", "--steps", "STEPS"], "should be more than 0"),
         (["--rate", "nan", "--steps", "STEPS"], "should be more than 0"),
+        (["--trace", "/nowhere.csv", "--steps", "STEPS"], "/nowhere.csv: No such file"),
+        (["--trace", "EMPTY", "--steps", "STEPS"], "the file has no requests"),
         (["--rate", "1", "--steps", "/nowhere.json"], "No such file"),
         (["--rate", "1", "--steps", "EMPTY"], "is not JSON"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "x"], "should be a number"),
