@@ -2,8 +2,8 @@
 
     python deploy/ray/fleet.py --replicas 1,8 --cpus 64 -- smoe serve /models/mixtral
 
-Ray places one server for each --cpus of a node and starts it elsewhere when the node is lost. Requests never pass through
-Ray: Envoy, on the machine that runs this program, reads the list of servers that it writes.
+Ray places one server for each --cpus of a node and starts it elsewhere when the node is lost. Requests never pass
+through Ray: Envoy, on the machine that runs this program, reads the list of servers that it writes.
 """
 
 import argparse

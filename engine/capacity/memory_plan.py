@@ -204,7 +204,8 @@ def _limits(config: EngineConfig, model: ModelConfig, host_bytes: int, kind: str
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:
-    """Bytes that must be free after the weights, on all hosts together: the configured KV pool, or one for the longest request."""
+    """Bytes that must be free after the weights, on all hosts together: the configured KV pool, or one for the longest
+    request."""
     if config.num_kv_blocks is not None:
         return (config.num_kv_blocks + 1) * kv_block_bytes(config, model)
     if config.kv_cache_memory_bytes is not None:

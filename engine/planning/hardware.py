@@ -28,8 +28,8 @@ HARDWARE = {
     "a100": Hardware(2039 * GB, 312 * T, 80 * 10**9),  # NVIDIA A100 data sheet, SXM with 80 GB
     "h100": Hardware(3350 * GB, 989 * T, 80 * 10**9),  # NVIDIA H100 data sheet, SXM
     "h200": Hardware(4800 * GB, 989 * T, 141 * 10**9),  # NVIDIA H200 data sheet, SXM
-    # AMD EPYC 9654 product page: 12 channels of DDR5-4800, 96 cores, 2.4 GHz. Zen 4: two 256-bit units, each 16 products
-    # and sums in a cycle.
+    # AMD EPYC 9654 product page: 12 channels of DDR5-4800, 96 cores, 2.4 GHz. Zen 4: two 256-bit units, each 16
+    # products and sums in a cycle.
     "epyc-9654": _cpus(1, 12, 4800, 96, 64, 2.4),
     "2x-epyc-9654": _cpus(2, 12, 4800, 96, 64, 2.4),
     # Intel Xeon Platinum 8480+ product page: 8 channels of DDR5-4800, 56 cores, 2.0 GHz. AMX: 1,024 operations in

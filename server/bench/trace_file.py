@@ -1,8 +1,8 @@
 """Traces of requests: when each arrived, and the lengths of its prompt and answer.
 
-Three forms are read as they are: JSON lines of {"arrival_s", "prompt_tokens", "output_tokens"}, and the CSV files of two
-public traces, Azure's LLM inference traces (TIMESTAMP, ContextTokens, GeneratedTokens) and BurstGPT (Timestamp, Request
-tokens, Response tokens).
+Three forms are read as they are: JSON lines of {"arrival_s", "prompt_tokens", "output_tokens"}, and the CSV files of
+two public traces, Azure's LLM inference traces (TIMESTAMP, ContextTokens, GeneratedTokens) and BurstGPT (Timestamp,
+Request tokens, Response tokens).
 """
 
 import csv

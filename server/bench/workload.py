@@ -87,7 +87,9 @@ def read_trace(path: Path, kind: PromptKind, vocab_size: int, rng: random.Random
         raise WorkloadError(str(error)) from None
     return [
         BenchRequest(
-            random_prompt(kind, request.num_prompt_tokens, vocab_size, rng), request.num_output_tokens, request.arrival_s
+            random_prompt(kind, request.num_prompt_tokens, vocab_size, rng),
+            request.num_output_tokens,
+            request.arrival_s,
         )
         for request in traced
     ]

@@ -93,8 +93,8 @@ def plan_command(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory to plan for, such as 80GiB; for a GPU, its memory; with --nnodes, of each host. [default: main "
-            "memory available here, or of --hardware]",
+            help="Memory to plan for, such as 80GiB; for a GPU, its memory; with --nnodes, of each host. [default: "
+            "main memory available here, or of --hardware]",
             metavar="SIZE",
         ),
     ] = None,
@@ -103,7 +103,9 @@ def plan_command(
     ] = False,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests per second: say how many servers they need. Needs --steps or --hardware.", metavar="R"),
+        typer.Option(
+            help="Requests per second: say how many servers they need. Needs --steps or --hardware.", metavar="R"
+        ),
     ] = None,
     steps: Annotated[
         Path | None,
@@ -152,7 +154,9 @@ def plan_command(
     from server.cli import plan, plan_capacity
 
     if any(option is not None for option in (rate, trace, steps, hardware)):
-        load = plan_capacity.Load(rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap)
+        load = plan_capacity.Load(
+            rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap
+        )
         raise typer.Exit(plan_capacity.run(given_settings(context), memory, load, as_json=as_json))
 
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))

@@ -61,7 +61,9 @@ class PlanReport:
             return ""
         of_smallest = f", or {_round_up(self.smallest.needed_bytes)} in {self.smallest.weight_kind}"
         where = " on each host" * (self.plan.config.nnodes > 1)
-        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}" + of_smallest * (self.smallest != self.plan)
+        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}" + of_smallest * (
+            self.smallest != self.plan
+        )
 
     @property
     def command(self) -> list[str]:
@@ -122,7 +124,7 @@ def rank_flags(config: EngineConfig) -> list[str]:
 
 
 def planned_settings(flags: Mapping[str, Any]) -> Settings:
-    """Return the settings of the first host. Its address may be missing: no plan depends on it. Raises SettingsError."""
+    """Return the settings of the first host, whose address no plan needs. Raises SettingsError."""
     return load_settings({"master_addr": SOME_HOST, **flags} if "nnodes" in flags else flags)
 
 

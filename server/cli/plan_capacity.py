@@ -176,7 +176,7 @@ def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
     limits = f"first token within {load.slo_ttft:g} s and gaps of at most {load.slo_gap:g} s for {PERCENT} %"
     yield f"{_load_in_words(load)}; {limits}"
     if load.hardware is not None:
-        yield _prediction(load, plan)
+        yield from _prediction(load, plan)
     yield HEADING
     for outcome in (answer.best, answer.one_less, answer.alone):
         if outcome is not None:
@@ -198,7 +198,7 @@ def _row(outcome: Outcome) -> str:
         return f"{start}{'too late: the queue grows':>30}"
     first = f"{outcome.ttft_p50_s:>15.3f} s{outcome.ttft_p99_s:>7.2f} s"
     speed = "" if outcome.num_replicas == ALONE else f"{outcome.tokens_per_s:.0f}"
-    return f"{start}{first}{outcome.gap_p50_s:>8.3f} s{outcome.gap_p99_s:>7.3f} s{speed:>10}"
+    return f"{start}{first}{outcome.gap_p50_s:>8.3f} s{outcome.gap_p99_s:>7.3f} s{speed:>10}".rstrip()
 
 
 def _load_in_words(load: Load) -> str:
@@ -207,11 +207,9 @@ def _load_in_words(load: Load) -> str:
     return f"{load.trace.name}" + (f" at {load.rate:g} requests/s" if load.rate is not None else " as it was recorded")
 
 
-def _prediction(load: Load, plan: MemoryPlan) -> str:
-    """Say where the times of steps come from."""
-    hosts = plan.config.nnodes
-    each = "" if hosts == 1 else f", {hosts} hosts for each server, {load.network_gbit:g} Gbit/s between them"
-    return (
-        f"predicted, not measured: {load.hardware} at {SHARE_OF_BANDWIDTH:.0%} of its bandwidth and {SHARE_OF_PEAK:.0%} of its "
-        f"peak, weights in {plan.weight_kind}{each}"
-    )
+def _prediction(load: Load, plan: MemoryPlan) -> Iterator[str]:
+    """Yield where the times of steps come from."""
+    shares = f"{SHARE_OF_BANDWIDTH:.0%} of its bandwidth and {SHARE_OF_PEAK:.0%} of its peak"
+    yield f"predicted, not measured: {load.hardware} at {shares}, weights in {plan.weight_kind}"
+    if plan.config.nnodes > 1:
+        yield f"each server is a group of {plan.config.nnodes} hosts with {load.network_gbit:g} Gbit/s between them"

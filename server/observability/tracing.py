@@ -57,7 +57,10 @@ class Tracing:
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`model`: the name under which the model is served. `clock` is the clock of `Timing`. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the resource."""
+        """`model`: the name under which the model is served. `clock` is the clock of `Timing`.
+
+        OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the resource.
+        """
         own = Resource({"service.name": "smoe", "service.version": version})
         self._provider = TracerProvider(resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)

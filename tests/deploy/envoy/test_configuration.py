@@ -64,6 +64,7 @@ def policy_of(load_balancing_policy: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = policy["typed_extension_config"]["typed_config"]
     return found
 
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_idle_connections_end_in_envoy_before_smoe_closes_them(name: str) -> None:
     [options] = cluster_of(load(name))["typed_extension_protocol_options"].values()

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import httpx
 import pytest
@@ -64,20 +63,6 @@ def test_each_request_goes_to_the_replica_that_the_picker_names_by_its_body(serv
         assert client.get("/v1/models").headers[REPLICA_HEADER] == addresses[0]
 
 
-def test_a_stream_passes_event_by_event(servers: dict[str, Server]) -> None:
-    """The first event arrives while the server holds the rest."""
-    held, _ = servers
-    with (
-        running_picker(lambda headers, body: held) as picker,
-        fleet(list(servers), picker) as client,
-        client.stream("POST", "/v1/completions", json=LONG) as answer,
-    ):
-        lines = answer.iter_lines()
-        assert next(lines).startswith("data: ")
-        os.kill(servers[held].engine_pid, signal.SIGUSR1)
-        assert events(lines)[-1] == "[DONE]"
-
-
 def test_an_address_that_is_no_replica_is_never_used_whoever_names_it(servers: dict[str, Server]) -> None:
     """Nothing listens there. The client's own header is overwritten by the picker's."""
     stranger = f"127.0.0.1:{free_port()}"
@@ -95,8 +80,9 @@ def test_a_named_replica_that_does_not_answer_is_replaced_by_another(servers: di
         assert {(answer.status_code, answer.headers[REPLICA_HEADER]) for answer in answers} == {(200, second)}
 
 
-def test_the_picker_may_use_what_metrics_load_says(servers: dict[str, Server]) -> None:
-    """A picker that takes the replica with fewer requests sees one that runs at once."""
+def test_a_stream_passes_event_by_event_and_the_load_that_it_causes_is_seen_at_once(servers: dict[str, Server]) -> None:
+    """The first event arrives while its server holds the rest. Then a picker that takes the replica with fewer requests
+    takes the other one."""
     addresses = list(servers)
 
     def load_of(address: str) -> float:
@@ -112,13 +98,19 @@ def test_the_picker_may_use_what_metrics_load_says(servers: dict[str, Server]) -
     with running_picker(pick) as picker, fleet(addresses, picker) as client:
         wait_until(lambda: load_of(addresses[0]) == 0)
         with client.stream("POST", "/v1/completions", json=LONG) as first:
-            assert next(first.iter_lines()).startswith("data: ")
+            lines = first.iter_lines()
+            assert next(lines).startswith("data: ")
             assert client.post("/v1/completions", json=SHORT).headers[REPLICA_HEADER] == addresses[1]
             os.kill(servers[addresses[0]].engine_pid, signal.SIGUSR1)
+            assert events(lines)[-1] == "[DONE]"
 
 
-def test_without_a_picker_requests_fail_at_once(servers: dict[str, Server]) -> None:
+@pytest.mark.parametrize("size", [1, 500_000])
+def test_without_a_picker_requests_go_to_any_replica(servers: dict[str, Server], size: int) -> None:
     _, second = servers
     picker = EndpointPicker(lambda headers, body: second, free_port())
     with fleet([second], picker) as client:
-        assert client.post("/v1/completions", json=SHORT).status_code in (500, 503)
+        own = {DESTINATION: f"127.0.0.1:{free_port()}"}  # no replica
+        answer = client.post("/v1/completions", json=SHORT | {"padding": "x" * size}, headers=own)
+        assert (answer.status_code, answer.headers[REPLICA_HEADER]) == (200, second)
+        assert client.get("/v1/models").status_code == 200

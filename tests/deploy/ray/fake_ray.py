@@ -1,4 +1,4 @@
-"""The part of Ray that deploy/ray/fleet.py uses, in this process: a remote call is computed when its result is asked."""
+"""The part of Ray that deploy/ray/fleet.py uses, in this process: a remote call runs when its result is taken."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,9 @@ class FakeRay:
     def get(self, call: Call, timeout: float) -> Any:
         return call.result()
 
-    def wait(self, calls: Sequence[Call], num_returns: int = 1, timeout: float | None = None) -> tuple[list[Call], list[Call]]:
+    def wait(
+        self, calls: Sequence[Call], num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list[Call], list[Call]]:
         done = [call for call in calls if timeout is None or call.method.__self__ in self.finished]
         for call in done:
             call.result()

@@ -156,3 +156,29 @@ def test_no_more_of_ray_is_used_than_the_fake_has() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("ray."):
             used.add(ast.unparse(node).removeprefix("ray."))
     assert used - {"util", "exceptions"} == USED_OF_RAY
+
+
+def test_the_command_of_the_page_is_one_that_the_program_takes(
+    fleet_module: tuple[ModuleType, FakeRay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, ray = fleet_module
+    [line] = [
+        line for line in (ROOT / "docs" / "fleet.md").read_text().splitlines() if line.startswith("python deploy")
+    ]
+    given: list[Any] = []
+
+    class Stopped(Exception):
+        """The end of the test's fleet."""
+
+    def make(*arguments: Any) -> None:
+        given.extend(arguments)
+        raise Stopped
+
+    monkeypatch.setattr(sys, "argv", line.split()[1:])
+    monkeypatch.setattr(module, "Fleet", make)
+    monkeypatch.setattr(ray, "init", lambda **options: None, raising=False)
+    with pytest.raises(Stopped):
+        module.main()
+    command, ports, smallest, path, cpus = given
+    assert command == ["smoe", "serve", "/models/mixtral"]
+    assert (ports, smallest, path, cpus) == (range(8000, 8008), 1, Path("/etc/envoy/replicas.yaml"), 64.0)

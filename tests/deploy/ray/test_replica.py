@@ -98,4 +98,4 @@ def test_the_recipe_uses_flags_gauges_and_times_that_smoe_has(module: ModuleType
     lines = render_load(Load(3, 16, 0.4, 16, 8192)).decode().splitlines()
     assert [line.split()[1] for line in lines if line.startswith(module.GAUGES)] == ["3", "16"]
     assert {"host", "port"} <= set(Settings.model_fields)
-    assert module.DRAIN_S > Settings.model_fields["shutdown_timeout"].default
+    assert Settings.model_fields["shutdown_timeout"].default < module.DRAIN_S

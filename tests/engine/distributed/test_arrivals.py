@@ -63,7 +63,7 @@ class Port:
 def waiting_rank_0() -> Iterator[tuple[Port, ExitStack]]:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads, ExitStack() as stack:
         number, clock = listener.getsockname()[1], Clock()
-        config = EngineConfig("/m", tensor_parallel_size=2, nnodes=2, master_addr="127.0.0.1", master_port=number)
+        config = EngineConfig(model="/m", tensor_parallel_size=2, nnodes=2, master_addr="127.0.0.1", master_port=number)
         reception = Reception(listener, config, OWN, "1", clock)
         stack.callback(setattr, clock, "now_s", 1e9)  # a wait that still goes on ends
         yield Port(number, reception, clock, threads.submit(reception.wait, lambda: None, 3600.0), config), stack

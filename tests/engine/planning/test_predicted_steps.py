@@ -34,7 +34,7 @@ def plans(mixtral: Path) -> dict[int, MemoryPlan]:
 
 def planned(model: Path, num_ranks: int, num_hosts: int, quantization: str = "none") -> MemoryPlan:
     config = EngineConfig(
-        str(model), tensor_parallel_size=num_ranks, nnodes=num_hosts, quantization=quantization, device="cpu"  # type: ignore[arg-type]
+        model=str(model), tensor_parallel_size=num_ranks, nnodes=num_hosts, quantization=quantization, device="cpu"  # type: ignore[arg-type]
     )  # fmt: skip
     return plan_memory(config, 160 * GIB)
 

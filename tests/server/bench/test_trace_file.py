@@ -52,7 +52,12 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"\xff\xfe", b"TIMESTAMP,ContextTokens\n1,1\n", b"TIMESTAMP,ContextTokens,GeneratedTokens\n", b'"' + b"x" * 200_000],
+    [
+        b"\xff\xfe",
+        b"TIMESTAMP,ContextTokens\n1,1\n",
+        b"TIMESTAMP,ContextTokens,GeneratedTokens\n",
+        b'"' + b"x" * 200_000,
+    ],
 )
 def test_what_is_no_trace_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"

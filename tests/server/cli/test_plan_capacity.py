@@ -112,9 +112,12 @@ def test_the_memory_of_a_gpu_is_known(mixtral: Path) -> None:
 
 def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
     hosts = ("--tensor-parallel-size", 4, "--nnodes", 2, "--memory", "64GiB", "--hardware", "epyc-9654")
-    result = plan(mixtral, "--rate", 0.1, *hosts, "--output-tokens", 8, "--prompt-tokens", 64, "--slo-gap", 9, "--slo-ttft", 9)
+    result = plan(
+        mixtral, "--rate", 0.1, *hosts, "--output-tokens", 8, "--prompt-tokens", 64, "--slo-gap", 9, "--slo-ttft", 9
+    )
     lines = result.stdout.splitlines()
-    assert lines[1].endswith("weights in bfloat16, 2 hosts for each server, 25 Gbit/s between them")
+    assert lines[1].endswith("weights in bfloat16")
+    assert lines[2] == "each server is a group of 2 hosts with 25 Gbit/s between them"
     assert lines[-2] == "verdict: 1 server is enough, on 2 hosts"
     assert lines[-1].endswith("--tensor-parallel-size 4 --nnodes 2 --node-rank 0 --master-addr HOST0")
 
