@@ -112,6 +112,7 @@ def test_one_replica_is_removed_in_two_minutes_and_it_is_drained_after_envoy_was
     assert setting.listed() == [8000, 8001, 8002, 8003]  # too early
     setting.now_s += 120
     setting.fleet.look()
+    assert setting.listed() == [8000, 8001, 8002]
     setting.fleet.look()
     assert setting.listed() == [8000, 8001, 8002]
     last = setting.replicas[-1]

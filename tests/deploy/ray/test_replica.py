@@ -81,6 +81,7 @@ def test_a_server_ends_with_the_process_that_started_it_even_if_that_is_killed()
         stdout=subprocess.PIPE,
         text=True,
     )
+    server = None
     try:
         assert holder.stdout is not None
         server = psutil.Process(int(holder.stdout.readline()))
@@ -88,10 +89,11 @@ def test_a_server_ends_with_the_process_that_started_it_even_if_that_is_killed()
         holder.kill()
         wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
     finally:
+        if server is not None:
+            with suppress(psutil.NoSuchProcess):
+                server.kill()
         holder.kill()
         holder.communicate()
-        with suppress(psutil.NoSuchProcess, UnboundLocalError):
-            server.kill()
 
 
 def test_the_recipe_uses_flags_gauges_and_times_that_smoe_has(module: ModuleType) -> None:
