@@ -1,15 +1,15 @@
 # smoe: `make serve` and `make test` need python3 (3.11 or newer), its venv module and make, and install the rest.
 #
-#   TORCH_INDEX  index to install torch from. Empty: the index that pip is configured for, which on x86-64 usually has
-#                the CUDA build (several GB). PyTorch's own CPU index keeps the install small:
-#                make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   TORCH_INDEX  index to install torch from: a URL, or
+#                auto: PyTorch's CPU index on Linux without an NVIDIA card, if it can be reached; else pip's own,
+#                empty: the index that pip is configured for
 #   PYTHON       the interpreter to build .venv with (python3)
 #   ARGS         extra arguments for pytest: make test ARGS=tests/engine
 #
 # `make serve` passes no flags; settings reach the server as SMOE_* (SMOE_PORT=9000 make serve).
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+TORCH_INDEX ?= auto
 ARGS ?=
 
 VENV := .venv
@@ -40,6 +40,7 @@ comma := ,
 # Tests that need a program which is absent here are left out, and a line says so.
 LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
     $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize) \
+    $(if $(shell command -v systemd-analyze),,systemd) \
     $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),,arm))
 unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
 ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
@@ -104,11 +105,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("smoe needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# torch is installed from TORCH_INDEX first and alone, so that no other index can offer a bigger build. The sources of
-# the CPU kernels are prerequisites, so that new sources never run with an old library.
+# torch is installed first and alone, so that no other index can offer a bigger build: deploy/torch_index.py chooses.
+# The sources of the CPU kernels are prerequisites, so that new sources never run with an old library.
 $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
 	@echo "Installing smoe and its dependencies into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
-	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) "torch>=2.11")
+	@index=$$($(BIN)/python deploy/torch_index.py "$(TORCH_INDEX)") && { test -z "$$index" || \
+	    $(PIP) install --index-url "$$index" "torch>=2.11" || { test "$(TORCH_INDEX)" = auto && \
+	    echo "That failed: torch comes from the index that pip is configured for (with CUDA, 5.4 GB)"; }; }
 	$(PIP) install --editable .
 	@touch $@
 

@@ -19,6 +19,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
+    # Of a pack's weights: map shares the file's pages, copy reads them into own memory, lock keeps mapped ones there.
+    weights_memory: Literal["auto", "map", "copy", "lock"] = "auto"  # auto: map for packs; other checkpoints are copied
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads

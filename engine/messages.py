@@ -68,6 +68,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dim: int = 0  # of hidden states, and so the length of an embedding
     embeds: bool = False  # the model was trained for embeddings
     generates: bool = True  # False: the checkpoint has no output head
+    mapped_bytes: int = 0  # of the weights that are mapped from a pack, so that the system may drop them
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.block_slices import SliceReader
 from model.checkpoint.checkpoint import read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.pack.header import is_pack
 from model.checkpoint.rank_parts import RankParts
 from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import EMBEDDING, FUSED_W2, FUSED_W13, HEAD, NORM, part_of
@@ -20,7 +21,7 @@ from model.checkpoint.weight_sizes import kept_in_blocks
 from model.config import ModelConfig
 from model.group import ALONE, Group
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
-from model.ops.interface import FfnWeights, Ops
+from model.ops.interface import FfnWeights, Ops, PackedWeights
 from model.ops.weights import BlockMatrix, BlockStream, Weight
 from model.packed_groups import read_group_matrix
 from model.stored_weights import decode_matrix, read_block_matrix, read_weight
@@ -49,13 +50,71 @@ def load_model(
     slice. Calls on_progress(loaded, total), in bytes of the files, after each tensor. `check_values` rejects NaN and
     Inf, and experts whose weights are all zero. `num_threads` threads decode quantized weights. Raises CheckpointError.
     """
+    source = open_network(
+        path,
+        config,
+        dtype,
+        device,
+        ops,
+        on_progress,
+        group=group,
+        check_values=check_values,
+        num_threads=num_threads,
+    )
+    embedding, layers = source.embedding(), list(source.layers())
+    weights = MixtralWeights(embedding, layers, source.norm(), source.head(embedding))
+    return Mixtral(config, weights, ops, group)
+
+
+def open_network(
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    ops: Ops,
+    on_progress: Callable[[int, int], None],
+    *,
+    group: Group = ALONE,
+    check_values: bool = False,
+    num_threads: int = 1,
+) -> "NetworkSource":
+    """Check the headers of a checkpoint, and return its weights to be loaded part by part. Arguments as of load_model.
+
+    Raises CheckpointError, also for a pack, whose weights are packed already.
+    """
+    if is_pack(path):
+        raise CheckpointError(f"{path} is a pack; here the checkpoint is needed that it was made of")
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
     parts = RankParts(stored, config.num_kv_heads, group.cut)
     source = TensorReader(
         parts, in_blocks, dtype, device, on_progress, check_values=check_values, num_threads=num_threads
     )
-    return Mixtral(config, _build(config, source, ops), ops, group)
+    return NetworkSource(config, source, ops)
+
+
+class NetworkSource:
+    """Weights of a checkpoint, read and packed part by part; in the order of the methods, each once."""
+
+    def __init__(self, config: ModelConfig, source: "TensorReader", ops: Ops) -> None:
+        self._config = config
+        self._source = source
+        self._ops = ops
+
+    def embedding(self) -> Tensor:
+        return self._source.read_embedding()
+
+    def layers(self) -> Iterator[LayerWeights]:
+        """Yield each layer; it is read when it is asked for."""
+        for layer in range(self._config.num_layers):
+            yield _layer(self._config, self._source, self._ops, f"model.layers.{layer}.")
+
+    def norm(self) -> Tensor:
+        return self._source.read_norm(NORM)
+
+    def head(self, embedding: Tensor) -> PackedWeights:
+        """Return the packed output head: of `embedding` if it is tied."""
+        return self._ops.pack_linear(self._source.read_head(embedding))
 
 
 class TensorReader:
@@ -163,13 +222,6 @@ def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} contains NaN or Inf")
     if part_of(tensor.name) == "experts" and not bool(weight.any()):
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has an expert whose weights are all zero")
-
-
-def _build(config: ModelConfig, source: TensorReader, ops: Ops) -> MixtralWeights:
-    embedding = source.read_embedding()
-    layers = [_layer(config, source, ops, f"model.layers.{layer}.") for layer in range(config.num_layers)]
-    norm = source.read_norm(NORM)
-    return MixtralWeights(embedding, layers, norm, ops.pack_linear(source.read_head(embedding)))
 
 
 def _layer(config: ModelConfig, source: TensorReader, ops: Ops, prefix: str) -> LayerWeights:

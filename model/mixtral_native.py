@@ -14,7 +14,6 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
-from model.ops.native.group import handle_of
 from model.ops.native.ops import NativeOps, inverse_frequencies
 from model.ops.native.packed_weights import DTYPES, EMBEDDING_DTYPES, KV_DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
@@ -26,6 +25,7 @@ class NativeMixtral(Mixtral):
     def __init__(self, model: Mixtral, ops: NativeOps) -> None:
         super().__init__(model.config, model.weights, ops, model.group)
         self._native = ops
+        self._joined = ops.in_library(model.group)
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
@@ -34,10 +34,9 @@ class NativeMixtral(Mixtral):
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
         """Compute one step, like Mixtral.forward.
 
-        A step with hidden rows or reported gates runs op by op: the C++ call returns logits only, and the bits are the
-        same.
+        A step with hidden rows runs op by op: the C++ call does not return them, and the bits are the same.
         """
-        if batch.hidden is not None or batch.gates is not None:
+        if batch.hidden is not None:
             return super().forward(batch, kv_pool)
         if self._pool is None or self._pool() is not kv_pool:
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
@@ -57,7 +56,10 @@ class NativeMixtral(Mixtral):
                 step.allowed = allowed.data_ptr()
         if batch.finite is not None:
             step.finite = batch.finite.data_ptr()
-        self._native.forward(self._network, step)
+        if batch.gates is not None:
+            step.P, step.gate_rows = len(batch.gates.rows), batch.gates.rows.data_ptr()
+            step.gate_logits = batch.gates.logits.data_ptr()
+        self._native.forward(self._network, step, self._joined)
         return logits  # [N, V]
 
     def _arguments(self, pool: KvPool) -> NetworkArguments:
@@ -87,7 +89,7 @@ class NativeMixtral(Mixtral):
             first_V=cut.part(config.vocab_size, PANEL).start,
             first_D=cut.part(config.dim, PANEL).start,
             first_F=cut.part(experts.hidden_dim, PANEL).start,
-            group=handle_of(self.group),
+            group=self._joined and self._joined.handle,
             embedding=weights.embedding.data_ptr(),
             norm=weights.norm.data_ptr(),
             head=weights.head.arguments,

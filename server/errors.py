@@ -3,7 +3,7 @@
 Messages never contain parts of the client's request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,6 +18,7 @@ CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 _CODE = f" ({CONTEXT_LENGTH_EXCEEDED})"  # LangChain looks for it in the message, which lacks the code's own field
 CHECK_RETRY_S = 1.0
 MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
+MAX_NAMED_MODELS = 5
 
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -83,17 +84,25 @@ def unknown_parameter(param: str | None) -> ApiError:
 
 
 def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
-    """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together.
+    """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together. `param`: the field
+    to change; if the prompt leaves room for a completion, the one that limits the completion.
 
     Frameworks recognise a full context by OpenAI's and Anthropic's words, so the messages begin with them.
     """
     tokens = f"{num_prompt + num_completion} tokens ({num_prompt} in the prompt, {num_completion} in the completion)"
-    message = f"{_maximum_context(limit)} However, you requested {tokens}. Shorten one of them{_CODE}."
+    message = (
+        f"{_maximum_context(limit)} However, you requested {tokens}. {_shorten(limit - num_prompt, param)}{_CODE}."
+    )
     anthropic_message = (
         f"input length and `max_tokens` exceed context limit: {num_prompt} + {num_completion} > {limit}, "
         "decrease input length or `max_tokens` and try again"
     )
     return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
+
+
+def _shorten(room: int, param: str) -> str:
+    """Return the way out: `room` tokens are left for the completion."""
+    return "Shorten the prompt" if room < 1 else f"Set '{param}' to at most {room}, or shorten the prompt"
 
 
 def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
@@ -124,8 +133,11 @@ def origin_not_allowed() -> ApiError:
     return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
 
 
-def model_not_found() -> ApiError:
-    message = "This model is not served here; GET /v1/models lists the served models."
+def model_not_found(served: Sequence[str] = ()) -> ApiError:
+    """`served`: the names of the model, of which the message has the first few."""
+    names = ", ".join(served[:MAX_NAMED_MODELS])
+    instead = f"; send one of: {names}" if names else ""
+    message = f"This model is not served here{instead}. GET /v1/models lists all names."
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 
@@ -154,8 +166,9 @@ def object_not_found(what: Literal["file", "batch"], param: str) -> ApiError:
     return ApiError(f"There is no {what} with this id.", status=404, param=param, code=f"{what}_not_found")
 
 
-def unknown_url() -> ApiError:
-    return ApiError("There is nothing at this URL.", status=404, code="unknown_url")
+def unknown_url(hint: str = "GET /docs lists the URLs.") -> ApiError:
+    """`hint`: what to call instead, as a sentence."""
+    return ApiError(f"There is nothing at this URL. {hint}", status=404, code="unknown_url")
 
 
 def method_not_allowed(allowed: list[str]) -> ApiError:

@@ -27,6 +27,17 @@ _DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_INTEGER = b"0" * 19  # any so long run of digits, in the bytes that the table above gives
 _SURROGATE = re.compile("[\ud800-\udfff]")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names that may be repeated in errors and headers
+_FAULTS = {  # by the beginnings of the parser's messages
+    "Expecting property name": "expected a name in double quotes",
+    "Expecting ':'": "expected a colon after the name",
+    "Expecting ','": "expected a comma or the end",
+    "Expecting value": "expected a value",
+    "Extra data": "expected nothing more after the end",
+    "Illegal trailing comma": "there is a comma before the end",
+    "Invalid control": "a text has a line break or tab; write \\n or \\t",
+    "Invalid \\": "a text has an unknown escape; write a backslash as \\\\",
+    "Unterminated string": "a text has no closing quote",
+}
 
 
 def parse_object(body: bytes) -> dict[str, JsonValue]:
@@ -80,8 +91,14 @@ def _parse(text: str, decoder: json.JSONDecoder) -> JsonValue:
     try:
         parsed: JsonValue = decoder.decode(text)
     except json.JSONDecodeError as error:
-        raise invalid_json(f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise invalid_json(f"The body is not valid JSON ({place}){_reason(error.msg)}.") from None
     return parsed
+
+
+def _reason(fault: str) -> str:
+    """Return the parser's reason in plain words. Its own text may have a character of the body."""
+    return next((f": {ours}" for theirs, ours in _FAULTS.items() if fault.startswith(theirs)), "")
 
 
 def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

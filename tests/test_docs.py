@@ -26,6 +26,7 @@ MAX_README_LINES = 120
 FOREIGN_FLAGS = {
     *("--build", "--build-arg", "--init"),  # docker
     *("--exclude", "--include", "--local-dir"),  # hf
+    *("--torch-backend", "--pip-args", "--extra-index-url"),  # uv, pipx, pip
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak

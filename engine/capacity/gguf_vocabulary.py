@@ -6,8 +6,9 @@ from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.vocabulary import GgufVocabulary
 from model.checkpoint.gguf.vocabulary import read_gguf_vocabulary as read
+from model.checkpoint.pack.side_files import VOCABULARY_NAME as PACKED_VOCABULARY
 
-__all__ = ["GgufVocabulary", "read_gguf_vocabulary"]
+__all__ = ["PACKED_VOCABULARY", "GgufVocabulary", "read_gguf_vocabulary"]
 
 
 def read_gguf_vocabulary(path: Path) -> GgufVocabulary:

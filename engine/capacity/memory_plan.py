@@ -1,17 +1,20 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.packs import are_weights_evictable, settings_of_pack
 from engine.capacity.rank_limits import check_ranks
 from engine.capacity.sizing import (
     BLOCKS,
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     EngineLimits,
+    bytes_beside_evictable,
     bytes_for_longest,
     check_weights_fit,
+    eviction_warnings,
     example_lengths,
     kv_block_bytes,
     peak_blocks,
@@ -25,6 +28,8 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.pack.header import is_pack
+from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import parameters_by_part
 from model.checkpoint.weight_sizes import (
     PACKED_BLOCKS,
@@ -127,11 +132,9 @@ class MemoryPlan:
 
 
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
-    """Plan an engine that may use `memory_bytes` on each of its hosts.
-
-    Raises EngineConfigError for a checkpoint that cannot be loaded.
-    """
+    """Plan an engine that may use `memory_bytes` on each host. Raises EngineConfigError for a bad checkpoint."""
     try:
+        config = settings_of_pack(config)
         model, warnings = read_config(
             Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
         )
@@ -173,7 +176,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         unfit_reason=unfit_reason,
         warnings=(
             *warnings,
-            *decoding_warnings(stored, config.quantization, block_formats),
+            *_weight_warnings(config, stored, block_formats, memory_bytes, host_bytes),
             *(limits.warnings if limits else ()),
         ),
     )
@@ -182,6 +185,19 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
 def _largest_host(of_ranks: Sequence[int], ranks_per_host: int) -> int:
     """Return the sum over the ranks of the host that holds most."""
     return max(sum(of_ranks[first : first + ranks_per_host]) for first in range(0, len(of_ranks), ranks_per_host))
+
+
+def _weight_warnings(
+    config: EngineConfig,
+    stored: Mapping[str, StoredWeight],
+    block_formats: Collection[str],
+    memory_bytes: int,
+    host_bytes: int,
+) -> Iterable[str]:
+    """Return lines about weights that are decoded while they are loaded, or that do not all stay in memory."""
+    if are_weights_evictable(config):
+        return eviction_warnings(memory_bytes, host_bytes)
+    return () if is_pack(Path(config.model)) else decoding_warnings(stored, config.quantization, block_formats)
 
 
 def _is_native(config: EngineConfig) -> bool:
@@ -198,9 +214,12 @@ def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
 
 def _limits(config: EngineConfig, model: ModelConfig, host_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
     """Return the limits; of several hosts, which share the KV cache equally, as the fullest one allows."""
-    check_weights_fit(host_bytes, memory_bytes, kind)
-    free_bytes = config.nnodes * (memory_bytes - host_bytes)
-    return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
+    if are_weights_evictable(config):
+        free_bytes = bytes_beside_evictable(memory_bytes, host_bytes)
+    else:
+        check_weights_fit(host_bytes, memory_bytes, kind)
+        free_bytes = memory_bytes - host_bytes
+    return size_engine(config, model, config.nnodes * free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype
 
 SHARE_OF_FREE_MEMORY = 0.5  # of the memory left after the weights, unless the user sets a size
+SHARE_BESIDE_EVICTABLE = 8  # of the free memory at least one of so many parts is not for weights that may be dropped
 DEFAULT_GPU_BUDGET = 2048
 MAX_CPU_BUDGET = 2048
 MIN_CPU_BUDGET = 32
@@ -69,6 +70,22 @@ def check_weights_fit(weight_bytes: int, free_bytes: int, kind: str) -> None:
         raise EngineConfigError(
             f"the weights alone take {format_bytes(weight_bytes)} in {kind}, and {format_bytes(free_bytes)} are free"
         )
+
+
+def bytes_beside_evictable(free_bytes: int, weight_bytes: int) -> int:
+    """Return the part of `free_bytes` that is left for KV cache and steps beside weights that the system may drop.
+
+    It counts their pages as free. Of a model that is larger than memory a part stays there, and the rest is read again.
+    """
+    return max(free_bytes - weight_bytes, free_bytes // SHARE_BESIDE_EVICTABLE)
+
+
+def eviction_warnings(free_bytes: int, weight_bytes: int) -> tuple[str, ...]:
+    """Return a line if not all weights can stay in memory."""
+    if weight_bytes <= free_bytes:
+        return ()
+    sizes = f"the weights take {format_bytes(weight_bytes)}, and {format_bytes(free_bytes)} are free"
+    return (f"{sizes}: every step reads a part of them from the disk again, which is slow",)
 
 
 def size_engine(

@@ -1,12 +1,14 @@
 """Plans with smaller weights than the requested one, for a model that does not fit. No torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from model.checkpoint.pack.header import is_pack
 
 
 def fitting_plan(plan: MemoryPlan) -> MemoryPlan | None:
@@ -45,6 +47,8 @@ def smaller_weights(config: EngineConfig, free_bytes: int) -> str:
 
 def _smaller_configs(plan: MemoryPlan) -> Iterator[EngineConfig]:
     config = plan.config
+    if is_pack(Path(config.model)):  # its weights are as they are
+        return
     if config.dtype == "auto" and plan.dtype != "bfloat16":
         config = replace(config, dtype="bfloat16")
         yield config

@@ -37,6 +37,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         dim=model.dim,
         embeds=model.embeds,
         generates=model.generates,
+        mapped_bytes=loaded.mapped_bytes,
         checkpoint_files=loaded.checkpoint.files,
     )
 

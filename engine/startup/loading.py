@@ -8,23 +8,22 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
 import torch
 
 from engine.capacity.host_resources import num_cores
+from engine.capacity.packs import are_weights_evictable, pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
     EngineLimits,
-    check_weights_fit,
+    bytes_beside_evictable,
+    eviction_warnings,
     kv_block_bytes,
     served_dtype,
     served_kv_dtype,
     size_engine,
-    weight_kind,
 )
-from engine.capacity.smaller_plans import smaller_weights
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
 from engine.distributed.connections import RankConnections, group_of
@@ -40,13 +39,16 @@ from engine.heartbeat import Heartbeat
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import DeviceMemory, explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
-from engine.startup.token_budget import measure_token_budget
+from engine.startup.token_budget import measure_token_budget, sampled_token_budget
+from engine.startup.weight_plan import plan_weights
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import verify_manifest
+from model.checkpoint.pack.check import verify_pack
+from model.checkpoint.pack.header import is_pack, read_header
 from model.checkpoint.stored_tensor import StoredWeight
-from model.checkpoint.weight_sizes import decoding_warnings, kept_in_blocks, name_of_blocks, weight_bytes_of_ranks
+from model.checkpoint.weight_sizes import decoding_warnings
 from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.group import Group
@@ -57,11 +59,14 @@ from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
-from model.ops.native.group import gathers_in_library
 from model.ops.native.ops import NativeOps
+from model.pack.load import load_pack
+from model.pack.weight_memory import BackgroundReader
 from model.profile_step import run_profile_steps
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
+SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
+ADVISED_BYTES = 4 << 30  # of weights, for which a pack is recommended
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -83,6 +88,7 @@ class LoadedModel:
     quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int  # on this host
+    mapped_bytes: int  # of the weights that the system may drop and read again from a pack
     kv_block_bytes: int  # on this host
     phase_seconds: dict[str, float]
     warnings: tuple[str, ...]
@@ -93,59 +99,44 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     """Load the checkpoint and size its engine. From now on all computation advances `heartbeat`.
 
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
-    start = time.monotonic()
-    model_config, warnings = read_config(
-        Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
-    )
+    start, path = time.monotonic(), Path(config.model)
+    config = settings_of_pack(config)
+    model_config, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
     if config.verify:
-        verify_manifest(Path(config.model), lambda done, total: on_progress("checksums", done, total))
+        verify = verify_pack if is_pack(path) else verify_manifest
+        verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
     check_ranks(config, model_config, device.type)
     warnings += rank_warnings(config)
     config = with_rank_threads(config)
-    stored = read_stored_weights(Path(config.model), model_config)
+    stored = read_stored_weights(path, model_config)
     identity = identify(stored.values())
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
-    weight_bytes, backend = _plan_weights(config, model_config, stored, backend, device, dtype)
-    warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
+    weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
+    if not is_pack(path):  # in which they are decoded
+        warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     with _started_ranks(config, model_config, numerics, stored, partial(on_progress, "other ranks", 0, 0)) as ranks:
-        model = _load_weights(
+        model, reader = _load_weights(
             config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
         )
         if ranks is not None:
             ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
         if identify(stored.values()) != identity:
             raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
+        if is_pack(path):  # the fingerprint names the weights that were packed, whatever file they are in
+            identity = replace(identity, contents=read_header(path).contents)
         if heartbeat is not None:
             model.on_layer = heartbeat.beat
         weights_s = time.monotonic() - start
-        return _assemble(
+        if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
+            warnings += [pack_advice(config, weights_s)]
+        loaded = _assemble(
             config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks
         )
-
-
-def _plan_weights(
-    config: EngineConfig,
-    model: ModelConfig,
-    stored: Mapping[str, StoredWeight],
-    backend: Backend,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[int, Backend]:
-    """Return the bytes of the weights on all ranks of this host, and the backend named after the blocks that stay as
-    stored.
-
-    Raises EngineConfigError if the weights do not fit.
-    """
-    formats = backend.ops.block_formats
-    size, num_kv_heads = config.tensor_parallel_size, model.num_kv_heads
-    by_part = weight_bytes_of_ranks(
-        stored, dtype.itemsize, config.quantization, formats, size, num_kv_heads, config.ranks_of_host
-    )
-    kept, weight_bytes = kept_in_blocks(stored, formats), sum(by_part.values())
-    _check_weights_fit(config, device, weight_bytes, weight_kind(config, model, is_in_blocks=bool(kept)))
-    return weight_bytes, backend.with_blocks(name_of_blocks(stored, kept)) if kept else backend
+        if reader is not None:  # now, so that it does not slow down what was measured
+            reader.start()
+        return loaded
 
 
 @contextmanager
@@ -184,7 +175,7 @@ def host_backend(
     this host's ranks do not fit."""
     backend = rank_backend(config, model, heartbeat)
     if config.local_rank == 0:
-        _plan_weights(config, model, stored, backend, torch.device("cpu"), DTYPES[served_dtype(config, model)])
+        plan_weights(config, model, stored, backend, torch.device("cpu"), DTYPES[served_dtype(config, model)])
     return backend
 
 
@@ -193,17 +184,14 @@ def load_rank(
 ) -> Mixtral:
     """Load the part of one rank, which is not the first. Raises CheckpointError and EngineConfigError."""
     device, dtype = torch.device("cpu"), DTYPES[served_dtype(config, model_config)]
-    model = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
+    model, _ = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
     assert isinstance(backend.ops, NativeOps), "rank 0 has checked the backend"
     return _in_one_call(model, backend.ops)
 
 
 def _in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
-    """Return the network that computes a step in one call of the library, if it can: ranks of several hosts gather
-    between calls."""
-    if isinstance(ops, NativeOps) and gathers_in_library(model.group):
-        return NativeMixtral(model, ops)
-    return model
+    """Return the network that computes a step in one call of the library, if the backend has it."""
+    return NativeMixtral(model, ops) if isinstance(ops, NativeOps) else model
 
 
 def _load_weights(
@@ -214,10 +202,15 @@ def _load_weights(
     ops: Ops,
     group: Group,
     on_progress: Callable[[int, int], None],
-) -> Mixtral:
+) -> tuple[Mixtral, BackgroundReader | None]:
+    """Return the network, and what reads it ahead if it is mapped."""
+    path = Path(config.model)
     with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
-        return load_model(
-            Path(config.model),
+        if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
+            packed = load_pack(path, model_config, ops, config.weights_memory, on_progress)
+            return packed.network, packed.reader
+        model = load_model(
+            path,
             model_config,
             dtype,
             device,
@@ -227,17 +220,7 @@ def _load_weights(
             check_values=config.verify,
             num_threads=config.threads or num_cores(),
         )
-
-
-def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes: int, kind: str) -> None:
-    """Raise EngineConfigError, which names smaller weights if there are any that fit."""
-    free_bytes = memory_of(device).free_bytes()
-    try:
-        check_weights_fit(weight_bytes, free_bytes, kind)
-    except EngineConfigError as error:
-        on_device = msgspec.structs.replace(config, device="cuda" if device.type == "cuda" else "cpu")
-        smaller = smaller_weights(on_device, free_bytes)
-        raise EngineConfigError(f"{error}{smaller}") from None
+        return model, None
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
@@ -296,6 +279,9 @@ def _assemble(
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
+    if are_weights_evictable(config):
+        warnings = [*warnings, *eviction_warnings(free_bytes, weight_bytes)]
+        free_bytes = bytes_beside_evictable(free_bytes, weight_bytes)
     limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = _create_pool(model, limits.num_blocks + 1, config.block_size, kv_dtype, device, ranks)
@@ -306,7 +292,11 @@ def _assemble(
         model = model if config.enforce_eager else graphed
     runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        limits = replace(limits, max_num_batched_tokens=measure_token_budget(config, model_config, runner, limits))
+        if are_weights_evictable(config) and weight_bytes >= SAMPLED_BYTES:
+            budget = sampled_token_budget(config, model, backend.ops, kv_dtype, limits)
+        else:
+            budget = measure_token_budget(config, model_config, runner, limits)
+        limits = replace(limits, max_num_batched_tokens=budget)
     return LoadedModel(
         config=model_config,
         runner=runner,
@@ -320,6 +310,7 @@ def _assemble(
         quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
+        mapped_bytes=weight_bytes if are_weights_evictable(config) else 0,
         kv_block_bytes=kv_block_bytes(config, model_config) // config.nnodes,
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),

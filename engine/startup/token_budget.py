@@ -3,18 +3,57 @@
 import time
 from dataclasses import replace
 
+import msgspec
+
 from engine.capacity.new_scheduler import CALIBRATION_TOKENS, cpu_token_budget, make_scheduler
 from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
+from engine.execution.expert_stats import ExpertReporter
 from engine.execution.model_runner import ModelRunner
+from engine.execution.persistent_batch import PersistentBatch
+from engine.execution.sampler import Sampler
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig
+from model.kv_format import KvDtype
+from model.kv_pool import KvPool
+from model.mixtral import Mixtral
+from model.mixtral_native import NativeMixtral
+from model.ops.interface import Ops
+from model.ops.native.ops import NativeOps
 
 
 def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
     """Return how many tokens this CPU computes in about half a second, from a small step timed after a warm-up."""
-    count = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
-    seconds = 0.0
+    count = _num_tokens(limits)
+    return cpu_token_budget(count, _step_seconds(config, model, runner, limits))
+
+
+def sampled_token_budget(
+    config: EngineConfig, model: Mixtral, ops: Ops, kv_dtype: KvDtype, limits: EngineLimits
+) -> int:
+    """Estimate the same from the network's first layers, so that only their weights are read from a mapped file.
+
+    All layers take the time by which a second layer lengthens a step of one.
+    """
+    config = msgspec.structs.replace(config, max_num_seqs=1)
+    num_blocks = -(-_num_tokens(limits) // config.block_size) + 1
+    limits = replace(limits, num_blocks=num_blocks)
+    seconds = []
+    for num_layers in (1, 2):
+        network = _first_layers(model, ops, num_layers)
+        runner = _small_runner(network, config, kv_dtype, limits)
+        seconds.append(_step_seconds(config, network.config, runner, limits))
+    one, two = seconds
+    return cpu_token_budget(_num_tokens(limits), one + (model.config.num_layers - 1) * max(0.0, two - one))
+
+
+def _num_tokens(limits: EngineLimits) -> int:
+    return max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
+
+
+def _step_seconds(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> float:
+    """Time the second of two equal steps."""
+    count, seconds = _num_tokens(limits), 0.0
     for _ in range(2):
         scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
         scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
@@ -23,4 +62,20 @@ def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: Model
         result = runner.run(plan)
         seconds = time.monotonic() - start
         scheduler.apply(plan, result, 0.0)  # ends the request and frees its row
-    return cpu_token_budget(count, seconds)
+    return seconds
+
+
+def _first_layers(model: Mixtral, ops: Ops, count: int) -> Mixtral:
+    """Return the network of the first layers, with embedding and head; it has the same tensors."""
+    weights = replace(model.weights, layers=model.weights.layers[:count])
+    network = Mixtral(replace(model.config, num_layers=len(weights.layers)), weights, ops)
+    return NativeMixtral(network, ops) if isinstance(ops, NativeOps) else network
+
+
+def _small_runner(network: Mixtral, config: EngineConfig, kv_dtype: KvDtype, limits: EngineLimits) -> ModelRunner:
+    """Return a runner of one request, with a KV pool of its own."""
+    device = network.weights.embedding.device
+    pool = KvPool(network.config, limits.num_blocks + 1, config.block_size, kv_dtype, device)
+    requests = PersistentBatch(1, limits.max_model_len, config.block_size, network.config.vocab_size, device)
+    sampler = Sampler(network.ops, requests, network.config.eos_token_ids)
+    return ModelRunner(network, pool, requests, sampler, ExpertReporter(None))

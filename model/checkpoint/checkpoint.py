@@ -1,6 +1,7 @@
 """Read a checkpoint's config and the places of its weights, whatever its layout. Imports no torch.
 
-Layouts: a directory in Hugging Face's layout, quantized or not, or in Mistral's own; a GGUF file.
+Layouts: a directory in Hugging Face's layout, quantized or not, or in Mistral's own; a GGUF file; a pack, which has a
+config in Hugging Face's layout.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from model.checkpoint.gguf.config import gguf_config
 from model.checkpoint.gguf.split_files import read_model
 from model.checkpoint.gguf.tensors import gguf_tensors
 from model.checkpoint.mistral_layout import is_mistral_layout, mistral_config, mistral_tensors
+from model.checkpoint.pack.header import checked_header, is_pack
 from model.checkpoint.quantized.matrices import quantized_weights
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.tensor_names import checked_tensors
@@ -46,6 +48,8 @@ def read_stored_weights(path: Path, config: ModelConfig) -> Mapping[str, StoredW
     """
     if is_file(path):
         return gguf_tensors(read_model(path), config)
+    if is_pack(path):
+        return {weight.name: weight for weight in checked_header(path, config).stored}
     if is_mistral_layout(path):
         return mistral_tensors(path, config)
     encoding = read_encoding(path)

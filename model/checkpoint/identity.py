@@ -11,6 +11,7 @@ from model.checkpoint.stored_tensor import StoredWeight, tensors_of
 
 CONFIG_NAMES = ("config.json", "params.json", "generation_config.json")
 NETWORK_CONFIG_NAMES = ("config.json", "params.json")
+WITH_CONFIGS = (".safetensors", ".smoe")  # a GGUF file contains its config
 SAMPLE_BYTES = 4096  # for a digest that hosts compare
 
 
@@ -29,7 +30,7 @@ def identify(weights: Iterable[StoredWeight]) -> CheckpointIdentity:
     """
     stored = sorted(tensors_of(weights), key=lambda tensor: (tensor.name, tensor.start))
     files = sorted({tensor.file for tensor in stored})
-    if files and files[0].suffix == ".safetensors":  # a GGUF file contains its config
+    if files and files[0].suffix in WITH_CONFIGS:
         files += [path for name in CONFIG_NAMES if (path := files[0].with_name(name)).is_file()]
     lines = [f"{t.name} {t.file.name} {t.dtype} {t.shape} {t.start} {t.num_bytes}" for t in stored]
     digest = _digest([*lines, *map(_stat_line, files)])

@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 13
+#define SMOE_ABI_VERSION 14
 
 #ifdef __cplusplus
 extern "C" {
@@ -52,15 +52,21 @@ SMOE_API void smoe_pack_blocks(smoe_pool*, int format, const void* rows, void* p
                                int64_t K);
 
 /* Ranks that share a network: each has a part of every matrix's outputs, and gathers join their results. NULL: one rank
- * has all. `memory`: smoe_group_bytes() bytes that all ranks map, aligned to 64, zeros before the first rank uses it.
- * No gathered row may be larger than buffer_bytes. */
+ * has all. Of ranks in one host, `memory`: smoe_group_bytes() bytes that all ranks map, aligned to 64, zeros before the
+ * first rank uses it. No gathered row may be larger than buffer_bytes. */
 typedef struct smoe_group smoe_group;
 SMOE_API int64_t smoe_group_bytes(int size, int64_t buffer_bytes);
 SMOE_API smoe_group* smoe_group_create(void* memory, int rank, int size, int64_t buffer_bytes);
 SMOE_API void smoe_group_destroy(smoe_group*);
-/* whole [T, whole_bytes] from each rank's part [T, part_bytes], which begins at first_byte of a row. */
+/* whole [T, whole_bytes] from each rank's part [T, part_bytes], which begins at first_byte of a row. Parts are whole
+ * units of unit_bytes, except at the end of a row. */
 SMOE_API int smoe_group_gather(smoe_group*, const void* part, void* whole, int64_t T, int64_t whole_bytes,
-                               int64_t first_byte, int64_t part_bytes);
+                               int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
+/* Of other ranks: a function that gathers, called by the thread that called the library. It returns 0, or another
+ * number after the end of the group. The functions below are for groups over memory only. */
+typedef int smoe_gather(void* context, const void* part, void* whole, int64_t T, int64_t whole_bytes,
+                        int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
+SMOE_API smoe_group* smoe_group_of_calls(smoe_gather*, void* context);
 /* Let all gathers of all ranks fail from now on; any thread may call it. */
 SMOE_API void smoe_group_end(smoe_group*);
 /* Number of gathers, in pieces of the buffer's size, that a rank has reached, modulo 2^32. */
@@ -96,6 +102,9 @@ SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
                         int64_t D, int64_t E, int64_t max_k);
+/* Gate logits of all rows [T, E] for reports, summed in float64; those of smoe_moe and smoe_route are float32. */
+SMOE_API void smoe_gate_logits(smoe_pool*, int dtype, const void* x, const float* gate, float* logits, int64_t T,
+                               int64_t D, int64_t E);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, [T, D]. */
 SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const void* weight, void* y, int64_t T,
@@ -155,6 +164,9 @@ typedef struct {
     int32_t* expert_ids;              /* [L, T, max_k], written; this and the two above: NULL without experts */
     uint8_t* finite;                  /* [T], written: 1 if the row has no NaN or infinity; or NULL */
     float* logits;                    /* [N, V], written */
+    int64_t P;                        /* rows with reported gates */
+    const int64_t* gate_rows;         /* [P] */
+    float* gate_logits;               /* [L, P, E], written */
 } smoe_step;
 SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_step*);
 

@@ -1,6 +1,7 @@
 """The ASGI application: routes and exception handlers. server/http/middleware.py wraps it."""
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -22,6 +23,7 @@ from server.api.routes import (
     score,
     tokenize,
 )
+from server.api.url_hints import url_hint
 from server.errors import ApiError, error_body, internal_error, method_not_allowed, unknown_url
 from server.generation.state import ServerState
 from server.http.disconnect import ClientDisconnected
@@ -45,6 +47,7 @@ MODULES = (
 )
 ROUTERS = [module.router for module in MODULES]
 ROUTES = [route for router in ROUTERS for route in router.routes]
+PATHS = sorted({route.path for route in ROUTES if isinstance(route, APIRoute) and "{" not in route.path})
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the metrics only: the client has left
 
 
@@ -77,7 +80,8 @@ async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RoutingError)
     if error.status_code == 405:
         return error_response(http, method_not_allowed(sorted((error.headers or {})["Allow"].split(", "))))
-    return error_response(http, unknown_url())
+    hint = url_hint(http.scope["path"].removeprefix(http.scope.get("root_path", "")), PATHS)
+    return error_response(http, unknown_url() if hint is None else unknown_url(hint))
 
 
 async def _on_disconnect(_: HttpRequest, error: Exception) -> Response:

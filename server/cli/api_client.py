@@ -44,6 +44,11 @@ class ApiClient:
         with self._request("GET", path, None) as response:
             return json.loads(response.read())
 
+    def post(self, path: str, fields: Mapping[str, object]) -> Any:
+        """Return the JSON reply to a request. Raises ApiError."""
+        with self._request("POST", path, json.dumps(fields).encode()) as response:
+            return json.loads(response.read())
+
     def stream(
         self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] = NO_HEADERS
     ) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`smoe chat`, `smoe complete` and `smoe doctor`. Each imports what it needs when it runs."""
+"""`smoe chat`, `smoe run-batch`, `smoe doctor`, and flags of all clients. Each imports what it needs when it runs."""
 
 import sys
 from pathlib import Path
@@ -25,26 +25,27 @@ KeyFlag = Annotated[
 SystemFlag = Annotated[str | None, typer.Option(help="System message of the conversation.", metavar="TEXT")]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
 TokensFlag = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens to generate.", metavar="N")
+    int | None, typer.Option("--max-tokens", "-n", min=1, help="Maximum number of tokens to generate.", metavar="N")
 ]
 TemperatureFlag = Annotated[
-    float | None, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.", metavar="T")
+    float | None, typer.Option("--temperature", "-t", min=0, help="Sampling temperature; 0 is greedy.", metavar="T")
 ]
 ExpertsFlag = Annotated[
     int | None,
     typer.Option(
-        "--experts-per-token", min=1, help="Experts per token; more are slower. [default: the server's]", metavar="K"
+        "--experts-per-token",
+        "-k",
+        min=1,
+        help="Experts per token; more are slower. [default: the server's]",
+        metavar="K",
     ),
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed; the same seed gives the same text.", metavar="N")]
-COMPLETION_TOKENS = 256
-USAGE_IN_EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat", cls=WordsCommand)(chat_command)
-    app.command("complete", cls=WordsCommand)(complete_command)
     app.command("run-batch", cls=WordsCommand)(run_batch_command)
     app.command("doctor", cls=settings_command("model", "rope_theta"))(doctor_command)
 
@@ -58,10 +59,14 @@ def chat_command(
     temperature: TemperatureFlag = None,
     experts_per_token: ExpertsFlag = None,
     seed: SeedFlag = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help="Answer this message and leave.", metavar="TEXT")
+    ] = None,
 ) -> None:
     """Chat with a running server. Inside, /help lists the commands. From a pipe, each line is a message.
 
     \b
+    smoe chat -q "Count from 3 to 7."
     smoe chat --system "Answer in one sentence." --temperature 0.7
     """
     from server.cli.api_client import ApiError, NoServerError
@@ -71,6 +76,8 @@ def chat_command(
     )
     try:
         client = client_of(url, api_key)
+        if question is not None:
+            raise typer.Exit(answer_once(client, fields, system, question, with_stats=stats))
         raise typer.Exit(chat_with(client, fields, system, with_stats=stats))
     except NoServerError as error:
         raise typer.Exit(report_error(NoServerError(f"{error}, or do both with `smoe run`"))) from None
@@ -85,66 +92,29 @@ def chat_with(
 
     Raises ApiError if the server is not there.
     """
-    from server.cli.chat import ChatSession, answer_lines, converse, served_model
+    from server.cli.chat.reader import answer_lines, converse
+    from server.cli.chat.session import ChatSession, served_model
     from server.settings.sources import is_plain_terminal
 
     model = served_model(client)
-    session = ChatSession(client, model, fields, system, write_answer, _note)
+    colours = colours_of(sys.stdout)
+    session = ChatSession(client, model, fields, system, write_answer, _note, colours)
     if not sys.stdin.isatty():
         return 0 if answer_lines(session, sys.stdin, with_stats=with_stats) else EXIT_CODE
     _note(f"{model}{at}. /help lists the commands.\n")
-    converse(session, _history_file(), colours_of(sys.stdout), with_stats=with_stats, is_plain=is_plain_terminal())
+    converse(session, _history_file(), colours, with_stats=with_stats, is_plain=is_plain_terminal())
     return 0
 
 
-def complete_command(
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            help="Beginning of the text. [default: standard input, if it is a file or a pipe; - reads it always]",
-            metavar="PROMPT",
-            show_default=False,
-        ),
-    ] = None,
-    url: UrlFlag = None,
-    api_key: KeyFlag = None,
-    stats: StatsFlag = False,
-    max_tokens: TokensFlag = None,
-    temperature: TemperatureFlag = None,
-    experts_per_token: ExpertsFlag = None,
-    seed: SeedFlag = None,
-) -> None:
-    """Complete PROMPT with a running server; the text is written to standard output while it is generated.
+def answer_once(
+    client: "ApiClient", fields: dict[str, Any], system: str | None, message: str, *, with_stats: bool
+) -> int:
+    """Print one answer and return the exit code; figures go to standard error. Raises ApiError."""
+    from server.cli.chat.session import ChatSession, served_model
 
-    A terminal shows control characters of the text as \\x1b; a file or a pipe gets the text unchanged.
-
-    \b
-    smoe complete "It was not in her power to" --max-tokens 80
-    """
-    from server.cli.api_client import ApiError
-    from server.cli.chat import served_model
-    from server.cli.streamed_answer import read_answer
-
-    if prompt is None and sys.stdin.isatty():
-        raise typer.Exit(report_error(ValueError('give a PROMPT, such as smoe complete "It was", or pipe a text in')))
-    fields = without_none(
-        max_tokens=max_tokens or COMPLETION_TOKENS,
-        temperature=temperature,
-        experts_per_token=experts_per_token,
-        seed=seed,
-        stream_options=USAGE_IN_EVERY_CHUNK,
-        prompt=sys.stdin.read() if prompt in (None, "-") else prompt,
-    )
-    try:
-        client = client_of(url, api_key)
-        fields["model"] = served_model(client)
-        answer = read_answer(client.stream("/v1/completions", fields), write_answer)
-    except ApiError as error:
-        raise typer.Exit(report_error(error)) from None
-    write_answer("\n")
-    if stats:
-        write_note(f"{answer.figures}\n", sys.stderr)
-    raise typer.Exit(0 if answer.finish_reason else INTERRUPTED)
+    session = ChatSession(client, served_model(client), fields, system, write_answer, _note_beside)
+    session.send(message, with_stats=with_stats)
+    return EXIT_CODE if session.has_failed else 0
 
 
 def run_batch_command(
@@ -240,3 +210,7 @@ def write_answer(text: str) -> None:
 
 def _note(text: str) -> None:
     write_note(text, sys.stdout)
+
+
+def _note_beside(text: str) -> None:
+    write_note(text, sys.stderr)

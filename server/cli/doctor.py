@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
+from engine.capacity.packs import kind_of
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
@@ -146,7 +147,7 @@ def check_model(settings: Settings) -> Iterator[Check]:
         return
     plan, size = report.plan, format_bytes(report.plan.weight_bytes)
     verdict: Verdict = "ok" if plan.limits else "fail"
-    kind = "GGUF file, " if directory.is_file() else ""
+    kind = f"{kind}, " if (kind := kind_of(directory)) else ""
     weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan

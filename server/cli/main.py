@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli import client_commands, completion
+from server.cli import client_commands, complete_command, completion
 from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.explain import command as explain
@@ -27,6 +27,7 @@ run.add_to(app)
 top.add_to(app)
 explain.add_to(app)
 client_commands.add_to(app)
+complete_command.add_to(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError; typer exports only classes derived from it
 
@@ -184,6 +185,29 @@ def models_command(
     from server.cli import models
 
     raise typer.Exit(models.run(memory, as_json=as_json))
+
+
+@app.command("pack", cls=settings_command("model", "rope_theta", "dtype", "quantization", "threads", "verify"))
+def pack_command(
+    context: typer.Context,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make, with the pack in it.", metavar="DIR")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="MODEL is a pack: compare its checksums with its contents, and exit.")
+    ] = False,
+) -> None:
+    """Write MODEL's weights as the CPU kernels read them, so that `smoe serve DIR` starts without loading them.
+
+    Servers of one pack share its memory. A pack needs as much disk as the model needs memory.
+
+    \b
+    smoe pack /models/Mixtral-8x7B-Instruct-v0.1 --quantization int8 -o /models/mixtral-int8
+    smoe pack --check /models/mixtral-int8
+    """
+    from server.cli import pack
+
+    raise typer.Exit(pack.run(given_settings(context), output, check=check))
 
 
 @app.command("experts", cls=settings_command("model", "rope_theta"))

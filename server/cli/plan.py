@@ -13,6 +13,7 @@ import typer
 from engine.capacity import checkpoint_files
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
+from engine.capacity.packs import kind_of
 from engine.capacity.sizing import BLOCKS
 from engine.capacity.smaller_plans import smaller_plans, weight_flags
 from engine.config import EngineConfig
@@ -202,7 +203,7 @@ def _heading(report: PlanReport) -> Iterator[str]:
     model = report.plan.model
     experts = f", {model.num_experts} experts, {model.experts_per_token} per token" if model.num_experts else ""
     window = f", window {model.window:,}" if model.window else ""
-    kind = "GGUF file, " if Path(report.plan.config.model).is_file() else ""
+    kind = f"{kind}, " if (kind := kind_of(Path(report.plan.config.model))) else ""
     yield f"{model_id(report.model)}: {kind}{model.num_layers} layers{experts}, context {model.context_len:,}{window}"
     yield f"{'':<18}{'parameters':>18}{'share':>9}" + "".join(f"{kind:>12}" for kind in _kinds(report.plan))
 

@@ -31,8 +31,15 @@ class StreamedAnswer:
         )
 
 
-def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) -> StreamedAnswer:
-    """Pass each piece of text to `write` and return the answer. Ctrl-C ends the answer, not the program."""
+def read_answer(
+    chunks: Iterable[dict[str, Any]],
+    write: Callable[[str], None],
+    write_choice: Callable[[dict[str, Any]], None] | None = None,
+) -> StreamedAnswer:
+    """Pass each piece of text to `write` and return the answer. Ctrl-C ends the answer, not the program.
+
+    `write_choice`: gets the choices of the chunks instead.
+    """
     started_s = time.monotonic()
     first_s, finish_reason, seed = None, None, None
     usage: dict[str, Any] = {}
@@ -46,6 +53,9 @@ def read_answer(chunks: Iterable[dict[str, Any]], write: Callable[[str], None]) 
                 if piece:
                     first_s = first_s or time.monotonic()
                     pieces.append(piece)
+                if write_choice is not None:
+                    write_choice(choice)
+                elif piece:
                     write(piece)
     except KeyboardInterrupt:
         finish_reason = None

@@ -66,6 +66,11 @@ class EngineProcessHandle:
         return None if self._process is None else self._process.pid
 
     @property
+    def had_bus_error(self) -> bool:
+        """True if a page of its memory could not be read: mapped weights were lost."""
+        return self._process is not None and self._process.returncode == -signal.SIGBUS
+
+    @property
     def num_beats(self) -> int:
         """Value of the process' progress counter, see server/engine_client/watchdog.py."""
         return 0 if self._heartbeat is None else self._heartbeat.count

@@ -12,6 +12,7 @@ from functools import partial
 
 import msgspec
 
+from engine.capacity.packs import bus_error_reason
 from engine.config import EngineConfig
 from engine.messages import FromEngine, Progress, Ready, Start, StepDone, StepPart, ToEngine
 from engine.types import Vocabulary
@@ -155,11 +156,14 @@ class EngineSupervisor:
     async def _restart(self, previous: EngineProcessHandle, delay_s: float) -> None:
         """Start the next process after the previous one and its ranks have exited: it needs their memory."""
         logger.info("the engine process %s", await previous.end())
+        assert self._start_message is not None and self.ready is not None
+        model = self._start_message.config.model
+        if previous.had_bus_error and (reason := await asyncio.to_thread(bus_error_reason, model)):
+            logger.error("%s", reason)
         await previous.wait_for_ranks()
         await asyncio.sleep(delay_s)
         self._process = self._new_process()
         self._events.on_restart()
-        assert self._start_message is not None and self.ready is not None
         try:
             await self._process.start(_with_limits(self._start_message, self.ready))
         except OSError as error:

@@ -53,5 +53,6 @@ def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) 
             raise context_length_exceeded(num_prompt, limit or 1, ready.max_model_len, param)
         return room if limit is None else min(limit, room)
     if limit > room:
-        raise context_length_exceeded(num_prompt, limit, ready.max_model_len, param)
+        blamed = request.limit_field if room > 0 else param
+        raise context_length_exceeded(num_prompt, limit, ready.max_model_len, blamed)
     return limit

@@ -136,7 +136,7 @@ class ServerState:
         Raises ApiError 404 for a name that is not served. Names are case-sensitive.
         """
         if name is not None and name not in self.model_names:
-            raise model_not_found()
+            raise model_not_found(self.model_names)
         return self.model_names[0] if name is None else name
 
 

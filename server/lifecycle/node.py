@@ -44,7 +44,8 @@ def serve_node(settings: Settings, launcher_attempt: int | None) -> int:
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with logging_to(level=settings.log_level, style=settings.log_format) as output:
-        node = Node(settings, model_dir, launcher_attempt, StartupReport(output))
+        report = StartupReport(output, style=settings.log_format)
+        node = Node(settings, model_dir, launcher_attempt, report)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(node.run(listener))
 

@@ -47,11 +47,12 @@ from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
-from server.lifecycle.startup_report import StartupReport, lines_when_ready
+from server.lifecycle.startup_report import StartupReport, held_bytes, lines_when_ready
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import ModelNotFoundError, described, locate_model, model_id
 from server.observability.access_log import AccessLog
+from server.observability.cached_weights import CachedWeightsProbe
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
 from server.observability.memory_pressure import MemoryMonitor
@@ -98,7 +99,8 @@ def serve(
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
         config = engine_config(settings, model_dir, launcher_attempt)
         engine = replace(engine, restarts=engine.restarts and launcher_attempt is None)
-        server = Server(settings, config, listener, started_s, engine, StartupReport(output), inherited)
+        report = StartupReport(output, style=settings.log_format)
+        server = Server(settings, config, listener, started_s, engine, report, inherited)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(server.run())
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
@@ -191,6 +193,7 @@ class Server:
             watch.start()
         probes = [loop.create_task(LagProbe(self._metrics.event_loop_lag).run())]
         probes.append(loop.create_task(ThroughputLog(self._metrics.recent).run()))
+        probes.append(loop.create_task(CachedWeightsProbe(self._model_dir, self._metrics.weights_cached).run()))
         if self._memory is not None:
             probes.append(loop.create_task(self._memory.run()))
         async with self._http_server():
@@ -379,7 +382,7 @@ class Server:
         if self._batches is not None:
             self._batch_runs = asyncio.create_task(self._run_batches(self._batches))
         if self._memory is not None:
-            self._memory.settle(ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0)
+            self._memory.settle(held_bytes(ready))
         gc.freeze()  # the tokenizer and the modules stay: garbage collections need not scan them
         seconds = time.monotonic() - self._started_s
         self._metrics.engine_ready(

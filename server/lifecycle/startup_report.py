@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus
 from server.fairness.budgets import budgets, shortage, summary
+from server.observability.log_stream import json_line
 from server.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ class Stream(Protocol):
 class StartupReport:
     """Writes the lines of the start to one stream: the first, at most 10 of progress per stage, and `ready_lines`."""
 
-    def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: Stream, clock: Callable[[], float] = time.monotonic, style: Literal["text", "json"] = "text"
+    ) -> None:
+        """`style`: that of the log, --log-format."""
         self._stream = stream
+        self._is_json = style == "json"
         self._clock = clock
         self._stage = ""  # in progress, with its size and its last line
         self._total_bytes = 0
@@ -38,14 +43,14 @@ class StartupReport:
         self._bar: tuple[Progress, TaskID] | None = None
 
     def line(self, text: str) -> None:
-        """Write one line."""
-        self._stream.write(f"{text}\n")
+        """Write one line. `text` has no line breaks."""
+        self._stream.write(f"{json_line(text) if self._is_json else text}\n")
 
     def progress(self, status: EngineStatus) -> None:
         """Show how much of the weights is loaded: a bar on a terminal; elsewhere a line per 10 %, if it takes long."""
         if status.phase != "loading":
             return
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._is_json:
             self._draw(status)
             return
         if status.stage != self._stage:
@@ -86,11 +91,15 @@ class StartupReport:
         progress.update(task, completed=status.loaded_bytes, total=status.total_bytes, description=status.stage)
 
 
+def held_bytes(ready: Ready) -> int:
+    """Return the main memory that weights and KV cache hold: not that of a GPU, nor pages that the system may drop."""
+    return ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
+
+
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
     parts = budgets(settings)
-    model_bytes = ready.weight_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
-    too_little = shortage(parts, model_bytes, memory_limit_bytes())
+    too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
     lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
@@ -104,13 +113,14 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     """
     experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    mapped = " (mapped)" if ready.mapped_bytes else ""
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}, KV cache {size(ready.kv_cache_bytes)}",
+        f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
         f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
         f"budgets   {budgets}",

@@ -22,10 +22,10 @@ _WORD = re.compile(r"[!-~]*")
 
 
 class TextFormatter(logging.Formatter):
-    """Format "16:02:11 INFO request finished request_id=... outcome=stop"."""
+    """Format "2026-11-28T16:02:11 INFO request finished request_id=... outcome=stop"."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the message and the record's fields; a traceback follows below."""
@@ -54,6 +54,13 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
+
+
+def json_line(text: str) -> str:
+    """Return a line about the start or the end of the server as JSON; "WARNING: ..." has the level warning."""
+    message = text.removeprefix("WARNING: ")
+    level = logging.INFO if message == text else logging.WARNING
+    return JsonFormatter().format(logging.LogRecord("smoe.start", level, "", 0, message, None, None))
 
 
 class NonBlockingStream(io.TextIOBase):

@@ -96,6 +96,12 @@ class EngineFamilies(FamilyGroup):
         self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started to replace one that died.")
         self.step_tokens = histogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
         self.step_seconds = histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
+        self.prompt_tokens = _counter(
+            "smoe_step_prompt_tokens_total", "Prompt positions that steps computed, counted at each step."
+        )
+        self.generated_tokens = _counter(
+            "smoe_step_generated_tokens_total", "Tokens that steps generated, counted at each step."
+        )
         self.preemptions = _counter(
             "smoe_preemptions_total", "Running choices moved back to the queue because KV blocks ran out."
         )
@@ -123,6 +129,8 @@ class EngineFamilies(FamilyGroup):
         )
         self.startup = _gauge("smoe_startup_seconds", "Duration of each phase of the start.", "phase")
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
+        self.weights_mapped = _gauge("smoe_weights_mapped_bytes", "Bytes of the weights that are mapped from a pack.")
+        self.weights_cached = _gauge("smoe_weights_cached_bytes", "Bytes of a pack's file that are in memory now.")
 
 
 class ServerFamilies(FamilyGroup):

@@ -106,6 +106,8 @@ class Metrics:
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)
             families.step_seconds.observe(stats.step_s)
+        families.prompt_tokens.inc(stats.num_prefill_tokens)
+        families.generated_tokens.inc(stats.num_generated_tokens)
         families.prefix_queries.inc(stats.num_prefix_queries)
         families.prefix_hits.inc(stats.num_prefix_hits)
         families.preemptions.inc(stats.num_preemptions)
@@ -142,8 +144,13 @@ class Metrics:
         families.cache_config.clear()  # of an engine before this one, which may have had more blocks
         families.cache_config.labels(str(ready.block_size), str(ready.num_blocks), window, prefix_caching).set(1)
         families.build.labels(version, ready.device, ready.backend, ready.dtype).set(1)
+        families.weights_mapped.set(ready.mapped_bytes)
         for phase, seconds in {**ready.phase_seconds, "total": startup_s}.items():
             families.startup.labels(phase).set(seconds)
+
+    def weights_cached(self, num_bytes: int) -> None:
+        """Record the bytes of a pack's file that are in memory."""
+        self._engine.weights_cached.set(num_bytes)
 
     def event_loop_lag(self, seconds: float) -> None:
         """Record the longest recent delay of the event loop."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from server.observability.recent_load import LoadPoint, RecentLoad
 
@@ -12,13 +13,15 @@ logger = logging.getLogger("smoe.throughput")
 class ThroughputLog:
     """Writes the lines."""
 
-    def __init__(self, recent: RecentLoad) -> None:
+    def __init__(self, recent: RecentLoad, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """`sleep` waits for so many seconds of the clock of `recent`."""
         self._recent = recent
+        self._sleep = sleep
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL_S)
+            await self._sleep(INTERVAL_S)
             self.write()
 
     def write(self) -> None:

@@ -153,6 +153,11 @@ class GenerationRequest(StructuredFields):
         return self.max_tokens
 
     @property
+    def limit_field(self) -> str:
+        """The name of the field that `completion_limit` comes from."""
+        return "max_tokens"
+
+    @property
     def has_default_limit(self) -> bool:
         """True if `completion_limit` is the endpoint's default and not the client's value."""
         return False

@@ -18,6 +18,13 @@ from server.strict_json import PLAIN_NAME, JsonValue
 
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
 UNPRINTABLE = "?"  # replaces names that cannot be part of a header
+MISSING = "missing_required_parameter"
+# A required field that is missing, and the one that was sent: the endpoint that takes it.
+_ELSEWHERE = {
+    ("messages", "prompt"): "/v1/completions",
+    ("prompt", "messages"): "/v1/chat/completions",
+    ("input", "messages"): "/v1/chat/completions",
+}
 _NESTED_FIELDS = frozenset(
     {
         "chat_template_kwargs",
@@ -117,7 +124,15 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
     try:
         return model_class.model_validate(body)
     except ValidationError as error:
-        raise _api_error(error.errors(include_input=False, include_url=False)[0]) from None
+        raise _with_hint(_api_error(error.errors(include_input=False, include_url=False)[0]), body) from None
+
+
+def _with_hint(error: ApiError, body: dict[str, JsonValue]) -> ApiError:
+    """Add where a request belongs that has another endpoint's field instead of a required one."""
+    for (missing, sent), url in _ELSEWHERE.items():
+        if error.code == MISSING and error.param == missing and sent in body:
+            error.message += f" '{sent}' is a field of {url}."
+    return error
 
 
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
@@ -213,7 +228,7 @@ def _api_error(error: ErrorDetails) -> ApiError:
     kind, context = error["type"], error.get("ctx", {})
     param = _param(error["loc"])
     if kind == "missing":
-        return ApiError(f"'{param}' is required.", param=param, code="missing_required_parameter")
+        return ApiError(f"'{param}' is required.", param=param, code=MISSING)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_type(param, kind)
     if kind == "extra_forbidden":

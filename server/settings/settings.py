@@ -205,6 +205,12 @@ class Settings(BaseModel):
         description="Quantize the weights while loading them: int8 or int4 on a CPU, int8 or fp8 on a GPU. Needs "
         "a half or a third of the memory and is faster.",
     )
+    weights_memory: Literal["auto", "map", "copy", "lock"] = Field(
+        "auto",
+        description="Memory of a pack's weights (smoe pack): map uses the file's pages, which servers share and the "
+        "system may drop and read again; copy reads them into the server's own memory; lock keeps mapped pages in "
+        "memory. auto is map for packs; other checkpoints are always in own memory.",
+    )
     experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from engine.capacity.gguf_vocabulary import PACKED_VOCABULARY
 from engine.types import Vocabulary
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, name_damage, read_settings
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
@@ -26,9 +27,10 @@ def load_tokenizer(path: Path) -> "Tokenizer":
 
     Raises TokenizerError: one line with file and fault.
     """
-    if path.is_file():
-        serialized, settings = read_gguf_tokenizer(path)
-        return _build(path, SentencePieceEncoder(path, serialized), settings, (), None)
+    gguf = path if path.is_file() else path / PACKED_VOCABULARY
+    if gguf.is_file():
+        serialized, settings = read_gguf_tokenizer(gguf)
+        return _build(gguf, SentencePieceEncoder(gguf, serialized), settings, (), None)
     settings = read_settings(path)
     model = _model_file(path)
     if model is not None:

@@ -39,7 +39,11 @@ def dashboard_queries() -> Iterator[str]:
     for path in dashboards():
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
-                yield re.sub(r"\$(instance|model)\b", ".*", target["expr"].replace("$__rate_interval", "5m"))
+                yield re.sub(
+                    r"\$(instance|model)\b",
+                    ".*",
+                    target["expr"].replace("$__rate_interval", "5m").replace("$__range", "30m"),
+                )
 
 
 def dashboard_variables() -> Iterator[str]:
@@ -107,6 +111,15 @@ def test_the_scrape_is_lint_clean_under_our_own_names() -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, b"")
 
 
+def test_every_alert_has_a_description_and_a_section_of_the_runbook_and_no_section_is_left_over() -> None:
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alert_rules()]
+    for rule in alert_rules():
+        notes = rule["annotations"]
+        assert notes["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert len(notes["description"].split()) >= 8, rule["alert"]
+
+
 def test_every_alert_has_a_test() -> None:
     tests = yaml.safe_load((PROMETHEUS / "tests" / "alerts_test.yml").read_text())["tests"]
     tested = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
@@ -116,6 +129,39 @@ def test_every_alert_has_a_test() -> None:
 @pytest.mark.parametrize("path", yaml_files(), ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_yaml_is_well_formed(path: Path) -> None:
     run(VENV_BIN / "yamllint", "--strict", "--config-data", YAMLLINT, path)
+
+
+def panels() -> dict[str, Any]:
+    return {
+        panel["title"]: panel
+        for path in dashboards()
+        for panel in json.loads(path.read_text())["panels"]
+        if panel["type"] != "row"
+    }
+
+
+def test_the_dashboard_draws_layers_by_experts() -> None:
+    panel = panels()["Share of each expert, by layer"]
+    [matrix] = [step["options"] for step in panel["transformations"] if step["id"] == "groupingToMatrix"]
+    assert (matrix["rowField"], matrix["columnField"]) == ("layer", "expert")
+    [target] = panel["targets"]
+    assert "sum by (layer, expert)" in target["expr"] and target["format"] == "table"
+    assert panel["fieldConfig"]["defaults"]["custom"]["cellOptions"]["type"] == "color-background"
+
+
+@pytest.mark.parametrize("title", ["Engine", "Waiting", "KV cache"])
+def test_a_figure_that_needs_attention_has_a_colour(title: str) -> None:
+    panel = panels()[title]
+    defaults = panel["fieldConfig"]["defaults"]
+    steps = defaults.get("thresholds", {}).get("steps", [])
+    values = [step["value"] for step in steps]
+    assert defaults.get("mappings") or (values[0] is None and values[1:] == sorted(values[1:]) and len(values) > 1)
+    assert panel["options"]["colorMode"] == "background"
+
+
+def test_tokens_per_second_are_counted_as_they_come() -> None:
+    [target] = panels()["Tokens per second"]["targets"]
+    assert "smoe_step_generated_tokens_total" in target["expr"]
 
 
 def test_panels_of_a_dashboard_do_not_overlap() -> None:

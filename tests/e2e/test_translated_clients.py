@@ -49,7 +49,7 @@ def test_a_response_continues_from_the_items_of_the_last_one(client: openai.Open
 def test_a_response_that_is_refused_or_cut_says_so(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model=MODEL, input=ASK, max_output_tokens=5000)
-    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "max_output_tokens")
     cut = client.responses.create(model=MODEL, input=ASK, max_output_tokens=2, temperature=0)
     assert cut.status == "incomplete" and cut.incomplete_details is not None
     assert cut.incomplete_details.reason == "max_output_tokens"

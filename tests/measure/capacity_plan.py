@@ -1,4 +1,4 @@
-"""python -m tests.measure.capacity_plan [--shape bench-400m|tiny] [--seconds N] [--quantization int8]
+"""python -m tests.measure.capacity_plan [--shape bench-400m|tiny] [--seconds N] [--quantization int8] [--threads N]
 
 Compare what `smoe plan --rate` predicts with what a server does, at four rates: first tokens and gaps (p50 and p99)
 and tokens per second. Both get the same arrivals and lengths. The steps are measured by `smoe bench engine` on the same
@@ -25,8 +25,8 @@ from engine.planning.step_time_model import StepTimeModel, read_steps
 from engine.planning.virtual_engine import Arrival, VirtualEngine
 from server.bench.workload import poisson_arrivals
 from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.mistral_tokenizers import V1
 from tests.support.running import start_server
-from tests.support.tokenizer_only import write_tokenizer
 
 VOCAB_SIZE = 32000
 SHAPES = {
@@ -110,12 +110,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="bench-400m")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each rate")
     parser.add_argument("--quantization", default="none")
+    parser.add_argument("--threads", type=int, default=1, help="of the engine; the client needs a core, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tokenizer(folder)
+        (folder / "tokenizer.model").symlink_to(V1)
         save_random_checkpoint(SHAPES[options.shape], folder)
-        chosen = ["--quantization", options.quantization]
+        chosen = ["--quantization", options.quantization, "--threads", str(options.threads)]
         lists = ["--batches", "1,2,4,8,16,32", "--contexts", "128,512", "--prefills", f"64,{BUDGET}"]
         model = StepTimeModel(read_steps(smoe("bench", "engine", str(folder), *chosen, *lists, "--json")))
         config = EngineConfig(

@@ -27,9 +27,9 @@ from tests.measure.capacity_plan import SHAPES, VOCAB_SIZE
 from tests.measure.fleet_link import cable
 from tests.support.checkpoints import save_random_checkpoint
 from tests.support.hosts import start_host
+from tests.support.mistral_tokenizers import V1
 from tests.support.ports import free_port
 from tests.support.running import start_server
-from tests.support.tokenizer_only import write_tokenizer
 
 NUM_GATHERS = 3000
 TIMEOUT_S = 60.0
@@ -95,7 +95,7 @@ def measure(num_rounds: int) -> None:
     num_gathers = 4 * shape.num_layers + 1
     with tempfile.TemporaryDirectory() as folder, cable(name) as there:
         here = f"{there.rpartition('.')[0]}.1"
-        write_tokenizer(Path(folder))
+        (Path(folder) / "tokenizer.model").symlink_to(V1)
         save_random_checkpoint(shape, Path(folder))
         one_s, two_s = [], []
         for _ in range(num_rounds):

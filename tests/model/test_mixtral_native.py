@@ -8,7 +8,7 @@ import torch
 
 from model.config import ModelConfig
 from model.dummy_weights import random_model
-from model.forward_batch import ForwardBatch, Routing
+from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
@@ -102,6 +102,8 @@ def _compare(model: Mixtral, native_model: NativeMixtral, kv_dtype: KvDtype) -> 
             assert torch.equal(native_model.forward(ours, pools[0]), model.forward(theirs, pools[1]))
             if ours.routing is not None and theirs.routing is not None:
                 assert torch.equal(ours.routing.expert_ids, theirs.routing.expert_ids)
+            if ours.gates is not None and theirs.gates is not None:
+                assert torch.equal(ours.gates.logits, theirs.gates.logits)
             assert torch.equal(pools[0].k, pools[1].k)
             assert torch.equal(pools[0].v, pools[1].v)
             for run, length in zip(runs, lengths, strict=True):
@@ -116,10 +118,14 @@ def _with_logit_rows(batch: ForwardBatch, rng: random.Random) -> ForwardBatch:
 
 
 def _with_routing(batch: ForwardBatch, config: ModelConfig, rng: random.Random) -> ForwardBatch:
-    """Add no routing, or a k for each row and maybe two masks."""
+    """Add reported gates to some batches; no routing, or a k for each row and maybe two masks."""
+    num_rows = len(batch.positions)
+    if config.num_experts and rng.random() < 0.5:
+        rows = torch.tensor(rng.sample(range(num_rows), rng.randint(1, num_rows)))
+        logits = torch.full((config.num_layers, len(rows), config.num_experts), torch.nan)
+        batch = replace(batch, gates=GateRows(rows, logits))
     if not config.num_experts or rng.random() < 0.3:
         return batch
-    num_rows = len(batch.positions)
     k = torch.tensor([rng.randint(1, 3) for _ in range(num_rows)], dtype=torch.int32)
     masks = torch.ones(2, config.num_layers, config.num_experts, dtype=torch.bool)
     masks[1, :, rng.randrange(config.num_experts)] = False

@@ -117,11 +117,13 @@ def _wide_gguf(folder: Path, num_experts: int) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("quantization", "in_one_call"), [("none", True), ("int8", True), ("int4", True), ("int8", False)]
+)
 def test_ranks_that_share_no_memory_give_the_bits_of_one(
-    sparse: Path, dtype: torch.dtype, quantization: Quantization
+    sparse: Path, dtype: torch.dtype, quantization: Quantization, in_one_call: bool
 ) -> None:
-    case = Case(sparse, dtype, quantization)
+    case = Case(sparse, dtype, quantization, in_one_call=in_one_call)
     _assert_same(_on_hosts(case, 2), _alone(case))
 
 
@@ -174,8 +176,7 @@ def _on_ranks(case: Case, size: int) -> list[list[Tensor]]:
 
 
 def _on_hosts(case: Case, size: int) -> list[list[Tensor]]:
-    """Compute on ranks that are connected by a network, which gather between calls of the library."""
-    case = replace(case, in_one_call=False)
+    """Compute on ranks that are connected by a network."""
     with gloo_groups(size) as groups:
         return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
 

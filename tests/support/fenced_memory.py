@@ -1,10 +1,12 @@
 """Memory with fences: every new tensor lies between bytes that no kernel may touch, and begins without numbers.
 
 A read beyond a tensor gives NaN (index 0 in integers), an output that is not written is NaN or 0, and a write beyond
-one is an error.
+one is an error. Where the addresses of each access are known (Triton's interpreter), a read beyond one is an error too.
 """
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ class FencedMemory(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._fenced: list[tuple[Tensor, int, str]] = []  # whole memory, its fence, and what it holds
+        self._places: list[tuple[int, int, str]] = []  # first address and end of the whole, and what it holds; sorted
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -48,7 +51,9 @@ class FencedMemory(TorchFunctionMode):
         inside = whole[FENCE_BYTES:-FENCE_BYTES].view(made.dtype).view(made.shape)
         if is_filled:
             inside.copy_(made)
-        self._fenced.append((whole, byte, f"{made.dtype} {tuple(made.shape)}"))
+        text = f"{made.dtype} {tuple(made.shape)}"
+        self._fenced.append((whole, byte, text))
+        insort(self._places, (whole.data_ptr(), whole.data_ptr() + whole.nbytes, text))
         return inside
 
     def check(self) -> None:
@@ -56,3 +61,20 @@ class FencedMemory(TorchFunctionMode):
         for whole, byte, text in self._fenced:
             for name, fence in (("before", whole[:FENCE_BYTES]), ("behind", whole[-FENCE_BYTES:])):
                 assert bool((fence == byte).all()), f"a kernel wrote {name} a tensor: {text}"
+
+    def check_access(self, lowest: int, highest: int) -> None:
+        """Check one access to a tensor, by the lowest and the highest address of its elements.
+
+        Raises AssertionError if one of them lies in a fence, or only one of them in a tensor with fences.
+        """
+        place, other = self._place(lowest), self._place(highest)
+        assert place == other, f"a kernel read or wrote beyond a tensor: {(place or other or ('',))[-1]}"
+        if place is not None:
+            start, end, text = place
+            is_inside = start + FENCE_BYTES <= lowest and highest < end - FENCE_BYTES
+            assert is_inside, f"a kernel read or wrote beyond a tensor: {text}"
+
+    def _place(self, address: int) -> tuple[int, int, str] | None:
+        """Return the fenced memory that holds an address: its first address, its end, and the tensor in it."""
+        index = bisect_right(self._places, address, key=itemgetter(0)) - 1
+        return self._places[index] if index >= 0 and address < self._places[index][1] else None

@@ -5,10 +5,12 @@ The kernels run under Triton's interpreter on the CPU (TRITON_INTERPRET=1, as in
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import triton
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.support.fenced_memory import FencedMemory
 
@@ -25,8 +27,38 @@ def device() -> Iterator[torch.device]:
 
 
 @pytest.fixture(autouse=True)
-def fenced_memory(device: torch.device) -> Iterator[FencedMemory]:
-    """Let reads beyond a tensor and outputs that are not written show as NaN; fail after writes beyond a tensor."""
+def fenced_memory(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[FencedMemory]:
+    """Fail at reads and writes beyond a tensor; on a GPU such a read gives NaN, and such a write fails the test.
+
+    Outputs that are not written show as NaN.
+    """
     with FencedMemory() as memory:
+        _check_accesses(memory, monkeypatch)
         yield memory
     memory.check()
+
+
+def _check_accesses(memory: FencedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the addresses of all loads and stores that the interpreter makes.
+
+    tl.load and tl.store end in these two methods of it; tests/triton/test_fenced_memory.py would notice others.
+    """
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def checked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        _check(memory, pointers.data, mask.data)
+        return load(builder, pointers, mask, *rest)
+
+    def checked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _check(memory, pointers.data, mask.data)
+        return store(builder, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+
+
+def _check(memory: FencedMemory, addresses: Any, mask: Any) -> None:
+    """`addresses`: array of uint64; `mask`: booleans of the same shape. Elements that it excludes may lie anywhere."""
+    used = addresses if mask.all() else addresses[mask]
+    if used.size:
+        memory.check_access(int(used.min()), int(used.max()))

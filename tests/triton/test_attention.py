@@ -61,6 +61,9 @@ def test_head_dims_that_are_not_powers_of_two(head_dim: int) -> None:
     heads = Heads(4, 2, head_dim, 50)
     parts = _random_parts(120, heads, torch.float32, 3, seed=0)
     _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+    sequence = random_positions(16, heads, torch.float32, 1)
+    for part in (Part(sequence, 15, 1), Part(sequence, 4, 12)):  # whose last key is the last row of the cache
+        _check(TritonOps(torch.float32), heads, [part], torch.float32, 16, int8=False)
 
 
 def test_a_batch_of_single_rows_needs_no_chunks() -> None:
@@ -77,6 +80,25 @@ def test_many_partials_are_merged_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     sequence = random_positions(600, heads, torch.float32, 0)
     parts = [Part(sequence, at, 1) for at in (599, 300, 64)]
     _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+
+
+def test_few_programs_share_long_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for each row: splits of 304, 160 and 64 positions, where a span has 64."""
+    monkeypatch.setattr(planning, "SHORTEST_SPLIT", 64)
+    monkeypatch.setattr(planning, "TARGET_PROGRAMS", 12)
+    heads = Heads(4, 2, 16)
+    sequence = random_positions(600, heads, torch.float32, 0)
+    parts = [Part(sequence, at, 1) for at in (599, 300, 64)]
+    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+
+
+def test_single_rows_beside_chunks_are_not_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_attend_single_rows", lambda *arguments: None)
+    heads = Heads(4, 2, 16)
+    sequence = random_positions(40, heads, torch.float32, 0)
+    parts = [Part(sequence, 20, 1), Part(sequence, 3, 4), Part(sequence, 30, 1)]
+    outputs = attend(TritonOps(torch.float32), heads, parts)
+    assert [bool(output.isnan().all()) for output in outputs] == [True, False, True]
 
 
 def test_deterministic_rows_have_the_same_bits_as_decode_rows_and_within_any_chunk(

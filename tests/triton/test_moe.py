@@ -121,6 +121,12 @@ def test_the_gate_behind_a_norm_gives_the_bits_of_norm_then_experts(
     assert torch.equal(total, expected)
     assert torch.equal(summed(mixed, x), summed(ops.moe(normed, packed, apart), x))
     assert torch.equal(together.expert_ids, apart.expert_ids)
+    assert together.allowed is not None
+    logits = (normed.double() @ gate.double().T).tolist()
+    for row, (k, allowed) in enumerate(
+        zip(together.experts_per_token.tolist(), together.allowed.tolist(), strict=True)
+    ):
+        assert together.expert_ids[row, :k].tolist() == naive_top_k(logits[row], k, allowed)
 
 
 def test_reported_gate_logits_are_those_that_choose(dtype: torch.dtype) -> None:

@@ -49,17 +49,18 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
 
 def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stores_them(dtype: torch.dtype) -> None:
     heads = Heads(1, 1, 8)
-    batch = make_batch([(Running([0] * 4, [1], 0), 4)], 4)
-    qkv = torch.randn(4, 24).to(dtype)
+    batch = make_batch([(Running([0] * 6, [1, 2], 0), 6)], 4)
+    qkv = torch.randn(6, 24).to(dtype)
     qkv[0] = 0.0
     qkv[1, 17], qkv[2, 18], qkv[3, 9] = float("nan"), float("inf"), float("nan")
+    qkv[4, 22], qkv[5, 15] = float("nan"), float("inf")  # the other halves of a value and a key
     stored: list[torch.Tensor] = []
     for ops in (TritonOps(dtype), ReferenceOps()):
-        caches = torch.zeros(2, 2, 4, 1, 12, dtype=torch.int8)
+        caches = torch.zeros(2, 3, 4, 1, 12, dtype=torch.int8)
         ops.rope_and_store_kv(qkv, caches[0], caches[1], ops.prepare_batch(heads.config, batch, 4))
         stored.append(caches)
-    ours = as_numbers(torch.stack([in_rows(cache) for cache in stored[0]])[:, 1, :, 0])
-    reference = as_numbers(stored[1][:, 1, :, 0])
+    ours = as_numbers(torch.stack([in_rows(cache) for cache in stored[0]])[:, 1:, :, 0])
+    reference = as_numbers(stored[1][:, 1:, :, 0])
     assert torch.equal(ours.isnan().any(-1), reference.isnan().any(-1))
     assert torch.allclose(ours, reference, atol=0.05, equal_nan=True)
 

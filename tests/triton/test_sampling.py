@@ -10,7 +10,7 @@ from model.ops.reference.ops import ReferenceOps
 from model.ops.triton import sampling
 from model.ops.triton.launch import launch_on_device
 from model.ops.triton.ops import TritonOps
-from model.sampling_batch import FloatParam, IntParam, Status
+from model.sampling_batch import FloatParam, IntParam, SamplingRows, Status
 from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 
@@ -59,3 +59,46 @@ def test_more_equal_logits_than_the_search_gathers(
     expected, _ = sampled_by(ReferenceOps(), logits, rows)
     got, _ = sampled_by(TritonOps(torch.float32), logits, rows)
     assert torch.equal(got.token_ids, expected.token_ids)
+
+
+def _rows(top_k: int) -> SamplingRows:
+    """Five rows with seeds of their own that sample at temperature 1 from all tokens (0) or the top k, without the
+    other parameters."""
+    rows = random_rows(random.Random(1), 90)
+    rows.int_params[:, IntParam.TARGET], rows.int_params[:, IntParam.TOP_K] = -1, top_k
+    rows.float_params[:, : FloatParam.REPETITION] = torch.tensor([1.0, 1.0, 0.0])  # temperature, top_p, min_p
+    return replace(rows, masks=None, bias_ids=rows.bias_ids[:0], bias_values=rows.bias_values[:0], has_penalties=False)
+
+
+def _assert_the_same_tokens(logits: torch.Tensor, rows: SamplingRows) -> list[int]:
+    """Compare with the definition and return the tokens."""
+    expected, _ = sampled_by(ReferenceOps(), logits, rows)
+    got, _ = sampled_by(TritonOps(torch.float32), logits, rows)
+    assert torch.equal(got.token_ids, expected.token_ids)
+    return [int(token) for token in got.token_ids]
+
+
+def test_many_unlikely_tokens_keep_their_share() -> None:
+    """3,000 tokens, each e^-8.1 as likely as the last one, are drawn in nearly half of the rows."""
+    logits = torch.full((5, 3001), -8.1)
+    logits[:, -1] = 0.0
+    tokens = _assert_the_same_tokens(logits, _rows(top_k=0))
+    assert min(tokens) < 3000 == max(tokens)
+
+
+def test_candidates_that_fill_the_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "BLOCK", 16)
+    assert len(set(_assert_the_same_tokens(torch.randn(5, 16), _rows(top_k=5)))) > 1
+
+
+def test_tokens_at_a_cut_of_the_search_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search cuts at 8 - 8 and then midway between that and the number behind 8, which 60 of the logits equal.
+
+    61 logits are at or above the second cut, fewer than top_k, and 60 lie between both: they fit the scratch memory.
+    """
+    monkeypatch.setattr(sampling, "BLOCK", 64)
+    second_cut = 0.5 * float(torch.nextafter(torch.tensor(8.0), torch.tensor(9.0)))
+    logits = torch.full((5, 200), -1.0)
+    logits[:, 60:120], logits[:, 120] = torch.linspace(1.0, 3.9, 60), 8.0
+    logits[:, :60] = second_cut
+    assert len(set(_assert_the_same_tokens(logits, _rows(top_k=90)))) > 1

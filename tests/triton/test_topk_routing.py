@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.ops.triton.launch import launch_on_device
-from model.ops.triton.topk_routing import one_expert, route
+from model.ops.triton.topk_routing import gather_tiles, one_expert, route
 from tests.support.routing_requests import random_request, uniform_request
 from tests.triton.cases import integers
 
@@ -33,6 +33,20 @@ def test_each_pair_is_in_one_tile_of_its_expert_in_ascending_order(rows: int) ->
         naive = {expert: [p for p, e in enumerate(expert_ids) if e == expert] for expert in range(num_experts)}
         assert found == naive
         assert len(used) == sum(-(-len(pairs) // rows) for pairs in naive.values())
+
+
+@pytest.mark.parametrize(
+    ("expert_ids", "tile_experts", "tile_pairs"),
+    [([[2, 0, 1]], [0, 1, 2], [1, 3, 3, 3, 2, 3, 3, 3, 0, 3, 3, 3]), ([[0]] * 5, [0, 0], [0, 1, 2, 3, 4, 5, 5, 5])],
+    ids=["one row", "one expert"],
+)
+def test_no_tile_is_left_over_in_the_worst_case(
+    expert_ids: list[list[int]], tile_experts: list[int], tile_pairs: list[int]
+) -> None:
+    """The memory has room for the worst case, whose last padding is its end."""
+    ids = torch.tensor(expert_ids, dtype=torch.int32)
+    tiles = gather_tiles(launch_on_device, ids, torch.ones(ids.shape), max(tile_experts) + 1, 4)
+    assert tiles.tile_expert.tolist() == tile_experts and tiles.tile_pairs.tolist() == tile_pairs
 
 
 def test_one_expert_takes_all_rows_with_weight_1() -> None:

@@ -53,6 +53,28 @@ def read_file(path: Path) -> GgufFile:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def write_fields(source: Path, target: Path) -> None:
+    """Write a GGUF file with the fields of `source`, and no tensors. Fields about the parts of a model are left out.
+
+    Raises CheckpointError for a damaged file, and OSError if the target cannot be written.
+    """
+    with source.open("rb") as stream:
+        reader = _HeaderReader(source, stream, source.stat().st_size)
+        _check_start(reader)
+        start = reader.position
+        reader.take(8)  # the number of tensors
+        num_fields = reader.count("Q", MAX_FIELDS, "fields", SMALLEST_FIELD)
+        places = []
+        for _ in range(num_fields):
+            first, key = reader.position, reader.text()
+            _value(reader, key)
+            places += [] if key.startswith("split.") else [(first, reader.position)]
+        stream.seek(0)
+        content = stream.read(reader.position)
+    fields = b"".join(content[first:end] for first, end in places)
+    target.write_bytes(content[:start] + struct.pack("<QQ", 0, len(places)) + fields)
+
+
 class _HeaderReader:
     """Cursor in a file's header. Raises CheckpointError instead of reading beyond the file or the largest header."""
 

@@ -8,6 +8,7 @@
 
 #include "c_api/core.h"
 #include "gemm/gemm.h"
+#include "moe/gate_logits.h"
 #include "moe/moe.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"
@@ -76,4 +77,9 @@ int smoe_route(smoe_pool* pool, int isa, int dtype, const void* x, const float* 
                const uint8_t* allowed, int32_t* expert_ids, int64_t T, int64_t D, int64_t E, int64_t max_k) {
     const Routing routing{experts_per_token, allowed, expert_ids, max_k};
     return catch_errors([&] { SMOE_CALL(isa, choose_experts(pool_of(pool), dtype, x, gate, E, D, T, routing)); });
+}
+
+void smoe_gate_logits(smoe_pool* pool, int dtype, const void* x, const float* gate, float* logits, int64_t T, int64_t D,
+                      int64_t E) {
+    report_gate_logits(pool_of(pool), dtype, x, nullptr, gate, logits, T, D, E);
 }

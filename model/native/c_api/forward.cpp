@@ -6,6 +6,7 @@
 #include "attention/norm_rope.h"
 #include "c_api/core.h"
 #include "gemm/quant_formats.h"
+#include "moe/gate_logits.h"
 
 namespace smoe {
 namespace {
@@ -82,6 +83,7 @@ class Forward {
             const smoe_layer& layer = network_.layers[index];
             attend(layer);
             add_and_norm(layer.ffn_norm);
+            if (step_.P) report_gate(layer, index);
             if (index + 1 == network_.L) break;
             feed_forward(layer, at_.normed(), step_.T, choices(index));
             add_and_norm(network_.layers[index + 1].attention_norm);
@@ -175,9 +177,9 @@ class Forward {
         check(smoe_attention(pool_, isa_, q_dtype, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                              network_.block_size, H, G, K, network_.window));
-        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H}, K * at_.item());
+        gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H, H / G}, K * at_.item());
         linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false);
-        gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs}, at_.item());
+        gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs, PANEL}, at_.item());
     }
 
     void linear(int dtype, const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows,
@@ -188,16 +190,17 @@ class Forward {
     // Return where to compute columns that gather_columns() joins in `whole`.
     std::byte* part_or(void* whole) const { return network_.group ? at_.part() : static_cast<std::byte*>(whole); }
 
-    // Columns of a rank: `count` from `first` of `all`.
+    // Columns of a rank: `count` from `first` of `all`, in whole units except at the end.
     struct Columns {
-        int64_t all, first, count;
+        int64_t all, first, count, unit;
     };
 
     // whole [num_rows, all] from each rank's part(); one column has `bytes` bytes. Nothing to do without a group.
     void gather_columns(void* whole, int64_t num_rows, const Columns& columns, int64_t bytes) const {
         if (!network_.group) return;
         group_of(network_.group)
-            ->gather(at_.part(), whole, num_rows, {columns.all * bytes, columns.first * bytes, columns.count * bytes});
+            ->gather(at_.part(), whole, num_rows,
+                     {columns.all * bytes, columns.first * bytes, columns.count * bytes, columns.unit * bytes});
     }
 
     // y = FFN(normed) for num_rows rows.
@@ -211,7 +214,13 @@ class Forward {
                            first_F));
         else
             check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F));
-        gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs}, at_.item());
+        gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs, PANEL}, at_.item());
+    }
+
+    // Write the gate logits of the rows that report them.
+    void report_gate(const smoe_layer& layer, int64_t index) const {
+        report_gate_logits(pool_of(pool_), network_.residual_dtype, at_.normed(), step_.gate_rows, layer.gate,
+                           step_.gate_logits + index * step_.P * network_.E, step_.P, network_.D, network_.E);
     }
 
     // Set step.finite: a NaN or infinity in K, V or an expert propagates to the row's sum.
@@ -278,7 +287,7 @@ class Forward {
                           N, network_.D, network_.eps);
         linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D,
                true);
-        gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs}, sizeof(float));
+        gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs, PANEL}, sizeof(float));
     }
 
     smoe_pool* const pool_;

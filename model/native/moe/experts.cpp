@@ -118,7 +118,8 @@ void collect_hidden(Pool& pool, const PackedRows& x, const Experts& weights, con
     });
     if (!weights.group) return;
     const int64_t item = sizeof(T), num_rows = static_cast<int64_t>(pairs.rows.size());
-    weights.group->gather(own, rows, num_rows, {weights.F * item, weights.first_F * item, num_hidden * item});
+    weights.group->gather(own, rows, num_rows,
+                          {weights.F * item, weights.first_F * item, num_hidden * item, PANEL * item});
 }
 
 // Memory of hidden rows before they are packed.

@@ -1,16 +1,29 @@
-"""A group of ranks on one host, which exchange rows through shared memory (model/native/group/group.h)."""
+"""Groups of ranks inside calls of the library: over memory that ranks of one host share (model/native/group), or over
+any other group, whose gathers the library calls."""
 
 import ctypes
 import mmap
 import weakref
 from ctypes import c_char, c_void_p
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from model.cut import Cut
 from model.group import Group, GroupEndedError
-from model.ops.native.library import NativeLibrary
+from model.ops.native.library import GatherFunction, NativeLibrary
+
+ENDED = 2  # result of a library function after the end of its group
+
+
+class LibraryGroup(Protocol):
+    """A group for calls of the library."""
+
+    handle: c_void_p
+
+    def failure(self) -> BaseException:
+        """Return why the last gather failed."""
 
 
 def shared_bytes(library: NativeLibrary, size: int, buffer_bytes: int) -> int:
@@ -28,8 +41,6 @@ class SharedGroup:
         self._call = library.call
         size = shared_bytes(library, cut.size, buffer_bytes)
         self._memory = (c_char * size).from_buffer(mmap.mmap(fd, size))
-        self._buffer_bytes = buffer_bytes
-        self._buffers = size - 2 * buffer_bytes  # offset of the first one
         address = ctypes.addressof(self._memory)
         self.handle = c_void_p(library.call.smoe_group_create(address, cut.rank, cut.size, buffer_bytes))
         weakref.finalize(self, library.call.smoe_group_destroy, self.handle)
@@ -37,23 +48,11 @@ class SharedGroup:
     def gather(self, part: Tensor, width: int, unit: int) -> Tensor:
         columns, item = self.cut.part(width, unit), part.element_size()
         whole = torch.empty(len(part), width, dtype=part.dtype)
-        sizes = len(part), width * item, columns.start * item, len(columns) * item
+        sizes = len(part), width * item, columns.start * item, len(columns) * item, unit * item
         part = part.contiguous()
         if self._call.smoe_group_gather(self.handle, part.data_ptr(), whole.data_ptr(), *sizes):
             raise GroupEndedError
         return whole  # [T, width]
-
-    def fill(self, whole: Tensor) -> None:
-        """Join rows, as gather() does, with all columns from this rank. Raises GroupEndedError."""
-        size = whole.element_size() * whole.shape[1]
-        unused = torch.empty_like(whole)
-        if self._call.smoe_group_gather(self.handle, whole.data_ptr(), unused.data_ptr(), len(whole), size, 0, size):
-            raise GroupEndedError
-
-    def buffer(self, arrival: int, num_bytes: int) -> Tensor:
-        """Return the beginning of the buffer that all ranks fill after arrival number `arrival`: bytes, not a copy."""
-        offset = self._buffers + arrival % 2 * self._buffer_bytes
-        return torch.frombuffer(self._memory, dtype=torch.uint8, count=num_bytes, offset=offset)
 
     def end(self) -> None:
         """Let all gathers of all ranks raise GroupEndedError from now on. Any thread may call it."""
@@ -63,15 +62,38 @@ class SharedGroup:
         """Return how many gathers a rank has reached, in pieces of the buffer's size, modulo 2^32."""
         return int(self._call.smoe_group_arrivals(self.handle, rank))
 
-
-def gathers_in_library(group: Group) -> bool:
-    """Return whether functions of the library can gather over this group: a single rank, or memory that all share."""
-    return group.cut.size == 1 or isinstance(group, SharedGroup)
+    def failure(self) -> BaseException:
+        return GroupEndedError()
 
 
-def handle_of(group: Group) -> c_void_p | None:
-    """Return the group as an argument of the library's functions: None for a single rank."""
-    if group.cut.size == 1:
-        return None
-    assert isinstance(group, SharedGroup), "the library gathers through shared memory"
-    return group.handle
+class CalledGroup:
+    """Any group, for calls of the library: they gather through `group.gather` in the thread that made the call."""
+
+    def __init__(self, library: NativeLibrary, group: Group) -> None:
+        self.group = group
+        self._error: BaseException | None = None
+        self._function = GatherFunction(self._gather)
+        self.handle = c_void_p(library.call.smoe_group_of_calls(self._function, None))
+        weakref.finalize(self, library.call.smoe_group_destroy, self.handle)
+
+    def failure(self) -> BaseException:
+        error, self._error = self._error, None
+        return error or GroupEndedError()
+
+    def _gather(
+        self, context: None, part: int, whole: int, num_rows: int, whole_bytes: int, first: int, own: int, unit: int
+    ) -> int:
+        """Gather rows of bytes. An exception must not pass through the library: failure() returns it."""
+        try:
+            rows = self.group.gather(_rows_at(part, num_rows, own), whole_bytes, unit)
+            _rows_at(whole, num_rows, whole_bytes).copy_(rows)
+        except BaseException as error:  # noqa: BLE001 (it must not pass through C++)
+            self._error = error
+            return ENDED
+        return 0
+
+
+def _rows_at(address: int, num_rows: int, num_bytes: int) -> Tensor:
+    """Return memory of the library as a tensor [num_rows, num_bytes]; not a copy."""
+    memory = (c_char * (num_rows * num_bytes)).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(num_rows, num_bytes)

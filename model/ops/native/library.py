@@ -5,17 +5,19 @@ model/native/smoe_native.h documents the functions; the signatures here must mat
 
 import ctypes
 import weakref
-from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
+# context, part, whole, T; bytes of a whole row, before a part, in a part, in a unit of parts
+GatherFunction = CFUNCTYPE(c_int, *(c_void_p,) * 3, *(c_int64,) * 5)
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
 _SIGNATURES = {
@@ -31,7 +33,8 @@ _SIGNATURES = {
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
-    "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 4)),
+    "smoe_group_of_calls": (c_void_p, (GatherFunction, c_void_p)),
+    "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 5)),
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
     "smoe_ffn": (
@@ -43,6 +46,7 @@ _SIGNATURES = {
         (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
+    "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),

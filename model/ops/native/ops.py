@@ -6,10 +6,9 @@ rows and adds the residuals: these operations are exact or round each number by 
 model/ops/interface.py.
 """
 
-from collections.abc import Callable, Iterable
-from ctypes import c_uint64, c_void_p
+from collections.abc import Iterable
+from ctypes import c_uint64
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.ops.interface import FfnWeights, RoutingRequest
-from model.ops.native.group import gathers_in_library, handle_of
-from model.ops.native.hidden_exchange import HiddenExchange
+from model.ops.native.group import ENDED, CalledGroup, LibraryGroup, SharedGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
@@ -38,8 +36,6 @@ from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
 NUMERICS = 5  # incremented when a kernel's bits change
-ENDED = 2  # result of a library function after the end of its group
-REPORTED_ROWS = 256  # of gate_logits at a time, so that their copies in float64 stay small
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class NativeOps:
         self.threads = threads
         self._library = library
         self._call = library.call
-        self._exchange: HiddenExchange | None = None  # of the last group that is not in shared memory
+        self._called: CalledGroup | None = None  # of the last group that is not in shared memory
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
@@ -85,6 +81,10 @@ class NativeOps:
         """Let the kernels increment `counter` while they work, from now on."""
         self._heartbeat = counter  # the library keeps its address
         self._call.smoe_pool_heartbeat(self._pool, counter)
+
+    def panel_size(self, code: int, num_inputs: int) -> int:
+        """Return the bytes of a panel of PANEL outputs in a format, by its code."""
+        return int(self._call.smoe_panel_size(code, num_inputs))
 
     def pack_linear(self, *weights: Weight) -> NativeLinear:
         return self._packer.pack_linear(weights)
@@ -160,8 +160,8 @@ class NativeOps:
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(weights.hidden_dim, PANEL).start
-        call = partial(self._call.smoe_ffn, *kernel, *arguments)
-        self._call_in_group(lambda handle: call(handle, first), group, weights, lambda: len(x))
+        joined = self.in_library(group)
+        check(self._call.smoe_ffn(*kernel, *arguments, joined and joined.handle, first), joined)
         return y  # [T, D]
 
     def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
@@ -173,27 +173,19 @@ class NativeOps:
         sizes = len(x), experts.dim, experts.hidden_dim, experts.num_experts, request.expert_ids.shape[1]
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(experts.hidden_dim, PANEL).start
-        call = partial(self._call.smoe_moe, *kernel, *addresses, *routing, *sizes)
-        self._call_in_group(
-            lambda handle: call(handle, first), group, experts, lambda: int(request.experts_per_token.sum())
-        )
+        joined = self.in_library(group)
+        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, joined and joined.handle, first), joined)
         return y  # [T, D]
 
-    def _call_in_group(
-        self,
-        call: Callable[[c_void_p | None], int],
-        group: Group,
-        experts: NativeExperts,
-        num_hidden_rows: Callable[[], int],
-    ) -> None:
-        """Run a call of the library that gathers hidden rows, one for each row and each of its experts."""
-        if gathers_in_library(group):
-            check(call(handle_of(group)))
-            return
-        if self._exchange is None or self._exchange.group is not group:
-            self._exchange = HiddenExchange(self._library, group, experts.hidden_dim * torch.float32.itemsize)
-        dtype = torch.bfloat16 if experts.formats[2] == DTYPES[torch.bfloat16] else torch.float32
-        check(self._exchange.run(call, num_hidden_rows(), experts.hidden_dim, dtype))
+    def in_library(self, group: Group) -> LibraryGroup | None:
+        """Return the group for calls of the library; None for a single rank."""
+        if group.cut.size == 1:
+            return None
+        if isinstance(group, SharedGroup):
+            return group
+        if self._called is None or self._called.group is not group:
+            self._called = CalledGroup(self._library, group)
+        return self._called
 
     def add_norm_moe(
         self,
@@ -209,9 +201,11 @@ class NativeOps:
         return total, self.moe(normed, weights, request, group)  # [T, D] each
 
     def gate_logits(self, x: Tensor, weights: NativeMoe) -> Tensor:
-        gate = weights.gate.double().T  # in float64 the order of a sum, which depends on the batch, hardly shows
-        parts = [(part.double() @ gate).float() for part in torch.split(x, REPORTED_ROWS)]
-        return torch.cat(parts)  # [T, E]
+        num_experts, dim = weights.gate.shape
+        logits = torch.empty(len(x), num_experts)
+        addresses = x.data_ptr(), weights.gate.data_ptr(), logits.data_ptr()
+        self._call.smoe_gate_logits(self._pool, DTYPES[x.dtype], *addresses, len(x), dim, num_experts)
+        return logits  # [T, E]
 
     def logits(self, x: Tensor, rows: Tensor, head: NativeLinear) -> Tensor:
         return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]
@@ -228,9 +222,12 @@ class NativeOps:
         check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
         return result
 
-    def forward(self, network: NetworkArguments, step: StepArguments) -> None:
-        """Compute all layers of a step in one call; writes to the addresses in the arguments."""
-        check(self._call.smoe_forward(self._pool, self._isa, network, step))
+    def forward(self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None) -> None:
+        """Compute all layers of a step in one call; writes to the addresses in the arguments. `group`: the network's.
+
+        Raises GroupEndedError.
+        """
+        check(self._call.smoe_forward(self._pool, self._isa, network, step), group)
 
     def read_all(self, buffer: Tensor) -> int:
         """Read a buffer once, on all threads; return the sum of its 32-bit words and last bytes, modulo 2^32."""
@@ -259,9 +256,9 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / powers
 
 
-def check(result: int) -> None:
-    """Raise GroupEndedError if a library function returned 2, and MemoryError if it returned 1."""
+def check(result: int, group: LibraryGroup | None = None) -> None:
+    """Raise why the group ended if a library function returned 2, and MemoryError if it returned 1."""
     if result == ENDED:
-        raise GroupEndedError
+        raise group.failure() if group else GroupEndedError
     if result:
         raise MemoryError("not enough memory for the intermediate results of a step")

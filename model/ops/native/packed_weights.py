@@ -64,8 +64,8 @@ class NativeExperts:
     In an expert's part of w13 the panels of w1 and w3 alternate: w1's first, w3's first, w1's second, ...
     """
 
-    w13: Tensor  # bytes
-    w2: Tensor  # bytes
+    w13: Tensor  # [E, bytes]
+    w2: Tensor  # [E, bytes]
     formats: tuple[int, int, int]  # of w1, w3 and w2
     panel_sizes: tuple[int, int, int]  # bytes of a panel of w1, w3 and w2
     orders: list[tuple[Order, Order, Order]]  # [E] of w1, w3 and w2; w3's is w1's if they are equal
@@ -77,7 +77,7 @@ class NativeExperts:
 
     def matrices(self, expert: int) -> tuple[NativeMatrix, NativeMatrix, NativeMatrix]:
         """Return views of one expert's w1, w3 and w2."""
-        w13, w2 = self.w13.view(self.num_experts, -1)[expert], self.w2.view(self.num_experts, -1)[expert]
+        w13, w2 = self.w13[expert], self.w2[expert]
         (size1, size3, size2), (format1, format3, format2) = self.panel_sizes, self.formats
         order1, order3, order2 = self.orders[expert]
         return (
@@ -153,7 +153,8 @@ class WeightPacker:
         formats, sizes = (format1, format3, format2), (size1, size3, size2)
         orders: list[tuple[Order, Order, Order]] = [(None, None, None)] * num_experts
         shape = dim, hidden_dim, num_hidden, num_outputs
-        return NativeExperts(w13, w2, formats, sizes, orders, num_experts, *shape)
+        each = num_experts, -1
+        return NativeExperts(w13.view(each), w2.view(each), formats, sizes, orders, num_experts, *shape)
 
     def _pack(self, weight: Weight, to: NativeMatrix) -> None:
         if isinstance(weight, Tensor):

@@ -60,4 +60,6 @@ class StepArguments(ctypes.Structure):
         *((name, c_void_p) for name in ("token_ids", "positions", "slots", "logit_rows")),
         *((name, c_void_p) for name in ("query_start", "context_len", "block_tables")),
         *((name, c_void_p) for name in ("experts_per_token", "allowed", "expert_ids", "finite", "logits")),
+        ("P", c_int64),
+        *((name, c_void_p) for name in ("gate_rows", "gate_logits")),
     ]

@@ -99,7 +99,7 @@ def load_queries(
     TILE: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Load a tile's queries.
+    """Load a tile's queries: those of `num_rows` rows from `first_row` on, at most TILE // PER_KV_HEAD.
 
     Returns the queries [TILE, K], their offsets in [T, H, K] (in numbers), the row of the chunk that each belongs to,
     and a mask of those that exist, [TILE] each.
@@ -107,7 +107,7 @@ def load_queries(
     index = tl.arange(0, TILE)
     numbers = tl.arange(0, BLOCK_DIM)
     row = index // PER_KV_HEAD
-    exists = (row < num_rows) & (row < TILE // PER_KV_HEAD)
+    exists = row < num_rows
     head = kv_head * PER_KV_HEAD + index % PER_KV_HEAD
     place = ((first_row + row).to(tl.int64) * num_heads + head) * HEAD_DIM
     mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]

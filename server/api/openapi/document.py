@@ -1,6 +1,6 @@
 """The OpenAPI document of one running server."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -8,6 +8,15 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from server.api.openapi.bounds import Facts, bounded
+from server.api.openapi.descriptions import (
+    describe_parameter,
+    describe_reply,
+    describe_request,
+    plain_name,
+    with_plain_names,
+)
+from server.api.openapi.examples import example_body, example_value
+from server.api.openapi.groups import GROUPS, group_of
 from server.api.openapi.operations import COMPONENTS
 from server.api.openapi.response_schemas import ANTHROPIC_ERROR, ERROR
 from server.schemas import (
@@ -56,7 +65,10 @@ def document(routes: Iterable[BaseRoute], facts: Facts, version: str, root_path:
     _, schemas = models_json_schema(
         [(model, "validation") for model in REQUEST_MODELS], ref_template=COMPONENTS + "{model}"
     )
-    components = {name: bounded(schema, facts) for name, schema in schemas["$defs"].items()}
+    components = {
+        plain_name(name): describe_request(plain_name(name), bounded(with_plain_names(schema), facts))
+        for name, schema in schemas["$defs"].items()
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         assert isinstance(route, APIRoute)
@@ -66,23 +78,45 @@ def document(routes: Iterable[BaseRoute], facts: Facts, version: str, root_path:
         "openapi": "3.1.0",
         "info": {"title": "smoe", "version": version, "description": RULES},
         **({"servers": [{"url": root_path}]} if root_path else {}),
+        "tags": [{"name": group.name, "description": group.description} for group in GROUPS],
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": ERROR, "AnthropicError": ANTHROPIC_ERROR},
+            "schemas": {
+                **components,
+                "Error": describe_reply(ERROR),
+                "AnthropicError": describe_reply(ANTHROPIC_ERROR),
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
 def _operation(route: APIRoute, method: str, facts: Facts) -> dict[str, Any]:
-    name = route.path_format.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "playground"
+    path = route.path_format
+    name = path.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "playground"
     operation: dict[str, Any] = {
         "operationId": f"{method}_{name}",
         "summary": route.summary,
-        "responses": {str(status): response for status, response in route.responses.items()},
+        "tags": [group_of(path).name],
+        "responses": {str(status): describe_reply(response) for status, response in route.responses.items()},
         "security": [{}, {"key": []}],
         **(route.openapi_extra or {}),
     }
+    model = next(iter(facts.model_names), "MODEL")
     if "parameters" in operation:
-        operation["parameters"] = [bounded(parameter, facts) for parameter in operation["parameters"]]
+        operation["parameters"] = [
+            describe_parameter(bounded(parameter, facts), example_value(parameter["name"], model))
+            for parameter in operation["parameters"]
+        ]
+    if "requestBody" in operation:
+        contents = operation["requestBody"]["content"]
+        contents = {kind: _content(content, path, model) for kind, content in contents.items()}
+        operation["requestBody"] = {**operation["requestBody"], "content": contents}
     return operation
+
+
+def _content(content: Mapping[str, Any], path: str, model: str) -> dict[str, Any]:
+    """Return a body's content with an example, and with sentences for the fields of an object without a name."""
+    example = example_body(path, model)
+    described = {**content, "schema": describe_request("UploadForm", content["schema"])}
+    return described if example is None else {**described, "example": example}

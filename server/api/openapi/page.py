@@ -1,89 +1,137 @@
 """The description as one HTML page without scripts, which loads nothing from other servers."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
-STYLE = (
-    ":root{color-scheme:light dark;background:Canvas;color:CanvasText}"  # the page, not only the body's box
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "h2{margin-top:3rem;font:600 1.1rem ui-monospace,monospace}table{border-collapse:collapse;width:100%}"
-    "td,th{text-align:left;vertical-align:top;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #8884}"
-    "code{font-size:.9em;overflow-wrap:anywhere}"
-)
-_LIMITS = {
-    "minimum": "at least {}",
-    "maximum": "at most {}",
-    "exclusiveMinimum": "greater than {}",
-    "exclusiveMaximum": "less than {}",
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {} entries",
-    "maxItems": "at most {} entries",
-    "maxProperties": "at most {} members",
-    "pattern": "matches {}",
-}
+from server.api.openapi import snippets
+from server.api.openapi.field_table import field_table
+
+Json = Mapping[str, Any]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+PLAYGROUND = "./"  # relative, so that it works behind a proxy's prefix
+IN_PLAYGROUND = ("/v1/completions", "/v1/chat/completions")
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """Render an OpenAPI document."""
+@cache
+def style() -> str:
+    """Read the style sheet, which is part of the page."""
+    return Path(__file__).with_name("page.css").read_text()
+
+
+def page(document: Json, base_url: str = DEFAULT_URL) -> str:
+    """Render an OpenAPI document. `base_url`: the server's, for the examples; without a slash at its end."""
     info, schemas = document["info"], document["components"]["schemas"]
-    operations = [
-        part
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-        for part in _operation(method, path, operation, schemas)
-    ]
-    nested = [part for name in sorted(schemas) for part in _model(name, schemas[name])]
+    others = [name for name in sorted(schemas) if name not in _bodies(document)]
     return "\n".join(
         [
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-            f"<title>{escape(info['title'])} API</title><style>{STYLE}</style>",
+            f"<title>{escape(info['title'])} API</title><style>{style()}</style>",
+            "<nav aria-label='Contents'>",
+            f"<a href='{PLAYGROUND}'>Playground</a><a href=openapi.json>openapi.json</a>",
+            *_contents(document),
+            "</nav><main>",
             f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
-            "<p>For programs: <a href=openapi.json>openapi.json</a></p>",
-            *operations,
-            "<h1>Objects</h1>",
-            *nested,
+            "<p>Fields with * are required; the others may also be null, which counts as absent.</p>",
+            *_groups(document, base_url),
+            "<h2 id='objects'>Objects</h2>",
+            *(part for name in others for part in _object(name, schemas[name])),
+            "</main>",
         ]
     )
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2 id='{escape(operation['operationId'])}'>{method.upper()} {escape(path)}</h2>"
-    yield f"<p>{escape(operation['summary'])}</p>"
-    for content in operation.get("requestBody", {}).get("content", {}).values():
-        yield f"<p>Body: {_type(content['schema'])}</p>"
-    rows = (
-        f"<tr><td>{status}<td>{escape(response['description'])}" for status, response in operation["responses"].items()
-    )
+def _bodies(document: Json) -> set[str]:
+    """Return the names of the objects that are bodies of requests: their fields stand at the operation."""
+    operations = (operation for methods in document["paths"].values() for operation in methods.values())
+    return {_body_name(operation) for operation in operations}
+
+
+def _body_name(operation: Json) -> str:
+    """Return the name of the object that an operation takes; empty if it takes none that has a name."""
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    name: str = schema.get("$ref", "").rpartition("/")[2]
+    return name
+
+
+def _operations(document: Json, group: str) -> Iterator[tuple[str, str, Json]]:
+    """Yield the operations of a group: method, path, operation."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if group in operation["tags"]:
+                yield method.upper(), path, operation
+
+
+def _contents(document: Json) -> Iterator[str]:
+    for group in document["tags"]:
+        yield f"<p>{escape(group['name'])}</p>"
+        for method, path, operation in _operations(document, group["name"]):
+            yield f"<a href='#{escape(operation['operationId'])}'>{method} {escape(path)}</a>"
+    yield "<p>More</p><a href='#objects'>Objects</a>"
+
+
+def _groups(document: Json, base_url: str) -> Iterator[str]:
+    for group in document["tags"]:
+        yield f"<h2>{escape(group['name'])}</h2><p>{escape(group['description'])}</p>"
+        for method, path, operation in _operations(document, group["name"]):
+            yield from _operation(method, path, operation, document["components"]["schemas"], base_url)
+
+
+def _operation(method: str, path: str, operation: Json, schemas: Json, base_url: str) -> Iterator[str]:
+    yield f"<h3 id='{escape(operation['operationId'])}'>{method} {escape(path)}</h3>"
+    link = f" <a href='{PLAYGROUND}'>Try it in the playground</a>" if path in IN_PLAYGROUND else ""
+    yield f"<p>{escape(operation['summary'])}{link}</p>"
+    yield from _examples(method, path, operation, base_url)
+    if parameters := operation.get("parameters"):
+        fields = {one["name"]: {**one["schema"], "description": one["description"]} for one in parameters}
+        yield field_table(fields, [one["name"] for one in parameters if one.get("required")], "In the URL")
+    yield from _body(operation, schemas)
+    yield from _reply(operation)
+
+
+def _examples(method: str, path: str, operation: Json, base_url: str) -> Iterator[str]:
+    """Yield the call in each language; one of them is open at a time."""
+    for parameter in operation.get("parameters", ()):
+        path = path.replace(f"{{{parameter['name']}}}", str(parameter.get("example")))
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+    is_json = "application/json" in operation["responses"]["200"].get("content", {})
+    texts = {
+        "curl": snippets.curl(method, base_url, path, body),
+        "Python": snippets.python(method, base_url, path, body, is_json=is_json),
+    }
+    name = escape(operation["operationId"])
+    for title, text in texts.items():
+        is_open = " open" if title == "curl" else ""
+        shown = f"<pre><code>{escape(text)}</code></pre>"
+        yield f"<details name='{name}'{is_open}><summary>{title}</summary>{shown}</details>"
+
+
+def _body(operation: Json, schemas: Json) -> Iterator[str]:
+    if name := _body_name(operation):
+        yield f"<h4 id='{escape(name)}'>Body: {escape(name)}</h4>{_fields(schemas[name])}"
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        if "properties" in content["schema"]:
+            yield f"<h4>Body: {escape(kind)}</h4>{_fields(content['schema'])}"
+
+
+def _reply(operation: Json) -> Iterator[str]:
+    responses = operation["responses"]
+    for content in responses["200"].get("content", {}).values():
+        if fields := content["schema"].get("properties"):
+            yield f"<details><summary>Fields of the reply</summary>{field_table(fields, (), 'Field')}</details>"
+    rows = (f"<tr><td>{status}<td>{escape(response['description'])}" for status, response in responses.items())
     yield f"<details><summary>Statuses</summary><table>{''.join(rows)}</table></details>"
 
 
-def _model(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2 id='{escape(name)}'>{escape(name)}</h2>"
+def _object(name: str, schema: Json) -> Iterator[str]:
+    yield f"<h3 id='{escape(name)}'>{escape(name)}</h3>"
     if "description" in schema:
         yield f"<p>{escape(schema['description'])}</p>"
-    required = schema.get("required", [])
-    rows = (
-        f"<tr><td><code>{escape(field)}</code>{' *' if field in required else ''}<td>{_type(of)}"
-        for field, of in schema.get("properties", {}).items()
-    )
-    yield f"<table>{''.join(rows)}</table>"
+    yield _fields(schema)
 
 
-def _type(schema: Mapping[str, Any]) -> str:
-    """Describe a type in words; other objects are links."""
-    if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f"<a href='#{name}'>{name}</a>"
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return " or ".join(_type(part) for part in schema[key])
-    if "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        return "one of " + ", ".join(f"<code>{escape(repr(value))}</code>" for value in values)
-    words = str(schema.get("type", "any value"))
-    if isinstance(schema.get("items"), Mapping):
-        words += f" of {_type(schema['items'])}"
-    limits = [text.format(f"<code>{escape(str(schema[key]))}</code>") for key, text in _LIMITS.items() if key in schema]
-    return ", ".join([words, *limits])
+def _fields(schema: Json) -> str:
+    return field_table(schema.get("properties", {}), schema.get("required", ()), "Field")

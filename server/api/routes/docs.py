@@ -6,9 +6,11 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Scope
 
 from server.api.openapi import Facts, document, page
 from server.api.openapi.operations import describe
+from server.api.openapi.page import DEFAULT_URL
 from server.api.routes import READ
 from server.generation.state import ServerState, state_of
 
@@ -23,7 +25,7 @@ router = APIRouter()
 @router.api_route("/openapi.json", methods=READ, **describe("Return this description as JSON.", {"type": "object"}))
 async def openapi(http: HttpRequest) -> Response:
     """Reply with the description for programs."""
-    return JSONResponse(_document_of(http))
+    return JSONResponse(_document(*_inputs(http)))
 
 
 @router.api_route(
@@ -33,12 +35,22 @@ async def openapi(http: HttpRequest) -> Response:
 )
 async def docs(http: HttpRequest) -> Response:
     """Reply with the description as a page."""
-    return HTMLResponse(page(_document_of(http)), headers=PAGE_HEADERS)
+    return HTMLResponse(_page(*_inputs(http), _base_url(http.scope)), headers=PAGE_HEADERS)
 
 
-def _document_of(http: HttpRequest) -> dict[str, Any]:
+def _inputs(http: HttpRequest) -> tuple[FastAPI, Facts, str, str]:
     state = state_of(http)
-    return _document(http.app, _facts(state), state.version, http.scope.get("root_path", ""))
+    return http.app, _facts(state), state.version, http.scope.get("root_path", "")
+
+
+def _base_url(scope: Scope) -> str:
+    """Return the URL of the address that a request came to, for the page's examples. No text of the client is in it."""
+    host, port = scope.get("server") or ("", None)
+    root_path: str = scope.get("root_path", "")
+    if port is None:
+        return DEFAULT_URL + root_path
+    name = f"[{host}]" if ":" in host else host
+    return f"{scope['scheme']}://{name}:{port}{root_path}"
 
 
 @lru_cache(maxsize=2)
@@ -48,6 +60,11 @@ def _document(app: FastAPI, facts: Facts, version: str, root_path: str) -> dict[
     Making it takes about 50 ms: too long for the event loop at each request.
     """
     return document(app.state.routes, facts, version, root_path)
+
+
+@lru_cache(maxsize=4)
+def _page(app: FastAPI, facts: Facts, version: str, root_path: str, base_url: str) -> str:
+    return page(_document(app, facts, version, root_path), base_url)
 
 
 def _facts(state: ServerState) -> Facts:

@@ -73,7 +73,7 @@ def run_command(
 
 def _answer(client: Any, fields: dict[str, Any], system: str | None, prompt: str, *, with_stats: bool) -> int:
     """Print one answer and return the exit code."""
-    from server.cli.chat import ChatSession, served_model
+    from server.cli.chat.session import ChatSession, served_model
 
     session = ChatSession(client, served_model(client), fields, system, write_answer)
     session.send(prompt, with_stats=with_stats)

@@ -43,7 +43,7 @@ class OwnServer:
             raise ApiError(f"{log}: {error.strerror}") from None
         with output:
             self._process = subprocess.Popen(
-                [*command, "--host", HOST, "--port", str(self.port)],
+                [*command, "--host", HOST, "--port", str(self.port), "--log-format", "text"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -88,7 +88,7 @@ def _lines(snapshot: "Snapshot") -> list[str]:
 def _read(client: "ApiClient") -> "Snapshot":
     """Ask the server for everything that is shown. Raises ApiError if it does not answer."""
     from server.cli.api_client import ApiError
-    from server.cli.chat import served_model
+    from server.cli.chat.session import served_model
     from server.cli.top.screen import Snapshot
 
     model, load = served_model(client), client.get(f"/load/recent?interval={INTERVAL_S}")

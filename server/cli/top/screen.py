@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.cli.chat import BARS, expert_lines
+from server.cli.chat.expert_bars import BARS, expert_lines
 from server.cli.colours import Colours
 from server.cli.terminal_text import escape_controls
 

@@ -58,7 +58,10 @@ PROMPT_ROWS: dict[str, Row] = {
     ),
     "prompts beyond the context": Row(
         (COMPLETIONS,),
-        each("prompt", [[5] * (CONTEXT - 1), [5] * CONTEXT, ["a", "word " * 3000]], CONTEXT_CODE),
+        [
+            *each("prompt", [[5] * CONTEXT, ["a", "word " * 3000]], CONTEXT_CODE),
+            ({"prompt": [5] * (CONTEXT - 1)}, CONTEXT_CODE, "max_tokens"),  # a shorter answer would fit
+        ],
     ),
     "prompt and completion beyond the context": Row(
         OPENAI,

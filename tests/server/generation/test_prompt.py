@@ -40,7 +40,12 @@ def test_the_limit_is_the_clients_or_the_room_after_the_prompt(
 
 @pytest.mark.parametrize(
     ("request_", "num_prompt", "param"),
-    [(completion(max_tokens=11), 10, "prompt"), (chat(max_tokens=11), 10, "messages"), (completion(), 19, "prompt")],
+    [
+        (completion(max_tokens=11), 10, "max_tokens"),
+        (chat(max_tokens=11), 10, "max_tokens"),
+        (chat(max_completion_tokens=11), 10, "max_completion_tokens"),
+        (completion(), 19, "prompt"),
+    ],
 )
 def test_a_limit_or_a_prompt_that_does_not_fit_is_refused(
     request_: GenerationRequest, num_prompt: int, param: str
@@ -48,6 +53,7 @@ def test_a_limit_or_a_prompt_that_does_not_fit_is_refused(
     with pytest.raises(ApiError) as caught:
         completion_limit(request_, num_prompt, SMALL)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+    assert ("to at most 10" in caught.value.message) == (num_prompt == 10)
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 3]), (2, [2, 3]), (3, [1, 2, 3]), (9, [1, 2, 3])])

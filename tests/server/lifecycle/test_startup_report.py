@@ -98,3 +98,19 @@ def test_kernels_and_graphs_are_counted_and_have_no_bytes(stage: str) -> None:
 )
 def test_sizes_are_readable(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_with_a_log_of_json_every_line_is_json_and_there_is_no_bar() -> None:
+    stream = Terminal()
+    report = StartupReport(stream, style="json")
+    report.line("smoe 1 loads m")
+    report.line("WARNING: anyone can use this server")
+    report.progress(EngineStatus("loading", "weights", 1, 100))
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["level"], first["message"]) == ("info", "smoe 1 loads m")
+    assert (second["level"], second["message"]) == ("warning", "anyone can use this server")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

@@ -49,9 +49,13 @@ ATTENTION = (
     ),
     _span("total = total * factor + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
     _span("values = values * factor[:, None] + tl.dot", "values = values + tl.dot"),
+    _span("k_mask = readable[None, :] & is_number[:, None]", "k_mask = readable[None, :]"),
+    _span("k_mask = readable[None, :] & is_number[:, None]", "k_mask = is_number[:, None]"),
     _span("v_mask = readable[:, None] & is_number[None, :]", "v_mask = readable[:, None]"),
-    _queries("(row < num_rows) & (row < TILE // PER_KV_HEAD)", "row < TILE // PER_KV_HEAD"),
-    _queries("(row < num_rows) & (row < TILE // PER_KV_HEAD)", "row < num_rows"),
+    _span("v_mask = readable[:, None] & is_number[None, :]", "v_mask = is_number[None, :]"),
+    _queries("exists = row < num_rows", "exists = row >= 0"),
+    _queries("exists = row < num_rows", "exists = row <= num_rows"),
+    _queries("row = index // PER_KV_HEAD", "row = index % PER_KV_HEAD"),
     _queries("head = kv_head * PER_KV_HEAD + index % PER_KV_HEAD", "head = kv_head + index % PER_KV_HEAD"),
     _queries("mask = exists[:, None] & (numbers < HEAD_DIM)[None, :]", "mask = exists[:, None]"),
     _merge("other_values * other_factor[:, None]", "other_values * factor[:, None]"),
@@ -72,6 +76,8 @@ ATTENTION = (
     ),
     _kernel("decode_kernel", "positions = tl.where(exists, end - 1, -1)", "positions = tl.where(exists, end, -1)"),
     _kernel("decode_kernel", "lowest = tl.maximum(end - window, 0)", "lowest = tl.maximum(end - window + 1, 0)"),
+    _kernel("decode_kernel", "lowest // SPAN * SPAN if SEPARATE else", "lowest // KEYS * KEYS if SEPARATE else"),
+    _kernel("decode_kernel", "tl.maximum(SPAN, tl.cdiv(tl.cdiv(end - first, num_splits), KEYS) * KEYS)", "SPAN"),
     _kernel("decode_kernel", "begin = first + split * length", "begin = first + split * SPAN"),
     _kernel("decode_kernel", "tl.minimum(begin + length, end)", "tl.minimum(begin + length - 1, end)"),
     _kernel(
@@ -94,6 +100,8 @@ ATTENTION = (
         "total = total * factor + tl.sum(totals * factors, 0)",
         "total = total + tl.sum(totals * factors, 0)",
     ),
+    _kernel("merge_kernel", "values = values * factor[:, None] + tl.sum(parts", "values = values + tl.sum(parts"),
+    _kernel("merge_kernel", "tl.sum(parts * factors[:, None], 0)", "tl.sum(parts, 0)"),
     _kernel("merge_kernel", "mask=is_number[None, :])", "mask=numbers[None, :] >= 0)"),
     _kernel(
         "merge_kernel", "(row.to(tl.int64) * num_heads + head) * HEAD_DIM", "(sequence * num_heads + head) * HEAD_DIM"

@@ -62,6 +62,14 @@ PRODUCTS = (
         "weights = load_inputs(w_rows[:, None] + k[None, :], (k < dim)[None, :], EVEN)",
         "weights = load_inputs(w_rows[:, None] + k[None, :], (k <= dim)[None, :], EVEN)",
     ),
+    _tile(
+        "(k < dim)[:, None], EVEN)\n            weights",
+        "(k <= dim)[:, None], EVEN)\n            weights",
+    ),
+    _tile(
+        "(k < dim)[:, None], EVEN)\n                total",
+        "(k <= dim)[:, None], EVEN)\n                total",
+    ),
     _tile("tl.load(pointers, mask=inside, other=0.0)", "tl.load(pointers, mask=inside, other=1.0)"),
     _linear("% row_tiles) * ROWS + tl.arange(0, ROWS)", "% row_tiles) * OUTPUTS + tl.arange(0, ROWS)"),
     _linear("// row_tiles) * OUTPUTS", "// row_tiles) * ROWS"),
@@ -73,6 +81,7 @@ PRODUCTS = (
     _linear(
         "tl.load(scales + outputs, mask=output_mask, other=0.0)", "tl.load(scales + 0 * outputs, mask=output_mask)"
     ),
+    _linear("EVEN=dim % tiling.inputs == 0", "EVEN=True"),
     _gate_up("tl.where(row_mask, pairs // max_k, 0)", "tl.where(row_mask, pairs, 0)"),
     _gate_up("outputs < 2 * hidden_dim", "outputs < hidden_dim"),
     _gate_up("w_rows = expert * 2 * hidden_dim", "w_rows = expert * hidden_dim"),
@@ -84,6 +93,7 @@ PRODUCTS = (
     _gate_up("multiply_tile(x_rows, w13, w_rows,", "multiply_tile(x_rows, w13, w_rows.to(tl.int32),", LARGE),
     _down("return inside // size, group", "return inside // GROUP, group"),
     _down("size = tl.minimum(num_blocks - group * GROUP, GROUP)", "size = GROUP"),
+    _down("group * GROUP + inside % size", "inside % size"),
     _down("tl.where(row_mask, pairs, 0) * hidden_dim", "tl.where(row_mask, pairs // 2, 0) * hidden_dim"),
     _down("w_rows = expert * dim", "w_rows = expert * hidden_dim"),
     _down("tl.load(scales + w_rows)[:, None]\n        target", "tl.load(scales + 0 * w_rows)[:, None]\n        target"),
@@ -93,6 +103,7 @@ PRODUCTS = (
     _down("multiply_tile(h_rows, w2, w_rows,", "multiply_tile(h_rows, w2, w_rows.to(tl.int32),", LARGE),
     _gate("group = first + tl.arange(0, GROUP)", "group = tl.arange(0, GROUP)"),
     _gate("gate + group[:, None] * dim", "gate + group[:, None] * num_experts"),
+    _gate("mask = (group < num_experts)[:, None] & inside[None, :]", "mask = inside[None, :]"),
     _gate("exists = experts < num_experts", "exists = experts <= num_experts"),
     _gate('ranked = tl.where(logits == logits, logits, float("-inf"))', "ranked = logits"),
     _gate("allowed + row * num_experts + experts", "allowed + row + experts"),

@@ -17,6 +17,12 @@ def _logprobs(old: str, new: str) -> Mutant:
     return Mutant("logprobs_kernel", "sampling", old, new, TESTS)
 
 
+# One of these masks alone changes nothing: what it lets through, another one leaves out.
+GATHERED = """        logits = tl.load(scratch + index, mask=index < ties, other=float("-inf"))
+        keys = tl.where(index < ties, sort_keys(logits), -1)
+        probs = tl.where(index < ties, unnormalized_probs(logits, distribution), 0.0)
+"""
+
 SAMPLING = (
     _draw("tl.minimum(best, first), best))", "first, best))"),
     _draw("(block == top) & (ids < vocab_size), ids, 2147483647))", "block == top, ids, 2147483647)) + 1"),
@@ -39,8 +45,7 @@ SAMPLING = (
     _search("tl.where(probs >= min_p, probs, 0.0)", "tl.where(probs > min_p, probs, 0.0)"),
     _search("total += tl.where(ids < vocab_size, probs, 0.0)", "total += tl.where(above, probs, 0.0)"),
     _search("high_mass = tl.where(is_low, high_mass, mass)", "high_mass = mass"),
-    _search('index < ties, other=float("-inf")', 'index <= ties, other=float("-inf")'),
-    _search("keys = tl.where(index < ties, sort_keys(logits), -1)", "keys = sort_keys(logits)"),
+    _search(GATHERED, GATHERED.replace("<", "<=")),
     _search("count += tl.sum((keys > low).to(tl.int32))", "count += tl.sum((keys >= low).to(tl.int32))"),
     _search("(keys >= low) & (keys < high)", "(keys >= low) & (keys <= high)"),
     _search("scratch + done + tl.cumsum(chosen) - chosen", "scratch + done + tl.cumsum(chosen)"),

@@ -32,7 +32,7 @@ def test_experts_lie_one_after_another_as_each_is_packed_alone(kind: Quantizatio
     assert torch.equal(together.w13, torch.cat([one.w13 for one in alone]))
     assert torch.equal(together.w2, torch.cat([one.w2 for one in alone]))
     assert all(
-        torch.equal(one.w2, ops.pack_linear(expert.w2).matrices[0].panels)
+        torch.equal(one.w2[0], ops.pack_linear(expert.w2).matrices[0].panels)
         for one, expert in zip(alone, experts, strict=True)
     )
     sizes = (together.formats, together.num_experts, together.dim, together.hidden_dim)

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from server.api import routes
 from server.api.app import ROUTERS, ROUTES
 from server.api.openapi import Facts, document, page
+from server.api.openapi.descriptions import NOT_SUPPORTED
 from server.errors import ANTHROPIC_PATH
 from tests.support.serving import MODEL
 
@@ -46,7 +47,7 @@ def test_bounds_are_those_of_the_model_that_is_served() -> None:
     assert properties["stop_token_ids"]["anyOf"][0]["items"]["maximum"] == 99
     assert properties["max_tokens"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 50}
     assert properties["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
-    assert properties["suffix"] == {"enum": ["", None]}
+    assert properties["suffix"] == {"enum": ["", None], "description": NOT_SUPPORTED}
     assert {"type": "null"} in properties["stream"]["anyOf"]
 
 
@@ -78,7 +79,7 @@ def test_the_page_names_every_operation_and_field_and_loads_nothing() -> None:
     tags = Tags()
     tags.feed(html)
     assert not tags.tags & {"script", "link", "img", "iframe"}
-    assert {link.removeprefix("#") for link in tags.links} - {"openapi.json"} <= tags.ids
+    assert {link.removeprefix("#") for link in tags.links} - {"openapi.json", "./"} <= tags.ids
     for method, path in OPERATIONS:
         assert f"{method.upper()} {path}" in html
     for schema in described["components"]["schemas"].values():

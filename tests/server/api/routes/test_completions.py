@@ -142,7 +142,8 @@ async def test_a_request_that_does_not_fit_is_a_400_with_both_numbers(
     assert len(engine.submitted) == (status == 200)
     if status == 400:
         error = response.json()["error"]
-        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+        blamed = "max_tokens" if fields else "prompt"
+        assert (error["code"], error["param"]) == ("context_length_exceeded", blamed)
         assert str(num_prompt) in error["message"] and str(MAX_MODEL_LEN) in error["message"]
 
 

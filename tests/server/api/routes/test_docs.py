@@ -5,7 +5,7 @@ import pytest
 
 from server.api.routes import docs
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import app_around, client_of, saying, state_around
+from tests.support.serving import app_around, client_of, listening, saying, state_around
 
 
 @pytest.mark.anyio
@@ -41,3 +41,11 @@ async def test_the_description_has_the_prefix_of_a_proxy() -> None:
     app = app_around(state_around(FakeEngine(saying("a"))), root_path="/api")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
         assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/api"}]
+
+
+@pytest.mark.anyio
+async def test_the_pages_examples_name_the_address_that_the_request_came_to_and_no_text_of_the_client() -> None:
+    async with listening(state_around(FakeEngine(saying("a")))) as url, httpx.AsyncClient(base_url=url) as client:
+        page = (await client.get("/docs", headers={"host": "elsewhere.example"})).text
+    assert f"curl {url}/v1/models" in page
+    assert "elsewhere" not in page

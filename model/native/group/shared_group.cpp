@@ -1,4 +1,4 @@
-#include "group/group.h"
+#include "group/shared_group.h"
 
 #include <algorithm>
 #include <cstring>
@@ -39,22 +39,24 @@ void wake_all(std::atomic<uint32_t>&) {}
 
 }  // namespace
 
-size_t Group::memory_bytes(int size, int64_t buffer_bytes) { return (size + 1) * sizeof(Line) + 2 * buffer_bytes; }
+size_t SharedGroup::memory_bytes(int size, int64_t buffer_bytes) {
+    return (size + 1) * sizeof(Line) + 2 * buffer_bytes;
+}
 
-Group::Group(void* memory, int rank, int size, int64_t buffer_bytes)
+SharedGroup::SharedGroup(void* memory, int rank, int size, int64_t buffer_bytes)
     : lines_(static_cast<Line*>(memory)), buffers_(reinterpret_cast<std::byte*>(lines_ + size + 1)), rank_(rank),
       size_(size), buffer_bytes_(buffer_bytes), arrivals_(num_arrivals(rank)) {}
 
-bool Group::has_ended() const { return lines_[size_].arrivals.load() != 0; }
+bool SharedGroup::has_ended() const { return lines_[size_].arrivals.load() != 0; }
 
-uint32_t Group::num_arrivals(int rank) const { return lines_[rank].arrivals.load(); }
+uint32_t SharedGroup::num_arrivals(int rank) const { return lines_[rank].arrivals.load(); }
 
-void Group::end() {
+void SharedGroup::end() {
     lines_[size_].arrivals.store(1);
     for (int rank = 0; rank < size_; ++rank) wake_all(lines_[rank].arrivals);
 }
 
-void Group::gather(const void* part, void* whole, int64_t rows, const Columns& columns) {
+void SharedGroup::gather(const void* part, void* whole, int64_t rows, const Columns& columns) {
     const auto* from = static_cast<const std::byte*>(part);
     auto* to = static_cast<std::byte*>(whole);
     const int64_t step = buffer_bytes_ / columns.whole_bytes;
@@ -70,7 +72,7 @@ void Group::gather(const void* part, void* whole, int64_t rows, const Columns& c
 }
 
 // Wait until every rank has filled its part of the buffer.
-void Group::meet() {
+void SharedGroup::meet() {
     Line& own = lines_[rank_];
     own.arrivals.store(++arrivals_);
     if (own.sleepers.load()) wake_all(own.arrivals);
@@ -79,7 +81,7 @@ void Group::meet() {
     if (has_ended()) throw GroupEnded{};
 }
 
-void Group::await_rank(Line& line, uint32_t arrival) {
+void SharedGroup::await_rank(Line& line, uint32_t arrival) {
     const auto has_arrived = [&] { return static_cast<int32_t>(line.arrivals.load() - arrival) >= 0; };
     if (spin(has_arrived)) return;
     ++line.sleepers;

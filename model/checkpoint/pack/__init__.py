@@ -1,0 +1,1 @@
+"""Packs: weights on disk as the native kernels read them from memory (docs/packs.md). Imports no torch."""

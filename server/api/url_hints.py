@@ -1,0 +1,41 @@
+"""What to call instead of a URL that does not exist. A hint never repeats the client's URL."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+MAX_PATH_CHARS = 128  # of a path that is compared with all others
+MIN_LIKENESS = 0.8
+_CHAT = "/v1/chat/completions"
+# First parts of the paths of other servers' own APIs.
+_OTHER_APIS = {
+    "/api/": "Ollama's API is not served",
+    "/generate": "TGI's API is not served",
+    "/infill": "llama-server's own API is not served",
+    "/props": "llama-server's own API is not served",
+    "/slots": "llama-server's own API is not served",
+    "/v1/images": "This server has no images",
+    "/v1/audio": "This server has no audio",
+    "/v1/assistants": "The Assistants API is not served",
+    "/v1/threads": "The Assistants API is not served",
+    "/v1/fine_tuning": "This server does not train",
+}
+
+
+def url_hint(path: str, known: Collection[str]) -> str | None:
+    """Return a sentence about a path that is not among the `known` ones; None if nothing is like it."""
+    for start, reason in _OTHER_APIS.items():
+        if path.startswith(start):
+            return f"{reason}; OpenAI's is, as {_CHAT}."
+    instead = _likely_path(path, known)
+    return None if instead is None else f"Did you mean {instead}?"
+
+
+def _likely_path(path: str, known: Collection[str]) -> str | None:
+    """Return the path with /v1 once in front, without a slash at its end, or else the most similar known one."""
+    if len(path) > MAX_PATH_CHARS:
+        return None
+    plain = path.rstrip("/")
+    for candidate in (plain, f"/v1{plain}", plain.replace("/v1/v1/", "/v1/", 1)):
+        if candidate in known:
+            return candidate
+    return next(iter(get_close_matches(plain, known, n=1, cutoff=MIN_LIKENESS)), None)

@@ -1,0 +1,1 @@
+"""`smoe chat`: a conversation in the terminal."""

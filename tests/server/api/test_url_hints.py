@@ -1,0 +1,42 @@
+"""server/api/url_hints.py: what to call instead of a URL that does not exist."""
+
+import pytest
+
+from server.api.app import PATHS
+from server.api.url_hints import MAX_PATH_CHARS, url_hint
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/models", "/v1/models"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/v1/embedding", "/v1/embeddings"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/healthz", "/health"),
+    ],
+)
+def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str) -> None:
+    assert url_hint(path, PATHS) == f"Did you mean {instead}?"
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("/api/generate", "Ollama"), ("/api/chat", "Ollama"), ("/infill", "llama-server"), ("/generate", "TGI")],
+)
+def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str, named: str) -> None:
+    hint = url_hint(path, PATHS)
+    assert hint is not None and named in hint and "/v1/chat/completions" in hint
+
+
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/favicon.ico", "/" + "v1/" * MAX_PATH_CHARS])
+def test_other_urls_have_no_hint(path: str) -> None:
+    assert url_hint(path, [known for known in PATHS if known != "/"]) is None
+
+
+def test_every_url_that_a_hint_can_name_exists() -> None:
+    assert all(url_hint(f"{path}/", PATHS) == f"Did you mean {path}?" for path in PATHS if path != "/")
