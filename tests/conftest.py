@@ -52,6 +52,7 @@ SLOW = (
     "tests/server/api/test_claude_code_requests.py",
     "tests/server/api/test_codex_requests.py",
     "tests/server/api/test_constraint_spellings.py",
+    "tests/server/api/openapi/test_examples.py",
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",

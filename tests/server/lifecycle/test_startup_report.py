@@ -27,7 +27,7 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     lines = ready_lines(
         READY, budgets="b", url="http://127.0.0.1:1", model_id="smoe-demo", needs_key=False, seconds=1.0
     )
-    assert [line[:10].strip() for line in lines[:-1]] == ["model", "memory", "capacity", "budgets", "serving"]
+    assert [line[:10].strip() for line in lines[:-1]] == ["model", "memory", "capacity", "requests", "serving"]
     assert "Ctrl-C" in lines[-2]
     assert "smoe-demo" in lines[-2]
     assert "http://127.0.0.1:1" in lines[-2]
