@@ -207,7 +207,7 @@ def _load_weights(
     path = Path(config.model)
     with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
         if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
-            packed = load_pack(path, model_config, ops, config.weights_memory, on_progress)
+            packed = load_pack(path, model_config, ops, config.weights_memory, on_progress, group)
             return packed.network, packed.reader
         model = load_model(
             path,
@@ -292,7 +292,7 @@ def _assemble(
         model = model if config.enforce_eager else graphed
     runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        if are_weights_evictable(config) and weight_bytes >= SAMPLED_BYTES:
+        if are_weights_evictable(config) and weight_bytes >= SAMPLED_BYTES and ranks is None:
             budget = sampled_token_budget(config, model, backend.ops, kv_dtype, limits)
         else:
             budget = measure_token_budget(config, model_config, runner, limits)

@@ -129,7 +129,7 @@ class Server:
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = report
         self._names = settings.served_model_name or (model_id(settings.model),)
-        self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION)
+        self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION, self._names[0])
         self._access_log = AccessLog(listener=self._tracing)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
