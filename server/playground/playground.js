@@ -218,7 +218,6 @@ export class Playground {
     byId("run-key").textContent = this.#panel === this.#panels.chat ? "⏎" : "Ctrl ⏎";
     byId("again").textContent = this.#panel.repeatLabel;
     byId("again").hidden = isRunning || !this.#panel.canRepeat;
-    byId("ring").classList.toggle("running", isRunning);
     const free = new Set([this.mode, "server"]); // what can be opened while a text is written
     for (const radio of byId("mode").elements) radio.disabled = isRunning && !free.has(radio.value);
   }

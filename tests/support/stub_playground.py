@@ -32,6 +32,7 @@ class StubServer:
         self.failure: tuple[int, str] | None = None  # status and code of every generation
         self.bodies: list[dict[str, Any]] = []  # of the generations
         self.recent: dict[str, Any] = {name: [0.0] * POINTS for name in RECENT}  # columns of GET /load/recent
+        self.holds: dict[int, threading.Event] = {}  # what the token at a place waits for
         self.released = threading.Event()  # a stream waits for it behind its first token
         self.released.set()
         self._http: ThreadingHTTPServer | None = None
@@ -134,6 +135,8 @@ class PageHandler(BaseHTTPRequestHandler):
                     return
                 if number == 1:
                     stub.released.wait()
+                if number in stub.holds:
+                    stub.holds[number].wait()
                 chunk = event(is_chat, text, number, None if text else stub.finish_reason)
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")

@@ -34,5 +34,5 @@ function partners({ pairs, tokens }, expert) {
   if (!together.length || !tokens[expert]) return [];
   const most = together.sort((a, b) => b.count - a.count).slice(0, NUM_PARTNERS);
   const words = most.map(({ count, other }) => `expert ${other} (${percent(count / tokens[expert])})`);
-  return [element("p", { className: "partners" }, `Together with ${words.join(", ")} of its tokens.`)];
+  return [element("p", {}, `Together with ${words.join(", ")} of its tokens.`)];
 }

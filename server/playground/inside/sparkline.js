@@ -9,7 +9,7 @@ export function sparkline() {
   return { element, draw: (values) => draw([values.map((value) => value ?? 0)]) };
 }
 
-/** Makes a drawing of several lines, {element, draw(columns)}; they pass over values that are null. `draw` returns the largest value. */
+/** Makes a drawing of several lines, {element, draw(columns)}, over all values but null; `draw` returns the largest. */
 export function plot(numLines) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
@@ -26,5 +26,6 @@ export function plot(numLines) {
 
 function pointsOf(values, highest) {
   const point = (value, i) => (value === null ? [] : `${(WIDTH * i) / (values.length - 1)},${HEIGHT - 1 - ((HEIGHT - 2) * value) / highest}`);
-  return values.flatMap(point).join(" ");
+  const points = values.flatMap(point);
+  return (points.length === 1 ? [...points, ...points] : points).join(" "); // one is a dot
 }

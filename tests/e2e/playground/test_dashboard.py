@@ -15,15 +15,18 @@ def test_the_dashboard_shows_five_minutes_and_follows_the_server(browser: Browse
             "generated_tokens_per_s": [0.0] * (POINTS - 1) + [50.0],
             "prompt_tokens_per_s": [100.0] * POINTS,
         }
-        stub.recent |= {"ttft_p50_ms": [None] * POINTS, "kv_usage": [0.25] * POINTS}
+        stub.recent |= {"ttft_p50_ms": [None] * POINTS, "ttft_p99_ms": [None, 30.0] + [None] * (POINTS - 2)}
+        stub.recent |= {"kv_usage": [0.25] * POINTS}
         visit.choose("mode", "server")
         figures = visit.get(".chart b")
         expect(figures.nth(0)).to_have_text("50")
-        assert figures.all_inner_texts() == ["50", "100", "0.0", "0", "0", "25 %", "–", "0 ms", "0 ms"]
+        assert figures.all_inner_texts() == ["50", "100", "0.0", "0", "0", "25 %", "–", "30 ms", "0 ms"]
         expect(visit.get(".chart").first).to_contain_text("highest 100")
         points = (visit.get(".chart polyline").first.get_attribute("points") or "").split()
         assert len(points) == POINTS and points[-1] == "120,11", "half of the height of the largest line"
-        assert visit.get(".chart").nth(3).locator("polyline").first.get_attribute("points") == ""
+        none, one = visit.get(".chart").nth(3).locator("polyline").all()
+        assert none.get_attribute("points") == ""
+        assert len(set((one.get_attribute("points") or "").split())) == 1, "a dot, at the last measured value"
         expect(visit.get("#dashboard-status")).to_have_text(
             "stub · 4 layers, 2 of 8 experts per token · 2,048 tokens of context · smoe 1.2.3"
         )

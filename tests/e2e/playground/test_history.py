@@ -1,6 +1,7 @@
 """The history of texts and chats: kept in the browser over a reload, listed, renamed, deleted, exported, imported."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,13 +87,16 @@ def test_a_reload_opens_the_same_branch_and_text_again(visit: Visit, stub: StubS
 
 
 def test_what_was_written_before_a_reload_is_kept(visit: Visit, stub: StubServer) -> None:
-    stub.released.clear()
+    first, last = threading.Event(), threading.Event()
+    stub.holds = {0: first, 2: last}
     say(visit, "one")
-    visit.get("article.streaming .t").first.wait_for()
-    until_stored(visit, "alpha")
+    until_stored(visit, "one")  # the message, before the answer begins
+    first.set()
+    until_stored(visit, "alpha beta")
     visit.page.reload()
-    stub.released.set()
-    expect(visit.get(".turn-body")).to_have_text(["one", "alpha"])
+    last.set()
+    stub.holds = {}
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
 
 
